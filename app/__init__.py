@@ -1,0 +1,1 @@
+"""What every process shares: settings, names, wire format, job ledger, pool records, errors."""

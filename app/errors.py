@@ -1,0 +1,248 @@
+"""Every error that Modelyard raises on purpose. No HTTP here: the controller maps classes to statuses.
+
+```
+ModelyardError
+├── ConfigurationError            a setting is wrong, or an environment lacks something
+├── InputError                    a request cannot be turned into samples
+│   ├── BodyNotJsonError
+│   ├── BodyKeyError
+│   ├── InputShapeError
+│   ├── InputNotNumericError
+│   ├── InputNotFiniteError
+│   ├── InputEmptyError
+│   ├── ParameterError
+│   └── ContradictionError
+├── TooLargeError                 more bytes or samples than the limits
+├── NotFoundError
+│   ├── UnknownWorkerError
+│   ├── UnknownModelError
+│   └── UnknownJobError
+├── JobGoneError                  the job's outcome was kept for its time and is no longer
+├── ConflictError
+│   ├── JobNotCancellableError
+│   ├── IdempotencyConflictError  the key was used for another request
+│   └── WorkerNumberTakenError
+├── QueueFullError
+├── UnavailableError
+│   ├── NoCandidateError          no live worker can take the request
+│   ├── LedgerUnavailableError    Redis does not answer
+│   └── RegistryUnavailableError  MLflow does not answer
+├── WireError                     bytes in Redis or on the queue that this version cannot read
+├── ModelError                    a model version cannot be served
+│   ├── ModelNotFoundError
+│   ├── ModelContractError
+│   └── ModelWarmUpError
+├── DatasetError                  a data set is missing, corrupt or not what it claims to be
+└── ServiceError                  a process that was started did not come up or stopped
+```
+"""
+
+from __future__ import annotations
+
+
+class ModelyardError(Exception):
+    """Root of the tree.
+
+    Args:
+        detail: One sentence for the person who caused it: what was wrong, what was expected, what to do.
+        retry_after_s: Seconds after which trying again is worthwhile, where that is known.
+    """
+
+    code = "internal_error"
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class ConfigurationError(ModelyardError):
+    """A setting is wrong, or the environment lacks something that a command needs."""
+
+    code = "configuration_invalid"
+
+
+class InputError(ModelyardError):
+    """A request cannot be turned into samples."""
+
+    code = "input_invalid"
+
+
+class BodyNotJsonError(InputError):
+    """The body is not a JSON document."""
+
+    code = "body_not_json"
+
+
+class BodyKeyError(InputError):
+    """The body is JSON, but not an object with exactly one of the keys that hold samples."""
+
+    code = "body_wrong_key"
+
+
+class InputShapeError(InputError):
+    """The array is ragged or does not fit the input contract."""
+
+    code = "input_wrong_shape"
+
+
+class InputNotNumericError(InputError):
+    """The array holds something that is not a number of the contract's dtype."""
+
+    code = "input_not_numeric"
+
+
+class InputNotFiniteError(InputError):
+    """The array holds NaN or an infinity, or a number that overflows the contract's dtype."""
+
+    code = "input_not_finite"
+
+
+class InputEmptyError(InputError):
+    """The array holds no sample."""
+
+    code = "input_empty"
+
+
+class ParameterError(InputError):
+    """A query parameter or header is malformed or out of range."""
+
+    code = "parameter_invalid"
+
+
+class ContradictionError(InputError):
+    """Two parameters of one request exclude each other."""
+
+    code = "parameters_contradict"
+
+
+class TooLargeError(ModelyardError):
+    """More bytes or samples than the limits allow."""
+
+    code = "request_too_large"
+
+
+class NotFoundError(ModelyardError):
+    """Something named in the request does not exist."""
+
+    code = "not_found"
+
+
+class UnknownWorkerError(NotFoundError):
+    """No queue has this worker number."""
+
+    code = "worker_unknown"
+
+
+class UnknownModelError(NotFoundError):
+    """No queue serves this model name or version."""
+
+    code = "model_unknown"
+
+
+class UnknownJobError(NotFoundError):
+    """No job has this id."""
+
+    code = "job_unknown"
+
+
+class JobGoneError(ModelyardError):
+    """The job existed; its outcome was kept for its retention time and is no longer."""
+
+    code = "job_gone"
+
+
+class ConflictError(ModelyardError):
+    """The request does not fit the present state."""
+
+    code = "conflict"
+
+
+class JobNotCancellableError(ConflictError):
+    """The job is running or has an outcome already."""
+
+    code = "job_not_cancellable"
+
+
+class IdempotencyConflictError(ConflictError):
+    """The idempotency key belongs to a different request, or to one that is still being accepted."""
+
+    code = "idempotency_conflict"
+
+
+class WorkerNumberTakenError(ConflictError):
+    """The worker number asked for belongs to another model version."""
+
+    code = "worker_number_taken"
+
+
+class QueueFullError(ModelyardError):
+    """The queue's backlog is at its limit."""
+
+    code = "queue_full"
+
+
+class UnavailableError(ModelyardError):
+    """Something that the request needs does not answer at present."""
+
+    code = "unavailable"
+
+
+class NoCandidateError(UnavailableError):
+    """No live worker can take the request."""
+
+    code = "no_candidate"
+
+
+class LedgerUnavailableError(UnavailableError):
+    """Redis does not answer, or refuses writes."""
+
+    code = "ledger_unavailable"
+
+
+class RegistryUnavailableError(UnavailableError):
+    """The MLflow registry does not answer."""
+
+    code = "registry_unavailable"
+
+
+class WireError(ModelyardError):
+    """Bytes in Redis or on the queue that this version of Modelyard cannot read."""
+
+    code = "wire_unreadable"
+
+
+class ModelError(ModelyardError):
+    """A model version cannot be served."""
+
+    code = "model_invalid"
+
+
+class ModelNotFoundError(ModelError):
+    """The registry has no such model or version."""
+
+    code = "model_not_found"
+
+
+class ModelContractError(ModelError):
+    """The model has no signature that Modelyard can serve, or does not keep to it."""
+
+    code = "model_contract"
+
+
+class ModelWarmUpError(ModelError):
+    """The model could not be loaded or failed on a warm-up input."""
+
+    code = "model_warm_up"
+
+
+class DatasetError(ModelyardError):
+    """A data set is missing, corrupt, or not what it claims to be."""
+
+    code = "dataset_invalid"
+
+
+class ServiceError(ModelyardError):
+    """A process that was started did not come up, or stopped."""
+
+    code = "service_failed"

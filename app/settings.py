@@ -1,0 +1,169 @@
+"""Every setting, with its environment variable, unit, default and range. One class per kind of process.
+
+Unit suffixes: ``_s`` seconds, ``_ms`` milliseconds, ``_bytes`` bytes; counts have none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import ConfigurationError
+
+UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
+
+
+class Settings(BaseSettings):
+    """What every process needs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MODELYARD_", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    redis_url: str = Field(
+        default="",
+        validation_alias=AliasChoices("redis_url", "REDIS_URL"),
+        description="Redis to use; default: the pool's own server, on a socket in the state directory",
+    )
+    mlflow_tracking_uri: str = Field(
+        default="sqlite:///mlruns.db",
+        validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),
+        description="MLflow tracking server or database",
+    )
+    model_name: str = Field(
+        default="MNIST_PyTorch_Model",
+        min_length=1,
+        validation_alias=AliasChoices("model_name", "MODEL_NAME"),
+        description="registered model that workers serve and training registers",
+    )
+    state_dir: Path = Field(
+        default=Path(".modelyard"), description="folder for the pool's own Redis data, sockets and logs"
+    )
+    heartbeat_s: float = Field(
+        default=1.0, gt=0, le=60, description="seconds between two records of a worker; it is dead after 3"
+    )
+    redis_timeout_s: float = Field(
+        default=5.0, gt=0, le=60, description="seconds after which a Redis command has failed"
+    )
+    result_retention_s: float = Field(
+        default=3600.0, gt=0, le=30 * 86400, description="seconds an outcome stays readable"
+    )
+
+    @property
+    def worker_ttl_s(self) -> float:
+        """Seconds without a heartbeat after which a worker counts as dead."""
+        return 3 * self.heartbeat_s
+
+    @property
+    def redis_socket(self) -> Path:
+        """Unix socket of the pool's own Redis server.
+
+        Raises:
+            ConfigurationError: The path is longer than the kernel takes for a socket.
+        """
+        path = self.state_dir.resolve() / "redis.sock"
+        if len(bytes(path)) >= UNIX_SOCKET_PATH_LIMIT_BYTES:
+            raise ConfigurationError(
+                f"the socket path {path} is longer than {UNIX_SOCKET_PATH_LIMIT_BYTES} bytes; "
+                "set MODELYARD_STATE_DIR to a shorter folder, or REDIS_URL to a server of yours"
+            )
+        return path
+
+    @property
+    def effective_redis_url(self) -> str:
+        """The Redis URL in redis-py's form (``redis://``, ``rediss://`` or ``unix://``)."""
+        return self.redis_url or f"unix://{self.redis_socket}"
+
+    @property
+    def celery_broker_url(self) -> str:
+        """The same server in kombu's form, which spells a socket ``redis+socket://``."""
+        url = self.effective_redis_url
+        if not url.startswith("unix://"):
+            return url
+        return "redis+socket://" + url.removeprefix("unix://").replace("?db=", "?virtual_host=")
+
+
+class WorkerSettings(Settings):
+    """What a worker needs besides."""
+
+    model_version: str = Field(
+        default="latest",
+        validation_alias=AliasChoices("model_version", "MODEL_VERSION"),
+        description="version number, `latest`, or an alias of the registered model",
+    )
+    worker_number: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        validation_alias=AliasChoices("worker_number", "WORKER"),
+        description="worker number asked for; default: the version's own, or the next free one",
+    )
+    torch_threads: int = Field(default=1, ge=1, le=1024, description="threads of one forward pass")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`"
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, le=100, description="times that jobs may lose their worker before they are quarantined"
+    )
+
+
+class ControllerSettings(Settings):
+    """What a controller needs besides."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=9000, ge=1, le=65535, description="TCP port to listen on")
+    max_samples: int = Field(default=1024, ge=1, le=65535, description="samples that one request may hold")
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="bytes that one request body may hold")
+    batch_max_jobs: int = Field(default=256, ge=1, le=65535, description="jobs that travel in one batch")
+    batch_max_samples: int = Field(default=1024, ge=1, description="samples after which a batch is full")
+    batch_window: int = Field(
+        default=1, ge=1, le=64, description="batches per queue that may be outstanding before jobs are held"
+    )
+    batch_hold_ms: float = Field(
+        default=20.0, ge=0, le=1000, description="milliseconds that a job is held at most for its batch to fill"
+    )
+    backlog_limit: int = Field(default=1_000_000, ge=1, description="jobs that may wait in one queue")
+    default_deadline_s: float = Field(
+        default=60.0, gt=0, le=86400, description="seconds until a job expires, where the request does not say"
+    )
+    max_deadline_s: float = Field(
+        default=3600.0, gt=0, le=86400, description="largest deadline, in seconds, that a request may ask for"
+    )
+    max_wait_s: float = Field(
+        default=60.0, ge=0, le=3600, description="largest wait, in seconds, that a request may ask for"
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
+    """Read the settings of one kind of process from the environment.
+
+    Args:
+        kind: The settings class.
+        **overrides: Values that win over the environment, by field name; None means not given.
+
+    Raises:
+        ConfigurationError: A value is malformed or out of range; names every variable, value and rule.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{variable_name(kind, str(item['loc'][0]))}={item['input']!r}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise ConfigurationError(f"invalid settings: {problems}") from None
+
+
+def variable_name(kind: type[Settings], field: str) -> str:
+    """Environment variable of a field (which pydantic reports by alias where it has one)."""
+    alias = kind.model_fields[field].validation_alias if field in kind.model_fields else None
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[-1])
+    return f"MODELYARD_{field.upper()}" if field in kind.model_fields else field.upper()

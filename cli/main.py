@@ -1,0 +1,59 @@
+"""The ``modelyard`` command. Subcommands are imported when they are called, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from app.errors import ModelyardError
+
+# subcommand -> (module that holds a click command named ``command``, one line of help)
+COMMANDS = {
+    "train": ("cli.train", "Train a model version and register it in MLflow."),
+    "inference": ("cli.inference", "Predict with one model version, without any server."),
+    "worker": ("cli.worker", "Serve one model version from its queue."),
+    "serve": ("cli.serve", "Run the controller."),
+    "predict": ("cli.predict", "Send an image or a held-out digit to a controller."),
+    "benchmark": ("cli.benchmark", "Send many samples, record and plot their latencies."),
+    "flower": ("cli.flower", "Watch workers, queues and batches in Flower."),
+    "up": ("cli.up", "Run a whole pool on this machine."),
+    "demo": ("cli.demo", "Train, register, serve and predict, from nothing."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of a first use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command that was called."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the one-line helps without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="modelyard")
+def cli() -> None:
+    """Serve MLflow model versions behind one endpoint: a queue per version, routed by measured quality."""
+
+
+def main() -> None:
+    """Entry point: every error made on purpose is one line and exit status 1."""
+    try:
+        cli()
+    except ModelyardError as error:
+        click.echo(f"modelyard: {error.detail}", err=True)
+        sys.exit(1)

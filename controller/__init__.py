@@ -1,0 +1,1 @@
+"""The FastAPI service: api, routing, dispatch, results, metrics."""

@@ -1,0 +1,1 @@
+"""Datasets, architectures, fit and evaluate, log and register in MLflow."""

@@ -1,0 +1,1 @@
+"""A Celery worker bound to one model version: load, infer, publish its record."""
