@@ -1,0 +1,78 @@
+"""Ids of batches and jobs: unguessable, and self-describing to whoever holds the pool's secret.
+
+A batch id is 24 bytes in URL-safe base64 (32 characters): accepted-at in ms since the epoch (6 bytes), number
+of jobs (2), random (10), keyed BLAKE2b of all before it (6). So an id that this pool never gave is told from
+one whose outcome has expired without keeping a list of either. A job id is `<batch id>.<index>`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+from typing import NamedTuple
+
+BATCH_ID_LENGTH = 32
+MAC_BYTES = 6
+
+
+class JobRef(NamedTuple):
+    """A job's place: its batch and its index there."""
+
+    batch_id: str
+    index: int
+
+
+class IdSigner:
+    """Gives batch ids and recognises its own.
+
+    Args:
+        secret: The pool's secret, 32 bytes.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def new_batch_id(self, accepted_at_ms: int, n_jobs: int) -> str:
+        """Give an id to a batch of `n_jobs` (at most 65,535) accepted at `accepted_at_ms`."""
+        payload = accepted_at_ms.to_bytes(6, "big") + n_jobs.to_bytes(2, "big") + os.urandom(10)
+        return base64.urlsafe_b64encode(payload + self._mac(payload)).decode()
+
+    def parse_job_id(self, job_id: str) -> JobRef | None:
+        """Split a job id, or return None if this pool cannot have given it."""
+        batch_id, dot, index = job_id.partition(".")
+        if not (dot and index.isascii() and index.isdigit() and len(index) <= 5):
+            return None
+        if str(int(index)) != index or not self.is_own(batch_id) or int(index) >= n_jobs(batch_id):
+            return None
+        return JobRef(batch_id, int(index))
+
+    def is_own(self, batch_id: str) -> bool:
+        """Whether this pool gave the id."""
+        if len(batch_id) != BATCH_ID_LENGTH:
+            return False
+        try:
+            raw = base64.urlsafe_b64decode(batch_id.encode())
+        except (binascii.Error, UnicodeEncodeError):
+            return False
+        return hmac.compare_digest(raw[-MAC_BYTES:], self._mac(raw[:-MAC_BYTES]))
+
+    def _mac(self, payload: bytes) -> bytes:
+        return hashlib.blake2b(payload, key=self._secret, digest_size=MAC_BYTES).digest()
+
+
+def job_id(batch_id: str, index: int) -> str:
+    """Id of the job at `index` of a batch."""
+    return f"{batch_id}.{index}"
+
+
+def accepted_at_ms(batch_id: str) -> int:
+    """When the batch was accepted, in ms since the epoch by Redis's clock."""
+    return int.from_bytes(base64.urlsafe_b64decode(batch_id[:8]), "big")
+
+
+def n_jobs(batch_id: str) -> int:
+    """How many jobs the batch holds."""
+    return int.from_bytes(base64.urlsafe_b64decode(batch_id[8:12])[:2], "big")

@@ -1,0 +1,75 @@
+"""Every Redis key and channel: its name, type, lifetime and writer. Nothing else spells one.
+
+| key | type | lives | written by |
+| --- | --- | --- | --- |
+| `modelyard:batch:<batch>` | hash, see `app.ledger` | until last deadline + retention, then retention after the outcome | controller, worker |
+| `modelyard:pending:<queue>` | sorted set: batch by accepted-at ms | the batch waits or runs | ledger scripts |
+| `modelyard:deadlines:<queue>` | sorted set: batch by last deadline ms | the same | ledger scripts |
+| `modelyard:running:<queue>` | hash: batch to worker id | a worker has claimed the batch | ledger scripts |
+| `modelyard:backlog` | hash: queue to jobs without an outcome | for ever, one field a queue | ledger scripts |
+| `modelyard:queue:<model>:<version>` | list of Celery messages | Celery's | controller (push), Celery (pop) |
+| `modelyard:numbers` | hash: queue to worker number | for ever, one field a queue | worker |
+| `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
+| `modelyard:worker:<id>` | string: JSON record, see `app.pool` | three heartbeats | worker |
+| `modelyard:once:<key>` | string: request digest and job id | retention | controller |
+| `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | first process |
+| `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
+
+| channel | message | published by |
+| --- | --- | --- |
+| `modelyard:pool` | a worker id: its record changed | worker |
+| `modelyard:reply:<controller>` | batch id and its outcome | ledger scripts |
+
+Celery's own keys on the same server: `modelyard:unacked*`, `_kombu.binding.*` and its event channels.
+"""
+
+from __future__ import annotations
+
+PREFIX = "modelyard"
+BACKLOG = f"{PREFIX}:backlog"
+NUMBERS = f"{PREFIX}:numbers"
+WORKERS = f"{PREFIX}:workers"
+SECRET = f"{PREFIX}:secret"
+RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
+POOL_CHANNEL = f"{PREFIX}:pool"
+UNACKED = f"{PREFIX}:unacked"
+
+
+def queue_name(model_name: str, model_version: int) -> str:
+    """Celery queue of a model version, which is also the Redis list that holds its messages."""
+    return f"{PREFIX}:queue:{model_name}:{model_version}"
+
+
+def batch(batch_id: str) -> str:
+    """Record of a batch."""
+    return f"{PREFIX}:batch:{batch_id}"
+
+
+def pending(queue: str) -> str:
+    """Batches of a queue that have no outcome, by when they were accepted."""
+    return f"{PREFIX}:pending:{queue}"
+
+
+def deadlines(queue: str) -> str:
+    """The same batches, by their last deadline."""
+    return f"{PREFIX}:deadlines:{queue}"
+
+
+def running(queue: str) -> str:
+    """Which worker has claimed which batch of a queue."""
+    return f"{PREFIX}:running:{queue}"
+
+
+def worker(worker_id: str) -> str:
+    """Record of a worker."""
+    return f"{PREFIX}:worker:{worker_id}"
+
+
+def once(idempotency_key: str) -> str:
+    """What an idempotency key stands for."""
+    return f"{PREFIX}:once:{idempotency_key}"
+
+
+def reply_channel(controller_id: str) -> str:
+    """Where a controller hears of the outcomes of the batches it dispatched."""
+    return f"{PREFIX}:reply:{controller_id}"

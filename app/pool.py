@@ -1,0 +1,117 @@
+"""Worker records: what every worker publishes of itself, and the worker numbers of the queues."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from app import keys
+from app.contract import InputContract
+from app.errors import WireError, WorkerNumberTakenError
+from app.wire import SCHEMA_VERSION
+
+WorkerState = Literal["starting", "ready", "draining"]
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Inference latency of one forward pass, in ms: the last one, and percentiles over a window."""
+
+    last: float | None = None
+    p50: float | None = None
+    p99: float | None = None
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker, as it describes itself each heartbeat.
+
+    Attributes:
+        worker_id: Unique for each process.
+        worker: Worker number of its queue.
+        val_accuracy: Fraction in [0, 1] logged on the version's MLflow run, or None.
+        started_at_ms: Redis's clock.
+        heartbeat_at_ms: When this record was written, Redis's clock.
+        running_batch: Batch in hand, or empty.
+        batch_samples_mean: Mean samples per forward pass over the window.
+        device: `cpu` or `cuda:N`.
+    """
+
+    worker_id: str
+    worker: int
+    queue: str
+    model_name: str
+    model_version: int
+    run_id: str
+    val_accuracy: float | None
+    input: InputContract
+    state: WorkerState
+    started_at_ms: int
+    heartbeat_at_ms: int
+    running_batch: str = ""
+    jobs_done: int = 0
+    jobs_failed: int = 0
+    batches_done: int = 0
+    batch_samples_last: int = 0
+    batch_samples_mean: float = 0.0
+    inference_ms: Latency = Latency()
+    host: str = ""
+    pid: int = 0
+    device: str = "cpu"
+    schema_version: int = SCHEMA_VERSION
+
+
+encode_record = msgspec.json.Encoder().encode
+_decode_record = msgspec.json.Decoder(WorkerRecord).decode
+
+
+def decode_record(data: bytes) -> WorkerRecord:
+    """Read a worker record.
+
+    Raises:
+        WireError: The bytes are not a record of this schema version.
+    """
+    try:
+        record = _decode_record(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"unreadable worker record: {error}") from None
+    if record.schema_version != SCHEMA_VERSION:
+        raise WireError(f"worker record of schema version {record.schema_version}")
+    return record
+
+
+# KEYS numbers; ARGV queue, number asked for (0: any). Returns {number} or {-1, queue that holds it}.
+_ASSIGN_NUMBER = """
+local own = redis.call('HGET', KEYS[1], ARGV[1])
+local asked = tonumber(ARGV[2])
+if own and (asked == 0 or tonumber(own) == asked) then return {tonumber(own)} end
+local taken = {}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do taken[tonumber(all[i + 1])] = all[i] end
+if asked == 0 then
+  asked = 1
+  while taken[asked] do asked = asked + 1 end
+elseif taken[asked] then
+  return {-1, taken[asked]}
+end
+redis.call('HSET', KEYS[1], ARGV[1], asked)
+return {asked}
+"""
+
+
+def assign_number(redis: Any, queue: str, asked: int | None) -> int:
+    """Give a queue its worker number, atomically: the one asked for, its own, or the next free one.
+
+    Args:
+        redis: A synchronous Redis client.
+        queue: Queue of a model version.
+        asked: Number wanted; it replaces the queue's own.
+
+    Raises:
+        WorkerNumberTakenError: Another queue has the number asked for.
+    """
+    answer = redis.eval(_ASSIGN_NUMBER, 1, keys.NUMBERS, queue, asked or 0)
+    if answer[0] < 0:
+        raise WorkerNumberTakenError(
+            f"worker number {asked} belongs to {answer[1].decode()}; choose another WORKER or leave it out"
+        )
+    return int(answer[0])

@@ -1,0 +1,139 @@
+"""What travels through Redis: batch heads and batch outcomes, as msgpack; worker records are in `app.pool`.
+
+Every value carries `schema_version`. Bytes that cannot be read raise `WireError`; nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from app.errors import WireError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
+FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
+
+
+class JobEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One job of a batch, as it was accepted.
+
+    Attributes:
+        n_samples: Samples of the job; its rows of the batch's input follow those of the jobs before it.
+        received_at_ms: When the request arrived, Redis's clock.
+        deadline_ms: When the job expires, Redis's clock.
+        policy: Rule that chose the queue.
+        forced: Whether the request named the queue.
+    """
+
+    n_samples: int
+    received_at_ms: int
+    deadline_ms: int
+    policy: str
+    forced: bool
+
+
+class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch without its input.
+
+    Attributes:
+        queue: Queue it was sent to.
+        worker: Worker number of the queue.
+        reply_to: Id of the controller that dispatched it.
+        model_name: Registered model.
+        model_version: Its version.
+        val_accuracy: Fraction in [0, 1] published when the batch was routed, or None.
+        dtype: NumPy name of the input's element type.
+        sample_shape: Shape of one sample.
+        jobs: The jobs, by index.
+    """
+
+    queue: str
+    worker: int
+    reply_to: str
+    model_name: str
+    model_version: int
+    val_accuracy: float | None
+    dtype: str
+    sample_shape: tuple[int, ...]
+    jobs: list[JobEntry]
+    schema_version: int = SCHEMA_VERSION
+
+
+class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
+    """What one job left behind.
+
+    Attributes:
+        status: One of `FINAL_STATUSES`.
+        classes: Predicted class (or value) per sample; empty unless succeeded.
+        scores: Scores per sample, float32 little-endian, shape (n_samples, n_scores); empty where the model
+            has none.
+        error_code: Stable code, if failed.
+        error_detail: One sentence, if failed.
+    """
+
+    status: Literal["succeeded", "failed", "expired", "cancelled"]
+    classes: list[int | float] = []
+    scores: bytes = b""
+    error_code: str = ""
+    error_detail: str = ""
+
+
+class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch left behind.
+
+    Attributes:
+        worker_id: Worker that ran it; empty where none did.
+        started_at_ms: When the worker claimed it, Redis's clock.
+        finished_at_ms: When its outcomes were written, Redis's clock.
+        inference_ms: Duration of the forward pass of the whole batch.
+        n_samples: Samples in that pass.
+        jobs: Outcomes, by the index of the job.
+    """
+
+    worker_id: str
+    started_at_ms: int
+    finished_at_ms: int
+    inference_ms: float
+    n_samples: int
+    jobs: list[JobOutcome]
+    schema_version: int = SCHEMA_VERSION
+
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_head = msgspec.msgpack.Decoder(BatchHead).decode
+_decode_outcome = msgspec.msgpack.Decoder(BatchOutcome).decode
+
+T = TypeVar("T", BatchHead, BatchOutcome)
+
+
+def decode_head(data: bytes) -> BatchHead:
+    """Read a batch head.
+
+    Raises:
+        WireError: The bytes are not a batch head of this schema version.
+    """
+    try:
+        return _checked(_decode_head(data))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"unreadable batch head: {error}") from None
+
+
+def decode_outcome(data: bytes) -> BatchOutcome:
+    """Read a batch's outcome.
+
+    Raises:
+        WireError: The bytes are not an outcome of this schema version.
+    """
+    try:
+        return _checked(_decode_outcome(data))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"unreadable outcome: {error}") from None
+
+
+def _checked(value: T) -> T:
+    if value.schema_version != SCHEMA_VERSION:
+        raise WireError(f"schema version {value.schema_version}, this process reads {SCHEMA_VERSION}")
+    return value
