@@ -63,8 +63,8 @@ def _grey_fractions(image: PIL.Image.Image) -> NDArray[np.float32]:
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip at 255
-        wide: NDArray[np.float32] = np.asarray(image, dtype=np.float32)
-        return np.clip(wide / np.float32(65535), 0, 1)
+        fractions: NDArray[np.float32] = np.asarray(image, dtype=np.float32) / np.float32(65535)
+        return fractions.clip(0, 1)
     rgba = image.convert("RGBA")
     on_paper = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.asarray(on_paper.convert("L"), dtype=np.float32) / np.float32(255)
