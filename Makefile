@@ -1,0 +1,52 @@
+# The one interface for people and CI. Nothing here needs an activated virtual environment.
+
+PYTHON ?= python3
+# Which PyTorch: cpu, auto, cu128, …; empty takes a wheel from pip's find-links, else the CPU build.
+TORCH_BACKEND ?=
+# More words for pytest, such as ARGS="tests/cli -k redis".
+ARGS ?=
+
+BIN := .venv/bin
+BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
+COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail-under=90
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lock clean
+
+help: ## list these targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: ## create .venv and install everything, for development too
+	@$(BOOTSTRAP) --lock dev
+
+demo: ## train, serve and predict real digits from nothing; ONCE=1 ends after the predictions
+	@$(BOOTSTRAP) --lock all
+	@$(BIN)/modelyard demo $(if $(filter-out 0,$(ONCE)),--once)
+
+test: ## install what the tests need and run them all; ARGS="tests/cli" runs some
+	@$(BOOTSTRAP) --lock dev
+	@scripts/test_packages.sh
+	@$(BIN)/pytest -n 2 --dist=worksteal $(if $(ARGS),$(ARGS),$(COVERAGE))
+
+lint: ## check style, formatting, types and the direction of imports
+	@$(BOOTSTRAP) --lock dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	MYPYPATH=scripts $(BIN)/mypy --explicit-package-bases scripts
+	$(BIN)/lint-imports
+
+format: ## rewrite the sources in the house format
+	@$(BOOTSTRAP) --lock dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## pin the newest packages that pyproject.toml allows
+	@$(BOOTSTRAP) --lock dev
+	$(BIN)/python scripts/lock.py
+
+clean: ## remove .venv and caches; models, records and the pool's data stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov build dist
+	rm -f .coverage .coverage.* coverage.xml
+	rm -rf *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
