@@ -7,7 +7,19 @@ from math import prod
 
 import msgspec
 
-DTYPES = ("float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+DTYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+)
 SKELETON_CACHE_SAMPLES = 16
 
 
@@ -45,7 +57,9 @@ class InputContract(msgspec.Struct, frozen=True):
         """The contract in words, for error messages."""
         size = self.sample_size
         shape = ", ".join(map(str, ("n", *self.sample_shape)))
-        return f"{self.dtype} numbers of shape ({shape}); one sample may also be a flat list of {size} numbers"
+        return (
+            f"{self.dtype} numbers of shape ({shape}); one sample may also be a flat list of {size} numbers"
+        )
 
 
 def spellings(sample_shape: tuple[int, ...], n_samples: int) -> set[tuple[int, ...]]:

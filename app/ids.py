@@ -12,13 +12,14 @@ import binascii
 import hashlib
 import hmac
 import os
-from typing import NamedTuple
+from dataclasses import dataclass
 
 BATCH_ID_LENGTH = 32
 MAC_BYTES = 6
 
 
-class JobRef(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class JobRef:
     """A job's place: its batch and its index there."""
 
     batch_id: str

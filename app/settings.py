@@ -106,7 +106,10 @@ class WorkerSettings(Settings):
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`"
     )
     max_attempts: int = Field(
-        default=3, ge=1, le=100, description="times that jobs may lose their worker before they are quarantined"
+        default=3,
+        ge=1,
+        le=100,
+        description="times that jobs may lose their worker before they are quarantined",
     )
 
 
@@ -116,18 +119,26 @@ class ControllerSettings(Settings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=9000, ge=1, le=65535, description="TCP port to listen on")
     max_samples: int = Field(default=1024, ge=1, le=65535, description="samples that one request may hold")
-    max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="bytes that one request body may hold")
+    max_body_bytes: int = Field(
+        default=8 * 2**20, ge=1024, description="bytes that one request body may hold"
+    )
     batch_max_jobs: int = Field(default=256, ge=1, le=65535, description="jobs that travel in one batch")
     batch_max_samples: int = Field(default=1024, ge=1, description="samples after which a batch is full")
     batch_window: int = Field(
         default=1, ge=1, le=64, description="batches per queue that may be outstanding before jobs are held"
     )
     batch_hold_ms: float = Field(
-        default=20.0, ge=0, le=1000, description="milliseconds that a job is held at most for its batch to fill"
+        default=20.0,
+        ge=0,
+        le=1000,
+        description="milliseconds that a job is held at most for its batch to fill",
     )
     backlog_limit: int = Field(default=1_000_000, ge=1, description="jobs that may wait in one queue")
     default_deadline_s: float = Field(
-        default=60.0, gt=0, le=86400, description="seconds until a job expires, where the request does not say"
+        default=60.0,
+        gt=0,
+        le=86400,
+        description="seconds until a job expires, where the request does not say",
     )
     max_deadline_s: float = Field(
         default=3600.0, gt=0, le=86400, description="largest deadline, in seconds, that a request may ask for"

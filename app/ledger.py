@@ -1,0 +1,412 @@
+"""The job ledger: the truth about every accepted job. The Celery message is only the wake-up.
+
+A batch is one hash, `modelyard:batch:<batch>`:
+
+| field | value | from | until |
+| --- | --- | --- | --- |
+| `head` | `BatchHead`, msgpack | accept | the record expires |
+| `data` | all samples, C order, little-endian | accept | finish |
+| `open` | jobs without an outcome | accept | finish |
+| `c:<index>` | the job is cancelled | cancel | the record expires |
+| `by` | id of the worker that claimed it | claim | finish or requeue |
+| `attempts` | claims so far | claim | the record expires |
+| `out` | `BatchOutcome`, msgpack | finish | the record expires |
+
+Each change is one Lua script, so that it happens whole or not at all, in one round trip. What can be derived
+is not stored: a job that nobody claimed by its deadline *is* expired, whoever looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import redis
+import redis.asyncio
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from app import keys, wire
+from app.errors import ConfigurationError, JobNotCancellableError, LedgerUnavailableError, UnknownJobError
+from app.ids import JobRef
+from app.settings import Settings
+from app.wire import BatchHead, BatchOutcome, JobOutcome, Status
+
+# KEYS batch pending deadlines backlog queue once…
+# ARGV batch_id queue head data n_jobs accepted_at_ms last_deadline_ms ttl_ms message once_ttl_ms once_value…
+_ACCEPT = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], 'head', ARGV[3], 'data', ARGV[4], 'open', ARGV[5])
+redis.call('PEXPIRE', KEYS[1], ARGV[8])
+redis.call('ZADD', KEYS[2], ARGV[6], ARGV[1])
+redis.call('ZADD', KEYS[3], ARGV[7], ARGV[1])
+redis.call('HINCRBY', KEYS[4], ARGV[2], ARGV[5])
+redis.call('LPUSH', KEYS[5], ARGV[9])
+for i = 6, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 5], 'PX', ARGV[10]) end
+return 1
+"""
+
+# KEYS batch running; ARGV batch_id worker_id. A batch that another worker holds is left to it: if that worker
+# is dead, a controller takes the claim away first.
+_CLAIM = """
+local owner = redis.call('HGET', KEYS[2], ARGV[1])
+if owner and owner ~= ARGV[2] then return false end
+if redis.call('HEXISTS', KEYS[1], 'data') == 0 then return false end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[1], 'by', ARGV[2])
+redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+return redis.call('HGETALL', KEYS[1])
+"""
+
+# KEYS batch pending deadlines backlog running; ARGV batch_id queue worker_id out ttl_ms channel.
+# Only the holder of the claim may write; worker_id '' writes for a batch that nobody holds.
+_FINISH = """
+if (redis.call('HGET', KEYS[5], ARGV[1]) or '') ~= ARGV[3] then return 0 end
+local open = redis.call('HGET', KEYS[1], 'open')
+if open then
+  redis.call('HSET', KEYS[1], 'out', ARGV[4])
+  redis.call('HDEL', KEYS[1], 'data', 'open', 'by')
+  redis.call('PEXPIRE', KEYS[1], ARGV[5])
+  redis.call('HINCRBY', KEYS[4], ARGV[2], -open)
+end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('HDEL', KEYS[5], ARGV[1])
+if not open then return 0 end
+redis.call('PUBLISH', ARGV[6], ARGV[1] .. ARGV[4])
+return 1
+"""
+
+# KEYS batch running backlog; ARGV batch_id queue index
+_CANCEL = """
+if redis.call('HEXISTS', KEYS[1], 'head') == 0 then return 'unknown' end
+if redis.call('HEXISTS', KEYS[1], 'out') == 1 then return 'finished' end
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 'running' end
+if redis.call('HSETNX', KEYS[1], 'c:' .. ARGV[3], 1) == 1 then
+  redis.call('HINCRBY', KEYS[1], 'open', -1)
+  redis.call('HINCRBY', KEYS[3], ARGV[2], -1)
+end
+return 'cancelled'
+"""
+
+# KEYS batch running queue; ARGV batch_id worker_id message. Takes the claim from `worker_id` ('' for nobody)
+# and sends the batch again, to the head of the queue: it has waited longest.
+_REQUEUE = """
+if (redis.call('HGET', KEYS[2], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1])
+if redis.call('HEXISTS', KEYS[1], 'data') == 0 then return 0 end
+redis.call('HDEL', KEYS[1], 'by')
+redis.call('RPUSH', KEYS[3], ARGV[3])
+return 1
+"""
+
+# KEYS batch pending deadlines; ARGV batch_id. Forgets a batch whose record is no more.
+_FORGET = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch about to be accepted.
+
+    Attributes:
+        data: Samples of all jobs, C order, little-endian.
+        message: Celery message that wakes a worker of the queue.
+        once: Redis key to value, for the jobs that came with an idempotency key.
+    """
+
+    batch_id: str
+    head: BatchHead
+    data: bytes
+    message: bytes
+    accepted_at_ms: int
+    once: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedBatch:
+    """A batch that a worker holds.
+
+    Attributes:
+        attempts: Times it was claimed, this one included.
+        cancelled: Indexes of the jobs that are not to run.
+    """
+
+    batch_id: str
+    head: BatchHead
+    data: bytes
+    attempts: int
+    cancelled: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as the ledger knows it. `outcome` is the whole batch's, where it has one."""
+
+    ref: JobRef
+    head: BatchHead
+    status: Status
+    outcome: BatchOutcome | None = None
+
+    @property
+    def job_outcome(self) -> JobOutcome | None:
+        """The job's own outcome."""
+        return self.outcome.jobs[self.ref.index] if self.outcome else None
+
+
+def _connection_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "socket_timeout": settings.redis_timeout_s,
+        "socket_connect_timeout": settings.redis_timeout_s,
+        "health_check_interval": 25,
+    }
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """Synchronous client; connects on first use. Scripts are safe to send twice, so one loss is retried."""
+    with _url_errors(settings):
+        return redis.Redis.from_url(
+            settings.effective_redis_url,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError],
+            **_connection_options(settings),
+        )
+
+
+def connect_async(settings: Settings) -> redis.asyncio.Redis:
+    """Asynchronous client; connects on first use."""
+    with _url_errors(settings):
+        return redis.asyncio.Redis.from_url(settings.effective_redis_url, **_connection_options(settings))
+
+
+@contextmanager
+def _url_errors(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(
+            f"REDIS_URL={settings.redis_url!r} is not a Redis URL ({error}); "
+            "expected redis://host:port/db, rediss://… or unix:///path"
+        ) from None
+
+
+@contextmanager
+def ledger_errors() -> Iterator[None]:
+    """Turn every redis-py error into `LedgerUnavailableError`."""
+    try:
+        yield
+    except ResponseError as error:
+        raise LedgerUnavailableError(f"Redis refused the command: {error}", retry_after_s=1) from error
+    except (RedisError, OSError) as error:
+        raise LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1) from error
+
+
+def pool_secret(client: redis.Redis, fresh: bytes) -> bytes:
+    """The pool's secret: `fresh` if there was none yet, atomically."""
+    client.set(keys.SECRET, fresh, nx=True)
+    return cast(bytes, client.get(keys.SECRET))
+
+
+class ControllerLedger:
+    """The ledger as a controller uses it.
+
+    Args:
+        client: Asynchronous client that answers bytes.
+        retention_s: Seconds an outcome stays readable.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, retention_s: float) -> None:
+        self._client = client
+        self._retention_ms = int(retention_s * 1000)
+        self._accept = client.register_script(_ACCEPT)
+        self._finish = client.register_script(_FINISH)
+        self._cancel = client.register_script(_CANCEL)
+        self._requeue = client.register_script(_REQUEUE)
+        self._forget = client.register_script(_FORGET)
+
+    async def accept(self, batch: NewBatch) -> None:
+        """Write a batch and its wake-up. Once this returns, its jobs are accepted.
+
+        Raises:
+            LedgerUnavailableError: Redis did not confirm; nobody may be told that the jobs are accepted.
+        """
+        head, batch_id, queue = batch.head, batch.batch_id, batch.head.queue
+        last_deadline_ms = max(job.deadline_ms for job in head.jobs)
+        ttl_ms = last_deadline_ms - batch.accepted_at_ms + self._retention_ms
+        with ledger_errors():
+            await self._accept(
+                keys=[
+                    keys.batch(batch_id),
+                    keys.pending(queue),
+                    keys.deadlines(queue),
+                    keys.BACKLOG,
+                    queue,
+                    *batch.once,
+                ],
+                args=[
+                    batch_id,
+                    queue,
+                    wire.encode(head),
+                    batch.data,
+                    len(head.jobs),
+                    batch.accepted_at_ms,
+                    last_deadline_ms,
+                    ttl_ms,
+                    batch.message,
+                    self._retention_ms,
+                    *batch.once.values(),
+                ],
+            )
+
+    async def read(self, ref: JobRef, now_ms: int) -> JobView | None:
+        """Look a job up; None where the ledger has no record of its batch.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+            WireError: The record is of another schema version.
+        """
+        fields = ["head", "out", "by", f"c:{ref.index}"]
+        with ledger_errors():
+            row = await self._client.hmget(keys.batch(ref.batch_id), fields)
+        head, out, by, cancelled = cast(list[bytes | None], row)
+        if head is None:
+            return None
+        view = JobView(ref, wire.decode_head(head), "queued", wire.decode_outcome(out) if out else None)
+        return JobView(ref, view.head, _status(view, bool(by), bool(cancelled), now_ms), view.outcome)
+
+    async def cancel(self, ref: JobRef, head: BatchHead) -> None:
+        """Cancel a job that no worker has claimed. Cancelling twice is the same as once.
+
+        Raises:
+            JobNotCancellableError: It runs, or has an outcome.
+            UnknownJobError: Its record is gone.
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            answer = await self._cancel(
+                keys=[keys.batch(ref.batch_id), keys.running(head.queue), keys.BACKLOG],
+                args=[ref.batch_id, head.queue, ref.index],
+            )
+        if answer == b"unknown":
+            raise UnknownJobError("no job has this id")
+        if answer != b"cancelled":
+            raise JobNotCancellableError(
+                "the job is running; only a job that waits can be cancelled"
+                if answer == b"running"
+                else "the job has its outcome already; read it at its result_url"
+            )
+
+    async def requeue(self, batch_id: str, queue: str, dead_worker_id: str, message: bytes) -> bool:
+        """Send a batch again; True if it was `dead_worker_id`'s ('' for nobody's) and still has no outcome."""
+        return bool(
+            await self._requeue(
+                keys=[keys.batch(batch_id), keys.running(queue), queue],
+                args=[batch_id, dead_worker_id, message],
+            )
+        )
+
+    async def close_unclaimed(self, batch_id: str, head: BatchHead, outcome: BatchOutcome) -> bool:
+        """Write the outcome of a batch that nobody holds; True if it had none."""
+        return bool(
+            await self._finish(
+                keys=_finish_keys(batch_id, head.queue),
+                args=_finish_args(batch_id, head, "", outcome, self._retention_ms),
+            )
+        )
+
+    async def forget(self, batch_id: str, queue: str) -> bool:
+        """Drop a batch without a record from the indexes; True if it was one."""
+        return bool(
+            await self._forget(
+                keys=[keys.batch(batch_id), keys.pending(queue), keys.deadlines(queue)], args=[batch_id]
+            )
+        )
+
+
+class WorkerLedger:
+    """The ledger as a worker uses it.
+
+    Args:
+        client: Synchronous client that answers bytes.
+        worker_id: The worker's own id.
+        queue: The worker's own queue.
+        retention_s: Seconds an outcome stays readable.
+    """
+
+    def __init__(self, client: redis.Redis, worker_id: str, queue: str, retention_s: float) -> None:
+        self._worker_id = worker_id
+        self._queue = queue
+        self._retention_ms = int(retention_s * 1000)
+        self._claim = client.register_script(_CLAIM)
+        self._finish = client.register_script(_FINISH)
+
+    def claim(self, batch_id: str) -> ClaimedBatch | None:
+        """Take a batch; None where it has its outcome, is gone, or is another worker's.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+            WireError: The record cannot be read.
+        """
+        with ledger_errors():
+            flat = self._claim(
+                keys=[keys.batch(batch_id), keys.running(self._queue)], args=[batch_id, self._worker_id]
+            )
+        if not flat:
+            return None
+        fields: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))
+        cancelled = frozenset(int(name[2:]) for name in fields if name.startswith(b"c:"))
+        head = wire.decode_head(fields[b"head"])
+        return ClaimedBatch(batch_id, head, fields[b"data"], int(fields[b"attempts"]), cancelled)
+
+    def finish(self, batch: ClaimedBatch, outcome: BatchOutcome) -> bool:
+        """Write a batch's outcome and tell its controller; False where the claim was taken away meanwhile.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            return bool(
+                self._finish(
+                    keys=_finish_keys(batch.batch_id, self._queue),
+                    args=_finish_args(
+                        batch.batch_id, batch.head, self._worker_id, outcome, self._retention_ms
+                    ),
+                )
+            )
+
+
+def _finish_keys(batch_id: str, queue: str) -> list[str]:
+    return [
+        keys.batch(batch_id),
+        keys.pending(queue),
+        keys.deadlines(queue),
+        keys.BACKLOG,
+        keys.running(queue),
+    ]
+
+
+def _finish_args(
+    batch_id: str, head: BatchHead, worker_id: str, outcome: BatchOutcome, retention_ms: int
+) -> list[str | bytes | int]:
+    channel = keys.reply_channel(head.reply_to)
+    return [batch_id, head.queue, worker_id, wire.encode(outcome), retention_ms, channel]
+
+
+def _status(view: JobView, claimed: bool, cancelled: bool, now_ms: int) -> Status:
+    own = view.job_outcome
+    if own:
+        return own.status
+    if cancelled:
+        return "cancelled"
+    if claimed:
+        return "running"
+    return "expired" if view.head.jobs[view.ref.index].deadline_ms <= now_ms else "queued"

@@ -1,0 +1,31 @@
+"""`modelyard worker`: one process, one model version, one queue."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from app.settings import WorkerSettings, load
+
+
+@click.command("worker")
+@click.option("--model-name", metavar="NAME", help="Registered model [MODEL_NAME].")
+@click.option("--model-version", metavar="N|ALIAS|latest", help="Version to serve [MODEL_VERSION].")
+@click.option("--worker", "worker_number", type=int, metavar="N", help="Worker number to ask for [WORKER].")
+@click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL].")
+def command(
+    model_name: str | None, model_version: str | None, worker_number: int | None, redis_url: str | None
+) -> None:
+    """Serve one model version from its queue until SIGTERM or Ctrl-C, which drain."""
+    from workers.main import configure_logging, run
+
+    settings = load(
+        WorkerSettings,
+        model_name=model_name,
+        model_version=model_version,
+        worker_number=worker_number,
+        redis_url=redis_url,
+    )
+    configure_logging()
+    sys.exit(run(settings))

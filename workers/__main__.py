@@ -1,0 +1,14 @@
+"""`python -m workers` is `modelyard worker`."""
+
+import sys
+
+from app.errors import ModelyardError
+from app.settings import WorkerSettings, load
+from workers.main import configure_logging, run
+
+if __name__ == "__main__":
+    configure_logging()
+    try:
+        sys.exit(run(load(WorkerSettings)))
+    except ModelyardError as error:
+        sys.exit(f"modelyard worker: {error.detail}")

@@ -1,0 +1,147 @@
+"""What a worker tells the pool of itself: its record in Redis, written each heartbeat and on each change."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import redis
+
+from app import keys
+from app.clock import PoolClock
+from app.ledger import ledger_errors
+from app.pool import Latency, WorkerRecord, WorkerState, encode_record
+
+logger = logging.getLogger(__name__)
+WINDOW_BATCHES = 512
+
+
+class Beacon:
+    """Publishes a worker's record from a thread of its own, so that a long forward pass does not silence it.
+
+    Args:
+        client: Synchronous Redis client.
+        record: The record to start from.
+        clock: Taught Redis's time by each heartbeat.
+        heartbeat_s: Seconds between two records; the record expires after three.
+    """
+
+    def __init__(
+        self, client: redis.Redis, record: WorkerRecord, clock: PoolClock, heartbeat_s: float
+    ) -> None:
+        self._client = client
+        self._record = record
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s
+        self._latencies_ms: deque[float] = deque(maxlen=WINDOW_BATCHES)
+        self._samples: deque[int] = deque(maxlen=WINDOW_BATCHES)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._changed = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Publish at once, then each heartbeat.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            self._clock.adjust(self._client.time())  # type: ignore[arg-type]
+            self._change(started_at_ms=self._clock.now_ms())
+            self._publish()
+        self._thread.start()
+
+    def set_state(self, state: WorkerState) -> None:
+        """Change the state and publish it now. Safe in a signal handler: the thread does the writing."""
+        self._record = msgspec.structs.replace(self._record, state=state)
+        self._changed = True
+        self._wake.set()
+
+    def batch_started(self, batch_id: str) -> None:
+        """Note the batch in hand."""
+        self._change(running_batch=batch_id)
+
+    def batch_ended(self, done: int, failed: int, n_samples: int, inference_ms: float) -> None:
+        """Count a batch: jobs that succeeded and failed, samples and duration of the forward pass."""
+        with self._lock:
+            record = self._record
+            if n_samples:
+                self._latencies_ms.append(inference_ms)
+                self._samples.append(n_samples)
+            self._record = msgspec.structs.replace(
+                record,
+                running_batch="",
+                jobs_done=record.jobs_done + done,
+                jobs_failed=record.jobs_failed + failed,
+                batches_done=record.batches_done + 1,
+            )
+
+    def close(self) -> None:
+        """Stop publishing and take the record away."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._heartbeat_s + 5)
+        worker_id = self._record.worker_id
+        with ledger_errors():
+            pipe = self._client.pipeline(transaction=False)
+            pipe.delete(keys.worker(worker_id))
+            pipe.zrem(keys.WORKERS, worker_id)
+            pipe.publish(keys.POOL_CHANNEL, worker_id)
+            pipe.execute()
+
+    def _change(self, **fields: Any) -> None:
+        with self._lock:
+            self._record = msgspec.structs.replace(self._record, **fields)
+
+    def _beat(self) -> None:
+        reachable = True
+        while not self._closing:
+            self._wake.wait(self._heartbeat_s)
+            self._wake.clear()
+            if self._closing:
+                return
+            reachable = self._try(self._publish, reachable)
+
+    def _try(self, publish: Callable[[], None], reachable: bool) -> bool:
+        try:
+            publish()
+        except (redis.RedisError, OSError) as error:
+            if reachable:
+                logger.warning("Redis does not take the heartbeat (%s); trying each heartbeat", error)
+            return False
+        if not reachable:
+            logger.info("Redis takes the heartbeat again")
+        return True
+
+    def _publish(self) -> None:
+        changed, self._changed = self._changed, False
+        record = self._snapshot()
+        pipe = self._client.pipeline(transaction=False)
+        pipe.set(keys.worker(record.worker_id), encode_record(record), px=int(3000 * self._heartbeat_s))
+        pipe.zadd(keys.WORKERS, {record.worker_id: record.heartbeat_at_ms})
+        pipe.time()
+        if changed:
+            pipe.publish(keys.POOL_CHANNEL, record.worker_id)
+        self._clock.adjust(pipe.execute()[2])
+
+    def _snapshot(self) -> WorkerRecord:
+        with self._lock:
+            record = msgspec.structs.replace(self._record, heartbeat_at_ms=self._clock.now_ms())
+            latencies, samples = list(self._latencies_ms), list(self._samples)
+        if not latencies:
+            return record
+        p50, p99 = np.percentile(latencies, (50, 99))
+        return msgspec.structs.replace(
+            record,
+            batch_samples_last=samples[-1],
+            batch_samples_mean=round(sum(samples) / len(samples), 2),
+            inference_ms=Latency(round(latencies[-1], 3), round(float(p50), 3), round(float(p99), 3)),
+        )

@@ -1,0 +1,166 @@
+"""Runs one batch: claim it, leave out what is not to run, one forward pass, write the outcomes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.clock import PoolClock
+from app.errors import LedgerUnavailableError, ModelyardError, WireError
+from app.ledger import ClaimedBatch, WorkerLedger
+from app.wire import BatchOutcome, JobEntry, JobOutcome
+from workers.beacon import Beacon
+from workers.model import LoadedModel, check_output
+
+logger = logging.getLogger(__name__)
+Array = NDArray[Any]
+
+EXPIRED = JobOutcome(
+    "expired", error_code="job_expired", error_detail="the deadline passed before a worker took it"
+)
+CANCELLED = JobOutcome("cancelled", error_code="job_cancelled", error_detail="the job was cancelled")
+QUARANTINED = JobOutcome(
+    "failed", error_code="job_quarantined", error_detail="the job's worker died each time that it ran"
+)
+
+
+class BatchRunner:
+    """What the Celery task does.
+
+    Args:
+        worker_id: The worker's own id.
+        max_attempts: Claims after which a batch that never came to an outcome is given up.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        ledger: WorkerLedger,
+        model: LoadedModel,
+        beacon: Beacon,
+        clock: PoolClock,
+        max_attempts: int,
+    ) -> None:
+        self._worker_id = worker_id
+        self._ledger = ledger
+        self._model = model
+        self._beacon = beacon
+        self._clock = clock
+        self._max_attempts = max_attempts
+
+    def run(self, batch_id: str) -> str:
+        """Bring a batch to its outcomes. Never raises: what fails here is the ledger's to send again.
+
+        Returns:
+            What became of it, in a few words, for Celery's log and Flower.
+        """
+        try:
+            batch = self._ledger.claim(batch_id)
+            if batch is None:
+                return "nothing to do: the batch has its outcome, or another worker has the batch"
+            return self._run_claimed(batch)
+        except LedgerUnavailableError as error:
+            logger.warning("batch %s is left to be sent again: %s", batch_id, error.detail)
+            return "left to be sent again: Redis does not answer"
+        except WireError as error:
+            logger.error("batch %s cannot be read: %s", batch_id, error.detail)
+            return "unreadable"
+
+    def _run_claimed(self, batch: ClaimedBatch) -> str:
+        self._beacon.batch_started(batch.batch_id)
+        outcome = BatchOutcome(
+            worker_id=self._worker_id, started_at_ms=0, finished_at_ms=0, inference_ms=0, n_samples=0, jobs=[]
+        )
+        try:
+            outcome = self._infer(batch)
+            written = self._ledger.finish(batch, outcome)
+        finally:
+            succeeded = sum(job.status == "succeeded" for job in outcome.jobs)
+            failed = sum(job.status == "failed" for job in outcome.jobs)
+            self._beacon.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
+        if not written:
+            return "too late: the batch was given to another worker"
+        return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
+
+    def _infer(self, batch: ClaimedBatch) -> BatchOutcome:
+        started_at_ms = self._clock.now_ms()
+        jobs = batch.head.jobs
+        outcomes = [self._exclude(batch, i, job, started_at_ms) for i, job in enumerate(jobs)]
+        to_run = [i for i, outcome in enumerate(outcomes) if outcome is None]
+        samples, inference_ms = 0, 0.0
+        if to_run:
+            inputs = _inputs(batch, to_run)
+            samples = sum(len(array) for array in inputs)
+            start = time.perf_counter()
+            for i, outcome in zip(to_run, self._predict_all(inputs), strict=True):
+                outcomes[i] = outcome
+            inference_ms = (time.perf_counter() - start) * 1000
+        return BatchOutcome(
+            worker_id=self._worker_id,
+            started_at_ms=started_at_ms,
+            finished_at_ms=self._clock.now_ms(),
+            inference_ms=round(inference_ms, 3),
+            n_samples=samples,
+            jobs=[outcome for outcome in outcomes if outcome],
+        )
+
+    def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry, now_ms: int) -> JobOutcome | None:
+        """The outcome of a job that is not to run, else None."""
+        if index in batch.cancelled:
+            return CANCELLED
+        if job.deadline_ms <= now_ms:
+            return EXPIRED
+        return QUARANTINED if batch.attempts > self._max_attempts else None
+
+    def _predict_all(self, inputs: Sequence[Array]) -> list[JobOutcome]:
+        """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
+        together = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
+        try:
+            return _split(self._forward(together), [len(array) for array in inputs])
+        except Exception as error:
+            if len(inputs) == 1:
+                return [_failure(error)]
+        return [outcome for array in inputs for outcome in self._predict_all([array])]
+
+    def _forward(self, samples: Array) -> Array:
+        output = self._model.predict(samples)
+        check_output(output, len(samples), "the model")
+        return output
+
+
+def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
+    """Samples of some jobs; one array where all of a batch's jobs run, so that nothing is copied."""
+    head = batch.head
+    # A copy that may be written to: torch refuses to promise anything about read-only memory.
+    samples = np.frombuffer(bytearray(batch.data), head.dtype).reshape(-1, *head.sample_shape)
+    ends = np.cumsum([job.n_samples for job in head.jobs])
+    return [samples[ends[i] - head.jobs[i].n_samples : ends[i]] for i in indexes]
+
+
+def _split(output: Array, counts: Sequence[int]) -> list[JobOutcome]:
+    """Cut a model's output, shape (n,) or (n, n_scores), into the jobs' outcomes."""
+    if output.ndim == 2 and output.shape[1] > 1:
+        classes: list[int | float] = output.argmax(axis=1).tolist()
+        rows = np.ascontiguousarray(output, "<f4")
+    else:
+        classes, rows = output.reshape(-1).tolist(), None
+    outcomes, start = [], 0
+    for count in counts:
+        end = start + count
+        scores = rows[start:end].tobytes() if rows is not None else b""
+        outcomes.append(JobOutcome("succeeded", classes[start:end], scores))
+        start = end
+    return outcomes
+
+
+def _failure(error: Exception) -> JobOutcome:
+    # What an unknown error says may be sensitive: it is logged, and the caller gets a fixed text.
+    if isinstance(error, ModelyardError):
+        return JobOutcome("failed", error_code=error.code, error_detail=error.detail)
+    logger.error("the model failed on a job", exc_info=error)
+    return JobOutcome("failed", error_code="model_failed", error_detail="the model failed on this input")
