@@ -1,0 +1,264 @@
+"""The clients: httpx carries out the calls that `client.protocol` builds. The one file that imports httpx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+from tenacity import AsyncRetrying, Retrying
+
+from app.errors import ConfigurationError
+from client import protocol
+from client.errors import AnswerUnreadableError, ControllerUnreachableError
+from client.protocol import Call, Flow, Samples, SubmitOptions
+from client.results import Job, Readiness, WorkerInfo
+from client.retries import RetryPolicy
+
+T = TypeVar("T")
+
+DEFAULT_URL = "http://127.0.0.1:9000"
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 15.0  # on top of what a call asks the controller to wait
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Client:
+    """Talks to a controller; each method returns when it has its answer. Safe to share among threads.
+
+    Failed connections, 429 and 503 are tried again as the policy says. Whatever the controller refuses is
+    raised as the class of `app.errors` that has the problem's code.
+
+    Args:
+        url: Address of the controller.
+        retry: Which calls are tried again, and when.
+        transport: Transport to use instead of the network.
+
+    Raises:
+        ConfigurationError: The URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        retry: RetryPolicy | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._retry = (retry or RetryPolicy()).options()
+        self._http = httpx.Client(**_connection(url), transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def predict(self, samples: Samples, *, wait_s: float = 30.0, **options: Unpack[SubmitOptions]) -> Job:
+        """Submit samples and wait until the job has succeeded.
+
+        Args:
+            samples: Array, shape (n_samples, ...) or one sample, or nested lists of the same.
+            wait_s: Seconds to wait for the outcome; attempts that were refused do not count.
+            **options: See `SubmitOptions`.
+
+        Raises:
+            InputError: The samples do not fit the version's input.
+            NotFoundError: No such worker number, model or version.
+            QueueFullError: Still, after all attempts.
+            UnavailableError: Still, after all attempts: no candidate, no Redis, or no controller.
+            JobUnsuccessfulError: The job failed, expired or was cancelled.
+            WaitTimeoutError: The job has no outcome yet; it goes on.
+        """
+        return self._run(protocol.predict(samples, wait_s, options))
+
+    def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
+        """Submit samples and return as soon as the job is accepted; raises as `predict` does until then."""
+        return self._send(protocol.submit(samples, **options))
+
+    def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
+        """Wait until a job has succeeded.
+
+        Raises:
+            UnknownJobError: No job has this id.
+            JobGoneError: Its outcome was kept for its time and is no longer.
+            JobUnsuccessfulError: It failed, expired or was cancelled.
+            WaitTimeoutError: It has no outcome yet; it goes on.
+        """
+        return self._run(protocol.wait(job_id, timeout_s))
+
+    def result(self, job_id: str) -> Job:
+        """Read a job in whatever state it is.
+
+        Raises:
+            UnknownJobError: No job has this id.
+            JobGoneError: Its outcome was kept for its time and is no longer.
+        """
+        return self._send(protocol.result(job_id))
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job that has not run.
+
+        Raises:
+            UnknownJobError: No job has this id.
+            JobNotCancellableError: It is running or has an outcome already.
+        """
+        return self._send(protocol.cancel(job_id))
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Read what stands behind each worker number."""
+        return self._send(protocol.workers()).workers
+
+    def ready(self) -> Readiness:
+        """Ask whether the controller can accept jobs, and why not."""
+        return self._send(protocol.ready())
+
+    def _run(self, flow: Flow[T]) -> T:
+        answer: Any = None
+        while True:
+            try:
+                call = flow.send(answer)
+            except StopIteration as stop:
+                outcome: T = stop.value
+                return outcome
+            answer = self._send(call)
+
+    def _send(self, call: Call[T]) -> T:
+        answer: T = Retrying(**self._retry)(self._send_once, call)
+        return answer
+
+    def _send_once(self, call: Call[T]) -> T:
+        with _transport_errors(self._http.base_url):
+            response = self._http.request(call.method, call.path, **_arguments(call))
+        return call.read(response.status_code, response.headers, response.content)
+
+
+class AsyncClient:
+    """The same as `Client`, with await. Its methods take, return and raise what those of `Client` do.
+
+    Args:
+        url: Address of the controller.
+        retry: Which calls are tried again, and when.
+        transport: Transport to use instead of the network.
+
+    Raises:
+        ConfigurationError: The URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        retry: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._retry = (retry or RetryPolicy()).options()
+        self._http = httpx.AsyncClient(**_connection(url), transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def predict(
+        self, samples: Samples, *, wait_s: float = 30.0, **options: Unpack[SubmitOptions]
+    ) -> Job:
+        """Submit samples and wait until the job has succeeded; see `Client.predict`."""
+        return await self._run(protocol.predict(samples, wait_s, options))
+
+    async def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
+        """Submit samples and return as soon as the job is accepted; see `Client.submit`."""
+        return await self._send(protocol.submit(samples, **options))
+
+    async def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
+        """Wait until a job has succeeded; see `Client.wait`."""
+        return await self._run(protocol.wait(job_id, timeout_s))
+
+    async def result(self, job_id: str) -> Job:
+        """Read a job in whatever state it is; see `Client.result`."""
+        return await self._send(protocol.result(job_id))
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job that has not run; see `Client.cancel`."""
+        return await self._send(protocol.cancel(job_id))
+
+    async def workers(self) -> tuple[WorkerInfo, ...]:
+        """Read what stands behind each worker number."""
+        return (await self._send(protocol.workers())).workers
+
+    async def ready(self) -> Readiness:
+        """Ask whether the controller can accept jobs, and why not."""
+        return await self._send(protocol.ready())
+
+    async def _run(self, flow: Flow[T]) -> T:
+        answer: Any = None
+        while True:
+            try:
+                call = flow.send(answer)
+            except StopIteration as stop:
+                outcome: T = stop.value
+                return outcome
+            answer = await self._send(call)
+
+    async def _send(self, call: Call[T]) -> T:
+        # A new AsyncRetrying for each call: one shared by concurrent tasks would mix up their states.
+        return await AsyncRetrying(**self._retry)(self._send_once, call)
+
+    async def _send_once(self, call: Call[T]) -> T:
+        with _transport_errors(self._http.base_url):
+            response = await self._http.request(call.method, call.path, **_arguments(call))
+        return call.read(response.status_code, response.headers, response.content)
+
+
+def _connection(url: str) -> dict[str, Any]:
+    """Arguments that both httpx clients are made with."""
+    try:
+        base = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"{url!r} is no URL: {error}; give one such as {DEFAULT_URL}") from None
+    if base.scheme not in ("http", "https") or not base.host:
+        raise ConfigurationError(f"{url!r} is no http(s) URL; give one such as {DEFAULT_URL}")
+    return {
+        "base_url": base,
+        "limits": httpx.Limits(max_connections=None),
+        # A proxy of the environment cannot reach this machine's own loopback.
+        "trust_env": base.host not in LOOPBACK_HOSTS,
+    }
+
+
+def _arguments(call: Call[Any]) -> dict[str, Any]:
+    """Arguments of one httpx request."""
+    return {
+        "params": dict(call.query),
+        "headers": dict(call.headers),
+        "content": call.body,
+        "timeout": httpx.Timeout(call.wait_s + ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+    }
+
+
+@contextmanager
+def _transport_errors(url: httpx.URL) -> Iterator[None]:
+    """Map every error of httpx to one of the tree."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ControllerUnreachableError(
+            f"no answer from {url}: {str(error) or type(error).__name__}; is the controller running there?"
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise AnswerUnreadableError(f"cannot read what {url} answers: {error}") from error

@@ -1,0 +1,136 @@
+"""What the controller answers, typed. Fields that a newer controller adds are ignored."""
+
+from __future__ import annotations
+
+from math import exp, isclose
+
+import msgspec
+
+from app.pool import Latency
+from app.wire import FINAL_STATUSES, Status
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What one sample was taken for.
+
+    Attributes:
+        predicted: Class, or value of a regression.
+        scores: Score per class as the model gives them, or None where it gives none.
+    """
+
+    predicted: int | float = msgspec.field(name="class")
+    scores: tuple[float, ...] | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability of the predicted class, a fraction; scores that are no distribution pass softmax."""
+        if not self.scores:
+            return None
+        top = max(self.scores)
+        if min(self.scores) >= 0 and isclose(sum(self.scores), 1, abs_tol=1e-3):
+            return top
+        return 1 / sum(exp(score - top) for score in self.scores)
+
+
+class JobProblem(msgspec.Struct, frozen=True):
+    """Why a job failed: a stable code and one sentence."""
+
+    code: str
+    detail: str
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """An accepted request: its receipt and, once there is one, its outcome.
+
+    Attributes:
+        id: What `result`, `wait` and `cancel` take.
+        worker: Worker number of the queue it was sent to.
+        val_accuracy: Fraction in [0, 1] of the chosen version when it was chosen, or None.
+        policy: Rule that chose the queue.
+        forced: Whether the request named the queue.
+        predictions: One per sample; empty unless succeeded.
+        inference_ms: Forward pass of the whole batch.
+        queue_wait_ms: From acceptance to the start of the batch.
+        end_to_end_ms: From acceptance to the outcome, as the controller saw it.
+        batch_samples: Samples in that forward pass.
+        worker_id: Process that ran it.
+        error: Why it failed, if it did.
+    """
+
+    id: str
+    status: Status
+    worker: int
+    model_name: str
+    model_version: int
+    val_accuracy: float | None = None
+    policy: str = ""
+    forced: bool = False
+    predictions: tuple[Prediction, ...] = ()
+    inference_ms: float | None = None
+    queue_wait_ms: float | None = None
+    end_to_end_ms: float | None = None
+    batch_samples: int | None = None
+    worker_id: str | None = None
+    error: JobProblem | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its outcome."""
+        return self.status in FINAL_STATUSES
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One process that consumes a worker number's queue."""
+
+    worker_id: str
+    state: str = ""
+    host: str = ""
+    pid: int = 0
+    device: str = ""
+
+
+class InputShape(msgspec.Struct, frozen=True):
+    """Input of a model version: NumPy element type, and shape with -1 for the number of samples."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands behind one worker number.
+
+    Attributes:
+        worker: The worker number.
+        live_workers: Processes that consume its queue.
+        backlog_jobs: Jobs accepted and not done.
+        oldest_job_age_s: Age of the oldest of them, or None where there is none.
+        inference_ms: Latency of a forward pass.
+        replicas: The processes.
+        input: What a sample must look like.
+    """
+
+    worker: int
+    model_name: str
+    model_version: int
+    val_accuracy: float | None = None
+    live_workers: int = 0
+    backlog_jobs: int = 0
+    oldest_job_age_s: float | None = None
+    inference_ms: Latency = Latency()
+    jobs_done: int = 0
+    jobs_failed: int = 0
+    replicas: tuple[Replica, ...] = ()
+    input: InputShape | None = None
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """Answer of `GET /workers`."""
+
+    workers: tuple[WorkerInfo, ...]
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether the controller can accept jobs, and if not, why."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
