@@ -1,7 +1,7 @@
 # ruff: noqa: S603  (the command is a list put together in this file; no shell reads it)
 """Pin every package of every kind of process: ``make lock``. Needs uv in ``.venv`` (``make setup``).
 
-The development lock is resolved first and constrains the others, so that a package has one version everywhere.
+The development lock is resolved first and constrains the others, so a package has one version everywhere.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # ruff: noqa: S603  (the command is a list put together by the caller; no shell reads it)
-"""What pip is configured with on this machine, in uv's terms. Standard library only: it runs before an install.
+"""What pip is configured with on this machine, in uv's terms. Standard library only: no install came before.
 
 uv reads neither pip's configuration files nor its ``PIP_*`` variables, so an index, a folder of wheels or a
 certificate that an administrator has set for pip has to be handed to it.

