@@ -2,17 +2,17 @@
 
 | key | type | lives | written by |
 | --- | --- | --- | --- |
-| `modelyard:batch:<batch>` | hash, see `app.ledger` | until last deadline + retention, then retention after the outcome | controller, worker |
-| `modelyard:pending:<queue>` | sorted set: batch by accepted-at ms | the batch waits or runs | ledger scripts |
-| `modelyard:deadlines:<queue>` | sorted set: batch by last deadline ms | the same | ledger scripts |
-| `modelyard:running:<queue>` | hash: batch to worker id | a worker has claimed the batch | ledger scripts |
-| `modelyard:backlog` | hash: queue to jobs without an outcome | for ever, one field a queue | ledger scripts |
+| `modelyard:batch:<batch>` | hash, see `app.ledger` | last deadline + retention; finished: retention | ledger scripts |
+| `modelyard:pending:<queue>` | sorted set: batch by accepted-at ms | while it waits or runs | ledger scripts |
+| `modelyard:deadlines:<queue>` | sorted set: batch by last deadline ms | while it waits or runs | ledger scripts |
+| `modelyard:running:<queue>` | hash: batch to worker id | while a worker holds it | ledger scripts |
+| `modelyard:backlog` | hash: queue to jobs without outcome | one field a queue | ledger scripts |
 | `modelyard:queue:<model>:<version>` | list of Celery messages | Celery's | controller (push), Celery (pop) |
-| `modelyard:numbers` | hash: queue to worker number | for ever, one field a queue | worker |
+| `modelyard:numbers` | hash: queue to worker number | one field a queue | worker |
 | `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
 | `modelyard:worker:<id>` | string: JSON record, see `app.pool` | three heartbeats | worker |
 | `modelyard:once:<key>` | string: request digest and job id | retention | controller |
-| `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | first process |
+| `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
 
 | channel | message | published by |
@@ -73,3 +73,9 @@ def once(idempotency_key: str) -> str:
 def reply_channel(controller_id: str) -> str:
     """Where a controller hears of the outcomes of the batches it dispatched."""
     return f"{PREFIX}:reply:{controller_id}"
+
+
+def model_of(queue: str) -> tuple[str, int]:
+    """Model name and version of a queue: the inverse of `queue_name`."""
+    _, _, name, version = queue.split(":")
+    return name, int(version)

@@ -31,7 +31,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from app import keys, wire
+from app import ids, keys, wire
 from app.errors import ConfigurationError, JobNotCancellableError, LedgerUnavailableError, UnknownJobError
 from app.ids import JobRef
 from app.settings import Settings
@@ -105,11 +105,12 @@ redis.call('RPUSH', KEYS[3], ARGV[3])
 return 1
 """
 
-# KEYS batch pending deadlines; ARGV batch_id. Forgets a batch whose record is no more.
+# KEYS batch pending deadlines backlog running; ARGV batch_id queue n_jobs. Forgets a batch without a record.
 _FORGET = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('HDEL', KEYS[5], ARGV[1])
+if redis.call('ZREM', KEYS[2], ARGV[1]) == 1 then redis.call('HINCRBY', KEYS[4], ARGV[2], -ARGV[3]) end
 return 1
 """
 
@@ -210,12 +211,6 @@ def ledger_errors() -> Iterator[None]:
         raise LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1) from error
 
 
-def pool_secret(client: redis.Redis, fresh: bytes) -> bytes:
-    """The pool's secret: `fresh` if there was none yet, atomically."""
-    client.set(keys.SECRET, fresh, nx=True)
-    return cast(bytes, client.get(keys.SECRET))
-
-
 class ControllerLedger:
     """The ledger as a controller uses it.
 
@@ -226,7 +221,7 @@ class ControllerLedger:
 
     def __init__(self, client: redis.asyncio.Redis, retention_s: float) -> None:
         self._client = client
-        self._retention_ms = int(retention_s * 1000)
+        self.retention_ms = int(retention_s * 1000)
         self._accept = client.register_script(_ACCEPT)
         self._finish = client.register_script(_FINISH)
         self._cancel = client.register_script(_CANCEL)
@@ -241,7 +236,7 @@ class ControllerLedger:
         """
         head, batch_id, queue = batch.head, batch.batch_id, batch.head.queue
         last_deadline_ms = max(job.deadline_ms for job in head.jobs)
-        ttl_ms = last_deadline_ms - batch.accepted_at_ms + self._retention_ms
+        ttl_ms = last_deadline_ms - batch.accepted_at_ms + self.retention_ms
         with ledger_errors():
             await self._accept(
                 keys=[
@@ -262,7 +257,7 @@ class ControllerLedger:
                     last_deadline_ms,
                     ttl_ms,
                     batch.message,
-                    self._retention_ms,
+                    self.retention_ms,
                     *batch.once.values(),
                 ],
             )
@@ -306,7 +301,7 @@ class ControllerLedger:
             )
 
     async def requeue(self, batch_id: str, queue: str, dead_worker_id: str, message: bytes) -> bool:
-        """Send a batch again; True if it was `dead_worker_id`'s ('' for nobody's) and still has no outcome."""
+        """Send a batch again; True if `dead_worker_id` ('' for nobody) held it and it has no outcome."""
         return bool(
             await self._requeue(
                 keys=[keys.batch(batch_id), keys.running(queue), queue],
@@ -319,7 +314,7 @@ class ControllerLedger:
         return bool(
             await self._finish(
                 keys=_finish_keys(batch_id, head.queue),
-                args=_finish_args(batch_id, head, "", outcome, self._retention_ms),
+                args=_finish_args(batch_id, head, "", outcome, self.retention_ms),
             )
         )
 
@@ -327,7 +322,7 @@ class ControllerLedger:
         """Drop a batch without a record from the indexes; True if it was one."""
         return bool(
             await self._forget(
-                keys=[keys.batch(batch_id), keys.pending(queue), keys.deadlines(queue)], args=[batch_id]
+                keys=_finish_keys(batch_id, queue), args=[batch_id, queue, ids.n_jobs(batch_id)]
             )
         )
 

@@ -81,6 +81,12 @@ class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
     error_detail: str = ""
 
 
+EXPIRED = JobOutcome(
+    "expired", error_code="job_expired", error_detail="the deadline passed before a worker took it"
+)
+CANCELLED = JobOutcome("cancelled", error_code="job_cancelled", error_detail="the job was cancelled")
+
+
 class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What a batch left behind.
 

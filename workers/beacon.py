@@ -36,6 +36,7 @@ class Beacon:
     ) -> None:
         self._client = client
         self._record = record
+        self._state = record.state
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._latencies_ms: deque[float] = deque(maxlen=WINDOW_BATCHES)
@@ -53,14 +54,14 @@ class Beacon:
             LedgerUnavailableError: Redis does not answer.
         """
         with ledger_errors():
-            self._clock.adjust(self._client.time())  # type: ignore[arg-type]
+            self._clock.adjust(self._client.time())
             self._change(started_at_ms=self._clock.now_ms())
             self._publish()
         self._thread.start()
 
     def set_state(self, state: WorkerState) -> None:
         """Change the state and publish it now. Safe in a signal handler: the thread does the writing."""
-        self._record = msgspec.structs.replace(self._record, state=state)
+        self._state = state
         self._changed = True
         self._wake.set()
 
@@ -134,7 +135,9 @@ class Beacon:
 
     def _snapshot(self) -> WorkerRecord:
         with self._lock:
-            record = msgspec.structs.replace(self._record, heartbeat_at_ms=self._clock.now_ms())
+            record = msgspec.structs.replace(
+                self._record, state=self._state, heartbeat_at_ms=self._clock.now_ms()
+            )
             latencies, samples = list(self._latencies_ms), list(self._samples)
         if not latencies:
             return record

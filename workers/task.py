@@ -13,17 +13,13 @@ from numpy.typing import NDArray
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, WireError
 from app.ledger import ClaimedBatch, WorkerLedger
-from app.wire import BatchOutcome, JobEntry, JobOutcome
+from app.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome
 from workers.beacon import Beacon
 from workers.model import LoadedModel, check_output
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
-EXPIRED = JobOutcome(
-    "expired", error_code="job_expired", error_detail="the deadline passed before a worker took it"
-)
-CANCELLED = JobOutcome("cancelled", error_code="job_cancelled", error_detail="the job was cancelled")
 QUARANTINED = JobOutcome(
     "failed", error_code="job_quarantined", error_detail="the job's worker died each time that it ran"
 )

@@ -1,0 +1,28 @@
+"""`modelyard serve`: the controller under uvicorn."""
+
+from __future__ import annotations
+
+import click
+
+from app.settings import ControllerSettings, load
+
+
+@click.command("serve")
+@click.option("--host", metavar="ADDRESS", help="Address to listen on [MODELYARD_HOST].")
+@click.option("--port", type=int, metavar="PORT", help="TCP port to listen on [MODELYARD_PORT].")
+@click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL].")
+@click.option("--access-log", is_flag=True, help="Log every request.")
+def command(host: str | None, port: int | None, redis_url: str | None, access_log: bool) -> None:
+    """Run the controller until SIGTERM or Ctrl-C."""
+    import uvicorn
+
+    from controller.main import create_app
+
+    settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=access_log,
+        timeout_graceful_shutdown=10,
+    )

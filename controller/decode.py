@@ -1,0 +1,188 @@
+"""Turns a request body into numbers, in two ways that must agree.
+
+`parse_fast` reads JSON with SIMD straight into a float64 buffer, without a Python object per number, and judges
+the nesting by the body's *skeleton* (its brackets and commas). Whatever it cannot vouch for goes to
+`parse_slow`, which walks Python objects, accepts the same bodies and says exactly what is wrong with others.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simdjson
+from numpy.typing import NDArray
+
+from app.contract import InputContract, skeleton
+from app.errors import (
+    BodyKeyError,
+    BodyNotJsonError,
+    InputEmptyError,
+    InputNotFiniteError,
+    InputNotNumericError,
+    InputShapeError,
+    TooLargeError,
+)
+
+SAMPLE_KEYS = ("data", "inputs", "instances")
+MAX_DIMENSIONS = 32
+MAX_FLOAT = sys.float_info.max
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
+_parser = simdjson.Parser()
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The numbers of a body and how they were nested.
+
+    Attributes:
+        values: float64, or int64 where that keeps integers exact, shape (n_values,).
+        skeleton: Brackets and commas of the array.
+    """
+
+    values: NDArray[Any]
+    skeleton: bytes
+
+    def fit(self, contract: InputContract) -> bool:
+        """Whether they spell whole samples of the contract."""
+        return contract.accepts(len(self.values), self.skeleton)
+
+
+def parse(body: bytes) -> Numbers:
+    """Read `{"data": […]}` (or `inputs`, `instances`).
+
+    Raises:
+        BodyNotJsonError: The body is not JSON.
+        BodyKeyError: It is not an object with exactly one of the keys.
+        InputNotNumericError: Something in the array is not a number.
+        InputNotFiniteError: A number is NaN or infinite.
+        InputShapeError: The array is ragged, or no array.
+        InputEmptyError: The array holds no number.
+    """
+    return parse_fast(body) or parse_slow(body)
+
+
+def parse_fast(body: bytes) -> Numbers | None:
+    """The quick way; None where the slow way has to look."""
+    document: Any = None
+    try:
+        document = _parser.parse(body)
+        key = next(key for key in SAMPLE_KEYS if key in document)
+        values = np.frombuffer(document[key].as_buffer(of_type="d"), np.float64)
+        alone = len(document) == 1
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RuntimeError):
+        return None
+    finally:
+        document = None  # the parser refuses to be used again while a document of its lives
+    if not (alone and len(values) and _is_exact(values)):
+        return None
+    return Numbers(values, body.translate(None, _NOT_STRUCTURE))
+
+
+def parse_slow(body: bytes) -> Numbers:
+    """The exact way: same answers as `parse_fast` for whatever that accepts, and the errors."""
+    array = _sample_array(body)
+    flat: list[float] = []
+    shape = _walk(array, flat, 0)
+    if not flat:
+        raise InputEmptyError("the array holds no sample; expected at least one")
+    values = _as_array(flat)
+    return Numbers(values, skeleton(shape))
+
+
+def to_samples(numbers: Numbers, contract: InputContract, max_samples: int) -> bytes:
+    """The samples as the worker wants them: the contract's dtype, C order, little-endian.
+
+    Raises:
+        InputShapeError: They do not spell whole samples.
+        TooLargeError: There are more than `max_samples`.
+        InputNotFiniteError: A number overflows the dtype.
+        InputNotNumericError: The contract wants integers and a number is none, or is out of range.
+    """
+    if not numbers.fit(contract):
+        raise InputShapeError(
+            f"{len(numbers.values)} numbers in this nesting do not fit the model; expected {contract.describe()}"
+        )
+    n_samples = len(numbers.values) // contract.sample_size
+    if n_samples > max_samples:
+        raise TooLargeError(f"{n_samples} samples in one request; at most {max_samples} are accepted")
+    dtype = np.dtype(contract.dtype).newbyteorder("<")
+    return _cast(numbers.values, dtype).tobytes()
+
+
+def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            cast = values.astype(dtype)
+        if not np.isfinite(cast).all():
+            raise InputNotFiniteError(
+                f"a number is too large for {dtype.name}; expected finite {dtype.name} numbers"
+            )
+        return cast
+    limits = np.iinfo(dtype)
+    whole = values.dtype.kind in "iu" or bool((values == np.floor(values)).all())
+    if not whole or values.min() < limits.min or values.max() > limits.max:
+        raise InputNotNumericError(f"expected whole numbers from {limits.min} to {limits.max} ({dtype.name})")
+    return values.astype(dtype)
+
+
+def _is_exact(values: NDArray[np.float64]) -> bool:
+    # Beyond 2**53 a float64 no longer holds every integer: the slow way keeps such numbers as integers.
+    return bool(np.abs(values).max() < 2**53)
+
+
+def _as_array(flat: list[float]) -> NDArray[Any]:
+    integers = all(type(value) is int for value in flat)
+    exact = integers and min(flat) >= -(2**63) and max(flat) < 2**63 and max(map(abs, flat)) >= 2**53
+    return np.array(flat, dtype=np.int64 if exact else np.float64)
+
+
+def _sample_array(body: bytes) -> Any:
+    try:
+        pairs = json.loads(body.decode(), object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else _reason(error)
+        raise BodyNotJsonError(
+            f'the body is not JSON ({reason}); expected {{"data": [numbers]}} as application/json'
+        ) from None
+    names = [name for name, _ in pairs] if isinstance(pairs, _Pairs) else []
+    if len(names) != 1 or names[0] not in SAMPLE_KEYS:
+        raise BodyKeyError(
+            "expected a JSON object with exactly one key, one of "
+            + ", ".join(f'"{key}"' for key in SAMPLE_KEYS)
+        )
+    array = pairs[0][1]
+    if not isinstance(array, list) or isinstance(array, _Pairs):
+        raise InputShapeError("the key must hold an array of numbers, nested or flat")
+    return array
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object that keeps its duplicate keys."""
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at byte {error.pos}"
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number has too many digits"
+
+
+def _walk(node: Any, flat: list[float], depth: int) -> tuple[int, ...]:
+    """Append the numbers below `node` to `flat`; return its shape."""
+    if type(node) is float or type(node) is int:
+        if not abs(node) <= MAX_FLOAT:  # NaN compares false
+            raise InputNotFiniteError("the array holds NaN or an infinity; expected finite numbers")
+        flat.append(node)
+        return ()
+    if not isinstance(node, list) or isinstance(node, _Pairs):
+        kind = {str: "a string", bool: "a boolean", type(None): "null", _Pairs: "an object"}[type(node)]
+        raise InputNotNumericError(f"the array holds {kind}; expected numbers only")
+    if depth == MAX_DIMENSIONS:
+        raise InputShapeError(f"the array has more than {MAX_DIMENSIONS} dimensions")
+    shapes = {_walk(child, flat, depth + 1) for child in node}
+    if len(shapes) > 1:
+        raise InputShapeError("the array is ragged: all rows of one level must have the same length")
+    return (len(node), *shapes.pop()) if shapes else (0,)

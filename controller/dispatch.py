@@ -1,0 +1,274 @@
+"""Group commit: jobs that arrive while a batch of their queue is outstanding travel together in the next one.
+
+A queue's lane sends at once while fewer than `batch_window` of this controller's batches are outstanding there;
+else it holds its jobs until one returns, the batch is full, or `batch_hold_ms` have passed. So an idle pool
+adds no delay, a busy one batches by itself, and a job is accepted whether or not a worker is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from celery import Celery
+
+from app.celery_app import BatchMessages
+from app.clock import PoolClock
+from app.errors import LedgerUnavailableError, ModelyardError
+from app.ids import IdSigner, JobRef
+from app.ledger import ControllerLedger, NewBatch
+from app.settings import ControllerSettings
+from app.wire import BatchHead, BatchOutcome, JobEntry
+from controller.routing import Candidate, Route
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request on its way: from `submit` until it is accepted, or until its outcome is known.
+
+    Attributes:
+        data: Samples, as `decode.to_samples` writes them.
+        received_at_ms: When the request arrived, Redis's clock.
+        deadline_ms: When it expires, Redis's clock.
+        wants_outcome: Whether `settled` waits for the outcome rather than for acceptance.
+        settled: Done when what is waited for is there; holds the error if the job was not accepted.
+        once: Redis key and value of its idempotency key, where it has one.
+    """
+
+    route: Route
+    data: bytes
+    n_samples: int
+    received_at_ms: int
+    deadline_ms: int
+    wants_outcome: bool
+    settled: asyncio.Future[None]
+    once: tuple[str, str] | None = None
+    batch: SentBatch | None = None
+    index: int = -1
+    accepted: bool = False
+
+    def settle(self) -> None:
+        """Wake whoever waits."""
+        if not self.settled.done():
+            self.settled.set_result(None)
+
+    def fail(self, error: ModelyardError) -> None:
+        """Tell whoever waits that the job was not accepted."""
+        if not self.settled.done():
+            self.settled.set_exception(error)
+
+
+@dataclass(eq=False, slots=True)
+class SentBatch:
+    """A batch whose outcome this controller has not heard of.
+
+    Attributes:
+        jobs: Once accepted, only those that wait for their outcome.
+    """
+
+    batch_id: str
+    head: BatchHead
+    jobs: list[Job]
+    sent_at_s: float
+    outcome: BatchOutcome | None = None
+
+    def ref(self, index: int) -> JobRef:
+        """Reference of the job at `index`."""
+        return JobRef(self.batch_id, index)
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """One queue's jobs that wait to be sent, and its batches that are out."""
+
+    messages: BatchMessages
+    waiting: list[Job] = field(default_factory=list)
+    outstanding: int = 0
+    flush_due: asyncio.Handle | None = None
+
+
+class Dispatcher:
+    """Sends jobs to queues, in batches.
+
+    Args:
+        controller_id: Where outcomes are announced.
+        signer: Gives the current id signer; raises `LedgerUnavailableError` while there is none.
+        on_sent: Told of each accepted batch and the seconds its acceptance took.
+        on_outcome: Told of each batch whose outcome came.
+    """
+
+    def __init__(
+        self,
+        controller_id: str,
+        ledger: ControllerLedger,
+        celery: Celery,
+        clock: PoolClock,
+        settings: ControllerSettings,
+        signer: Callable[[], IdSigner],
+        on_sent: Callable[[SentBatch, float], None],
+        on_outcome: Callable[[SentBatch], None],
+    ) -> None:
+        self.sent: dict[str, SentBatch] = {}
+        self._controller_id = controller_id
+        self._ledger = ledger
+        self._celery = celery
+        self._clock = clock
+        self._settings = settings
+        self._signer = signer
+        self._on_sent = on_sent
+        self._on_outcome = on_outcome
+        self._lanes: dict[str, Lane] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+
+    def submit(self, job: Job) -> None:
+        """Take a job over; `job.settled` tells the rest."""
+        candidate = job.route.candidate
+        lane = self.lane(candidate.queue)
+        lane.waiting.append(job)
+        self._schedule(lane)
+
+    def lane(self, queue: str) -> Lane:
+        """The queue's lane."""
+        lane = self._lanes.get(queue)
+        if lane is None:
+            lane = self._lanes[queue] = Lane(BatchMessages(self._celery, queue))
+        return lane
+
+    def settle_batch(self, batch_id: str, outcome: BatchOutcome) -> None:
+        """Take over the outcome of a batch and wake its waiters. Hearing of it twice changes nothing."""
+        batch = self.sent.pop(batch_id, None)
+        if batch is None:
+            return
+        batch.outcome = outcome
+        for job in batch.jobs:
+            if job.wants_outcome:
+                job.settle()
+        self._on_outcome(batch)
+        self._returned(self._lanes[batch.head.queue])
+
+    def abandon(self, batch: SentBatch) -> None:
+        """Stop waiting for the outcome of a batch; its jobs live on in the ledger."""
+        if self.sent.pop(batch.batch_id, None):
+            self._returned(self._lanes[batch.head.queue])
+
+    async def close(self) -> None:
+        """Send what waits, and wait until that is accepted."""
+        for lane in self._lanes.values():
+            self._flush(lane)
+        while self._sending:
+            await asyncio.wait(self._sending)
+
+    def _returned(self, lane: Lane) -> None:
+        lane.outstanding -= 1
+        if lane.waiting:
+            self._schedule(lane, again=True)
+
+    def _schedule(self, lane: Lane, again: bool = False) -> None:
+        loop = asyncio.get_running_loop()
+        full = len(lane.waiting) >= self._settings.batch_max_jobs
+        if lane.outstanding < self._settings.batch_window or full:
+            if lane.flush_due is not None and (again or full):
+                lane.flush_due.cancel()
+                lane.flush_due = None
+            if lane.flush_due is None:
+                # At the end of this turn of the loop: requests read in the same turn share the batch.
+                lane.flush_due = loop.call_soon(self._flush, lane)
+        elif lane.flush_due is None:
+            lane.flush_due = loop.call_later(self._settings.batch_hold_ms / 1000, self._flush, lane)
+
+    def _flush(self, lane: Lane) -> None:
+        if lane.flush_due is not None:
+            lane.flush_due.cancel()
+            lane.flush_due = None
+        while lane.waiting:
+            jobs = self._take(lane)
+            lane.outstanding += 1
+            task = asyncio.get_running_loop().create_task(self._send(lane, jobs))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    def _take(self, lane: Lane) -> list[Job]:
+        """The next batch: the longest prefix within the limits, and at least one job."""
+        n_samples = count = 0
+        for job in lane.waiting[: self._settings.batch_max_jobs]:
+            n_samples += job.n_samples
+            if count and n_samples > self._settings.batch_max_samples:
+                break
+            count += 1
+        jobs, lane.waiting = lane.waiting[:count], lane.waiting[count:]
+        return jobs
+
+    async def _send(self, lane: Lane, jobs: list[Job]) -> None:
+        start_s = time.monotonic()
+        batch: SentBatch | None = None
+        try:
+            new = self._new_batch(lane, jobs)
+            batch = self._register(new, jobs, start_s)
+            await self._ledger.accept(new)
+        except ModelyardError as error:
+            self._refuse(lane, jobs, batch, error)
+        except Exception as error:
+            logger.exception("a batch could not be sent")
+            self._refuse(lane, jobs, batch, LedgerUnavailableError("the jobs could not be stored"))
+            if not isinstance(error, OSError):
+                raise
+        else:
+            for job in jobs:
+                job.accepted, job.data = True, b""
+                if not job.wants_outcome:
+                    job.settle()
+            batch.jobs = [job for job in jobs if job.wants_outcome]
+            self._on_sent(batch, time.monotonic() - start_s)
+
+    def _register(self, new: NewBatch, jobs: list[Job], sent_at_s: float) -> SentBatch:
+        # Before it is stored: its outcome may come on another connection before the store is confirmed.
+        batch = SentBatch(new.batch_id, new.head, jobs, sent_at_s)
+        for index, job in enumerate(jobs):
+            job.batch, job.index = batch, index
+        self.sent[new.batch_id] = batch
+        return batch
+
+    def _refuse(self, lane: Lane, jobs: list[Job], batch: SentBatch | None, error: ModelyardError) -> None:
+        for job in jobs:
+            job.fail(error)
+        if batch is None:
+            self._returned(lane)
+        else:
+            self.abandon(batch)
+
+    def _new_batch(self, lane: Lane, jobs: list[Job]) -> NewBatch:
+        now_ms = self._clock.now_ms()
+        batch_id = self._signer().new_batch_id(now_ms, len(jobs))
+        return NewBatch(
+            batch_id=batch_id,
+            head=self._head(jobs[-1].route.candidate, jobs),
+            data=b"".join([job.data for job in jobs]) if len(jobs) > 1 else jobs[0].data,
+            message=lane.messages.write(batch_id),
+            accepted_at_ms=now_ms,
+            once={
+                job.once[0]: f"{job.once[1]}{batch_id}.{index}" for index, job in enumerate(jobs) if job.once
+            },
+        )
+
+    def _head(self, candidate: Candidate, jobs: list[Job]) -> BatchHead:
+        return BatchHead(
+            queue=candidate.queue,
+            worker=candidate.worker,
+            reply_to=self._controller_id,
+            model_name=candidate.model_name,
+            model_version=candidate.model_version,
+            val_accuracy=candidate.val_accuracy,
+            dtype=candidate.contract.dtype,
+            sample_shape=candidate.contract.sample_shape,
+            jobs=[
+                JobEntry(
+                    job.n_samples, job.received_at_ms, job.deadline_ms, job.route.policy, job.route.forced
+                )
+                for job in jobs
+            ],
+        )

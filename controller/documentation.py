@@ -1,0 +1,182 @@
+"""What `/docs` and `/openapi.json` say: summaries, schemas and examples that can be tried as they stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+INTRODUCTION = """
+Serves several MLflow model versions behind one endpoint. Every version has a durable queue of its own; a
+request goes to the version with the best `val_accuracy`, or to the one that it names. A job answered **202**
+ends in exactly one outcome.
+"""
+
+PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string", "description": "stable; for programs"},
+        "detail": {"type": "string", "description": "what was wrong and what was expected; for people"},
+    },
+}
+_SCORES = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+_RECEIPT = {
+    "id": "AZqzJm0RAAEu3lQ8a1mBqk1T0mX9hQ2b.0",
+    "status": "queued",
+    "worker": 2,
+    "model_name": "MNIST_PyTorch_Model",
+    "model_version": 2,
+    "val_accuracy": 0.9889,
+    "policy": "highest_val_accuracy",
+    "forced": False,
+    "result_url": "/results/AZqzJm0RAAEu3lQ8a1mBqk1T0mX9hQ2b.0",
+}
+_DONE = {
+    **_RECEIPT,
+    "status": "succeeded",
+    "worker_id": "host-4711-9f86d081",
+    "batch_samples": 1,
+    "inference_ms": 0.21,
+    "queue_wait_ms": 2,
+    "end_to_end_ms": 3,
+    "predictions": [{"class": 7, "scores": _SCORES}],
+}
+JOB_SCHEMA = {
+    "type": "object",
+    "required": list(_RECEIPT),
+    "properties": {
+        "id": {"type": "string"},
+        "status": {"enum": ["queued", "running", "succeeded", "failed", "expired", "cancelled"]},
+        "worker": {"type": "integer", "description": "worker number of the queue it went to"},
+        "model_name": {"type": "string"},
+        "model_version": {"type": "integer"},
+        "val_accuracy": {"type": ["number", "null"], "description": "fraction in [0, 1] when it was routed"},
+        "policy": {"enum": ["highest_val_accuracy", "forced"]},
+        "forced": {"type": "boolean", "description": "whether the request named the queue"},
+        "result_url": {"type": "string"},
+        "worker_id": {"type": ["string", "null"]},
+        "batch_samples": {"type": "integer", "description": "samples in the forward pass"},
+        "inference_ms": {"type": "number", "description": "duration of the forward pass"},
+        "queue_wait_ms": {
+            "type": "number",
+            "description": "from the request's arrival to a worker taking it",
+        },
+        "end_to_end_ms": {"type": "number", "description": "from the request's arrival to its outcome"},
+        "predictions": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "class": {"type": "number"},
+                    "scores": {"type": ["array", "null"], "items": {"type": ["number", "null"]}},
+                },
+            },
+        },
+        "error": {
+            "type": "object",
+            "properties": {"code": {"type": "string"}, "detail": {"type": "string"}},
+        },
+    },
+}
+_NUMBERS = {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "array"}]}, "minItems": 1}
+_BLANK_DIGIT = [0.0] * 784
+
+
+def _json(schema: dict[str, Any], example: Any) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema, "example": example}}}
+
+
+def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    content = {"application/problem+json": {"schema": PROBLEM_SCHEMA}}
+    return {
+        int(status[1:]): {"description": text, "content": content} for status, text in descriptions.items()
+    }
+
+
+def _parameter(name: str, schema: dict[str, Any], text: str, where: str = "query") -> dict[str, Any]:
+    return {"name": name, "in": where, "required": False, "schema": schema, "description": text}
+
+
+_SECONDS = {"type": "number", "minimum": 0}
+_NUMBER = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+
+PREDICT: dict[str, Any] = {
+    "status_code": 202,
+    "responses": {
+        202: {"description": "Accepted: poll `result_url`", **_json(JOB_SCHEMA, _RECEIPT)},
+        200: {"description": "The outcome, if it came within `wait`", **_json(JOB_SCHEMA, _DONE)},
+        **_problems(
+            s400="The body is not JSON",
+            s404="No such worker number, model or version",
+            s409="The idempotency key stands for another request",
+            s413="More samples or bytes than the limits",
+            s422="The samples do not fit the model, or a parameter is out of range",
+            s429="The queue is full",
+            s503="No worker is ready, or Redis does not answer",
+        ),
+    },
+    "openapi_extra": {
+        "parameters": [
+            _parameter("worker", _NUMBER, "send to this worker number"),
+            _parameter("model", {"type": "string"}, "send to this model"),
+            _parameter("version", _NUMBER, "send to this version of it"),
+            _parameter("wait", _SECONDS | {"maximum": 60}, "seconds to wait for the outcome (default 0)"),
+            _parameter(
+                "deadline", _SECONDS | {"maximum": 3600}, "seconds until the job expires (default 60)"
+            ),
+            _parameter("Prefer", {"type": "string"}, "`wait=5` or `respond-async` (RFC 7240)", "header"),
+            _parameter(
+                "Idempotency-Key", {"type": "string"}, "a repeated post returns the first job", "header"
+            ),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "oneOf": [
+                            {
+                                "type": "object",
+                                "required": [key],
+                                "additionalProperties": False,
+                                "properties": {key: _NUMBERS},
+                            }
+                            for key in ("data", "inputs", "instances")
+                        ]
+                    },
+                    "example": {"data": _BLANK_DIGIT},
+                }
+            },
+        },
+    },
+}
+RESULT: dict[str, Any] = {
+    "responses": {
+        200: {"description": "The job", **_json(JOB_SCHEMA, _DONE)},
+        **_problems(
+            s404="No job has this id",
+            s410="Its outcome has expired",
+            s422="`wait` is out of range",
+            s503="Redis away",
+        ),
+    }
+}
+CANCEL: dict[str, Any] = {
+    "responses": {
+        200: {"description": "Cancelled", **_json(JOB_SCHEMA, {**_RECEIPT, "status": "cancelled"})},
+        **_problems(
+            s404="No job has this id",
+            s409="It runs, or has its outcome",
+            s410="Its outcome has expired",
+            s503="Redis away",
+        ),
+    }
+}
+WORKERS: dict[str, Any] = {"responses": _problems(s503="Redis does not answer")}
+METRICS: dict[str, Any] = {
+    "responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Series"}}
+}
+HEALTH: dict[str, Any] = {}
+READY: dict[str, Any] = {"responses": {503: {"description": "Not ready: `reasons` says why"}}}

@@ -1,0 +1,69 @@
+"""Idempotency keys: a repeated post with the same key is answered with the first post's job.
+
+Redis holds `<digest of the request>:<job id>`; the job id is missing while the first post is being accepted,
+and is written by the very script that accepts the job.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import cast
+
+import redis.asyncio
+
+from app import keys
+from app.errors import IdempotencyConflictError, ParameterError
+from app.ledger import ledger_errors
+
+MAX_KEY_BYTES = 255
+RESERVED_S = 60
+
+
+class Idempotency:
+    """Reserves keys.
+
+    Args:
+        client: Asynchronous Redis client that answers bytes.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._client = client
+
+    def entry(self, key: bytes, query_string: bytes, body: bytes) -> tuple[str, str]:
+        """Redis key, and value without the job id, of a request.
+
+        Raises:
+            ParameterError: The idempotency key is empty or too long.
+        """
+        if not 0 < len(key) <= MAX_KEY_BYTES:
+            raise ParameterError(f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} characters")
+        digest = blake2b(query_string + b"\0" + body, digest_size=16).hexdigest()
+        return keys.once(blake2b(key, digest_size=16).hexdigest()), f"{digest}:"
+
+    async def reserve(self, once: tuple[str, str]) -> str | None:
+        """Take the key for a new job, or return the id of the job that it stands for.
+
+        Raises:
+            IdempotencyConflictError: The key stands for another request, or its job is being accepted.
+            LedgerUnavailableError: Redis does not answer.
+        """
+        name, value = once
+        with ledger_errors():
+            if await self._client.set(name, value, nx=True, ex=RESERVED_S):
+                return None
+            stored = cast(bytes | None, await self._client.get(name)) or value.encode()
+        digest, _, job_id = stored.decode().partition(":")
+        if f"{digest}:" != value:
+            raise IdempotencyConflictError(
+                "this Idempotency-Key was used for a different request; choose a new one"
+            )
+        if not job_id:
+            raise IdempotencyConflictError(
+                "the first request with this Idempotency-Key is being accepted; try again", retry_after_s=1
+            )
+        return job_id
+
+    async def release(self, once: tuple[str, str]) -> None:
+        """Give the key back: its job was not accepted."""
+        with ledger_errors():
+            await self._client.delete(once[0])

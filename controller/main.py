@@ -1,0 +1,188 @@
+"""The controller application: built from settings, opened and closed by its lifespan.
+
+`uvicorn controller.main:app` serves it with settings from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+from uuid import uuid4
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from app import ledger as ledger_module
+from app.celery_app import create_celery
+from app.clock import PoolClock
+from app.errors import LedgerUnavailableError, ModelyardError, ParameterError
+from app.ledger import ControllerLedger
+from app.settings import ControllerSettings, load
+from controller import api, documentation
+from controller.dispatch import Dispatcher, SentBatch
+from controller.idempotency import Idempotency
+from controller.metrics import Metrics
+from controller.predict import Predict, Receive, Scope, Send
+from controller.problems import PROBLEM_JSON, problem, problem_body
+from controller.reconciler import Reconciler
+from controller.results import Results
+from controller.watch import PoolWatcher
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that lives as long as the application serves."""
+
+    settings: ControllerSettings
+    clock: PoolClock
+    ledger: ControllerLedger
+    watcher: PoolWatcher
+    dispatcher: Dispatcher
+    results: Results
+    metrics: Metrics
+    predict: Predict
+
+
+class Controller(FastAPIOffline):  # type: ignore[misc]
+    """A FastAPI application whose hot route is answered before FastAPI's own routing."""
+
+    services: Services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+            await self.services.predict(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: ControllerSettings) -> Controller:
+    """Make the application. Nothing connects before its lifespan begins."""
+    app = Controller(
+        title="Modelyard",
+        version=version("modelyard"),
+        description=documentation.INTRODUCTION,
+        lifespan=lambda app: _lifespan(app, settings),
+    )
+    app.include_router(api.router)
+    app.add_exception_handler(ModelyardError, _on_modelyard_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_unforeseen_error)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Controller, settings: ControllerSettings) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        client = ledger_module.connect_async(settings)
+        stack.push_async_callback(client.aclose)
+        controller_id = uuid4().hex
+        app.services, reconciler = _build(settings, client, controller_id)
+        services = app.services
+        try:
+            await services.watcher.refresh()
+        except LedgerUnavailableError as error:
+            logger.warning("%s; serving 503 until it does", error.detail)
+        background = [
+            services.watcher.run(),
+            services.results.listen(),
+            services.results.check_overdue(),
+            reconciler.run(),
+        ]
+        for coroutine in background:
+            await stack.enter_async_context(_running(coroutine))
+        stack.push_async_callback(services.dispatcher.close)
+        # What was made so far lives as long as the process: garbage collection need not walk it ever again.
+        gc.collect()
+        gc.freeze()
+        yield
+
+
+def _build(settings: ControllerSettings, client: Any, controller_id: str) -> tuple[Services, Reconciler]:
+    clock = PoolClock()
+    ledger = ControllerLedger(client, settings.result_retention_s)
+    watcher = PoolWatcher(client, clock, settings.heartbeat_s, settings.worker_ttl_s)
+    metrics = Metrics(watcher, clock)
+
+    def on_outcome(batch: SentBatch) -> None:
+        metrics.settled(batch)
+
+    dispatcher = Dispatcher(
+        controller_id,
+        ledger,
+        create_celery(settings),
+        clock,
+        settings,
+        lambda: watcher.signer,
+        metrics.sent,
+        on_outcome,
+    )
+    results = Results(controller_id, client, ledger, dispatcher, watcher, clock)
+    predict = Predict(settings, watcher, dispatcher, results, Idempotency(client), metrics, clock)
+    reconciler = Reconciler(controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s)
+    return Services(settings, clock, ledger, watcher, dispatcher, results, metrics, predict), reconciler
+
+
+@asynccontextmanager
+async def _running(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Keep a background task for the duration; one that dies by itself is logged, never silent."""
+    task = asyncio.create_task(coroutine)
+    task.add_done_callback(_log_death)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _log_death(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception():
+        logger.critical("a background task died", exc_info=task.exception())
+
+
+def _on_modelyard_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ModelyardError)
+    controller: Controller = request.app
+    controller.services.metrics.rejected(error.code)
+    status, headers, body = problem(error)
+    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+
+
+def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    return _on_modelyard_error(request, ParameterError(f"{name}: {first['msg']}"))
+
+
+def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    body = problem_body(error.status_code, code, str(error.detail))
+    return Response(body, error.status_code, error.headers, media_type=PROBLEM_JSON.decode())
+
+
+def _on_unforeseen_error(_: Request, error: Exception) -> Response:
+    logger.error("unforeseen error", exc_info=error)
+    body = problem_body(500, ModelyardError.code, "an unforeseen error; the controller's log has it")
+    return Response(body, 500, media_type=PROBLEM_JSON.decode())
+
+
+def __getattr__(name: str) -> Controller:
+    """`controller.main:app`, made from the environment on first use."""
+    if name != "app":
+        raise AttributeError(name)
+    made = create_app(load(ControllerSettings))
+    globals()["app"] = made
+    return made

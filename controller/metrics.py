@@ -1,0 +1,139 @@
+"""What Prometheus reads: counters and histograms of what passed here, gauges of the pool as last seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from app.clock import PoolClock
+from app.wire import FINAL_STATUSES
+from controller.dispatch import SentBatch
+from controller.watch import PoolWatcher
+
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BATCH_BUCKETS_JOBS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metrics:
+    """All series of one controller. Labels come only from known sets: worker numbers, outcomes, error codes."""
+
+    def __init__(self, watcher: PoolWatcher, clock: PoolClock) -> None:
+        self._registry = CollectorRegistry()
+        self._watcher = watcher
+        self._clock = clock
+        self._seen: set[str] = set()
+        registry = self._registry
+        self._end_to_end = Histogram(
+            "modelyard_end_to_end_latency_seconds",
+            "From a request's arrival to its outcome being known here",
+            ["worker"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._end_to_end_last = Gauge(
+            "modelyard_end_to_end_latency_last_seconds",
+            "The same, for the job last heard of",
+            ["worker"],
+            registry=registry,
+        )
+        self._jobs = Counter(
+            "modelyard_jobs", "Jobs by outcome, as heard of here", ["worker", "outcome"], registry=registry
+        )
+        self._batch_jobs = Histogram(
+            "modelyard_batch_jobs",
+            "Jobs per batch sent",
+            ["worker"],
+            buckets=BATCH_BUCKETS_JOBS,
+            registry=registry,
+        )
+        self._dispatch = Histogram(
+            "modelyard_dispatch_latency_seconds",
+            "From a batch being closed to its being stored",
+            ["worker"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._rejected = Counter(
+            "modelyard_requests_rejected", "Requests answered with a problem", ["code"], registry=registry
+        )
+        registry.register(_PoolCollector(watcher, clock))
+
+    def sent(self, batch: SentBatch, seconds: float) -> None:
+        """Count an accepted batch."""
+        worker = str(batch.head.worker)
+        self._seen.add(worker)
+        self._batch_jobs.labels(worker).observe(len(batch.head.jobs))
+        self._dispatch.labels(worker).observe(seconds)
+
+    def settled(self, batch: SentBatch) -> None:
+        """Count the outcomes of a batch."""
+        assert batch.outcome
+        worker, now_ms = str(batch.head.worker), self._clock.now_ms()
+        self._seen.add(worker)
+        observe = self._end_to_end.labels(worker).observe
+        counts: dict[str, int] = {}
+        latency_s = 0.0
+        for entry, own in zip(batch.head.jobs, batch.outcome.jobs, strict=True):
+            latency_s = max(0, now_ms - entry.received_at_ms) / 1000
+            observe(latency_s)
+            counts[own.status] = counts.get(own.status, 0) + 1
+        self._end_to_end_last.labels(worker).set(latency_s)
+        for status, count in counts.items():
+            self._jobs.labels(worker, status).inc(count)
+
+    def rejected(self, code: str) -> None:
+        """Count a request answered with a problem."""
+        self._rejected.labels(code).inc()
+
+    def exposition(self) -> bytes:
+        """All series in Prometheus's text format; those of workers that are gone are dropped first."""
+        view = self._watcher.view
+        present = {str(view.numbers.get(record.queue, record.worker)) for record in view.records}
+        present |= {str(view.numbers[queue]) for queue in view.backlog_jobs if queue in view.numbers}
+        for worker in self._seen - present:
+            for series in (self._end_to_end, self._end_to_end_last, self._batch_jobs, self._dispatch):
+                series.remove(worker)
+            for outcome in FINAL_STATUSES:
+                self._jobs.remove(worker, outcome)
+        self._seen &= present
+        return generate_latest(self._registry)
+
+
+class _PoolCollector(Collector):
+    """Gauges read from the pool's last view, so that a worker that is gone has none."""
+
+    def __init__(self, watcher: PoolWatcher, clock: PoolClock) -> None:
+        self._watcher = watcher
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a gauge, one series a worker number."""
+        view, now_ms = self._watcher.view, self._clock.now_ms()
+        accuracy = _family("val_accuracy_ratio", "val_accuracy of the worker's model version")
+        inference = _family("inference_latency_seconds", "Last forward pass, as the worker reports it")
+        live = _family("live_workers", "Ready workers")
+        backlog = _family("backlog_jobs", "Accepted jobs without an outcome")
+        oldest = _family("oldest_job_age_seconds", "Age of the oldest of them")
+        ready: dict[str, int] = {}
+        for record in view.records:
+            ready[record.queue] = ready.get(record.queue, 0) + (record.state == "ready")
+            number = [str(view.numbers.get(record.queue, record.worker))]
+            if record.val_accuracy is not None:
+                accuracy.add_metric(number, record.val_accuracy)
+            if record.inference_ms.last is not None:
+                inference.add_metric([*number], record.inference_ms.last / 1000)
+        for queue in {*ready, *view.backlog_jobs}:
+            number = [str(view.numbers.get(queue, 0))]
+            live.add_metric(number, ready.get(queue, 0))
+            backlog.add_metric(number, view.backlog_jobs.get(queue, 0))
+            age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
+            oldest.add_metric(number, age_ms / 1000)
+        yield from (accuracy, inference, live, backlog, oldest)
+
+
+def _family(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"modelyard_{name}", text, labels=["worker"])

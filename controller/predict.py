@@ -1,0 +1,284 @@
+"""`POST /predict`, the hot route: plain ASGI in front of the FastAPI application, which documents it.
+
+Read, decode, route, submit, wait, answer: each step is a call into the file that knows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+
+from app.clock import PoolClock
+from app.errors import InputError, ModelyardError, ParameterError, QueueFullError, TooLargeError
+from app.ids import JobRef
+from app.settings import ControllerSettings
+from controller import decode
+from controller.dispatch import Dispatcher, Job
+from controller.idempotency import Idempotency
+from controller.metrics import Metrics
+from controller.problems import problem
+from controller.results import Results, job_json, receipt
+from controller.routing import Selector, route
+from controller.watch import PoolWatcher
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json")
+PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
+CODINGS = frozenset({b"", b"identity"})
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The query string; None where it does not say."""
+
+    selector: Selector
+    wait_s: float | None
+    deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole HTTP answer."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Predict:
+    """The endpoint.
+
+    Args:
+        settings: Limits and defaults.
+    """
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        watcher: PoolWatcher,
+        dispatcher: Dispatcher,
+        results: Results,
+        idempotency: Idempotency,
+        metrics: Metrics,
+        clock: PoolClock,
+    ) -> None:
+        self._settings = settings
+        self._watcher = watcher
+        self._dispatcher = dispatcher
+        self._results = results
+        self._idempotency = idempotency
+        self._metrics = metrics
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        reply = await self.respond(scope, receive)
+        length = (b"content-length", str(len(reply.body)).encode())
+        await send(
+            {"type": "http.response.start", "status": reply.status, "headers": [*reply.headers, length]}
+        )
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def respond(self, scope: Scope, receive: Receive) -> Reply:
+        """The answer to one request; errors become problem documents."""
+        try:
+            return await self._respond(scope, receive)
+        except ModelyardError as error:
+            self._metrics.rejected(error.code)
+            status, headers, body = problem(error)
+            if isinstance(error, TooLargeError):
+                headers.append((b"connection", b"close"))  # the rest of the body is not read
+            return Reply(status, headers, body)
+
+    async def _respond(self, scope: Scope, receive: Receive) -> Reply:
+        received_at_ms = self._clock.now_ms()
+        headers = dict(scope["headers"])
+        query = parse_query(scope["query_string"])
+        wait_s = self._wait_s(query, headers.get(b"prefer"))
+        deadline_s = self._deadline_s(query)
+        if headers.get(b"content-encoding", b"") not in CODINGS:
+            raise InputError("the body is compressed; send it as it is, without Content-Encoding")
+        body = await self._read(headers, receive)
+        key = headers.get(b"idempotency-key")
+        once = self._idempotency.entry(key, scope["query_string"], body) if key is not None else None
+        job = self._new_job(query, body, received_at_ms, deadline_s, wait_s > 0)
+        if once:
+            first = await self._idempotency.reserve(once)
+            if first:
+                return await self._repeat(first, wait_s)
+            job.once = once
+        return await self._submit(job, wait_s)
+
+    def _new_job(
+        self, query: Query, body: bytes, received_at_ms: int, deadline_s: float, wants_outcome: bool
+    ) -> Job:
+        numbers = decode.parse(body)
+        chosen = route(self._watcher.view.snapshot, query.selector, numbers.fit)
+        contract = chosen.candidate.contract
+        data = decode.to_samples(numbers, contract, self._settings.max_samples)
+        self._check_backlog(chosen.candidate.queue, chosen.candidate.expected_wait_ms)
+        return Job(
+            route=chosen,
+            data=data,
+            n_samples=len(numbers.values) // contract.sample_size,
+            received_at_ms=received_at_ms,
+            deadline_ms=received_at_ms + int(deadline_s * 1000),
+            wants_outcome=wants_outcome,
+            settled=asyncio.get_running_loop().create_future(),
+        )
+
+    async def _submit(self, job: Job, wait_s: float) -> Reply:
+        loop = asyncio.get_running_loop()
+        self._dispatcher.submit(job)
+        timer = loop.call_later(wait_s, self._stop_waiting, job) if job.wants_outcome else None
+        try:
+            await job.settled
+        except ModelyardError:
+            if job.once:
+                await self._idempotency.release(job.once)
+            raise
+        finally:
+            if timer:
+                timer.cancel()
+        batch = job.batch
+        assert batch is not None
+        ref = batch.ref(job.index)
+        if batch.outcome:
+            own = batch.outcome.jobs[job.index]
+            return Reply(200, [JSON], job_json(ref, batch.head, own.status, batch.outcome))
+        accepted = receipt(ref, batch.head, "queued")
+        return Reply(202, [JSON, (b"location", accepted["result_url"].encode())], orjson.dumps(accepted))
+
+    @staticmethod
+    def _stop_waiting(job: Job) -> None:
+        # A job that is not accepted yet goes on waiting, but only for that.
+        job.wants_outcome = False
+        if job.accepted:
+            job.settle()
+
+    async def _repeat(self, first_job_id: str, wait_s: float) -> Reply:
+        view = await self._results.job(first_job_id, wait_s)
+        done = view.outcome is not None and wait_s > 0
+        location: Headers = [] if done else [(b"location", f"/results/{first_job_id}".encode())]
+        ref = JobRef(view.ref.batch_id, view.ref.index)
+        body = job_json(ref, view.head, view.status, view.outcome if done else None)
+        return Reply(200 if done else 202, [JSON, *location], body)
+
+    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        limit = self._settings.max_body_bytes
+        if int(headers.get(b"content-length", b"0")) > limit:
+            raise _too_large(limit)
+        message = await receive()
+        if not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            if len(body) > limit:
+                raise _too_large(limit)
+            return body
+        chunks, size = [message["body"]], len(message["body"])
+        while message.get("more_body"):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise InputError("the connection was closed before the body was whole")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise _too_large(limit)
+        return b"".join(chunks)
+
+    def _wait_s(self, query: Query, prefer: bytes | None) -> float:
+        wait_s = query.wait_s
+        if wait_s is None:
+            wait_s = _preferred_wait_s(prefer) if prefer else 0.0
+        return in_range("wait", wait_s, 0, self._settings.max_wait_s)
+
+    def _deadline_s(self, query: Query) -> float:
+        deadline_s = query.deadline_s
+        if deadline_s is None:
+            return self._settings.default_deadline_s
+        return in_range("deadline", deadline_s, 0.001, self._settings.max_deadline_s)
+
+    def _check_backlog(self, queue: str, expected_wait_ms: float) -> None:
+        backlog = self._watcher.view.backlog_jobs.get(queue, 0)
+        if backlog >= self._settings.backlog_limit:
+            raise QueueFullError(
+                f"{backlog} jobs wait in this queue, as many as it may hold; try again later",
+                retry_after_s=min(max(expected_wait_ms / 1000, 1), 60),
+            )
+
+
+def in_range(name: str, value: float, low: float, high: float) -> float:
+    """The value, if it is a number of seconds from `low` to `high`.
+
+    Raises:
+        ParameterError: It is not.
+    """
+    if not low <= value <= high:  # NaN compares false
+        raise ParameterError(f"{name} must be a number of seconds from {low:g} to {high:g}")
+    return value
+
+
+@lru_cache(maxsize=1024)
+def parse_query(query_string: bytes) -> Query:
+    """Read the query string of a prediction.
+
+    Raises:
+        ParameterError: A parameter is unknown, repeated or malformed.
+    """
+    try:
+        pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, max_num_fields=16)
+    except ValueError:
+        raise ParameterError("the query string is malformed") from None
+    given = dict(pairs)
+    if len(given) != len(pairs) or not given.keys() <= PARAMETERS:
+        raise ParameterError(
+            f"expected at most one each of the query parameters {', '.join(sorted(PARAMETERS))}, and no others"
+        )
+    return Query(
+        Selector(_positive(given, "worker"), given.get("model"), _positive(given, "version")),
+        _seconds(given, "wait"),
+        _seconds(given, "deadline"),
+    )
+
+
+def _positive(given: Mapping[str, str], name: str) -> int | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+        raise ParameterError(f"{name} must be a whole number from 1")
+    return int(text)
+
+
+def _seconds(given: Mapping[str, str], name: str) -> float | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
+        raise ParameterError(f"{name} must be a number of seconds, such as 5 or 0.5")
+    return float(text)
+
+
+def _preferred_wait_s(prefer: bytes) -> float:
+    # RFC 7240: an unknown or malformed preference is ignored; the first of two equal names counts.
+    for preference in re.split(rb"[,;]", prefer):
+        name, _, value = preference.strip().partition(b"=")
+        if name.strip().lower() == b"respond-async":
+            return 0.0
+        if name.strip().lower() == b"wait" and value.strip(b' "').isdigit():
+            return float(value.strip(b' "'))
+    return 0.0
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"the body is larger than {limit} bytes; send fewer samples at a time")

@@ -1,0 +1,57 @@
+"""Which HTTP status each error class has, and how an error becomes a problem document (RFC 9457)."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+
+import orjson
+
+from app import errors
+from app.errors import ModelyardError
+
+PROBLEM_JSON = b"application/problem+json"
+
+# The nearest class in an error's MRO counts.
+STATUS: dict[type[ModelyardError], HTTPStatus] = {
+    ModelyardError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.InputError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.BodyNotJsonError: HTTPStatus.BAD_REQUEST,
+    errors.TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.NotFoundError: HTTPStatus.NOT_FOUND,
+    errors.JobGoneError: HTTPStatus.GONE,
+    errors.ConflictError: HTTPStatus.CONFLICT,
+    errors.QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+DEFAULT_RETRY_AFTER_S = 1.0
+
+
+def status_of(error: ModelyardError) -> HTTPStatus:
+    """HTTP status of an error."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem(error: ModelyardError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body that answer an error."""
+    status = status_of(error)
+    headers = [(b"content-type", PROBLEM_JSON)]
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        retry_after_s = DEFAULT_RETRY_AFTER_S
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(math.ceil(retry_after_s)).encode()))
+    return status, headers, problem_body(status, error.code, error.detail)
+
+
+def problem_body(status: int, code: str, detail: str) -> bytes:
+    """A problem document."""
+    return orjson.dumps(
+        {
+            "type": "about:blank",
+            "title": HTTPStatus(status).phrase,
+            "status": status,
+            "code": code,
+            "detail": detail,
+        }
+    )

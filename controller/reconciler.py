@@ -1,0 +1,184 @@
+"""Brings accepted jobs to an outcome whatever was killed: sends lost batches again, closes overdue ones.
+
+One controller of the pool does this at a time, holding a lease in Redis. Everything here may happen twice
+without harm: a batch that has its outcome, or that another worker claimed meanwhile, is left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import cast
+
+import redis.asyncio
+
+from app import ids, keys, wire
+from app.celery_app import batch_id_of
+from app.clock import PoolClock
+from app.errors import LedgerUnavailableError, WireError
+from app.ledger import ControllerLedger, ledger_errors
+from app.pool import decode_record
+from app.wire import CANCELLED, EXPIRED, BatchOutcome
+from controller.dispatch import Dispatcher
+
+logger = logging.getLogger(__name__)
+
+OLDEST_PER_PASS = 128
+OVERDUE_PER_PASS = 256
+UNCLAIMED_GRACE_MS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """What one pass reads of a queue.
+
+    Attributes:
+        running: Worker id by batch.
+        oldest: The batches that have waited longest, with when they were accepted (ms).
+        next_message: The Celery message that is next to be taken, or None.
+        overdue: Batches whose last deadline has passed.
+    """
+
+    queue: str
+    running: dict[str, str]
+    oldest: list[tuple[str, int]]
+    next_message: bytes | None
+    overdue: list[str]
+
+
+class Reconciler:
+    """The background task.
+
+    Args:
+        controller_id: Who holds the lease.
+        client: Asynchronous Redis client that answers bytes.
+        interval_s: Seconds between two passes.
+    """
+
+    def __init__(
+        self,
+        controller_id: str,
+        client: redis.asyncio.Redis,
+        ledger: ControllerLedger,
+        dispatcher: Dispatcher,
+        clock: PoolClock,
+        interval_s: float,
+    ) -> None:
+        self._controller_id = controller_id
+        self._client = client
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._interval_s = interval_s
+        # Seen in one pass, acted on in the next: what is merely on its way has arrived by then.
+        self._suspects: set[str] = set()
+
+    async def run(self) -> None:
+        """Pass until cancelled. Redis being away is outlived."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                if await self._holds_lease():
+                    await self._pass()
+            except LedgerUnavailableError:
+                self._suspects.clear()
+            except Exception:
+                logger.exception("a reconciler pass failed; the next one follows")
+
+    async def _holds_lease(self) -> bool:
+        with ledger_errors():
+            lease_ms = int(3000 * self._interval_s)
+            if await self._client.set(keys.RECONCILER_LEASE, self._controller_id, nx=True, px=lease_ms):
+                return True
+            holder = await self._client.get(keys.RECONCILER_LEASE)
+            if holder != self._controller_id.encode():
+                return False
+            await self._client.pexpire(keys.RECONCILER_LEASE, lease_ms)
+            return True
+
+    async def _pass(self) -> None:
+        with ledger_errors():
+            backlog = cast(dict[bytes, bytes], await self._client.hgetall(keys.BACKLOG))
+            suspects: set[str] = set()
+            for queue in [name.decode() for name, jobs in backlog.items() if int(jobs) > 0]:
+                view = await self._read(queue)
+                suspects |= await self._send_again(view, await self._silent(view))
+                for batch_id in view.overdue:
+                    if batch_id not in view.running:
+                        await self._close(batch_id, queue)
+            self._suspects = suspects
+
+    async def _read(self, queue: str) -> QueueView:
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hgetall(keys.running(queue))
+        pipe.zrange(keys.pending(queue), 0, OLDEST_PER_PASS - 1, withscores=True)
+        pipe.lindex(queue, -1)
+        pipe.zrangebyscore(keys.deadlines(queue), "-inf", self._clock.now_ms(), start=0, num=OVERDUE_PER_PASS)
+        running, oldest, next_message, overdue = await pipe.execute()
+        return QueueView(
+            queue=queue,
+            running={batch.decode(): owner.decode() for batch, owner in running.items()},
+            oldest=[(batch.decode(), int(score)) for batch, score in oldest],
+            next_message=next_message,
+            overdue=[batch.decode() for batch in overdue],
+        )
+
+    async def _silent(self, view: QueueView) -> dict[str, bool]:
+        """Running batches that their owner does not report; True where the owner is dead."""
+        if not view.running:
+            return {}
+        owners = sorted(set(view.running.values()))
+        raw = cast(list[bytes | None], await self._client.mget([keys.worker(owner) for owner in owners]))
+        in_hand: dict[str, str | None] = {}
+        for owner, data in zip(owners, raw, strict=True):
+            try:
+                in_hand[owner] = decode_record(data).running_batch if data else None
+            except WireError:
+                in_hand[owner] = None
+        return {
+            batch: in_hand[owner] is None for batch, owner in view.running.items() if in_hand[owner] != batch
+        }
+
+    async def _send_again(self, view: QueueView, silent: dict[str, bool]) -> set[str]:
+        """Send what is lost; return what may be."""
+        suspects = {batch for batch, dead in silent.items() if not dead} | self._unannounced(view)
+        lost = [batch for batch, dead in silent.items() if dead]
+        lost += [batch for batch in suspects if batch in self._suspects]
+        # The last one sent is the first one taken: the oldest batch goes last.
+        for batch in sorted(lost, key=ids.accepted_at_ms, reverse=True):
+            owner = view.running.get(batch, "")
+            message = self._dispatcher.lane(view.queue).messages.write(batch)
+            if await self._ledger.requeue(batch, view.queue, owner, message):
+                logger.warning(
+                    "batch %s was lost%s; sent again", batch, f" with worker {owner}" if owner else ""
+                )
+            else:
+                await self._ledger.forget(batch, view.queue)
+        return suspects - set(lost)
+
+    def _unannounced(self, view: QueueView) -> set[str]:
+        """Batches that nobody runs and that the queue, first in first out, should have given out by now."""
+        before_ms = self._clock.now_ms() - UNCLAIMED_GRACE_MS
+        next_batch = batch_id_of(view.next_message) if view.next_message else None
+        if next_batch and len(next_batch) == ids.BATCH_ID_LENGTH:
+            before_ms = min(before_ms, ids.accepted_at_ms(next_batch))
+        return {
+            batch
+            for batch, accepted_at_ms in view.oldest
+            if accepted_at_ms < before_ms and batch not in view.running and batch != next_batch
+        }
+
+    async def _close(self, batch_id: str, queue: str) -> None:
+        fields = cast(dict[bytes, bytes], await self._client.hgetall(keys.batch(batch_id)))
+        if b"head" not in fields:
+            await self._ledger.forget(batch_id, queue)
+            return
+        head = wire.decode_head(fields[b"head"])
+        jobs = [CANCELLED if f"c:{i}".encode() in fields else EXPIRED for i in range(len(head.jobs))]
+        now_ms = self._clock.now_ms()
+        outcome = BatchOutcome(
+            worker_id="", started_at_ms=now_ms, finished_at_ms=now_ms, inference_ms=0, n_samples=0, jobs=jobs
+        )
+        if await self._ledger.close_unclaimed(batch_id, head, outcome):
+            logger.warning("batch %s expired: no worker took it in time", batch_id)

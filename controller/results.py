@@ -1,0 +1,183 @@
+"""Outcomes on their way back: hears notices, reads the ledger, and writes jobs as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, cast
+
+import numpy as np
+import orjson
+import redis.asyncio
+
+from app import ids, keys, wire
+from app.clock import PoolClock
+from app.errors import JobGoneError, LedgerUnavailableError, UnknownJobError, WireError
+from app.ids import BATCH_ID_LENGTH, JobRef
+from app.ledger import ControllerLedger, JobView, ledger_errors
+from app.wire import EXPIRED, FINAL_STATUSES, BatchHead, BatchOutcome, JobOutcome, Status
+from controller.dispatch import Dispatcher
+from controller.watch import PoolWatcher
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_S = 0.5
+POLL_FIRST_S = 0.02
+POLL_LONGEST_S = 0.25
+NOTICE_OVERDUE_S = 2.0
+OVERDUE_PER_PASS = 64
+
+
+class Results:
+    """What callers learn of their jobs.
+
+    Args:
+        controller_id: Whose notices to listen for.
+        client: Asynchronous Redis client that answers bytes.
+    """
+
+    def __init__(
+        self,
+        controller_id: str,
+        client: redis.asyncio.Redis,
+        ledger: ControllerLedger,
+        dispatcher: Dispatcher,
+        watcher: PoolWatcher,
+        clock: PoolClock,
+    ) -> None:
+        self._controller_id = controller_id
+        self._client = client
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._watcher = watcher
+        self._clock = clock
+
+    async def listen(self) -> None:
+        """Hear notices of outcomes and of pool changes until cancelled, reconnecting as needed."""
+        reply_channel = keys.reply_channel(self._controller_id).encode()
+        while True:
+            try:
+                async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    await pubsub.subscribe(reply_channel, keys.POOL_CHANNEL)
+                    async for message in pubsub.listen():
+                        if message["channel"] == reply_channel:
+                            self._hear(message["data"])
+                        else:
+                            self._watcher.refresh_soon()
+            except (redis.RedisError, OSError):
+                await asyncio.sleep(RECONNECT_S)
+
+    async def check_overdue(self) -> None:
+        """Until cancelled, look up batches whose notice may have been lost with a connection."""
+        while True:
+            await asyncio.sleep(NOTICE_OVERDUE_S / 2)
+            try:
+                await self._check_overdue_once()
+            except LedgerUnavailableError:
+                continue
+
+    async def job(self, job_id: str, wait_s: float = 0) -> JobView:
+        """Look a job up, waiting up to `wait_s` seconds for its outcome.
+
+        Raises:
+            UnknownJobError: No job has this id.
+            JobGoneError: Its outcome was kept for its time and is no longer.
+            LedgerUnavailableError: Redis does not answer.
+        """
+        ref = self._watcher.signer.parse_job_id(job_id)
+        if ref is None:
+            raise UnknownJobError("no job has this id")
+        until_s = time.monotonic() + wait_s
+        pause_s = POLL_FIRST_S
+        while True:
+            view = await self._ledger.read(ref, self._clock.now_ms())
+            if view is None:
+                raise self._missing(ref)
+            left_s = until_s - time.monotonic()
+            if view.status in FINAL_STATUSES or left_s <= 0:
+                return view
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, POLL_LONGEST_S)
+
+    def _missing(self, ref: JobRef) -> UnknownJobError | JobGoneError:
+        # Nobody else can make an id that this pool's secret confirms; so the job existed. An outcome lives at
+        # least its retention, so one that is younger was lost with Redis's data, not kept to its end.
+        age_ms = self._clock.now_ms() - ids.accepted_at_ms(ref.batch_id)
+        if age_ms < self._ledger.retention_ms:
+            return UnknownJobError("no job has this id")
+        return JobGoneError("the job's outcome was kept for its retention time and is gone; submit again")
+
+    def _hear(self, notice: bytes) -> None:
+        try:
+            batch_id = notice[:BATCH_ID_LENGTH].decode()
+            outcome = wire.decode_outcome(notice[BATCH_ID_LENGTH:])
+        except (WireError, UnicodeDecodeError) as error:
+            logger.warning("an unreadable notice is left out: %s", error)
+            return
+        self._dispatcher.settle_batch(batch_id, outcome)
+
+    async def _check_overdue_once(self) -> None:
+        sent_before_s = time.monotonic() - NOTICE_OVERDUE_S
+        batches = [batch for batch in self._dispatcher.sent.values() if batch.sent_at_s < sent_before_s]
+        # Those with waiters first; the rest only matters for the metrics.
+        batches.sort(key=lambda batch: not batch.jobs)
+        for batch in batches[:OVERDUE_PER_PASS]:
+            with ledger_errors():
+                row = await self._client.hmget(keys.batch(batch.batch_id), ["head", "out"])
+            head, out = cast(list[bytes | None], row)
+            if out:
+                self._dispatcher.settle_batch(batch.batch_id, wire.decode_outcome(out))
+            elif head is None:
+                self._dispatcher.abandon(batch)
+
+
+def receipt(ref: JobRef, head: BatchHead, status: Status) -> dict[str, Any]:
+    """What a caller is told of a job before its outcome."""
+    job_id = ids.job_id(ref.batch_id, ref.index)
+    entry = head.jobs[ref.index]
+    return {
+        "id": job_id,
+        "status": status,
+        "worker": head.worker,
+        "model_name": head.model_name,
+        "model_version": head.model_version,
+        "val_accuracy": head.val_accuracy,
+        "policy": entry.policy,
+        "forced": entry.forced,
+        "result_url": f"/results/{job_id}",
+    }
+
+
+def job_json(ref: JobRef, head: BatchHead, status: Status, outcome: BatchOutcome | None) -> bytes:
+    """A job as JSON: its receipt, and its outcome where it has one."""
+    body = receipt(ref, head, status)
+    if outcome:
+        own = outcome.jobs[ref.index]
+        body.update(_timings(ref, head, outcome))
+        if own.status == "succeeded":
+            body["predictions"] = _predictions(own)
+        else:
+            body["error"] = {"code": own.error_code, "detail": own.error_detail}
+    elif status == "expired":
+        body["error"] = {"code": EXPIRED.error_code, "detail": EXPIRED.error_detail}
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _timings(ref: JobRef, head: BatchHead, outcome: BatchOutcome) -> dict[str, Any]:
+    received_at_ms = head.jobs[ref.index].received_at_ms
+    started_at_ms = outcome.started_at_ms or outcome.finished_at_ms
+    return {
+        "worker_id": outcome.worker_id or None,
+        "batch_samples": outcome.n_samples,
+        "inference_ms": outcome.inference_ms,
+        "queue_wait_ms": max(0, started_at_ms - received_at_ms),
+        "end_to_end_ms": max(0, outcome.finished_at_ms - received_at_ms),
+    }
+
+
+def _predictions(own: JobOutcome) -> list[dict[str, Any]]:
+    if not own.scores:
+        return [{"class": value, "scores": None} for value in own.classes]
+    scores = np.frombuffer(own.scores, "<f4").reshape(len(own.classes), -1)
+    return [{"class": value, "scores": row} for value, row in zip(own.classes, scores, strict=True)]

@@ -1,0 +1,197 @@
+"""Chooses the queue of a request: a pure function of a snapshot of the pool and of what the request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from app import keys
+from app.contract import InputContract
+from app.errors import (
+    ContradictionError,
+    InputShapeError,
+    NoCandidateError,
+    ParameterError,
+    UnknownModelError,
+    UnknownWorkerError,
+)
+from app.pool import WorkerRecord
+
+POLICY = "highest_val_accuracy"
+FORCED = "forced"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model version that may be routed to: it has a ready worker.
+
+    Attributes:
+        worker: Worker number.
+        val_accuracy: Fraction in [0, 1], or None.
+        live_workers: Ready workers of the queue.
+        expected_wait_ms: Backlog divided by what the workers get through, as last measured.
+    """
+
+    queue: str
+    worker: int
+    model_name: str
+    model_version: int
+    val_accuracy: float | None
+    contract: InputContract
+    live_workers: int
+    expected_wait_ms: float
+
+    def rank(self) -> tuple[float, float, int]:
+        """Sort key of the default policy: best quality, then shorter wait, then the newer version."""
+        quality = -1.0 if self.val_accuracy is None else self.val_accuracy
+        return (-quality, self.expected_wait_ms, -self.model_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """What a request asks for; None where it does not say."""
+
+    worker: int | None = None
+    model: str | None = None
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes, and why."""
+
+    candidate: Candidate
+    policy: str
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The pool at one moment.
+
+    Attributes:
+        candidates: By the default policy, best first.
+        by_number: The same, by worker number.
+        by_model: The same, by model name, best first.
+        known: Model name and version of every worker number there has ever been.
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    by_number: Mapping[int, Candidate] = field(default_factory=dict)
+    by_model: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
+    known: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+
+
+def build_snapshot(
+    records: Iterable[WorkerRecord], numbers: Mapping[str, int], backlog_jobs: Mapping[str, int]
+) -> Snapshot:
+    """Order what the workers published.
+
+    Args:
+        records: Records of live workers, whatever their state.
+        numbers: Worker number by queue, for every queue there has ever been.
+        backlog_jobs: Jobs without an outcome, by queue.
+    """
+    ready: dict[str, list[WorkerRecord]] = {}
+    for record in records:
+        if record.state == "ready":
+            ready.setdefault(record.queue, []).append(record)
+    candidates = sorted(
+        (_candidate(group, numbers, backlog_jobs.get(queue, 0)) for queue, group in ready.items()),
+        key=Candidate.rank,
+    )
+    by_model: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_model.setdefault(candidate.model_name, []).append(candidate)
+    return Snapshot(
+        candidates=tuple(candidates),
+        by_number={candidate.worker: candidate for candidate in candidates},
+        by_model={name: tuple(group) for name, group in by_model.items()},
+        known={number: keys.model_of(queue) for queue, number in numbers.items()},
+    )
+
+
+def route(snapshot: Snapshot, selector: Selector, fits: Callable[[InputContract], bool]) -> Route:
+    """Choose the queue.
+
+    Args:
+        fits: Whether the request's numbers spell samples of a contract.
+
+    Raises:
+        UnknownWorkerError: No queue has the worker number.
+        UnknownModelError: No queue serves the model or version.
+        ContradictionError: The worker number belongs to another model or version.
+        ParameterError: A version without a model, where several models are served.
+        NoCandidateError: Nothing that was asked for has a ready worker.
+        InputShapeError: The numbers fit no candidate.
+    """
+    candidates, forced = _selected(snapshot, selector)
+    if not candidates:
+        raise NoCandidateError("no worker is ready for this request; try again shortly", retry_after_s=2)
+    for candidate in candidates:
+        if fits(candidate.contract):
+            return Route(candidate, FORCED if forced else POLICY, forced)
+    contracts = dict.fromkeys(candidate.contract.describe() for candidate in candidates[:3])
+    raise InputShapeError("the numbers do not fit the model; expected " + ", or ".join(contracts))
+
+
+def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:
+    """Candidates that the selector leaves, best first, and whether it names one queue."""
+    if selector.worker is not None:
+        _check_worker(snapshot, selector, selector.worker)
+        chosen = snapshot.by_number.get(selector.worker)
+        return ((chosen,) if chosen else ()), True
+    if selector.model is None and selector.version is None:
+        return snapshot.candidates, False
+    name = selector.model or _only_model(snapshot)
+    _check_model(snapshot, name, selector.version)
+    group = snapshot.by_model.get(name, ())
+    if selector.version is None:
+        return group, False
+    return tuple(each for each in group if each.model_version == selector.version), True
+
+
+def _check_worker(snapshot: Snapshot, selector: Selector, worker: int) -> None:
+    if worker not in snapshot.known:
+        known = ", ".join(map(str, sorted(snapshot.known))) or "none yet"
+        raise UnknownWorkerError(f"no worker has the number {worker}; known numbers: {known}")
+    name, version = snapshot.known[worker]
+    if selector.model not in (None, name) or selector.version not in (None, version):
+        raise ContradictionError(
+            f"worker {worker} serves {name} / {version}, not the model or version asked for; leave one of them out"
+        )
+
+
+def _only_model(snapshot: Snapshot) -> str:
+    names = {name for name, _ in snapshot.known.values()}
+    if len(names) != 1:
+        raise ParameterError("version needs model beside it, as several models (or none) are served")
+    return names.pop()
+
+
+def _check_model(snapshot: Snapshot, name: str, version: int | None) -> None:
+    versions = sorted(each for known, each in snapshot.known.values() if known == name)
+    if not versions:
+        names = ", ".join(sorted({known for known, _ in snapshot.known.values()})) or "none yet"
+        raise UnknownModelError(f"no worker serves this model; known models: {names}")
+    if version is not None and version not in versions:
+        raise UnknownModelError(
+            f"no worker serves version {version} of {name}; known versions: {', '.join(map(str, versions))}"
+        )
+
+
+def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], backlog_jobs: int) -> Candidate:
+    # Every worker of a queue serves the same version; the newest record is the freshest reading of it.
+    newest = max(group, key=lambda record: record.heartbeat_at_ms)
+    batch_ms = newest.inference_ms.p50 or 1.0
+    wait_ms = backlog_jobs / max(newest.batch_samples_mean, 1.0) * batch_ms / len(group)
+    return Candidate(
+        queue=newest.queue,
+        worker=numbers.get(newest.queue, newest.worker),
+        model_name=newest.model_name,
+        model_version=newest.model_version,
+        val_accuracy=newest.val_accuracy,
+        contract=newest.input,
+        live_workers=len(group),
+        expected_wait_ms=wait_ms,
+    )

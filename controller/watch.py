@@ -1,0 +1,149 @@
+"""Keeps a snapshot of the pool: refreshed each heartbeat, and at once when a worker says that it changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from dataclasses import dataclass, field
+
+import redis.asyncio
+
+from app import keys
+from app.clock import PoolClock
+from app.errors import LedgerUnavailableError, WireError
+from app.ids import IdSigner
+from app.ledger import ledger_errors
+from app.pool import WorkerRecord, decode_record
+from controller.routing import Snapshot, build_snapshot
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """What was last read of the pool.
+
+    Attributes:
+        records: Live workers.
+        numbers: Worker number by queue.
+        backlog_jobs: Jobs without an outcome, by queue; queues that have some.
+        oldest_at_ms: When the oldest of them was accepted, by queue; Redis's clock.
+        snapshot: The same, ordered for routing.
+    """
+
+    records: tuple[WorkerRecord, ...] = ()
+    numbers: dict[str, int] = field(default_factory=dict)
+    backlog_jobs: dict[str, int] = field(default_factory=dict)
+    oldest_at_ms: dict[str, int] = field(default_factory=dict)
+    snapshot: Snapshot = field(default_factory=Snapshot)
+
+
+class PoolWatcher:
+    """Holds the current `PoolView`.
+
+    Args:
+        client: Asynchronous Redis client that answers bytes.
+        clock: Taught Redis's time by each refresh.
+        interval_s: Seconds between two refreshes.
+        worker_ttl_s: Seconds after which a silent worker is dead.
+    """
+
+    def __init__(
+        self, client: redis.asyncio.Redis, clock: PoolClock, interval_s: float, worker_ttl_s: float
+    ) -> None:
+        self.view = PoolView()
+        self.reachable = False
+        self._client = client
+        self._clock = clock
+        self._interval_s = interval_s
+        self._worker_ttl_ms = int(worker_ttl_s * 1000)
+        self._signer: IdSigner | None = None
+        self._secret = b""
+        self._wake = asyncio.Event()
+
+    @property
+    def signer(self) -> IdSigner:
+        """Gives and recognises ids.
+
+        Raises:
+            LedgerUnavailableError: Redis has not answered yet, so the pool's secret is not known.
+        """
+        if self._signer is None:
+            raise LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1)
+        return self._signer
+
+    def refresh_soon(self) -> None:
+        """Refresh now rather than at the next interval."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Refresh until cancelled. Redis being away is logged once and outlived."""
+        while True:
+            try:
+                await self.refresh()
+            except LedgerUnavailableError as error:
+                if self.reachable:
+                    logger.warning("%s; the pool is as last seen, refreshing each heartbeat", error.detail)
+                self.reachable = False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._interval_s)
+            self._wake.clear()
+
+    async def refresh(self) -> None:
+        """Read the pool once, in two round trips.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            pipe = self._client.pipeline(transaction=False)
+            pipe.time()
+            pipe.set(keys.SECRET, os.urandom(32), nx=True)
+            pipe.get(keys.SECRET)
+            pipe.zrangebyscore(keys.WORKERS, f"({self._clock.now_ms() - self._worker_ttl_ms}", "+inf")
+            pipe.hgetall(keys.NUMBERS)
+            pipe.hgetall(keys.BACKLOG)
+            time, _, secret, worker_ids, numbers, backlog = await pipe.execute()
+            self._clock.adjust(time)
+            if secret != self._secret:
+                self._secret, self._signer = secret, IdSigner(secret)
+            await self._read_workers(worker_ids, _counts(numbers), _counts(backlog))
+        if not self.reachable:
+            logger.info("Redis answers")
+        self.reachable = True
+
+    async def _read_workers(
+        self, worker_ids: list[bytes], numbers: dict[str, int], backlog: dict[str, int]
+    ) -> None:
+        backlog = {queue: jobs for queue, jobs in backlog.items() if jobs > 0}
+        pipe = self._client.pipeline(transaction=False)
+        pipe.mget([keys.worker(worker_id.decode()) for worker_id in worker_ids] or [keys.worker("")])
+        for queue in backlog:
+            pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
+        raw, *oldest = await pipe.execute()
+        records = tuple(record for record in map(_readable, raw) if record)
+        self.view = PoolView(
+            records=records,
+            numbers=numbers,
+            backlog_jobs=backlog,
+            oldest_at_ms={
+                queue: int(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
+            },
+            snapshot=build_snapshot(records, numbers, backlog),
+        )
+
+
+def _counts(raw: dict[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in raw.items()}
+
+
+def _readable(data: bytes | None) -> WorkerRecord | None:
+    if data is None:
+        return None
+    try:
+        return decode_record(data)
+    except WireError as error:
+        logger.warning("a worker record is left out: %s", error.detail)
+        return None
