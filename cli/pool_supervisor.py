@@ -6,16 +6,18 @@ import ctypes
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from xmlrpc.client import Fault, ServerProxy
+from xmlrpc.client import Fault, ServerProxy, Transport
 
 from app.errors import ServiceError
 from cli.pool_services import Service, Tier
@@ -25,6 +27,7 @@ CONTROL_SOCKET = "ctl"
 STARTED_AFTER_S = 10  # a service that dies sooner is started again after 1, 2, 3, … s; later, at once
 POLL_S = 0.05
 START_TIMEOUT_S = 15
+CALL_TIMEOUT_S = 10
 PR_SET_PDEATHSIG = 1
 
 
@@ -45,6 +48,29 @@ class ServiceStatus:
     def is_alive(self) -> bool:
         """Whether its process runs."""
         return self.state in ("STARTING", "RUNNING") and self.pid > 0
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=CALL_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class _UnixTransport(Transport):
+    # supervisor's own transport leaves its socket open when nobody listens yet
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> HTTPConnection:
+        connection = _UnixConnection(self._path)
+        self._connection = host, connection  # where `close` looks for it
+        return connection
 
 
 class Supervisor:
@@ -109,7 +135,7 @@ class Supervisor:
         """
         for service in services:
             try:
-                self._rpc().startProcess(f"{self._groups[service.name]}:{service.name}", False)
+                self._call("startProcess", f"{self._groups[service.name]}:{service.name}", False)
             except Fault as fault:
                 raise ServiceError(
                     f"{service.name} cannot be started ({fault.faultString}): {service.command[0]}"
@@ -122,7 +148,7 @@ class Supervisor:
             ServiceError: supervisord does not answer.
         """
         try:
-            answers: list[dict[str, Any]] = self._rpc().getAllProcessInfo()
+            answers: list[dict[str, Any]] = self._call("getAllProcessInfo")
         except OSError as error:
             raise ServiceError(
                 f"the supervisor of the pool is gone ({error}); its log: {self._log}"
@@ -140,7 +166,7 @@ class Supervisor:
         if not self.is_alive:
             self._stop_orphans()
         try:
-            self._rpc().shutdown()
+            self._call("shutdown")
         except (OSError, Fault):
             self._process.terminate()
         try:
@@ -160,17 +186,17 @@ class Supervisor:
     def _log(self) -> Path:
         return self._folder / "logs" / "supervisord.log"
 
-    def _rpc(self) -> Any:
-        from supervisor.xmlrpc import SupervisorTransport
-
-        transport = SupervisorTransport(serverurl=f"unix://{self._folder / CONTROL_SOCKET}")
-        return ServerProxy("http://127.0.0.1", transport=transport).supervisor
+    def _call(self, method: str, *arguments: Any) -> Any:
+        with ServerProxy(
+            "http://localhost", transport=_UnixTransport(self._folder / CONTROL_SOCKET)
+        ) as proxy:
+            return getattr(proxy.supervisor, method)(*arguments)
 
     def _wait_until_it_answers(self) -> None:
         give_up_at = time.monotonic() + START_TIMEOUT_S
         while self.is_alive and time.monotonic() < give_up_at:
             try:
-                self._rpc().getState()
+                self._call("getState")
             except (OSError, Fault):
                 time.sleep(POLL_S)
             else:

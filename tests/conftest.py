@@ -1,0 +1,117 @@
+"""Fixtures for every test: a private Redis per test process, free ports, waiting on a condition, tools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.settings import Settings
+from cli import pool_redis
+
+WaitUntil = Callable[..., None]
+POLL_S = 0.02
+
+
+@dataclass
+class RedisServer:
+    """A Redis server of the test's own, on a unix socket.
+
+    Attributes:
+        url: In redis-py's form, what REDIS_URL takes.
+        socket: The unix socket.
+        process: The server.
+    """
+
+    url: str
+    socket: Path
+    process: subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="session")
+def redis_process() -> Iterator[RedisServer]:
+    """One server for all tests of a test process; tests ask for `redis_server`, which is empty each time."""
+    folder = Path(tempfile.mkdtemp(prefix="yard-"))  # short: a socket's path has at most 104 bytes
+    settings = Settings(state_dir=folder, redis_url="")
+    config = pool_redis.write_config(settings)
+    process = subprocess.Popen([pool_redis.find_server(), config], stdout=subprocess.DEVNULL)
+    server = RedisServer(f"unix://{settings.redis_socket}", settings.redis_socket, process)
+    try:
+        wait_until_true(lambda: redis_answers(server.url), what="Redis answers")
+        yield server
+    finally:
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """A Redis server that holds nothing yet."""
+    with redis.Redis.from_url(redis_process.url) as connection:
+        connection.flushall()
+    return redis_process
+
+
+def redis_answers(url: str) -> bool:
+    with redis.Redis.from_url(url) as connection:
+        try:
+            return bool(connection.ping())
+        except redis.RedisError:
+            return False
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Gives a TCP port on 127.0.0.1 that nothing uses, another one each time."""
+    given: set[int] = set()
+
+    def give() -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            if port not in given:
+                given.add(port)
+                return port
+
+    return give
+
+
+@pytest.fixture
+def wait_until() -> WaitUntil:
+    """`wait_until(condition, timeout_s=20, what="…")` returns when the condition holds, else fails."""
+    return wait_until_true
+
+
+def wait_until_true(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "") -> None:
+    give_up_at = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > give_up_at:
+            pytest.fail(f"not within {timeout_s:g} s: {what or condition}")
+        time.sleep(POLL_S)
+
+
+@pytest.fixture
+def system_tool() -> Callable[[str, str], str]:
+    """`system_tool(program, package)` is the program's path; without it the test skips, in CI it fails."""
+
+    def find(program: str, package: str) -> str:
+        path = shutil.which(program)
+        if path:
+            return path
+        text = f"needs {program}: install the system package {package}"
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(text)
+        pytest.skip(text)
+
+    return find
