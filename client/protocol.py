@@ -24,6 +24,7 @@ from app.errors import (
     InputNotFiniteError,
     InputNotNumericError,
     ModelyardError,
+    NotFoundError,
     QueueFullError,
     UnavailableError,
 )
@@ -42,6 +43,7 @@ Samples: TypeAlias = NDArray[Any] | list[Any]
 
 LONG_POLL_S = 20.0  # under the idle limit of common proxies, and under the controller's own limit
 STATUS_ERRORS: dict[int, type[ModelyardError]] = {
+    404: NotFoundError,
     429: QueueFullError,
     502: UnavailableError,
     503: UnavailableError,

@@ -1,0 +1,122 @@
+"""Sends many samples to a controller, a few at a time, and records what came of each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from app.errors import ModelyardError, QueueFullError, UnavailableError
+from client.errors import ControllerUnreachableError, JobUnsuccessfulError, WaitTimeoutError
+from client.http import AsyncClient
+from client.records import Record
+from client.results import Job
+from client.samples import LabelledSamples
+
+OUTCOME_TIMEOUT_S = 60.0
+
+
+class Benchmark:
+    """One run against one controller.
+
+    A request that is refused for want of room or of a live worker, or a job that does not succeed, is a
+    record too, and the run goes on.
+
+    Args:
+        client: Connected to the controller to be measured.
+        samples: What to send, one sample a request.
+        worker: Worker number to force, or None to leave the choice to the controller.
+        on_record: Called with each record as soon as it is known.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        samples: LabelledSamples,
+        *,
+        worker: int | None = None,
+        on_record: Callable[[Record], None],
+    ) -> None:
+        self._client = client
+        self._samples = samples
+        self._worker = worker
+        self._on_record = on_record
+
+    async def run(self, concurrency: int) -> None:
+        """Send every sample, `concurrency` of them at any time.
+
+        Raises:
+            ControllerUnreachableError: The controller is gone, retries included; the rest was not sent.
+            ModelyardError: It refuses for a reason that holds for every sample, such as an unknown worker.
+        """
+        indexes = iter(range(len(self._samples)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(self._send_in_turn(indexes))
+        except* ModelyardError as errors:
+            raise errors.exceptions[0] from None
+
+    async def _send_in_turn(self, indexes: Iterator[int]) -> None:
+        for index in indexes:
+            self._on_record(await self._measure(index))
+
+    async def _measure(self, index: int) -> Record:
+        sent_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        started_s = time.perf_counter()
+        job, error_code = await self._outcome(index)
+        latency_ms = round((time.perf_counter() - started_s) * 1000, 3)
+        return record_of(job, error_code, sent_at, latency_ms, self._samples.label(index))
+
+    async def _outcome(self, index: int) -> tuple[Job | None, str | None]:
+        """The job, if one was accepted, and the code of what went wrong, if something did."""
+        sample = self._samples.images[index : index + 1]
+        try:
+            return await self._client.predict(sample, worker=self._worker, wait_s=OUTCOME_TIMEOUT_S), None
+        except JobUnsuccessfulError as error:
+            return error.job, error.job.error.code if error.job.error else error.code
+        except WaitTimeoutError as error:
+            return error.job, error.code
+        except ControllerUnreachableError:
+            raise
+        except (QueueFullError, UnavailableError) as error:
+            return None, error.code
+
+
+def record_of(
+    job: Job | None, error_code: str | None, sent_at: str, client_latency_ms: float, true_label: int | None
+) -> Record:
+    """Put together what both sides know of one request.
+
+    Args:
+        job: The job as last seen, or None if it was refused.
+        error_code: What went wrong, if something did.
+        sent_at: ISO 8601 in UTC.
+        client_latency_ms: From sending to having the outcome.
+        true_label: What the sample is, if that is known.
+    """
+    if job is None:
+        return Record(
+            timestamp=sent_at,
+            true_label=true_label,
+            client_latency_ms=client_latency_ms,
+            status="refused",
+            error=error_code,
+        )
+    return Record(
+        timestamp=sent_at,
+        job_id=job.id,
+        worker=job.worker,
+        model_name=job.model_name,
+        model_version=job.model_version,
+        val_accuracy=job.val_accuracy,
+        predicted=job.predictions[0].predicted if job.predictions else None,
+        true_label=true_label,
+        inference_ms=job.inference_ms,
+        queue_wait_ms=job.queue_wait_ms,
+        end_to_end_ms=job.end_to_end_ms,
+        client_latency_ms=client_latency_ms,
+        status=job.status,
+        error=error_code,
+    )

@@ -1,0 +1,142 @@
+"""The benchmark records file: a JSON list that runs append to and nothing ever truncates."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from client.errors import RecordsError
+
+LOCK_TIMEOUT_S = 30.0
+
+StoredRecord: TypeAlias = dict[str, Any]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a benchmark, as the client and the controller saw it.
+
+    Attributes:
+        timestamp: When it was sent, ISO 8601 in UTC.
+        job_id: None where the request was refused; so are the fields that only a job has.
+        predicted: Class of the first sample, or None unless succeeded.
+        true_label: What the sample is, or None for a dummy.
+        client_latency_ms: From sending to having the outcome, repeated attempts included.
+        status: Status of the job; `refused` where there is none.
+        error: Code of what went wrong, or None.
+    """
+
+    timestamp: str
+    job_id: str | None = None
+    worker: int | None = None
+    model_name: str | None = None
+    model_version: int | None = None
+    val_accuracy: float | None = None
+    predicted: int | float | None = None
+    true_label: int | None = None
+    inference_ms: float | None = None
+    queue_wait_ms: float | None = None
+    end_to_end_ms: float | None = None
+    client_latency_ms: float
+    status: str
+    error: str | None = None
+
+
+def append_records(path: Path, records: Sequence[Record]) -> Path | None:
+    """Append records to a file, atomically: whoever reads it sees all of them or none.
+
+    Two runs that append at once wait for each other. Records that are there already stay as they are,
+    whatever their fields. A file that is no JSON list of objects is renamed, not overwritten.
+
+    Args:
+        path: The file; it and its folder are made if they do not exist.
+        records: What to append; none still makes sure that the file can be written.
+
+    Returns:
+        Where an unreadable file was moved to, or None.
+
+    Raises:
+        RecordsError: The folder cannot be written to, or another run holds the file for very long.
+    """
+    path = path.resolve()  # a symbolic link stays one: its target is replaced
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S):
+            stored = _read(path)
+            kept_aside = _move_aside(path) if stored is None else None
+            _replace(path, [*(stored or []), *map(msgspec.to_builtins, records)])
+    except Timeout:
+        raise RecordsError(
+            f"another run has held {path} for {LOCK_TIMEOUT_S:g} s; wait for it, or choose another --output"
+        ) from None
+    except OSError as error:
+        raise RecordsError(
+            f"cannot write {path}: {error.strerror or error}; choose another --output"
+        ) from None
+    return kept_aside
+
+
+def read_records(path: Path) -> list[StoredRecord]:
+    """Read every record of a file; none if it does not exist.
+
+    Raises:
+        RecordsError: The file is no JSON list of objects, or cannot be read.
+    """
+    try:
+        stored = _read(path)
+    except OSError as error:
+        raise RecordsError(f"cannot read {path}: {error.strerror or error}") from None
+    if stored is None:
+        raise RecordsError(f"{path} is not a JSON list of records")
+    return stored
+
+
+def _read(path: Path) -> list[StoredRecord] | None:
+    """Records of a file, or None if it is none; an absent or empty file has no records."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    if not data.strip():
+        return []
+    try:  # json and not msgspec: what it reads it writes again unchanged, large integers and NaN too
+        stored = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    is_list = isinstance(stored, list) and all(isinstance(record, dict) for record in stored)
+    return stored if is_list else None
+
+
+def _move_aside(path: Path) -> Path:
+    """Rename an unreadable file after the time it was found, to the microsecond."""
+    found_at = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
+    aside = path.with_name(f"{path.stem}.unreadable-{found_at}{path.suffix}")
+    path.rename(aside)
+    return aside
+
+
+def _replace(path: Path, records: Sequence[StoredRecord]) -> None:
+    """Write the whole file beside the old one, then put it in its place."""
+    lines = ",\n".join(json.dumps(record) for record in records)
+    written = path.with_name(path.name + ".tmp")  # only whoever holds the lock writes it
+    with written.open("w", encoding="ascii") as file:
+        file.write(f"[\n{lines}\n]\n" if lines else "[]\n")
+        file.flush()
+        os.fsync(file.fileno())
+    written.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

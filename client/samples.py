@@ -1,0 +1,76 @@
+"""Samples to send: digits that training never saw, and dummies of their shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.digits import SIDE_PIXELS, heldout_indices, load_digits_28
+from app.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class LabelledSamples:
+    """Samples and what they truly are.
+
+    Attributes:
+        images: float32, shape (n_samples, 1, 28, 28), in [0, 1].
+        labels: int64, shape (n_samples,), or None for dummies.
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def label(self, index: int) -> int | None:
+        """True class of one sample, if it has one."""
+        return None if self.labels is None else int(self.labels[index])
+
+
+def heldout_digits() -> LabelledSamples:
+    """Every handwritten digit that training keeps for validation.
+
+    Raises:
+        DatasetError: scikit-learn, which brings the digits, is not installed.
+    """
+    images, labels = load_digits_28()
+    kept = heldout_indices(labels)
+    return LabelledSamples(images[kept], labels[kept])
+
+
+def drawn_digits(n: int, seed: int | None = None) -> LabelledSamples:
+    """Draw `n` held-out digits, each as often as any other (none twice before all came once)."""
+    digits = heldout_digits()
+    assert digits.labels is not None
+    rng = np.random.default_rng(seed)
+    rounds = -(-n // len(digits))
+    order = np.concatenate([rng.permutation(len(digits)) for _ in range(rounds)])[:n]
+    return LabelledSamples(digits.images[order], digits.labels[order])
+
+
+def dummies(n: int, seed: int | None = None) -> LabelledSamples:
+    """Make `n` samples of uniform noise, as many bytes and as much work as a digit."""
+    noise = np.random.default_rng(seed).random((n, 1, SIDE_PIXELS, SIDE_PIXELS), dtype=np.float32)
+    return LabelledSamples(noise, None)
+
+
+def heldout_digit(index: int | None) -> tuple[int, NDArray[np.float32], int]:
+    """One held-out digit, a random one unless its index is given.
+
+    Returns:
+        Its index, the image (float32, shape (1, 1, 28, 28)) and its true class.
+
+    Raises:
+        ParameterError: There is no held-out digit of this index.
+    """
+    digits = heldout_digits()
+    assert digits.labels is not None
+    if index is None:
+        index = int(np.random.default_rng().integers(len(digits)))
+    if not 0 <= index < len(digits):
+        raise ParameterError(f"there is no held-out digit {index}; choose 0 to {len(digits) - 1}")
+    return index, digits.images[index : index + 1], int(digits.labels[index])

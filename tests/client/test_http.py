@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import socket
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from starlette.responses import Response
+
+from app.errors import (
+    ConfigurationError,
+    IdempotencyConflictError,
+    InputNotFiniteError,
+    InputNotNumericError,
+    JobNotCancellableError,
+    ModelyardError,
+    NoCandidateError,
+    NotFoundError,
+    QueueFullError,
+    UnavailableError,
+    UnknownJobError,
+    UnknownWorkerError,
+)
+from client import AsyncClient, Client, RetryPolicy
+from client.errors import (
+    AnswerUnreadableError,
+    ControllerUnreachableError,
+    JobCancelledError,
+    JobExpiredError,
+    JobFailedError,
+    JobUnsuccessfulError,
+    WaitTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Ask, ControllerDouble
+
+ATTEMPTS = 4  # of the clients that the fixture makes
+
+SEVEN = np.zeros((1, 1, 28, 28), dtype=np.float32)
+SEVEN[0, 0, 14, 14] = 0.7
+
+
+def keys(double: ControllerDouble) -> list[str]:
+    return [headers["idempotency-key"] for method, _, _, headers in double.requests if method == "POST"]
+
+
+def test_predicts_an_array_and_says_by_which_version(ask: Ask) -> None:
+    job = ask("predict", SEVEN)
+    assert job.status == "succeeded"
+    assert job.predictions[0].predicted == 7
+    assert job.predictions[0].confidence == 1.0
+    assert (job.worker, job.model_name, job.model_version) == (1, "MNIST_PyTorch_Model", 1)
+    assert (job.val_accuracy, job.policy, job.forced) == (0.91, "highest_val_accuracy", False)
+    assert (job.inference_ms, job.queue_wait_ms, job.end_to_end_ms) == (0.5, 1.5, 3.0)
+
+
+@pytest.mark.parametrize(
+    "samples", [SEVEN.tolist(), SEVEN[:, :, ::2, ::2], SEVEN.astype(">f8"), np.array([[7]]) / 10]
+)
+def test_takes_lists_and_arrays_of_any_layout(ask: Ask, samples: Any) -> None:
+    assert ask("predict", samples).predictions[0].predicted == 7
+
+
+def test_predicts_several_samples_in_one_job(ask: Ask) -> None:
+    job = ask("predict", np.concatenate([SEVEN, SEVEN / 7 * 3]))
+    assert [prediction.predicted for prediction in job.predictions] == [7, 3]
+
+
+def test_query_says_only_what_was_asked(ask: Ask, double: ControllerDouble) -> None:
+    ask("submit", SEVEN)
+    ask("submit", SEVEN, worker=2, model="m", version=5, deadline_s=1.5)
+    ask("predict", SEVEN, wait_s=0.5)
+    assert [query for _, _, query, _ in double.requests] == [
+        {},
+        {"worker": "2", "model": "m", "version": "5", "deadline": "1.5"},
+        {"wait": "0.5"},
+    ]
+
+
+def test_every_call_has_a_key_of_its_own_unless_one_is_given(ask: Ask, double: ControllerDouble) -> None:
+    ids = {ask("submit", SEVEN).id, ask("submit", SEVEN).id}
+    assert len(ids) == len(set(keys(double))) == 2
+    assert ask("submit", SEVEN, idempotency_key="mine").id == ask("submit", SEVEN, idempotency_key="mine").id
+    assert keys(double)[2:] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "queue_full"), (503, "no_candidate")])
+def test_refusal_is_tried_again_with_the_same_key(
+    ask: Ask, double: ControllerDouble, status: int, code: str
+) -> None:
+    double.refuse(status, code, retry_after="0")
+    double.refuse(status, code)
+    assert ask("predict", SEVEN).predictions[0].predicted == 7
+    assert len(keys(double)) == 3
+    assert len(set(keys(double))) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"), [(429, "queue_full", QueueFullError), (503, "no_candidate", NoCandidateError)]
+)
+def test_attempts_are_bounded(
+    ask: Ask, double: ControllerDouble, status: int, code: str, kind: type[ModelyardError]
+) -> None:
+    double.refuse(status, code, times=20)
+    with pytest.raises(kind):
+        ask("predict", SEVEN)
+    assert len(double.requests) == ATTEMPTS
+
+
+def test_controller_that_asks_for_too_much_patience_is_not_asked_again(
+    ask: Ask, double: ControllerDouble
+) -> None:
+    double.refuse(503, "ledger_unavailable", retry_after="3600")
+    with pytest.raises(UnavailableError) as raised:
+        ask("predict", SEVEN)
+    assert raised.value.retry_after_s == 3600
+    assert len(double.requests) == 1
+
+
+def test_bad_request_is_not_tried_again(ask: Ask, double: ControllerDouble) -> None:
+    with pytest.raises(UnknownWorkerError, match="known: 1, 2"):
+        ask("predict", SEVEN, worker=9)
+    assert len(double.requests) == 1
+
+
+def test_key_of_an_earlier_attempt_that_is_still_being_accepted_is_waited_for(
+    ask: Ask, double: ControllerDouble
+) -> None:
+    double.refusals.append(Response("bad gateway", 502))
+    double.refuse(409, "idempotency_conflict")
+    assert ask("predict", SEVEN).predictions[0].predicted == 7
+
+
+def test_key_that_belongs_to_another_request_is_an_error_at_once(ask: Ask, double: ControllerDouble) -> None:
+    double.refuse(409, "idempotency_conflict")
+    with pytest.raises(IdempotencyConflictError):
+        ask("submit", SEVEN, idempotency_key="taken")
+    assert len(double.requests) == 1
+
+
+def test_no_controller_at_the_address_is_one_clear_error(ask: Ask) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(ControllerUnreachableError, match=address):
+            ask("predict", SEVEN, at=address)
+
+
+def test_broken_connection_is_tried_again_with_the_same_key(ask: Ask) -> None:
+    answers = deque([httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.ReadTimeout("slow")])
+    seen: list[str] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["idempotency-key"])
+        if answers:
+            raise answers.popleft()
+        receipt = {"id": "b.0", "status": "queued", "worker": 1, "model_name": "m", "model_version": 1}
+        return httpx.Response(202, json=receipt)
+
+    assert ask("submit", SEVEN, transport=httpx.MockTransport(handle)).id == "b.0"
+    assert len(seen) == 4
+    assert len(set(seen)) == 1
+
+
+HTTPX_ERRORS = [
+    kind
+    for _, kind in inspect.getmembers(httpx, inspect.isclass)
+    if issubclass(kind, httpx.RequestError | httpx.InvalidURL)
+]
+
+
+@pytest.mark.parametrize("kind", HTTPX_ERRORS)
+def test_no_error_of_httpx_gets_out(ask: Ask, kind: type[Exception]) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        raise kind("something")
+
+    with pytest.raises(ModelyardError, match="something"):
+        ask("workers", transport=httpx.MockTransport(handle), retry=RetryPolicy(attempts=1))
+
+
+def test_job_that_takes_long_is_polled_until_its_outcome(ask: Ask, double: ControllerDouble) -> None:
+    double.polls_until_done = 3
+    assert ask("predict", SEVEN).status == "succeeded"
+    assert [method for method, _, _, _ in double.requests] == ["POST", "GET", "GET", "GET"]
+    assert all(0 < float(query["wait"]) <= 20 for _, _, query, _ in double.requests)
+
+
+def test_submitted_job_can_be_waited_for_and_read(ask: Ask) -> None:
+    job = ask("submit", SEVEN)
+    assert not job.done
+    assert ask("result", job.id).status == "queued"
+    assert ask("wait", job.id, 5).predictions[0].predicted == 7
+    assert ask("result", job.id).done
+
+
+@pytest.mark.parametrize("method", ["predict", "wait"])
+def test_time_that_runs_out_leaves_the_job_to_wait_for(
+    ask: Ask, double: ControllerDouble, method: str
+) -> None:
+    double.polls_until_done = 10**9
+    subject = SEVEN if method == "predict" else ask("submit", SEVEN).id
+    with pytest.raises(WaitTimeoutError, match="still running") as raised:
+        ask(method, subject, **{"wait_s" if method == "predict" else "timeout_s": 0.05})
+    assert raised.value.job.id in double.jobs
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "text"),
+    [
+        ("failed", JobFailedError, r"failed: the model raised ValueError \(model_failed\)"),
+        ("expired", JobExpiredError, "expired before a worker took it"),
+        ("cancelled", JobCancelledError, "was cancelled"),
+    ],
+)
+def test_job_without_a_prediction_is_an_error_that_holds_it(
+    ask: Ask, double: ControllerDouble, status: str, kind: type[JobUnsuccessfulError], text: str
+) -> None:
+    double.outcome = status
+    with pytest.raises(kind, match=text) as raised:
+        ask("predict", SEVEN)
+    assert raised.value.job.status == status
+    assert ask("result", raised.value.job.id).status == status  # reading is no error
+
+
+def test_queued_job_can_be_cancelled_and_a_done_one_cannot(ask: Ask) -> None:
+    job = ask("submit", SEVEN)
+    assert ask("cancel", job.id).status == "cancelled"
+    with pytest.raises(JobNotCancellableError):
+        ask("cancel", ask("predict", SEVEN).id)
+
+
+def test_unknown_job_is_an_error_whatever_is_in_its_id(ask: Ask, double: ControllerDouble) -> None:
+    for job_id in ("nothing", "a b?c=d#e"):
+        with pytest.raises(UnknownJobError, match=re.escape(job_id)):
+            ask("result", job_id)
+    with pytest.raises(NotFoundError):
+        ask("result", "../workers")
+    assert not any(path == "/workers" for _, path, _, _ in double.requests)
+
+
+def test_workers_are_typed_and_what_is_newer_is_ignored(ask: Ask) -> None:
+    (worker,) = ask("workers")
+    assert (worker.worker, worker.model_version, worker.val_accuracy) == (1, 3, None)
+    assert (worker.backlog_jobs, worker.oldest_job_age_s, worker.inference_ms.p99) == (4, 0.25, 0.9)
+    assert worker.replicas[0].pid == 7
+    assert worker.input.shape == (-1, 1, 28, 28)
+
+
+def test_not_ready_is_an_answer_and_no_error(ask: Ask, double: ControllerDouble) -> None:
+    assert ask("ready").ready
+    double.is_ready = False
+    readiness = ask("ready")
+    assert not readiness.ready
+    assert readiness.reasons == ("no live worker",)
+    assert len(double.requests) == 2
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"id": 5}', b"\xff\xfe"])
+def test_answer_that_no_controller_gives_is_said_to_be_one(
+    ask: Ask, double: ControllerDouble, body: bytes
+) -> None:
+    double.refusals.append(Response(body, 200))
+    with pytest.raises(AnswerUnreadableError, match="GET /results/x was answered with 200"):
+        ask("result", "x")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite_numbers_are_refused_before_they_are_sent(
+    ask: Ask, double: ControllerDouble, value: float
+) -> None:
+    with pytest.raises(InputNotFiniteError):
+        ask("predict", np.full((1, 4), value))
+    assert not double.requests
+
+
+@pytest.mark.parametrize("samples", [np.array(["seven"]), np.array([1j]), np.array([object()]), [object()]])
+def test_what_json_cannot_say_is_refused_before_it_is_sent(
+    ask: Ask, double: ControllerDouble, samples: Any
+) -> None:
+    with pytest.raises(InputNotNumericError):
+        ask("predict", samples)
+    assert not double.requests
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("url", ["", "localhost:9000", "ftp://host", "http://", "http://host:port"])
+def test_url_that_is_none_is_a_configuration_error(kind: Callable[[str], object], url: str) -> None:
+    with pytest.raises(ConfigurationError, match="give one such as http://127"):
+        kind(url)
+
+
+async def test_async_client_keeps_concurrent_retries_apart(url: str, double: ControllerDouble) -> None:
+    double.refuse(429, "queue_full", times=30)
+
+    async def predicted(client: AsyncClient, digit: int) -> int | float:
+        job = await client.predict(SEVEN / 7 * digit)
+        return job.predictions[0].predicted
+
+    policy = RetryPolicy(attempts=30, backoff_s=0.001, max_backoff_s=0.005)
+    async with AsyncClient(url, retry=policy) as client:
+        digits = await asyncio.gather(*(predicted(client, index % 10) for index in range(60)))
+    assert digits == [index % 10 for index in range(60)]
+
+
+def test_client_can_be_shared_among_threads(url: str, double: ControllerDouble) -> None:
+    double.refuse(429, "queue_full", times=10)
+    policy = RetryPolicy(attempts=30, backoff_s=0.001, max_backoff_s=0.005)
+
+    def predicted(digit: int) -> int | float:
+        return client.predict(SEVEN / 7 * digit).predictions[0].predicted
+
+    with Client(url, retry=policy) as client, ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(predicted, [1, 2, 3, 4] * 8)) == [1, 2, 3, 4] * 8
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def shape(kind: type) -> dict[str, list[str]]:
+        methods = inspect.getmembers(kind, inspect.isfunction)
+        return {
+            name: list(inspect.signature(m).parameters) for name, m in methods if not name.startswith("_")
+        }
+
+    assert shape(Client) == shape(AsyncClient)
