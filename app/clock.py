@@ -14,9 +14,9 @@ class PoolClock:
     def __init__(self) -> None:
         self._offset_ms = time.time() * 1000 - time.monotonic() * 1000
 
-    def now_ms(self) -> int:
+    def now_ms(self) -> float:
         """Milliseconds since the epoch, as Redis would tell them."""
-        return int(time.monotonic() * 1000 + self._offset_ms)
+        return time.monotonic() * 1000 + self._offset_ms
 
     def adjust(self, redis_time: tuple[int, int]) -> None:
         """Take over the answer (seconds, microseconds) of Redis's TIME, just received."""

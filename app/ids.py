@@ -36,9 +36,9 @@ class IdSigner:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def new_batch_id(self, accepted_at_ms: int, n_jobs: int) -> str:
+    def new_batch_id(self, accepted_at_ms: float, n_jobs: int) -> str:
         """Give an id to a batch of `n_jobs` (at most 65,535) accepted at `accepted_at_ms`."""
-        payload = accepted_at_ms.to_bytes(6, "big") + n_jobs.to_bytes(2, "big") + os.urandom(10)
+        payload = int(accepted_at_ms).to_bytes(6, "big") + n_jobs.to_bytes(2, "big") + os.urandom(10)
         return base64.urlsafe_b64encode(payload + self._mac(payload)).decode()
 
     def parse_job_id(self, job_id: str) -> JobRef | None:

@@ -129,7 +129,7 @@ class NewBatch:
     head: BatchHead
     data: bytes
     message: bytes
-    accepted_at_ms: int
+    accepted_at_ms: float
     once: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -236,7 +236,7 @@ class ControllerLedger:
         """
         head, batch_id, queue = batch.head, batch.batch_id, batch.head.queue
         last_deadline_ms = max(job.deadline_ms for job in head.jobs)
-        ttl_ms = last_deadline_ms - batch.accepted_at_ms + self.retention_ms
+        ttl_ms = int(last_deadline_ms - batch.accepted_at_ms) + self.retention_ms
         with ledger_errors():
             await self._accept(
                 keys=[
@@ -262,7 +262,7 @@ class ControllerLedger:
                 ],
             )
 
-    async def read(self, ref: JobRef, now_ms: int) -> JobView | None:
+    async def read(self, ref: JobRef, now_ms: float) -> JobView | None:
         """Look a job up; None where the ledger has no record of its batch.
 
         Raises:
@@ -396,7 +396,7 @@ def _finish_args(
     return [batch_id, head.queue, worker_id, wire.encode(outcome), retention_ms, channel]
 
 
-def _status(view: JobView, claimed: bool, cancelled: bool, now_ms: int) -> Status:
+def _status(view: JobView, claimed: bool, cancelled: bool, now_ms: float) -> Status:
     own = view.job_outcome
     if own:
         return own.status

@@ -45,8 +45,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     val_accuracy: float | None
     input: InputContract
     state: WorkerState
-    started_at_ms: int
-    heartbeat_at_ms: int
+    started_at_ms: float
+    heartbeat_at_ms: float
     running_batch: str = ""
     jobs_done: int = 0
     jobs_failed: int = 0

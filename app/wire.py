@@ -29,8 +29,8 @@ class JobEntry(msgspec.Struct, frozen=True, array_like=True):
     """
 
     n_samples: int
-    received_at_ms: int
-    deadline_ms: int
+    received_at_ms: float
+    deadline_ms: float
     policy: str
     forced: bool
 
@@ -100,8 +100,8 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     worker_id: str
-    started_at_ms: int
-    finished_at_ms: int
+    started_at_ms: float
+    finished_at_ms: float
     inference_ms: float
     n_samples: int
     jobs: list[JobOutcome]

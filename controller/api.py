@@ -21,7 +21,7 @@ JSON = "application/json"
 
 
 def _services(request: Request) -> Services:
-    services: Services = request.app.services
+    services: Services = request.app.state.services
     return services
 
 
@@ -100,7 +100,7 @@ def _present(view: PoolView) -> list[tuple[str, int]]:
     return sorted(((q, view.numbers[q]) for q in queues if q in view.numbers), key=lambda row: row[1])
 
 
-def _worker_row(view: PoolView, queue: str, number: int, now_ms: int) -> dict[str, Any]:
+def _worker_row(view: PoolView, queue: str, number: int, now_ms: float) -> dict[str, Any]:
     records = [record for record in view.records if record.queue == queue]
     name, version = view.snapshot.known[number]
     newest = max(records, key=lambda record: record.heartbeat_at_ms, default=None)
@@ -114,7 +114,7 @@ def _worker_row(view: PoolView, queue: str, number: int, now_ms: int) -> dict[st
         "input": _input(newest) if newest else None,
         "live_workers": sum(record.state == "ready" for record in records),
         "backlog_jobs": view.backlog_jobs.get(queue, 0),
-        "oldest_job_age_s": 0.0 if oldest_at_ms is None else max(0, now_ms - oldest_at_ms) / 1000,
+        "oldest_job_age_s": 0.0 if oldest_at_ms is None else round(max(0.0, now_ms - oldest_at_ms) / 1000, 3),
         "inference_ms": _latency(newest),
         "jobs_done": sum(record.jobs_done for record in records),
         "jobs_failed": sum(record.jobs_failed for record in records),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from celery import Celery
 
-from app.celery_app import BatchMessages
+from app.celery_app import BatchMessages, message_template
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError
 from app.ids import IdSigner, JobRef
@@ -43,8 +43,8 @@ class Job:
     route: Route
     data: bytes
     n_samples: int
-    received_at_ms: int
-    deadline_ms: int
+    received_at_ms: float
+    deadline_ms: float
     wants_outcome: bool
     settled: asyncio.Future[None]
     once: tuple[str, str] | None = None
@@ -116,7 +116,7 @@ class Dispatcher:
         self.sent: dict[str, SentBatch] = {}
         self._controller_id = controller_id
         self._ledger = ledger
-        self._celery = celery
+        self._template = message_template(celery)
         self._clock = clock
         self._settings = settings
         self._signer = signer
@@ -136,7 +136,7 @@ class Dispatcher:
         """The queue's lane."""
         lane = self._lanes.get(queue)
         if lane is None:
-            lane = self._lanes[queue] = Lane(BatchMessages(self._celery, queue))
+            lane = self._lanes[queue] = Lane(BatchMessages(self._template, queue))
         return lane
 
     def settle_batch(self, batch_id: str, outcome: BatchOutcome) -> None:

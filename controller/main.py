@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -27,7 +27,7 @@ from app.errors import LedgerUnavailableError, ModelyardError, ParameterError
 from app.ledger import ControllerLedger
 from app.settings import ControllerSettings, load
 from controller import api, documentation
-from controller.dispatch import Dispatcher, SentBatch
+from controller.dispatch import Dispatcher
 from controller.idempotency import Idempotency
 from controller.metrics import Metrics
 from controller.predict import Predict, Receive, Scope, Send
@@ -53,43 +53,51 @@ class Services:
     predict: Predict
 
 
-class Controller(FastAPIOffline):  # type: ignore[misc]
-    """A FastAPI application whose hot route is answered before FastAPI's own routing."""
+class Controller:
+    """The ASGI application: the hot route in front of a FastAPI application that has everything else."""
 
-    services: Services
+    def __init__(self, fastapi: FastAPI) -> None:
+        self.fastapi = fastapi
+
+    @property
+    def services(self) -> Services:
+        """What the lifespan opened."""
+        services: Services = self.fastapi.state.services
+        return services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
             await self.services.predict(scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            await self.fastapi(scope, receive, send)
 
 
 def create_app(settings: ControllerSettings) -> Controller:
     """Make the application. Nothing connects before its lifespan begins."""
-    app = Controller(
+    fastapi = FastAPIOffline(
+        redoc_url=None,
         title="Modelyard",
         version=version("modelyard"),
         description=documentation.INTRODUCTION,
-        lifespan=lambda app: _lifespan(app, settings),
+        lifespan=lambda fastapi: _lifespan(fastapi, settings),
     )
-    app.include_router(api.router)
-    app.add_exception_handler(ModelyardError, _on_modelyard_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_unforeseen_error)
-    return app
+    fastapi.include_router(api.router)
+    fastapi.add_exception_handler(ModelyardError, _on_modelyard_error)
+    fastapi.add_exception_handler(RequestValidationError, _on_validation_error)
+    fastapi.add_exception_handler(HTTPException, _on_http_error)
+    fastapi.add_exception_handler(Exception, _on_unforeseen_error)
+    return Controller(fastapi)
 
 
 @asynccontextmanager
-async def _lifespan(app: Controller, settings: ControllerSettings) -> AsyncIterator[None]:
+async def _lifespan(fastapi: FastAPI, settings: ControllerSettings) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         client = ledger_module.connect_async(settings)
         stack.push_async_callback(client.aclose)
         controller_id = uuid4().hex
-        app.services, reconciler = _build(settings, client, controller_id)
-        services = app.services
+        services, reconciler = _build(settings, client, controller_id)
+        fastapi.state.services = services
         try:
             await services.watcher.refresh()
         except LedgerUnavailableError as error:
@@ -115,9 +123,6 @@ def _build(settings: ControllerSettings, client: Any, controller_id: str) -> tup
     watcher = PoolWatcher(client, clock, settings.heartbeat_s, settings.worker_ttl_s)
     metrics = Metrics(watcher, clock)
 
-    def on_outcome(batch: SentBatch) -> None:
-        metrics.settled(batch)
-
     dispatcher = Dispatcher(
         controller_id,
         ledger,
@@ -126,7 +131,7 @@ def _build(settings: ControllerSettings, client: Any, controller_id: str) -> tup
         settings,
         lambda: watcher.signer,
         metrics.sent,
-        on_outcome,
+        metrics.settled,
     )
     results = Results(controller_id, client, ledger, dispatcher, watcher, clock)
     predict = Predict(settings, watcher, dispatcher, results, Idempotency(client), metrics, clock)
@@ -153,8 +158,8 @@ def _log_death(task: asyncio.Task[None]) -> None:
 
 def _on_modelyard_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ModelyardError)
-    controller: Controller = request.app
-    controller.services.metrics.rejected(error.code)
+    services: Services = request.app.state.services
+    services.metrics.rejected(error.code)
     status, headers, body = problem(error)
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 

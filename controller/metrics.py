@@ -78,7 +78,7 @@ class Metrics:
         counts: dict[str, int] = {}
         latency_s = 0.0
         for entry, own in zip(batch.head.jobs, batch.outcome.jobs, strict=True):
-            latency_s = max(0, now_ms - entry.received_at_ms) / 1000
+            latency_s = max(0.0, now_ms - entry.received_at_ms) / 1000
             observe(latency_s)
             counts[own.status] = counts.get(own.status, 0) + 1
         self._end_to_end_last.labels(worker).set(latency_s)
@@ -121,13 +121,13 @@ class _PoolCollector(Collector):
         ready: dict[str, int] = {}
         for record in view.records:
             ready[record.queue] = ready.get(record.queue, 0) + (record.state == "ready")
-            number = [str(view.numbers.get(record.queue, record.worker))]
+            number = (str(view.numbers.get(record.queue, record.worker)),)
             if record.val_accuracy is not None:
                 accuracy.add_metric(number, record.val_accuracy)
             if record.inference_ms.last is not None:
-                inference.add_metric([*number], record.inference_ms.last / 1000)
+                inference.add_metric(number, record.inference_ms.last / 1000)
         for queue in {*ready, *view.backlog_jobs}:
-            number = [str(view.numbers.get(queue, 0))]
+            number = (str(view.numbers.get(queue, 0)),)
             live.add_metric(number, ready.get(queue, 0))
             backlog.add_metric(number, view.backlog_jobs.get(queue, 0))
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0

@@ -16,8 +16,14 @@ from urllib.parse import parse_qsl
 import orjson
 
 from app.clock import PoolClock
-from app.errors import InputError, ModelyardError, ParameterError, QueueFullError, TooLargeError
-from app.ids import JobRef
+from app.errors import (
+    InputError,
+    InputShapeError,
+    ModelyardError,
+    ParameterError,
+    QueueFullError,
+    TooLargeError,
+)
 from app.settings import ControllerSettings
 from controller import decode
 from controller.dispatch import Dispatcher, Job
@@ -121,10 +127,14 @@ class Predict:
         return await self._submit(job, wait_s)
 
     def _new_job(
-        self, query: Query, body: bytes, received_at_ms: int, deadline_s: float, wants_outcome: bool
+        self, query: Query, body: bytes, received_at_ms: float, deadline_s: float, wants_outcome: bool
     ) -> Job:
         numbers = decode.parse(body)
-        chosen = route(self._watcher.view.snapshot, query.selector, numbers.fit)
+        try:
+            chosen = route(self._watcher.view.snapshot, query.selector, numbers.fit)
+        except InputShapeError:
+            decode.parse_slow(body)  # a ragged array has a better explanation
+            raise
         contract = chosen.candidate.contract
         data = decode.to_samples(numbers, contract, self._settings.max_samples)
         self._check_backlog(chosen.candidate.queue, chosen.candidate.expected_wait_ms)
@@ -133,7 +143,7 @@ class Predict:
             data=data,
             n_samples=len(numbers.values) // contract.sample_size,
             received_at_ms=received_at_ms,
-            deadline_ms=received_at_ms + int(deadline_s * 1000),
+            deadline_ms=received_at_ms + deadline_s * 1000,
             wants_outcome=wants_outcome,
             settled=asyncio.get_running_loop().create_future(),
         )
@@ -171,8 +181,7 @@ class Predict:
         view = await self._results.job(first_job_id, wait_s)
         done = view.outcome is not None and wait_s > 0
         location: Headers = [] if done else [(b"location", f"/results/{first_job_id}".encode())]
-        ref = JobRef(view.ref.batch_id, view.ref.index)
-        body = job_json(ref, view.head, view.status, view.outcome if done else None)
+        body = job_json(view.ref, view.head, view.status, view.outcome if done else None)
         return Reply(200 if done else 202, [JSON, *location], body)
 
     async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:

@@ -159,7 +159,7 @@ class Reconciler:
 
     def _unannounced(self, view: QueueView) -> set[str]:
         """Batches that nobody runs and that the queue, first in first out, should have given out by now."""
-        before_ms = self._clock.now_ms() - UNCLAIMED_GRACE_MS
+        before_ms = int(self._clock.now_ms()) - UNCLAIMED_GRACE_MS
         next_batch = batch_id_of(view.next_message) if view.next_message else None
         if next_batch and len(next_batch) == ids.BATCH_ID_LENGTH:
             before_ms = min(before_ms, ids.accepted_at_ms(next_batch))

@@ -171,8 +171,8 @@ def _timings(ref: JobRef, head: BatchHead, outcome: BatchOutcome) -> dict[str, A
         "worker_id": outcome.worker_id or None,
         "batch_samples": outcome.n_samples,
         "inference_ms": outcome.inference_ms,
-        "queue_wait_ms": max(0, started_at_ms - received_at_ms),
-        "end_to_end_ms": max(0, outcome.finished_at_ms - received_at_ms),
+        "queue_wait_ms": round(max(0.0, started_at_ms - received_at_ms), 3),
+        "end_to_end_ms": round(max(0.0, outcome.finished_at_ms - received_at_ms), 3),
     }
 
 

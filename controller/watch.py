@@ -36,7 +36,7 @@ class PoolView:
     records: tuple[WorkerRecord, ...] = ()
     numbers: dict[str, int] = field(default_factory=dict)
     backlog_jobs: dict[str, int] = field(default_factory=dict)
-    oldest_at_ms: dict[str, int] = field(default_factory=dict)
+    oldest_at_ms: dict[str, float] = field(default_factory=dict)
     snapshot: Snapshot = field(default_factory=Snapshot)
 
 
@@ -58,7 +58,7 @@ class PoolWatcher:
         self._client = client
         self._clock = clock
         self._interval_s = interval_s
-        self._worker_ttl_ms = int(worker_ttl_s * 1000)
+        self._worker_ttl_ms = worker_ttl_s * 1000
         self._signer: IdSigner | None = None
         self._secret = b""
         self._wake = asyncio.Event()
@@ -102,7 +102,7 @@ class PoolWatcher:
             pipe.time()
             pipe.set(keys.SECRET, os.urandom(32), nx=True)
             pipe.get(keys.SECRET)
-            pipe.zrangebyscore(keys.WORKERS, f"({self._clock.now_ms() - self._worker_ttl_ms}", "+inf")
+            pipe.zrangebyscore(keys.WORKERS, f"({self._clock.now_ms() - self._worker_ttl_ms:.3f}", "+inf")
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
             time, _, secret, worker_ids, numbers, backlog = await pipe.execute()
@@ -129,7 +129,7 @@ class PoolWatcher:
             numbers=numbers,
             backlog_jobs=backlog,
             oldest_at_ms={
-                queue: int(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
+                queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
             },
             snapshot=build_snapshot(records, numbers, backlog),
         )

@@ -6,10 +6,12 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from typing import Any
 from uuid import uuid4
 
 from celery import Celery, signals
+from celery.exceptions import SecurityWarning
 from kombu import Queue
 
 from app import keys, ledger
@@ -87,6 +89,8 @@ def _consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: 
     def on_shutting_down(**_: Any) -> None:
         beacon.set_state("draining")
 
+    # Celery warns of root because it can unpickle; this worker accepts JSON alone.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.worker_ready.connect(on_ready)
     signals.worker_shutting_down.connect(on_shutting_down)
     celery.conf.task_queues = [Queue(record.queue, routing_key=record.queue)]

@@ -105,7 +105,7 @@ class BatchRunner:
             jobs=[outcome for outcome in outcomes if outcome],
         )
 
-    def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry, now_ms: int) -> JobOutcome | None:
+    def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry, now_ms: float) -> JobOutcome | None:
         """The outcome of a job that is not to run, else None."""
         if index in batch.cancelled:
             return CANCELLED
