@@ -19,7 +19,7 @@ from cli import pool_preflight, pool_services
 from cli.pool_services import Service, Tier
 from cli.pool_supervisor import Supervisor
 
-POLL_S = 0.1
+POLL_S = 0.2
 WATCH_S = 1.0
 READY_LIMIT_S = 180.0
 TAIL_LINES = 12

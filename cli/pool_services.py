@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from http.client import HTTPConnection, HTTPException
+from urllib.parse import urlsplit
 
 from app.settings import ControllerSettings
 from cli import pool_redis
@@ -158,22 +162,28 @@ def redis_answers(url: str) -> bool:
 
 def http_answers(url: str) -> bool:
     """Whether a server answers, be it that it asks for a password."""
-    import httpx
-
-    try:
-        return httpx.get(url, timeout=PROBE_TIMEOUT_S, trust_env=False).status_code < 500
-    except httpx.HTTPError:
-        return False
+    return 0 < _get(url)[0] < 500
 
 
 def controller_sees_worker(url: str, pid: int) -> bool:
     """Whether a controller would route to the worker with this process id on this machine."""
-    from app.errors import ModelyardError
-    from client import Client, RetryPolicy
-
-    try:
-        with Client(url, retry=RetryPolicy(attempts=1)) as client:
-            replicas = [replica for info in client.workers() for replica in info.replicas]
-    except ModelyardError:
+    status, body = _get(f"{url}/workers")
+    if status != 200:
         return False
-    return any(replica.pid == pid and replica.state == "ready" for replica in replicas)
+    replicas = [replica for worker in json.loads(body)["workers"] for replica in worker["replicas"]]
+    here = socket.gethostname()
+    return any((each["host"], each["pid"], each["state"]) == (here, pid, "ready") for each in replicas)
+
+
+def _get(url: str) -> tuple[int, bytes]:
+    # Asked many times a second while everything else is starting, so nothing heavier than the standard library.
+    where = urlsplit(url)
+    connection = HTTPConnection(where.hostname or "", where.port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", where.path or "/")
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, HTTPException):
+        return 0, b""
+    finally:
+        connection.close()

@@ -34,13 +34,13 @@ def command(versions: list[int], replicas: int, controllers: int, views: bool) -
 
     from app.settings import ControllerSettings, load
     from cli.pool import PoolPlan, open_pool, until_interrupted
-    from cli.pool_versions import choose_versions, registered_versions
+    from cli.pool_versions import choose_versions
 
     console = Console()
     settings = load(ControllerSettings)
     with until_interrupted():
         with console.status("reading the registry"):
-            chosen = choose_versions(settings, registered_versions(settings), versions)
+            chosen = choose_versions(settings, versions)
         with open_pool(settings, PoolPlan(chosen, replicas, controllers, views), console) as pool:
             pool.start_core()
             pool.start_views()
