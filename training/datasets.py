@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from app.digits import Images, Indices, Labels, heldout_indices, load_digits_28
-from training.mnist import OnDownload, load_mnist
+from app.errors import DatasetError
+from training.mnist import BASE_URL, OnDownload, load_mnist
+from training.options import DATASETS
 
-DATASETS = ("digits", "mnist")
+_DIGITS_URL = "https://archive.ics.uci.edu/dataset/80"  # scikit-learn's digits are its test half
 _DIGEST_CHARACTERS = 32  # MLflow keeps at most 36
 
 
@@ -25,12 +26,14 @@ class Dataset:
         images: float32, shape (n_samples, 1, 28, 28), in [0, 1], light on dark.
         labels: int64, shape (n_samples,), 0 to 9.
         digest: The first 32 hexadecimal digits of a SHA-256 over both arrays.
+        source: Where they come from: a URL or a folder.
     """
 
     name: str
     images: Images
     labels: Labels
     digest: str
+    source: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +55,15 @@ def load_dataset(name: str, data_dir: Path | None, on_download: OnDownload) -> D
     Raises:
         DatasetError: A file is missing, corrupt or not what it claims to be.
     """
-    readers: dict[str, Callable[[], tuple[Images, Labels]]] = {
-        "digits": load_digits_28,
-        "mnist": lambda: load_mnist(data_dir, on_download),
-    }
-    images, labels = readers[name]()
-    return Dataset(name, images, labels, digest_of(images, labels))
+    if name == "digits":
+        images, labels = load_digits_28()
+        source = _DIGITS_URL
+    elif name == "mnist":
+        images, labels = load_mnist(data_dir, on_download)
+        source = str(data_dir.expanduser().resolve()) if data_dir else BASE_URL
+    else:
+        raise DatasetError(f"there is no data set {name!r}; expected one of {', '.join(DATASETS)}")
+    return Dataset(name, images, labels, digest_of(images, labels), source)
 
 
 def digest_of(images: Images, labels: Labels) -> str:

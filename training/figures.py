@@ -72,8 +72,10 @@ def confusion_matrix(labels: Labels, predicted: Labels, title: str) -> Figure:
     figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for true, guess in np.argwhere(counts):
-        colour = "white" if shares[true, guess] > 0.5 else "#1d2733"
-        axes.text(guess, true, f"{counts[true, guess]:,}", ha="center", va="center", color=colour, fontsize=9)
+        colour = ("white" if shares[true, guess] > 0.5 else "black") if true == guess else _ACCURACY_COLOUR
+        weight = "normal" if true == guess else "bold"
+        label = f"{counts[true, guess]:,}"
+        axes.text(guess, true, label, ha="center", va="center", fontsize=9, color=colour, fontweight=weight)
     axes.set(xlabel="predicted digit", ylabel="true digit", xticks=range(CLASSES), yticks=range(CLASSES))
     axes.set_xticks(np.arange(-0.5, CLASSES), minor=True)
     axes.set_yticks(np.arange(-0.5, CLASSES), minor=True)

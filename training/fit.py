@@ -15,27 +15,11 @@ from torch import Tensor, nn
 from app.digits import Labels
 from training.architectures import ARCHITECTURES
 from training.datasets import Dataset, Split
+from training.options import TrainOptions
 
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
 _EVALUATION_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to fit.
-
-    Attributes:
-        epochs: Passes over the training samples.
-        batch_size: Samples of one step.
-        learning_rate: Step size of Adam.
-        seed: Fixes the initial weights, the order of samples and dropout.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +54,7 @@ def fit(
     arch: str,
     dataset: Dataset,
     split: Split,
-    options: FitOptions,
+    options: TrainOptions,
     *,
     on_step: OnStep,
     on_epoch: Callable[[EpochResult], None],

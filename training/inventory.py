@@ -1,0 +1,89 @@
+"""Lists the versions that training has registered, quickly: MLflow is imported only where it must be."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+CHAMPION = "champion"
+_SQLITE = "sqlite:///"
+# Deleting a version leaves its row, in this stage.
+_QUERY = """
+SELECT v.version, v.run_id, arch.value, digest.value, accuracy.value, alias.alias IS NOT NULL
+FROM model_versions v
+LEFT JOIN params arch ON arch.run_uuid = v.run_id AND arch.key = 'arch'
+LEFT JOIN params digest ON digest.run_uuid = v.run_id AND digest.key = 'dataset_digest'
+LEFT JOIN latest_metrics accuracy ON accuracy.run_uuid = v.run_id AND accuracy.key = 'val_accuracy'
+LEFT JOIN registered_model_aliases alias
+    ON alias.name = v.name AND alias.version = v.version AND alias.alias = :champion
+WHERE v.name = :name AND v.status = 'READY' AND v.current_stage != 'Deleted_Internal'
+ORDER BY v.version
+"""
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A registered version and what its run says of it; None where the run was not one of training's.
+
+    Attributes:
+        version: The version number.
+        run_id: The MLflow run that made it.
+        arch: Its architecture.
+        dataset_digest: Digest of the data set it was fitted to and measured on.
+        val_accuracy: The final one, a fraction in [0, 1].
+        champion: Whether it has the alias `CHAMPION`.
+    """
+
+    version: int
+    run_id: str | None
+    arch: str | None
+    dataset_digest: str | None
+    val_accuracy: float | None
+    champion: bool
+
+
+def registered_versions(tracking_uri: str, model_name: str) -> list[RegisteredVersion]:
+    """List a model's versions, oldest first; none if there is no such model or no database yet.
+
+    Importing MLflow takes seconds, so an SQLite database is read as it lies. Anything else, a database
+    laid out in another way included, is asked through MLflow.
+
+    Raises:
+        RegistryUnavailableError: The registry does not answer.
+    """
+    if not database_exists(tracking_uri):
+        return []
+    if tracking_uri.startswith(_SQLITE) and not os.environ.get("MLFLOW_REGISTRY_URI"):
+        try:
+            return _read_sqlite(Path(tracking_uri.removeprefix(_SQLITE)), model_name)
+        except sqlite3.Error:
+            pass  # MLflow knows better, or says what is wrong
+    from training.registry import ask_versions
+
+    return ask_versions(tracking_uri, model_name)
+
+
+def database_exists(tracking_uri: str) -> bool:
+    """False for an SQLite file that is not there, which MLflow would create, empty, in seconds."""
+    return not tracking_uri.startswith(_SQLITE) or Path(tracking_uri.removeprefix(_SQLITE)).exists()
+
+
+def best_version(versions: list[RegisteredVersion], dataset_digest: str) -> RegisteredVersion | None:
+    """The version with the highest `val_accuracy` on a data set; of equals, the oldest."""
+    measured = [(v.val_accuracy, -v.version, v) for v in versions if v.dataset_digest == dataset_digest]
+    known = [(accuracy, age, v) for accuracy, age, v in measured if accuracy is not None]
+    return max(known, key=lambda entry: entry[:2])[2] if known else None
+
+
+def _read_sqlite(path: Path, model_name: str) -> list[RegisteredVersion]:
+    """Read MLflow's tables, without writing to the file or creating it."""
+    with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as database:
+        rows = database.execute(_QUERY, {"name": model_name, "champion": CHAMPION}).fetchall()
+    return [
+        RegisteredVersion(version, run_id, arch, digest, accuracy, bool(champion))
+        for version, run_id, arch, digest, accuracy, champion in rows
+    ]

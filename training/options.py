@@ -1,0 +1,40 @@
+"""What a person can choose about training. Imports nothing heavy, so that a command line can show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.digits import SPLIT_SEED, VAL_FRACTION
+
+ARCHS = ("mlp", "cnn")
+DATASETS = ("digits", "mnist")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train and where to register it.
+
+    Attributes:
+        tracking_uri: MLflow tracking server or database.
+        model_name: Registered model; a version is added for each architecture.
+        archs: One or more of `ARCHS`, in order.
+        dataset: One of `DATASETS`.
+        data_dir: Folder with MNIST's files; None downloads them.
+        epochs: Passes over the training samples.
+        batch_size: Samples of one step.
+        learning_rate: Step size of Adam.
+        val_fraction: Share of each class that is kept for validation.
+        seed: Fixes the split, the initial weights, the order of samples and dropout.
+    """
+
+    tracking_uri: str
+    model_name: str
+    archs: tuple[str, ...] = ARCHS[:1]
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    epochs: int = 8
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    val_fraction: float = VAL_FRACTION
+    seed: int = SPLIT_SEED

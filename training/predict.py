@@ -1,0 +1,86 @@
+"""Loads one registered version in this process and predicts with it, without any server."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.digits import CLASSES, Images
+from app.errors import ModelContractError, ModelNotFoundError
+from training.inventory import database_exists
+from training.registry import MODEL_ARTIFACT, connect, registry_errors
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: an unknown alias
+
+
+def load(model_uri: str, tracking_uri: str) -> PyFuncModel:
+    """Load a version, whatever its flavour.
+
+    Args:
+        model_uri: ``models:/name/version``, ``models:/name@alias``, a run id, or another of MLflow's model URIs.
+        tracking_uri: The registry it is in.
+
+    Raises:
+        ModelNotFoundError: The registry has no such version, alias or run.
+        RegistryUnavailableError: The registry does not answer.
+    """
+    if not database_exists(tracking_uri):
+        raise ModelNotFoundError(f"there is no {tracking_uri} to find {model_uri} in; run `modelyard train`")
+    # On a machine with CUDA MLflow would ask for it, and a graph that was exported on the CPU refuses.
+    os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
+    connect(tracking_uri)
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    uri = f"runs:/{model_uri}/{MODEL_ARTIFACT}" if _RUN_ID.fullmatch(model_uri) else model_uri
+    with registry_errors(tracking_uri):
+        try:
+            return mlflow.pyfunc.load_model(uri)
+        except MlflowException as error:
+            if error.error_code not in _NOT_THERE:
+                raise
+            raise ModelNotFoundError(
+                f"{tracking_uri} has no {model_uri}: {_first_line(error)}; give models:/name/version, "
+                "models:/name@alias or a run id"
+            ) from None
+
+
+def scores(model: PyFuncModel, images: Images) -> NDArray[np.float32]:
+    """Score images.
+
+    Args:
+        model: What `load` gave.
+        images: float32, shape (n_samples, 1, 28, 28), in [0, 1].
+
+    Returns:
+        float32, shape (n_samples, 10); for what `modelyard train` registers these are probabilities.
+
+    Raises:
+        ModelContractError: The model takes another input or answers something else.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        answer: Any = np.asarray(model.predict(images), dtype=np.float32)
+    except (MlflowException, ValueError, TypeError, RuntimeError) as error:
+        raise ModelContractError(
+            f"the model does not take float32 images of shape {images.shape}: {_first_line(error)}"
+        ) from None
+    if answer.shape != (len(images), CLASSES):
+        raise ModelContractError(
+            f"the model answered shape {answer.shape}; expected {(len(images), CLASSES)}, a score for each digit"
+        )
+    return np.asarray(answer)
+
+
+def _first_line(error: Exception) -> str:
+    """What MLflow says first; the rest is for its own developers."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,232 @@
+"""The one file that writes to MLflow: runs, models, versions, the champion alias. Its errors are mapped here.
+
+A version is logged in MLflow's ``pt2`` form (a graph made by ``torch.export``), so that loading it runs no
+pickle and needs none of this package's code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version as installed_version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.digits import CLASSES, SIDE_PIXELS
+from app.errors import RegistryUnavailableError
+from training.architectures import Classifier
+from training.datasets import Dataset, Split
+from training.figures import confusion_matrix, learning_curve
+from training.fit import EpochResult, Fitted
+from training.inventory import CHAMPION, RegisteredVersion, best_version, registered_versions
+from training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL_ARTIFACT = "model"
+_REQUIREMENTS = ("mlflow", "numpy", "torch")
+_CHATTER = ("Registered model ", "Created version ")
+_EXAMPLE_SAMPLES = 2  # torch.export makes a dimension of 1 constant, and the batch must stay free
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """Import MLflow, without its chatter, and point this process at a registry.
+
+    MLflow's usage telemetry is off unless ``MLFLOW_DISABLE_TELEMETRY`` is set; a server that does not
+    answer is given up after seconds, not minutes, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` is set.
+
+    Raises:
+        RegistryUnavailableError: The URI is of no known kind.
+    """
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with registry_errors(tracking_uri):
+        mlflow.set_tracking_uri(tracking_uri)
+        return mlflow.MlflowClient(tracking_uri)
+
+
+@contextlib.contextmanager
+def registry_errors(tracking_uri: str) -> Iterator[None]:
+    """Turn what MLflow and what it stands on raise into the one error that callers know.
+
+    Raises:
+        RegistryUnavailableError: Something inside failed; says what.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RegistryUnavailableError(
+            f"the MLflow registry {tracking_uri} did not do what was asked: {reason}; "
+            "check MLFLOW_TRACKING_URI and that the server or database behind it is up"
+        ) from error
+
+
+def prepare(client: MlflowClient, model_name: str) -> str:
+    """Create the experiment and the registered model, both of that name, unless they are there.
+
+    Returns:
+        The experiment's id.
+    """
+    experiment = client.get_experiment_by_name(model_name)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(model_name)
+    if not client.search_registered_models(f"name = '{model_name}'"):
+        client.create_registered_model(model_name, description="Handwritten digits, 0 to 9, as 28x28 images.")
+    return str(experiment_id)
+
+
+@contextlib.contextmanager
+def run(
+    experiment_id: str, arch: str, dataset: Dataset, split: Split, options: TrainOptions
+) -> Iterator[None]:
+    """A run that tells what is fitted to what and how; it is marked as failed if the block raises."""
+    import mlflow
+
+    tags = {"arch": arch, "dataset": dataset.name}
+    with mlflow.start_run(experiment_id=experiment_id, run_name=f"{arch} on {dataset.name}", tags=tags):
+        mlflow.log_params(_params(arch, dataset, split, options))
+        mlflow.log_dict({"val_indices": split.val.tolist()}, "split.json")
+        data = mlflow.data.from_numpy(
+            dataset.images,
+            **{"targets": dataset.labels, "source": dataset.source},
+            **{"name": dataset.name, "digest": dataset.digest},
+        )
+        mlflow.log_input(data, context="training")
+        yield
+
+
+def log_epoch(result: EpochResult) -> None:
+    """Add an epoch's metrics to the run, in one write."""
+    import mlflow
+
+    metrics = {
+        "train_loss": result.train_loss,
+        "val_loss": result.val_loss,
+        "val_accuracy": result.val_accuracy,
+    }
+    mlflow.log_metrics(metrics, step=result.epoch)
+
+
+def register(model_name: str, arch: str, dataset: Dataset, split: Split, fitted: Fitted) -> int:
+    """Log a fitted network and its figures to the run, and register it.
+
+    Returns:
+        The version's number.
+    """
+    import mlflow
+
+    title = f"{arch} on {dataset.name}"
+    curve = learning_curve(fitted.history, title)
+    matrix = confusion_matrix(dataset.labels[split.val], fitted.evaluation.predicted, f"{title}: validation")
+    mlflow.log_figure(curve, "learning_curve.png")
+    mlflow.log_figure(matrix, "confusion_matrix.png")
+    info = _log_model(fitted, dataset.images[split.val[:_EXAMPLE_SAMPLES]])
+    tags = {"arch": arch, "dataset": dataset.name, "dataset_digest": dataset.digest}
+    with _without_chatter():
+        return int(mlflow.register_model(info.model_uri, model_name, tags=tags).version)
+
+
+def move_champion(client: MlflowClient, tracking_uri: str, model_name: str, dataset_digest: str) -> None:
+    """Give the alias to the best version on a data set; of equals the oldest keeps or gets it."""
+    best = best_version(registered_versions(tracking_uri, model_name), dataset_digest)
+    if best is not None and not best.champion:
+        client.set_registered_model_alias(model_name, CHAMPION, str(best.version))
+
+
+def ask_versions(tracking_uri: str, model_name: str) -> list[RegisteredVersion]:
+    """List a model's versions through MLflow, oldest first.
+
+    Raises:
+        RegistryUnavailableError: The registry does not answer.
+    """
+    client = connect(tracking_uri)
+    with registry_errors(tracking_uri):
+        models = client.search_registered_models(f"name = '{model_name}'")
+        champion = models[0].aliases.get(CHAMPION) if models else None
+        versions = client.search_model_versions(f"name = '{model_name}'")
+        found = [_described(client, version, champion) for version in versions if version.status == "READY"]
+    return sorted(found, key=lambda version: version.version)
+
+
+def _described(client: MlflowClient, version: Any, champion: Any) -> RegisteredVersion:
+    """Join a version of MLflow's with its run."""
+    data = client.get_run(version.run_id).data if version.run_id else None
+    return RegisteredVersion(
+        version=int(version.version),
+        run_id=version.run_id or None,
+        arch=data.params.get("arch") if data else None,
+        dataset_digest=data.params.get("dataset_digest") if data else None,
+        val_accuracy=data.metrics.get("val_accuracy") if data else None,
+        champion=champion is not None and int(champion) == int(version.version),
+    )
+
+
+def _params(arch: str, dataset: Dataset, split: Split, options: TrainOptions) -> dict[str, str | int | float]:
+    """What a run was made from; `arch` and `dataset_digest` are read back by the inventory."""
+    return {
+        "arch": arch,
+        "dataset": dataset.name,
+        "dataset_digest": dataset.digest,
+        "train_samples": len(split.train),
+        "val_samples": len(split.val),
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "val_fraction": options.val_fraction,
+        "seed": options.seed,
+    }
+
+
+def _log_model(fitted: Fitted, example: np.ndarray) -> Any:
+    """Log the network, ending in a softmax, to the run."""
+    import mlflow.pytorch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    dtype = np.dtype(np.float32)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(dtype, (-1, 1, SIDE_PIXELS, SIDE_PIXELS))]),
+        outputs=Schema([TensorSpec(dtype, (-1, CLASSES))]),
+    )
+    return mlflow.pytorch.log_model(
+        Classifier(fitted.network).eval(),
+        name=MODEL_ARTIFACT,
+        signature=signature,
+        input_example=example,
+        serialization_format="pt2",
+        pip_requirements=requirements(),
+    )
+
+
+def requirements() -> list[str]:
+    """Pins of what a server needs; without a local label such as ``+cpu``, which no index could resolve."""
+    return [f"{name}=={installed_version(name).split('+')[0]}" for name in _REQUIREMENTS]
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Drop the lines that MLflow prints (not logs) on each registration; pass on everything else."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines(keepends=True):
+            if not line.startswith(_CHATTER):
+                sys.stderr.write(line)
