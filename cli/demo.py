@@ -1,0 +1,130 @@
+"""`modelyard demo`: train two versions if there are none, serve them, send them real digits, show the answers."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from app.errors import ServiceError
+from app.settings import ControllerSettings, load
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from client import Client, Job
+    from client.records import Record
+
+VERSIONS = 2
+DIGITS = 10
+SEED = 7  # the same digits in every run
+RECORDS = Path("worker_benchmark_records.json")
+HEADINGS = ("digit", "predicted", "", "version", "val_accuracy", "worker", "chosen by", "took")
+
+
+@click.command("demo")
+@click.option("--once", is_flag=True, help="End after the predictions instead of staying up until Ctrl-C.")
+def command(once: bool) -> None:
+    """Train two versions on handwritten digits, serve them, and send them digits that they never saw.
+
+    Versions that are registered already are served as they are.
+    """
+    from rich.console import Console
+
+    from cli.pool import PoolPlan, open_pool, until_interrupted
+    from cli.pool_preflight import check
+
+    started_at = time.monotonic()
+    console = Console()
+    settings = load(ControllerSettings)
+    with until_interrupted():
+        check(settings, PoolPlan([]).services(settings))  # before minutes are spent on training
+        with open_pool(settings, PoolPlan(trained_versions(settings)), console) as pool:
+            pool.start_core()
+            records = _show_predictions(pool.url, console)
+            console.print(f"predicted {time.monotonic() - started_at:.1f} s after the start", highlight=False)
+            _write(records, console)
+            pool.start_views()
+            pool.print_urls()
+            if not once:
+                console.print("Ctrl-C stops everything that was started, and nothing else")
+                pool.watch()
+
+
+def trained_versions(settings: ControllerSettings) -> list[int]:
+    """The two newest versions of the registry; trains them first where there are fewer.
+
+    Raises:
+        ServiceError: The training failed; its own output says why.
+    """
+    from cli.pool_services import MODELYARD
+    from cli.pool_versions import choose_versions, registered_numbers
+
+    if len(registered_numbers(settings)) < VERSIONS:
+        # In a process of its own, so that this one does not keep torch and MLflow while the pool runs.
+        train = subprocess.run([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], check=False)  # noqa: S603
+        if train.returncode:
+            raise ServiceError(f"the training failed with status {train.returncode}; its output stands above")
+    return choose_versions(settings, [])
+
+
+def _show_predictions(url: str, console: Console) -> list[Record]:
+    from rich.table import Table
+
+    from client import Client
+
+    table = Table(*HEADINGS, title="held-out digits", title_justify="left")
+    records = []
+    with Client(url) as client:
+        for job, record in _predictions(client):
+            _add_row(table, job, record)
+            records.append(record)
+    console.print(table)
+    right = sum(record.predicted == record.true_label for record in records)
+    console.print(f"{right} of {len(records)} right", highlight=False)
+    return records
+
+
+def _predictions(client: Client) -> Iterator[tuple[Job, Record]]:
+    """Digits that training never saw: half of them routed by the policy, the others forced to each worker."""
+    from client.benchmark import record_of
+    from client.samples import drawn_digits
+
+    samples = drawn_digits(DIGITS, SEED)
+    numbers = [info.worker for info in client.workers() if info.live_workers]
+    for index in range(DIGITS):
+        worker = None if index < DIGITS // 2 else numbers[index % len(numbers)]
+        sent_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        before_s = time.perf_counter()
+        job = client.predict(samples.images[index : index + 1], worker=worker)
+        latency_ms = (time.perf_counter() - before_s) * 1000
+        yield job, record_of(job, None, sent_at, round(latency_ms, 3), samples.label(index))
+
+
+def _add_row(table: Table, job: Job, record: Record) -> None:
+    accuracy = "unknown" if job.val_accuracy is None else f"{job.val_accuracy:.4f}"
+    table.add_row(
+        str(record.true_label),
+        str(record.predicted),
+        "[green]right[/]" if record.predicted == record.true_label else "[red]wrong[/]",
+        str(job.model_version),
+        accuracy,
+        str(job.worker),
+        f"?worker={job.worker}" if job.forced else job.policy,
+        f"{record.client_latency_ms:.1f} ms",
+    )
+
+
+def _write(records: Sequence[Record], console: Console) -> None:
+    from client.records import append_records
+
+    kept_aside = append_records(RECORDS, records)
+    if kept_aside:
+        console.print(f"{RECORDS} was unreadable and is now {kept_aside}", highlight=False, soft_wrap=True)
+    console.print(f"appended {len(records)} records to {RECORDS}", highlight=False)
