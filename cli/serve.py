@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from app.logs import configure_logging
 from app.settings import ControllerSettings, load
 
 
@@ -18,11 +19,13 @@ def command(host: str | None, port: int | None, redis_url: str | None, access_lo
 
     from controller.main import create_app
 
+    configure_logging()
     settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
     uvicorn.run(
         create_app(settings),
         host=settings.host,
         port=settings.port,
         access_log=access_log,
+        log_config=None,
         timeout_graceful_shutdown=10,
     )

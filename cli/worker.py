@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from app.logs import configure_logging
 from app.settings import WorkerSettings, load
 
 
@@ -18,7 +19,7 @@ def command(
     model_name: str | None, model_version: str | None, worker_number: int | None, redis_url: str | None
 ) -> None:
     """Serve one model version from its queue until SIGTERM or Ctrl-C, which drain."""
-    from workers.main import configure_logging, run
+    from workers.main import run
 
     settings = load(
         WorkerSettings,

@@ -114,6 +114,7 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings) -> AsyncIter
         # What was made so far lives as long as the process: garbage collection need not walk it ever again.
         gc.collect()
         gc.freeze()
+        logger.info("the pool has %d model versions ready", len(services.watcher.view.snapshot.candidates))
         yield
 
 

@@ -164,7 +164,7 @@ class Predict:
         batch = job.batch
         assert batch is not None
         ref = batch.ref(job.index)
-        if batch.outcome:
+        if batch.outcome and wait_s > 0:
             own = batch.outcome.jobs[job.index]
             return Reply(200, [JSON], job_json(ref, batch.head, own.status, batch.outcome))
         accepted = receipt(ref, batch.head, "queued")

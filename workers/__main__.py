@@ -3,8 +3,9 @@
 import sys
 
 from app.errors import ModelyardError
+from app.logs import configure_logging
 from app.settings import WorkerSettings, load
-from workers.main import configure_logging, run
+from workers.main import run
 
 if __name__ == "__main__":
     configure_logging()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import warnings
 from typing import Any
 from uuid import uuid4
@@ -91,6 +90,8 @@ def _consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: 
 
     # Celery warns of root because it can unpickle; this worker accepts JSON alone.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # A receiver here makes Celery leave the logging that the process has set up as it is.
+    signals.setup_logging.connect(_keep_logging)
     signals.worker_ready.connect(on_ready)
     signals.worker_shutting_down.connect(on_shutting_down)
     celery.conf.task_queues = [Queue(record.queue, routing_key=record.queue)]
@@ -111,10 +112,5 @@ def _consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: 
     return 0
 
 
-def configure_logging() -> None:
-    """Log to standard error, one line an event."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for chatty in ("alembic", "celery.worker.strategy", "celery.app.trace", "mlflow"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+def _keep_logging(**_: Any) -> None:
+    """Celery asks who configures logging; we have."""
