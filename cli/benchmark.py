@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from client.samples import LabelledSamples
     from client.summary import Summary
 
-HEADINGS = ("succeeded", "p50", "p90", "p99", "max", "queue p50", "infer p50", "per s", "accuracy")
-
 
 @click.command("benchmark")
 @click.option("--n", type=click.IntRange(1), default=100, show_default=True, help="Samples to send.")
@@ -109,8 +107,8 @@ async def _send(
             records.append(record)
             progress.advance(bar)
 
-        async with AsyncClient(url) as client:
-            await Benchmark(client, samples, worker=worker, on_record=take).run(concurrency)
+        run = Benchmark(lambda: AsyncClient(url), samples, worker=worker, on_record=take)
+        await run.run(concurrency)
 
 
 def _append(output: Path, records: list[Record]) -> None:
@@ -123,37 +121,40 @@ def _append(output: Path, records: list[Record]) -> None:
 
 
 def _table(records: list[Record], duration_s: float) -> Table:
-    """Latencies of the run: a row per worker number, and one for all where there are several."""
+    """Sum the run up: a column per worker number, and one for all where there are several."""
     from rich.markup import escape
     from rich.table import Table
 
     from client.summary import by_worker, served_by, summarise
 
-    table = Table(
-        title=f"{len(records)} requests in {duration_s:.2f} s; latencies in ms", title_justify="left"
-    )
-    for name in ("worker", "model version"):
-        table.add_column(name, overflow="fold")
-    for name in HEADINGS:
-        table.add_column(name, justify="right")
     groups = by_worker(records)
-    for worker, group in groups.items():
-        name = "none" if worker is None else str(worker)
-        table.add_row(name, escape(served_by(group)), *_cells(summarise(group, duration_s)))
-    if len(groups) > 1:
-        table.add_section()
-        table.add_row("all", "", *_cells(summarise(records, duration_s)))
+    columns = [(f"worker {worker}" if worker else "refused", group) for worker, group in groups.items()]
+    if len(columns) > 1:
+        columns.append(("all", records))
+    table = Table(title=f"{len(records)} requests in {duration_s:.2f} s", title_justify="left")
+    table.add_column(no_wrap=True)
+    for name, _ in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_row("model version", *(escape(served_by(group)) for _, group in columns))
+    cells = [_cells(summarise(group, duration_s)) for _, group in columns]
+    for name in cells[0] if cells else ():
+        table.add_row(name, *(column[name] for column in cells))
     return table
 
 
-def _cells(summary: Summary) -> list[str]:
-    """One row of the table, under `HEADINGS`."""
-    latencies_ms = (summary.p50_ms, summary.p90_ms, summary.p99_ms, summary.max_ms)
-    parts_ms = (summary.queue_wait_p50_ms, summary.inference_p50_ms)
-    return [
-        f"{summary.n_succeeded}/{summary.n_requests}",
-        *("-" if value is None else f"{value:.1f}" for value in latencies_ms),
-        *("-" if value is None else f"{value:.2f}" for value in parts_ms),
-        f"{summary.throughput_per_s:.1f}",
-        "-" if summary.accuracy is None else f"{summary.accuracy:.1%}",
-    ]
+def _cells(summary: Summary) -> dict[str, str]:
+    """One column of the table, by the name of the row."""
+    times_ms = {
+        "latency p50": summary.p50_ms,
+        "latency p90": summary.p90_ms,
+        "latency p99": summary.p99_ms,
+        "latency max": summary.max_ms,
+        "in the queue p50": summary.queue_wait_p50_ms,
+        "inference p50": summary.inference_p50_ms,
+    }
+    return {
+        "succeeded": f"{summary.n_succeeded} of {summary.n_requests}",
+        **{name: "-" if value is None else f"{value:.2f} ms" for name, value in times_ms.items()},
+        "throughput": f"{summary.throughput_per_s:.1f} per s",
+        "accuracy": "-" if summary.accuracy is None else f"{summary.accuracy:.1%}",
+    }

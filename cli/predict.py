@@ -112,7 +112,7 @@ def _timing(job: Job, latency_ms: float) -> str:
         ("in the queue", job.queue_wait_ms),
         ("inference", job.inference_ms),
     ]
-    return ", ".join(f"{value_ms:.2f} ms {what}" for what, value_ms in known if value_ms is not None)
+    return ", ".join(f"{value_ms:.3g} ms {what}" for what, value_ms in known if value_ms is not None)
 
 
 def _view(sample: Any, facts: list[Fact]) -> Table:

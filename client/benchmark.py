@@ -23,8 +23,11 @@ class Benchmark:
     A request that is refused for want of room or of a live worker, or a job that does not succeed, is a
     record too, and the run goes on.
 
+    Each sender has a client and so a connection of its own: httpx's pool looks at all its connections on every
+    request, and at tens of them one shared client would measure mostly itself.
+
     Args:
-        client: Connected to the controller to be measured.
+        connect: Makes a client of the controller to be measured.
         samples: What to send, one sample a request.
         worker: Worker number to force, or None to leave the choice to the controller.
         on_record: Called with each record as soon as it is known.
@@ -32,13 +35,13 @@ class Benchmark:
 
     def __init__(
         self,
-        client: AsyncClient,
+        connect: Callable[[], AsyncClient],
         samples: LabelledSamples,
         *,
         worker: int | None = None,
         on_record: Callable[[Record], None],
     ) -> None:
-        self._client = client
+        self._connect = connect
         self._samples = samples
         self._worker = worker
         self._on_record = on_record
@@ -59,21 +62,22 @@ class Benchmark:
             raise errors.exceptions[0] from None
 
     async def _send_in_turn(self, indexes: Iterator[int]) -> None:
-        for index in indexes:
-            self._on_record(await self._measure(index))
+        async with self._connect() as client:
+            for index in indexes:
+                self._on_record(await self._measure(client, index))
 
-    async def _measure(self, index: int) -> Record:
+    async def _measure(self, client: AsyncClient, index: int) -> Record:
         sent_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         started_s = time.perf_counter()
-        job, error_code = await self._outcome(index)
+        job, error_code = await self._outcome(client, index)
         latency_ms = round((time.perf_counter() - started_s) * 1000, 3)
         return record_of(job, error_code, sent_at, latency_ms, self._samples.label(index))
 
-    async def _outcome(self, index: int) -> tuple[Job | None, str | None]:
+    async def _outcome(self, client: AsyncClient, index: int) -> tuple[Job | None, str | None]:
         """The job, if one was accepted, and the code of what went wrong, if something did."""
         sample = self._samples.images[index : index + 1]
         try:
-            return await self._client.predict(sample, worker=self._worker, wait_s=OUTCOME_TIMEOUT_S), None
+            return await client.predict(sample, worker=self._worker, wait_s=OUTCOME_TIMEOUT_S), None
         except JobUnsuccessfulError as error:
             return error.job, error.job.error.code if error.job.error else error.code
         except WaitTimeoutError as error:

@@ -62,7 +62,8 @@ class JobUnsuccessfulError(ModelyardError):
     code = "job_unsuccessful"
 
     def __init__(self, job: Job) -> None:
-        reason = f": {job.error.detail} ({job.error.code})" if job.error else ""
+        told = job.error if job.status == "failed" else None
+        reason = f": {told.detail} ({told.code})" if told else ""
         model = f"{job.model_name} version {job.model_version}"
         super().__init__(f"job {job.id} on {model} {self.what_happened}{reason}")
         self.job = job

@@ -235,6 +235,8 @@ def _connection(url: str) -> dict[str, Any]:
         raise ConfigurationError(f"{url!r} is no http(s) URL; give one such as {DEFAULT_URL}")
     return {
         "base_url": base,
+        # Making a TLS context takes longer than many a prediction; redirects, which could ask for it, are refused.
+        "verify": base.scheme == "https",
         "limits": httpx.Limits(max_connections=None),
         # A proxy of the environment cannot reach this machine's own loopback.
         "trust_env": base.host not in LOOPBACK_HOSTS,

@@ -79,9 +79,12 @@ def _draw(figure: Figure, records: Sequence[Record]) -> None:
 
 def _scale(axes: Axes, latencies_ms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Set the latency axis, logarithmic where a few outliers would flatten the rest; returns its bins."""
+    from matplotlib.ticker import LogLocator
+
     least_ms, most_ms = float(latencies_ms.min()), float(latencies_ms.max())
     if most_ms > LOG_SCALE_FROM_RATIO * least_ms > 0:
-        axes.set_yscale("log")
+        axes.set_yscale("log", subs=())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         return np.geomspace(least_ms, most_ms, N_BINS + 1)
     axes.set_ylim(0, most_ms * 1.06 or 1)

@@ -142,7 +142,7 @@ def submit(
 
     Raises:
         InputNotNumericError: The samples cannot be written as JSON numbers.
-        InputNotFiniteError: The array holds NaN or an infinity.
+        InputNotFiniteError: The samples hold NaN or an infinity.
     """
     asked = {"worker": worker, "model": model, "version": version, "deadline": deadline_s}
     return Call(
@@ -219,18 +219,21 @@ def encode_samples(samples: Samples) -> bytes:
 
     Raises:
         InputNotNumericError: They cannot be written as JSON numbers.
-        InputNotFiniteError: The array holds NaN or an infinity, which JSON cannot say.
+        InputNotFiniteError: They hold NaN or an infinity, which JSON cannot say.
     """
     if isinstance(samples, np.ndarray):
-        if samples.dtype.kind == "f" and not np.isfinite(samples).all():
-            raise InputNotFiniteError("the array holds NaN or an infinity; only finite numbers can be sent")
         samples = np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder("="))
     try:
-        return orjson.dumps({"data": samples}, option=orjson.OPT_SERIALIZE_NUMPY)
+        body = orjson.dumps({"data": samples}, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
         raise InputNotNumericError(
             f"cannot write the samples as JSON: {error}; give an array or nested lists of numbers"
         ) from None
+    if b"null" in body:  # what orjson makes of them
+        raise InputNotFiniteError(
+            "the samples hold NaN, an infinity or None; only finite numbers can be sent"
+        )
+    return body
 
 
 class _Problem(msgspec.Struct, frozen=True):

@@ -278,6 +278,8 @@ def test_not_finite_numbers_are_refused_before_they_are_sent(
 ) -> None:
     with pytest.raises(InputNotFiniteError):
         ask("predict", np.full((1, 4), value))
+    with pytest.raises(InputNotFiniteError):
+        ask("predict", [[0.0, value]])
     assert not double.requests
 
 
