@@ -58,6 +58,9 @@ class IdSigner:
             raw = base64.urlsafe_b64decode(batch_id.encode())
         except (binascii.Error, UnicodeEncodeError):
             return False
+        # Decoding is lenient; two spellings of the same bytes would be one id here and two keys in Redis.
+        if base64.urlsafe_b64encode(raw) != batch_id.encode():
+            return False
         return hmac.compare_digest(raw[-MAC_BYTES:], self._mac(raw[:-MAC_BYTES]))
 
     def _mac(self, payload: bytes) -> bytes:
