@@ -1,0 +1,113 @@
+"""What travels through Redis comes back as it was written; anything else is a WireError, never a crash."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import pool, wire
+from app.errors import WireError
+from app.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
+from pool_samples import head, outcome, record
+
+names = st.text(max_size=20)
+moments_ms = st.floats(0, 1e14)
+shapes = st.lists(st.integers(1, 512), max_size=4).map(tuple)
+entries = st.builds(JobEntry, st.integers(1, 65_535), moments_ms, moments_ms, names, st.booleans())
+heads = st.builds(
+    BatchHead,
+    queue=names,
+    worker=st.integers(1, 10**6),
+    reply_to=names,
+    model_name=names,
+    model_version=st.integers(1, 10**6),
+    val_accuracy=st.none() | st.floats(0, 1),
+    dtype=names,
+    sample_shape=shapes,
+    jobs=st.lists(entries, max_size=5),
+)
+job_outcomes = st.builds(
+    JobOutcome,
+    st.sampled_from(["succeeded", "failed", "expired", "cancelled"]),
+    st.lists(st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False), max_size=5),
+    st.binary(max_size=40),
+    names,
+    names,
+)
+outcomes = st.builds(
+    BatchOutcome,
+    worker_id=names,
+    started_at_ms=moments_ms,
+    finished_at_ms=moments_ms,
+    inference_ms=moments_ms,
+    n_samples=st.integers(0, 10**6),
+    jobs=st.lists(job_outcomes, max_size=5),
+)
+
+
+@given(heads)
+def test_a_batch_head_comes_back_as_it_was_written(value: BatchHead) -> None:
+    assert wire.decode_head(wire.encode(value)) == value
+
+
+@given(outcomes)
+def test_an_outcome_comes_back_as_it_was_written(value: BatchOutcome) -> None:
+    assert wire.decode_outcome(wire.encode(value)) == value
+
+
+@given(
+    st.none() | st.floats(0, 1),
+    names,
+    st.sampled_from(["starting", "ready", "draining"]),
+    st.builds(pool.Latency, st.none() | moments_ms, st.none() | moments_ms, st.none() | moments_ms),
+)
+def test_a_worker_record_comes_back_as_it_was_written(
+    val_accuracy: float | None, text: str, state: str, latency: pool.Latency
+) -> None:
+    value = record(val_accuracy=val_accuracy, host=text, run_id=text, state=state, inference_ms=latency)
+    assert pool.decode_record(pool.encode_record(value)) == value
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_unreadable_and_never_crash(data: bytes) -> None:
+    for decode in (wire.decode_head, wire.decode_outcome, pool.decode_record):
+        with pytest.raises(WireError):
+            decode(data)
+
+
+@pytest.mark.parametrize(
+    ("decode", "written"),
+    [
+        (wire.decode_head, wire.encode(head(2))),
+        (wire.decode_outcome, wire.encode(outcome(2))),
+        (pool.decode_record, pool.encode_record(record())),
+    ],
+    ids=["head", "outcome", "record"],
+)
+def test_a_value_truncated_anywhere_is_unreadable(decode: Any, written: bytes) -> None:
+    for length in range(len(written)):
+        with pytest.raises(WireError):
+            decode(written[:length])
+
+
+@pytest.mark.parametrize(
+    ("decode", "written"),
+    [
+        (wire.decode_head, wire.encode(msgspec.structs.replace(head(), schema_version=2))),
+        (wire.decode_outcome, wire.encode(msgspec.structs.replace(outcome(), schema_version=2))),
+        (pool.decode_record, pool.encode_record(msgspec.structs.replace(record(), schema_version=2))),
+    ],
+    ids=["head", "outcome", "record"],
+)
+def test_a_value_of_another_schema_version_is_refused_and_says_which(decode: Any, written: bytes) -> None:
+    with pytest.raises(WireError, match="version 2"):
+        decode(written)
+
+
+def test_a_field_that_a_later_version_adds_is_no_obstacle() -> None:
+    fields = msgspec.msgpack.decode(wire.encode(outcome()))
+    assert wire.decode_outcome(msgspec.msgpack.encode(fields | {"new": 1})) == wire.decode_outcome(
+        msgspec.msgpack.encode(fields)
+    )
