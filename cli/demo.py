@@ -25,7 +25,7 @@ VERSIONS = 2
 DIGITS = 10
 SEED = 7  # the same digits in every run
 RECORDS = Path("worker_benchmark_records.json")
-HEADINGS = ("digit", "predicted", "", "version", "val_accuracy", "worker", "chosen by", "took")
+HEADINGS = ("digit", "predicted", "", "version", "val_accuracy", "worker", "forced", "took")
 
 
 @click.command("demo")
@@ -79,7 +79,7 @@ def _show_predictions(url: str, console: Console) -> list[Record]:
 
     from client import Client
 
-    table = Table(*HEADINGS, title="held-out digits", title_justify="left")
+    table = Table(*HEADINGS, box=None)
     records = []
     with Client(url) as client:
         for job, record in _predictions(client):
@@ -116,7 +116,7 @@ def _add_row(table: Table, job: Job, record: Record) -> None:
         str(job.model_version),
         accuracy,
         str(job.worker),
-        f"?worker={job.worker}" if job.forced else job.policy,
+        "yes" if job.forced else "no",
         f"{record.client_latency_ms:.1f} ms",
     )
 
