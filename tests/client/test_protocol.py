@@ -60,6 +60,7 @@ def test_unknown_code_falls_back_to_the_status(status: int, kind: type[Modelyard
         (formatdate(time.time() + 3600, usegmt=True), 3000, 3600),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
+    ids=["zero", "whole", "fraction", "negative", "nan", "date to come", "date past"],  # a date would change
 )
 def test_retry_after_is_read_in_both_forms(value: str, at_least_s: float, at_most_s: float) -> None:
     retry_after_s = error_of(503, {"retry-after": value}, b"").retry_after_s
