@@ -64,20 +64,19 @@ return redis.call('HGETALL', KEYS[1])
 """
 
 # KEYS batch pending deadlines backlog running; ARGV batch_id queue worker_id out ttl_ms channel.
-# Only the holder of the claim may write; worker_id '' writes for a batch that nobody holds.
+# Only the holder of the claim may write; worker_id '' writes for a batch that nobody holds. A batch whose record
+# is gone stays in the indexes: `forget` takes it out together with its jobs in the backlog.
 _FINISH = """
 if (redis.call('HGET', KEYS[5], ARGV[1]) or '') ~= ARGV[3] then return 0 end
+redis.call('HDEL', KEYS[5], ARGV[1])
 local open = redis.call('HGET', KEYS[1], 'open')
-if open then
-  redis.call('HSET', KEYS[1], 'out', ARGV[4])
-  redis.call('HDEL', KEYS[1], 'data', 'open', 'by')
-  redis.call('PEXPIRE', KEYS[1], ARGV[5])
-  redis.call('HINCRBY', KEYS[4], ARGV[2], -open)
-end
+if not open then return 0 end
+redis.call('HSET', KEYS[1], 'out', ARGV[4])
+redis.call('HDEL', KEYS[1], 'data', 'open', 'by')
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+redis.call('HINCRBY', KEYS[4], ARGV[2], 0 - open) -- not -open, which is '-0' where every job was cancelled
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('HDEL', KEYS[5], ARGV[1])
-if not open then return 0 end
 redis.call('PUBLISH', ARGV[6], ARGV[1] .. ARGV[4])
 return 1
 """
@@ -106,11 +105,13 @@ return 1
 """
 
 # KEYS batch pending deadlines backlog running; ARGV batch_id queue n_jobs. Forgets a batch without a record.
+# How many of its jobs were cancelled went with the record; an empty queue puts the count right again.
 _FORGET = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('HDEL', KEYS[5], ARGV[1])
 if redis.call('ZREM', KEYS[2], ARGV[1]) == 1 then redis.call('HINCRBY', KEYS[4], ARGV[2], -ARGV[3]) end
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('HSET', KEYS[4], ARGV[2], 0) end
 return 1
 """
 
