@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import redis
@@ -20,6 +21,13 @@ CONTRACT = InputContract("float32", (1, 28, 28))
 PAIR = InputContract("float32", (2,))
 SIGNER = IdSigner(b"s" * 32)
 HEARTBEAT_S = 60.0
+
+
+class RedisServer(Protocol):
+    """What the `redis_server` fixture gives."""
+
+    url: str
+    process: subprocess.Popen[bytes]
 
 
 def now_ms() -> float:

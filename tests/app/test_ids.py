@@ -56,7 +56,7 @@ def test_another_pools_id_is_refused() -> None:
     assert SIGNER.parse_job_id(job_id(batch_id, 0)) is None
 
 
-@pytest.mark.parametrize("index", ["", "3", "00", "01", "+1", "-1", " 1", "1.0", "٠", "99999999", "x"])
+@pytest.mark.parametrize("index", ["", "3", "00", "01", "+1", "-1", " 1", "1.0", "\u0660", "99999999", "x"])
 def test_an_index_outside_the_batch_or_oddly_written_is_refused(index: str) -> None:
     batch_id = SIGNER.new_batch_id(1_700_000_000_000, 3)
     assert SIGNER.parse_job_id(f"{batch_id}.{index}") is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from app import pool, wire
 from app.errors import WireError
 from app.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
-from pool_samples import head, outcome, record
+from tests.pool_samples import head, outcome, record
 
 names = st.text(max_size=20)
 moments_ms = st.floats(0, 1e14)

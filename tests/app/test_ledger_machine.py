@@ -1,0 +1,203 @@
+"""The ledger under any sequence of changes: the backlog stays exact, and an outcome is written once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import redis
+import redis.asyncio
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from app import keys, wire
+from app.errors import JobNotCancellableError, UnknownJobError
+from app.ids import JobRef
+from app.ledger import ClaimedBatch, ControllerLedger, NewBatch, WorkerLedger
+from app.wire import BatchOutcome
+from tests.pool_samples import RedisServer, head, new_batch, outcome
+
+QUEUE = head().queue
+WORKERS = ("anna", "bert")
+RETENTION_S = 100.0
+
+
+@dataclass
+class Expected:
+    """What the ledger should know of one batch."""
+
+    new: NewBatch
+    n_jobs: int
+    cancelled: set[int] = field(default_factory=set)
+    owner: str = ""
+    attempts: int = 0
+    outcome: BatchOutcome | None = None
+    lost: bool = False
+    forgotten: bool = False
+
+    @property
+    def unfinished(self) -> bool:
+        return self.outcome is None and not self.forgotten
+
+    @property
+    def waits_or_runs(self) -> bool:
+        return self.unfinished and not self.lost
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Every script in any order, by two workers and a controller, beside a plain model of it."""
+
+    accepted: Bundle[Expected] = Bundle("accepted")
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.client = redis.Redis.from_url(self.url)
+        self.client.flushall()
+        self.async_client = redis.asyncio.Redis.from_url(self.url)
+        self.controller = ControllerLedger(self.async_client, RETENTION_S)
+        self.workers = {name: WorkerLedger(self.client, name, QUEUE, RETENTION_S) for name in WORKERS}
+        self.batches: list[Expected] = []
+        self.in_hand: list[tuple[str, ClaimedBatch, Expected]] = []
+        self.messages = 0
+
+    def teardown(self) -> None:
+        self.runner.run(self.async_client.aclose())
+        self.runner.close()
+        self.client.close()
+
+    @rule(target=accepted, n_jobs=st.integers(1, 3))
+    def accept(self, n_jobs: int) -> Expected:
+        batch = Expected(new_batch(n_jobs), n_jobs)
+        self.runner.run(self.controller.accept(batch.new))
+        self.batches.append(batch)
+        self.messages += 1
+        return batch
+
+    @rule(batch=accepted)
+    @precondition(lambda self: not any(each.lost for each in self.batches))
+    def accept_the_same_again(self, batch: Expected) -> None:
+        self.runner.run(self.controller.accept(batch.new))
+
+    @rule(batch=accepted, name=st.sampled_from(WORKERS))
+    def claim(self, batch: Expected, name: str) -> None:
+        claimed = self.workers[name].claim(batch.new.batch_id)
+        assert bool(claimed) == (batch.waits_or_runs and batch.owner in ("", name))
+        if claimed:
+            batch.owner, batch.attempts = name, batch.attempts + 1
+            assert (claimed.head, claimed.data) == (batch.new.head, batch.new.data)
+            assert (claimed.attempts, claimed.cancelled) == (batch.attempts, batch.cancelled)
+            self.in_hand.append((name, claimed, batch))
+
+    @precondition(lambda self: self.in_hand)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        position = data.draw(st.integers(0, len(self.in_hand) - 1))
+        name, claimed, batch = self.in_hand[position]
+        result = outcome(batch.n_jobs, worker_id=name)
+        written = self.workers[name].finish(claimed, result)
+        assert written == (batch.waits_or_runs and batch.owner == name)
+        if batch.owner == name:
+            batch.owner = ""
+        if written:
+            batch.outcome = result
+
+    @rule(batch=accepted, index=st.integers(0, 2))
+    def cancel(self, batch: Expected, index: int) -> None:
+        index %= batch.n_jobs
+        ref = JobRef(batch.new.batch_id, index)
+        expected: type[Exception] | None = None
+        if batch.lost:
+            expected = UnknownJobError
+        elif batch.outcome or batch.owner:
+            expected = JobNotCancellableError
+        raised: type[Exception] | None = None
+        try:
+            self.runner.run(self.controller.cancel(ref, batch.new.head))
+        except (UnknownJobError, JobNotCancellableError) as error:
+            raised = type(error)
+        assert raised is expected
+        if raised is None:
+            batch.cancelled.add(index)
+
+    @rule(batch=accepted, owner=st.sampled_from(("", *WORKERS)))
+    def requeue(self, batch: Expected, owner: str) -> None:
+        sent = self.runner.run(self.controller.requeue(batch.new.batch_id, QUEUE, owner, b"again"))
+        assert sent == (batch.waits_or_runs and batch.owner == owner)
+        self.messages += sent
+        if batch.owner == owner:
+            batch.owner = ""
+
+    @rule(batch=accepted)
+    def close_unclaimed(self, batch: Expected) -> None:
+        result = outcome(batch.n_jobs, worker_id="")
+        closed = self.runner.run(self.controller.close_unclaimed(batch.new.batch_id, batch.new.head, result))
+        assert closed == (batch.waits_or_runs and not batch.owner)
+        if closed:
+            batch.outcome = result
+
+    @rule(batch=accepted)
+    def lose_the_record(self, batch: Expected) -> None:
+        """As an expiry does, or Redis coming back with older data."""
+        self.client.delete(keys.batch(batch.new.batch_id))
+        batch.lost = True
+
+    @rule(batch=accepted)
+    def forget(self, batch: Expected) -> None:
+        forgot = self.runner.run(self.controller.forget(batch.new.batch_id, QUEUE))
+        assert forgot == batch.lost
+        if forgot:
+            batch.owner = ""
+            batch.forgotten = True
+
+    @invariant()
+    def the_backlog_counts_the_jobs_without_an_outcome(self) -> None:
+        unfinished = [batch for batch in self.batches if batch.unfinished]
+        expected = sum(batch.n_jobs - len(batch.cancelled) for batch in unfinished)
+        counted = int(self.client.hget(keys.BACKLOG, QUEUE) or 0)
+        guessed = any(batch.lost and batch.cancelled for batch in self.batches)
+        assert counted == expected or (guessed and unfinished)
+        assert counted >= 0 or guessed
+
+    @invariant()
+    def the_indexes_hold_the_batches_without_an_outcome(self) -> None:
+        unfinished = {batch.new.batch_id.encode() for batch in self.batches if batch.unfinished}
+        assert set(self.client.zrange(keys.pending(QUEUE), 0, -1)) == unfinished
+        assert set(self.client.zrange(keys.deadlines(QUEUE), 0, -1)) == unfinished
+        owners = {b.new.batch_id.encode(): b.owner.encode() for b in self.batches if b.owner}
+        assert self.client.hgetall(keys.running(QUEUE)) == owners
+
+    @invariant()
+    def every_record_expires_and_holds_the_first_outcome(self) -> None:
+        for batch in self.batches:
+            if batch.lost:
+                continue
+            assert 0 < self.client.pttl(keys.batch(batch.new.batch_id)) <= (60 + RETENTION_S) * 1000
+            stored = self.client.hget(keys.batch(batch.new.batch_id), "out")
+            assert (wire.decode_outcome(stored) if stored else None) == batch.outcome
+
+    @invariant()
+    def every_acceptance_and_every_requeue_left_one_message(self) -> None:
+        assert self.client.llen(QUEUE) == self.messages
+
+
+def test_the_ledger_is_exact_after_any_sequence_of_changes(redis_server: RedisServer) -> None:
+    machine = type("Machine", (LedgerMachine,), {"url": redis_server.url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
