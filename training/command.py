@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from app.settings import Settings, load
-from training.inventory import RegisteredVersion
+from training.inventory import RegisteredVersion, registered_versions
 from training.options import ARCHS, DATASETS, TrainOptions
 from training.versions import train_versions
 
@@ -45,22 +45,32 @@ from training.versions import train_versions
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=TrainOptions.seed, show_default=True)
 @click.option("--model-name", help="Registered model.  [default: MODEL_NAME]")
-def command(archs: tuple[str, ...], model_name: str | None, **options: Any) -> None:
+@click.option("--missing", is_flag=True, help="Leave out every --arch that the model has a version of.")
+def command(archs: tuple[str, ...], model_name: str | None, missing: bool, **options: Any) -> None:
     """Train model versions on handwritten digits and register them in MLflow.
 
     The registry is MLFLOW_TRACKING_URI. Each architecture becomes one version; the alias `champion`
     moves to the version with the best validation accuracy on the same data set.
     """
     settings = load(Settings, model_name=model_name)
-    chosen = TrainOptions(
-        tracking_uri=settings.mlflow_tracking_uri,
-        model_name=settings.model_name,
-        archs=archs or TrainOptions.archs,
-        **options,
-    )
     console = Console()
+    archs = archs or TrainOptions.archs
+    if missing:
+        archs = unregistered(archs, settings)
+        if not archs:
+            console.print(f"{settings.model_name} has a version of each architecture; nothing to train")
+            return
+    chosen = TrainOptions(
+        tracking_uri=settings.mlflow_tracking_uri, model_name=settings.model_name, archs=archs, **options
+    )
     versions = train_with_progress(chosen, console)
     console.print(versions_table(chosen.model_name, versions, new=len(chosen.archs)))
+
+
+def unregistered(archs: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
+    """The architectures, of those given, that the settings' model has no version of."""
+    known = {each.arch for each in registered_versions(settings.mlflow_tracking_uri, settings.model_name)}
+    return tuple(arch for arch in archs if arch not in known)
 
 
 def train_with_progress(options: TrainOptions, console: Console) -> list[RegisteredVersion]:

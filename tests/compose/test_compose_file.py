@@ -1,0 +1,185 @@
+"""What the compose file and the Dockerfile promise, read as text: no Docker engine is needed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.settings import ControllerSettings, WorkerSettings, load
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+TARGETS = {"controller", "worker", "trainer", "flower", "mlflow"}
+ONE_SHOT = {"trainer"}
+
+every_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def stage(name: str) -> str:
+    """Text of a stage of the Dockerfile."""
+    match = re.search(rf"^FROM \S+ AS {name}$.*?(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    assert match, f"no stage {name}"
+    return match[0]
+
+
+def with_parents(name: str) -> str:
+    """Text of a stage and of those that it is built from."""
+    text = stage(name)
+    parent = text.split()[1]
+    return text if f" AS {parent}\n" not in DOCKERFILE else text + with_parents(parent)
+
+
+def environment_of(name: str) -> dict[str, str]:
+    return {key: str(value) for key, value in SERVICES[name].get("environment", {}).items()}
+
+
+@every_service
+def test_ports_are_published_on_loopback_only(name: str) -> None:
+    for port in SERVICES[name].get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z_]+:-\d+\}:\d+", port)
+
+
+def test_the_published_ports_are_those_of_a_local_pool() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert {name: ports[0].rsplit(":", 1)[1] for name, ports in published.items()} == {
+        "controller": "9000",
+        "flower": "5555",
+        "mlflow": "5000",
+        "prometheus": "9090",
+    }
+
+
+@every_service
+def test_every_service_that_stays_up_has_a_health_check_that_does_not_start_celery(name: str) -> None:
+    if name in ONE_SHOT:
+        assert "healthcheck" not in SERVICES[name]
+        return
+    check = " ".join(SERVICES[name]["healthcheck"]["test"])
+    assert not re.search(r"celery|inspect|modelyard", check)
+
+
+@every_service
+def test_services_wait_for_what_they_need_to_be_healthy_or_done(name: str) -> None:
+    for needed, how in SERVICES[name].get("depends_on", {}).items():
+        done = "service_completed_successfully" if needed in ONE_SHOT else "service_healthy"
+        assert how == {"condition": done}
+
+
+@every_service
+def test_every_service_is_hardened(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service.keys() & {"privileged", "cap_add", "network_mode", "pid"}
+    assert "mem_limit" in service
+
+
+def test_no_password_is_written_down() -> None:
+    for text in ((ROOT / "docker-compose.yml").read_text(), DOCKERFILE):
+        for line in text.splitlines():
+            if re.search(r"passw|requirepass|redis://", line, re.IGNORECASE) and not line.lstrip().startswith(
+                "#"
+            ):
+                assert "${REDIS_PASSWORD:?" in line or "$$REDIS_PASSWORD" in line
+
+
+def test_redis_gets_its_password_by_no_argument_and_keeps_what_it_was_given() -> None:
+    script = SERVICES["redis"]["command"][-1]
+    server, document = script.split("<<END\n")
+    assert "PASSWORD" not in server
+    assert document.startswith("requirepass $$REDIS_PASSWORD")
+    assert "--appendonly yes" in server
+    assert "--maxmemory-policy noeviction" in server
+    assert "redis-data:/data" in SERVICES["redis"]["volumes"]
+
+
+def test_both_workers_are_alike_but_for_version_and_number() -> None:
+    first, second = SERVICES["worker-1"], SERVICES["worker-2"]
+    assert {**first, "environment": None} == {**second, "environment": None}
+    own = [
+        {key: environment_of(name)[key] for key in ("MODEL_VERSION", "WORKER")}
+        for name in ("worker-1", "worker-2")
+    ]
+    assert own == [{"MODEL_VERSION": "1", "WORKER": "1"}, {"MODEL_VERSION": "2", "WORKER": "2"}]
+
+
+@pytest.mark.parametrize("name", ["worker-1", "worker-2"])
+def test_workers_can_be_scaled_and_have_time_to_drain(name: str) -> None:
+    assert not SERVICES[name].keys() & {"container_name", "ports", "hostname"}
+    assert SERVICES[name]["stop_grace_period"] == "60s"
+
+
+def test_the_environment_of_the_workers_and_the_controller_makes_valid_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, kind in (("worker-1", WorkerSettings), ("controller", ControllerSettings)):
+        with monkeypatch.context() as patch:
+            for key, value in environment_of(name).items():
+                filled = re.sub(r"\$\{REDIS_PASSWORD:\?[^}]*\}", "s3cret", value)
+                patch.setenv(key, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", filled))
+            settings = load(kind)
+        assert settings.celery_broker_url == settings.effective_redis_url == "redis://:s3cret@redis:6379/0"
+        assert settings.mlflow_tracking_uri == "http://mlflow:5000"
+
+
+@every_service
+def test_own_images_name_a_target_of_the_dockerfile_and_others_a_version(name: str) -> None:
+    service = SERVICES[name]
+    if "build" in service:
+        assert service["build"]["target"] in TARGETS
+        assert service["image"] == f"modelyard-{service['build']['target']}"
+    else:
+        assert re.fullmatch(r"[\w./-]+:v?\d[\w.-]*", service["image"])
+
+
+def test_every_named_volume_is_used_and_declared() -> None:
+    mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
+    assert {mount.split(":")[0] for mount in mounts if not mount.startswith(".")} == set(COMPOSE["volumes"])
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_every_target_runs_as_an_ordinary_user(target: str) -> None:
+    assert re.search(r"^USER modelyard$", stage(target), re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", ["controller", "flower"])
+def test_the_controllers_and_flowers_images_have_neither_torch_nor_mlflow(target: str) -> None:
+    (lock,) = re.findall(r"/requirements/(\w+\.lock)", with_parents(target))
+    assert lock == f"{target}.lock"
+    assert not re.search(r"^(torch|mlflow)", (ROOT / "requirements" / lock).read_text(), re.MULTILINE)
+
+
+def test_the_registrys_image_has_no_torch() -> None:
+    text = with_parents("mlflow")
+    assert "--requirement" not in text
+    assert "--torch-backend" not in text
+
+
+@pytest.mark.parametrize(("target", "lock"), [("worker", "worker.lock"), ("trainer", "training.lock")])
+def test_code_lies_above_the_packages_of_its_lock(target: str, lock: str) -> None:
+    assert f"/requirements/{lock}" in with_parents(target)
+    assert "COPY --from=project" in stage(target)
+    for packages in re.findall(r"^FROM \S+ AS (\w+-packages)$", DOCKERFILE, re.MULTILINE):
+        assert "COPY" not in stage(packages)
+
+
+def test_the_dockerfile_names_no_host_and_asks_for_no_frontend() -> None:
+    assert not re.search(r"https?://", DOCKERFILE)
+    assert not re.search(r"^#\s*syntax\s*=", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_build_context_has_all_that_the_dockerfile_copies_and_nothing_else() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    listed = {line[1:] for line in lines if line.startswith("!")}
+    copied = {
+        source
+        for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+        for source in sources.split()
+    }
+    assert "*" in lines
+    assert listed == copied | {"requirements"}
