@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any
@@ -102,12 +103,7 @@ def run(
     with mlflow.start_run(experiment_id=experiment_id, run_name=f"{arch} on {dataset.name}", tags=tags):
         mlflow.log_params(_params(arch, dataset, split, options))
         mlflow.log_dict({"val_indices": split.val.tolist()}, "split.json")
-        data = mlflow.data.from_numpy(
-            dataset.images,
-            **{"targets": dataset.labels, "source": dataset.source},
-            **{"name": dataset.name, "digest": dataset.digest},
-        )
-        mlflow.log_input(data, context="training")
+        mlflow.log_input(_described_data(dataset), context="training")
         yield
 
 
@@ -191,6 +187,17 @@ def _params(arch: str, dataset: Dataset, split: Split, options: TrainOptions) ->
         "val_fraction": options.val_fraction,
         "seed": options.seed,
     }
+
+
+def _described_data(dataset: Dataset) -> Any:
+    """The data set as MLflow describes one: name, digest, shapes and source, not the samples."""
+    import mlflow
+
+    facts = {"source": dataset.source, "name": dataset.name, "digest": dataset.digest}
+    with warnings.catch_warnings():
+        # a folder's path fits two of MLflow's classes of the same name, of which it takes either
+        warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted")
+        return mlflow.data.from_numpy(dataset.images, targets=dataset.labels, **facts)
 
 
 def _log_model(fitted: Fitted, example: np.ndarray) -> Any:
