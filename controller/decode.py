@@ -39,7 +39,7 @@ class Numbers:
     """The numbers of a body and how they were nested.
 
     Attributes:
-        values: float64, or int64 where that keeps integers exact, shape (n_values,).
+        values: float64, or int64 or uint64 where that keeps integers exact, shape (n_values,).
         skeleton: Brackets and commas of the array.
     """
 
@@ -124,7 +124,8 @@ def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         return cast
     limits = np.iinfo(dtype)
     whole = values.dtype.kind in "iu" or bool((values == np.floor(values)).all())
-    if not whole or values.min() < limits.min or values.max() > limits.max:
+    # Compared as Python integers: as float64, the largest int64 and the number after it are the same.
+    if not whole or int(values.min()) < limits.min or int(values.max()) > limits.max:
         raise InputNotNumericError(f"expected whole numbers from {limits.min} to {limits.max} ({dtype.name})")
     return values.astype(dtype)
 
@@ -135,14 +136,17 @@ def _is_exact(values: NDArray[np.float64]) -> bool:
 
 
 def _as_array(flat: list[float]) -> NDArray[Any]:
-    integers = all(type(value) is int for value in flat)
-    exact = integers and min(flat) >= -(2**63) and max(flat) < 2**63 and max(map(abs, flat)) >= 2**53
-    return np.array(flat, dtype=np.int64 if exact else np.float64)
+    low, high = min(flat), max(flat)
+    if max(-low, high) >= 2**53 and all(type(value) is int for value in flat):
+        for dtype in (np.int64, np.uint64):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return np.array(flat, dtype=dtype)
+    return np.array(flat, dtype=np.float64)
 
 
 def _sample_array(body: bytes) -> Any:
     try:
-        pairs = json.loads(body.decode(), object_pairs_hook=_Pairs)
+        pairs = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else _reason(error)
         raise BodyNotJsonError(
