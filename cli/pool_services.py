@@ -12,6 +12,7 @@ from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
 from urllib.parse import urlsplit
 
+from app.errors import ConfigurationError
 from app.settings import ControllerSettings
 from cli import pool_redis
 
@@ -118,7 +119,7 @@ def worker_services(settings: ControllerSettings, versions: list[int], replicas:
 
 def flower_service() -> Service:
     """Flower, as `modelyard flower` runs it."""
-    host, port = os.environ.get("FLOWER_ADDRESS", LOOPBACK), int(os.environ.get("FLOWER_PORT", FLOWER_PORT))
+    host, port = os.environ.get("FLOWER_ADDRESS", LOOPBACK), port_of("FLOWER_PORT", FLOWER_PORT)
     url = f"http://{LOOPBACK}:{port}"
     return Service(
         "flower",
@@ -132,7 +133,7 @@ def flower_service() -> Service:
 
 def mlflow_service(tracking_uri: str) -> Service:
     """MLflow's user interface and registry server on a database of this machine."""
-    host, port = os.environ.get("MLFLOW_HOST", LOOPBACK), int(os.environ.get("MLFLOW_PORT", MLFLOW_PORT))
+    host, port = os.environ.get("MLFLOW_HOST", LOOPBACK), port_of("MLFLOW_PORT", MLFLOW_PORT)
     url = f"http://{LOOPBACK}:{port}"
     return Service(
         "mlflow",
@@ -147,6 +148,18 @@ def mlflow_service(tracking_uri: str) -> Service:
         url=url,
         listens=(host, port, "MLFLOW_PORT"),
     )
+
+
+def port_of(variable: str, default: int) -> int:
+    """A port from the environment.
+
+    Raises:
+        ConfigurationError: The variable holds something else.
+    """
+    value = os.environ.get(variable) or str(default)
+    if not (value.isdecimal() and 0 < int(value) < 65536):
+        raise ConfigurationError(f"{variable}={value!r} is not a port; expected a number from 1 to 65535")
+    return int(value)
 
 
 def redis_answers(url: str) -> bool:

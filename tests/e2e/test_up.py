@@ -1,0 +1,124 @@
+"""`modelyard up` and `modelyard demo`, as a user starts and stops them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from client import Client
+from tests.conftest import WaitUntil
+from tests.e2e.conftest import Digits, ready_workers
+
+START_S = 120.0
+
+
+@pytest.fixture
+def environment(registry: Path, free_port: Callable[[], int]) -> Iterator[dict[str, str]]:
+    """A state directory and ports of the test's own, and the trained versions."""
+    with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as state_dir:
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("PYTHONDONTWRITEBYTECODE", "REDIS_URL")
+        }
+        yield inherited | {
+            "MODELYARD_STATE_DIR": state_dir,
+            "MODELYARD_PORT": str(free_port()),
+            "FLOWER_PORT": str(free_port()),
+            "MLFLOW_PORT": str(free_port()),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlruns.db",
+        }
+
+
+def modelyard(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *arguments],
+        env=environment,
+        cwd=environment["MODELYARD_STATE_DIR"],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+
+
+def processes_of(environment: dict[str, str]) -> list[str]:
+    """Command lines of everything that runs with this state directory."""
+    mark = f"MODELYARD_STATE_DIR={environment['MODELYARD_STATE_DIR']}\0".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
+    environment: dict[str, str], digits: Digits, wait_until: WaitUntil
+) -> None:
+    url = f"http://127.0.0.1:{environment['MODELYARD_PORT']}"
+    command = [sys.executable, "-m", "cli", "up", "--no-views", "--versions", "2,1"]
+    log = Path(environment["MODELYARD_STATE_DIR"]) / "up.txt"
+    with log.open("wb") as output:
+        up = subprocess.Popen(command, env=environment, cwd=log.parent, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: b"Ctrl-C stops" in log.read_bytes() or up.poll() is not None, timeout_s=START_S)
+        assert up.poll() is None, log.read_text()
+        assert ready_workers(url) == 2
+        with Client(url) as client:
+            assert {info.worker: info.model_version for info in client.workers()} == {1: 1, 2: 2}
+            assert client.predict(digits.images[:1], worker=1).model_version == 1
+        second = modelyard(environment, "up")
+        assert second.returncode == 1
+        assert "a pool already runs" in second.stderr
+    finally:
+        up.send_signal(signal.SIGINT)
+        status = up.wait(60)
+    assert status == 0, log.read_text()
+    assert processes_of(environment) == []
+
+
+@pytest.mark.timeout(300)
+def test_demo_predicts_digits_writes_records_starts_everything_and_ends(environment: dict[str, str]) -> None:
+    demo = modelyard(environment, "demo", "--once")
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "training" not in demo.stdout
+    for name in ("redis", "controller", "worker-v1", "worker-v2", "flower", "mlflow"):
+        assert f"✓ {name} " in demo.stdout
+    records = json.loads(
+        (Path(environment["MODELYARD_STATE_DIR"]) / "worker_benchmark_records.json").read_text()
+    )
+    assert len(records) == 10
+    assert all(record["status"] == "succeeded" for record in records)
+    assert {record["model_version"] for record in records} == {1, 2}
+    assert sum(record["predicted"] == record["true_label"] for record in records) >= 8
+    assert processes_of(environment) == []
+
+
+def test_version_that_does_not_exist_is_one_line_and_starts_nothing(environment: dict[str, str]) -> None:
+    up = modelyard(environment, "up", "--versions", "1,9")
+    assert up.returncode == 1
+    assert "there is no version 9 of MNIST_PyTorch_Model" in up.stderr
+    assert len(up.stderr.splitlines()) == 1
+    assert processes_of(environment) == []
+
+
+def test_taken_port_is_one_line_that_says_what_to_do(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", int(environment["FLOWER_PORT"]))):
+        up = modelyard(environment, "up")
+    assert up.returncode == 1
+    assert environment["FLOWER_PORT"] in up.stderr
+    assert "FLOWER_PORT" in up.stderr
+    assert len(up.stderr.splitlines()) == 1
