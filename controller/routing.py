@@ -143,7 +143,7 @@ def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, 
         return ((chosen,) if chosen else ()), True
     if selector.model is None and selector.version is None:
         return snapshot.candidates, False
-    name = selector.model or _only_model(snapshot)
+    name = _only_model(snapshot) if selector.model is None else selector.model
     _check_model(snapshot, name, selector.version)
     group = snapshot.by_model.get(name, ())
     if selector.version is None:
