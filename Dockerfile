@@ -41,20 +41,20 @@ RUN pip --python /opt/venv install --quiet --no-cache-dir --no-deps .
 FROM base AS controller-packages
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=cache,target=/var/cache/uv \
     python /installer/image_packages.py --requirement /requirements/controller.lock
 
 FROM base AS flower-packages
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=cache,target=/var/cache/uv \
     python /installer/image_packages.py --requirement /requirements/flower.lock
 
 # The registry needs no torch; the worker's lock only says which versions.
 FROM base AS mlflow-packages
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=cache,target=/var/cache/uv \
     python /installer/image_packages.py --constraint /requirements/worker.lock mlflow
 
 FROM mlflow-packages AS worker-packages
@@ -62,7 +62,7 @@ FROM mlflow-packages AS worker-packages
 ARG TORCH_BACKEND=cpu
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=cache,target=/var/cache/uv \
     python /installer/image_packages.py --torch-backend "$TORCH_BACKEND" \
         --requirement /requirements/worker.lock
 
@@ -70,7 +70,7 @@ FROM worker-packages AS trainer-packages
 ARG TORCH_BACKEND=cpu
 RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
     --mount=type=bind,source=requirements,target=/requirements \
-    --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=cache,target=/var/cache/uv \
     python /installer/image_packages.py --torch-backend "$TORCH_BACKEND" \
         --requirement /requirements/training.lock
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pip_config
 
 VENV = Path("/opt/venv")
+CACHE = Path("/var/cache/uv")
 UV = Path(__file__).resolve().parent / "bin" / "uv"
 PIP = "pip"  # of the base image: the virtual environment has none
 
@@ -38,8 +39,13 @@ def main(arguments: list[str]) -> int:
             *torch_options(own.torch_backend),
             *rest,
         ],
-        # the cache is a mount of another file system, where links cannot lead
-        env={**os.environ, **pip_config.uv_variables(config), "UV_LINK_MODE": "copy"},
+        # the cache is a mount of its own, and links do not lead from one file system to another
+        env={
+            **os.environ,
+            **pip_config.uv_variables(config),
+            "UV_CACHE_DIR": str(CACHE),
+            "UV_LINK_MODE": "copy",
+        },
         check=False,
     ).returncode
 

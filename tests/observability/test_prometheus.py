@@ -1,0 +1,197 @@
+"""The real Prometheus, on `prometheus.yml`, scrapes a real controller and a real Flower."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+import yaml
+
+from app.clock import PoolClock
+from app.contract import InputContract
+from app.pool import assign_number
+from tests.conftest import RedisServer, WaitUntil
+from tests.pool_samples import record
+from workers.beacon import Beacon
+
+CONFIG = Path(__file__).parents[2] / "prometheus.yml"
+SCRAPE_INTERVAL = "200ms"
+HEARTBEAT_S = 0.5
+START_S = 60.0
+
+Start = Callable[..., None]
+
+
+@dataclass
+class Prometheus:
+    """A Prometheus server that scrapes the pool, asked through its HTTP API."""
+
+    url: str
+    http: httpx.Client
+
+    def get(self, path: str, **query: str) -> Any:
+        answer = self.http.get(f"{self.url}/api/v1/{path}", params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    def value(self, expression: str) -> float | None:
+        """The one series of an instant query, or None if there is none."""
+        results = self.get("query", query=expression)["result"]
+        assert len(results) <= 1, results
+        return float(results[0]["value"][1]) if results else None
+
+
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client() as client:
+        yield client
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start(command, **environment)` runs a process until the test ends."""
+    with ExitStack() as stack:
+
+        def run(command: list[str], **environment: str) -> None:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            stack.callback(process.wait, 30)
+            stack.callback(process.terminate)
+
+        yield run
+
+
+@pytest.fixture
+def worker(redis_server: RedisServer) -> Iterator[Beacon]:
+    """What a worker tells the pool of itself. It takes nothing off its queue, so jobs stay where one can count."""
+    told = record(3, val_accuracy=0.875, input=InputContract("float32", (1, 28, 28)))
+    with redis.Redis.from_url(redis_server.url) as client:
+        assign_number(client, told.queue, told.worker)
+        beacon = Beacon(client, told, PoolClock(), HEARTBEAT_S)
+        beacon.start()
+        yield beacon
+        beacon.close()
+
+
+@pytest.fixture
+def controller(
+    start: Start,
+    http: httpx.Client,
+    redis_server: RedisServer,
+    worker: Beacon,
+    free_port: Any,
+    wait_until: WaitUntil,
+) -> str:
+    """URL of a controller that sees the worker."""
+    port = free_port()
+    start(
+        [sys.executable, "-m", "cli", "serve", "--port", str(port)],
+        REDIS_URL=redis_server.url,
+        MODELYARD_HEARTBEAT_S=str(HEARTBEAT_S),
+    )
+    url = f"http://127.0.0.1:{port}"
+    wait_until(lambda: answers(http, f"{url}/readyz"), START_S, "the controller is ready")
+    return url
+
+
+@pytest.fixture
+def flower(
+    start: Start, http: httpx.Client, redis_server: RedisServer, free_port: Any, wait_until: WaitUntil
+) -> str:
+    """URL of Flower."""
+    port = free_port()
+    start([sys.executable, "-m", "cli", "flower"], REDIS_URL=redis_server.url, FLOWER_PORT=str(port))
+    url = f"http://127.0.0.1:{port}"
+    wait_until(lambda: answers(http, f"{url}/healthcheck"), START_S, "Flower answers")
+    return url
+
+
+@pytest.fixture
+def prometheus(
+    start: Start,
+    http: httpx.Client,
+    controller: str,
+    flower: str,
+    system_tool: Callable[[str, str], str],
+    tmp_path: Path,
+    free_port: Any,
+    wait_until: WaitUntil,
+) -> Prometheus:
+    """Prometheus on the project's configuration, but for the targets' addresses and a quicker pace."""
+    program = system_tool("prometheus", "prometheus")
+    text = CONFIG.read_text()
+    for name, url in (("controller:9000", controller), ("flower:5555", flower)):
+        assert f'"{name}"' in text
+        text = text.replace(f'"{name}"', f'"{url.removeprefix("http://")}"')
+    config = yaml.safe_load(text)
+    config["global"]["scrape_interval"] = SCRAPE_INTERVAL
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    port = free_port()
+    start(
+        [
+            program,
+            f"--config.file={tmp_path}/prometheus.yml",
+            f"--storage.tsdb.path={tmp_path}/data",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
+    )
+    url = f"http://127.0.0.1:{port}"
+    wait_until(lambda: answers(http, f"{url}/-/ready"), START_S, "Prometheus is ready")
+    return Prometheus(url, http)
+
+
+def answers(http: httpx.Client, url: str) -> bool:
+    try:
+        return http.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_promtool_accepts_the_configuration(system_tool: Callable[[str, str], str]) -> None:
+    done = subprocess.run(
+        [system_tool("promtool", "prometheus"), "check", "config", str(CONFIG)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_reads_the_pool_and_forgets_a_worker_that_is_gone(
+    prometheus: Prometheus,
+    http: httpx.Client,
+    controller: str,
+    worker: Beacon,
+    wait_until: WaitUntil,
+) -> None:
+    def reads(expression: str, value: float | None) -> None:
+        wait_until(lambda: prometheus.value(expression) == value, what=f"{expression} is {value}")
+
+    reads('up{job="controller"}', 1)
+    reads('up{job="flower"}', 1)
+    reads('modelyard_live_workers{worker="3"}', 1)
+    reads('modelyard_val_accuracy_ratio{worker="3"}', 0.875)
+    reads('modelyard_backlog_jobs{worker="3"}', 0)
+
+    job = http.post(f"{controller}/predict", json={"data": [[[[0.0] * 28] * 28]]})
+    assert http.post(f"{controller}/predict", json={"data": "seven"}).status_code == 422
+    reads('modelyard_backlog_jobs{worker="3"}', 1)
+    reads('modelyard_batch_jobs_count{worker="3"}', 1)
+    reads("sum(modelyard_requests_rejected_total)", 1)
+
+    worker.close()
+    reads('modelyard_live_workers{worker="3"}', 0)
+    reads('modelyard_val_accuracy_ratio{worker="3"}', None)
+    assert http.delete(f"{controller}/results/{job.json()['id']}").status_code == 200
+    for gone in ("modelyard_live_workers", "modelyard_backlog_jobs", "modelyard_batch_jobs_count"):
+        reads(gone, None)
