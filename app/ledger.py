@@ -10,6 +10,9 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | `c:<index>` | the job is cancelled | cancel | the record expires |
 | `by` | id of the worker that claimed it | claim | finish or requeue |
 | `attempts` | claims so far | claim | the record expires |
+| `at` | job that runs alone now, after a worker died with the batch | progress | claim or finish |
+| `x:<index>` | times that a worker died with this job alone | claim | the record expires |
+| `o:<index>` | `JobOutcome` of a job that ran alone, msgpack | progress | the record expires |
 | `out` | `BatchOutcome`, msgpack | finish | the record expires |
 
 Each change is one Lua script, so that it happens whole or not at all, in one round trip. What can be derived
@@ -60,7 +63,20 @@ if redis.call('HEXISTS', KEYS[1], 'data') == 0 then return false end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[1], 'by', ARGV[2])
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+local at = redis.call('HGET', KEYS[1], 'at')
+if at then
+  redis.call('HINCRBY', KEYS[1], 'x:' .. at, 1)
+  redis.call('HDEL', KEYS[1], 'at')
+end
 return redis.call('HGETALL', KEYS[1])
+"""
+
+# KEYS batch running; ARGV batch_id worker_id next_index done_index done_outcome (both '' before the first)
+_PROGRESS = """
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'o:' .. ARGV[4], ARGV[5]) end
+redis.call('HSET', KEYS[1], 'at', ARGV[3])
+return 1
 """
 
 # KEYS batch pending deadlines backlog running; ARGV batch_id queue worker_id out ttl_ms channel.
@@ -72,7 +88,7 @@ redis.call('HDEL', KEYS[5], ARGV[1])
 local open = redis.call('HGET', KEYS[1], 'open')
 if not open then return 0 end
 redis.call('HSET', KEYS[1], 'out', ARGV[4])
-redis.call('HDEL', KEYS[1], 'data', 'open', 'by')
+redis.call('HDEL', KEYS[1], 'data', 'open', 'by', 'at')
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('HINCRBY', KEYS[4], ARGV[2], 0 - open) -- not -open, which is '-0' where every job was cancelled
 redis.call('ZREM', KEYS[2], ARGV[1])
@@ -141,6 +157,8 @@ class ClaimedBatch:
     Attributes:
         attempts: Times it was claimed, this one included.
         cancelled: Indexes of the jobs that are not to run.
+        deaths: By index, times that a worker died while it ran this job alone.
+        kept: By index, outcomes of jobs that ran alone under an earlier claim.
     """
 
     batch_id: str
@@ -148,6 +166,8 @@ class ClaimedBatch:
     data: bytes
     attempts: int
     cancelled: frozenset[int]
+    deaths: Mapping[int, int] = field(default_factory=dict)
+    kept: Mapping[int, JobOutcome] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +363,7 @@ class WorkerLedger:
         self._queue = queue
         self._retention_ms = int(retention_s * 1000)
         self._claim = client.register_script(_CLAIM)
+        self._progress = client.register_script(_PROGRESS)
         self._finish = client.register_script(_FINISH)
 
     def claim(self, batch_id: str) -> ClaimedBatch | None:
@@ -359,9 +380,33 @@ class WorkerLedger:
         if not flat:
             return None
         fields: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))
-        cancelled = frozenset(int(name[2:]) for name in fields if name.startswith(b"c:"))
-        head = wire.decode_head(fields[b"head"])
-        return ClaimedBatch(batch_id, head, fields[b"data"], int(fields[b"attempts"]), cancelled)
+        return ClaimedBatch(
+            batch_id,
+            wire.decode_head(fields[b"head"]),
+            fields[b"data"],
+            attempts=int(fields[b"attempts"]),
+            cancelled=frozenset(_by_index(fields, b"c:")),
+            deaths={index: int(count) for index, count in _by_index(fields, b"x:").items()},
+            kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
+        )
+
+    def progress(self, batch: ClaimedBatch, next_index: int, done: tuple[int, JobOutcome] | None) -> bool:
+        """Note which job is about to run alone, and what the one before it left behind.
+
+        Returns:
+            False where the claim was taken away meanwhile; the job is not to run then.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        done_args = (done[0], wire.encode(done[1])) if done else ("", "")
+        with ledger_errors():
+            return bool(
+                self._progress(
+                    keys=[keys.batch(batch.batch_id), keys.running(self._queue)],
+                    args=[batch.batch_id, self._worker_id, next_index, *done_args],
+                )
+            )
 
     def finish(self, batch: ClaimedBatch, outcome: BatchOutcome) -> bool:
         """Write a batch's outcome and tell its controller; False where the claim was taken away meanwhile.
@@ -378,6 +423,10 @@ class WorkerLedger:
                     ),
                 )
             )
+
+
+def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:
+    return {int(name[len(prefix) :]): value for name, value in fields.items() if name.startswith(prefix)}
 
 
 def _finish_keys(batch_id: str, queue: str) -> list[str]:

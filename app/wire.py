@@ -110,6 +110,7 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_head = msgspec.msgpack.Decoder(BatchHead).decode
+_decode_job_outcome = msgspec.msgpack.Decoder(JobOutcome).decode
 _decode_outcome = msgspec.msgpack.Decoder(BatchOutcome).decode
 
 T = TypeVar("T", BatchHead, BatchOutcome)
@@ -135,6 +136,18 @@ def decode_outcome(data: bytes) -> BatchOutcome:
     """
     try:
         return _checked(_decode_outcome(data))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"unreadable outcome: {error}") from None
+
+
+def decode_job_outcome(data: bytes) -> JobOutcome:
+    """Read one job's outcome.
+
+    Raises:
+        WireError: The bytes are not an outcome.
+    """
+    try:
+        return _decode_job_outcome(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError(f"unreadable outcome: {error}") from None
 

@@ -174,7 +174,13 @@ class Reconciler:
         if b"head" not in fields:
             await self._ledger.forget(batch_id, queue)
             return
-        head = wire.decode_head(fields[b"head"])
+        try:
+            head = wire.decode_head(fields[b"head"])
+        except WireError as error:
+            logger.error("batch %s is dropped: %s", batch_id, error.detail)
+            await self._client.delete(keys.batch(batch_id))
+            await self._ledger.forget(batch_id, queue)
+            return
         jobs = [CANCELLED if f"c:{i}".encode() in fields else EXPIRED for i in range(len(head.jobs))]
         now_ms = self._clock.now_ms()
         outcome = BatchOutcome(

@@ -25,12 +25,16 @@ QUARANTINED = JobOutcome(
 )
 
 
+class _ClaimLostError(Exception):
+    """The batch was given to another worker while this one ran it."""
+
+
 class BatchRunner:
     """What the Celery task does.
 
     Args:
         worker_id: The worker's own id.
-        max_attempts: Claims after which a batch that never came to an outcome is given up.
+        max_attempts: Runs that may each cost a job its worker; then it is quarantined.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class BatchRunner:
         try:
             outcome = self._infer(batch)
             written = self._ledger.finish(batch, outcome)
+        except _ClaimLostError:
+            written = False
         finally:
             succeeded = sum(job.status == "succeeded" for job in outcome.jobs)
             failed = sum(job.status == "failed" for job in outcome.jobs)
@@ -93,7 +99,9 @@ class BatchRunner:
             inputs = _inputs(batch, to_run)
             samples = sum(len(array) for array in inputs)
             start = time.perf_counter()
-            for i, outcome in zip(to_run, self._predict_all(inputs), strict=True):
+            # A worker died with this batch: which job it was shows when each runs alone.
+            run = self._run_alone if batch.attempts > 1 else self._run_together
+            for i, outcome in zip(to_run, run(batch, to_run, inputs), strict=True):
                 outcomes[i] = outcome
             inference_ms = (time.perf_counter() - start) * 1000
         return BatchOutcome(
@@ -107,21 +115,45 @@ class BatchRunner:
 
     def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry, now_ms: float) -> JobOutcome | None:
         """The outcome of a job that is not to run, else None."""
+        # Cancelled and expired first: between two claims a caller may have been shown so already.
         if index in batch.cancelled:
             return CANCELLED
         if job.deadline_ms <= now_ms:
             return EXPIRED
-        return QUARANTINED if batch.attempts > self._max_attempts else None
+        if index in batch.kept:
+            return batch.kept[index]
+        runs = batch.deaths.get(index, 0) + 1 if batch.attempts > 1 else 0
+        return QUARANTINED if runs >= self._max_attempts else None
 
-    def _predict_all(self, inputs: Sequence[Array]) -> list[JobOutcome]:
+    def _run_together(
+        self, batch: ClaimedBatch, indexes: Sequence[int], inputs: Sequence[Array]
+    ) -> list[JobOutcome]:
         """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
-        together = inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
         try:
-            return _split(self._forward(together), [len(array) for array in inputs])
+            return _split(self._forward(np.concatenate(inputs)), [len(array) for array in inputs])
         except Exception as error:
             if len(inputs) == 1:
                 return [_failure(error)]
-        return [outcome for array in inputs for outcome in self._predict_all([array])]
+        return [self._run_one(array) for array in inputs]
+
+    def _run_alone(
+        self, batch: ClaimedBatch, indexes: Sequence[int], inputs: Sequence[Array]
+    ) -> list[JobOutcome]:
+        """One forward pass a job, each noted in the ledger before it starts and when it is done."""
+        outcomes: list[JobOutcome] = []
+        done = None
+        for index, array in zip(indexes, inputs, strict=True):
+            if not self._ledger.progress(batch, index, done):
+                raise _ClaimLostError
+            outcomes.append(self._run_one(array))
+            done = (index, outcomes[-1])
+        return outcomes
+
+    def _run_one(self, array: Array) -> JobOutcome:
+        try:
+            return _split(self._forward(array), [len(array)])[0]
+        except Exception as error:
+            return _failure(error)
 
     def _forward(self, samples: Array) -> Array:
         output = self._model.predict(samples)
@@ -130,7 +162,7 @@ class BatchRunner:
 
 
 def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
-    """Samples of some jobs; one array where all of a batch's jobs run, so that nothing is copied."""
+    """Samples of some jobs, an array each."""
     head = batch.head
     # A copy that may be written to: torch refuses to promise anything about read-only memory.
     samples = np.frombuffer(bytearray(batch.data), head.dtype).reshape(-1, *head.sample_shape)
