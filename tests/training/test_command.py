@@ -12,7 +12,9 @@ from PIL import Image
 from app.digits import heldout_indices, load_digits_28
 from app.errors import InputError, ModelNotFoundError
 from app.images import load_png_28
+from app.settings import Settings
 from cli.main import cli
+from training.command import unregistered
 from training.inventory import registered_versions
 from training.predict import load, scores
 
@@ -95,3 +97,14 @@ def test_a_file_that_is_no_image_is_refused_before_the_model_is_loaded(tmp_path:
     (tmp_path / "digit.png").write_text("no image")
     result = CliRunner().invoke(cli, ["inference", "models:/Digits/1", str(tmp_path / "digit.png")])
     assert isinstance(result.exception, InputError)
+
+
+def test_missing_trains_only_what_the_registry_has_no_version_of(trained: Trained) -> None:
+    line = ["train", "--arch", "mlp", "--arch", "cnn", "--missing", "--model-name", "Digits"]
+    result = CliRunner().invoke(cli, line)
+    assert (result.exit_code, result.output) == (
+        0,
+        "Digits has a version of each architecture; nothing to train\n",
+    )
+    assert registered_versions(trained.tracking_uri, "Digits") == trained.versions
+    assert unregistered(("mlp", "cnn"), Settings(model_name="Another")) == ("mlp", "cnn")
