@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,13 @@ class RedisServer:
 @pytest.fixture(scope="session")
 def redis_process() -> Iterator[RedisServer]:
     """One server for all tests of a test process; tests ask for `redis_server`, which is empty each time."""
+    with running_redis() as server:
+        yield server
+
+
+@contextmanager
+def running_redis() -> Iterator[RedisServer]:
+    """A private server, started and stopped."""
     folder = Path(tempfile.mkdtemp(prefix="yard-"))  # short: a socket's path has at most 104 bytes
     settings = Settings(state_dir=folder, redis_url="")
     config = pool_redis.write_config(settings)
@@ -70,7 +78,7 @@ def redis_answers(url: str) -> bool:
             return False
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Gives a TCP port on 127.0.0.1 that nothing uses, another one each time."""
     given: set[int] = set()
@@ -87,7 +95,7 @@ def free_port() -> Callable[[], int]:
     return give
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wait_until() -> WaitUntil:
     """`wait_until(condition, timeout_s=20, what="…")` returns when the condition holds, else fails."""
     return wait_until_true

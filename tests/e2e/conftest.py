@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from app.digits import heldout_indices, load_digits_28
 from client import Client
-from tests.conftest import RedisServer, WaitUntil
+from tests.conftest import RedisServer, WaitUntil, running_redis
 
 MODEL = "MNIST_PyTorch_Model"
 START_S = 90.0
@@ -59,7 +60,7 @@ class Pool:
         environment = {
             name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
         } | {"REDIS_URL": self.redis_url, "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlruns.db"}
-        with open(self.folder / f"{len(self.processes)}.log", "wb") as log:
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".log", delete=False) as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=self.folder,
@@ -154,12 +155,22 @@ def pool(
         made.close()
 
 
-@pytest.fixture
-def served(pool: Pool) -> Iterator[tuple[Pool, str, Client]]:
-    """A pool with a controller and one worker for each version."""
-    pool.worker(1, 1)
-    pool.worker(2, 2)
-    url = pool.controller()
-    pool.wait_for_workers(url, 2)
-    with Client(url) as client:
-        yield pool, url, client
+@pytest.fixture(scope="session")
+def served(
+    registry: Path, free_port: Callable[[], int], wait_until: WaitUntil
+) -> Iterator[tuple[Pool, str, Client]]:
+    """A pool with a controller and one worker for each version, that several tests share.
+
+    A test that stops one of these starts it again.
+    """
+    with running_redis() as server:
+        pool = Pool(registry, server.url, free_port, wait_until)
+        try:
+            pool.worker(1, 1)
+            pool.worker(2, 2)
+            url = pool.controller()
+            pool.wait_for_workers(url, 2)
+            with Client(url) as client:
+                yield pool, url, client
+        finally:
+            pool.close()

@@ -76,8 +76,9 @@ async def test_a_killed_worker_loses_none_of_a_thousand_jobs(pool: Pool, digits:
 async def test_a_killed_controller_leaves_its_jobs_to_another(
     served: tuple[Pool, str, Client], digits: Digits
 ) -> None:
-    pool, url, _ = served
-    other = pool.controller()
+    pool, other, _ = served
+    url = pool.controller()
+    doomed = pool.processes[-1]
     ids = await accept(url, digits.body(1), lambda: None)
-    pool.processes[2].kill()
+    doomed.kill()
     assert await outcomes(other, ids) == {"succeeded": N_JOBS}

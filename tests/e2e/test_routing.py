@@ -46,7 +46,7 @@ def test_traffic_goes_to_the_best_live_version_and_back(
 def test_flower_shows_workers_queues_and_batches(served: tuple[Pool, str, Client], digits: Digits) -> None:
     pool, url, client = served
     port = pool.give_port()
-    pool.start("cli", "flower", f"--port={port}", FLOWER_UNAUTHENTICATED_API="true")
+    process = pool.start("cli", "flower", f"--port={port}", FLOWER_UNAUTHENTICATED_API="true")
     flower = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
 
     def queues() -> set[str]:
@@ -67,3 +67,4 @@ def test_flower_shows_workers_queues_and_batches(served: tuple[Pool, str, Client
     pool.wait_until(lambda: batch().get("state") == "SUCCESS", what="Flower lists the job's batch")
     assert batch()["name"] == "modelyard.run_batch"
     flower.close()
+    process.terminate()
