@@ -88,6 +88,11 @@ def test_no_password_is_written_down() -> None:
                 assert "${REDIS_PASSWORD:?" in line or "$$REDIS_PASSWORD" in line
 
 
+def test_the_file_that_holds_the_password_is_neither_committed_nor_copied_into_an_image() -> None:
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "!.env" not in (ROOT / ".dockerignore").read_text().splitlines()
+
+
 def test_redis_gets_its_password_by_no_argument_and_keeps_what_it_was_given() -> None:
     script = SERVICES["redis"]["command"][-1]
     server, document = script.split("<<END\n")
