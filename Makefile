@@ -46,7 +46,7 @@ format: ## rewrite the sources in the house format
 
 lock: ## pin the newest packages that pyproject.toml allows
 	@$(BOOTSTRAP) --lock dev
-	$(BIN)/python scripts/lock.py
+	$(PYTHON) scripts/lock.py
 
 clean: ## remove .venv and caches; models, records and the pool's data stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov build dist
