@@ -1,6 +1,154 @@
-"""Hypothesis judges answers here, not the speed of a busy machine."""
+"""A controller in this process on a real Redis, and a worker played by hand."""
 
-from hypothesis import settings
+from __future__ import annotations
 
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+import redis
+
+from app import keys
+from app.celery_app import batch_id_of
+from app.ledger import ClaimedBatch, WorkerLedger
+from app.pool import WorkerRecord
+from app.settings import ControllerSettings
+from app.wire import BatchOutcome
+from controller.main import Controller, Services, create_app
+from tests.pool_samples import RedisServer, outcome, publish, record, unpublish
+
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
+
+HEARTBEAT_S = 0.1
+RETENTION_S = 100.0
+
+
+@dataclass
+class Served:
+    """A controller whose lifespan is open, and a client that calls it."""
+
+    app: Controller
+    http: httpx.AsyncClient
+
+    @property
+    def services(self) -> Services:
+        return self.app.services
+
+    async def post(self, body: Any = None, query: str = "", **headers: str) -> httpx.Response:
+        """POST /predict; `body` is JSON unless it is bytes."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if isinstance(body, bytes):
+            return await self.http.post(f"/predict{query}", content=body, headers=named)
+        return await self.http.post(f"/predict{query}", json=body or {"data": [1, 2]}, headers=named)
+
+
+Serve = Callable[..., Awaitable[Served]]
+
+
+@asynccontextmanager
+async def serving(settings: ControllerSettings) -> AsyncIterator[Served]:
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.fastapi.router.lifespan_context(app.fastapi),
+        httpx.AsyncClient(transport=transport, base_url="http://controller") as http,
+    ):
+        yield Served(app, http)
+
+
+def settings_for(url: str, **fields: Any) -> ControllerSettings:
+    defaults: dict[str, Any] = {
+        "redis_url": url,
+        "heartbeat_s": HEARTBEAT_S,
+        "result_retention_s": RETENTION_S,
+        "redis_timeout_s": 1.0,
+        "batch_hold_ms": 5.0,
+    }
+    return ControllerSettings(**{**defaults, **fields})
+
+
+@pytest.fixture
+async def serve(redis_server: RedisServer) -> AsyncIterator[Serve]:
+    """`await serve(**settings)` opens another controller on the test's Redis."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**fields: Any) -> Served:
+            return await stack.enter_async_context(serving(settings_for(redis_server.url, **fields)))
+
+        yield start
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_server.url) as connection:
+        yield connection
+
+
+class HandWorker:
+    """Plays a worker: takes batches off a queue and answers them when the test says so."""
+
+    def __init__(self, client: redis.Redis, worker: WorkerRecord) -> None:
+        self.record = worker
+        self._client = client
+        self._ledger = WorkerLedger(client, worker.worker_id, worker.queue, RETENTION_S)
+
+    def start(self) -> None:
+        publish(self._client, self.record)
+
+    def stop(self) -> None:
+        unpublish(self._client, self.record)
+
+    def next_batch_id(self) -> str | None:
+        message = self._client.rpop(self.record.queue)
+        return batch_id_of(message) if isinstance(message, bytes) else None
+
+    def claim(self) -> ClaimedBatch | None:
+        """The next batch of the queue, claimed; None where there is none to run."""
+        batch_id = self.next_batch_id()
+        return self._ledger.claim(batch_id) if batch_id else None
+
+    def finish(self, batch: ClaimedBatch, result: BatchOutcome | None = None) -> bool:
+        """Answer a batch; by default every job succeeds with class 7."""
+        n_jobs = len(batch.head.jobs)
+        return self._ledger.finish(batch, result or outcome(n_jobs, self.record.worker_id))
+
+    async def claimed(self) -> ClaimedBatch:
+        """The next batch, waiting until there is one."""
+        return await until(self.claim, "a batch is on the queue")
+
+
+@pytest.fixture
+def hand_worker(client: redis.Redis) -> Callable[..., HandWorker]:
+    """`hand_worker(version, **record)` publishes a ready worker and returns it."""
+
+    def start(version: int = 1, **fields: Any) -> HandWorker:
+        worker = HandWorker(client, record(version, **fields))
+        worker.start()
+        return worker
+
+    return start
+
+
+async def until(condition: Callable[[], Any], what: str = "", timeout_s: float = 15.0) -> Any:
+    """The condition's answer, as soon as it is true; fails after `timeout_s` seconds."""
+    give_up_at = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        if time.monotonic() > give_up_at:
+            pytest.fail(f"not within {timeout_s:g} s: {what or condition}")
+        await asyncio.sleep(0.005)
+    return answer
+
+
+def nothing_is_queued(client: redis.Redis) -> bool:
+    """Whether Redis holds neither a batch nor a message nor a job in a backlog."""
+    found = [*client.scan_iter(f"{keys.PREFIX}:batch:*"), *client.scan_iter(f"{keys.PREFIX}:pending:*")]
+    found += list(client.scan_iter(f"{keys.PREFIX}:queue:*"))
+    backlog = client.hvals(keys.BACKLOG)
+    return not found and all(int(jobs) == 0 for jobs in backlog)

@@ -1,0 +1,358 @@
+"""`POST /predict` from the request to the answer, with a worker played by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import redis
+
+from app import keys
+from app.errors import ModelyardError
+from app.wire import JobOutcome
+from tests.controller.conftest import HandWorker, Serve, until
+from tests.pool_samples import CONTRACT, MODEL, outcome
+
+HandWorkers = Callable[..., HandWorker]
+
+
+async def test_a_prediction_is_accepted_with_a_receipt_and_where_to_poll(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    hand_worker(1, val_accuracy=0.97)
+    served = await serve()
+    answer = await served.post({"data": [1, 2]})
+    receipt = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["location"] == receipt["result_url"] == f"/results/{receipt['id']}"
+    assert receipt | {"id": "", "result_url": ""} == {
+        "id": "",
+        "status": "queued",
+        "worker": 1,
+        "model_name": MODEL,
+        "model_version": 1,
+        "val_accuracy": 0.97,
+        "policy": "highest_val_accuracy",
+        "forced": False,
+        "result_url": "",
+    }
+    assert client.hgetall(keys.BACKLOG) == {keys.queue_name(MODEL, 1).encode(): b"1"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_samples"),
+    [((784,), 1), ((28, 28), 1), ((1, 1, 28, 28), 1), ((3, 784), 3), ((2, 1, 28, 28), 2), ((20, 28, 28), 20)],
+)
+@pytest.mark.parametrize("key", ["data", "instances"])
+async def test_samples_reach_the_worker_as_float32_however_they_are_nested(
+    serve: Serve, hand_worker: HandWorkers, shape: tuple[int, ...], n_samples: int, key: str
+) -> None:
+    worker = hand_worker(input=CONTRACT)
+    served = await serve()
+    samples = np.arange(np.prod(shape)).reshape(shape) / 8
+    answer = await served.post({key: samples.tolist()})
+    batch = await worker.claimed()
+    assert answer.status_code == 202
+    assert [job.n_samples for job in batch.head.jobs] == [n_samples]
+    assert np.array_equal(np.frombuffer(batch.data, "<f4"), samples.reshape(-1).astype("<f4"))
+
+
+async def test_a_caller_that_waits_gets_the_outcome(serve: Serve, hand_worker: HandWorkers) -> None:
+    worker = hand_worker()
+    served = await serve()
+    post = asyncio.create_task(served.post({"data": [[1, 2], [3, 4]]}, "?wait=30"))
+    batch = await worker.claimed()
+    scores = np.array([[0.25, 0.75], [1, 0]], "<f4").tobytes()
+    worker.finish(batch, outcome(jobs=[JobOutcome("succeeded", [1, 0], scores)], n_samples=2))
+    answer = await post
+    job = answer.json()
+    assert (answer.status_code, job["status"]) == (200, "succeeded")
+    assert job["predictions"] == [{"class": 1, "scores": [0.25, 0.75]}, {"class": 0, "scores": [1.0, 0.0]}]
+    assert (job["worker_id"], job["batch_samples"], job["inference_ms"]) == ("host-1", 2, 1.5)
+    assert job["queue_wait_ms"] >= 0
+    assert job["end_to_end_ms"] >= 0
+    assert served.services.dispatcher.sent == {}
+
+
+async def test_a_failed_job_tells_its_error_to_the_caller_that_waits(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    post = asyncio.create_task(served.post(query="?wait=30"))
+    failed = JobOutcome("failed", error_code="model_failed", error_detail="the model failed on this input")
+    worker.finish(await worker.claimed(), outcome(jobs=[failed]))
+    answer = await post
+    assert (answer.status_code, answer.json()["status"]) == (200, "failed")
+    assert answer.json()["error"] == {"code": "model_failed", "detail": "the model failed on this input"}
+
+
+async def test_numbers_that_json_cannot_spell_come_back_as_null(serve: Serve, hand_worker: HandWorkers) -> None:
+    worker = hand_worker()
+    served = await serve()
+    post = asyncio.create_task(served.post(query="?wait=30"))
+    scores = np.array([np.nan, np.inf], "<f4").tobytes()
+    worker.finish(await worker.claimed(), outcome(jobs=[JobOutcome("succeeded", [float("nan")], scores)]))
+    assert (await post).json()["predictions"] == [{"class": None, "scores": [None, None]}]
+
+
+async def test_a_wait_that_ends_before_the_outcome_is_answered_with_the_receipt(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    answer = await served.post(query="?wait=0.05")
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    worker.finish(await worker.claimed())
+    job = await served.http.get(answer.headers["location"])
+    assert job.json()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "status"),
+    [
+        ("wait=30", 200),
+        ("WAIT=30", 200),
+        ('wait="30"', 200),
+        ("handling=lenient, wait=30", 200),
+        ("respond-async, wait=30", 200),  # RFC 7240, section 4.3: wait that long, then answer 202
+        ("wait=100000", 200),  # a preference that cannot be met whole is met in part, never refused
+        ("respond-async", 202),
+        ("wait=0", 202),
+        ("wait=soon", 202),
+        ("wait", 202),
+        ("handling=lenient; wait=30", 202),  # a parameter of another preference
+        ("", 202),
+    ],
+)
+async def test_the_prefer_header_says_how_long_to_wait(
+    serve: Serve, hand_worker: HandWorkers, prefer: str, status: int
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    post = asyncio.create_task(served.post(prefer=prefer))
+    batch = await worker.claimed()
+    if status == 202:
+        assert (await post).status_code == 202
+    worker.finish(batch)
+    assert (await post).status_code == status
+
+
+async def test_the_query_says_more_than_the_prefer_header(serve: Serve, hand_worker: HandWorkers) -> None:
+    hand_worker()
+    served = await serve()
+    assert (await served.post(query="?wait=0", prefer="wait=30")).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("query", "worker", "forced"),
+    [
+        ("", 2, False),
+        ("?worker=1", 1, True),
+        ("?worker=2", 2, True),
+        (f"?model={MODEL}", 2, False),
+        (f"?model={MODEL}&version=1", 1, True),
+        ("?version=1", 1, True),
+    ],
+)
+async def test_the_best_version_is_chosen_unless_one_is_named(
+    serve: Serve, hand_worker: HandWorkers, query: str, worker: int, forced: bool
+) -> None:
+    hand_worker(1, val_accuracy=0.8)
+    hand_worker(2, val_accuracy=0.9)
+    served = await serve()
+    receipt = (await served.post(query=query)).json()
+    assert (receipt["worker"], receipt["forced"]) == (worker, forced)
+    assert receipt["policy"] == ("forced" if forced else "highest_val_accuracy")
+
+
+async def test_traffic_moves_when_the_better_worker_stops_and_back_when_it_returns(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker(1, val_accuracy=0.8)
+    better = hand_worker(2, val_accuracy=0.9)
+    served = await serve(heartbeat_s=60)  # so that only the workers' own notices can tell
+
+    async def chosen() -> int:
+        number: int = (await served.post()).json()["worker"]
+        return number
+
+    assert await chosen() == 2
+    await _listening(served.services.dispatcher, better)
+    better.stop()
+    await until(lambda: len(served.services.watcher.view.records) == 1, "the better worker is gone")
+    assert await chosen() == 1
+    better.start()
+    await until(lambda: len(served.services.watcher.view.records) == 2, "the better worker is back")
+    assert await chosen() == 2
+
+
+async def _listening(_: object, worker: HandWorker) -> None:
+    await until(
+        lambda: worker._client.pubsub_numsub(keys.POOL_CHANNEL)[0][1] > 0, "the controller is subscribed"
+    )
+
+
+async def test_jobs_that_arrive_while_a_batch_is_out_travel_together(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served = await serve(batch_hold_ms=1000)
+    first = (await served.post({"data": [0, 0]})).json()
+    posts = [asyncio.create_task(served.post({"data": [i, i]})) for i in range(1, 6)]
+    lane = served.services.dispatcher.lane(keys.queue_name(MODEL, 1))
+    await until(lambda: len(lane.waiting) == 5, "five jobs are held")
+    assert not any(post.done() for post in posts)
+    worker.finish(await worker.claimed())
+    jobs = [(await post).json()["id"] for post in posts]
+    batch = await worker.claimed()
+    assert {each.split(".")[0] for each in jobs} == {batch.batch_id} != {first["id"].split(".")[0]}
+    samples = np.frombuffer(batch.data, "<f4").reshape(-1, 2)[:, 0].tolist()
+    assert sorted(samples) == [1, 2, 3, 4, 5]
+
+
+async def test_a_batch_leaves_at_once_when_it_is_full(serve: Serve, hand_worker: HandWorkers) -> None:
+    worker = hand_worker()
+    served = await serve(batch_hold_ms=1000, batch_max_jobs=2)
+    await served.post()
+    posts = await asyncio.gather(served.post(), served.post())
+    assert {each.status_code for each in posts} == {202}
+    assert [len((await worker.claimed()).head.jobs) for _ in range(2)] == [1, 2]
+
+
+async def test_a_batch_holds_no_more_samples_than_the_limit(serve: Serve, hand_worker: HandWorkers) -> None:
+    worker = hand_worker()
+    served = await serve(batch_max_samples=3)
+    body = {"data": [[1, 2], [3, 4]]}
+    await asyncio.gather(*(served.post(body) for _ in range(3)))
+    assert [len((await worker.claimed()).head.jobs) for _ in range(3)] == [1, 1, 1]
+
+
+async def test_jobs_are_accepted_though_no_worker_takes_them(serve: Serve, hand_worker: HandWorkers) -> None:
+    hand_worker()
+    served = await serve()
+    answers = await asyncio.gather(*(served.post() for _ in range(50)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 50
+
+
+async def test_closing_the_controller_sends_what_it_holds(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve(batch_hold_ms=1000)
+    await served.post()
+    post = asyncio.create_task(served.post())
+    lane = served.services.dispatcher.lane(worker.record.queue)
+    await until(lambda: lane.waiting, "a job is held")
+    await served.services.dispatcher.close()
+    assert (await post).status_code == 202
+    assert client.hget(keys.BACKLOG, worker.record.queue) == b"2"
+
+
+async def test_a_full_queue_refuses_with_429_and_when_to_come_back(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker()
+    served = await serve(backlog_limit=2)
+    for _ in range(2):
+        assert (await served.post()).status_code == 202
+    await served.services.watcher.refresh()
+    answer = await served.post()
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_a_repeated_post_with_an_idempotency_key_returns_the_first_job(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served, other = await serve(), await serve()
+    first = await served.post(idempotency_key="abc")
+    again = await other.post(idempotency_key="abc")
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json() == first.json()
+    assert again.headers["location"] == first.headers["location"]
+    assert client.llen(worker.record.queue) == 1
+    assert all(client.pttl(name) > 0 for name in client.scan_iter(keys.once("*")))
+
+
+async def test_a_repeated_post_that_waits_gets_the_first_jobs_outcome(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    post = asyncio.create_task(served.post(query="?wait=30", idempotency_key="abc"))
+    worker.finish(await worker.claimed())
+    first = await post
+    again = await served.post(query="?wait=30", idempotency_key="abc")
+    assert (again.status_code, again.json()) == (200, first.json())
+
+
+async def test_an_idempotency_key_for_another_request_is_a_conflict(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    await served.post({"data": [1, 2]}, idempotency_key="abc")
+    for answer in (
+        await served.post({"data": [1, 3]}, idempotency_key="abc"),
+        await served.post({"data": [1, 2]}, "?deadline=5", idempotency_key="abc"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_conflict")
+    assert client.llen(worker.record.queue) == 1
+
+
+async def test_two_posts_at_once_with_one_idempotency_key_make_one_job(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served, other = await serve(), await serve()
+    answers = await asyncio.gather(*(each.post(idempotency_key="abc") for each in [served, other] * 5))
+    assert {answer.status_code for answer in answers} <= {202, 409}
+    assert len({answer.json()["id"] for answer in answers if answer.status_code == 202}) == 1
+    assert client.hget(keys.BACKLOG, worker.record.queue) == b"1"
+
+
+async def test_an_idempotency_key_is_free_again_when_its_job_was_not_accepted(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_worker()
+    served = await serve()
+
+    async def refuse(_: object) -> None:
+        raise ModelyardError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.services.ledger, "accept", refuse)
+        assert (await served.post(idempotency_key="abc")).status_code == 500
+    assert list(client.scan_iter(keys.once("*"))) == []
+    assert (await served.post(idempotency_key="abc")).status_code == 202
+
+
+async def test_an_unforeseen_failure_to_store_is_answered_and_its_lane_goes_on(
+    serve: Serve, hand_worker: HandWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_worker()
+    served = await serve()
+
+    async def fail(_: object) -> None:
+        raise OSError("disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.services.ledger, "accept", fail)
+        answer = await served.post()
+    assert (answer.status_code, answer.json()["code"]) == (503, "ledger_unavailable")
+    assert served.services.dispatcher.sent == {}
+    assert (await served.post()).status_code == 202
+
+
+async def test_the_documented_example_can_be_posted_as_it_stands(serve: Serve, hand_worker: HandWorkers) -> None:
+    hand_worker(input=CONTRACT)
+    served = await serve()
+    document = (await served.http.get("/openapi.json")).json()
+    example = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert (await served.post(json.dumps(example).encode())).status_code == 202
