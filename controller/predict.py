@@ -206,10 +206,10 @@ class Predict:
         return b"".join(chunks)
 
     def _wait_s(self, query: Query, prefer: bytes | None) -> float:
-        wait_s = query.wait_s
-        if wait_s is None:
-            wait_s = _preferred_wait_s(prefer) if prefer else 0.0
-        return in_range("wait", wait_s, 0, self._settings.max_wait_s)
+        if query.wait_s is not None:
+            return in_range("wait", query.wait_s, 0, self._settings.max_wait_s)
+        # RFC 7240, section 2: a preference that cannot be met is no error.
+        return min(_preferred_wait_s(prefer), self._settings.max_wait_s) if prefer else 0.0
 
     def _deadline_s(self, query: Query) -> float:
         deadline_s = query.deadline_s
@@ -279,11 +279,10 @@ def _seconds(given: Mapping[str, str], name: str) -> float | None:
 
 
 def _preferred_wait_s(prefer: bytes) -> float:
-    # RFC 7240: an unknown or malformed preference is ignored; the first of two equal names counts.
-    for preference in re.split(rb"[,;]", prefer):
-        name, _, value = preference.strip().partition(b"=")
-        if name.strip().lower() == b"respond-async":
-            return 0.0
+    # RFC 7240: an unknown or malformed preference is ignored; the first of two equal names counts. As in its
+    # section 4.3, `respond-async` beside `wait` leaves the wait as it is: afterwards the answer is 202 anyway.
+    for preference in prefer.split(b","):
+        name, _, value = preference.partition(b";")[0].partition(b"=")
         if name.strip().lower() == b"wait" and value.strip(b' "').isdigit():
             return float(value.strip(b' "'))
     return 0.0
