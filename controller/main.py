@@ -37,6 +37,7 @@ from controller.results import Results
 from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
+CANCEL_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,10 @@ async def _running(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        # Python 3.11's wait_for swallows a cancellation that arrives together with what it waits for.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
 
 def _log_death(task: asyncio.Task[None]) -> None:
