@@ -130,22 +130,28 @@ def install_with_uv(pip: list[str], config: dict[str, str], requirements: Path, 
         return False
     environment = {**os.environ, **pip_config.uv_variables(config), "VIRTUAL_ENV": str(VENV)}
     install = [str(uv), "pip", "install", *pip_config.uv_options(config)]
-    packages = [*install, *torch_options(config, torch_backend), "--requirement", str(requirements)]
-    project = [*install, "--quiet", "--no-deps", "--editable", str(ROOT)]
-    return all(
-        subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode == 0
-        for command in (packages, project)
-    )
+
+    def succeeds(*arguments: str) -> bool:
+        return subprocess.run([*install, *arguments], env=environment, cwd=ROOT, check=False).returncode == 0
+
+    return any(
+        succeeds(*choice, "--requirement", str(requirements))
+        for choice in torch_choices(config, torch_backend)
+    ) and succeeds("--quiet", "--no-deps", "--editable", str(ROOT))
 
 
-def torch_options(config: dict[str, str], torch_backend: str) -> list[str]:
-    """Which build of PyTorch uv takes: the one asked for, else pip's local wheel, else the CPU build."""
+def torch_choices(config: dict[str, str], torch_backend: str) -> list[list[str]]:
+    """Which build of PyTorch uv takes, as options to try in turn.
+
+    The one asked for; else pip's local wheel; else the CPU build from where PyTorch publishes it and, where
+    that cannot be reached, the build of the index, which on Linux is the large one for CUDA.
+    """
     if torch_backend:
-        return ["--torch-backend", torch_backend, "--reinstall-package", "torch"]
+        return [["--torch-backend", torch_backend, "--reinstall-package", "torch"]]
     python_tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     if pip_config.local_torch_wheel(config, python_tag) is not None:
-        return []
-    return ["--torch-backend", "cpu"]
+        return [[]]
+    return [["--torch-backend", "cpu"], []]
 
 
 def install_with_pip(pip: list[str], requirements: Path) -> None:

@@ -47,7 +47,9 @@ def parse_pip_config(listing: str) -> dict[str, str]:
         match = re.fullmatch(r"(global|install|:env:)\.([\w-]+)=(.*)", line.strip())
         if match:
             section, option, literal = match.groups()
-            by_section[section][option.replace("_", "-")] = str(ast.literal_eval(literal))
+            value = str(ast.literal_eval(literal))
+            if value:  # pip ignores a setting that is empty
+                by_section[section][option.replace("_", "-")] = value
     return {option: value for section in SECTIONS for option, value in by_section[section].items()}
 
 
