@@ -99,9 +99,10 @@ class Reconciler:
 
     async def _pass(self) -> None:
         with ledger_errors():
-            backlog = cast(dict[bytes, bytes], await self._client.hgetall(keys.BACKLOG))
+            # Queues without a backlog too: a batch whose jobs were all cancelled counts for nothing there.
+            queues = cast(list[bytes], await self._client.hkeys(keys.BACKLOG))
             suspects: set[str] = set()
-            for queue in [name.decode() for name, jobs in backlog.items() if int(jobs) > 0]:
+            for queue in [name.decode() for name in queues]:
                 view = await self._read(queue)
                 suspects |= await self._send_again(view, await self._silent(view))
                 for batch_id in view.overdue:
