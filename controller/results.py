@@ -126,9 +126,13 @@ class Results:
             with ledger_errors():
                 row = await self._client.hmget(keys.batch(batch.batch_id), ["head", "out"])
             head, out = cast(list[bytes | None], row)
-            if out:
-                self._dispatcher.settle_batch(batch.batch_id, wire.decode_outcome(out))
-            elif head is None:
+            try:
+                if out:
+                    self._dispatcher.settle_batch(batch.batch_id, wire.decode_outcome(out))
+            except WireError as error:
+                logger.error("the outcome of batch %s is left out: %s", batch.batch_id, error.detail)
+                self._dispatcher.abandon(batch)
+            if head is None:
                 self._dispatcher.abandon(batch)
 
 
