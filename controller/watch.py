@@ -19,6 +19,7 @@ from app.pool import WorkerRecord, decode_record
 from controller.routing import Snapshot, build_snapshot
 
 logger = logging.getLogger(__name__)
+SWEEP_AFTER_TTLS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,13 @@ class PoolWatcher:
         backlog = {queue: jobs for queue, jobs in backlog.items() if jobs > 0}
         pipe = self._client.pipeline(transaction=False)
         pipe.mget([keys.worker(worker_id.decode()) for worker_id in worker_ids] or [keys.worker("")])
+        # Workers that were killed never take themselves off the list.
+        pipe.zremrangebyscore(
+            keys.WORKERS, "-inf", self._clock.now_ms() - SWEEP_AFTER_TTLS * self._worker_ttl_ms
+        )
         for queue in backlog:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
-        raw, *oldest = await pipe.execute()
+        raw, _, *oldest = await pipe.execute()
         records = tuple(record for record in map(_readable, raw) if record)
         self.view = PoolView(
             records=records,
