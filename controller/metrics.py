@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.clock import PoolClock
+from app.pool import WorkerRecord
 from app.wire import FINAL_STATUSES
 from controller.dispatch import SentBatch
 from controller.watch import PoolWatcher
@@ -119,8 +120,12 @@ class _PoolCollector(Collector):
         backlog = _family("backlog_jobs", "Accepted jobs without an outcome")
         oldest = _family("oldest_job_age_seconds", "Age of the oldest of them")
         ready: dict[str, int] = {}
-        for record in view.records:
+        newest: dict[str, WorkerRecord] = {}
+        for record in sorted(view.records, key=lambda record: record.heartbeat_at_ms):
             ready[record.queue] = ready.get(record.queue, 0) + (record.state == "ready")
+            newest[record.queue] = record
+        # Of a queue's replicas the one last heard of: two samples of one series would fail the whole scrape.
+        for record in newest.values():
             number = (str(view.numbers.get(record.queue, record.worker)),)
             if record.val_accuracy is not None:
                 accuracy.add_metric(number, record.val_accuracy)
