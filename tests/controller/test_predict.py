@@ -90,7 +90,9 @@ async def test_a_failed_job_tells_its_error_to_the_caller_that_waits(
     assert answer.json()["error"] == {"code": "model_failed", "detail": "the model failed on this input"}
 
 
-async def test_numbers_that_json_cannot_spell_come_back_as_null(serve: Serve, hand_worker: HandWorkers) -> None:
+async def test_numbers_that_json_cannot_spell_come_back_as_null(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
     worker = hand_worker()
     served = await serve()
     post = asyncio.create_task(served.post(query="?wait=3"))
@@ -350,7 +352,9 @@ async def test_an_unforeseen_failure_to_store_is_answered_and_its_lane_goes_on(
     assert (await served.post()).status_code == 202
 
 
-async def test_the_documented_example_can_be_posted_as_it_stands(serve: Serve, hand_worker: HandWorkers) -> None:
+async def test_the_documented_example_can_be_posted_as_it_stands(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
     hand_worker(input=CONTRACT)
     served = await serve()
     document = (await served.http.get("/openapi.json")).json()

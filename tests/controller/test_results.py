@@ -1,0 +1,153 @@
+"""Jobs after their acceptance: polled, waited for, cancelled, expired, gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from app import keys
+from app.ids import IdSigner
+from tests.controller.conftest import HandWorker, Serve, until
+
+HandWorkers = Callable[..., HandWorker]
+
+
+async def test_a_job_is_queued_then_running_then_succeeded(serve: Serve, hand_worker: HandWorkers) -> None:
+    worker = hand_worker()
+    served, other = await serve(), await serve()
+    url = (await served.post()).headers["location"]
+    assert (await other.http.get(url)).json()["status"] == "queued"
+    batch = await worker.claimed()
+    assert (await other.http.get(url)).json()["status"] == "running"
+    worker.finish(batch)
+    for each in (served, other):
+        job = (await each.http.get(url)).json()
+        assert (job["status"], job["predictions"][0]["class"]) == ("succeeded", 7)
+
+
+async def test_a_long_poll_returns_as_soon_as_the_outcome_is_there(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served, other = await serve(), await serve()
+    url = (await served.post()).headers["location"]
+    poll = asyncio.create_task(other.http.get(f"{url}?wait=4"))
+    worker.finish(await worker.claimed())
+    assert (await poll).json()["status"] == "succeeded"
+
+
+async def test_a_long_poll_that_ends_first_tells_the_present_state(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker()
+    served = await serve()
+    url = (await served.post()).headers["location"]
+    answer = await served.http.get(f"{url}?wait=0.05")
+    assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+
+
+@pytest.mark.parametrize("job_id", ["x", "a.b", "A" * 32 + ".0", "%00"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_an_id_that_the_pool_never_gave_is_unknown(serve: Serve, method: str, job_id: str) -> None:
+    served = await serve()
+    assert (await served.http.request(method, f"/results/{job_id}")).status_code == 404
+
+
+async def test_a_job_whose_retention_has_passed_is_gone_and_not_unknown(
+    serve: Serve, client: redis.Redis
+) -> None:
+    served = await serve()
+    secret = client.get(keys.SECRET)
+    assert isinstance(secret, bytes)
+    long_ago = IdSigner(secret).new_batch_id(1_700_000_000_000, 1)
+    for method in ("GET", "DELETE"):
+        answer = await served.http.request(method, f"/results/{long_ago}.0")
+        assert (answer.status_code, answer.json()["code"]) == (410, "job_gone")
+
+
+async def test_a_job_lost_with_redis_data_before_its_retention_is_unknown(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    hand_worker()
+    served = await serve()
+    job_id = (await served.post()).json()["id"]
+    client.delete(keys.batch(job_id.split(".")[0]))
+    assert (await served.http.get(f"/results/{job_id}")).status_code == 404
+
+
+async def test_a_waiting_job_can_be_cancelled_and_a_worker_then_leaves_it_out(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    url = (await served.post()).headers["location"]
+    for _ in range(2):
+        answer = await served.http.delete(url)
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert (await served.http.get(url)).json()["status"] == "cancelled"
+    assert client.hget(keys.BACKLOG, worker.record.queue) == b"0"
+    assert (await worker.claimed()).cancelled == {0}
+
+
+async def test_a_running_or_finished_job_cannot_be_cancelled(serve: Serve, hand_worker: HandWorkers) -> None:
+    worker = hand_worker()
+    served = await serve()
+    url = (await served.post()).headers["location"]
+    batch = await worker.claimed()
+    running = await served.http.delete(url)
+    worker.finish(batch)
+    finished = await served.http.delete(url)
+    for answer, text in ((running, "is running"), (finished, "has its outcome")):
+        assert (answer.status_code, answer.json()["code"]) == (409, "job_not_cancellable")
+        assert text in answer.json()["detail"]
+
+
+async def test_a_job_shown_as_expired_stays_expired_when_it_is_cancelled(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker()
+    served = await serve(heartbeat_s=60)  # so that nobody closes the batch meanwhile
+    url = (await served.post(query="?deadline=0.001")).headers["location"]
+    shown = (await served.http.get(f"{url}?wait=1")).json()
+    assert (shown["status"], shown["error"]["code"]) == ("expired", "job_expired")
+    assert (await served.http.delete(url)).status_code == 409
+    assert (await served.http.get(url)).json()["status"] == "expired"
+
+
+async def test_a_job_that_nobody_takes_by_its_deadline_is_closed_as_expired(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    post = asyncio.create_task(served.post(query="?deadline=0.05&wait=5"))
+    answer = await post
+    assert (answer.status_code, answer.json()["status"]) == (200, "expired")
+    assert client.hget(keys.BACKLOG, worker.record.queue) == b"0"
+    assert client.exists(keys.pending(worker.record.queue), keys.deadlines(worker.record.queue)) == 0
+    assert worker.claim() is None
+
+
+async def test_a_batch_of_cancelled_jobs_leaves_the_indexes_at_its_deadline(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    url = (await served.post(query="?deadline=0.2")).headers["location"]
+    await served.http.delete(url)
+    await until(lambda: not client.exists(keys.pending(worker.record.queue)), "the batch is closed")
+    assert (await served.http.get(url)).json()["status"] == "cancelled"
+    assert client.hget(keys.BACKLOG, worker.record.queue) == b"0"
+
+
+async def test_after_all_is_done_every_key_expires_but_those_that_are_meant_to_stay(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    await served.post(idempotency_key="abc")
+    worker.finish(await worker.claimed())
+    lasting = {name.decode() for name in client.scan_iter("*") if client.pttl(name) == -1}
+    assert lasting == {keys.BACKLOG, keys.NUMBERS, keys.WORKERS, keys.SECRET}
