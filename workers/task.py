@@ -176,7 +176,9 @@ def _split(output: Array, counts: Sequence[int]) -> list[JobOutcome]:
         classes: list[int | float] = output.argmax(axis=1).tolist()
         rows = np.ascontiguousarray(output, "<f4")
     else:
-        classes, rows = output.reshape(-1).tolist(), None
+        # Booleans travel as 0 and 1: the outcome's classes are numbers.
+        values = output.astype(np.uint8) if output.dtype.kind == "b" else output
+        classes, rows = values.reshape(-1).tolist(), None
     outcomes, start = [], 0
     for count in counts:
         end = start + count
