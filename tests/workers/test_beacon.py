@@ -1,0 +1,85 @@
+"""A worker's record: there from the start, renewed, changed at once, expiring by itself, taken away at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from app import keys
+from app.clock import PoolClock
+from app.pool import WorkerRecord, decode_record
+from tests.pool_samples import RedisServer, record
+from workers.beacon import Beacon
+
+WaitUntil = Callable[..., None]
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_server.url) as connection:
+        yield connection
+
+
+def published(client: redis.Redis) -> WorkerRecord | None:
+    stored = client.get(keys.worker("host-1"))
+    return decode_record(stored) if isinstance(stored, bytes) else None
+
+
+def test_a_record_is_published_at_once_renewed_and_expires_after_three_heartbeats(
+    client: redis.Redis, wait_until: WaitUntil
+) -> None:
+    beacon = Beacon(client, record(state="starting", started_at_ms=0), PoolClock(), 0.1)
+    beacon.start()
+    first = published(client)
+    assert first
+    assert first.state == "starting"
+    assert first.started_at_ms > 0
+    assert 0 < client.pttl(keys.worker("host-1")) <= 300
+    assert client.zscore(keys.WORKERS, "host-1")
+
+    def renewed() -> bool:
+        now = published(client)
+        return now is not None and now.heartbeat_at_ms > first.heartbeat_at_ms
+
+    wait_until(renewed, what="the record is renewed")
+    beacon.close()
+
+
+def test_a_change_of_state_is_published_and_announced_at_once(
+    client: redis.Redis, wait_until: WaitUntil
+) -> None:
+    pubsub = client.pubsub(ignore_subscribe_messages=True)
+    pubsub.subscribe(keys.POOL_CHANNEL)
+    pubsub.get_message(timeout=1)
+    beacon = Beacon(client, record(state="starting"), PoolClock(), 60)
+    beacon.start()
+    beacon.set_state("ready")
+    wait_until(lambda: (now := published(client)) and now.state == "ready", what="it is ready")
+    message = pubsub.get_message(timeout=5)
+    assert message
+    assert message["data"] == b"host-1"
+    beacon.close()
+    pubsub.close()
+
+
+def test_a_closed_beacon_leaves_nothing_behind(client: redis.Redis) -> None:
+    beacon = Beacon(client, record(), PoolClock(), 60)
+    beacon.start()
+    beacon.close()
+    assert published(client) is None
+    assert client.zcard(keys.WORKERS) == 0
+
+
+def test_the_batch_in_hand_is_named_until_it_ends(client: redis.Redis, wait_until: WaitUntil) -> None:
+    beacon = Beacon(client, record(), PoolClock(), 0.05)
+    beacon.start()
+    beacon.batch_started("batch")
+    wait_until(lambda: (now := published(client)) and now.running_batch == "batch", what="it is named")
+    beacon.batch_ended(done=2, failed=1, n_samples=3, inference_ms=4.0)
+    wait_until(lambda: (now := published(client)) and now.running_batch == "", what="it is named no more")
+    now = published(client)
+    beacon.close()
+    assert now
+    assert (now.jobs_done, now.jobs_failed, now.batch_samples_mean, now.inference_ms.last) == (2, 1, 3.0, 4.0)
