@@ -27,6 +27,7 @@ from app.settings import WorkerSettings
 
 Array = NDArray[Any]
 VAL_ACCURACY = "val_accuracy"
+NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def resolve(settings: WorkerSettings) -> ModelVersion:
     try:
         return _find(mlflow.MlflowClient(), settings.model_name, settings.model_version)
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code in NOT_FOUND_CODES:
             raise _not_found(mlflow.MlflowClient(), settings) from None
         raise RegistryUnavailableError(
             f"the MLflow registry at {settings.mlflow_tracking_uri} does not answer "
