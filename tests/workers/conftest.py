@@ -1,0 +1,67 @@
+"""A real MLflow registry, laid out once: scikit-learn models, a good one and some that cannot be served."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MODEL = "Scikit"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # MLflow's own: on its type hints, and on its use of SQLAlchemy 2.1.
+    config.addinivalue_line("filterwarnings", "ignore:.*Any type hint is inferred as AnyType:UserWarning")
+    config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Tracking URI: version 1 is good, 2 has no signature, 3 has a fixed first dimension, 4 fails its warm-up."""
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlruns.db"
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _register(uri, folder)
+    yield uri
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def _register(uri: str, folder: Path) -> None:
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+    from sklearn.linear_model import LogisticRegression
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
+    mlflow.set_experiment("tests")
+    inputs = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    fitted = LogisticRegression().fit(inputs, np.array([3, 3, 8, 8]))
+
+    def shape(*sizes: int) -> ModelSignature:
+        return ModelSignature(inputs=Schema([TensorSpec(np.dtype("float64"), sizes)]))
+
+    for model, signature in (
+        (fitted, shape(-1, 2)),
+        (fitted, None),
+        (fitted, shape(4, 2)),
+        (fitted, shape(-1, 3)),
+    ):
+        with mlflow.start_run():
+            mlflow.log_metric("val_accuracy", 0.75)
+            mlflow.sklearn.log_model(
+                model,
+                name="model",
+                signature=signature,
+                registered_model_name=MODEL,
+                pip_requirements=["scikit-learn"],
+                serialization_format="cloudpickle",
+            )
+    mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", "1")

@@ -1,0 +1,87 @@
+"""Model versions from a real registry: resolved, loaded, checked and warmed up, or refused with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.contract import InputContract
+from app.errors import (
+    ModelContractError,
+    ModelNotFoundError,
+    ModelWarmUpError,
+    ModelyardError,
+    RegistryUnavailableError,
+)
+from app.settings import WorkerSettings
+from workers import model
+
+
+def settings(registry: str, version: str, **fields: Any) -> WorkerSettings:
+    defaults: dict[str, Any] = {
+        "model_name": "Scikit",
+        "mlflow_tracking_uri": registry,
+        "redis_url": "redis://x",
+    }
+    return WorkerSettings(model_version=version, **{**defaults, **fields})
+
+
+@pytest.mark.parametrize(("wanted", "version"), [("1", 1), ("3", 3), ("champion", 1), ("latest", 4)])
+def test_a_number_an_alias_and_latest_resolve_to_a_version(registry: str, wanted: str, version: int) -> None:
+    found = model.resolve(settings(registry, wanted))
+    assert (found.name, found.version, found.val_accuracy) == ("Scikit", version, 0.75)
+    assert found.run_id
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fields"),
+    [("99", {}), ("nobody", {}), ("1", {"model_name": "Nobody"}), ("latest", {"model_name": "No"})],
+)
+def test_a_version_that_does_not_exist_is_not_found_and_says_what_to_do(
+    registry: str, wanted: str, fields: dict[str, str]
+) -> None:
+    with pytest.raises(ModelNotFoundError, match="MODEL_NAME and MODEL_VERSION"):
+        model.resolve(settings(registry, wanted, **fields))
+
+
+def test_a_database_that_does_not_exist_is_named_and_not_created(tmp_path: Path) -> None:
+    path = tmp_path / "none.db"
+    with pytest.raises(RegistryUnavailableError, match=r"none\.db names a database that does not exist"):
+        model.resolve(settings(f"sqlite:///{path}", "1"))
+    assert not path.exists()
+
+
+def test_a_registry_that_does_not_answer_is_unavailable(
+    free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryUnavailableError, match="check MLFLOW_TRACKING_URI"):
+        model.resolve(settings(f"http://127.0.0.1:{free_port()}", "1"))
+
+
+def test_a_scikit_learn_model_with_a_tensor_signature_answers_its_labels(registry: str) -> None:
+    wanted = settings(registry, "1")
+    loaded = model.load(model.resolve(wanted), wanted)
+    assert loaded.contract == InputContract("float64", (2,))
+    assert loaded.device == "cpu"
+    assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]])).tolist() == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ("version", "error", "text"),
+    [
+        ("2", ModelContractError, "exactly one tensor input"),
+        ("3", ModelContractError, "free first dimension"),
+        ("4", ModelWarmUpError, "fails on 1 zero sample"),
+    ],
+)
+def test_a_model_that_cannot_be_served_says_why(
+    registry: str, version: str, error: type[ModelyardError], text: str
+) -> None:
+    wanted = settings(registry, version)
+    with pytest.raises(error, match=text):
+        model.load(model.resolve(wanted), wanted)

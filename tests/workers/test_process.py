@@ -1,0 +1,112 @@
+"""`python -m workers` as a process: serves its queue, drains on SIGTERM, and takes nothing when it cannot serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+import redis.asyncio
+
+from app import keys, wire
+from app.celery_app import BatchMessages, create_celery, message_template
+from app.ledger import ControllerLedger, NewBatch
+from app.pool import decode_record
+from app.settings import Settings
+from tests.pool_samples import RedisServer, new_batch
+
+QUEUE = keys.queue_name("Scikit", 1)
+WaitUntil = Callable[..., None]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start_worker(redis_server: RedisServer, registry: str) -> Iterator[Start]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(version: str, **variables: str) -> subprocess.Popen[str]:
+        own = {
+            "REDIS_URL": redis_server.url,
+            "MLFLOW_TRACKING_URI": registry,
+            "MODEL_NAME": "Scikit",
+            "MODEL_VERSION": version,
+            "MODELYARD_HEARTBEAT_S": "0.2",
+        }
+        command = [sys.executable, "-m", "workers"]
+        started.append(
+            subprocess.Popen(command, env=os.environ | own | variables, stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def accept(url: str) -> str:
+    """Accept one batch of two jobs for version 1, exactly as a controller does."""
+    batch = new_batch(2, queue=QUEUE, model_name="Scikit", dtype="float64")
+    message = BatchMessages(message_template(create_celery(Settings(redis_url=url))), QUEUE).write(
+        batch.batch_id
+    )
+    sent = NewBatch(batch.batch_id, batch.head, batch.data, message, batch.accepted_at_ms)
+
+    async def go() -> None:
+        async with redis.asyncio.Redis.from_url(url) as client:
+            await ControllerLedger(client, 100).accept(sent)
+
+    asyncio.run(go())
+    return batch.batch_id
+
+
+def test_a_worker_serves_its_queue_under_the_number_asked_for_and_drains_on_sigterm(
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
+) -> None:
+    batch_id = accept(redis_server.url)
+    worker = start_worker("champion", WORKER="5")
+    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: client.hget(keys.batch(batch_id), "out"), timeout_s=60, what="the batch is run")
+        stored = client.hget(keys.batch(batch_id), "out")
+        assert isinstance(stored, bytes)
+        outcome = wire.decode_outcome(stored)
+        assert [(job.status, job.classes) for job in outcome.jobs] == [("succeeded", [3]), ("succeeded", [8])]
+        record = client.get(keys.worker(outcome.worker_id))
+        assert isinstance(record, bytes)
+        published = decode_record(record)
+        assert (published.worker, published.model_version, published.val_accuracy) == (5, 1, 0.75)
+        assert (published.state, published.pid) == ("ready", worker.pid)
+        assert client.hget(keys.NUMBERS, QUEUE) == b"5"
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+        assert client.get(keys.worker(outcome.worker_id)) is None
+        assert client.zcard(keys.WORKERS) == 0
+
+
+def test_a_worker_that_cannot_load_its_model_takes_nothing_off_the_queue(
+    start_worker: Start, redis_server: RedisServer
+) -> None:
+    batch_id = accept(redis_server.url)
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.rename(QUEUE, keys.queue_name("Scikit", 4))
+        worker = start_worker("4")
+        _, errors = worker.communicate(timeout=60)
+        assert worker.returncode == 1
+        assert "fails on 1 zero sample" in errors.splitlines()[-1]
+        assert "Traceback" not in errors
+        assert client.llen(keys.queue_name("Scikit", 4)) == 1
+        assert client.hget(keys.batch(batch_id), "by") is None
+        assert client.zcard(keys.WORKERS) == 0
+
+
+def test_a_worker_without_redis_exits_with_one_clear_line(start_worker: Start) -> None:
+    worker = start_worker("1", REDIS_URL="unix:///nowhere/redis.sock")
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "Redis does not answer" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
