@@ -6,17 +6,22 @@ and is written by the very script that accepts the job.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from hashlib import blake2b
 from typing import cast
 
 import redis.asyncio
 
 from app import keys
-from app.errors import IdempotencyConflictError, ParameterError
+from app.errors import IdempotencyConflictError, LedgerUnavailableError, ParameterError
 from app.ledger import ledger_errors
 
 MAX_KEY_BYTES = 255
 RESERVED_S = 60
+
+
+# KEYS once; ARGV value without a job id. An accept whose confirmation was lost has written the job id: it stays.
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
 class Idempotency:
@@ -28,16 +33,17 @@ class Idempotency:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
+        self._release = client.register_script(_RELEASE)
 
-    def entry(self, key: bytes, query_string: bytes, body: bytes) -> tuple[str, str]:
-        """Redis key, and value without the job id, of a request.
+    def entry(self, key: bytes, request: bytes) -> tuple[str, str]:
+        """Redis key, and value without the job id, of a request: all that makes it the same one again.
 
         Raises:
             ParameterError: The idempotency key is empty or too long.
         """
         if not 0 < len(key) <= MAX_KEY_BYTES:
             raise ParameterError(f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} characters")
-        digest = blake2b(query_string + b"\0" + body, digest_size=16).hexdigest()
+        digest = blake2b(request, digest_size=16).hexdigest()
         return keys.once(blake2b(key, digest_size=16).hexdigest()), f"{digest}:"
 
     async def reserve(self, once: tuple[str, str]) -> str | None:
@@ -64,6 +70,6 @@ class Idempotency:
         return job_id
 
     async def release(self, once: tuple[str, str]) -> None:
-        """Give the key back: its job was not accepted."""
-        with ledger_errors():
-            await self._client.delete(once[0])
+        """Give the key back where no job was accepted under it; best effort, as it lapses by itself."""
+        with suppress(LedgerUnavailableError), ledger_errors():
+            await self._release(keys=[once[0]], args=[once[1]])

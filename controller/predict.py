@@ -6,6 +6,7 @@ Read, decode, route, submit, wait, answer: each step is a call into the file tha
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from controller.results import Results, job_json, receipt
 from controller.routing import Selector, route
 from controller.watch import PoolWatcher
 
+logger = logging.getLogger(__name__)
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -51,6 +54,20 @@ class Query:
     selector: Selector
     wait_s: float | None
     deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for, its defaults filled in.
+
+    Attributes:
+        received_at_ms: When it arrived, Redis's clock.
+    """
+
+    selector: Selector
+    wait_s: float
+    deadline_s: float
+    received_at_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +118,17 @@ class Predict:
         try:
             return await self._respond(scope, receive)
         except ModelyardError as error:
-            self._metrics.rejected(error.code)
-            status, headers, body = problem(error)
-            if isinstance(error, TooLargeError):
-                headers.append((b"connection", b"close"))  # the rest of the body is not read
-            return Reply(status, headers, body)
+            return self._refusal(error)
+        except Exception:
+            logger.exception("unforeseen error")
+            return self._refusal(ModelyardError("an unforeseen error; the controller's log has it"))
+
+    def _refusal(self, error: ModelyardError) -> Reply:
+        self._metrics.rejected(error.code)
+        status, headers, body = problem(error)
+        if isinstance(error, TooLargeError):
+            headers.append((b"connection", b"close"))  # the rest of the body is not read
+        return Reply(status, headers, body)
 
     async def _respond(self, scope: Scope, receive: Receive) -> Reply:
         received_at_ms = self._clock.now_ms()
@@ -117,21 +140,30 @@ class Predict:
             raise InputError("the body is compressed; send it as it is, without Content-Encoding")
         body = await self._read(headers, receive)
         key = headers.get(b"idempotency-key")
-        once = self._idempotency.entry(key, scope["query_string"], body) if key is not None else None
-        job = self._new_job(query, body, received_at_ms, deadline_s, wait_s > 0)
-        if once:
-            first = await self._idempotency.reserve(once)
-            if first:
-                return await self._repeat(first, wait_s)
-            job.once = once
-        return await self._submit(job, wait_s)
+        asked = Asked(query.selector, wait_s, deadline_s, received_at_ms)
+        if key is None:
+            return await self._submit(self._new_job(asked, body), wait_s)
+        return await self._submit_once(key, asked, body)
 
-    def _new_job(
-        self, query: Query, body: bytes, received_at_ms: float, deadline_s: float, wants_outcome: bool
-    ) -> Job:
+    async def _submit_once(self, key: bytes, asked: Asked, body: bytes) -> Reply:
+        # Before anything that may refuse: a repeated post gets its job even where a new one could not be taken.
+        request = repr((asked.selector, asked.deadline_s)).encode() + body
+        once = self._idempotency.entry(key, request)
+        first = await self._idempotency.reserve(once)
+        if first:
+            return await self._repeat(first, asked.wait_s)
+        try:
+            job = self._new_job(asked, body)
+            job.once = once
+            return await self._submit(job, asked.wait_s)
+        except ModelyardError:
+            await self._idempotency.release(once)
+            raise
+
+    def _new_job(self, asked: Asked, body: bytes) -> Job:
         numbers = decode.parse(body)
         try:
-            chosen = route(self._watcher.view.snapshot, query.selector, numbers.fit)
+            chosen = route(self._watcher.view.snapshot, asked.selector, numbers.fit)
         except InputShapeError:
             decode.parse_slow(body)  # a ragged array has a better explanation
             raise
@@ -142,9 +174,9 @@ class Predict:
             route=chosen,
             data=data,
             n_samples=len(numbers.values) // contract.sample_size,
-            received_at_ms=received_at_ms,
-            deadline_ms=received_at_ms + deadline_s * 1000,
-            wants_outcome=wants_outcome,
+            received_at_ms=asked.received_at_ms,
+            deadline_ms=asked.received_at_ms + asked.deadline_s * 1000,
+            wants_outcome=asked.wait_s > 0,
             settled=asyncio.get_running_loop().create_future(),
         )
 
@@ -154,10 +186,6 @@ class Predict:
         timer = loop.call_later(wait_s, self._stop_waiting, job) if job.wants_outcome else None
         try:
             await job.settled
-        except ModelyardError:
-            if job.once:
-                await self._idempotency.release(job.once)
-            raise
         finally:
             if timer:
                 timer.cancel()

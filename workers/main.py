@@ -43,9 +43,11 @@ def run(settings: WorkerSettings) -> int:
     found = model.resolve(settings)
     queue = keys.queue_name(found.name, found.version)
     loaded = model.load(found, settings)
+    with ledger.ledger_errors():
+        number = assign_number(client, queue, settings.worker_number)
     record = WorkerRecord(
         worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}",
-        worker=assign_number(client, queue, settings.worker_number),
+        worker=number,
         queue=queue,
         model_name=found.name,
         model_version=found.version,

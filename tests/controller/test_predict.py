@@ -11,7 +11,8 @@ import pytest
 import redis
 
 from app import keys
-from app.errors import ModelyardError
+from app.errors import LedgerUnavailableError, ModelyardError
+from app.ledger import NewBatch
 from app.wire import JobOutcome
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import CONTRACT, MODEL, outcome
@@ -360,3 +361,34 @@ async def test_the_documented_example_can_be_posted_as_it_stands(
     document = (await served.http.get("/openapi.json")).json()
     example = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
     assert (await served.post(json.dumps(example).encode())).status_code == 202
+
+
+async def test_a_repeated_post_gets_its_job_even_where_no_worker_is_left_and_whatever_it_waits(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    first = await served.post(idempotency_key="abc")
+    worker.stop()
+    await served.services.watcher.refresh()
+    assert (await served.post()).status_code == 503
+    again = await served.post(query="?wait=0.1", idempotency_key="abc")
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+
+
+async def test_an_idempotency_key_whose_job_was_stored_unconfirmed_stays_with_that_job(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    store = served.services.ledger.accept
+
+    async def store_and_lose_the_answer(batch: NewBatch) -> None:
+        await store(batch)
+        raise LedgerUnavailableError("the connection was cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.services.ledger, "accept", store_and_lose_the_answer)
+        assert (await served.post(idempotency_key="abc")).status_code == 503
+    assert (await served.post(idempotency_key="abc")).status_code == 202
+    assert client.llen(worker.record.queue) == 1

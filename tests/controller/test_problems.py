@@ -15,7 +15,10 @@ from controller.problems import STATUS, problem, status_of
 def tree(kind: type[ModelyardError]) -> Iterator[type[ModelyardError]]:
     yield kind
     for child in kind.__subclasses__():
-        yield from tree(child)
+        if (
+            child.__module__ == errors.__name__
+        ):  # the client has errors of its own, which no controller answers
+            yield from tree(child)
 
 
 CLASSES = list(tree(ModelyardError))
