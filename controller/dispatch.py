@@ -145,11 +145,12 @@ class Dispatcher:
         if batch is None:
             return
         batch.outcome = outcome
+        # The next batch first: its worker is idle, and answering this one's waiters takes a while.
+        self._returned(self._lanes[batch.head.queue])
         for job in batch.jobs:
             if job.wants_outcome:
                 job.settle()
         self._on_outcome(batch)
-        self._returned(self._lanes[batch.head.queue])
 
     def abandon(self, batch: SentBatch) -> None:
         """Stop waiting for the outcome of a batch; its jobs live on in the ledger."""
@@ -165,20 +166,20 @@ class Dispatcher:
 
     def _returned(self, lane: Lane) -> None:
         lane.outstanding -= 1
-        if lane.waiting:
-            self._schedule(lane, again=True)
+        if lane.waiting and lane.outstanding < self._settings.batch_window:
+            self._flush(lane)
 
-    def _schedule(self, lane: Lane, again: bool = False) -> None:
+    def _schedule(self, lane: Lane) -> None:
         loop = asyncio.get_running_loop()
         full = len(lane.waiting) >= self._settings.batch_max_jobs
-        if lane.outstanding < self._settings.batch_window or full:
-            if lane.flush_due is not None and (again or full):
-                lane.flush_due.cancel()
-                lane.flush_due = None
-            if lane.flush_due is None:
-                # At the end of this turn of the loop: requests read in the same turn share the batch.
-                lane.flush_due = loop.call_soon(self._flush, lane)
-        elif lane.flush_due is None:
+        if full:
+            self._flush(lane)
+        elif lane.flush_due is not None:
+            return
+        elif lane.outstanding < self._settings.batch_window:
+            # At the end of this turn of the loop: requests read in the same turn share the batch.
+            lane.flush_due = loop.call_soon(self._flush, lane)
+        else:
             lane.flush_due = loop.call_later(self._settings.batch_hold_ms / 1000, self._flush, lane)
 
     def _flush(self, lane: Lane) -> None:
