@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from app.errors import JobGoneError, LedgerUnavailableError, UnknownJobError, Wi
 from app.ids import BATCH_ID_LENGTH, JobRef
 from app.ledger import ControllerLedger, JobView, ledger_errors
 from app.wire import EXPIRED, FINAL_STATUSES, BatchHead, BatchOutcome, JobOutcome, Status
-from controller.dispatch import Dispatcher
+from controller.dispatch import Dispatcher, SentBatch
 from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ RECONNECT_S = 0.5
 POLL_FIRST_S = 0.02
 POLL_LONGEST_S = 0.25
 NOTICE_OVERDUE_S = 2.0
-OVERDUE_PER_PASS = 64
+OVERDUE_PER_PASS = 1024
 
 
 class Results:
@@ -120,20 +121,25 @@ class Results:
     async def _check_overdue_once(self) -> None:
         sent_before_s = time.monotonic() - NOTICE_OVERDUE_S
         batches = [batch for batch in self._dispatcher.sent.values() if batch.sent_at_s < sent_before_s]
-        # Those with waiters first; the rest only matters for the metrics.
-        batches.sort(key=lambda batch: not batch.jobs)
-        for batch in batches[:OVERDUE_PER_PASS]:
-            with ledger_errors():
-                row = await self._client.hmget(keys.batch(batch.batch_id), ["head", "out"])
-            head, out = cast(list[bytes | None], row)
-            try:
-                if out:
-                    self._dispatcher.settle_batch(batch.batch_id, wire.decode_outcome(out))
-            except WireError as error:
-                logger.error("the outcome of batch %s is left out: %s", batch.batch_id, error.detail)
+        # Drawn by lot: were it always the oldest, a queue whose workers are gone would keep all others waiting.
+        batches = random.sample(batches, min(len(batches), OVERDUE_PER_PASS))
+        pipe = self._client.pipeline(transaction=False)
+        for batch in batches:
+            pipe.hmget(keys.batch(batch.batch_id), ["open", "out"])
+        with ledger_errors():
+            rows = cast(list[list[bytes | None]], await pipe.execute())
+        for batch, (still_open, out) in zip(batches, rows, strict=True):
+            if out:
+                self._make_up_for_notice(batch, out)
+            elif still_open is None:
                 self._dispatcher.abandon(batch)
-            if head is None:
-                self._dispatcher.abandon(batch)
+
+    def _make_up_for_notice(self, batch: SentBatch, out: bytes) -> None:
+        try:
+            self._dispatcher.settle_batch(batch.batch_id, wire.decode_outcome(out))
+        except WireError as error:
+            logger.error("the outcome of batch %s is left out: %s", batch.batch_id, error.detail)
+            self._dispatcher.abandon(batch)
 
 
 def receipt(ref: JobRef, head: BatchHead, status: Status) -> dict[str, Any]:
