@@ -16,7 +16,6 @@ from app import keys
 from app.settings import Settings, load
 
 BATCH_TASK = "modelyard.run_batch"
-VISIBILITY_TIMEOUT_S = 3600
 _ID_PLACEHOLDER = "<batch id>"
 _TAG_PLACEHOLDER = "<delivery tag>"
 _QUEUE_PLACEHOLDER = "<queue>"
@@ -37,17 +36,12 @@ def create_celery(settings: Settings) -> Celery:
             "unacked_key": keys.UNACKED,
             "unacked_index_key": f"{keys.UNACKED}_index",
             "unacked_mutex_key": f"{keys.UNACKED}_mutex",
-            "visibility_timeout": VISIBILITY_TIMEOUT_S,
         },
         enable_utc=True,
-        task_acks_late=True,
         task_default_delivery_mode="transient",
         task_ignore_result=True,
-        task_reject_on_worker_lost=True,
         task_serializer="json",
-        worker_cancel_long_running_tasks_on_connection_loss=True,
         worker_hijack_root_logger=False,
-        worker_prefetch_multiplier=1,
         worker_send_task_events=True,
     )
     return celery

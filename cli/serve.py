@@ -27,5 +27,8 @@ def command(host: str | None, port: int | None, redis_url: str | None, access_lo
         port=settings.port,
         access_log=access_log,
         log_config=None,
+        # Nothing here goes by the caller's address, and the server's name helps only attackers.
+        proxy_headers=False,
+        server_header=False,
         timeout_graceful_shutdown=10,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from app.logs import configure_logging
@@ -29,4 +27,4 @@ def command(
         redis_url=redis_url,
     )
     configure_logging()
-    sys.exit(run(settings))
+    run(settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from app.errors import (
 SAMPLE_KEYS = ("data", "inputs", "instances")
 MAX_DIMENSIONS = 32
 MAX_FLOAT = sys.float_info.max
+# From here on a float64 does not hold every integer: the slow way keeps such numbers as integers.
+EXACT_INTEGERS = 2**53
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
 _parser = simdjson.Parser()
 
@@ -41,10 +44,12 @@ class Numbers:
     Attributes:
         values: float64, or int64 or uint64 where that keeps integers exact, shape (n_values,).
         skeleton: Brackets and commas of the array.
+        largest: The largest magnitude among the numbers.
     """
 
     values: NDArray[Any]
     skeleton: bytes
+    largest: float
 
     def fit(self, contract: InputContract) -> bool:
         """Whether they spell whole samples of the contract."""
@@ -77,9 +82,12 @@ def parse_fast(body: bytes) -> Numbers | None:
         return None
     finally:
         document = None  # the parser refuses to be used again while a document of its lives
-    if not (alone and len(values) and _is_exact(values)):
+    if not (alone and len(values)):
         return None
-    return Numbers(values, body.translate(None, _NOT_STRUCTURE))
+    largest = float(np.abs(values).max())
+    if largest >= EXACT_INTEGERS:
+        return None
+    return Numbers(values, body.translate(None, _NOT_STRUCTURE), largest)
 
 
 def parse_slow(body: bytes) -> Numbers:
@@ -89,8 +97,7 @@ def parse_slow(body: bytes) -> Numbers:
     shape = _walk(array, flat, 0)
     if not flat:
         raise InputEmptyError("the array holds no sample; expected at least one")
-    values = _as_array(flat)
-    return Numbers(values, skeleton(shape))
+    return Numbers(_as_array(flat), skeleton(shape), max(map(abs, flat)))
 
 
 def to_samples(numbers: Numbers, contract: InputContract, max_samples: int) -> bytes:
@@ -109,30 +116,33 @@ def to_samples(numbers: Numbers, contract: InputContract, max_samples: int) -> b
     n_samples = len(numbers.values) // contract.sample_size
     if n_samples > max_samples:
         raise TooLargeError(f"{n_samples} samples in one request; at most {max_samples} are accepted")
-    dtype = np.dtype(contract.dtype).newbyteorder("<")
-    return _cast(numbers.values, dtype).tobytes()
+    return _cast(numbers, _little_endian(contract.dtype)).tobytes()
 
 
-def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+@lru_cache(maxsize=64)
+def _little_endian(name: str) -> np.dtype[Any]:
+    return np.dtype(name).newbyteorder("<")
+
+
+@lru_cache(maxsize=64)
+def _largest_float(dtype: np.dtype[Any]) -> float:
+    return float(np.finfo(dtype).max)
+
+
+def _cast(numbers: Numbers, dtype: np.dtype[Any]) -> NDArray[Any]:
+    values = numbers.values
     if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            cast = values.astype(dtype)
-        if not np.isfinite(cast).all():
+        if numbers.largest > _largest_float(dtype):
             raise InputNotFiniteError(
                 f"a number is too large for {dtype.name}; expected finite {dtype.name} numbers"
             )
-        return cast
+        return values.astype(dtype)
     limits = np.iinfo(dtype)
     whole = values.dtype.kind in "iu" or bool((values == np.floor(values)).all())
     # Compared as Python integers: as float64, the largest int64 and the number after it are the same.
     if not whole or int(values.min()) < limits.min or int(values.max()) > limits.max:
         raise InputNotNumericError(f"expected whole numbers from {limits.min} to {limits.max} ({dtype.name})")
     return values.astype(dtype)
-
-
-def _is_exact(values: NDArray[np.float64]) -> bool:
-    # Beyond 2**53 a float64 no longer holds every integer: the slow way keeps such numbers as integers.
-    return bool(np.abs(values).max() < 2**53)
 
 
 def _as_array(flat: list[float]) -> NDArray[Any]:

@@ -68,6 +68,9 @@ class Results:
                             self._watcher.refresh_soon()
             except (redis.RedisError, OSError):
                 await asyncio.sleep(RECONNECT_S)
+            except Exception:
+                logger.exception("a notice could not be taken in; listening again")
+                await asyncio.sleep(RECONNECT_S)
 
     async def check_overdue(self) -> None:
         """Until cancelled, look up batches whose notice may have been lost with a connection."""
@@ -77,6 +80,8 @@ class Results:
                 await self._check_overdue_once()
             except LedgerUnavailableError:
                 continue
+            except Exception:
+                logger.exception("a look-up of overdue batches failed; the next one follows")
 
     async def job(self, job_id: str, wait_s: float = 0) -> JobView:
         """Look a job up, waiting up to `wait_s` seconds for its outcome.

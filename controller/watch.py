@@ -88,6 +88,9 @@ class PoolWatcher:
                 if self.reachable:
                     logger.warning("%s; the pool is as last seen, refreshing each heartbeat", error.detail)
                 self.reachable = False
+            except Exception:
+                # A record that nobody foresaw must not end the refreshing: routing would go by this view for ever.
+                logger.exception("the pool could not be read; trying again each heartbeat")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._interval_s)
             self._wake.clear()

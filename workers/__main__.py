@@ -10,6 +10,6 @@ from workers.main import run
 if __name__ == "__main__":
     configure_logging()
     try:
-        sys.exit(run(load(WorkerSettings)))
+        run(load(WorkerSettings))
     except ModelyardError as error:
         sys.exit(f"modelyard worker: {error.detail}")

@@ -1,0 +1,102 @@
+"""How a worker consumes: stock Celery, told that a message is only a wake-up and that its queue has one task.
+
+The ledger knows what was claimed and finds what was lost, so nothing is acknowledged: that saves Redis two
+round trips a message, and none of Celery's ways of giving a message back can run a batch twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+from celery.exceptions import SecurityWarning
+from celery.worker.request import Request
+from kombu import Queue
+
+from app.celery_app import BATCH_TASK
+from app.errors import ServiceError
+from app.pool import WorkerRecord
+from workers.beacon import Beacon
+from workers.task import BatchRunner
+
+logger = logging.getLogger(__name__)
+EVENTS_FLUSH_S = 0.5
+
+
+def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: Beacon) -> None:
+    """Run batches from the worker's queue until SIGTERM or SIGINT, which drain.
+
+    Raises:
+        ServiceError: Celery stopped for another reason.
+    """
+
+    @celery.task(name=BATCH_TASK, bind=True, Request=WakeUp)  # type: ignore[untyped-decorator]
+    def run_batch(task: Any) -> str:
+        return runner.run(task.request.id)
+
+    def on_ready(**_: Any) -> None:
+        beacon.set_state("ready")
+        served = f"{record.model_name} / {record.model_version}"
+        logger.info("worker %d serves %s on %s", record.worker, served, record.device)
+
+    def on_shutting_down(**_: Any) -> None:
+        beacon.set_state("draining")
+
+    # Celery warns of root because it can unpickle; this worker accepts JSON alone.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    # A receiver here makes Celery leave the logging that the process has set up as it is.
+    signals.setup_logging.connect(_keep_logging)
+    signals.worker_ready.connect(on_ready)
+    signals.worker_shutting_down.connect(on_shutting_down)
+    celery.conf.task_queues = [Queue(record.queue, routing_key=record.queue, no_ack=True)]
+    celery.steps["consumer"].add(GatheredEvents)
+    worker = celery.Worker(
+        hostname=f"worker-{record.worker}@{record.worker_id}",
+        pool_cls="solo",
+        concurrency=1,
+        queues=[record.queue],
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        loglevel="WARNING",
+        quiet=True,
+    )
+    worker.start()
+    if worker.exitcode:
+        raise ServiceError(f"the Celery worker stopped with status {worker.exitcode}; see the log above")
+
+
+class WakeUp(Request):  # type: ignore[misc]
+    """A message that needs no acknowledgement."""
+
+    def acknowledge(self) -> None:
+        """Celery calls this once the task has run."""
+        self.acknowledged = True
+
+
+class GatheredEvents(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Sends task events to Flower several tasks at a time: one publish a task is a fifth of a worker's time."""
+
+    requires = ("celery.worker.consumer:Events",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Called on each connection: the dispatcher is a new one."""
+        self.stop(consumer)
+        consumer.event_dispatcher.on_send_buffered = None
+        self._timer = consumer.timer.call_repeatedly(EVENTS_FLUSH_S, consumer.event_dispatcher.flush)
+
+    def stop(self, consumer: Any) -> None:
+        """Called when the connection is lost, and at the end."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _keep_logging(**_: Any) -> None:
+    """Celery asks who configures logging; we have."""
