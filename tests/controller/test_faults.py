@@ -179,6 +179,23 @@ async def test_a_notice_that_was_lost_is_made_up_for(
     assert (await post).json()["status"] == "succeeded"
 
 
+async def test_batches_that_nobody_answers_do_not_keep_others_from_being_looked_up(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "NOTICE_OVERDUE_S", 0.02)
+    monkeypatch.setattr(results, "OVERDUE_PER_PASS", 1)
+    hand_worker(1, worker_id="silent")
+    worker = hand_worker(2, worker_id="busy")
+    served = await serve()
+    await until(lambda: client.pubsub_channels(), "the controller listens")
+    await served.post(query="?worker=1")
+    post = asyncio.create_task(served.post(query="?worker=2&wait=5"))
+    batch = await worker.claimed()
+    head = msgspec.structs.replace(batch.head, reply_to="nobody")
+    worker.finish(dataclasses.replace(batch, head=head))
+    assert (await post).json()["status"] == "succeeded"
+
+
 async def test_unreadable_notices_and_outcomes_do_not_stop_the_controller(
     serve: Serve, hand_worker: HandWorkers, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 import redis
 
 from app import keys
@@ -125,6 +126,17 @@ async def test_readiness_follows_the_workers_and_says_what_is_missing(
     answer = await served.http.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": []})
     assert (await served.http.get("/healthz")).json() == {"status": "alive"}
+
+
+async def test_what_nobody_foresaw_in_the_pool_does_not_end_the_refreshing(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = await serve()
+    client.hset(keys.NUMBERS, "no queue", "no number")
+    await until(lambda: "the pool could not be read" in caplog.text, "the refresh has failed")
+    client.hdel(keys.NUMBERS, "no queue")
+    hand_worker()
+    await until(lambda: served.services.watcher.view.records, "the worker is seen")
 
 
 async def test_the_documentation_names_every_endpoint_and_needs_no_network(serve: Serve) -> None:
