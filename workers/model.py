@@ -110,12 +110,15 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
 
 
 def _find(client: Any, name: str, wanted: str) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
     if wanted.isdigit():
         version = client.get_model_version(name, wanted)
     elif wanted == "latest":
         versions = client.search_model_versions(f"name = '{name}'")
-        if not versions:
-            client.get_registered_model(name)
+        if not versions:  # there is no such model, or all its versions were deleted
+            raise MlflowException(f"{name} has no version", RESOURCE_DOES_NOT_EXIST)
         version = max(versions, key=lambda each: int(each.version))
     else:
         version = client.get_model_version_by_alias(name, wanted)
@@ -187,7 +190,10 @@ def _load_pyfunc(path: str) -> tuple[Callable[[Array], Array], str]:
     model = mlflow.pyfunc.load_model(path)
 
     def predict(samples: Array) -> Array:
-        return np.asarray(model.predict(samples))
+        answer = model.predict(samples)
+        if isinstance(answer, dict) and len(answer) == 1:  # ONNX models name their outputs
+            (answer,) = answer.values()
+        return np.asarray(answer)
 
     return predict, "cpu"
 

@@ -21,7 +21,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Tracking URI: version 1 is good, 2 has no signature, 3 has a fixed first dimension, 4 fails its warm-up."""
+    """Tracking URI: version 1 is good, 2 has no signature, 3 has a fixed first dimension, 4 fails its warm-up.
+
+    The model `Named` answers a dictionary of one output; the model `Emptied` has no version.
+    """
     folder = tmp_path_factory.mktemp("registry")
     uri = f"sqlite:///{folder}/mlruns.db"
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -35,6 +38,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def _register(uri: str, folder: Path) -> None:
     import mlflow
+    import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
     from sklearn.linear_model import LogisticRegression
@@ -44,6 +48,10 @@ def _register(uri: str, folder: Path) -> None:
     mlflow.set_experiment("tests")
     inputs = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     fitted = LogisticRegression().fit(inputs, np.array([3, 3, 8, 8]))
+
+    class NamedOutput(mlflow.pyfunc.PythonModel):  # in a function, so that it is pickled by value
+        def predict(self, context: object, model_input: np.ndarray) -> dict[str, np.ndarray]:
+            return {"sum": model_input.sum(axis=1)}
 
     def shape(*sizes: int) -> ModelSignature:
         return ModelSignature(inputs=Schema([TensorSpec(np.dtype("float64"), sizes)]))
@@ -65,3 +73,12 @@ def _register(uri: str, folder: Path) -> None:
                 serialization_format="cloudpickle",
             )
     mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", "1")
+    mlflow.MlflowClient().create_registered_model("Emptied")
+    with mlflow.start_run():
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=NamedOutput(),
+            signature=shape(-1, 2),
+            registered_model_name="Named",
+            pip_requirements=["numpy"],
+        )

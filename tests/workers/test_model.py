@@ -39,7 +39,13 @@ def test_a_number_an_alias_and_latest_resolve_to_a_version(registry: str, wanted
 
 @pytest.mark.parametrize(
     ("wanted", "fields"),
-    [("99", {}), ("nobody", {}), ("1", {"model_name": "Nobody"}), ("latest", {"model_name": "No"})],
+    [
+        ("99", {}),
+        ("nobody", {}),
+        ("1", {"model_name": "Nobody"}),
+        ("latest", {"model_name": "No"}),
+        ("latest", {"model_name": "Emptied"}),
+    ],
 )
 def test_a_version_that_does_not_exist_is_not_found_and_says_what_to_do(
     registry: str, wanted: str, fields: dict[str, str]
@@ -69,6 +75,12 @@ def test_a_scikit_learn_model_with_a_tensor_signature_answers_its_labels(registr
     assert loaded.contract == InputContract("float64", (2,))
     assert loaded.device == "cpu"
     assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]])).tolist() == [3, 8]
+
+
+def test_a_model_that_names_its_one_output_answers_that(registry: str) -> None:
+    wanted = settings(registry, "1", model_name="Named")
+    loaded = model.load(model.resolve(wanted), wanted)
+    assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]])).tolist() == [0.5, 1.5]
 
 
 @pytest.mark.parametrize(
