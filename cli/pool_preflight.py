@@ -47,7 +47,8 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
     """Refuse to start where something is in the way, naming everything that is.
 
     Raises:
-        ConfigurationError: A port is taken, or a Redis server of an earlier run is still there.
+        ConfigurationError: A port is taken, a Redis server of an earlier run is still there, or the one that
+            REDIS_URL names does not answer.
     """
     problems = [
         f"port {port} of {service.name} is taken; stop what listens there, or set {variable} to another port"
@@ -59,6 +60,10 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
     if not settings.redis_url and redis_answers(settings.effective_redis_url):
         path = settings.redis_socket
         problems.append(f"a Redis server of an earlier run listens on {path}; redis-cli -s {path} shutdown")
+    if settings.redis_url and not redis_answers(settings.effective_redis_url):
+        problems.append(
+            "no Redis answers at REDIS_URL; start it, or unset REDIS_URL for a server of the pool's own"
+        )
     if problems:
         raise ConfigurationError("\nmodelyard: ".join(problems))
 

@@ -169,7 +169,7 @@ def redis_answers(url: str) -> bool:
     try:
         with redis.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S) as connection:
             return bool(connection.ping())
-    except redis.RedisError:
+    except (redis.RedisError, OSError, ValueError):  # the last: not a Redis URL
         return False
 
 

@@ -47,6 +47,13 @@ def test_redis_left_by_an_earlier_run_is_reported_with_how_to_stop_it(redis_serv
         pool_preflight.check(settings, [])
 
 
+def test_redis_of_the_users_own_that_does_not_answer_is_one_line_without_its_password(tmp_path, free_port):
+    settings = Settings(state_dir=tmp_path, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
+    with pytest.raises(ConfigurationError, match="no Redis answers at REDIS_URL") as caught:
+        pool_preflight.check(settings, [])
+    assert "secret" not in caught.value.detail
+
+
 def test_second_pool_in_a_state_directory_is_refused_until_the_first_has_gone(tmp_path):
     settings = Settings(state_dir=tmp_path / "state", redis_url="")
     second = pool_preflight.sole_pool(settings)
