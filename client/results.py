@@ -33,7 +33,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobProblem(msgspec.Struct, frozen=True):
-    """Why a job failed: a stable code and one sentence."""
+    """Why a job has no prediction: a stable code and one sentence."""
 
     code: str
     detail: str
@@ -50,11 +50,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         forced: Whether the request named the queue.
         predictions: One per sample; empty unless succeeded.
         inference_ms: Forward pass of the whole batch.
-        queue_wait_ms: From acceptance to the start of the batch.
-        end_to_end_ms: From acceptance to the outcome, as the controller saw it.
+        queue_wait_ms: From the request's arrival to a worker taking the batch.
+        end_to_end_ms: From the request's arrival to the outcome, by Redis's clock.
         batch_samples: Samples in that forward pass.
         worker_id: Process that ran it.
-        error: Why it failed, if it did.
+        error: Why there is no prediction, where the job has another outcome.
     """
 
     id: str
@@ -103,7 +103,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
         worker: The worker number.
         live_workers: Processes that consume its queue.
         backlog_jobs: Jobs accepted and not done.
-        oldest_job_age_s: Age of the oldest of them, or None where there is none.
+        oldest_job_age_s: Age of the oldest of them; 0 where there is none.
         inference_ms: Latency of a forward pass.
         replicas: The processes.
         input: What a sample must look like.
@@ -115,7 +115,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     val_accuracy: float | None = None
     live_workers: int = 0
     backlog_jobs: int = 0
-    oldest_job_age_s: float | None = None
+    oldest_job_age_s: float = 0.0
     inference_ms: Latency = Latency()
     jobs_done: int = 0
     jobs_failed: int = 0

@@ -19,7 +19,7 @@ class Summary:
         n_succeeded: Those whose job succeeded; everything that follows is about these.
         p50_ms: Client latency, as are the next three; None where nothing succeeded.
         inference_p50_ms: Forward pass of the batch that each was in.
-        queue_wait_p50_ms: From acceptance to the start of that batch.
+        queue_wait_p50_ms: From the request's arrival to a worker taking that batch.
         throughput_per_s: Succeeded requests per second of the run.
         accuracy: Fraction predicted right, or None where no true label is known.
     """
