@@ -43,7 +43,10 @@ class Settings(BaseSettings):
         default=Path(".modelyard"), description="folder for the pool's own Redis data, sockets and logs"
     )
     heartbeat_s: float = Field(
-        default=1.0, gt=0, le=60, description="seconds between two records of a worker; it is dead after 3"
+        default=1.0,
+        gt=0,
+        le=60,
+        description="seconds between two records of a worker; it is dead after 3; the same for every process",
     )
     redis_timeout_s: float = Field(
         default=5.0, gt=0, le=60, description="seconds after which a Redis command has failed"
