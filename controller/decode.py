@@ -125,14 +125,16 @@ def _little_endian(name: str) -> np.dtype[Any]:
 
 
 @lru_cache(maxsize=64)
-def _largest_float(dtype: np.dtype[Any]) -> float:
-    return float(np.finfo(dtype).max)
+def _overflow(dtype: np.dtype[Any]) -> float:
+    """The smallest magnitude that rounds to infinity: half a unit in the last place beyond the largest number."""
+    info = np.finfo(dtype)
+    return float(info.max) + 2.0 ** (info.maxexp - info.nmant - 2)
 
 
 def _cast(numbers: Numbers, dtype: np.dtype[Any]) -> NDArray[Any]:
     values = numbers.values
     if dtype.kind == "f":
-        if numbers.largest > _largest_float(dtype):
+        if numbers.largest >= _overflow(dtype):
             raise InputNotFiniteError(
                 f"a number is too large for {dtype.name}; expected finite {dtype.name} numbers"
             )

@@ -165,7 +165,9 @@ def test_each_of_the_three_keys_holds_samples(key: str) -> None:
     ("dtype", "value", "error"),
     [
         ("float16", 65520.0, InputNotFiniteError),
+        ("float16", 65519.0, None),
         ("float32", 3.5e38, InputNotFiniteError),
+        ("float32", 3.4028235e38, None),  # how the largest float32 is written
         ("float64", 1.7e308, None),
         ("float32", 1e-50, None),
         ("uint8", 255, None),
