@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from app.logs import configure_logging
@@ -20,6 +23,9 @@ def command(host: str | None, port: int | None, redis_url: str | None, access_lo
     from controller.main import create_app
 
     configure_logging()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        # Once it has shut down, uvicorn raises the signal again; told to stop and stopped is a success.
+        signal.signal(each, lambda *_: sys.exit(0))
     settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
     uvicorn.run(
         create_app(settings),
