@@ -85,18 +85,20 @@ class Beacon:
             )
 
     def close(self) -> None:
-        """Stop publishing and take the record away."""
+        """Stop publishing and take the record away; where Redis is away too, the record expires by itself."""
         self._closing = True
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=self._heartbeat_s + 5)
+        self._try(self._withdraw, reachable=True)
+
+    def _withdraw(self) -> None:
         worker_id = self._record.worker_id
-        with ledger_errors():
-            pipe = self._client.pipeline(transaction=False)
-            pipe.delete(keys.worker(worker_id))
-            pipe.zrem(keys.WORKERS, worker_id)
-            pipe.publish(keys.POOL_CHANNEL, worker_id)
-            pipe.execute()
+        pipe = self._client.pipeline(transaction=False)
+        pipe.delete(keys.worker(worker_id))
+        pipe.zrem(keys.WORKERS, worker_id)
+        pipe.publish(keys.POOL_CHANNEL, worker_id)
+        pipe.execute()
 
     def _change(self, **fields: Any) -> None:
         with self._lock:
@@ -111,15 +113,19 @@ class Beacon:
                 return
             reachable = self._try(self._publish, reachable)
 
-    def _try(self, publish: Callable[[], None], reachable: bool) -> bool:
+    def _try(self, write: Callable[[], None], reachable: bool) -> bool:
         try:
-            publish()
+            write()
         except (redis.RedisError, OSError) as error:
             if reachable:
-                logger.warning("Redis does not take the heartbeat (%s); trying each heartbeat", error)
+                logger.warning(
+                    "Redis does not take the record (%s)%s",
+                    error,
+                    "" if self._closing else "; trying each heartbeat",
+                )
             return False
         if not reachable:
-            logger.info("Redis takes the heartbeat again")
+            logger.info("Redis takes the record again")
         return True
 
     def _publish(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -70,6 +71,17 @@ def test_a_closed_beacon_leaves_nothing_behind(client: redis.Redis) -> None:
     beacon.close()
     assert published(client) is None
     assert client.zcard(keys.WORKERS) == 0
+
+
+def test_a_beacon_can_be_closed_while_redis_is_away(redis_server: RedisServer) -> None:
+    with redis.Redis.from_url(redis_server.url, socket_timeout=0.2) as connection:
+        beacon = Beacon(connection, record(), PoolClock(), 60)
+        beacon.start()
+        redis_server.process.send_signal(signal.SIGSTOP)
+        try:
+            beacon.close()
+        finally:
+            redis_server.process.send_signal(signal.SIGCONT)
 
 
 def test_the_batch_in_hand_is_named_until_it_ends(client: redis.Redis, wait_until: WaitUntil) -> None:
