@@ -14,7 +14,7 @@ BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
 COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail-under=90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test lint bench microbench format lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -37,7 +37,16 @@ lint: ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	MYPYPATH=scripts $(BIN)/mypy --explicit-package-bases scripts
+	MYPYPATH=.:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py
 	$(BIN)/lint-imports
+
+bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of them, QUICK=1 in short rounds
+	@$(BOOTSTRAP) --lock dev
+	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(QUICK)),--quick)
+
+microbench: ## time the steps of a request one by one; ARGS="-k decode" some of them
+	@$(BOOTSTRAP) --lock dev
+	@$(BIN)/pytest benchmarks/micro -p no:xdist -W ignore --benchmark-columns=min,median,iqr,rounds $(ARGS)
 
 format: ## rewrite the sources in the house format
 	@$(BOOTSTRAP) --lock dev

@@ -1,0 +1,266 @@
+"""The systems that are compared: how each is started, what is posted to it, and what a right answer looks like."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PEERS = Path(__file__).parent / "peers"
+LOOPBACK = "127.0.0.1"
+OWN_CLASS = '"prediction":(%d)'  # what the servers in peers/ answer
+UVICORN = (
+    "--workers",
+    "1",
+    "--loop",
+    "uvloop",
+    "--http",
+    "httptools",
+    "--no-access-log",
+    "--log-level",
+    "warning",
+)
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the model is too small for more, and they would fight over the cores
+
+Sample = list[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a system runs.
+
+    Attributes:
+        bin: Folder of its environment's programs.
+        port: Port it is to listen on.
+        spare_port: Another free one.
+        folder: Its scratch folder; short, for sockets.
+        model: The network as a file of `torch.export`.
+        tracking_uri: MLflow registry that holds the same as version 1.
+    """
+
+    bin: Path
+    port: int
+    spare_port: int
+    folder: Path
+    model: Path
+    tracking_uri: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment of the servers in peers/."""
+        return {"BENCH_MODEL": str(self.model), "BENCH_PORT": str(self.port), **ONE_THREAD}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One process to start."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class System:
+    """One system of the comparison.
+
+    Attributes:
+        about: Its configuration, in a few words.
+        environment: Folder in peers/ whose requirements it needs; empty for the project's own environment.
+        packages: Packages whose versions are reported.
+        commands: What to start.
+        path: Where to post.
+        body: The request that spells one sample.
+        class_pattern: Lua pattern that captures the class, or a list of scores, in an answer; empty for none.
+        labels: Words of a command line, and the name of the process they belong to.
+        accept_path: Where to post so that the answer is 202 and the outcome comes later; empty for nowhere.
+    """
+
+    name: str
+    about: str
+    environment: str
+    packages: tuple[str, ...]
+    commands: Callable[[Place], list[Command]]
+    path: str = "/predict"
+    body: Callable[[Sample], dict[str, Any]] = field(default=lambda sample: {"data": sample})
+    class_pattern: str = OWN_CLASS
+    labels: tuple[tuple[str, str], ...] = ()
+    accept_path: str = ""
+
+
+def _modelyard(place: Place) -> list[Command]:
+    environment = {
+        "MODELYARD_STATE_DIR": str(place.folder / "yard"),
+        "MODELYARD_PORT": str(place.port),
+        "MLFLOW_TRACKING_URI": place.tracking_uri,
+        "REDIS_URL": "",
+    }
+    return [Command([str(place.bin / "modelyard"), "up", "--versions", "1", "--no-views"], environment)]
+
+
+def _uvicorn(place: Place, application: str, folder: Path) -> Command:
+    arguments = [str(place.bin / "uvicorn"), application, "--port", str(place.port), *UVICORN]
+    return Command(arguments, {**place.variables, "PYTHONPATH": os.pathsep.join([str(PEERS), str(folder)])})
+
+
+def _local(application: str) -> Callable[[Place], list[Command]]:
+    return lambda place: [_uvicorn(place, application, PEERS / "local")]
+
+
+def _script(peer: str, *arguments: str) -> Callable[[Place], list[Command]]:
+    def commands(place: Place) -> list[Command]:
+        command = [str(place.bin / "python"), str(PEERS / peer / "server.py"), *arguments]
+        return [Command(command, {**place.variables, "PYTHONPATH": str(PEERS)})]
+
+    return commands
+
+
+def _mosec(place: Place) -> list[Command]:
+    return _script("mosec", "--address", LOOPBACK, "--port", str(place.port))(place)
+
+
+def _bentoml(place: Place) -> list[Command]:
+    arguments = ["serve", "server:Digits", "--host", LOOPBACK, "--port", str(place.port)]
+    folder = str(PEERS / "bentoml")
+    environment = {
+        **place.variables,
+        "PYTHONPATH": str(PEERS),
+        "BENTOML_HOME": str(place.folder / "bento"),
+        "BENTOML_DO_NOT_TRACK": "true",
+    }
+    return [Command([str(place.bin / "bentoml"), *arguments, "--working-dir", folder], environment)]
+
+
+def _mlflow(place: Place) -> list[Command]:
+    arguments = ["models", "serve", "-m", "models:/MNIST_PyTorch_Model/1", "--env-manager", "local"]
+    path = os.pathsep.join([str(place.bin), os.environ.get("PATH", "")])
+    environment = {**ONE_THREAD, "MLFLOW_TRACKING_URI": place.tracking_uri, "PATH": path}
+    ports = ["--host", LOOPBACK, "--port", str(place.port), "--workers", "2"]
+    return [Command([str(place.bin / "mlflow"), *arguments, *ports], environment)]
+
+
+def _celery(place: Place) -> list[Command]:
+    folder = PEERS / "celery_tutorial"
+    environment = {
+        **place.variables,
+        "PYTHONPATH": os.pathsep.join([str(PEERS), str(folder)]),
+        "BENCH_REDIS": f"redis://{LOOPBACK}:{place.spare_port}",
+    }
+    worker = [str(place.bin / "celery"), "-A", "tasks", "worker", "--loglevel", "warning"]
+    redis = ["redis-server", "--port", str(place.spare_port), "--bind", LOOPBACK, "--save", ""]
+    return [
+        Command(redis, {}),
+        Command(worker, environment),
+        Command(_uvicorn(place, "server:app", folder).arguments, environment),
+    ]
+
+
+SYSTEMS = (
+    System(
+        name="modelyard",
+        about="`modelyard up`: one controller, one worker, Redis with its append-only file",
+        environment="",
+        packages=("modelyard", "celery", "uvicorn", "torch"),
+        commands=_modelyard,
+        path="/predict?wait=5",
+        class_pattern='"class":(%d)',
+        labels=(
+            ("redis-server", "redis"),
+            ("cli serve", "controller"),
+            ("cli worker", "worker"),
+            ("supervisord", "supervisor"),
+            ("modelyard up", "supervisor"),
+        ),
+        accept_path="/predict",
+    ),
+    System(
+        name="constant",
+        about="bare FastAPI handler that reads the body and answers a constant; uvloop, httptools",
+        environment="",
+        packages=("fastapi", "uvicorn"),
+        commands=_local("constant:app"),
+        class_pattern="",
+        labels=(("uvicorn", "server"),),
+    ),
+    System(
+        name="inline",
+        about="bare FastAPI handler that calls the model; orjson, uvloop, httptools",
+        environment="",
+        packages=("fastapi", "uvicorn", "torch"),
+        commands=_local("inline:app"),
+        labels=(("uvicorn", "server"),),
+    ),
+    System(
+        name="mosec",
+        about="Rust front end, batches up to 64, one worker",
+        environment="mosec",
+        packages=("mosec", "torch"),
+        commands=_mosec,
+        path="/inference",
+        labels=(("mosec/bin", "front end"), ("server.py", "worker")),
+    ),
+    System(
+        name="mlflow",
+        about="`mlflow models serve`, two workers",
+        environment="mlflow",
+        packages=("mlflow", "torch"),
+        commands=_mlflow,
+        path="/invocations",
+        body=lambda sample: {"inputs": sample},
+        class_pattern='"predictions":%s*%[%[(.-)%]%]',
+        labels=(("", "server"),),
+    ),
+    System(
+        name="celery-tutorial",
+        about="Celery and FastAPI as tutorials have it: a task a request, JSON, AsyncResult; prefork, Redis in memory",
+        environment="celery_tutorial",
+        packages=("celery", "fastapi", "torch"),
+        commands=_celery,
+        labels=(("redis-server", "redis"), ("uvicorn", "server"), ("worker", "worker")),
+        accept_path="/jobs",
+    ),
+    System(
+        name="litserve",
+        about="batches up to 64 within 5 ms, one worker",
+        environment="litserve",
+        packages=("litserve", "torch"),
+        commands=_script("litserve"),
+        labels=(("server.py", "server and worker"), ("spawn_main", "server and worker")),
+    ),
+    System(
+        name="mlserver",
+        about="custom runtime, in one process",
+        environment="mlserver",
+        packages=("mlserver", "torch"),
+        commands=_script("mlserver"),
+        path="/v2/models/digits/infer",
+        body=lambda sample: {
+            "inputs": [{"name": "data", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": sample}]
+        },
+        class_pattern='"data":%[(%d)%]',
+        labels=(("", "server"),),
+    ),
+    System(
+        name="bentoml",
+        about="adaptive batches up to 64, one worker",
+        environment="bentoml",
+        packages=("bentoml", "torch"),
+        commands=_bentoml,
+        class_pattern="^(%d)$",
+        labels=(("", "server"),),
+    ),
+    System(
+        name="ray",
+        about="Ray Serve, one replica, batches up to 64 within 5 ms, its throughput-optimised mode",
+        environment="ray",
+        packages=("ray", "torch"),
+        commands=_script("ray"),
+        labels=(
+            ("raylet", "raylet"),
+            ("gcs_server", "gcs"),
+            ("ray::ServeReplica", "replica"),
+            ("ray::ProxyActor", "proxy"),
+        ),
+    ),
+)
