@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.sample import chosen_sample
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -30,7 +32,7 @@ def command(model_uri: str, image: Path | None, digit: int | None) -> None:
 
     if (image is None) == (digit is None):
         raise click.UsageError("give either an IMAGE or --digit")
-    sample, source, true_label = _sample(image, digit)
+    sample, source, true_label = chosen_sample(image, digit)
     settings = load_settings(Settings)
     console = Console()
     with console.status(f"loading {model_uri}"):
@@ -38,18 +40,6 @@ def command(model_uri: str, image: Path | None, digit: int | None) -> None:
 
         row = scores(load(model_uri, settings.mlflow_tracking_uri), sample)[0]
     console.print(_view(sample, row, f"{source}, by {model_uri}", true_label))
-
-
-def _sample(image: Path | None, digit: int | None) -> tuple[Any, str, int | None]:
-    """The sample (float32, shape (1, 1, 28, 28)), where it is from, and its class where that is known."""
-    if image is not None:
-        from app.images import load_png_28
-
-        return load_png_28(image), str(image), None
-    from client.samples import heldout_digit
-
-    index, sample, true_label = heldout_digit(digit)
-    return sample, f"held-out digit {index}", true_label
 
 
 def _view(sample: Any, row: Any, source: str, true_label: int | None) -> RenderableType:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from cli.sample import chosen_sample
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
@@ -50,25 +52,13 @@ def command(
 
     if image is not None and digit is not None:
         raise click.UsageError("give an IMAGE or --digit, not both")
-    sample, source, true_label = _sample(image, digit)
+    sample, source, true_label = chosen_sample(image, digit)
     options: SubmitOptions = {"worker": worker, "model": model, "version": version}
     with Client(url) as client:
         job, latency_ms = _predict(client, sample, wait_s, options)
     Console().print(_view(sample, _facts(job, source, true_label, latency_ms)))
     if not job.done:
         click.echo(f"result: {url.rstrip('/')}/results/{job.id}")  # in one piece, to be copied
-
-
-def _sample(image: Path | None, digit: int | None) -> tuple[Any, str, int | None]:
-    """The sample to send, where it is from, and its true class where that is known."""
-    if image is not None:
-        from app.images import load_png_28
-
-        return load_png_28(image), image.name, None
-    from client.samples import heldout_digit
-
-    index, sample, true_label = heldout_digit(digit)
-    return sample, f"held-out digit {index}", true_label
 
 
 def _predict(client: Client, sample: Any, wait_s: float, options: SubmitOptions) -> tuple[Job, float]:
