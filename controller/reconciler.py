@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -133,12 +134,13 @@ class Reconciler:
         raw = cast(list[bytes | None], await self._client.mget([keys.worker(owner) for owner in owners]))
         in_hand: dict[str, str | None] = {}
         for owner, data in zip(owners, raw, strict=True):
-            try:
+            # Alive, and of a version that this controller cannot read: its batches are left to it.
+            with suppress(WireError):
                 in_hand[owner] = decode_record(data).running_batch if data else None
-            except WireError:
-                in_hand[owner] = None
         return {
-            batch: in_hand[owner] is None for batch, owner in view.running.items() if in_hand[owner] != batch
+            batch: in_hand[owner] is None
+            for batch, owner in view.running.items()
+            if owner in in_hand and in_hand[owner] != batch
         }
 
     async def _send_again(self, view: QueueView, silent: dict[str, bool]) -> set[str]:

@@ -165,6 +165,20 @@ async def test_the_batch_that_a_live_worker_reports_is_left_to_it(
     assert worker.finish(batch)
 
 
+async def test_the_batch_of_a_worker_whose_record_is_unreadable_is_left_to_it(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    await served.post()
+    batch = await worker.claimed()
+    client.set(keys.worker(worker.record.worker_id), b"of a later version")
+    for _ in range(3):
+        await _next_pass(client)
+    assert client.llen(worker.record.queue) == 0
+    assert worker.finish(batch)
+
+
 async def test_a_notice_that_was_lost_is_made_up_for(
     serve: Serve, hand_worker: HandWorkers, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
