@@ -37,7 +37,7 @@ lint: ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	MYPYPATH=scripts $(BIN)/mypy --explicit-package-bases scripts
-	MYPYPATH=.:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py
+	MYPYPATH=.:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py benchmarks/micro
 	$(BIN)/lint-imports
 
 bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of them, QUICK=1 in short rounds

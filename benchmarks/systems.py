@@ -10,7 +10,7 @@ from typing import Any
 
 PEERS = Path(__file__).parent / "peers"
 LOOPBACK = "127.0.0.1"
-OWN_CLASS = '"prediction":(%d)'  # what the servers in peers/ answer
+OWN_CLASS = '"prediction":%s*(%d)'  # what the servers in peers/ answer
 UVICORN = (
     "--workers",
     "1",
@@ -23,6 +23,7 @@ UVICORN = (
     "warning",
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the model is too small for more, and they would fight over the cores
+MOSEC_LABELS = (("mosec/bin/mosec", "front end"), ("spawn_main", "worker"), ("server.py", "manager"))
 
 Sample = list[Any]
 
@@ -50,7 +51,12 @@ class Place:
     @property
     def variables(self) -> dict[str, str]:
         """Environment of the servers in peers/."""
-        return {"BENCH_MODEL": str(self.model), "BENCH_PORT": str(self.port), **ONE_THREAD}
+        return {
+            "BENCH_MODEL": str(self.model),
+            "BENCH_PORT": str(self.port),
+            "BENCH_SPARE_PORT": str(self.spare_port),
+            **ONE_THREAD,
+        }
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,9 @@ def _script(peer: str, *arguments: str) -> Callable[[Place], list[Command]]:
     return commands
 
 
-def _mosec(place: Place) -> list[Command]:
-    return _script("mosec", "--address", LOOPBACK, "--port", str(place.port))(place)
+def _mosec(place: Place, codec: str) -> list[Command]:
+    [command] = _script("mosec", "--address", LOOPBACK, "--port", str(place.port))(place)
+    return [Command(command.arguments, {**command.environment, "BENCH_CODEC": codec})]
 
 
 def _bentoml(place: Place) -> list[Command]:
@@ -193,16 +200,25 @@ SYSTEMS = (
     ),
     System(
         name="mosec",
-        about="Rust front end, batches up to 64, one worker",
+        about="Rust front end, batches up to 64, one worker, its own JSON decoder",
         environment="mosec",
         packages=("mosec", "torch"),
-        commands=_mosec,
+        commands=lambda place: _mosec(place, "json"),
         path="/inference",
-        labels=(("mosec/bin", "front end"), ("server.py", "worker")),
+        labels=MOSEC_LABELS,
+    ),
+    System(
+        name="mosec-orjson",
+        about="the same, with a JSON decoder of ours instead of its own: orjson into NumPy",
+        environment="mosec",
+        packages=("mosec", "orjson", "torch"),
+        commands=lambda place: _mosec(place, "orjson"),
+        path="/inference",
+        labels=MOSEC_LABELS,
     ),
     System(
         name="mlflow",
-        about="`mlflow models serve`, two workers",
+        about="`mlflow models serve`, two workers; uvloop, httptools",
         environment="mlflow",
         packages=("mlflow", "torch"),
         commands=_mlflow,
@@ -238,7 +254,7 @@ SYSTEMS = (
         body=lambda sample: {
             "inputs": [{"name": "data", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": sample}]
         },
-        class_pattern='"data":%[(%d)%]',
+        class_pattern='"data":%s*%[(%d)%]',
         labels=(("", "server"),),
     ),
     System(

@@ -1,0 +1,25 @@
+"""From a request body to the bytes that a worker gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.micro.conftest import CONTRACT
+from controller import decode
+
+
+def test_decode_json(benchmark: Any, body: bytes) -> None:
+    """The SIMD way, with the contract checked and the cast to float32."""
+    assert decode.parse_fast(body) is not None
+
+    def read() -> bytes:
+        numbers = decode.parse(body)
+        assert numbers.fit(CONTRACT)
+        return decode.to_samples(numbers, CONTRACT, 1)
+
+    assert len(benchmark(read)) == 784 * 4
+
+
+def test_decode_json_the_slow_way(benchmark: Any, body: bytes) -> None:
+    """The exact way, for bodies that the quick one cannot vouch for."""
+    assert len(benchmark(decode.parse_slow, body).values) == 784

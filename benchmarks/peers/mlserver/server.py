@@ -1,0 +1,45 @@
+"""MLServer: a custom runtime, called in the server's own process."""
+
+import asyncio
+import os
+
+import numpy as np
+from mlserver import MLModel, MLServer, ModelSettings, Settings
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+from network import load_network
+
+
+class Digits(MLModel):
+    """The model."""
+
+    async def load(self) -> bool:
+        """Load the model."""
+        self.classify = load_network()
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """Classify a request's samples."""
+        samples = NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32)
+        classes = np.array(self.classify(samples))
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("class", classes)])
+
+
+async def main() -> None:
+    """Serve until told to stop."""
+    ports = {"http_port": int(os.environ["BENCH_PORT"]), "grpc_port": int(os.environ["BENCH_SPARE_PORT"])}
+    settings = Settings(
+        host="127.0.0.1",
+        **ports,
+        metrics_endpoint=None,
+        parallel_workers=0,
+        debug=False,
+        use_structured_logging=False,
+    )
+    server = MLServer(settings)
+    batches = {"max_batch_size": int(os.environ.get("BENCH_BATCH", "0")), "max_batch_time": 0.005}
+    await server.start([ModelSettings(name="digits", implementation=Digits, **batches)])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
