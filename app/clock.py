@@ -18,7 +18,18 @@ class PoolClock:
         """Milliseconds since the epoch, as Redis would tell them."""
         return time.monotonic() * 1000 + self._offset_ms
 
-    def adjust(self, redis_time: tuple[int, int]) -> None:
-        """Take over the answer (seconds, microseconds) of Redis's TIME, just received."""
+    def adjust(self, redis_time: tuple[int, int], asked_at_s: float) -> None:
+        """Take over the answer (seconds, microseconds) of Redis's TIME, as read halfway through the round trip.
+
+        Args:
+            redis_time: The answer.
+            asked_at_s: `time.monotonic()` when it was asked.
+        """
         seconds, microseconds = redis_time
-        self._offset_ms = seconds * 1000 + microseconds / 1000 - time.monotonic() * 1000
+        halfway_s = (asked_at_s + time.monotonic()) / 2
+        self._offset_ms = to_ms(seconds, microseconds) - halfway_s * 1000
+
+
+def to_ms(seconds: int, microseconds: int) -> float:
+    """Milliseconds since the epoch of an answer of Redis's TIME."""
+    return seconds * 1000 + microseconds / 1000

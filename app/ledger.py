@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -35,7 +35,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from app import ids, keys, wire
-from app.errors import ConfigurationError, JobNotCancellableError, LedgerUnavailableError, UnknownJobError
+from app.clock import to_ms
+from app.errors import (
+    ConfigurationError,
+    JobNotCancellableError,
+    LedgerUnavailableError,
+    UnknownJobError,
+    WireError,
+)
 from app.ids import JobRef
 from app.settings import Settings
 from app.wire import BatchHead, BatchOutcome, JobOutcome, Status
@@ -54,8 +61,8 @@ for i = 6, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 5], 'PX', ARGV[10]) end
 return 1
 """
 
-# KEYS batch running; ARGV batch_id worker_id. A batch that another worker holds is left to it: if that worker
-# is dead, a controller takes the claim away first.
+# KEYS batch running; ARGV batch_id worker_id. Answers the fields and, last, the time. A batch that another worker
+# holds is left to it: if that worker is dead, a controller takes the claim away first.
 _CLAIM = """
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
 if owner and owner ~= ARGV[2] then return false end
@@ -68,7 +75,17 @@ if at then
   redis.call('HINCRBY', KEYS[1], 'x:' .. at, 1)
   redis.call('HDEL', KEYS[1], 'at')
 end
-return redis.call('HGETALL', KEYS[1])
+local answer, time = redis.call('HGETALL', KEYS[1]), redis.call('TIME')
+answer[#answer + 1], answer[#answer + 2] = time[1], time[2]
+return answer
+"""
+
+# KEYS batch running; ARGV batch_id worker_id. Lets go of a batch without an outcome.
+_RELEASE = """
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[1], 'by')
+return 1
 """
 
 # KEYS batch running; ARGV batch_id worker_id next_index done_index done_outcome (both '' before the first)
@@ -97,11 +114,13 @@ redis.call('PUBLISH', ARGV[6], ARGV[1] .. ARGV[4])
 return 1
 """
 
-# KEYS batch running backlog; ARGV batch_id queue index
+# KEYS batch running backlog; ARGV batch_id queue index deadline_ms
 _CANCEL = """
 if redis.call('HEXISTS', KEYS[1], 'head') == 0 then return 'unknown' end
 if redis.call('HEXISTS', KEYS[1], 'out') == 1 then return 'finished' end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 'running' end
+local time = redis.call('TIME')
+if time[1] * 1000 + time[2] / 1000 >= tonumber(ARGV[4]) then return 'expired' end
 if redis.call('HSETNX', KEYS[1], 'c:' .. ARGV[3], 1) == 1 then
   redis.call('HINCRBY', KEYS[1], 'open', -1)
   redis.call('HINCRBY', KEYS[3], ARGV[2], -1)
@@ -132,6 +151,13 @@ return 1
 """
 
 
+_NOT_CANCELLABLE = {
+    b"running": "the job is running; only a job that waits can be cancelled",
+    b"finished": "the job has its outcome already; read it at its result_url",
+    b"expired": "the job's deadline has passed; read it at its result_url",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class NewBatch:
     """A batch about to be accepted.
@@ -156,6 +182,7 @@ class ClaimedBatch:
 
     Attributes:
         attempts: Times it was claimed, this one included.
+        claimed_at_ms: When, Redis's clock.
         cancelled: Indexes of the jobs that are not to run.
         deaths: By index, times that a worker died while it ran this job alone.
         kept: By index, outcomes of jobs that ran alone under an earlier claim.
@@ -165,6 +192,7 @@ class ClaimedBatch:
     head: BatchHead
     data: bytes
     attempts: int
+    claimed_at_ms: float
     cancelled: frozenset[int]
     deaths: Mapping[int, int] = field(default_factory=dict)
     kept: Mapping[int, JobOutcome] = field(default_factory=dict)
@@ -283,21 +311,24 @@ class ControllerLedger:
                 ],
             )
 
-    async def read(self, ref: JobRef, now_ms: float) -> JobView | None:
+    async def read(self, ref: JobRef) -> JobView | None:
         """Look a job up; None where the ledger has no record of its batch.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
             WireError: The record is of another schema version.
         """
-        fields = ["head", "out", "by", f"c:{ref.index}"]
         with ledger_errors():
-            row = await self._client.hmget(keys.batch(ref.batch_id), fields)
-        head, out, by, cancelled = cast(list[bytes | None], row)
+            pipe = self._client.pipeline(transaction=False)
+            # The time first: a job that nobody has claimed after its deadline is one that nobody ever will.
+            pipe.time()
+            pipe.hmget(keys.batch(ref.batch_id), ["head", "out", "by", f"c:{ref.index}"])
+            time, (head, out, by, cancelled) = await pipe.execute()
         if head is None:
             return None
         view = JobView(ref, wire.decode_head(head), "queued", wire.decode_outcome(out) if out else None)
-        return JobView(ref, view.head, _status(view, bool(by), bool(cancelled), now_ms), view.outcome)
+        status = _status(view, bool(by), bool(cancelled), to_ms(*time))
+        return JobView(ref, view.head, status, view.outcome)
 
     async def cancel(self, ref: JobRef, head: BatchHead) -> None:
         """Cancel a job that no worker has claimed. Cancelling twice is the same as once.
@@ -310,16 +341,12 @@ class ControllerLedger:
         with ledger_errors():
             answer = await self._cancel(
                 keys=[keys.batch(ref.batch_id), keys.running(head.queue), keys.BACKLOG],
-                args=[ref.batch_id, head.queue, ref.index],
+                args=[ref.batch_id, head.queue, ref.index, head.jobs[ref.index].deadline_ms],
             )
         if answer == b"unknown":
             raise UnknownJobError("no job has this id")
         if answer != b"cancelled":
-            raise JobNotCancellableError(
-                "the job is running; only a job that waits can be cancelled"
-                if answer == b"running"
-                else "the job has its outcome already; read it at its result_url"
-            )
+            raise JobNotCancellableError(_NOT_CANCELLABLE[answer])
 
     async def requeue(self, batch_id: str, queue: str, dead_worker_id: str, message: bytes) -> bool:
         """Send a batch again; True if `dead_worker_id` ('' for nobody) held it and it has no outcome."""
@@ -364,6 +391,7 @@ class WorkerLedger:
         self._retention_ms = int(retention_s * 1000)
         self._claim = client.register_script(_CLAIM)
         self._progress = client.register_script(_PROGRESS)
+        self._release = client.register_script(_RELEASE)
         self._finish = client.register_script(_FINISH)
 
     def claim(self, batch_id: str) -> ClaimedBatch | None:
@@ -379,16 +407,15 @@ class WorkerLedger:
             )
         if not flat:
             return None
-        fields: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))
-        return ClaimedBatch(
-            batch_id,
-            wire.decode_head(fields[b"head"]),
-            fields[b"data"],
-            attempts=int(fields[b"attempts"]),
-            cancelled=frozenset(_by_index(fields, b"c:")),
-            deaths={index: int(count) for index, count in _by_index(fields, b"x:").items()},
-            kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
-        )
+        try:
+            return _claimed(batch_id, flat)
+        except WireError:
+            # Perhaps a worker of a newer release can read it; at its deadline a controller drops it.
+            with ledger_errors():
+                self._release(
+                    keys=[keys.batch(batch_id), keys.running(self._queue)], args=[batch_id, self._worker_id]
+                )
+            raise
 
     def progress(self, batch: ClaimedBatch, next_index: int, done: tuple[int, JobOutcome] | None) -> bool:
         """Note which job is about to run alone, and what the one before it left behind.
@@ -423,6 +450,21 @@ class WorkerLedger:
                     ),
                 )
             )
+
+
+def _claimed(batch_id: str, flat: list[bytes]) -> ClaimedBatch:
+    *pairs, seconds, microseconds = flat
+    fields: dict[bytes, bytes] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    return ClaimedBatch(
+        batch_id,
+        wire.decode_head(fields[b"head"]),
+        fields[b"data"],
+        attempts=int(fields[b"attempts"]),
+        claimed_at_ms=to_ms(int(seconds), int(microseconds)),
+        cancelled=frozenset(_by_index(fields, b"c:")),
+        deaths={index: int(count) for index, count in _by_index(fields, b"x:").items()},
+        kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
+    )
 
 
 def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:

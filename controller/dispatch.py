@@ -84,10 +84,11 @@ class SentBatch:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One queue's jobs that wait to be sent, and its batches that are out."""
+    """One queue's jobs that wait to be sent, the samples in them, and the number of its batches that are out."""
 
     messages: BatchMessages
     waiting: list[Job] = field(default_factory=list)
+    n_samples: int = 0
     outstanding: int = 0
     flush_due: asyncio.Handle | None = None
 
@@ -130,6 +131,7 @@ class Dispatcher:
         candidate = job.route.candidate
         lane = self.lane(candidate.queue)
         lane.waiting.append(job)
+        lane.n_samples += job.n_samples
         self._schedule(lane)
 
     def lane(self, queue: str) -> Lane:
@@ -171,8 +173,8 @@ class Dispatcher:
 
     def _schedule(self, lane: Lane) -> None:
         loop = asyncio.get_running_loop()
-        full = len(lane.waiting) >= self._settings.batch_max_jobs
-        if full:
+        limits = self._settings
+        if len(lane.waiting) >= limits.batch_max_jobs or lane.n_samples >= limits.batch_max_samples:
             self._flush(lane)
         elif lane.flush_due is not None:
             return
@@ -202,6 +204,7 @@ class Dispatcher:
                 break
             count += 1
         jobs, lane.waiting = lane.waiting[:count], lane.waiting[count:]
+        lane.n_samples -= sum(job.n_samples for job in jobs)
         return jobs
 
     async def _send(self, lane: Lane, jobs: list[Job]) -> None:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 OLDEST_PER_PASS = 128
 OVERDUE_PER_PASS = 256
 UNCLAIMED_GRACE_MS = 2000
+# More than a local clock may run ahead of Redis's: past it, nobody can cancel or claim any more.
+OVERDUE_GRACE_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class Reconciler:
         pipe.hgetall(keys.running(queue))
         pipe.zrange(keys.pending(queue), 0, OLDEST_PER_PASS - 1, withscores=True)
         pipe.lindex(queue, -1)
-        pipe.zrangebyscore(keys.deadlines(queue), "-inf", self._clock.now_ms(), start=0, num=OVERDUE_PER_PASS)
+        overdue_ms = self._clock.now_ms() - OVERDUE_GRACE_MS
+        pipe.zrangebyscore(keys.deadlines(queue), "-inf", overdue_ms, start=0, num=OVERDUE_PER_PASS)
         running, oldest, next_message, overdue = await pipe.execute()
         return QueueView(
             queue=queue,

@@ -97,7 +97,7 @@ class Results:
         until_s = time.monotonic() + wait_s
         pause_s = POLL_FIRST_S
         while True:
-            view = await self._ledger.read(ref, self._clock.now_ms())
+            view = await self._ledger.read(ref)
             if view is None:
                 raise self._missing(ref)
             left_s = until_s - time.monotonic()

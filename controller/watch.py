@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 
 import redis.asyncio
@@ -103,14 +104,15 @@ class PoolWatcher:
         """
         with ledger_errors():
             pipe = self._client.pipeline(transaction=False)
+            asked_at_s = time.monotonic()
             pipe.time()
             pipe.set(keys.SECRET, os.urandom(32), nx=True)
             pipe.get(keys.SECRET)
             pipe.zrangebyscore(keys.WORKERS, f"({self._clock.now_ms() - self._worker_ttl_ms:.3f}", "+inf")
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
-            time, _, secret, worker_ids, numbers, backlog = await pipe.execute()
-            self._clock.adjust(time)
+            redis_time, _, secret, worker_ids, numbers, backlog = await pipe.execute()
+            self._clock.adjust(redis_time, asked_at_s)
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
             await self._read_workers(worker_ids, _counts(numbers), _counts(backlog))

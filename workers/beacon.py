@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,8 @@ class Beacon:
             LedgerUnavailableError: Redis does not answer.
         """
         with ledger_errors():
-            self._clock.adjust(self._client.time())
+            asked_at_s = time.monotonic()
+            self._clock.adjust(self._client.time(), asked_at_s)
             self._change(started_at_ms=self._clock.now_ms())
             self._publish()
         self._thread.start()
@@ -137,7 +139,8 @@ class Beacon:
         pipe.time()
         if changed:
             pipe.publish(keys.POOL_CHANNEL, record.worker_id)
-        self._clock.adjust(pipe.execute()[2])
+        asked_at_s = time.monotonic()
+        self._clock.adjust(pipe.execute()[2], asked_at_s)
 
     def _snapshot(self) -> WorkerRecord:
         with self._lock:

@@ -5,10 +5,12 @@ The only file that imports mlflow and torch. Importing either takes seconds, so 
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from app.errors import (
 from app.settings import WorkerSettings
 
 Array = NDArray[Any]
+Predict = Callable[[Array], Array]
+logger = logging.getLogger(__name__)
 VAL_ACCURACY = "val_accuracy"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
 
@@ -54,7 +58,7 @@ class LoadedModel:
     """
 
     contract: InputContract
-    predict: Callable[[Array], Array]
+    predict: Predict
     device: str
 
 
@@ -98,13 +102,35 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
         path = mlflow.artifacts.download_artifacts(uri)
         description = Model.load(path)
         contract = _contract(description.signature, uri)
-        native = "pytorch" in description.flavors
-        predict, device = _load_torch(path, settings) if native else _load_pyfunc(path)
     except ModelError:
         raise
     except Exception as error:
         raise ModelWarmUpError(f"{uri} cannot be loaded: {_first_line(error)}") from error
-    model = LoadedModel(contract, predict, device)
+    if "pytorch" not in description.flavors:
+        return _warm(uri, contract, partial(_load_pyfunc, path), "cpu")
+    *tried_first, last = _torch_devices(settings)
+    for device in tried_first:
+        try:
+            return _warm(uri, contract, partial(_load_torch, path, device, settings.torch_threads), device)
+        except ModelWarmUpError as error:
+            logger.warning("%s; trying %s", error.detail, last)
+    return _warm(uri, contract, partial(_load_torch, path, last, settings.torch_threads), last)
+
+
+def _torch_devices(settings: WorkerSettings) -> list[str]:
+    """Devices to try, in order; an exported model may hold constants that cannot leave the CPU."""
+    import torch
+
+    if settings.device != "auto":
+        return [settings.device]
+    return ["cuda:0", "cpu"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _warm(uri: str, contract: InputContract, make: Callable[[], Predict], device: str) -> LoadedModel:
+    try:
+        model = LoadedModel(contract, make(), device)
+    except Exception as error:
+        raise ModelWarmUpError(f"{uri} cannot be loaded on {device}: {_first_line(error)}") from error
     _warm_up(model, uri)
     return model
 
@@ -164,14 +190,11 @@ def _contract(signature: Any, uri: str) -> InputContract:
     return InputContract(dtype, shape[1:])
 
 
-def _load_torch(path: str, settings: WorkerSettings) -> tuple[Callable[[Array], Array], str]:
+def _load_torch(path: str, device: str, threads: int) -> Predict:
     import mlflow.pytorch
     import torch
 
-    torch.set_num_threads(settings.torch_threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(threads)
     model = mlflow.pytorch.load_model(path)
     if device != "cpu":
         model = model.to(device)
@@ -181,10 +204,10 @@ def _load_torch(path: str, settings: WorkerSettings) -> tuple[Callable[[Array], 
             output: Array = model(torch.from_numpy(samples).to(device)).cpu().numpy()
             return output
 
-    return predict, device
+    return predict
 
 
-def _load_pyfunc(path: str) -> tuple[Callable[[Array], Array], str]:
+def _load_pyfunc(path: str) -> Predict:
     import mlflow.pyfunc
 
     model = mlflow.pyfunc.load_model(path)
@@ -195,7 +218,7 @@ def _load_pyfunc(path: str) -> tuple[Callable[[Array], Array], str]:
             (answer,) = answer.values()
         return np.asarray(answer)
 
-    return predict, "cpu"
+    return predict
 
 
 def _warm_up(model: LoadedModel, uri: str) -> None:

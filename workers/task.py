@@ -90,9 +90,7 @@ class BatchRunner:
         return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
 
     def _infer(self, batch: ClaimedBatch) -> BatchOutcome:
-        started_at_ms = self._clock.now_ms()
-        jobs = batch.head.jobs
-        outcomes = [self._exclude(batch, i, job, started_at_ms) for i, job in enumerate(jobs)]
+        outcomes = [self._exclude(batch, i, job) for i, job in enumerate(batch.head.jobs)]
         to_run = [i for i, outcome in enumerate(outcomes) if outcome is None]
         samples, inference_ms = 0, 0.0
         if to_run:
@@ -106,19 +104,19 @@ class BatchRunner:
             inference_ms = (time.perf_counter() - start) * 1000
         return BatchOutcome(
             worker_id=self._worker_id,
-            started_at_ms=started_at_ms,
-            finished_at_ms=self._clock.now_ms(),
+            started_at_ms=batch.claimed_at_ms,
+            finished_at_ms=max(self._clock.now_ms(), batch.claimed_at_ms + inference_ms),
             inference_ms=round(inference_ms, 3),
             n_samples=samples,
             jobs=[outcome for outcome in outcomes if outcome],
         )
 
-    def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry, now_ms: float) -> JobOutcome | None:
+    def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry) -> JobOutcome | None:
         """The outcome of a job that is not to run, else None."""
         # Cancelled and expired first: between two claims a caller may have been shown so already.
         if index in batch.cancelled:
             return CANCELLED
-        if job.deadline_ms <= now_ms:
+        if job.deadline_ms <= batch.claimed_at_ms:
             return EXPIRED
         if index in batch.kept:
             return batch.kept[index]

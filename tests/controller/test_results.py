@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from app import keys
+from app.errors import JobNotCancellableError
 from app.ids import IdSigner
 from tests.controller.conftest import HandWorker, Serve, until
 
@@ -151,3 +152,18 @@ async def test_after_all_is_done_every_key_expires_but_those_that_are_meant_to_s
     worker.finish(await worker.claimed())
     lasting = {name.decode() for name in client.scan_iter("*") if client.pttl(name) == -1}
     assert lasting == {keys.BACKLOG, keys.NUMBERS, keys.WORKERS, keys.SECRET}
+
+
+async def test_a_job_past_its_deadline_can_no_longer_be_cancelled_whatever_a_local_clock_says(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker()
+    served = await serve()
+    job_id = (await served.post(query="?deadline=0.05")).json()["id"]
+    ref = served.services.watcher.signer.parse_job_id(job_id)
+    assert ref is not None
+    view = await served.services.ledger.read(ref)
+    assert view is not None
+    await asyncio.sleep(0.06)
+    with pytest.raises(JobNotCancellableError, match="deadline has passed"):
+        await served.services.ledger.cancel(ref, view.head)

@@ -47,7 +47,7 @@ class Worker:
 
 
 async def read_outcome(jobs: ControllerLedger, batch_id: str) -> BatchOutcome | None:
-    view = await jobs.read(ids.JobRef(batch_id, 0), 0)
+    view = await jobs.read(ids.JobRef(batch_id, 0))
     assert isinstance(view, JobView)
     return view.outcome
 
