@@ -17,7 +17,7 @@ COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail
 .PHONY: help setup demo test lint bench microbench format lock clean
 
 help: ## list these targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: ## create .venv and install everything, for development too
 	@$(BOOTSTRAP) --lock dev

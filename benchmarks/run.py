@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -58,6 +59,7 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         bench = Bench(plan, Path(folder), generator)
         try:
@@ -245,7 +247,7 @@ class Bench:
                 "",
                 report.ratios(summaries, CONNECTIONS),
                 "",
-                *(["Not measured:", "", failures, ""] if failures else []),
+                *(["Not measured, or not to the end:", "", failures, ""] if failures else []),
                 EXPLANATION,
             ]
         )
@@ -281,7 +283,9 @@ EXPLANATION = """## How it is measured
   the CPU, one thread; everything on loopback on the same machine, the load generator too.
 - Each system is started by itself in each round, warmed with the same load, measured at each number of
   connections, and stopped. Peers have environments of their own with pinned versions (`peers/*/requirements.txt`);
-  each is configured as its documentation advises for small requests, with batches where it has them.
+  each is configured as its documentation advises for small requests, with batches where it has them (but for
+  MLServer, which was slower with them). *mosec* reads JSON with its own decoder, the standard library's;
+  *mosec-orjson* replaces that by code of ours. The two bare handlers run in Modelyard's own environment.
 - Two threads of wrk post real digits of one class each; of every 16th answer the class is compared with the
   model's. *Errors* are answers that are not 2xx, socket errors and time-outs.
 - CPU time is read per process from `/proc` before and after, and divided by the requests answered.

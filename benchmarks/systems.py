@@ -139,6 +139,17 @@ def _bentoml(place: Place) -> list[Command]:
     return [Command([str(place.bin / "bentoml"), *arguments, "--working-dir", folder], environment)]
 
 
+def _ray(place: Place) -> list[Command]:
+    [command] = _script("ray")(place)
+    environment = {
+        **command.environment,
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(place.folder),
+    }
+    return [Command(command.arguments, environment)]
+
+
 def _mlflow(place: Place) -> list[Command]:
     arguments = ["models", "serve", "-m", "models:/MNIST_PyTorch_Model/1", "--env-manager", "local"]
     path = os.pathsep.join([str(place.bin), os.environ.get("PATH", "")])
@@ -246,7 +257,7 @@ SYSTEMS = (
     ),
     System(
         name="mlserver",
-        about="custom runtime, in one process",
+        about="custom runtime in one process, without batches, which were slower",
         environment="mlserver",
         packages=("mlserver", "torch"),
         commands=_script("mlserver"),
@@ -263,7 +274,7 @@ SYSTEMS = (
         environment="bentoml",
         packages=("bentoml", "torch"),
         commands=_bentoml,
-        class_pattern="^(%d)$",
+        class_pattern="^%[?(%d)%]?$",
         labels=(("", "server"),),
     ),
     System(
@@ -271,7 +282,7 @@ SYSTEMS = (
         about="Ray Serve, one replica, batches up to 64 within 5 ms, its throughput-optimised mode",
         environment="ray",
         packages=("ray", "torch"),
-        commands=_script("ray"),
+        commands=_ray,
         labels=(
             ("raylet", "raylet"),
             ("gcs_server", "gcs"),

@@ -12,7 +12,7 @@ class Digits:
     def __init__(self) -> None:
         self.classify = load_network()
 
-    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=100)
+    @bentoml.api(batchable=True, max_batch_size=64)
     def predict(self, data: np.ndarray) -> list[int]:
         """Classify a batch."""
         return self.classify(np.ascontiguousarray(data, np.float32))

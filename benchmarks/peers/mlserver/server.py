@@ -37,8 +37,7 @@ async def main() -> None:
         use_structured_logging=False,
     )
     server = MLServer(settings)
-    batches = {"max_batch_size": int(os.environ.get("BENCH_BATCH", "0")), "max_batch_time": 0.005}
-    await server.start([ModelSettings(name="digits", implementation=Digits, **batches)])
+    await server.start([ModelSettings(name="digits", implementation=Digits)])
 
 
 if __name__ == "__main__":
