@@ -110,7 +110,7 @@ class WorkerSettings(Settings):
     )
     max_attempts: int = Field(
         default=3,
-        ge=1,
+        ge=2,
         le=100,
         description="times that jobs may lose their worker before they are quarantined",
     )
