@@ -211,7 +211,7 @@ SYSTEMS = (
     ),
     System(
         name="mosec",
-        about="Rust front end, batches up to 64, one worker, its own JSON decoder",
+        about="Rust front end, batches up to 64, two workers, its own JSON decoder",
         environment="mosec",
         packages=("mosec", "torch"),
         commands=lambda place: _mosec(place, "json"),
@@ -249,7 +249,7 @@ SYSTEMS = (
     ),
     System(
         name="litserve",
-        about="batches up to 64 within 5 ms, one worker",
+        about="batches up to 64 within 5 ms, two workers",
         environment="litserve",
         packages=("litserve", "torch"),
         commands=_script("litserve"),
@@ -270,7 +270,7 @@ SYSTEMS = (
     ),
     System(
         name="bentoml",
-        about="adaptive batches up to 64, one worker",
+        about="adaptive batches up to 64, two workers",
         environment="bentoml",
         packages=("bentoml", "torch"),
         commands=_bentoml,

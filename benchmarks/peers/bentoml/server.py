@@ -1,11 +1,11 @@
-"""BentoML: one worker, whose adaptive batching joins requests."""
+"""BentoML: two workers, whose adaptive batching joins requests."""
 
 import bentoml
 import numpy as np
 from network import load_network
 
 
-@bentoml.service(workers=1, traffic={"timeout": 30, "max_concurrency": 1024}, metrics={"enabled": False})
+@bentoml.service(workers=2, traffic={"timeout": 30, "max_concurrency": 1024}, metrics={"enabled": False})
 class Digits:
     """The model."""
 

@@ -1,4 +1,4 @@
-"""LitServe: batches from its API process to one worker process."""
+"""LitServe: batches from its API process to two worker processes."""
 
 import os
 from typing import Any
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     server = litserve.LitServer(
         Digits(max_batch_size=64, batch_timeout=0.005),
         accelerator="cpu",
-        workers_per_device=1,
+        workers_per_device=2,
         fast_queue=True,
     )
     server.run(

@@ -1,4 +1,4 @@
-"""mosec: its Rust front end batches for one worker process."""
+"""mosec: its Rust front end batches for two worker processes."""
 
 import os
 from typing import Any
@@ -36,5 +36,5 @@ class QuickDigits(Digits):
 if __name__ == "__main__":
     server = Server()
     worker = QuickDigits if os.environ["BENCH_CODEC"] == "orjson" else Digits
-    server.append_worker(worker, num=1, max_batch_size=64, max_wait_time=1)
+    server.append_worker(worker, num=2, max_batch_size=64, max_wait_time=1)
     server.run()
