@@ -73,13 +73,17 @@ class Snapshot:
         candidates: By the default policy, best first.
         by_number: The same, by worker number.
         by_model: The same, by model name, best first.
+        by_version: The same, by model name and version.
         known: Model name and version of every worker number there has ever been.
+        known_versions: The same, versions by model name.
     """
 
     candidates: tuple[Candidate, ...] = ()
     by_number: Mapping[int, Candidate] = field(default_factory=dict)
     by_model: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
+    by_version: Mapping[tuple[str, int], Candidate] = field(default_factory=dict)
     known: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    known_versions: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
 def build_snapshot(
@@ -103,11 +107,17 @@ def build_snapshot(
     by_model: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_model.setdefault(candidate.model_name, []).append(candidate)
+    known = {number: keys.model_of(queue) for queue, number in numbers.items()}
+    versions: dict[str, set[int]] = {}
+    for name, version in known.values():
+        versions.setdefault(name, set()).add(version)
     return Snapshot(
         candidates=tuple(candidates),
         by_number={candidate.worker: candidate for candidate in candidates},
         by_model={name: tuple(group) for name, group in by_model.items()},
-        known={number: keys.model_of(queue) for queue, number in numbers.items()},
+        by_version={(each.model_name, each.model_version): each for each in candidates},
+        known=known,
+        known_versions={name: frozenset(each) for name, each in versions.items()},
     )
 
 
@@ -145,10 +155,10 @@ def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, 
         return snapshot.candidates, False
     name = _only_model(snapshot) if selector.model is None else selector.model
     _check_model(snapshot, name, selector.version)
-    group = snapshot.by_model.get(name, ())
     if selector.version is None:
-        return group, False
-    return tuple(each for each in group if each.model_version == selector.version), True
+        return snapshot.by_model.get(name, ()), False
+    chosen = snapshot.by_version.get((name, selector.version))
+    return ((chosen,) if chosen else ()), True
 
 
 def _check_worker(snapshot: Snapshot, selector: Selector, worker: int) -> None:
@@ -163,21 +173,19 @@ def _check_worker(snapshot: Snapshot, selector: Selector, worker: int) -> None:
 
 
 def _only_model(snapshot: Snapshot) -> str:
-    names = {name for name, _ in snapshot.known.values()}
-    if len(names) != 1:
+    if len(snapshot.known_versions) != 1:
         raise ParameterError("version needs model beside it, as several models (or none) are served")
-    return names.pop()
+    return next(iter(snapshot.known_versions))
 
 
 def _check_model(snapshot: Snapshot, name: str, version: int | None) -> None:
-    versions = sorted(each for known, each in snapshot.known.values() if known == name)
-    if not versions:
-        names = ", ".join(sorted({known for known, _ in snapshot.known.values()})) or "none yet"
+    versions = snapshot.known_versions.get(name)
+    if versions is None:
+        names = ", ".join(sorted(snapshot.known_versions)) or "none yet"
         raise UnknownModelError(f"no worker serves this model; known models: {names}")
     if version is not None and version not in versions:
-        raise UnknownModelError(
-            f"no worker serves version {version} of {name}; known versions: {', '.join(map(str, versions))}"
-        )
+        known = ", ".join(map(str, sorted(versions)))
+        raise UnknownModelError(f"no worker serves version {version} of {name}; known versions: {known}")
 
 
 def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], backlog_jobs: int) -> Candidate:
