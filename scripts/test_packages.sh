@@ -7,6 +7,7 @@ missing=""
 command -v redis-server >/dev/null || missing="$missing redis-server"
 command -v prometheus >/dev/null || missing="$missing prometheus"
 command -v chromium >/dev/null || missing="$missing chromium"
+command -v wrk >/dev/null || missing="$missing wrk"
 
 [ -n "$missing" ] || exit 0
 command -v apt-get >/dev/null || exit 0
@@ -29,7 +30,7 @@ for package in $missing; do
         echo "could not install $package; the tests that need it will say so (log: $log)" >&2
         continue
     fi
-    if [ -d /run/systemd/system ] && [ "$package" != chromium ]; then
+    if [ -d /run/systemd/system ] && [ "$package" != chromium ] && [ "$package" != wrk ]; then
         systemctl disable --quiet "$package" 2>>"$log" || true
     fi
 done

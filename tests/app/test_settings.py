@@ -29,7 +29,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (WorkerSettings, "WORKER", "0", "greater than or equal to 1"),
         (WorkerSettings, "WORKER", "one", "valid integer"),
         (WorkerSettings, "MODELYARD_DEVICE", "tpu", "pattern"),
-        (WorkerSettings, "MODELYARD_MAX_ATTEMPTS", "0", "greater than or equal to 1"),
+        (WorkerSettings, "MODELYARD_MAX_ATTEMPTS", "1", "greater than or equal to 2"),
         (ControllerSettings, "MODELYARD_PORT", "70000", "less than or equal to 65535"),
         (ControllerSettings, "MODELYARD_MAX_BODY_BYTES", "1", "greater than or equal to 1024"),
         (ControllerSettings, "MODELYARD_MAX_WAIT_S", "nan", "less than or equal to 3600"),
