@@ -6,9 +6,12 @@ import os
 import socket
 from uuid import uuid4
 
+import redis
+
 from app import keys, ledger
 from app.celery_app import create_celery
 from app.clock import PoolClock
+from app.errors import LedgerUnavailableError
 from app.pool import WorkerRecord, assign_number
 from app.settings import WorkerSettings
 from workers import model
@@ -26,8 +29,7 @@ def run(settings: WorkerSettings) -> None:
         WorkerNumberTakenError: The number asked for is another version's.
     """
     client = ledger.connect(settings)
-    with ledger.ledger_errors():
-        client.ping()
+    _require_redis(client)
     found = model.resolve(settings)
     queue = keys.queue_name(found.name, found.version)
     loaded = model.load(found, settings)
@@ -58,3 +60,13 @@ def run(settings: WorkerSettings) -> None:
         consume(create_celery(settings), record, runner, beacon)
     finally:
         beacon.close()
+
+
+def _require_redis(client: redis.Redis) -> None:
+    try:
+        with ledger.ledger_errors():
+            client.ping()
+    except LedgerUnavailableError as error:
+        raise LedgerUnavailableError(
+            "Redis does not answer; start a pool here with `modelyard up`, or set REDIS_URL to a server that runs"
+        ) from error
