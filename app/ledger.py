@@ -110,6 +110,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('HINCRBY', KEYS[4], ARGV[2], 0 - open) -- not -open, which is '-0' where every job was cancelled
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('HSET', KEYS[4], ARGV[2], 0) end -- see forget
 redis.call('PUBLISH', ARGV[6], ARGV[1] .. ARGV[4])
 return 1
 """
