@@ -13,11 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
 from app.settings import Settings
 from cli import pool_redis
+
+# Judge answers, not the speed of a busy machine, and the same ones in every run: what is red is red again.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 WaitUntil = Callable[..., None]
 POLL_S = 0.02

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import hypothesis
 import pytest
 import redis
 
@@ -22,9 +21,6 @@ from app.settings import ControllerSettings
 from app.wire import BatchOutcome
 from controller.main import Controller, Services, create_app
 from tests.pool_samples import RedisServer, outcome, publish, record, unpublish
-
-hypothesis.settings.register_profile("no-deadline", deadline=None)
-hypothesis.settings.load_profile("no-deadline")
 
 HEARTBEAT_S = 0.1
 RETENTION_S = 100.0
