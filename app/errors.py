@@ -56,6 +56,11 @@ class ModelyardError(Exception):
         self.retry_after_s = retry_after_s
 
 
+def first_line(error: Exception) -> str:
+    """What a foreign error says first; the rest is for its own developers."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 class ConfigurationError(ModelyardError):
     """A setting is wrong, or the environment lacks something that a command needs."""
 

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import ConfigurationError
 
+HEARTBEATS_TO_LIVE = 3  # a worker that has been silent for so many is dead
 UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
 
 
@@ -58,7 +59,7 @@ class Settings(BaseSettings):
     @property
     def worker_ttl_s(self) -> float:
         """Seconds without a heartbeat after which a worker counts as dead."""
-        return 3 * self.heartbeat_s
+        return HEARTBEATS_TO_LIVE * self.heartbeat_s
 
     @property
     def redis_socket(self) -> Path:

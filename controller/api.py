@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from app.errors import JobNotCancellableError
 from app.pool import WorkerRecord
 from controller import documentation as docs
 from controller.predict import in_range
@@ -51,8 +50,6 @@ async def cancel(request: Request, job_id: str) -> Response:
     """Cancel a job that no worker has taken yet."""
     services = _services(request)
     view = await services.results.job(job_id)
-    if view.status == "expired":
-        raise JobNotCancellableError("the job has expired; submit it again with a later deadline")
     if view.status != "cancelled":
         await services.ledger.cancel(view.ref, view.head)
     return Response(job_json(view.ref, view.head, "cancelled", view.outcome), media_type=JSON)

@@ -216,11 +216,9 @@ class Dispatcher:
             await self._ledger.accept(new)
         except ModelyardError as error:
             self._refuse(lane, jobs, batch, error)
-        except Exception as error:
+        except Exception:
             logger.exception("a batch could not be sent")
             self._refuse(lane, jobs, batch, LedgerUnavailableError("the jobs could not be stored"))
-            if not isinstance(error, OSError):
-                raise
         else:
             for job in jobs:
                 job.accepted, job.data = True, b""

@@ -181,12 +181,11 @@ def job_json(ref: JobRef, head: BatchHead, status: Status, outcome: BatchOutcome
 
 def _timings(ref: JobRef, head: BatchHead, outcome: BatchOutcome) -> dict[str, Any]:
     received_at_ms = head.jobs[ref.index].received_at_ms
-    started_at_ms = outcome.started_at_ms or outcome.finished_at_ms
     return {
         "worker_id": outcome.worker_id or None,
         "batch_samples": outcome.n_samples,
         "inference_ms": outcome.inference_ms,
-        "queue_wait_ms": round(max(0.0, started_at_ms - received_at_ms), 3),
+        "queue_wait_ms": round(max(0.0, outcome.started_at_ms - received_at_ms), 3),
         "end_to_end_ms": round(max(0.0, outcome.finished_at_ms - received_at_ms), 3),
     }
 

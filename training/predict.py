@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.digits import CLASSES, Images
-from app.errors import ModelContractError, ModelNotFoundError
+from app.errors import ModelContractError, ModelNotFoundError, first_line
 from training.inventory import database_exists
 from training.registry import MODEL_ARTIFACT, connect, registry_errors
 
@@ -48,7 +48,7 @@ def load(model_uri: str, tracking_uri: str) -> PyFuncModel:
             if error.error_code not in _NOT_THERE:
                 raise
             raise ModelNotFoundError(
-                f"{tracking_uri} has no {model_uri}: {_first_line(error)}; give models:/name/version, "
+                f"{tracking_uri} has no {model_uri}: {first_line(error).rstrip('.')}; give models:/name/version, "
                 "models:/name@alias or a run id"
             ) from None
 
@@ -72,15 +72,10 @@ def scores(model: PyFuncModel, images: Images) -> NDArray[np.float32]:
         answer: Any = np.asarray(model.predict(images), dtype=np.float32)
     except (MlflowException, ValueError, TypeError, RuntimeError) as error:
         raise ModelContractError(
-            f"the model does not take float32 images of shape {images.shape}: {_first_line(error)}"
+            f"the model does not take float32 images of shape {images.shape}: {first_line(error).rstrip('.')}"
         ) from None
     if answer.shape != (len(images), CLASSES):
         raise ModelContractError(
             f"the model answered shape {answer.shape}; expected {(len(images), CLASSES)}, a score for each digit"
         )
     return np.asarray(answer)
-
-
-def _first_line(error: Exception) -> str:
-    """What MLflow says first; the rest is for its own developers."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from app.digits import CLASSES, SIDE_PIXELS
-from app.errors import RegistryUnavailableError
+from app.errors import RegistryUnavailableError, first_line
 from training.architectures import Classifier
 from training.datasets import Dataset, Split
 from training.figures import confusion_matrix, learning_curve
@@ -72,9 +72,8 @@ def registry_errors(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RegistryUnavailableError(
-            f"the MLflow registry {tracking_uri} did not do what was asked: {reason}; "
+            f"the MLflow registry {tracking_uri} did not do what was asked: {first_line(error)}; "
             "check MLFLOW_TRACKING_URI and that the server or database behind it is up"
         ) from error
 

@@ -17,6 +17,7 @@ from app import keys
 from app.clock import PoolClock
 from app.ledger import ledger_errors
 from app.pool import Latency, WorkerRecord, WorkerState, encode_record
+from app.settings import HEARTBEATS_TO_LIVE
 
 logger = logging.getLogger(__name__)
 WINDOW_BATCHES = 512
@@ -134,7 +135,8 @@ class Beacon:
         changed, self._changed = self._changed, False
         record = self._snapshot()
         pipe = self._client.pipeline(transaction=False)
-        pipe.set(keys.worker(record.worker_id), encode_record(record), px=int(3000 * self._heartbeat_s))
+        ttl_ms = int(HEARTBEATS_TO_LIVE * self._heartbeat_s * 1000)
+        pipe.set(keys.worker(record.worker_id), encode_record(record), px=ttl_ms)
         pipe.zadd(keys.WORKERS, {record.worker_id: record.heartbeat_at_ms})
         pipe.time()
         if changed:

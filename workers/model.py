@@ -24,6 +24,7 @@ from app.errors import (
     ModelNotFoundError,
     ModelWarmUpError,
     RegistryUnavailableError,
+    first_line,
 )
 from app.settings import WorkerSettings
 
@@ -83,7 +84,7 @@ def resolve(settings: WorkerSettings) -> ModelVersion:
             raise _not_found(mlflow.MlflowClient(), settings) from None
         raise RegistryUnavailableError(
             f"the MLflow registry at {settings.mlflow_tracking_uri} does not answer "
-            f"({_first_line(error)}); check MLFLOW_TRACKING_URI"
+            f"({first_line(error)}); check MLFLOW_TRACKING_URI"
         ) from error
 
 
@@ -105,7 +106,7 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelWarmUpError(f"{uri} cannot be loaded: {_first_line(error)}") from error
+        raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
     if "pytorch" not in description.flavors:
         return _warm(uri, contract, partial(_load_pyfunc, path), "cpu")
     *tried_first, last = _torch_devices(settings)
@@ -130,7 +131,7 @@ def _warm(uri: str, contract: InputContract, make: Callable[[], Predict], device
     try:
         model = LoadedModel(contract, make(), device)
     except Exception as error:
-        raise ModelWarmUpError(f"{uri} cannot be loaded on {device}: {_first_line(error)}") from error
+        raise ModelWarmUpError(f"{uri} cannot be loaded on {device}: {first_line(error)}") from error
     _warm_up(model, uri)
     return model
 
@@ -230,7 +231,7 @@ def _warm_up(model: LoadedModel, uri: str) -> None:
                 output = model.predict(zeros)
         except Exception as error:
             raise ModelWarmUpError(
-                f"{uri} fails on {n_samples} zero sample(s): {_first_line(error)}"
+                f"{uri} fails on {n_samples} zero sample(s): {first_line(error)}"
             ) from error
         check_output(output, n_samples, uri)
 
@@ -246,8 +247,3 @@ def check_output(output: Array, n_samples: int, name: str) -> None:
             f"{name} answered {output.dtype} of shape {output.shape} to {n_samples} sample(s); "
             f"expected numbers of shape ({n_samples},) or ({n_samples}, n_scores)"
         )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
