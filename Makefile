@@ -14,7 +14,7 @@ BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
 COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail-under=90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench microbench format lock clean
+.PHONY: help setup demo test lint bench faults microbench format lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -38,11 +38,18 @@ lint: ## check style, formatting, types and the direction of imports
 	$(BIN)/mypy
 	MYPYPATH=scripts $(BIN)/mypy --explicit-package-bases scripts
 	MYPYPATH=.:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py benchmarks/micro
+	$(BIN)/mypy --explicit-package-bases faults
 	$(BIN)/lint-imports
 
 bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of them, QUICK=1 in short rounds
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(QUICK)),--quick)
+
+faults: ## kill, stop and cut what serves, under load, and account for every job; ONLY=…, SHORT=1, PUBLISH=1
+	@$(BOOTSTRAP) --lock dev
+	@scripts/test_packages.sh
+	@$(BIN)/python -m faults $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(SHORT)),--short) \
+		$(if $(filter-out 0,$(PUBLISH)),--publish)
 
 microbench: ## time the steps of a request one by one; ARGS="-k decode" some of them
 	@$(BOOTSTRAP) --lock dev

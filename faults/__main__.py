@@ -1,0 +1,74 @@
+"""Runs the faults one after the other and prints the table: `make faults`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import machine
+from faults import registry, rows, table, trial
+from faults.pool import open_pool
+from faults.table import FAULTS, Fault, Row
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+
+
+def main() -> int:
+    """Run what the command line says; 1 where anything that had to hold did not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="", help=f"rows, separated by commas: {', '.join(FAULTS)}")
+    parser.add_argument("--short", action="store_true", help="a few seconds a row")
+    parser.add_argument("--csv", type=Path, help="write every row there")
+    parser.add_argument("--publish", action="store_true", help="put the table into docs/reliability.md")
+    arguments = parser.parse_args()
+    names = [name.strip() for name in arguments.only.split(",") if name.strip()] or list(FAULTS)
+    unknown = [name for name in names if name not in FAULTS]
+    if unknown:
+        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(FAULTS)}")
+    console = Console()
+    done = run([FAULTS[name] for name in names], console, short=arguments.short)
+    console.print(table.rich_table(done))
+    if arguments.csv:
+        table.write_csv(done, arguments.csv)
+    if arguments.publish:
+        publish(done)
+    return any(row.broken for row in done)
+
+
+def run(faults: Sequence[Fault], console: Console, *, short: bool) -> list[Row]:
+    """Do the faults, those with equal pools on the same one, and say how each went."""
+    done: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        folder = Path(name)
+        registry.lay_out(folder)
+        for plan, group in groupby(faults, key=lambda each: each.plan):
+            with open_pool(plan, folder) as pool:
+                for each in group:
+                    console.print(f"{each.name}: {each.title} …", highlight=False)
+                    row = asyncio.run(trial.run(each, pool, short=short))
+                    done.append(row)
+                    for text in (*row.notes, *(f"[red]broken:[/red] {each}" for each in row.broken)):
+                        console.print("  " + text, highlight=False)
+    return done
+
+
+def publish(done: Sequence[Row]) -> None:
+    """Replace the table between the markers in docs/reliability.md."""
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    about = f"Run on {datetime.now(UTC):%Y-%m-%d}: {machine.describe()}."
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{about}\n\n{table.markdown(done)}{END}{after}")
+
+
+assert rows  # importing it has registered them
+if __name__ == "__main__":
+    sys.exit(main())

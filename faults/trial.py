@@ -1,0 +1,154 @@
+"""One fault, from the first job that is posted to the account of the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import redis
+
+from app import ids, keys
+from faults.load import Load, Recipe, Sent, account, good_jobs
+from faults.pool import Pool, TooLateError
+from faults.table import Fault, Row
+
+RATE_PER_S = 200.0
+SETTLE_S = 60.0
+POLL_S = 0.01
+
+
+class Witness:
+    """Hears every outcome that is written, from a thread of its own, and when: nothing is to be written twice."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.heard: dict[str, list[float]] = defaultdict(list)
+        self._redis_url = redis_url
+        self._closing = threading.Event()
+        self._listening = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="witness", daemon=True)
+
+    def __enter__(self) -> Witness:
+        self._thread.start()
+        self._listening.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def outcomes_twice(self) -> int:
+        """Jobs whose outcome was written more than once."""
+        return sum(ids.n_jobs(batch) for batch, times in self.heard.items() if len(times) > 1)
+
+    def first_since(self, since_s: float) -> float | None:
+        """When the first outcome after `since_s` was written (`time.monotonic()`); None if none was."""
+        return min(
+            (at for times in list(self.heard.values()) for at in times[:1] if at > since_s), default=None
+        )
+
+    def _listen(self) -> None:
+        while not self._closing.is_set():
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._hear()
+            self._closing.wait(0.1)
+
+    def _hear(self) -> None:
+        with redis.Redis.from_url(self._redis_url) as client, client.pubsub() as notices:
+            notices.psubscribe(keys.reply_channel("*"))
+            while not self._closing.is_set():
+                notice: Any = notices.get_message(timeout=0.1)
+                if notice and notice["type"] == "psubscribe":
+                    self._listening.set()
+                elif notice:
+                    self.heard[notice["data"][: ids.BATCH_ID_LENGTH].decode()].append(time.monotonic())
+
+
+class Trial:
+    """What a row works with.
+
+    Attributes:
+        short: Whether a few seconds must do; else the row does what its title says, in full.
+        row: What it tells; `recovered`, `require` and `note` add to it.
+    """
+
+    def __init__(self, fault: Fault, pool: Pool, witness: Witness, *, short: bool) -> None:
+        self.pool = pool
+        self.witness = witness
+        self.short = short
+        self.sent = Sent()
+        self.row = Row(fault.name, fault.title)
+
+    def load(
+        self,
+        recipes: Iterator[Recipe] | None = None,
+        *,
+        rate_per_s: float = RATE_PER_S,
+        query: str = "worker=1&deadline=300",
+        urls: Callable[[], Sequence[str]] | None = None,
+    ) -> Load:
+        """`async with trial.load():` posts while the block runs, to all controllers in turn."""
+        return Load(urls or (lambda: self.pool.urls), self.sent, recipes or good_jobs(), rate_per_s, query)
+
+    def recovered(self, seconds: float) -> None:
+        """Note how long one recovery took."""
+        self.row.recoveries_s.append(seconds)
+
+    def note(self, text: str) -> None:
+        """Note something that was measured besides."""
+        self.row.notes.append(text)
+
+    def require(self, holds: object, otherwise: str) -> None:
+        """Note that something which had to hold did not; the row goes on and is shown as broken."""
+        if not holds:
+            self.row.broken.append(otherwise)
+
+    async def until(self, condition: Callable[[], Any], what: str, limit_s: float = 30.0) -> Any:
+        """The condition's answer, once it is true.
+
+        Raises:
+            TooLateError: It was not within `limit_s`.
+        """
+        give_up_at = time.monotonic() + limit_s
+        while not (answer := await asyncio.to_thread(condition)):
+            if time.monotonic() > give_up_at:
+                raise TooLateError(f"not within {limit_s:g} s: {what}")
+            await asyncio.sleep(POLL_S)
+        return answer
+
+    async def next_outcome(self, since_s: float, limit_s: float = 60.0) -> float:
+        """Seconds from `since_s` until the next outcome was written."""
+        at: float = await self.until(
+            lambda: self.witness.first_since(since_s), "an outcome is written", limit_s
+        )
+        return at - since_s
+
+
+async def run(fault: Fault, pool: Pool, *, short: bool) -> Row:
+    """Do one fault and account for every job that was accepted meanwhile."""
+    started_at = time.monotonic()
+    with Witness(pool.redis_url) as witness:
+        trial = Trial(fault, pool, witness, short=short)
+        try:
+            await fault.inject(trial)
+            await asyncio.to_thread(pool.wait_until_well)
+        except TooLateError as error:
+            trial.require(False, str(error))
+        counted = await account(pool.urls, trial.sent.accepted, SETTLE_S)
+    row = trial.row
+    row.accepted, row.refused = len(trial.sent.accepted), trial.sent.refused.total() + trial.sent.broken
+    row.succeeded, row.failed_as_expected = counted.succeeded, counted.failed_as_expected
+    row.otherwise, row.lost = counted.otherwise, counted.lost
+    row.duplicated = witness.outcomes_twice()
+    row.took_s = time.monotonic() - started_at
+    trial.require(row.accepted, "no job was accepted at all")
+    trial.require(not row.lost, f"{row.lost} accepted jobs were lost: {counted.examples}")
+    trial.require(
+        not row.otherwise, f"{row.otherwise} jobs ended otherwise than they had to: {counted.examples}"
+    )
+    trial.require(not row.duplicated, f"the outcome of {row.duplicated} jobs was written twice")
+    return row

@@ -1,0 +1,62 @@
+"""The short form of every row of `make faults`: under load, what was accepted is accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import faults.rows  # noqa: F401  (importing it registers the rows)
+from faults import registry, trial
+from faults.pool import Pool, PoolPlan, open_pool
+from faults.table import FAULTS, Fault
+
+
+def _parameter(fault: Fault) -> object:
+    # A process of the test run does all rows of one kind of pool, one after the other, on the same pool.
+    group = f"faults-{zlib.crc32(repr(fault.plan).encode()):08x}"
+    return pytest.param(fault, id=fault.name, marks=pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("registry")
+    registry.lay_out(folder)
+    return folder
+
+
+class Pools:
+    """Keeps one pool: that of the row before, where the next row has an equal plan."""
+
+    def __init__(self, models: Path) -> None:
+        self._models = models
+        self._stack = ExitStack()
+        self._pool: Pool | None = None
+
+    def open(self, plan: PoolPlan) -> Pool:
+        if self._pool is None or self._pool.plan != plan:
+            self.close()
+            self._pool = self._stack.enter_context(open_pool(plan, self._models))
+        return self._pool
+
+    def close(self) -> None:
+        self._pool = None
+        self._stack.close()
+
+
+@pytest.fixture(scope="module")
+def pools(models: Path) -> Iterator[Pools]:
+    made = Pools(models)
+    yield made
+    made.close()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", [_parameter(each) for each in FAULTS.values()])
+def test_every_accepted_job_is_accounted_for_under(fault: Fault, pools: Pools) -> None:
+    row = asyncio.run(trial.run(fault, pools.open(fault.plan), short=True))
+    assert not row.broken, f"{row.broken}; {row.cells()}"
