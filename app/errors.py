@@ -20,6 +20,7 @@ ModelyardError
 ├── JobGoneError                  the job's outcome was kept for its time and is no longer
 ├── ConflictError
 │   ├── JobNotCancellableError
+│   ├── JobNotQuarantinedError
 │   ├── IdempotencyConflictError  the key was used for another request
 │   └── WorkerNumberTakenError
 ├── QueueFullError
@@ -28,6 +29,7 @@ ModelyardError
 │   ├── LedgerUnavailableError    Redis does not answer
 │   └── RegistryUnavailableError  MLflow does not answer
 ├── WireError                     bytes in Redis or on the queue that this version cannot read
+│   └── NewerWireError            they are of a newer release
 ├── ModelError                    a model version cannot be served
 │   ├── ModelNotFoundError
 │   ├── ModelContractError
@@ -169,6 +171,12 @@ class JobNotCancellableError(ConflictError):
     code = "job_not_cancellable"
 
 
+class JobNotQuarantinedError(ConflictError):
+    """Only a job in quarantine can be sent again."""
+
+    code = "job_not_quarantined"
+
+
 class IdempotencyConflictError(ConflictError):
     """The idempotency key belongs to a different request, or to one that is still being accepted."""
 
@@ -215,6 +223,10 @@ class WireError(ModelyardError):
     """Bytes in Redis or on the queue that this version of Modelyard cannot read."""
 
     code = "wire_unreadable"
+
+
+class NewerWireError(WireError):
+    """The bytes are of a newer schema version: another process of the pool may be able to read them."""
 
 
 class ModelError(ModelyardError):

@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import os
+import re
 from dataclasses import dataclass
 
 BATCH_ID_LENGTH = 32
@@ -65,6 +66,11 @@ class IdSigner:
 
     def _mac(self, payload: bytes) -> bytes:
         return hashlib.blake2b(payload, key=self._secret, digest_size=MAC_BYTES).digest()
+
+
+def is_well_formed(batch_id: str) -> bool:
+    """Whether `accepted_at_ms` and `n_jobs` can be read from it, whoever gave it."""
+    return re.fullmatch(r"[A-Za-z0-9_-]{32}", batch_id, re.ASCII) is not None
 
 
 def job_id(batch_id: str, index: int) -> str:

@@ -6,7 +6,9 @@
 | `modelyard:pending:<queue>` | sorted set: batch by accepted-at ms | while it waits or runs | ledger scripts |
 | `modelyard:deadlines:<queue>` | sorted set: batch by last deadline ms | while it waits or runs | ledger scripts |
 | `modelyard:running:<queue>` | hash: batch to worker id | while a worker holds it | ledger scripts |
-| `modelyard:backlog` | hash: queue to jobs without outcome | one field a queue | ledger scripts |
+| `modelyard:open:<queue>` | hash: batch to jobs without outcome | while it waits or runs | ledger scripts |
+| `modelyard:backlog` | hash: queue to the sum of the same | one field a queue | ledger scripts |
+| `modelyard:quarantine` | sorted set: job id by when it was quarantined, ms | retention, 10,000 jobs | ledger scripts |
 | `modelyard:queue:<model>:<version>` | list of Celery messages | Celery's | controller (push), Celery (pop) |
 | `modelyard:numbers` | hash: queue to worker number | one field a queue | worker |
 | `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
@@ -30,6 +32,7 @@ BACKLOG = f"{PREFIX}:backlog"
 NUMBERS = f"{PREFIX}:numbers"
 WORKERS = f"{PREFIX}:workers"
 SECRET = f"{PREFIX}:secret"
+QUARANTINE = f"{PREFIX}:quarantine"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
 POOL_CHANNEL = f"{PREFIX}:pool"
 UNACKED = f"{PREFIX}:unacked"
@@ -58,6 +61,11 @@ def deadlines(queue: str) -> str:
 def running(queue: str) -> str:
     """Which worker has claimed which batch of a queue."""
     return f"{PREFIX}:running:{queue}"
+
+
+def open_jobs(queue: str) -> str:
+    """How many jobs without an outcome each batch of a queue has."""
+    return f"{PREFIX}:open:{queue}"
 
 
 def worker(worker_id: str) -> str:

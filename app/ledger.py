@@ -6,7 +6,6 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | --- | --- | --- | --- |
 | `head` | `BatchHead`, msgpack | accept | the record expires |
 | `data` | all samples, C order, little-endian | accept | finish |
-| `open` | jobs without an outcome | accept | finish |
 | `c:<index>` | the job is cancelled | cancel | the record expires |
 | `by` | id of the worker that claimed it | claim | finish or requeue |
 | `attempts` | claims so far | claim | the record expires |
@@ -14,17 +13,20 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | `x:<index>` | times that a worker died with this job alone | claim | the record expires |
 | `o:<index>` | `JobOutcome` of a job that ran alone, msgpack | progress | the record expires |
 | `out` | `BatchOutcome`, msgpack | finish | the record expires |
+| `q:<index>` | samples of a quarantined job | finish | the record expires |
+| `r:<index>` | id of the job that it was sent again as, see `app.quarantine` | resend | the record expires |
 
 Each change is one Lua script, so that it happens whole or not at all, in one round trip. What can be derived
-is not stored: a job that nobody claimed by its deadline *is* expired, whoever looks.
+is not stored: a job that nobody claimed by its deadline *is* expired, whoever looks. How many jobs of a batch
+are open stands beside its record, in `modelyard:open:<queue>`: a lost record takes no count with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import redis
 import redis.asyncio
@@ -36,28 +38,34 @@ from redis.retry import Retry
 
 from app import ids, keys, wire
 from app.clock import to_ms
+from app.closing import CLOSE_COUNT, CLOSE_UNREADABLE, finish_keys, overdue_outcome, unreadable_args
 from app.errors import (
     ConfigurationError,
     JobNotCancellableError,
     LedgerUnavailableError,
+    NewerWireError,
     UnknownJobError,
     WireError,
+    first_line,
 )
 from app.ids import JobRef
 from app.settings import Settings
 from app.wire import BatchHead, BatchOutcome, JobOutcome, Status
 
-# KEYS batch pending deadlines backlog queue once…
+QUARANTINE_LIMIT = 10_000
+
+# KEYS batch pending deadlines backlog queue open once…
 # ARGV batch_id queue head data n_jobs accepted_at_ms last_deadline_ms ttl_ms message once_ttl_ms once_value…
-_ACCEPT = """
+ACCEPT = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'head', ARGV[3], 'data', ARGV[4], 'open', ARGV[5])
+redis.call('HSET', KEYS[1], 'head', ARGV[3], 'data', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
 redis.call('ZADD', KEYS[2], ARGV[6], ARGV[1])
 redis.call('ZADD', KEYS[3], ARGV[7], ARGV[1])
+redis.call('HSET', KEYS[6], ARGV[1], ARGV[5])
 redis.call('HINCRBY', KEYS[4], ARGV[2], ARGV[5])
 redis.call('LPUSH', KEYS[5], ARGV[9])
-for i = 6, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 5], 'PX', ARGV[10]) end
+for i = 7, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 4], 'PX', ARGV[10]) end
 return 1
 """
 
@@ -66,7 +74,8 @@ return 1
 _CLAIM = """
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
 if owner and owner ~= ARGV[2] then return false end
-if redis.call('HEXISTS', KEYS[1], 'data') == 0 then return false end
+if redis.call('HEXISTS', KEYS[1], 'data') == 0
+  and (redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'out') == 1) then return false end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[1], 'by', ARGV[2])
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
@@ -96,26 +105,37 @@ redis.call('HSET', KEYS[1], 'at', ARGV[3])
 return 1
 """
 
-# KEYS batch pending deadlines backlog running; ARGV batch_id queue worker_id out ttl_ms channel.
+# KEYS batch pending deadlines backlog running open quarantine
+# ARGV batch_id queue worker_id out ttl_ms channel, then limit and, for each job to quarantine, index and samples.
 # Only the holder of the claim may write; worker_id '' writes for a batch that nobody holds. A batch whose record
 # is gone stays in the indexes: `forget` takes it out together with its jobs in the backlog.
-_FINISH = """
+_FINISH = (
+    """
 if (redis.call('HGET', KEYS[5], ARGV[1]) or '') ~= ARGV[3] then return 0 end
 redis.call('HDEL', KEYS[5], ARGV[1])
-local open = redis.call('HGET', KEYS[1], 'open')
-if not open then return 0 end
-redis.call('HSET', KEYS[1], 'out', ARGV[4])
-redis.call('HDEL', KEYS[1], 'data', 'open', 'by', 'at')
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HSETNX', KEYS[1], 'out', ARGV[4]) == 0 then return 0 end
+redis.call('HDEL', KEYS[1], 'data', 'by', 'at')
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
-redis.call('HINCRBY', KEYS[4], ARGV[2], 0 - open) -- not -open, which is '-0' where every job was cancelled
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
-if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('HSET', KEYS[4], ARGV[2], 0) end -- see forget
+"""
+    + CLOSE_COUNT
+    + """
 redis.call('PUBLISH', ARGV[6], ARGV[1] .. ARGV[4])
+if #ARGV > 6 then
+  local time = redis.call('TIME')
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  for i = 8, #ARGV, 2 do
+    redis.call('HSET', KEYS[1], 'q:' .. ARGV[i], ARGV[i + 1])
+    redis.call('ZADD', KEYS[7], now_ms, ARGV[1] .. '.' .. ARGV[i])
+  end
+  redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', now_ms - ARGV[5])
+  redis.call('ZREMRANGEBYRANK', KEYS[7], 0, -1 - ARGV[7])
+  redis.call('PEXPIRE', KEYS[7], ARGV[5])
+end
 return 1
 """
+)
 
-# KEYS batch running backlog; ARGV batch_id queue index deadline_ms
+# KEYS batch running backlog open; ARGV batch_id queue index deadline_ms
 _CANCEL = """
 if redis.call('HEXISTS', KEYS[1], 'head') == 0 then return 'unknown' end
 if redis.call('HEXISTS', KEYS[1], 'out') == 1 then return 'finished' end
@@ -123,7 +143,7 @@ if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 'running' end
 local time = redis.call('TIME')
 if time[1] * 1000 + time[2] / 1000 >= tonumber(ARGV[4]) then return 'expired' end
 if redis.call('HSETNX', KEYS[1], 'c:' .. ARGV[3], 1) == 1 then
-  redis.call('HINCRBY', KEYS[1], 'open', -1)
+  redis.call('HINCRBY', KEYS[4], ARGV[1], -1)
   redis.call('HINCRBY', KEYS[3], ARGV[2], -1)
 end
 return 'cancelled'
@@ -140,16 +160,15 @@ redis.call('RPUSH', KEYS[3], ARGV[3])
 return 1
 """
 
-# KEYS batch pending deadlines backlog running; ARGV batch_id queue n_jobs. Forgets a batch without a record.
-# How many of its jobs were cancelled went with the record; an empty queue puts the count right again.
-_FORGET = """
+# KEYS batch pending deadlines backlog running open; ARGV batch_id queue. Forgets a batch without a record.
+_FORGET = (
+    """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('HDEL', KEYS[5], ARGV[1])
-if redis.call('ZREM', KEYS[2], ARGV[1]) == 1 then redis.call('HINCRBY', KEYS[4], ARGV[2], -ARGV[3]) end
-if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('HSET', KEYS[4], ARGV[2], 0) end
-return 1
 """
+    + CLOSE_COUNT
+    + "return 1"
+)
 
 
 _NOT_CANCELLABLE = {
@@ -250,12 +269,20 @@ def _url_errors(settings: Settings) -> Iterator[None]:
         ) from None
 
 
+# What Redis says where a key or field holds something else than a script of ours expects.
+_DAMAGE = ("WRONGTYPE", "is not an integer", "is not a valid float")
+
+
 @contextmanager
 def ledger_errors() -> Iterator[None]:
-    """Turn every redis-py error into `LedgerUnavailableError`."""
+    """Turn every redis-py error into `LedgerUnavailableError`, or `WireError` where only the values are at fault."""
     try:
         yield
     except ResponseError as error:
+        if any(sign in str(error) for sign in _DAMAGE):
+            raise WireError(
+                f"Redis holds a value of another kind than expected: {first_line(error)}"
+            ) from error
         raise LedgerUnavailableError(f"Redis refused the command: {error}", retry_after_s=1) from error
     except (RedisError, OSError) as error:
         raise LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1) from error
@@ -272,11 +299,12 @@ class ControllerLedger:
     def __init__(self, client: redis.asyncio.Redis, retention_s: float) -> None:
         self._client = client
         self.retention_ms = int(retention_s * 1000)
-        self._accept = client.register_script(_ACCEPT)
+        self._accept = client.register_script(ACCEPT)
         self._finish = client.register_script(_FINISH)
         self._cancel = client.register_script(_CANCEL)
         self._requeue = client.register_script(_REQUEUE)
         self._forget = client.register_script(_FORGET)
+        self._close_unreadable = client.register_script(CLOSE_UNREADABLE)
 
     async def accept(self, batch: NewBatch) -> None:
         """Write a batch and its wake-up. Once this returns, its jobs are accepted.
@@ -284,33 +312,9 @@ class ControllerLedger:
         Raises:
             LedgerUnavailableError: Redis did not confirm; nobody may be told that the jobs are accepted.
         """
-        head, batch_id, queue = batch.head, batch.batch_id, batch.head.queue
-        last_deadline_ms = max(job.deadline_ms for job in head.jobs)
-        ttl_ms = int(last_deadline_ms - batch.accepted_at_ms) + self.retention_ms
+        names, args = accept_call(batch, self.retention_ms)
         with ledger_errors():
-            await self._accept(
-                keys=[
-                    keys.batch(batch_id),
-                    keys.pending(queue),
-                    keys.deadlines(queue),
-                    keys.BACKLOG,
-                    queue,
-                    *batch.once,
-                ],
-                args=[
-                    batch_id,
-                    queue,
-                    wire.encode(head),
-                    batch.data,
-                    len(head.jobs),
-                    batch.accepted_at_ms,
-                    last_deadline_ms,
-                    ttl_ms,
-                    batch.message,
-                    self.retention_ms,
-                    *batch.once.values(),
-                ],
-            )
+            await self._accept(keys=names, args=args)
 
     async def read(self, ref: JobRef) -> JobView | None:
         """Look a job up; None where the ledger has no record of its batch.
@@ -328,6 +332,9 @@ class ControllerLedger:
         if head is None:
             return None
         view = JobView(ref, wire.decode_head(head), "queued", wire.decode_outcome(out) if out else None)
+        n_jobs = ids.n_jobs(ref.batch_id)
+        if len(view.head.jobs) != n_jobs or (view.outcome and len(view.outcome.jobs) != n_jobs):
+            raise WireError("the record is another batch's")
         status = _status(view, bool(by), bool(cancelled), to_ms(*time))
         return JobView(ref, view.head, status, view.outcome)
 
@@ -341,7 +348,12 @@ class ControllerLedger:
         """
         with ledger_errors():
             answer = await self._cancel(
-                keys=[keys.batch(ref.batch_id), keys.running(head.queue), keys.BACKLOG],
+                keys=[
+                    keys.batch(ref.batch_id),
+                    keys.running(head.queue),
+                    keys.BACKLOG,
+                    keys.open_jobs(head.queue),
+                ],
                 args=[ref.batch_id, head.queue, ref.index, head.jobs[ref.index].deadline_ms],
             )
         if answer == b"unknown":
@@ -362,18 +374,42 @@ class ControllerLedger:
         """Write the outcome of a batch that nobody holds; True if it had none."""
         return bool(
             await self._finish(
-                keys=_finish_keys(batch_id, head.queue),
+                keys=finish_keys(batch_id, head.queue),
                 args=_finish_args(batch_id, head, "", outcome, self.retention_ms),
             )
         )
 
+    async def close_overdue(self, batch_id: str, queue: str, now_ms: float) -> bool:
+        """Close a batch that no worker took in time, or whose record is gone; True if it was open.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+            WireError: Its record cannot be read: see `close_unreadable`.
+        """
+        with ledger_errors():
+            fields = cast(dict[bytes, bytes], await self._client.hgetall(keys.batch(batch_id)))
+            if not fields:
+                return await self.forget(batch_id, queue)
+            head = wire.decode_head(fields.get(b"head", b""))
+            return await self.close_unclaimed(batch_id, head, overdue_outcome(head, fields, now_ms))
+
+    async def close_unreadable(self, batch_id: str, queue: str, now_ms: float) -> bool:
+        """Close a batch that nobody holds and whose record cannot be read; True if it was open.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        fields: list[bytes] = []
+        with suppress(WireError), ledger_errors():
+            fields = cast(list[bytes], await self._client.hkeys(keys.batch(batch_id)))
+        with ledger_errors():
+            number = int(cast(bytes | None, await self._client.hget(keys.NUMBERS, queue)) or 0)
+            args = unreadable_args(batch_id, queue, number, "", fields, now_ms, self.retention_ms)
+            return bool(await self._close_unreadable(keys=finish_keys(batch_id, queue), args=args))
+
     async def forget(self, batch_id: str, queue: str) -> bool:
         """Drop a batch without a record from the indexes; True if it was one."""
-        return bool(
-            await self._forget(
-                keys=_finish_keys(batch_id, queue), args=[batch_id, queue, ids.n_jobs(batch_id)]
-            )
-        )
+        return bool(await self._forget(keys=finish_keys(batch_id, queue), args=[batch_id, queue]))
 
 
 class WorkerLedger:
@@ -387,6 +423,7 @@ class WorkerLedger:
     """
 
     def __init__(self, client: redis.Redis, worker_id: str, queue: str, retention_s: float) -> None:
+        self._client = client
         self._worker_id = worker_id
         self._queue = queue
         self._retention_ms = int(retention_s * 1000)
@@ -394,29 +431,47 @@ class WorkerLedger:
         self._progress = client.register_script(_PROGRESS)
         self._release = client.register_script(_RELEASE)
         self._finish = client.register_script(_FINISH)
+        self._close_unreadable = client.register_script(CLOSE_UNREADABLE)
 
     def claim(self, batch_id: str) -> ClaimedBatch | None:
         """Take a batch; None where it has its outcome, is gone, or is another worker's.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
-            WireError: The record cannot be read.
+            NewerWireError: The record is of a newer release; it is left for a worker that can read it.
+            WireError: The record cannot be read; its jobs have failed.
         """
-        with ledger_errors():
-            flat = self._claim(
-                keys=[keys.batch(batch_id), keys.running(self._queue)], args=[batch_id, self._worker_id]
-            )
-        if not flat:
-            return None
+        held = [keys.batch(batch_id), keys.running(self._queue)]
         try:
-            return _claimed(batch_id, flat)
-        except WireError:
-            # Perhaps a worker of a newer release can read it; at its deadline a controller drops it.
             with ledger_errors():
-                self._release(
-                    keys=[keys.batch(batch_id), keys.running(self._queue)], args=[batch_id, self._worker_id]
-                )
+                flat = self._claim(keys=held, args=[batch_id, self._worker_id])
+            return _claimed(batch_id, self._queue, flat) if flat else None
+        except NewerWireError:
+            with ledger_errors():
+                self._release(keys=held, args=[batch_id, self._worker_id])
             raise
+        except WireError:
+            self.close_unreadable(batch_id)
+            raise
+
+    def close_unreadable(self, batch_id: str) -> bool:
+        """Close a batch of this worker's, or of nobody's, that cannot be read; True if it was open.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        if not ids.is_well_formed(batch_id):
+            return False
+        fields: list[bytes] = []
+        with suppress(WireError), ledger_errors():
+            fields = cast(list[bytes], self._client.hkeys(keys.batch(batch_id)))
+        with ledger_errors():
+            number = int(cast(bytes | None, self._client.hget(keys.NUMBERS, self._queue)) or 0)
+            now_ms = to_ms(*self._client.time())
+            args = unreadable_args(
+                batch_id, self._queue, number, self._worker_id, fields, now_ms, self._retention_ms
+            )
+            return bool(self._close_unreadable(keys=finish_keys(batch_id, self._queue), args=args))
 
     def progress(self, batch: ClaimedBatch, next_index: int, done: tuple[int, JobOutcome] | None) -> bool:
         """Note which job is about to run alone, and what the one before it left behind.
@@ -436,49 +491,78 @@ class WorkerLedger:
                 )
             )
 
-    def finish(self, batch: ClaimedBatch, outcome: BatchOutcome) -> bool:
+    def finish(
+        self, batch: ClaimedBatch, outcome: BatchOutcome, quarantined: Mapping[int, bytes] | None = None
+    ) -> bool:
         """Write a batch's outcome and tell its controller; False where the claim was taken away meanwhile.
+
+        Args:
+            quarantined: Samples of the jobs that are quarantined, by index; kept as long as the outcome.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
+        names = finish_keys(batch.batch_id, self._queue)
+        args = _finish_args(batch.batch_id, batch.head, self._worker_id, outcome, self._retention_ms)
+        if quarantined:
+            names.append(keys.QUARANTINE)
+            args += [QUARANTINE_LIMIT]
+            for index, samples in quarantined.items():
+                args += [index, samples]
         with ledger_errors():
-            return bool(
-                self._finish(
-                    keys=_finish_keys(batch.batch_id, self._queue),
-                    args=_finish_args(
-                        batch.batch_id, batch.head, self._worker_id, outcome, self._retention_ms
-                    ),
-                )
-            )
+            return bool(self._finish(keys=names, args=args))
 
 
-def _claimed(batch_id: str, flat: list[bytes]) -> ClaimedBatch:
+def _claimed(batch_id: str, queue: str, flat: list[bytes]) -> ClaimedBatch:
     *pairs, seconds, microseconds = flat
     fields: dict[bytes, bytes] = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    return ClaimedBatch(
-        batch_id,
-        wire.decode_head(fields[b"head"]),
-        fields[b"data"],
-        attempts=int(fields[b"attempts"]),
-        claimed_at_ms=to_ms(int(seconds), int(microseconds)),
-        cancelled=frozenset(_by_index(fields, b"c:")),
-        deaths={index: int(count) for index, count in _by_index(fields, b"x:").items()},
-        kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
-    )
+    try:
+        head = wire.decode_head(fields[b"head"])
+        if head.queue != queue or len(head.jobs) != ids.n_jobs(batch_id):
+            raise WireError("the record's head is another batch's")
+        return ClaimedBatch(
+            batch_id,
+            head,
+            fields[b"data"],
+            attempts=int(fields[b"attempts"]),
+            claimed_at_ms=to_ms(int(seconds), int(microseconds)),
+            cancelled=frozenset(_by_index(fields, b"c:")),
+            deaths={index: int(count) for index, count in _by_index(fields, b"x:").items()},
+            kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
+        )
+    except (KeyError, ValueError) as error:
+        raise WireError(f"the record lacks a field or holds nonsense: {error}") from None
 
 
 def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:
     return {int(name[len(prefix) :]): value for name, value in fields.items() if name.startswith(prefix)}
 
 
-def _finish_keys(batch_id: str, queue: str) -> list[str]:
-    return [
+def accept_call(batch: NewBatch, retention_ms: int) -> tuple[list[str], list[str | bytes | int | float]]:
+    """Keys and arguments of `ACCEPT`."""
+    head, batch_id, queue = batch.head, batch.batch_id, batch.head.queue
+    last_deadline_ms = max(job.deadline_ms for job in head.jobs)
+    names = [
         keys.batch(batch_id),
         keys.pending(queue),
         keys.deadlines(queue),
         keys.BACKLOG,
-        keys.running(queue),
+        queue,
+        keys.open_jobs(queue),
+        *batch.once,
+    ]
+    return names, [
+        batch_id,
+        queue,
+        wire.encode(head),
+        batch.data,
+        len(head.jobs),
+        batch.accepted_at_ms,
+        last_deadline_ms,
+        int(last_deadline_ms - batch.accepted_at_ms) + retention_ms,
+        batch.message,
+        retention_ms,
+        *batch.once.values(),
     ]
 
 

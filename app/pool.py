@@ -8,8 +8,8 @@ import msgspec
 
 from app import keys
 from app.contract import InputContract
-from app.errors import WireError, WorkerNumberTakenError
-from app.wire import SCHEMA_VERSION
+from app.errors import NewerWireError, WireError, WorkerNumberTakenError
+from app.wire import SCHEMA_VERSION, unreadable
 
 WorkerState = Literal["starting", "ready", "draining"]
 
@@ -73,7 +73,9 @@ def decode_record(data: bytes) -> WorkerRecord:
     try:
         record = _decode_record(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise WireError(f"unreadable worker record: {error}") from None
+        raise unreadable("worker record", error, data, "json") from None
+    if record.schema_version > SCHEMA_VERSION:
+        raise NewerWireError(f"worker record of schema version {record.schema_version}")
     if record.schema_version != SCHEMA_VERSION:
         raise WireError(f"worker record of schema version {record.schema_version}")
     return record

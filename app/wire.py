@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from app.errors import WireError
+from app.errors import NewerWireError, WireError
 
 SCHEMA_VERSION = 1
 
@@ -48,6 +48,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
         dtype: NumPy name of the input's element type.
         sample_shape: Shape of one sample.
         jobs: The jobs, by index.
+        resent_from: Id of the quarantined job that its only job is a repetition of, or empty.
     """
 
     queue: str
@@ -59,6 +60,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     sample_shape: tuple[int, ...]
     jobs: list[JobEntry]
+    resent_from: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -125,7 +127,7 @@ def decode_head(data: bytes) -> BatchHead:
     try:
         return _checked(_decode_head(data))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise WireError(f"unreadable batch head: {error}") from None
+        raise unreadable("batch head", error, data) from None
 
 
 def decode_outcome(data: bytes) -> BatchOutcome:
@@ -137,7 +139,7 @@ def decode_outcome(data: bytes) -> BatchOutcome:
     try:
         return _checked(_decode_outcome(data))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise WireError(f"unreadable outcome: {error}") from None
+        raise unreadable("outcome", error, data) from None
 
 
 def decode_job_outcome(data: bytes) -> JobOutcome:
@@ -152,7 +154,36 @@ def decode_job_outcome(data: bytes) -> JobOutcome:
         raise WireError(f"unreadable outcome: {error}") from None
 
 
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+_decode_version = {
+    "msgpack": msgspec.msgpack.Decoder(_Versioned).decode,
+    "json": msgspec.json.Decoder(_Versioned).decode,
+}
+
+
+def unreadable(
+    what: str, error: Exception, data: bytes, form: Literal["msgpack", "json"] = "msgpack"
+) -> WireError:
+    """The error that says why `data` cannot be read: of a newer release, or garbage."""
+    try:
+        version = _decode_version[form](data).schema_version
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        version = 0
+    if version > SCHEMA_VERSION:
+        return _newer(version)
+    return WireError(f"unreadable {what}: {error}")
+
+
+def _newer(version: int) -> NewerWireError:
+    return NewerWireError(f"schema version {version}, this process reads {SCHEMA_VERSION}")
+
+
 def _checked(value: T) -> T:
+    if value.schema_version > SCHEMA_VERSION:
+        raise _newer(value.schema_version)
     if value.schema_version != SCHEMA_VERSION:
         raise WireError(f"schema version {value.schema_version}, this process reads {SCHEMA_VERSION}")
     return value

@@ -53,7 +53,10 @@ JOB_SCHEMA = {
         "model_name": {"type": "string"},
         "model_version": {"type": "integer"},
         "val_accuracy": {"type": ["number", "null"], "description": "fraction in [0, 1] when it was routed"},
-        "policy": {"enum": ["highest_val_accuracy", "forced"]},
+        "policy": {
+            "enum": ["highest_val_accuracy", "forced", "unknown"],
+            "description": "`unknown` where the job's record was damaged",
+        },
         "forced": {"type": "boolean", "description": "whether the request named the queue"},
         "result_url": {"type": "string"},
         "worker_id": {"type": ["string", "null"]},

@@ -14,13 +14,12 @@ from typing import cast
 
 import redis.asyncio
 
-from app import ids, keys, wire
+from app import ids, keys
 from app.celery_app import batch_id_of
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import ControllerLedger, ledger_errors
 from app.pool import decode_record
-from app.wire import CANCELLED, EXPIRED, BatchOutcome
 from controller.dispatch import Dispatcher
 
 logger = logging.getLogger(__name__)
@@ -176,21 +175,10 @@ class Reconciler:
         }
 
     async def _close(self, batch_id: str, queue: str) -> None:
-        fields = cast(dict[bytes, bytes], await self._client.hgetall(keys.batch(batch_id)))
-        if b"head" not in fields:
-            await self._ledger.forget(batch_id, queue)
-            return
-        try:
-            head = wire.decode_head(fields[b"head"])
-        except WireError as error:
-            logger.error("batch %s is dropped: %s", batch_id, error.detail)
-            await self._client.delete(keys.batch(batch_id))
-            await self._ledger.forget(batch_id, queue)
-            return
-        jobs = [CANCELLED if f"c:{i}".encode() in fields else EXPIRED for i in range(len(head.jobs))]
         now_ms = self._clock.now_ms()
-        outcome = BatchOutcome(
-            worker_id="", started_at_ms=now_ms, finished_at_ms=now_ms, inference_ms=0, n_samples=0, jobs=jobs
-        )
-        if await self._ledger.close_unclaimed(batch_id, head, outcome):
-            logger.warning("batch %s expired: no worker took it in time", batch_id)
+        try:
+            if await self._ledger.close_overdue(batch_id, queue, now_ms):
+                logger.warning("batch %s expired: no worker took it in time", batch_id)
+        except WireError as error:
+            logger.error("batch %s is closed as unreadable: %s", batch_id, error.detail)
+            await self._ledger.close_unreadable(batch_id, queue, now_ms)

@@ -130,13 +130,13 @@ class Results:
         batches = random.sample(batches, min(len(batches), OVERDUE_PER_PASS))
         pipe = self._client.pipeline(transaction=False)
         for batch in batches:
-            pipe.hmget(keys.batch(batch.batch_id), ["open", "out"])
+            pipe.hmget(keys.batch(batch.batch_id), ["head", "out"])
         with ledger_errors():
             rows = cast(list[list[bytes | None]], await pipe.execute())
-        for batch, (still_open, out) in zip(batches, rows, strict=True):
+        for batch, (head, out) in zip(batches, rows, strict=True):
             if out:
                 self._make_up_for_notice(batch, out)
-            elif still_open is None:
+            elif head is None:
                 self._dispatcher.abandon(batch)
 
     def _make_up_for_notice(self, batch: SentBatch, out: bytes) -> None:

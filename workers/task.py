@@ -78,9 +78,12 @@ class BatchRunner:
         )
         try:
             outcome = self._infer(batch)
-            written = self._ledger.finish(batch, outcome)
+            written = self._ledger.finish(batch, outcome, _quarantined(batch, outcome))
         except _ClaimLostError:
             written = False
+        except WireError:
+            self._ledger.close_unreadable(batch.batch_id)
+            raise
         finally:
             succeeded = sum(job.status == "succeeded" for job in outcome.jobs)
             failed = sum(job.status == "failed" for job in outcome.jobs)
@@ -159,11 +162,23 @@ class BatchRunner:
         return output
 
 
+def _quarantined(batch: ClaimedBatch, outcome: BatchOutcome) -> dict[int, bytes]:
+    """Samples of the jobs that this outcome quarantines, by index."""
+    found = [i for i, job in enumerate(outcome.jobs) if job is QUARANTINED]
+    return (
+        {i: array.tobytes() for i, array in zip(found, _inputs(batch, found), strict=True)} if found else {}
+    )
+
+
 def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
     """Samples of some jobs, an array each."""
     head = batch.head
-    # A copy that may be written to: torch refuses to promise anything about read-only memory.
-    samples = np.frombuffer(bytearray(batch.data), head.dtype).reshape(-1, *head.sample_shape)
+    n_samples = sum(job.n_samples for job in head.jobs)
+    try:
+        # A copy that may be written to: torch refuses to promise anything about read-only memory.
+        samples = np.frombuffer(bytearray(batch.data), head.dtype).reshape(n_samples, *head.sample_shape)
+    except (TypeError, ValueError) as error:
+        raise WireError(f"the record's samples are not what its head says: {error}") from None
     ends = np.cumsum([job.n_samples for job in head.jobs])
     return [samples[ends[i] - head.jobs[i].n_samples : ends[i]] for i in indexes]
 

@@ -24,6 +24,8 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.pending("<queue>"),
         keys.deadlines("<queue>"),
         keys.running("<queue>"),
+        keys.open_jobs("<queue>"),
+        keys.QUARANTINE,
         keys.BACKLOG,
         keys.NUMBERS,
         keys.WORKERS,

@@ -200,13 +200,65 @@ def test_a_finished_claimed_or_unknown_batch_is_nothing_to_do(bench: Bench) -> N
     assert runner.run(other).startswith("nothing to do")
 
 
-def test_a_batch_that_cannot_be_read_is_left_alone(bench: Bench) -> None:
+def test_a_batch_of_a_newer_release_is_left_for_a_worker_that_can_read_it(bench: Bench) -> None:
     batch_id = bench.accept(new_batch())
-    bench.client.hset(keys.batch(batch_id), "head", b"?")
+    bench.client.hset(keys.batch(batch_id), "head", wire.encode({"schema_version": 9, "jobs": "otherwise"}))
     assert bench.runner(score).run(batch_id) == "unreadable"
-    assert not bench.client.exists(
-        keys.running(bench.queue)
-    )  # another release may try, or the deadline ends it
+    assert not bench.client.exists(keys.running(bench.queue))
+    assert bench.outcome(batch_id) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"head": b"?"},
+        {"head": wire.encode(head(3))},
+        {"head": wire.encode(head(2, queue_version=2))},
+        {"head": wire.encode(head(2, dtype="nonsense"))},
+        {"data": b"too short"},
+        {"attempts": b"often"},
+        {"c:first": b"1"},
+        {"x:0": b"?"},
+        {"o:0": b"?"},
+        {"head": None},
+        {"data": None},
+        None,
+    ],
+    ids=str,
+)
+def test_a_batch_that_cannot_be_read_is_closed_at_once(
+    bench: Bench, damage: dict[str, bytes | None] | None
+) -> None:
+    batch_id = bench.accept(new_batch(2))
+    name = keys.batch(batch_id)
+    bench.client.hset(name, "c:1", 1)
+    if damage is None:
+        bench.client.set(name, b"not even a hash")
+    for field, value in (damage or {}).items():
+        if value is None:
+            bench.client.hdel(name, field)
+        else:
+            bench.client.hset(name, field, value)
+    assert bench.runner(score).run(batch_id) == "unreadable"
+    assert statuses(bench.outcome(batch_id)) == ["failed", "cancelled" if damage else "failed"]
+    left = [bench.client.exists(each(bench.queue)) for each in (keys.running, keys.pending, keys.open_jobs)]
+    assert left == [0, 0, 0]
+    assert bench.client.hget(keys.BACKLOG, bench.queue) == b"0"
+    assert 0 < bench.client.pttl(name) <= RETENTION_S * 1000
+
+
+def test_a_quarantined_job_keeps_its_samples_and_is_listed(bench: Bench) -> None:
+    batch_id = bench.accept(new_batch(3))
+    bench.client.hset(keys.batch(batch_id), mapping={"attempts": 3, "x:1": 2})
+    assert bench.runner(score).run(batch_id) == "2 of 3 jobs succeeded"
+    outcome = bench.outcome(batch_id)
+    assert outcome
+    assert outcome.jobs[1].error_code == "job_quarantined"
+    assert bench.client.zrange(keys.QUARANTINE, 0, -1) == [f"{batch_id}.1".encode()]
+    kept = bench.client.hget(keys.batch(batch_id), "q:1")
+    assert isinstance(kept, bytes)
+    assert np.frombuffer(kept, "<f4").tolist() == [1, 1]
+    assert not bench.client.hexists(keys.batch(batch_id), "q:0")
 
 
 def test_redis_away_leaves_the_batch_to_be_sent_again(bench: Bench, tmp_path: Any) -> None:
