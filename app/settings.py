@@ -137,7 +137,21 @@ class ControllerSettings(Settings):
         le=1000,
         description="milliseconds that a job is held at most for its batch to fill",
     )
-    backlog_limit: int = Field(default=1_000_000, ge=1, description="jobs that may wait in one queue")
+    batch_hold_behind_ms: float = Field(
+        default=200.0,
+        ge=0,
+        le=5000,
+        description="the same behind a backlog of at least four times as much work",
+    )
+    backlog_limit: int = Field(
+        default=1_000_000, ge=1, description="jobs that may wait in one queue, however fast it is"
+    )
+    backlog_deadline_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="share of its deadline that a job may be expected to wait; beyond it the queue is full",
+    )
     default_deadline_s: float = Field(
         default=60.0,
         gt=0,

@@ -22,6 +22,7 @@ from app.ids import IdSigner, JobRef
 from app.ledger import ControllerLedger, NewBatch
 from app.settings import ControllerSettings
 from app.wire import BatchHead, BatchOutcome, JobEntry
+from controller.backlog import Backlogs, QueueBacklog
 from controller.routing import Candidate, Route
 
 logger = logging.getLogger(__name__)
@@ -84,12 +85,12 @@ class SentBatch:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One queue's jobs that wait to be sent, the samples in them, and the number of its batches that are out."""
+    """One queue's jobs that wait to be sent, the samples in them, and what of it is out."""
 
     messages: BatchMessages
+    backlog: QueueBacklog
     waiting: list[Job] = field(default_factory=list)
     n_samples: int = 0
-    outstanding: int = 0
     flush_due: asyncio.Handle | None = None
 
 
@@ -98,6 +99,7 @@ class Dispatcher:
 
     Args:
         controller_id: Where outcomes are announced.
+        backlogs: Told what is held, sent and back.
         signer: Gives the current id signer; raises `LedgerUnavailableError` while there is none.
         on_sent: Told of each accepted batch and the seconds its acceptance took.
         on_outcome: Told of each batch whose outcome came.
@@ -110,6 +112,7 @@ class Dispatcher:
         celery: Celery,
         clock: PoolClock,
         settings: ControllerSettings,
+        backlogs: Backlogs,
         signer: Callable[[], IdSigner],
         on_sent: Callable[[SentBatch, float], None],
         on_outcome: Callable[[SentBatch], None],
@@ -120,6 +123,7 @@ class Dispatcher:
         self._template = message_template(celery)
         self._clock = clock
         self._settings = settings
+        self._backlogs = backlogs
         self._signer = signer
         self._on_sent = on_sent
         self._on_outcome = on_outcome
@@ -132,13 +136,14 @@ class Dispatcher:
         lane = self.lane(candidate.queue)
         lane.waiting.append(job)
         lane.n_samples += job.n_samples
+        lane.backlog.held_jobs += 1
         self._schedule(lane)
 
     def lane(self, queue: str) -> Lane:
         """The queue's lane."""
         lane = self._lanes.get(queue)
         if lane is None:
-            lane = self._lanes[queue] = Lane(BatchMessages(self._template, queue))
+            lane = self._lanes[queue] = Lane(BatchMessages(self._template, queue), self._backlogs.of(queue))
         return lane
 
     def settle_batch(self, batch_id: str, outcome: BatchOutcome) -> None:
@@ -148,7 +153,9 @@ class Dispatcher:
             return
         batch.outcome = outcome
         # The next batch first: its worker is idle, and answering this one's waiters takes a while.
-        self._returned(self._lanes[batch.head.queue])
+        lane = self._lanes[batch.head.queue]
+        self._returned(lane, len(batch.head.jobs))
+        lane.backlog.hear(batch_id, outcome)
         for job in batch.jobs:
             if job.wants_outcome:
                 job.settle()
@@ -157,7 +164,7 @@ class Dispatcher:
     def abandon(self, batch: SentBatch) -> None:
         """Stop waiting for the outcome of a batch; its jobs live on in the ledger."""
         if self.sent.pop(batch.batch_id, None):
-            self._returned(self._lanes[batch.head.queue])
+            self._returned(self._lanes[batch.head.queue], len(batch.head.jobs))
 
     async def close(self) -> None:
         """Send what waits, and wait until that is accepted."""
@@ -166,9 +173,10 @@ class Dispatcher:
         while self._sending:
             await asyncio.wait(self._sending)
 
-    def _returned(self, lane: Lane) -> None:
-        lane.outstanding -= 1
-        if lane.waiting and lane.outstanding < self._settings.batch_window:
+    def _returned(self, lane: Lane, n_jobs: int) -> None:
+        lane.backlog.sent_batches -= 1
+        lane.backlog.sent_jobs -= n_jobs
+        if lane.waiting and lane.backlog.sent_batches < self._settings.batch_window:
             self._flush(lane)
 
     def _schedule(self, lane: Lane) -> None:
@@ -178,11 +186,17 @@ class Dispatcher:
             self._flush(lane)
         elif lane.flush_due is not None:
             return
-        elif lane.outstanding < self._settings.batch_window:
+        elif lane.backlog.sent_batches < self._settings.batch_window:
             # At the end of this turn of the loop: requests read in the same turn share the batch.
             lane.flush_due = loop.call_soon(self._flush, lane)
         else:
-            lane.flush_due = loop.call_later(self._settings.batch_hold_ms / 1000, self._flush, lane)
+            lane.flush_due = loop.call_later(self._hold_ms(lane) / 1000, self._flush, lane)
+
+    def _hold_ms(self, lane: Lane) -> float:
+        # Behind a long backlog nothing is lost by waiting for company, and much is won: batches that were closed
+        # as fast as on an idle queue would be small, and a queue at its limit slower with each round.
+        behind_ms = min(lane.backlog.expected_wait_ms() / 4, self._settings.batch_hold_behind_ms)
+        return max(behind_ms, self._settings.batch_hold_ms)
 
     def _flush(self, lane: Lane) -> None:
         if lane.flush_due is not None:
@@ -190,7 +204,9 @@ class Dispatcher:
             lane.flush_due = None
         while lane.waiting:
             jobs = self._take(lane)
-            lane.outstanding += 1
+            lane.backlog.held_jobs -= len(jobs)
+            lane.backlog.sent_batches += 1
+            lane.backlog.sent_jobs += len(jobs)
             task = asyncio.get_running_loop().create_task(self._send(lane, jobs))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
@@ -239,7 +255,7 @@ class Dispatcher:
         for job in jobs:
             job.fail(error)
         if batch is None:
-            self._returned(lane)
+            self._returned(lane, len(jobs))
         else:
             self.abandon(batch)
 

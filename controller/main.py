@@ -27,6 +27,7 @@ from app.errors import LedgerUnavailableError, ModelyardError, ParameterError
 from app.ledger import ControllerLedger
 from app.settings import ControllerSettings, load
 from controller import api, documentation
+from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher
 from controller.idempotency import Idempotency
 from controller.metrics import Metrics
@@ -122,7 +123,8 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings) -> AsyncIter
 def _build(settings: ControllerSettings, client: Any, controller_id: str) -> tuple[Services, Reconciler]:
     clock = PoolClock()
     ledger = ControllerLedger(client, settings.result_retention_s)
-    watcher = PoolWatcher(client, clock, settings.heartbeat_s, settings.worker_ttl_s)
+    backlogs = Backlogs(settings)
+    watcher = PoolWatcher(client, clock, backlogs, settings.heartbeat_s, settings.worker_ttl_s)
     metrics = Metrics(watcher, clock)
 
     dispatcher = Dispatcher(
@@ -131,12 +133,13 @@ def _build(settings: ControllerSettings, client: Any, controller_id: str) -> tup
         create_celery(settings),
         clock,
         settings,
+        backlogs,
         lambda: watcher.signer,
         metrics.sent,
         metrics.settled,
     )
     results = Results(controller_id, client, ledger, dispatcher, watcher, clock)
-    predict = Predict(settings, watcher, dispatcher, results, Idempotency(client), metrics, clock)
+    predict = Predict(settings, watcher, backlogs, dispatcher, results, Idempotency(client), metrics, clock)
     reconciler = Reconciler(controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s)
     return Services(settings, clock, ledger, watcher, dispatcher, results, metrics, predict), reconciler
 

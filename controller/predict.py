@@ -22,17 +22,17 @@ from app.errors import (
     InputShapeError,
     ModelyardError,
     ParameterError,
-    QueueFullError,
     TooLargeError,
 )
 from app.settings import ControllerSettings
 from controller import decode
+from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher, Job
 from controller.idempotency import Idempotency
 from controller.metrics import Metrics
 from controller.problems import problem
 from controller.results import Results, job_json, receipt
-from controller.routing import Selector, route
+from controller.routing import Selector, foreseen, route
 from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class Predict:
         self,
         settings: ControllerSettings,
         watcher: PoolWatcher,
+        backlogs: Backlogs,
         dispatcher: Dispatcher,
         results: Results,
         idempotency: Idempotency,
@@ -98,6 +99,7 @@ class Predict:
     ) -> None:
         self._settings = settings
         self._watcher = watcher
+        self._backlogs = backlogs
         self._dispatcher = dispatcher
         self._results = results
         self._idempotency = idempotency
@@ -161,15 +163,21 @@ class Predict:
             raise
 
     def _new_job(self, asked: Asked, body: bytes) -> Job:
+        snapshot = self._watcher.view.snapshot
+        # Before the body is looked at, where that is possible: under overload most of the work is to refuse.
+        certain = foreseen(snapshot, asked.selector)
+        if certain:
+            self._backlogs.admit(certain.queue, asked.deadline_s)
         numbers = decode.parse(body)
         try:
-            chosen = route(self._watcher.view.snapshot, asked.selector, numbers.fit)
+            chosen = route(snapshot, asked.selector, numbers.fit)
         except InputShapeError:
             decode.parse_slow(body)  # a ragged array has a better explanation
             raise
         contract = chosen.candidate.contract
         data = decode.to_samples(numbers, contract, self._settings.max_samples)
-        self._check_backlog(chosen.candidate.queue, chosen.candidate.expected_wait_ms)
+        if certain is None:
+            self._backlogs.admit(chosen.candidate.queue, asked.deadline_s)
         return Job(
             route=chosen,
             data=data,
@@ -244,14 +252,6 @@ class Predict:
         if deadline_s is None:
             return self._settings.default_deadline_s
         return in_range("deadline", deadline_s, 0.001, self._settings.max_deadline_s)
-
-    def _check_backlog(self, queue: str, expected_wait_ms: float) -> None:
-        backlog = self._watcher.view.backlog_jobs.get(queue, 0)
-        if backlog >= self._settings.backlog_limit:
-            raise QueueFullError(
-                f"{backlog} jobs wait in this queue, as many as it may hold; try again later",
-                retry_after_s=min(max(expected_wait_ms / 1000, 1), 60),
-            )
 
 
 def in_range(name: str, value: float, low: float, high: float) -> float:

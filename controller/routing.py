@@ -29,7 +29,7 @@ class Candidate:
         worker: Worker number.
         val_accuracy: Fraction in [0, 1], or None.
         live_workers: Ready workers of the queue.
-        expected_wait_ms: Backlog divided by what the workers get through, as last measured.
+        expected_wait_ms: As `controller.backlog` defines it, when the pool was last read.
     """
 
     queue: str
@@ -74,6 +74,7 @@ class Snapshot:
         by_number: The same, by worker number.
         by_model: The same, by model name, best first.
         by_version: The same, by model name and version.
+        one_contract: Whether all candidates take the same input.
         known: Model name and version of every worker number there has ever been.
         known_versions: The same, versions by model name.
     """
@@ -82,26 +83,27 @@ class Snapshot:
     by_number: Mapping[int, Candidate] = field(default_factory=dict)
     by_model: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     by_version: Mapping[tuple[str, int], Candidate] = field(default_factory=dict)
+    one_contract: bool = True
     known: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     known_versions: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
 def build_snapshot(
-    records: Iterable[WorkerRecord], numbers: Mapping[str, int], backlog_jobs: Mapping[str, int]
+    records: Iterable[WorkerRecord], numbers: Mapping[str, int], waits_ms: Mapping[str, float]
 ) -> Snapshot:
     """Order what the workers published.
 
     Args:
         records: Records of live workers, whatever their state.
         numbers: Worker number by queue, for every queue there has ever been.
-        backlog_jobs: Jobs without an outcome, by queue.
+        waits_ms: Expected wait, by queue.
     """
     ready: dict[str, list[WorkerRecord]] = {}
     for record in records:
         if record.state == "ready":
             ready.setdefault(record.queue, []).append(record)
     candidates = sorted(
-        (_candidate(group, numbers, backlog_jobs.get(queue, 0)) for queue, group in ready.items()),
+        (_candidate(group, numbers, waits_ms.get(queue, 0.0)) for queue, group in ready.items()),
         key=Candidate.rank,
     )
     by_model: dict[str, list[Candidate]] = {}
@@ -116,6 +118,7 @@ def build_snapshot(
         by_number={candidate.worker: candidate for candidate in candidates},
         by_model={name: tuple(group) for name, group in by_model.items()},
         by_version={(each.model_name, each.model_version): each for each in candidates},
+        one_contract=len({candidate.contract for candidate in candidates}) < 2,
         known=known,
         known_versions={name: frozenset(each) for name, each in versions.items()},
     )
@@ -143,6 +146,16 @@ def route(snapshot: Snapshot, selector: Selector, fits: Callable[[InputContract]
             return Route(candidate, FORCED if forced else POLICY, forced)
     contracts = dict.fromkeys(candidate.contract.describe() for candidate in candidates[:3])
     raise InputShapeError("the numbers do not fit the model; expected " + ", or ".join(contracts))
+
+
+def foreseen(snapshot: Snapshot, selector: Selector) -> Candidate | None:
+    """The candidate that `route` would choose for any input that it does not refuse; None if that depends on the input.
+
+    Raises:
+        ModelyardError: As `route` does for the selector.
+    """
+    candidates, _ = _selected(snapshot, selector)
+    return candidates[0] if candidates and (len(candidates) == 1 or snapshot.one_contract) else None
 
 
 def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:
@@ -188,11 +201,9 @@ def _check_model(snapshot: Snapshot, name: str, version: int | None) -> None:
         raise UnknownModelError(f"no worker serves version {version} of {name}; known versions: {known}")
 
 
-def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], backlog_jobs: int) -> Candidate:
+def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], wait_ms: float) -> Candidate:
     # Every worker of a queue serves the same version; the newest record is the freshest reading of it.
     newest = max(group, key=lambda record: record.heartbeat_at_ms)
-    batch_ms = newest.inference_ms.p50 or 1.0
-    wait_ms = backlog_jobs / max(newest.batch_samples_mean, 1.0) * batch_ms / len(group)
     return Candidate(
         queue=newest.queue,
         worker=numbers.get(newest.queue, newest.worker),

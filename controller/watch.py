@@ -17,6 +17,7 @@ from app.errors import LedgerUnavailableError, WireError
 from app.ids import IdSigner
 from app.ledger import ledger_errors
 from app.pool import WorkerRecord, decode_record
+from controller.backlog import Backlogs
 from controller.routing import Snapshot, build_snapshot
 
 logger = logging.getLogger(__name__)
@@ -48,17 +49,24 @@ class PoolWatcher:
     Args:
         client: Asynchronous Redis client that answers bytes.
         clock: Taught Redis's time by each refresh.
+        backlogs: Told of each reading.
         interval_s: Seconds between two refreshes.
         worker_ttl_s: Seconds after which a silent worker is dead.
     """
 
     def __init__(
-        self, client: redis.asyncio.Redis, clock: PoolClock, interval_s: float, worker_ttl_s: float
+        self,
+        client: redis.asyncio.Redis,
+        clock: PoolClock,
+        backlogs: Backlogs,
+        interval_s: float,
+        worker_ttl_s: float,
     ) -> None:
         self.view = PoolView()
         self.reachable = False
         self._client = client
         self._clock = clock
+        self._backlogs = backlogs
         self._interval_s = interval_s
         self._worker_ttl_ms = worker_ttl_s * 1000
         self._signer: IdSigner | None = None
@@ -104,7 +112,7 @@ class PoolWatcher:
         """
         with ledger_errors():
             pipe = self._client.pipeline(transaction=False)
-            asked_at_s = time.monotonic()
+            asked_at_s, sent_before = time.monotonic(), self._backlogs.sent_jobs()
             pipe.time()
             pipe.set(keys.SECRET, os.urandom(32), nx=True)
             pipe.get(keys.SECRET)
@@ -115,13 +123,17 @@ class PoolWatcher:
             self._clock.adjust(redis_time, asked_at_s)
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
-            await self._read_workers(worker_ids, _counts(numbers), _counts(backlog))
+            await self._read_workers(worker_ids, _counts(numbers), _counts(backlog), sent_before)
         if not self.reachable:
             logger.info("Redis answers")
         self.reachable = True
 
     async def _read_workers(
-        self, worker_ids: list[bytes], numbers: dict[str, int], backlog: dict[str, int]
+        self,
+        worker_ids: list[bytes],
+        numbers: dict[str, int],
+        backlog: dict[str, int],
+        sent_before: dict[str, int],
     ) -> None:
         backlog = {queue: jobs for queue, jobs in backlog.items() if jobs > 0}
         pipe = self._client.pipeline(transaction=False)
@@ -134,6 +146,7 @@ class PoolWatcher:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
         raw, _, *oldest = await pipe.execute()
         records = tuple(record for record in map(_readable, raw) if record)
+        waits_ms = self._backlogs.refresh(records, backlog, sent_before)
         self.view = PoolView(
             records=records,
             numbers=numbers,
@@ -141,7 +154,7 @@ class PoolWatcher:
             oldest_at_ms={
                 queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
             },
-            snapshot=build_snapshot(records, numbers, backlog),
+            snapshot=build_snapshot(records, numbers, waits_ms),
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from app import keys
@@ -17,20 +15,20 @@ from app.errors import (
     UnknownModelError,
     UnknownWorkerError,
 )
-from app.pool import Latency, WorkerRecord
-from controller.routing import FORCED, POLICY, Selector, Snapshot, build_snapshot, route
+from app.pool import WorkerRecord
+from controller.routing import FORCED, POLICY, Selector, Snapshot, build_snapshot, foreseen, route
 from tests.pool_samples import MODEL, record
 
 OTHER = "Other"
 
 
 def snapshot(
-    *records: WorkerRecord, backlog: dict[int, int] | None = None, gone: tuple[int, ...] = ()
+    *records: WorkerRecord, waits_ms: dict[int, float] | None = None, gone: tuple[int, ...] = ()
 ) -> Snapshot:
     numbers = {each.queue: each.worker for each in records}
     numbers |= {keys.queue_name(MODEL, version): version for version in gone}
-    jobs = {keys.queue_name(MODEL, version): count for version, count in (backlog or {}).items()}
-    return build_snapshot(records, numbers, jobs)
+    waits = {keys.queue_name(MODEL, version): wait for version, wait in (waits_ms or {}).items()}
+    return build_snapshot(records, numbers, waits)
 
 
 def fits(_: InputContract) -> bool:
@@ -41,10 +39,6 @@ def order(pool: Snapshot) -> list[int]:
     return [candidate.worker for candidate in pool.candidates]
 
 
-def slow(p50_ms: float) -> dict[str, Any]:
-    return {"inference_ms": Latency(p50_ms, p50_ms, p50_ms), "batch_samples_mean": 1.0}
-
-
 @pytest.mark.parametrize(
     ("pool", "expected"),
     [
@@ -52,9 +46,8 @@ def slow(p50_ms: float) -> dict[str, Any]:
         (snapshot(record(1, val_accuracy=None), record(2, val_accuracy=0.0)), [2, 1]),
         (snapshot(record(1, val_accuracy=None)), [1]),
         (snapshot(record(1), record(2)), [2, 1]),
-        (snapshot(record(1), record(2), backlog={2: 1}), [1, 2]),
-        (snapshot(record(1, **slow(10)), record(2, **slow(1)), backlog={1: 5, 2: 20}), [2, 1]),
-        (snapshot(record(1, **slow(10)), record(2, **slow(1)), backlog={1: 5, 2: 100}), [1, 2]),
+        (snapshot(record(1), record(2), waits_ms={2: 1}), [1, 2]),
+        (snapshot(record(1), record(2), waits_ms={1: 50, 2: 20}), [2, 1]),
         (snapshot(record(1, state="starting"), record(2, state="draining"), record(3)), [3]),
         (snapshot(), []),
     ],
@@ -63,9 +56,8 @@ def slow(p50_ms: float) -> dict[str, Any]:
         "none ranks below zero",
         "none alone is a candidate",
         "a tie goes to the newer version",
-        "a tie goes to the shorter backlog",
+        "a queue without a backlog has no wait",
         "a tie goes to the shorter wait",
-        "the wait counts the backlog",
         "only ready workers",
         "an empty pool",
     ],
@@ -74,12 +66,9 @@ def test_the_policy_orders_the_candidates(pool: Snapshot, expected: list[int]) -
     assert order(pool) == expected
 
 
-def test_replicas_of_a_queue_are_one_candidate_and_share_its_backlog() -> None:
-    replicas = [record(1, worker_id=f"host-{i}", **slow(10)) for i in range(4)]
-    alone = snapshot(replicas[0], backlog={1: 8}).candidates[0]
-    together = snapshot(*replicas, backlog={1: 8}).candidates
-    assert [candidate.live_workers for candidate in together] == [4]
-    assert together[0].expected_wait_ms == alone.expected_wait_ms / 4
+def test_replicas_of_a_queue_are_one_candidate() -> None:
+    replicas = [record(1, worker_id=f"host-{i}") for i in range(4)]
+    assert [candidate.live_workers for candidate in snapshot(*replicas).candidates] == [4]
 
 
 def test_the_number_in_the_shared_table_wins_over_the_one_that_a_record_still_holds() -> None:
@@ -168,6 +157,25 @@ def test_the_best_candidate_that_fits_the_input_is_chosen() -> None:
     pool = snapshot(record(1, val_accuracy=0.5), record(2, val_accuracy=0.9, input=wide))
     chosen = route(pool, Selector(), lambda contract: contract != wide)
     assert (chosen.candidate.worker, chosen.policy) == (1, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("selector", "worker"), [(Selector(), 2), (Selector(worker=1), 1), (Selector(model=OTHER), 3)]
+)
+def test_where_all_versions_take_the_same_input_the_choice_is_known_before_it(
+    selector: Selector, worker: int
+) -> None:
+    certain = foreseen(POOL, selector)
+    assert certain
+    assert certain.worker == worker
+
+
+def test_where_the_input_decides_nothing_is_foreseen() -> None:
+    pool = snapshot(record(1), record(2, input=InputContract("float32", (3,))))
+    assert foreseen(pool, Selector()) is None
+    certain = foreseen(pool, Selector(worker=1))
+    assert certain
+    assert certain.worker == 1
 
 
 def test_an_input_that_fits_no_candidate_is_told_what_each_takes() -> None:
