@@ -27,6 +27,7 @@ ModelyardError
 ├── UnavailableError
 │   ├── NoCandidateError          no live worker can take the request
 │   ├── LedgerUnavailableError    Redis does not answer
+│   │   └── LedgerFullError       Redis has no room for new jobs
 │   └── RegistryUnavailableError  MLflow does not answer
 ├── WireError                     bytes in Redis or on the queue that this version cannot read
 │   └── NewerWireError            they are of a newer release
@@ -213,6 +214,12 @@ class LedgerUnavailableError(UnavailableError):
     code = "ledger_unavailable"
 
 
+class LedgerFullError(LedgerUnavailableError):
+    """Redis has reached its `maxmemory`: it takes no new jobs, and goes on with those that it has."""
+
+    code = "ledger_full"
+
+
 class RegistryUnavailableError(UnavailableError):
     """The MLflow registry does not answer."""
 
@@ -227,6 +234,8 @@ class WireError(ModelyardError):
 
 class NewerWireError(WireError):
     """The bytes are of a newer schema version: another process of the pool may be able to read them."""
+
+    code = "wire_newer"
 
 
 class ModelError(ModelyardError):

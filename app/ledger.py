@@ -42,6 +42,7 @@ from app.closing import CLOSE_COUNT, CLOSE_UNREADABLE, finish_keys, overdue_outc
 from app.errors import (
     ConfigurationError,
     JobNotCancellableError,
+    LedgerFullError,
     LedgerUnavailableError,
     NewerWireError,
     UnknownJobError,
@@ -69,9 +70,14 @@ for i = 7, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 4], 'PX', ARGV[10]) end
 return 1
 """
 
+# Redis refuses to fill up further at a script's first write, and never refuses a deletion (`lua_oom` in 6.2, and
+# `scriptVerifyOOM` in 7). So what ends accepted work deletes first, be it a field that is not there: where Redis
+# is full, only `accept` is refused, whole.
+_EVEN_IF_FULL = "redis.call('HDEL', KEYS[1], '')"
+
 # KEYS batch running; ARGV batch_id worker_id. Answers the fields and, last, the time. A batch that another worker
 # holds is left to it: if that worker is dead, a controller takes the claim away first.
-_CLAIM = """
+_CLAIM = f"""{_EVEN_IF_FULL}
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
 if owner and owner ~= ARGV[2] then return false end
 if redis.call('HEXISTS', KEYS[1], 'data') == 0
@@ -98,7 +104,7 @@ return 1
 """
 
 # KEYS batch running; ARGV batch_id worker_id next_index done_index done_outcome (both '' before the first)
-_PROGRESS = """
+_PROGRESS = f"""{_EVEN_IF_FULL}
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'o:' .. ARGV[4], ARGV[5]) end
 redis.call('HSET', KEYS[1], 'at', ARGV[3])
@@ -136,7 +142,7 @@ return 1
 )
 
 # KEYS batch running backlog open; ARGV batch_id queue index deadline_ms
-_CANCEL = """
+_CANCEL = f"""{_EVEN_IF_FULL}
 if redis.call('HEXISTS', KEYS[1], 'head') == 0 then return 'unknown' end
 if redis.call('HEXISTS', KEYS[1], 'out') == 1 then return 'finished' end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 'running' end
@@ -171,6 +177,8 @@ redis.call('HDEL', KEYS[5], ARGV[1])
 )
 
 
+RETRY_FULL_S = 5
+MAX_CONNECTIONS = 64
 _NOT_CANCELLABLE = {
     b"running": "the job is running; only a job that waits can be cancelled",
     b"finished": "the job has its outcome already; read it at its result_url",
@@ -253,9 +261,18 @@ def connect(settings: Settings) -> redis.Redis:
 
 
 def connect_async(settings: Settings) -> redis.asyncio.Redis:
-    """Asynchronous client; connects on first use."""
+    """Asynchronous client; connects on first use.
+
+    Nothing is tried twice, as a caller waits; and while Redis hangs, not every caller takes a connection more.
+    """
     with _url_errors(settings):
-        return redis.asyncio.Redis.from_url(settings.effective_redis_url, **_connection_options(settings))
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            settings.effective_redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=settings.redis_timeout_s,
+            **_connection_options(settings),
+        )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 @contextmanager
@@ -282,6 +299,11 @@ def ledger_errors() -> Iterator[None]:
         if any(sign in str(error) for sign in _DAMAGE):
             raise WireError(
                 f"Redis holds a value of another kind than expected: {first_line(error)}"
+            ) from error
+        if "OOM" in str(error):  # within the words of a script's error before Redis 7
+            raise LedgerFullError(
+                "Redis is full; jobs are accepted again once outcomes have expired or it is given more memory",
+                retry_after_s=RETRY_FULL_S,
             ) from error
         raise LedgerUnavailableError(f"Redis refused the command: {error}", retry_after_s=1) from error
     except (RedisError, OSError) as error:

@@ -81,8 +81,20 @@ def decode_record(data: bytes) -> WorkerRecord:
     return record
 
 
+# KEYS record workers numbers; ARGV record ttl_ms worker_id queue channel ('' where nothing changed). Returns Redis's
+# time and, where the queue has one, its worker number. What deletes first is not refused where Redis is full.
+PUBLISH_RECORD = """
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[2], string.format('%.3f', time[1] * 1000 + time[2] / 1000), ARGV[3])
+if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[5], ARGV[3]) end
+return {time[1], time[2], redis.call('HGET', KEYS[3], ARGV[4])}
+"""
+
 # KEYS numbers; ARGV queue, number asked for (0: any). Returns {number} or {-1, queue that holds it}.
 _ASSIGN_NUMBER = """
+redis.call('HDEL', KEYS[1], '')
 local own = redis.call('HGET', KEYS[1], ARGV[1])
 local asked = tonumber(ARGV[2])
 if own and (asked == 0 or tonumber(own) == asked) then return {tonumber(own)} end

@@ -161,10 +161,17 @@ class Dispatcher:
                 job.settle()
         self._on_outcome(batch)
 
-    def abandon(self, batch: SentBatch) -> None:
-        """Stop waiting for the outcome of a batch; its jobs live on in the ledger."""
+    def abandon(self, batch: SentBatch, lost: bool = False) -> None:
+        """Stop waiting for the outcome of a batch; its jobs live on in the ledger, unless it lost them."""
         if self.sent.pop(batch.batch_id, None):
             self._returned(self._lanes[batch.head.queue], len(batch.head.jobs))
+        if lost:
+            for job in batch.jobs:
+                job.fail(
+                    LedgerUnavailableError(
+                        "Redis has lost its data, and with it this job; send it again", retry_after_s=1
+                    )
+                )
 
     async def close(self) -> None:
         """Send what waits, and wait until that is accepted."""

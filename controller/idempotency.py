@@ -55,9 +55,15 @@ class Idempotency:
         """
         name, value = once
         with ledger_errors():
-            if await self._client.set(name, value, nx=True, ex=RESERVED_S):
+            pipe = self._client.pipeline(transaction=False)
+            pipe.set(name, value, nx=True, ex=RESERVED_S)
+            pipe.get(name)
+            taken, kept = await pipe.execute(raise_on_error=False)
+            if kept is None and isinstance(taken, Exception):
+                raise taken  # Redis is full: a new job cannot be taken, an old one can be named
+            if taken is True:
                 return None
-            stored = cast(bytes | None, await self._client.get(name)) or value.encode()
+            stored = cast(bytes | None, kept) or value.encode()
         digest, _, job_id = stored.decode().partition(":")
         if f"{digest}:" != value:
             raise IdempotencyConflictError(

@@ -30,6 +30,15 @@ UNCLAIMED_GRACE_MS = 2000
 # More than a local clock may run ahead of Redis's: past it, nobody can cancel or claim any more.
 OVERDUE_GRACE_MS = 1000
 
+# KEYS lease; ARGV controller_id lease_ms. What deletes first is not refused where Redis is full.
+_TAKE_LEASE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
@@ -73,6 +82,7 @@ class Reconciler:
         self._dispatcher = dispatcher
         self._clock = clock
         self._interval_s = interval_s
+        self._take_lease = client.register_script(_TAKE_LEASE)
         # Seen in one pass, acted on in the next: what is merely on its way has arrived by then.
         self._suspects: set[str] = set()
 
@@ -91,13 +101,9 @@ class Reconciler:
     async def _holds_lease(self) -> bool:
         with ledger_errors():
             lease_ms = int(3000 * self._interval_s)
-            if await self._client.set(keys.RECONCILER_LEASE, self._controller_id, nx=True, px=lease_ms):
-                return True
-            holder = await self._client.get(keys.RECONCILER_LEASE)
-            if holder != self._controller_id.encode():
-                return False
-            await self._client.pexpire(keys.RECONCILER_LEASE, lease_ms)
-            return True
+            return bool(
+                await self._take_lease(keys=[keys.RECONCILER_LEASE], args=[self._controller_id, lease_ms])
+            )
 
     async def _pass(self) -> None:
         with ledger_errors():

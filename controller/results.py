@@ -24,6 +24,7 @@ from controller.watch import PoolWatcher
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 0.5
+SILENCE_S = 1.0
 POLL_FIRST_S = 0.02
 POLL_LONGEST_S = 0.25
 NOTICE_OVERDUE_S = 2.0
@@ -47,7 +48,7 @@ class Results:
         watcher: PoolWatcher,
         clock: PoolClock,
     ) -> None:
-        self._controller_id = controller_id
+        self._reply_channel = keys.reply_channel(controller_id).encode()
         self._client = client
         self._ledger = ledger
         self._dispatcher = dispatcher
@@ -56,21 +57,31 @@ class Results:
 
     async def listen(self) -> None:
         """Hear notices of outcomes and of pool changes until cancelled, reconnecting as needed."""
-        reply_channel = keys.reply_channel(self._controller_id).encode()
         while True:
             try:
-                async with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(reply_channel, keys.POOL_CHANNEL)
-                    async for message in pubsub.listen():
-                        if message["channel"] == reply_channel:
-                            self._hear(message["data"])
-                        else:
-                            self._watcher.refresh_soon()
+                async with self._client.pubsub() as pubsub:
+                    await pubsub.subscribe(self._reply_channel, keys.POOL_CHANNEL)
+                    await self._hear_all(pubsub)
             except (redis.RedisError, OSError):
                 await asyncio.sleep(RECONNECT_S)
             except Exception:
                 logger.exception("a notice could not be taken in; listening again")
                 await asyncio.sleep(RECONNECT_S)
+
+    async def _hear_all(self, pubsub: redis.asyncio.client.PubSub) -> None:
+        """Hear until the connection is lost; one that is only cut off shows when a ping finds no answer."""
+        is_pinged = False
+        while True:
+            message = await pubsub.get_message(timeout=SILENCE_S)
+            if message is None:
+                if is_pinged:
+                    raise redis.TimeoutError("no answer to a ping")
+                await pubsub.ping()
+            elif message["type"] == "message" and message["channel"] == self._reply_channel:
+                self._hear(message["data"])
+            elif message["type"] == "message":
+                self._watcher.refresh_soon()
+            is_pinged = message is None
 
     async def check_overdue(self) -> None:
         """Until cancelled, look up batches whose notice may have been lost with a connection."""
@@ -137,7 +148,7 @@ class Results:
             if out:
                 self._make_up_for_notice(batch, out)
             elif head is None:
-                self._dispatcher.abandon(batch)
+                self._dispatcher.abandon(batch, lost=True)
 
     def _make_up_for_notice(self, batch: SentBatch, out: bytes) -> None:
         try:

@@ -8,11 +8,12 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from typing import cast
 
 import redis.asyncio
 
 from app import keys
-from app.clock import PoolClock
+from app.clock import PoolClock, to_ms
 from app.errors import LedgerUnavailableError, WireError
 from app.ids import IdSigner
 from app.ledger import ledger_errors
@@ -78,9 +79,10 @@ class PoolWatcher:
         """Gives and recognises ids.
 
         Raises:
-            LedgerUnavailableError: Redis has not answered yet, so the pool's secret is not known.
+            LedgerUnavailableError: Redis does not answer, or has not yet. So callers are refused at once instead of
+                each waiting for a timeout of their own.
         """
-        if self._signer is None:
+        if self._signer is None or not self.reachable:
             raise LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1)
         return self._signer
 
@@ -97,6 +99,8 @@ class PoolWatcher:
                 if self.reachable:
                     logger.warning("%s; the pool is as last seen, refreshing each heartbeat", error.detail)
                 self.reachable = False
+                # What sits in the pool may be cut off without knowing, and each would cost a timeout to find out.
+                await self._client.connection_pool.disconnect(inuse_connections=False)
             except Exception:
                 # A record that nobody foresaw must not end the refreshing: routing would go by this view for ever.
                 logger.exception("the pool could not be read; trying again each heartbeat")
@@ -114,19 +118,27 @@ class PoolWatcher:
             pipe = self._client.pipeline(transaction=False)
             asked_at_s, sent_before = time.monotonic(), self._backlogs.sent_jobs()
             pipe.time()
-            pipe.set(keys.SECRET, os.urandom(32), nx=True)
             pipe.get(keys.SECRET)
-            pipe.zrangebyscore(keys.WORKERS, f"({self._clock.now_ms() - self._worker_ttl_ms:.3f}", "+inf")
+            pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
-            redis_time, _, secret, worker_ids, numbers, backlog = await pipe.execute()
+            redis_time, secret, workers, numbers, backlog = await pipe.execute()
             self._clock.adjust(redis_time, asked_at_s)
+            # By Redis's time alone: this host's clock may be minutes off.
+            dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms
+            worker_ids = [worker_id for worker_id, heartbeat_at_ms in workers if heartbeat_at_ms > dead_at_ms]
+            secret = secret or await self._new_secret()
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
             await self._read_workers(worker_ids, _counts(numbers), _counts(backlog), sent_before)
         if not self.reachable:
             logger.info("Redis answers")
         self.reachable = True
+
+    async def _new_secret(self) -> bytes:
+        # Only where there is none, as Redis refuses to set it where it is full.
+        await self._client.set(keys.SECRET, os.urandom(32), nx=True)
+        return cast(bytes, await self._client.get(keys.SECRET))
 
     async def _read_workers(
         self,

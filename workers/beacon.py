@@ -15,8 +15,9 @@ import redis
 
 from app import keys
 from app.clock import PoolClock
+from app.errors import WorkerNumberTakenError
 from app.ledger import ledger_errors
-from app.pool import Latency, WorkerRecord, WorkerState, encode_record
+from app.pool import PUBLISH_RECORD, Latency, WorkerRecord, WorkerState, assign_number, encode_record
 from app.settings import HEARTBEATS_TO_LIVE
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Beacon:
         self._state = record.state
         self._clock = clock
         self._heartbeat_s = heartbeat_s
+        self._write = client.register_script(PUBLISH_RECORD)
         self._latencies_ms: deque[float] = deque(maxlen=WINDOW_BATCHES)
         self._samples: deque[int] = deque(maxlen=WINDOW_BATCHES)
         self._lock = threading.Lock()
@@ -134,15 +136,30 @@ class Beacon:
     def _publish(self) -> None:
         changed, self._changed = self._changed, False
         record = self._snapshot()
-        pipe = self._client.pipeline(transaction=False)
-        ttl_ms = int(HEARTBEATS_TO_LIVE * self._heartbeat_s * 1000)
-        pipe.set(keys.worker(record.worker_id), encode_record(record), px=ttl_ms)
-        pipe.zadd(keys.WORKERS, {record.worker_id: record.heartbeat_at_ms})
-        pipe.time()
-        if changed:
-            pipe.publish(keys.POOL_CHANNEL, record.worker_id)
         asked_at_s = time.monotonic()
-        self._clock.adjust(pipe.execute()[2], asked_at_s)
+        seconds, microseconds, *number = self._write(
+            keys=[keys.worker(record.worker_id), keys.WORKERS, keys.NUMBERS],
+            args=[
+                encode_record(record),
+                int(HEARTBEATS_TO_LIVE * self._heartbeat_s * 1000),
+                record.worker_id,
+                record.queue,
+                keys.POOL_CHANNEL if changed else "",
+            ],
+        )
+        self._clock.adjust((int(seconds), int(microseconds)), asked_at_s)
+        if not number:
+            self._register_again(record)
+
+    def _register_again(self, record: WorkerRecord) -> None:
+        """Redis came back without its data: ask for the number that the queue had."""
+        try:
+            number = assign_number(self._client, record.queue, record.worker)
+        except WorkerNumberTakenError:
+            number = assign_number(self._client, record.queue, None)
+        self._change(worker=number)
+        self._changed = True
+        logger.warning("Redis had lost its data; worker %d is known again", number)
 
     def _snapshot(self) -> WorkerRecord:
         with self._lock:

@@ -37,6 +37,7 @@ STATUSES = {
     "QueueFullError": 429,
     "NoCandidateError": 503,
     "LedgerUnavailableError": 503,
+    "LedgerFullError": 503,
     "WireError": 500,
 }
 
