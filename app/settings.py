@@ -146,11 +146,11 @@ class ControllerSettings(Settings):
     backlog_limit: int = Field(
         default=1_000_000, ge=1, description="jobs that may wait in one queue, however fast it is"
     )
-    backlog_deadline_share: float = Field(
+    backlog_deadline_fraction: float = Field(
         default=0.5,
         gt=0,
         le=1,
-        description="share of its deadline that a job may be expected to wait; beyond it the queue is full",
+        description="fraction of its deadline that a job may be expected to wait; beyond it the queue is full",
     )
     default_deadline_s: float = Field(
         default=60.0,

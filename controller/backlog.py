@@ -131,7 +131,7 @@ class Backlogs:
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._jobs_limit = settings.backlog_limit
-        self._share = settings.backlog_deadline_share
+        self._fraction = settings.backlog_deadline_fraction
         self._queues: dict[str, QueueBacklog] = {}
 
     def of(self, queue: str) -> QueueBacklog:
@@ -187,7 +187,7 @@ class Backlogs:
         if backlog is None:
             return
         jobs, wait_ms = backlog.jobs, backlog.expected_wait_ms()
-        longest_ms = 1000 * deadline_s * self._share
+        longest_ms = 1000 * deadline_s * self._fraction
         if wait_ms <= longest_ms and jobs < self._jobs_limit:
             return
         over_limit_ms = wait_ms * (jobs + 1 - self._jobs_limit) / jobs

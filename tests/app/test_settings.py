@@ -91,7 +91,7 @@ def test_every_setting_has_a_description_and_a_unit_where_it_is_a_quantity(
     info = kind.model_fields[field]
     assert info.description
     if info.annotation is float:
-        assert field.endswith(("_s", "_ms")), field
+        assert field.endswith(("_s", "_ms", "_fraction")), field
 
 
 def test_without_a_url_redis_is_the_pools_own_on_a_socket(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_batches_that_did_not_run_teach_nothing() -> None:
 
 
 def test_a_queue_is_full_for_a_deadline_that_is_too_close_and_open_for_a_later_one() -> None:
-    full = backlogs(backlog_deadline_share=0.5)
+    full = backlogs(backlog_deadline_fraction=0.5)
     full.of(QUEUE).costs.learn(100, 100)
     full.of(QUEUE).sent_jobs, full.of(QUEUE).sent_batches = 5000, 50
     full.admit(QUEUE, 10.0)
