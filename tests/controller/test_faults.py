@@ -223,7 +223,7 @@ async def test_unreadable_notices_and_outcomes_do_not_stop_the_controller(
     later = msgspec.structs.replace(outcome(), schema_version=9)
     client.hset(keys.batch(batch.batch_id), "out", wire.encode(later))
     served.services.dispatcher.sent.clear()
-    assert (await served.http.get(url)).json()["code"] == "wire_unreadable"
+    assert (await served.http.get(url)).json()["code"] == "wire_newer"
     post = asyncio.create_task(served.post(query="?wait=5"))
     worker.finish(await worker.claimed())
     assert (await post).json()["status"] == "succeeded"
