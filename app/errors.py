@@ -33,6 +33,7 @@ ModelyardError
 │   └── NewerWireError            they are of a newer release
 ├── ModelError                    a model version cannot be served
 │   ├── ModelNotFoundError
+│   ├── ModelNotAllowedError      loading it would unpickle, which the settings forbid
 │   ├── ModelContractError
 │   └── ModelWarmUpError
 ├── DatasetError                  a data set is missing, corrupt or not what it claims to be
@@ -248,6 +249,12 @@ class ModelNotFoundError(ModelError):
     """The registry has no such model or version."""
 
     code = "model_not_found"
+
+
+class ModelNotAllowedError(ModelError):
+    """Loading the model would run code of its author's, which the settings do not allow."""
+
+    code = "model_not_allowed"
 
 
 class ModelContractError(ModelError):

@@ -109,6 +109,14 @@ class WorkerSettings(Settings):
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`"
     )
+    allow_pickle_models: bool = Field(
+        default=False,
+        validation_alias=AliasChoices(
+            "allow_pickle_models", "ALLOW_PICKLE_MODELS", "MODELYARD_ALLOW_PICKLE_MODELS"
+        ),
+        description="load models that are not `pt2` files, whose loading may run any code (also "
+        "`ALLOW_PICKLE_MODELS`)",
+    )
     max_attempts: int = Field(
         default=3,
         ge=2,

@@ -27,18 +27,19 @@ def command(model_uri: str, image: Path | None, digit: int | None) -> None:
     """
     from rich.console import Console
 
-    from app.settings import Settings
+    from app.settings import WorkerSettings
     from app.settings import load as load_settings
 
     if (image is None) == (digit is None):
         raise click.UsageError("give either an IMAGE or --digit")
     sample, source, true_label = chosen_sample(image, digit)
-    settings = load_settings(Settings)
+    settings = load_settings(WorkerSettings)
     console = Console()
     with console.status(f"loading {model_uri}"):
         from training.predict import load, scores
 
-        row = scores(load(model_uri, settings.mlflow_tracking_uri), sample)[0]
+        model = load(model_uri, settings.mlflow_tracking_uri, settings.allow_pickle_models)
+        row = scores(model, sample)[0]
     console.print(_view(sample, row, f"{source}, by {model_uri}", true_label))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from app.digits import CLASSES, Images
 from app.errors import ModelContractError, ModelNotFoundError, first_line
+from app.model_files import require_pt2
 from training.inventory import database_exists
 from training.registry import MODEL_ARTIFACT, connect, registry_errors
 
@@ -21,14 +23,16 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: an unknown alias
 
 
-def load(model_uri: str, tracking_uri: str) -> PyFuncModel:
-    """Load a version, whatever its flavour.
+def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFuncModel:
+    """Load a version.
 
     Args:
         model_uri: ``models:/name/version``, ``models:/name@alias``, a run id, or another of MLflow's model URIs.
         tracking_uri: The registry it is in.
+        allow_pickle: Whether to load other files than `pt2`, which may run any code.
 
     Raises:
+        ModelNotAllowedError: It is not a `pt2` file.
         ModelNotFoundError: The registry has no such version, alias or run.
         RegistryUnavailableError: The registry does not answer.
     """
@@ -37,13 +41,19 @@ def load(model_uri: str, tracking_uri: str) -> PyFuncModel:
     # On a machine with CUDA MLflow would ask for it, and a graph that was exported on the CPU refuses.
     os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
     connect(tracking_uri)
+    import mlflow
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
 
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = str(allow_pickle).lower()
     uri = f"runs:/{model_uri}/{MODEL_ARTIFACT}" if _RUN_ID.fullmatch(model_uri) else model_uri
     with registry_errors(tracking_uri):
         try:
-            return mlflow.pyfunc.load_model(uri)
+            path = mlflow.artifacts.download_artifacts(uri)
+            if not allow_pickle:
+                require_pt2(Model.load(path).flavors, Path(path), model_uri)
+            return mlflow.pyfunc.load_model(path)
         except MlflowException as error:
             if error.error_code not in _NOT_THERE:
                 raise

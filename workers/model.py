@@ -21,17 +21,21 @@ from app.contract import DTYPES, InputContract
 from app.errors import (
     ModelContractError,
     ModelError,
+    ModelNotAllowedError,
     ModelNotFoundError,
     ModelWarmUpError,
     RegistryUnavailableError,
     first_line,
 )
+from app.model_files import refusal, require_pt2
 from app.settings import WorkerSettings
 
 Array = NDArray[Any]
 Predict = Callable[[Array], Array]
 logger = logging.getLogger(__name__)
 VAL_ACCURACY = "val_accuracy"
+# On by default; off, MLflow also looks for pickles inside a pt2 file, and its refusal names the switch.
+MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
 
 
@@ -92,6 +96,7 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
     """Load a version and warm it up.
 
     Raises:
+        ModelNotAllowedError: It is not a `pt2` file, and the settings allow no other.
         ModelContractError: Its signature is not one tensor with a free first dimension, or it breaks it.
         ModelWarmUpError: It cannot be loaded, or fails on a warm-up input.
     """
@@ -99,9 +104,11 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
     from mlflow.models import Model
 
     uri = f"models:/{found.name}/{found.version}"
+    os.environ[MLFLOW_SWITCH] = str(settings.allow_pickle_models).lower()
     try:
         path = mlflow.artifacts.download_artifacts(uri)
         description = Model.load(path)
+        _require_allowed(description.flavors, path, uri, settings)
         contract = _contract(description.signature, uri)
     except ModelError:
         raise
@@ -118,6 +125,15 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
     return _warm(uri, contract, partial(_load_torch, path, last, settings.torch_threads), last)
 
 
+def _require_allowed(flavors: dict[str, Any], path: str, uri: str, settings: WorkerSettings) -> None:
+    try:
+        require_pt2(flavors, Path(path), uri)
+    except ModelNotAllowedError as error:
+        if not settings.allow_pickle_models:
+            raise
+        logger.warning("MODELYARD_ALLOW_PICKLE_MODELS is set: %s", error.detail.partition(";")[0])
+
+
 def _torch_devices(settings: WorkerSettings) -> list[str]:
     """Devices to try, in order; an exported model may hold constants that cannot leave the CPU."""
     import torch
@@ -131,6 +147,8 @@ def _warm(uri: str, contract: InputContract, make: Callable[[], Predict], device
     try:
         model = LoadedModel(contract, make(), device)
     except Exception as error:
+        if MLFLOW_SWITCH in str(error):
+            raise refusal(uri, "is a pt2 file with a pickle inside") from error
         raise ModelWarmUpError(f"{uri} cannot be loaded on {device}: {first_line(error)}") from error
     _warm_up(model, uri)
     return model

@@ -34,6 +34,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield uri
     if before is None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.pop("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", None)  # set by each load of a model
 
 
 def _register(uri: str, folder: Path) -> None:

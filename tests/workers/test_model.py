@@ -26,6 +26,7 @@ def settings(registry: str, version: str, **fields: Any) -> WorkerSettings:
         "model_name": "Scikit",
         "mlflow_tracking_uri": registry,
         "redis_url": "redis://x",
+        "allow_pickle_models": True,  # the registry's scikit-learn models are pickled
     }
     return WorkerSettings(model_version=version, **{**defaults, **fields})
 

@@ -36,6 +36,7 @@ def start_worker(redis_server: RedisServer, registry: str) -> Iterator[Start]:
             "MODEL_NAME": "Scikit",
             "MODEL_VERSION": version,
             "MODELYARD_HEARTBEAT_S": "0.2",
+            "ALLOW_PICKLE_MODELS": "true",  # the registry's scikit-learn models are pickled
         }
         command = [sys.executable, "-m", "workers"]
         started.append(

@@ -1,0 +1,189 @@
+"""A model that would run code when it is loaded: refused by default, and its code does not run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from app.errors import ModelNotAllowedError, ModelyardError
+from app.settings import WorkerSettings
+from tests.pool_samples import RedisServer
+from workers import model
+
+MODEL = "Exported"
+
+
+class Trap:
+    """What an attacker would put into a pickle: unpickling it creates a folder."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.sprung),)
+
+
+def pickled_module(folder: Path, trap: bytes) -> None:
+    """A PyTorch model in the pickled form, which MLflow prefers to a pt2 file beside it."""
+    (folder / "data" / "model.pth").write_bytes(trap)
+    (folder / "data" / "pickle_module_info.txt").write_text("pickle")
+
+
+def pickle_within_pt2(folder: Path, trap: bytes) -> None:
+    """A pt2 file one of whose records `torch.export.load` unpickles."""
+    path = folder / "data" / "model.pt2"
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = next(each for each in records if each.endswith("sample_inputs/model.pt"))
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, content in records.items():
+            archive.writestr(each, trap if each == name else content)
+
+
+def other_flavour(folder: Path, trap: bytes) -> None:
+    """A scikit-learn model, which is always pickled."""
+    (folder / "model.pkl").write_bytes(trap)
+    flavours = {
+        "sklearn": {"pickled_model": "model.pkl", "serialization_format": "pickle"},
+        "python_function": {"loader_module": "mlflow.sklearn", "model_path": "model.pkl"},
+    }
+    change_flavours(folder, lambda _: flavours)
+
+
+def code_beside_pt2(folder: Path, trap: bytes) -> None:
+    """A pt2 file with a folder of Python code, which MLflow would put first on the path."""
+    (folder / "code").mkdir()
+    (folder / "code" / "model.py").write_bytes(trap)
+    change_flavours(folder, lambda old: old | {"pytorch": old["pytorch"] | {"code": "code"}})
+
+
+def change_flavours(folder: Path, change: Callable[[dict[str, dict[str, str]]], object]) -> None:
+    description = yaml.safe_load((folder / "MLmodel").read_text())
+    description["flavors"] = change(description["flavors"])
+    (folder / "MLmodel").write_text(yaml.safe_dump(description))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Tracking URI of a registry with one good pt2 model, and the folder of its files."""
+    import mlflow
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    folder = tmp_path_factory.mktemp("exported")
+    uri = f"sqlite:///{folder}/mlruns.db"
+    signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2))]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(uri)
+        mlflow.create_experiment("pickle", artifact_location=(folder / "artifacts").as_uri())
+        mlflow.set_experiment("pickle")
+        with mlflow.start_run():
+            mlflow.pytorch.log_model(
+                torch.nn.Linear(2, 3).eval(),
+                name="model",
+                signature=signature,
+                input_example=np.zeros((2, 2), np.float32),
+                registered_model_name=MODEL,
+                serialization_format="pt2",
+                pip_requirements=["torch"],
+            )
+    (description,) = folder.rglob("MLmodel")
+    return uri, description.parent
+
+
+@pytest.fixture
+def poisoned(exported: tuple[str, Path], tmp_path: Path) -> Callable[[Callable[[Path, bytes], None]], Path]:
+    """`poisoned(how)` changes the model's files, and answers which folder appears if the trap springs."""
+    import shutil
+
+    _, folder = exported
+    good = tmp_path / "good"
+    shutil.copytree(folder, good)
+
+    def poison(how: Callable[[Path, bytes], None]) -> Path:
+        sprung = tmp_path / "sprung"
+        shutil.rmtree(folder)
+        shutil.copytree(good, folder)
+        how(folder, pickle.dumps(Trap(sprung)))
+        return sprung
+
+    yield poison
+    shutil.rmtree(folder)
+    shutil.copytree(good, folder)
+
+
+def settings(uri: str, allow: bool = False) -> WorkerSettings:
+    return WorkerSettings(
+        model_name=MODEL, model_version="1", mlflow_tracking_uri=uri, allow_pickle_models=allow
+    )
+
+
+def load(uri: str, allow: bool = False) -> model.LoadedModel:
+    wanted = settings(uri, allow)
+    return model.load(model.resolve(wanted), wanted)
+
+
+def test_a_pt2_model_loads_by_default(exported: tuple[str, Path]) -> None:
+    assert load(exported[0]).predict(np.zeros((5, 2), np.float32)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("how", [pickled_module, other_flavour, code_beside_pt2, pickle_within_pt2])
+def test_what_would_run_code_is_refused_by_default_and_its_code_does_not_run(
+    exported: tuple[str, Path],
+    poisoned: Callable[..., Path],
+    how: Callable[[Path, bytes], None],
+) -> None:
+    sprung = poisoned(how)
+    with pytest.raises(ModelNotAllowedError, match="MODELYARD_ALLOW_PICKLE_MODELS=true"):
+        load(exported[0])
+    assert not sprung.exists()
+
+
+def test_the_traps_of_these_tests_are_live_ones(
+    exported: tuple[str, Path], poisoned: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for how in (pickled_module, other_flavour, pickle_within_pt2):
+        caplog.clear()
+        sprung = poisoned(how)
+        with pytest.raises(ModelyardError), warnings.catch_warnings():  # what the trap leaves is no model
+            warnings.simplefilter("ignore")
+            load(exported[0], allow=True)
+        assert sprung.exists()
+        sprung.rmdir()
+        if how is not pickle_within_pt2:
+            assert "MODELYARD_ALLOW_PICKLE_MODELS is set" in caplog.text
+
+
+def test_a_worker_that_finds_a_pickle_ends_with_one_line_that_names_the_setting(
+    exported: tuple[str, Path], poisoned: Callable[..., Path], redis_server: RedisServer
+) -> None:
+    sprung = poisoned(pickled_module)
+    variables = {
+        "REDIS_URL": redis_server.url,
+        "MLFLOW_TRACKING_URI": exported[0],
+        "MODEL_NAME": MODEL,
+        "MODEL_VERSION": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "workers"],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 1
+    assert "MODELYARD_ALLOW_PICKLE_MODELS=true" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not sprung.exists()
