@@ -12,7 +12,6 @@ from typing import Any
 
 from celery import Celery, bootsteps, signals
 from celery.exceptions import SecurityWarning
-from celery.worker.request import Request
 from kombu import Queue
 
 from app.celery_app import BATCH_TASK
@@ -20,6 +19,7 @@ from app.errors import ServiceError
 from app.pool import WorkerRecord
 from workers.beacon import Beacon
 from workers.task import BatchRunner
+from workers.wake_up import STRATEGY, WakeUp, only_batches
 
 logger = logging.getLogger(__name__)
 EVENTS_FLUSH_S = 0.5
@@ -32,9 +32,11 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
         ServiceError: Celery stopped for another reason.
     """
 
-    @celery.task(name=BATCH_TASK, bind=True, Request=WakeUp)  # type: ignore[untyped-decorator]
+    @celery.task(name=BATCH_TASK, bind=True, Request=WakeUp, Strategy=STRATEGY)  # type: ignore[untyped-decorator]
     def run_batch(task: Any) -> str:
         return runner.run(task.request.id)
+
+    only_batches(celery)
 
     def on_ready(**_: Any) -> None:
         beacon.set_state("ready")
@@ -66,14 +68,6 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
     worker.start()
     if worker.exitcode:
         raise ServiceError(f"the Celery worker stopped with status {worker.exitcode}; see the log above")
-
-
-class WakeUp(Request):  # type: ignore[misc]
-    """A message that needs no acknowledgement."""
-
-    def acknowledge(self) -> None:
-        """Celery calls this once the task has run."""
-        self.acknowledged = True
 
 
 class GatheredEvents(bootsteps.StartStopStep):  # type: ignore[misc]
