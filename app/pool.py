@@ -34,6 +34,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         running_batch: Batch in hand, or empty.
         batch_samples_mean: Mean samples per forward pass over the window.
         device: `cpu` or `cuda:N`.
+        unreadable: Messages and batches that it could not read.
     """
 
     worker_id: str
@@ -57,6 +58,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     pid: int = 0
     device: str = "cpu"
+    unreadable: int = 0
     schema_version: int = SCHEMA_VERSION
 
 

@@ -147,4 +147,5 @@ def _replica(record: WorkerRecord) -> dict[str, Any]:
         "host": record.host,
         "pid": record.pid,
         "device": record.device,
+        "unreadable": record.unreadable,
     }

@@ -89,6 +89,11 @@ class Beacon:
                 batches_done=record.batches_done + 1,
             )
 
+    def unreadable_seen(self) -> None:
+        """Count something that could not be read."""
+        with self._lock:
+            self._record = msgspec.structs.replace(self._record, unreadable=self._record.unreadable + 1)
+
     def close(self) -> None:
         """Stop publishing and take the record away; where Redis is away too, the record expires by itself."""
         self._closing = True

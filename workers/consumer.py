@@ -15,8 +15,10 @@ from celery.exceptions import SecurityWarning
 from kombu import Queue
 
 from app.celery_app import BATCH_TASK
-from app.errors import ServiceError
+from app.errors import ServiceError, first_line
 from app.pool import WorkerRecord
+from app.unreadable import Unreadable, What
+from workers import transport
 from workers.beacon import Beacon
 from workers.task import BatchRunner
 from workers.wake_up import STRATEGY, WakeUp, only_batches
@@ -46,6 +48,13 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
     def on_shutting_down(**_: Any) -> None:
         beacon.set_state("draining")
 
+    unreadable = Unreadable()
+
+    def on_garbage(what: What, error: Exception) -> None:
+        unreadable.note(what, record.queue, f"dropped ({first_line(error)})")
+        beacon.unreadable_seen()
+
+    transport.use(record.queue, on_garbage)
     # Celery warns of root because it can unpickle; this worker accepts JSON alone.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     # A receiver here makes Celery leave the logging that the process has set up as it is.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, WireError
 from app.ledger import ClaimedBatch, WorkerLedger
+from app.unreadable import Unreadable
 from app.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome
 from workers.beacon import Beacon
 from workers.model import LoadedModel, check_output
@@ -52,6 +53,7 @@ class BatchRunner:
         self._beacon = beacon
         self._clock = clock
         self._max_attempts = max_attempts
+        self._unreadable = Unreadable()
 
     def run(self, batch_id: str) -> str:
         """Bring a batch to its outcomes. Never raises: what fails here is the ledger's to send again.
@@ -68,7 +70,8 @@ class BatchRunner:
             logger.warning("batch %s is left to be sent again: %s", batch_id, error.detail)
             return "left to be sent again: Redis does not answer"
         except WireError as error:
-            logger.error("batch %s cannot be read: %s", batch_id, error.detail)
+            self._unreadable.note("batch", batch_id, error.detail)
+            self._beacon.unreadable_seen()
             return "unreadable"
 
     def _run_claimed(self, batch: ClaimedBatch) -> str:

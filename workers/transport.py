@@ -1,0 +1,74 @@
+"""kombu's Redis transport, which outlives any bytes: what is no wake-up on our queue is counted and dropped.
+
+kombu reads a message within Celery's event loop, where what cannot be read would end the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import Empty
+from typing import Any
+
+from kombu import transport
+from kombu.transport import redis as stock
+
+from app import ids
+from app.celery_app import BATCH_TASK
+from app.unreadable import What
+
+OnGarbage = Callable[[What, Exception], None]
+# What the event loop acts on by itself: to reconnect, or to ask again. kombu counts KeyError among the losses of a
+# connection; here it comes from a message that lacks something.
+EXPECTED = tuple(
+    error
+    for error in (Empty, *stock.Transport.connection_errors, *stock.Transport.channel_errors)
+    if not issubclass(error, LookupError)
+)
+
+
+def use(queue: str, on_garbage: OnGarbage) -> None:
+    """Make every Redis connection of Celery's in this process one that outlives garbage.
+
+    Args:
+        queue: The worker's queue, which holds wake-ups and nothing else.
+        on_garbage: Told of each thing that is dropped.
+    """
+
+    class Channel(stock.Channel):  # type: ignore[misc]
+        """Drops what is not JSON."""
+
+        def _brpop_read(self, **options: Any) -> Any:
+            try:
+                return super()._brpop_read(**options)
+            except EXPECTED:
+                raise
+            except Exception as error:
+                on_garbage("message", error)
+                return True
+
+    class Transport(stock.Transport):  # type: ignore[misc]
+        """Drops what is JSON, but not what belongs there."""
+
+        def _deliver(self, message: Any, source: str) -> None:
+            if source == queue and not is_wake_up(message):
+                on_garbage("message", ValueError("not the message of a batch"))
+                return
+            try:
+                super()._deliver(message, source)
+            except EXPECTED:
+                raise
+            except Exception as error:
+                on_garbage("message" if source == queue else "remote_command", error)
+
+    Transport.Channel = Channel
+    for alias in ("redis", "rediss"):
+        transport.TRANSPORT_ALIASES[alias] = lambda: Transport
+
+
+def is_wake_up(message: Any) -> bool:
+    """Whether a decoded message names our task and a batch."""
+    headers = message.get("headers") if isinstance(message, dict) else None
+    if not isinstance(headers, dict) or headers.get("task") != BATCH_TASK:
+        return False
+    batch_id = headers.get("id")
+    return isinstance(batch_id, str) and ids.is_well_formed(batch_id)
