@@ -13,6 +13,8 @@ ModelyardError
 │   ├── ParameterError
 │   └── ContradictionError
 ├── TooLargeError                 more bytes or samples than the limits
+├── UnauthenticatedError          no API key, or none of ours
+├── ForbiddenError                the API key lacks the role
 ├── NotFoundError
 │   ├── UnknownWorkerError
 │   ├── UnknownModelError
@@ -129,6 +131,18 @@ class TooLargeError(ModelyardError):
     """More bytes or samples than the limits allow."""
 
     code = "request_too_large"
+
+
+class UnauthenticatedError(ModelyardError):
+    """The request carries no API key, or one that is not valid."""
+
+    code = "unauthenticated"
+
+
+class ForbiddenError(ModelyardError):
+    """The request's API key does not have the role that it needs."""
+
+    code = "forbidden"
 
 
 class NotFoundError(ModelyardError):

@@ -155,7 +155,7 @@ class Quarantine:
         reply_to: str,
     ) -> NewBatch:
         old = head.jobs[ref.index]
-        job = JobEntry(old.n_samples, now_ms, now_ms + deadline_s * 1000, old.policy, old.forced)
+        job = JobEntry(old.n_samples, now_ms, now_ms + deadline_s * 1000, old.policy, old.forced, old.owner)
         batch_id = signer.new_batch_id(now_ms, 1)
         return NewBatch(
             batch_id=batch_id,

@@ -172,6 +172,15 @@ class ControllerSettings(Settings):
     max_wait_s: float = Field(
         default=60.0, ge=0, le=3600, description="largest wait, in seconds, that a request may ask for"
     )
+    api_keys_file: Path | None = Field(
+        default=None, description="file of API keys, a `modelyard key` line each; read again when it changes"
+    )
+    api_keys: str = Field(
+        default="", repr=False, description="the same lines, separated by commas; hashes, never keys"
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="whether to listen beyond loopback without API keys"
+    )
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

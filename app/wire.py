@@ -26,6 +26,8 @@ class JobEntry(msgspec.Struct, frozen=True, array_like=True):
         deadline_ms: When the job expires, Redis's clock.
         policy: Rule that chose the queue.
         forced: Whether the request named the queue.
+        owner: Name of the API key that it came with; empty where there was none. Last and with a default, so that
+            records from before there were keys stay readable, and older processes read past it.
     """
 
     n_samples: int
@@ -33,6 +35,7 @@ class JobEntry(msgspec.Struct, frozen=True, array_like=True):
     deadline_ms: float
     policy: str
     forced: bool
+    owner: str = ""
 
 
 class BatchHead(msgspec.Struct, frozen=True, kw_only=True):

@@ -71,7 +71,7 @@ def command(
     console = Console()
     samples = (drawn_digits if data == "digits" else dummies)(n, seed)
     with Client(url) as client:
-        client.workers()  # no controller: say so before a file is made
+        client.ready()  # no controller: say so before a file is made
     _append(output, [])  # a file that cannot be written should cost no run
     records: list[Record] = []
     started_s = time.perf_counter()

@@ -6,7 +6,12 @@ import os
 
 import click
 
+from app.access import check_exposure, read_keys
+from app.errors import ConfigurationError
+from app.settings import ControllerSettings, load
+
 LOOPBACK = "127.0.0.1"
+LOGIN_REMEDY = "set FLOWER_BASIC_AUTH=user:password"
 
 
 @click.command(
@@ -16,8 +21,39 @@ LOOPBACK = "127.0.0.1"
 def command(options: tuple[str, ...]) -> None:
     """Watch workers, queues and batches in Flower, by default on 127.0.0.1:5555 only."""
     from app.celery_app import create_celery
-    from app.settings import Settings, load
 
+    if any(option.lstrip("-").replace("_", "-").startswith("basic-auth") for option in options):
+        raise ConfigurationError(
+            "a login on the command line can be read by every user of this machine; " + LOGIN_REMEDY
+        )
+    for name in [name for name, value in os.environ.items() if name.startswith("FLOWER_") and not value]:
+        del os.environ[name]  # to Flower, an empty login is one
     # Flower by itself listens on every interface, and whoever reaches it may shut workers down.
     os.environ.setdefault("FLOWER_ADDRESS", LOOPBACK)
-    create_celery(load(Settings)).start(["flower", *options])
+    settings = load(ControllerSettings)
+    _check_options(settings, options)
+    create_celery(settings).start(["flower", *options])
+
+
+def _check_options(settings: ControllerSettings, options: tuple[str, ...]) -> None:
+    # Read as Flower itself will read them, its configuration file included.
+    from flower.command import apply_env_options, apply_options
+    from tornado.options import options as flower
+
+    apply_env_options()
+    apply_options("flower", options)
+    address = LOOPBACK if flower.unix_socket else flower.address
+    check_login(settings, address, bool(flower.basic_auth or flower.auth))
+
+
+def check_login(settings: ControllerSettings, address: str, has_login: bool) -> None:
+    """Refuse a Flower that is easier to get into than the controller.
+
+    Raises:
+        ConfigurationError: It needs a login and has none.
+    """
+    if not has_login and read_keys(settings):
+        raise ConfigurationError(
+            f"API keys are set, so Flower, which can stop workers, needs a login too: {LOGIN_REMEDY}"
+        )
+    check_exposure("Flower", address, has_login, LOGIN_REMEDY, settings)

@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": ("cli.serve", "Run the controller."),
     "predict": ("cli.predict", "Send an image or a held-out digit to a controller."),
     "benchmark": ("cli.benchmark", "Send many samples, record and plot their latencies."),
+    "key": ("cli.key", "Make an API key."),
     "flower": ("cli.flower", "Watch workers, queues and batches in Flower."),
     "up": ("cli.up", "Run a whole pool on this machine."),
     "demo": ("cli.demo", "Train, register, serve and predict, from nothing."),

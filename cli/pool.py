@@ -52,9 +52,9 @@ class PoolPlan:
         services += pool_services.controller_services(settings, self.controllers)
         services += pool_services.worker_services(settings, self.versions, self.replicas)
         if self.views:
-            services.append(pool_services.flower_service())
+            services.append(pool_services.flower_service(settings))
         if self.views and not settings.mlflow_tracking_uri.startswith("http"):
-            services.append(pool_services.mlflow_service(settings.mlflow_tracking_uri))
+            services.append(pool_services.mlflow_service(settings))
         return services
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -12,9 +11,11 @@ from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
 from urllib.parse import urlsplit
 
-from app.errors import ConfigurationError
+from app.access import KEYS_REMEDY, check_exposure, read_keys
+from app.errors import ConfigurationError, WireError
 from app.settings import ControllerSettings
 from cli import pool_redis
+from cli.flower import check_login
 
 LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
@@ -71,7 +72,12 @@ def redis_service(settings: ControllerSettings) -> Service:
 
 
 def controller_services(settings: ControllerSettings, count: int) -> list[Service]:
-    """Controllers on consecutive ports, the first one on the port of the settings."""
+    """Controllers on consecutive ports, the first one on the port of the settings.
+
+    Raises:
+        ConfigurationError: They would let strangers in.
+    """
+    check_exposure("the controller", settings.host, bool(read_keys(settings)), KEYS_REMEDY, settings)
     return [_controller(settings, number, settings.port + number - 1) for number in range(1, count + 1)]
 
 
@@ -107,7 +113,7 @@ def worker_services(settings: ControllerSettings, versions: list[int], replicas:
             f"worker-v{version}" if replica == 1 else f"worker-v{version}-{replica}",
             Tier.WORKERS,
             (*MODELYARD, "worker"),
-            is_ready=lambda pid: controller_sees_worker(controller_url(settings), pid),
+            is_ready=lambda pid: worker_is_ready(settings.effective_redis_url, pid),
             # a WORKER of the caller's cannot be the number of several versions
             environment={"MODEL_VERSION": str(version), "WORKER": ""},
             stop_wait_s=30,
@@ -117,9 +123,14 @@ def worker_services(settings: ControllerSettings, versions: list[int], replicas:
     ]
 
 
-def flower_service() -> Service:
-    """Flower, as `modelyard flower` runs it."""
-    host, port = os.environ.get("FLOWER_ADDRESS", LOOPBACK), port_of("FLOWER_PORT", FLOWER_PORT)
+def flower_service(settings: ControllerSettings) -> Service:
+    """Flower, as `modelyard flower` runs it.
+
+    Raises:
+        ConfigurationError: It would let strangers in.
+    """
+    host, port = os.environ.get("FLOWER_ADDRESS") or LOOPBACK, port_of("FLOWER_PORT", FLOWER_PORT)
+    check_login(settings, host, bool(os.environ.get("FLOWER_BASIC_AUTH") or os.environ.get("FLOWER_AUTH")))
     url = f"http://{LOOPBACK}:{port}"
     return Service(
         "flower",
@@ -131,15 +142,30 @@ def flower_service() -> Service:
     )
 
 
-def mlflow_service(tracking_uri: str) -> Service:
-    """MLflow's user interface and registry server on a database of this machine."""
-    host, port = os.environ.get("MLFLOW_HOST", LOOPBACK), port_of("MLFLOW_PORT", MLFLOW_PORT)
+def mlflow_service(settings: ControllerSettings) -> Service:
+    """MLflow's user interface and registry server on a database of this machine.
+
+    Raises:
+        ConfigurationError: It would let strangers in.
+    """
+    host, port = os.environ.get("MLFLOW_HOST") or LOOPBACK, port_of("MLFLOW_PORT", MLFLOW_PORT)
+    check_exposure(
+        "MLflow", host, False, "run one that asks for a login, and name it in MLFLOW_TRACKING_URI", settings
+    )
     url = f"http://{LOOPBACK}:{port}"
     return Service(
         "mlflow",
         Tier.VIEWS,
         (
-            *(sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", tracking_uri),
+            *(
+                sys.executable,
+                "-P",
+                "-m",
+                "mlflow",
+                "server",
+                "--backend-store-uri",
+                settings.mlflow_tracking_uri,
+            ),
             *("--host", host, "--port", str(port), "--workers", "1"),
         ),
         is_ready=lambda pid: http_answers(f"{url}/health"),
@@ -178,14 +204,21 @@ def http_answers(url: str) -> bool:
     return 0 < _get(url)[0] < 500
 
 
-def controller_sees_worker(url: str, pid: int) -> bool:
-    """Whether a controller would route to the worker with this process id on this machine."""
-    status, body = _get(f"{url}/workers")
-    if status != 200:
+def worker_is_ready(redis_url: str, pid: int) -> bool:
+    """Whether the worker with this process id on this machine says that it is ready.
+
+    Asked in Redis: a controller that has API keys would want one.
+    """
+    import redis
+
+    from workers.health import records_of_host
+
+    try:
+        with redis.Redis.from_url(redis_url, socket_timeout=PROBE_TIMEOUT_S) as connection:
+            records = records_of_host(connection, socket.gethostname())
+    except (redis.RedisError, OSError, WireError):
         return False
-    replicas = [replica for worker in json.loads(body)["workers"] for replica in worker["replicas"]]
-    here = socket.gethostname()
-    return any((each["host"], each["pid"], each["state"]) == (here, pid, "ready") for each in replicas)
+    return any((record.pid, record.state) == (pid, "ready") for record in records)
 
 
 def _get(url: str) -> tuple[int, bytes]:

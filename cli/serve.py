@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from app.access import KEYS_REMEDY, check_exposure
 from app.logs import configure_logging
 from app.settings import ControllerSettings, load
 
@@ -27,8 +28,10 @@ def command(host: str | None, port: int | None, redis_url: str | None, access_lo
         # Once it has shut down, uvicorn raises the signal again; told to stop and stopped is a success.
         signal.signal(each, lambda *_: sys.exit(0))
     settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
+    app = create_app(settings)
+    check_exposure("the controller", settings.host, app.is_guarded, KEYS_REMEDY, settings)
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         access_log=access_log,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -33,22 +35,24 @@ class Client:
 
     Args:
         url: Address of the controller.
+        api_key: Key to send; default: that of the environment variable MODELYARD_API_KEY, if it is set.
         retry: Which calls are tried again, and when.
         transport: Transport to use instead of the network.
 
     Raises:
-        ConfigurationError: The URL is none.
+        ConfigurationError: The URL is none, or the key cannot be sent.
     """
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
+        api_key: str | None = None,
         retry: RetryPolicy | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retry = (retry or RetryPolicy()).options()
-        self._http = httpx.Client(**_connection(url), transport=transport)
+        self._http = httpx.Client(**_connection(url, api_key), transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +76,7 @@ class Client:
 
         Raises:
             InputError: The samples do not fit the version's input.
+            UnauthenticatedError: The controller wants an API key, and this is none of its.
             NotFoundError: No such worker number, model or version.
             QueueFullError: Still, after all attempts.
             UnavailableError: Still, after all attempts: no candidate, no Redis, or no controller.
@@ -114,7 +119,11 @@ class Client:
         return self._send(protocol.cancel(job_id))
 
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """Read what stands behind each worker number."""
+        """Read what stands behind each worker number.
+
+        Raises:
+            ForbiddenError: The API key is not an operator's.
+        """
         return self._send(protocol.workers()).workers
 
     def ready(self) -> Readiness:
@@ -146,22 +155,24 @@ class AsyncClient:
 
     Args:
         url: Address of the controller.
+        api_key: Key to send; default: that of the environment variable MODELYARD_API_KEY, if it is set.
         retry: Which calls are tried again, and when.
         transport: Transport to use instead of the network.
 
     Raises:
-        ConfigurationError: The URL is none.
+        ConfigurationError: The URL is none, or the key cannot be sent.
     """
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
+        api_key: str | None = None,
         retry: RetryPolicy | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retry = (retry or RetryPolicy()).options()
-        self._http = httpx.AsyncClient(**_connection(url), transport=transport)
+        self._http = httpx.AsyncClient(**_connection(url, api_key), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -225,7 +236,7 @@ class AsyncClient:
         return call.read(response.status_code, response.headers, response.content)
 
 
-def _connection(url: str) -> dict[str, Any]:
+def _connection(url: str, api_key: str | None) -> dict[str, Any]:
     """Arguments that both httpx clients are made with."""
     try:
         base = httpx.URL(url)
@@ -235,12 +246,22 @@ def _connection(url: str) -> dict[str, Any]:
         raise ConfigurationError(f"{url!r} is no http(s) URL; give one such as {DEFAULT_URL}")
     return {
         "base_url": base,
+        "headers": _authorization(api_key),
         # Making a TLS context takes longer than many a prediction; redirects, which could ask for it, are refused.
         "verify": base.scheme == "https",
         "limits": httpx.Limits(max_connections=None),
         # A proxy of the environment cannot reach this machine's own loopback.
         "trust_env": base.host not in LOOPBACK_HOSTS,
     }
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    key = (os.environ.get("MODELYARD_API_KEY", "") if api_key is None else api_key).strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise ConfigurationError(
+            "the API key holds characters that none has; is MODELYARD_API_KEY set right?"
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _arguments(call: Call[Any]) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from app import errors
 from app.errors import (
+    ForbiddenError,
     InputNotFiniteError,
     InputNotNumericError,
     ModelyardError,
     NotFoundError,
     QueueFullError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from client.errors import (
@@ -43,6 +45,8 @@ Samples: TypeAlias = NDArray[Any] | list[Any]
 
 LONG_POLL_S = 20.0  # under the idle limit of common proxies, and under the controller's own limit
 STATUS_ERRORS: dict[int, type[ModelyardError]] = {
+    401: UnauthenticatedError,
+    403: ForbiddenError,
     404: NotFoundError,
     429: QueueFullError,
     502: UnavailableError,

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.pool import WorkerRecord
 from controller import documentation as docs
+from controller.access import caller_of, require
 from controller.predict import in_range
 from controller.results import job_json
 from controller.watch import PoolView
@@ -25,14 +26,14 @@ def _services(request: Request) -> Services:
     return services
 
 
-@router.post("/predict", **docs.PREDICT)
+@router.post("/predict", dependencies=[require("predict")], **docs.PREDICT)
 async def predict(request: Request) -> Response:
     """Send one or several samples to the best model version, or to the one that you name."""
     reply = await _services(request).predict.respond(request.scope, request.receive)
     return Response(reply.body, reply.status, {k.decode(): v.decode() for k, v in reply.headers})
 
 
-@router.get("/results/{job_id}", **docs.RESULT)
+@router.get("/results/{job_id}", dependencies=[require("predict")], **docs.RESULT)
 async def result(
     request: Request,
     job_id: str,
@@ -41,21 +42,21 @@ async def result(
     """Read a job, and its outcome where it has one."""
     services = _services(request)
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    view = await services.results.job(job_id, wait_s)
+    view = await services.results.job(job_id, caller_of(request), wait_s)
     return Response(job_json(view.ref, view.head, view.status, view.outcome), media_type=JSON)
 
 
-@router.delete("/results/{job_id}", **docs.CANCEL)
+@router.delete("/results/{job_id}", dependencies=[require("predict")], **docs.CANCEL)
 async def cancel(request: Request, job_id: str) -> Response:
     """Cancel a job that no worker has taken yet."""
     services = _services(request)
-    view = await services.results.job(job_id)
+    view = await services.results.job(job_id, caller_of(request))
     if view.status != "cancelled":
         await services.ledger.cancel(view.ref, view.head)
     return Response(job_json(view.ref, view.head, "cancelled", view.outcome), media_type=JSON)
 
 
-@router.get("/workers", **docs.WORKERS)
+@router.get("/workers", dependencies=[require("operate")], **docs.WORKERS)
 async def workers(request: Request) -> Response:
     """The pool: every worker number with its model version, its workers and its backlog."""
     services = _services(request)
@@ -65,7 +66,7 @@ async def workers(request: Request) -> Response:
     return Response(orjson.dumps({"workers": rows}), media_type=JSON)
 
 
-@router.get("/metrics", **docs.METRICS)
+@router.get("/metrics", dependencies=[require("operate")], **docs.METRICS)
 async def metrics(request: Request) -> Response:
     """All series in Prometheus's text format."""
     return Response(

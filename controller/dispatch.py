@@ -38,6 +38,7 @@ class Job:
         deadline_ms: When it expires, Redis's clock.
         wants_outcome: Whether `settled` waits for the outcome rather than for acceptance.
         settled: Done when what is waited for is there; holds the error if the job was not accepted.
+        owner: Name of the API key that it came with; empty where there was none.
         once: Redis key and value of its idempotency key, where it has one.
     """
 
@@ -48,6 +49,7 @@ class Job:
     deadline_ms: float
     wants_outcome: bool
     settled: asyncio.Future[None]
+    owner: str = ""
     once: tuple[str, str] | None = None
     batch: SentBatch | None = None
     index: int = -1
@@ -292,7 +294,12 @@ class Dispatcher:
             sample_shape=candidate.contract.sample_shape,
             jobs=[
                 JobEntry(
-                    job.n_samples, job.received_at_ms, job.deadline_ms, job.route.policy, job.route.forced
+                    job.n_samples,
+                    job.received_at_ms,
+                    job.deadline_ms,
+                    job.route.policy,
+                    job.route.forced,
+                    job.owner,
                 )
                 for job in jobs
             ],

@@ -98,6 +98,10 @@ def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
+_KEY = {"s401": "There are API keys, and none of them was sent"}
+_OPERATOR = {**_KEY, "s403": "The API key does not have the role `operate`"}
+
+
 def _parameter(name: str, schema: dict[str, Any], text: str, where: str = "query") -> dict[str, Any]:
     return {"name": name, "in": where, "required": False, "schema": schema, "description": text}
 
@@ -111,6 +115,7 @@ PREDICT: dict[str, Any] = {
         202: {"description": "Accepted: poll `result_url`", **_json(JOB_SCHEMA, _RECEIPT)},
         200: {"description": "The outcome, if it came within `wait`", **_json(JOB_SCHEMA, _DONE)},
         **_problems(
+            **_KEY,
             s400="The body is not JSON",
             s404="No such worker number, model or version",
             s409="The idempotency key stands for another request",
@@ -159,7 +164,8 @@ RESULT: dict[str, Any] = {
     "responses": {
         200: {"description": "The job", **_json(JOB_SCHEMA, _DONE)},
         **_problems(
-            s404="No job has this id",
+            **_KEY,
+            s404="No job has this id, or none of this API key",
             s410="Its outcome has expired",
             s422="`wait` is out of range",
             s503="Redis away",
@@ -170,16 +176,20 @@ CANCEL: dict[str, Any] = {
     "responses": {
         200: {"description": "Cancelled", **_json(JOB_SCHEMA, {**_RECEIPT, "status": "cancelled"})},
         **_problems(
-            s404="No job has this id",
+            **_KEY,
+            s404="No job has this id, or none of this API key",
             s409="It runs, or has its outcome",
             s410="Its outcome has expired",
             s503="Redis away",
         ),
     }
 }
-WORKERS: dict[str, Any] = {"responses": _problems(s503="Redis does not answer")}
+WORKERS: dict[str, Any] = {"responses": _problems(**_OPERATOR, s503="Redis does not answer")}
 METRICS: dict[str, Any] = {
-    "responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Series"}}
+    "responses": {
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Series"},
+        **_problems(**_OPERATOR),
+    }
 }
 HEALTH: dict[str, Any] = {}
 READY: dict[str, Any] = {"responses": {503: {"description": "Not ready: `reasons` says why"}}}

@@ -35,8 +35,13 @@ class Idempotency:
         self._client = client
         self._release = client.register_script(_RELEASE)
 
-    def entry(self, key: bytes, request: bytes) -> tuple[str, str]:
+    def entry(self, key: bytes, request: bytes, owner: str) -> tuple[str, str]:
         """Redis key, and value without the job id, of a request: all that makes it the same one again.
+
+        Args:
+            key: The idempotency key.
+            request: What the request asks for.
+            owner: Whose job it is to be; the same idempotency key of another is another one.
 
         Raises:
             ParameterError: The idempotency key is empty or too long.
@@ -44,7 +49,7 @@ class Idempotency:
         if not 0 < len(key) <= MAX_KEY_BYTES:
             raise ParameterError(f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} characters")
         digest = blake2b(request, digest_size=16).hexdigest()
-        return keys.once(blake2b(key, digest_size=16).hexdigest()), f"{digest}:"
+        return keys.once(blake2b(key, digest_size=16, key=owner.encode()).hexdigest()), f"{digest}:"
 
     async def reserve(self, once: tuple[str, str]) -> str | None:
         """Take the key for a new job, or return the id of the job that it stands for.

@@ -23,12 +23,14 @@ from starlette.exceptions import HTTPException
 from app import ledger as ledger_module
 from app.celery_app import create_celery
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError, ModelyardError, ParameterError
+from app.errors import LedgerUnavailableError, ModelyardError, ParameterError, UnauthenticatedError
 from app.ledger import ControllerLedger
 from app.settings import ControllerSettings, load
 from controller import api, documentation
+from controller.access import ANONYMOUS, DOCUMENTATION_PATHS, Access, is_open
 from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher
+from controller.headers import on_answers, on_pages
 from controller.idempotency import Idempotency
 from controller.metrics import Metrics
 from controller.predict import Predict, Receive, Scope, Send
@@ -56,10 +58,19 @@ class Services:
 
 
 class Controller:
-    """The ASGI application: the hot route in front of a FastAPI application that has everything else."""
+    """The ASGI application: the hot route in front of a FastAPI application that has everything else.
 
-    def __init__(self, fastapi: FastAPI) -> None:
+    What is not open to all passes only with a valid API key, whatever route it leads to, and even if to none.
+    """
+
+    def __init__(self, fastapi: FastAPI, access: Access) -> None:
         self.fastapi = fastapi
+        self._access = access
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether callers need an API key."""
+        return self._access.is_guarded
 
     @property
     def services(self) -> Services:
@@ -71,34 +82,52 @@ class Controller:
         """Serve one connection."""
         if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
             await self.services.predict(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._guarded(scope, receive, send)
         else:
             await self.fastapi(scope, receive, send)
 
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        send = on_pages(send) if path in DOCUMENTATION_PATHS else on_answers(send)
+        try:
+            caller = ANONYMOUS if is_open(path) else self._access.caller(dict(scope["headers"]))
+        except UnauthenticatedError as error:
+            await _answer(self.services, error)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = caller
+        await self.fastapi(scope, receive, send)
+
 
 def create_app(settings: ControllerSettings) -> Controller:
-    """Make the application. Nothing connects before its lifespan begins."""
+    """Make the application. Nothing connects before its lifespan begins.
+
+    Raises:
+        ConfigurationError: The API keys are malformed.
+    """
+    access = Access(settings)
     fastapi = FastAPIOffline(
         redoc_url=None,
         title="Modelyard",
         version=version("modelyard"),
         description=documentation.INTRODUCTION,
-        lifespan=lambda fastapi: _lifespan(fastapi, settings),
+        lifespan=lambda fastapi: _lifespan(fastapi, settings, access),
     )
     fastapi.include_router(api.router)
     fastapi.add_exception_handler(ModelyardError, _on_modelyard_error)
     fastapi.add_exception_handler(RequestValidationError, _on_validation_error)
     fastapi.add_exception_handler(HTTPException, _on_http_error)
     fastapi.add_exception_handler(Exception, _on_unforeseen_error)
-    return Controller(fastapi)
+    return Controller(fastapi, access)
 
 
 @asynccontextmanager
-async def _lifespan(fastapi: FastAPI, settings: ControllerSettings) -> AsyncIterator[None]:
+async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Access) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         client = ledger_module.connect_async(settings)
         stack.push_async_callback(client.aclose)
         controller_id = uuid4().hex
-        services, reconciler = _build(settings, client, controller_id)
+        services, reconciler = _build(settings, access, client, controller_id)
         fastapi.state.services = services
         try:
             await services.watcher.refresh()
@@ -109,6 +138,7 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings) -> AsyncIter
             services.results.listen(),
             services.results.check_overdue(),
             reconciler.run(),
+            access.watch(),
         ]
         for coroutine in background:
             await stack.enter_async_context(_running(coroutine))
@@ -120,7 +150,9 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings) -> AsyncIter
         yield
 
 
-def _build(settings: ControllerSettings, client: Any, controller_id: str) -> tuple[Services, Reconciler]:
+def _build(
+    settings: ControllerSettings, access: Access, client: Any, controller_id: str
+) -> tuple[Services, Reconciler]:
     clock = PoolClock()
     ledger = ControllerLedger(client, settings.result_retention_s)
     backlogs = Backlogs(settings)
@@ -139,7 +171,9 @@ def _build(settings: ControllerSettings, client: Any, controller_id: str) -> tup
         metrics.settled,
     )
     results = Results(controller_id, client, ledger, dispatcher, watcher, clock)
-    predict = Predict(settings, watcher, backlogs, dispatcher, results, Idempotency(client), metrics, clock)
+    predict = Predict(
+        settings, access, watcher, backlogs, dispatcher, results, Idempotency(client), metrics, clock
+    )
     reconciler = Reconciler(controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s)
     return Services(settings, clock, ledger, watcher, dispatcher, results, metrics, predict), reconciler
 
@@ -165,7 +199,10 @@ def _log_death(task: asyncio.Task[None]) -> None:
 
 def _on_modelyard_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ModelyardError)
-    services: Services = request.app.state.services
+    return _answer(request.app.state.services, error)
+
+
+def _answer(services: Services, error: ModelyardError) -> Response:
     services.metrics.rejected(error.code)
     status, headers, body = problem(error)
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})

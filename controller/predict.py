@@ -26,8 +26,10 @@ from app.errors import (
 )
 from app.settings import ControllerSettings
 from controller import decode
+from controller.access import Access, Caller
 from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher, Job
+from controller.headers import API, Headers
 from controller.idempotency import Idempotency
 from controller.metrics import Metrics
 from controller.problems import problem
@@ -40,7 +42,6 @@ logger = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
@@ -62,12 +63,14 @@ class Asked:
 
     Attributes:
         received_at_ms: When it arrived, Redis's clock.
+        caller: Who asks.
     """
 
     selector: Selector
     wait_s: float
     deadline_s: float
     received_at_ms: float
+    caller: Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Predict:
     def __init__(
         self,
         settings: ControllerSettings,
+        access: Access,
         watcher: PoolWatcher,
         backlogs: Backlogs,
         dispatcher: Dispatcher,
@@ -98,6 +102,7 @@ class Predict:
         clock: PoolClock,
     ) -> None:
         self._settings = settings
+        self._access = access
         self._watcher = watcher
         self._backlogs = backlogs
         self._dispatcher = dispatcher
@@ -110,9 +115,8 @@ class Predict:
         """Answer one request."""
         reply = await self.respond(scope, receive)
         length = (b"content-length", str(len(reply.body)).encode())
-        await send(
-            {"type": "http.response.start", "status": reply.status, "headers": [*reply.headers, length]}
-        )
+        headers = [*reply.headers, *API, length]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
 
     async def respond(self, scope: Scope, receive: Receive) -> Reply:
@@ -135,6 +139,7 @@ class Predict:
     async def _respond(self, scope: Scope, receive: Receive) -> Reply:
         received_at_ms = self._clock.now_ms()
         headers = dict(scope["headers"])
+        caller = self._access.caller(headers)
         query = parse_query(scope["query_string"])
         wait_s = self._wait_s(query, headers.get(b"prefer"))
         deadline_s = self._deadline_s(query)
@@ -142,7 +147,7 @@ class Predict:
             raise InputError("the body is compressed; send it as it is, without Content-Encoding")
         body = await self._read(headers, receive)
         key = headers.get(b"idempotency-key")
-        asked = Asked(query.selector, wait_s, deadline_s, received_at_ms)
+        asked = Asked(query.selector, wait_s, deadline_s, received_at_ms, caller)
         if key is None:
             return await self._submit(self._new_job(asked, body), wait_s)
         return await self._submit_once(key, asked, body)
@@ -150,10 +155,10 @@ class Predict:
     async def _submit_once(self, key: bytes, asked: Asked, body: bytes) -> Reply:
         # Before anything that may refuse: a repeated post gets its job even where a new one could not be taken.
         request = repr((asked.selector, asked.deadline_s)).encode() + body
-        once = self._idempotency.entry(key, request)
+        once = self._idempotency.entry(key, request, asked.caller.name)
         first = await self._idempotency.reserve(once)
         if first:
-            return await self._repeat(first, asked.wait_s)
+            return await self._repeat(first, asked)
         try:
             job = self._new_job(asked, body)
             job.once = once
@@ -186,6 +191,7 @@ class Predict:
             deadline_ms=asked.received_at_ms + asked.deadline_s * 1000,
             wants_outcome=asked.wait_s > 0,
             settled=asyncio.get_running_loop().create_future(),
+            owner=asked.caller.name,
         )
 
     async def _submit(self, job: Job, wait_s: float) -> Reply:
@@ -213,9 +219,9 @@ class Predict:
         if job.accepted:
             job.settle()
 
-    async def _repeat(self, first_job_id: str, wait_s: float) -> Reply:
-        view = await self._results.job(first_job_id, wait_s)
-        done = view.outcome is not None and wait_s > 0
+    async def _repeat(self, first_job_id: str, asked: Asked) -> Reply:
+        view = await self._results.job(first_job_id, asked.caller, asked.wait_s)
+        done = view.outcome is not None and asked.wait_s > 0
         location: Headers = [] if done else [(b"location", f"/results/{first_job_id}".encode())]
         body = job_json(view.ref, view.head, view.status, view.outcome if done else None)
         return Reply(200 if done else 202, [JSON, *location], body)

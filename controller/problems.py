@@ -18,6 +18,8 @@ STATUS: dict[type[ModelyardError], HTTPStatus] = {
     errors.InputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.BodyNotJsonError: HTTPStatus.BAD_REQUEST,
     errors.TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
+    errors.ForbiddenError: HTTPStatus.FORBIDDEN,
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
     errors.JobGoneError: HTTPStatus.GONE,
     errors.ConflictError: HTTPStatus.CONFLICT,
@@ -25,6 +27,7 @@ STATUS: dict[type[ModelyardError], HTTPStatus] = {
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 DEFAULT_RETRY_AFTER_S = 1.0
+CHALLENGE = (b"www-authenticate", b'Bearer realm="modelyard"')
 
 
 def status_of(error: ModelyardError) -> HTTPStatus:
@@ -36,6 +39,8 @@ def problem(error: ModelyardError) -> tuple[int, list[tuple[bytes, bytes]], byte
     """Status, headers and body that answer an error."""
     status = status_of(error)
     headers = [(b"content-type", PROBLEM_JSON)]
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers.append(CHALLENGE)
     retry_after_s = error.retry_after_s
     if retry_after_s is None and status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         retry_after_s = DEFAULT_RETRY_AFTER_S

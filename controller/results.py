@@ -18,6 +18,7 @@ from app.errors import JobGoneError, LedgerUnavailableError, UnknownJobError, Wi
 from app.ids import BATCH_ID_LENGTH, JobRef
 from app.ledger import ControllerLedger, JobView, ledger_errors
 from app.wire import EXPIRED, FINAL_STATUSES, BatchHead, BatchOutcome, JobOutcome, Status
+from controller.access import Caller
 from controller.dispatch import Dispatcher, SentBatch
 from controller.watch import PoolWatcher
 
@@ -94,35 +95,39 @@ class Results:
             except Exception:
                 logger.exception("a look-up of overdue batches failed; the next one follows")
 
-    async def job(self, job_id: str, wait_s: float = 0) -> JobView:
+    async def job(self, job_id: str, caller: Caller, wait_s: float = 0) -> JobView:
         """Look a job up, waiting up to `wait_s` seconds for its outcome.
 
         Raises:
-            UnknownJobError: No job has this id.
+            UnknownJobError: No job that the caller may read has this id.
             JobGoneError: Its outcome was kept for its time and is no longer.
             LedgerUnavailableError: Redis does not answer.
         """
         ref = self._watcher.signer.parse_job_id(job_id)
         if ref is None:
-            raise UnknownJobError("no job has this id")
+            raise _unknown(caller)
         until_s = time.monotonic() + wait_s
         pause_s = POLL_FIRST_S
         while True:
             view = await self._ledger.read(ref)
             if view is None:
-                raise self._missing(ref)
+                raise self._missing(ref, caller)
+            if not caller.may_read(view.head.jobs[ref.index].owner):
+                raise _unknown(caller)
             left_s = until_s - time.monotonic()
             if view.status in FINAL_STATUSES or left_s <= 0:
                 return view
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, POLL_LONGEST_S)
 
-    def _missing(self, ref: JobRef) -> UnknownJobError | JobGoneError:
+    def _missing(self, ref: JobRef, caller: Caller) -> UnknownJobError | JobGoneError:
+        if not caller.is_operator:
+            return _unknown(caller)  # whose job it was went with its record
         # Nobody else can make an id that this pool's secret confirms; so the job existed. An outcome lives at
         # least its retention, so one that is younger was lost with Redis's data, not kept to its end.
         age_ms = self._clock.now_ms() - ids.accepted_at_ms(ref.batch_id)
         if age_ms < self._ledger.retention_ms:
-            return UnknownJobError("no job has this id")
+            return _unknown(caller)
         return JobGoneError("the job's outcome was kept for its retention time and is gone; submit again")
 
     def _hear(self, notice: bytes) -> None:
@@ -156,6 +161,15 @@ class Results:
         except WireError as error:
             logger.error("the outcome of batch %s is left out: %s", batch.batch_id, error.detail)
             self._dispatcher.abandon(batch)
+
+
+def _unknown(caller: Caller) -> UnknownJobError:
+    # To a caller who may not read every job, one of another's, one that is gone and one that never was look alike.
+    if caller.is_operator:
+        return UnknownJobError("no job has this id")
+    return UnknownJobError(
+        "no job of this API key has this id, or its outcome was kept for its time and is gone"
+    )
 
 
 def receipt(ref: JobRef, head: BatchHead, status: Status) -> dict[str, Any]:

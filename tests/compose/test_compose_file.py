@@ -1,6 +1,7 @@
 """What the compose file and the Dockerfile promise, read as text: no Docker engine is needed."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,28 @@ def test_redis_gets_its_password_by_no_argument_and_keeps_what_it_was_given() ->
     assert "--appendonly yes" in server
     assert "--maxmemory-policy noeviction" in server
     assert "redis-data:/data" in SERVICES["redis"]["volumes"]
+
+
+def test_keys_and_logins_come_from_the_environment_and_the_pool_starts_without_them() -> None:
+    for name in ("controller", "flower"):
+        assert environment_of(name)["MODELYARD_API_KEYS"] == "${MODELYARD_API_KEYS:-}"
+        assert environment_of(name)["MODELYARD_ALLOW_ANONYMOUS"] == "true"
+    assert environment_of("flower")["FLOWER_BASIC_AUTH"] == "${FLOWER_BASIC_AUTH:-}"
+
+
+def test_prometheus_gets_its_key_by_no_argument_and_where_its_configuration_looks_for_it(
+    tmp_path: Path,
+) -> None:
+    script = SERVICES["prometheus"]["entrypoint"][-1].replace("$$", "$")
+    before, command = script.split("exec ")
+    assert "KEY" not in command
+    jobs = yaml.safe_load((ROOT / "prometheus.yml").read_text())["scrape_configs"]
+    (place,) = [job["authorization"]["credentials_file"] for job in jobs if "authorization" in job]
+    for key in ("modelyard_%s_x", ""):
+        here = before.replace(place, f"{tmp_path}/key")
+        subprocess.run(["sh", "-c", here], env={"MODELYARD_API_KEY": key}, check=True)
+        assert (tmp_path / "key").read_text() == key
+        assert (tmp_path / "key").stat().st_mode & 0o077 == 0
 
 
 def test_both_workers_are_alike_but_for_version_and_number() -> None:

@@ -14,6 +14,7 @@ import pytest
 import redis
 import yaml
 
+from app.access import new_key
 from app.clock import PoolClock
 from app.contract import InputContract
 from app.pool import assign_number
@@ -84,21 +85,30 @@ def worker(redis_server: RedisServer) -> Iterator[Beacon]:
         beacon.close()
 
 
+@pytest.fixture(scope="module")
+def operator() -> tuple[str, str]:
+    """An operator's API key, and the line of it that the controller knows."""
+    key, known = new_key("prometheus", "operate")
+    return key, known.line()
+
+
 @pytest.fixture
 def controller(
     start: Start,
     http: httpx.Client,
     redis_server: RedisServer,
     worker: Beacon,
+    operator: tuple[str, str],
     free_port: Any,
     wait_until: WaitUntil,
 ) -> str:
-    """URL of a controller that sees the worker."""
+    """URL of a controller that sees the worker, and has API keys."""
     port = free_port()
     start(
         [sys.executable, "-m", "cli", "serve", "--port", str(port)],
         REDIS_URL=redis_server.url,
         MODELYARD_HEARTBEAT_S=str(HEARTBEAT_S),
+        MODELYARD_API_KEYS=operator[1],
     )
     url = f"http://127.0.0.1:{port}"
     wait_until(lambda: answers(http, f"{url}/readyz"), START_S, "the controller is ready")
@@ -130,7 +140,8 @@ def prometheus(
 ) -> Prometheus:
     """Prometheus on the project's configuration, but for the targets' addresses and a quicker pace."""
     program = system_tool("prometheus", "prometheus")
-    text = CONFIG.read_text()
+    text = CONFIG.read_text().replace("/tmp/modelyard.key", f"{tmp_path}/key")
+    (tmp_path / "key").write_text("")
     for name, url in (("controller:9000", controller), ("flower:5555", flower)):
         assert f'"{name}"' in text
         text = text.replace(f'"{name}"', f'"{url.removeprefix("http://")}"')
@@ -160,7 +171,7 @@ def answers(http: httpx.Client, url: str) -> bool:
 
 def test_promtool_accepts_the_configuration(system_tool: Callable[[str, str], str]) -> None:
     done = subprocess.run(
-        [system_tool("promtool", "prometheus"), "check", "config", str(CONFIG)],
+        [system_tool("promtool", "prometheus"), "check", "config", "--syntax-only", str(CONFIG)],
         capture_output=True,
         text=True,
     )
@@ -172,22 +183,27 @@ def test_prometheus_reads_the_pool_and_forgets_a_worker_that_is_gone(
     http: httpx.Client,
     controller: str,
     worker: Beacon,
+    operator: tuple[str, str],
+    tmp_path: Path,
     wait_until: WaitUntil,
 ) -> None:
     def reads(expression: str, value: float | None) -> None:
         wait_until(lambda: prometheus.value(expression) == value, what=f"{expression} is {value}")
 
+    reads('up{job="controller"}', 0)  # the file of the key is still empty
+    (tmp_path / "key").write_text(operator[0])
     reads('up{job="controller"}', 1)
     reads('up{job="flower"}', 1)
     reads('modelyard_live_workers{worker="3"}', 1)
     reads('modelyard_val_accuracy_ratio{worker="3"}', 0.875)
     reads('modelyard_backlog_jobs{worker="3"}', 0)
 
+    http.headers["Authorization"] = f"Bearer {operator[0]}"
     job = http.post(f"{controller}/predict", json={"data": [[[[0.0] * 28] * 28]]})
     assert http.post(f"{controller}/predict", json={"data": "seven"}).status_code == 422
     reads('modelyard_backlog_jobs{worker="3"}', 1)
     reads('modelyard_batch_jobs_count{worker="3"}', 1)
-    reads("sum(modelyard_requests_rejected_total)", 1)
+    reads('sum(modelyard_requests_rejected_total{code!="unauthenticated"})', 1)
 
     worker.close()
     reads('modelyard_live_workers{worker="3"}', 0)

@@ -1,0 +1,146 @@
+"""API keys: how one is made, how it is written down, whose it is, and where a server needs some.
+
+Only a key's SHA-256 is ever stored. A slow hash (bcrypt, Argon2) guards passwords, which people choose and others
+can guess; a key has 256 random bits, which nobody can guess at any speed, and a slow hash would only let strangers
+keep the controller busy with wrong ones.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal, get_args
+
+from app.errors import ConfigurationError
+from app.settings import ControllerSettings
+
+Role = Literal["predict", "operate"]
+ROLES: tuple[Role, ...] = get_args(Role)
+KEYS_REMEDY = "make API keys with `modelyard key` and set MODELYARD_API_KEYS_FILE"
+KEY_PREFIX = "modelyard_"  # so that scanners for secrets can tell one
+_LINE = re.compile(
+    rf"(?P<name>[A-Za-z0-9][\w.-]{{0,63}})[ \t]+(?P<role>{'|'.join(ROLES)})[ \t]+sha256:(?P<hash>[0-9a-f]{{64}})",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of a key.
+
+    Attributes:
+        name: The client whose key it is; several keys may share it, so that one can be replaced by another.
+        role: What it may do; `operate` includes `predict`.
+        digest: SHA-256 of the key.
+    """
+
+    name: str
+    role: Role
+    digest: bytes
+
+    def line(self) -> str:
+        """How it is written down."""
+        return f"{self.name} {self.role} sha256:{self.digest.hex()}"
+
+
+def new_key(name: str, role: Role) -> tuple[str, ApiKey]:
+    """Make a key: the key itself, which is not kept anywhere, and what is to be known of it.
+
+    Raises:
+        ConfigurationError: The name cannot be written down.
+    """
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    made = ApiKey(name, role, sha256(key.encode()).digest())
+    if not _LINE.fullmatch(made.line()):
+        raise ConfigurationError(
+            "a name has 1 to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
+        )
+    return key, made
+
+
+def read_keys(settings: ControllerSettings) -> tuple[ApiKey, ...]:
+    """The keys of the settings' file and environment variable; none where neither is set.
+
+    Raises:
+        ConfigurationError: One is unreadable, malformed or without any key. Says where, never what stands there:
+            it could be a key itself.
+    """
+    sources: list[tuple[str, str]] = []
+    path = settings.api_keys_file
+    if path is not None:
+        try:
+            sources.append((f"the API keys file {path}", path.read_text("utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigurationError(f"the API keys file {path} cannot be read ({reason})") from None
+    if settings.api_keys:
+        sources.append(("MODELYARD_API_KEYS", settings.api_keys))
+    found: dict[bytes, ApiKey] = {}
+    for source, text in sources:
+        for key in _parse(source, text):
+            if key.digest in found:
+                raise ConfigurationError(f"{source} holds a key twice: take one of its lines out")
+            found[key.digest] = key
+    return tuple(found.values())
+
+
+def _parse(source: str, text: str) -> Iterator[ApiKey]:
+    n_keys = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        for entry in filter(None, map(str.strip, line.partition("#")[0].split(","))):
+            match = _LINE.fullmatch(entry)
+            if match is None:
+                raise ConfigurationError(
+                    f"{source}, line {number}: expected `name role sha256:<64 hex digits>`, the role one of "
+                    f"{', '.join(ROLES)}; `modelyard key` writes such lines"
+                )
+            n_keys += 1
+            role: Role = "operate" if match["role"] == "operate" else "predict"
+            yield ApiKey(match["name"], role, bytes.fromhex(match["hash"]))
+    if not n_keys:
+        # Not the same as none being asked for: an emptied file must not open the door.
+        raise ConfigurationError(f"{source} holds no key; add one with `modelyard key`, or unset it")
+
+
+def holder(known: Sequence[ApiKey], key: bytes) -> ApiKey | None:
+    """What is known of a key that someone sent; None where it is not one of ours."""
+    digest = sha256(key).digest()
+    found = None
+    for each in known:  # all of them, and each in constant time: how long it takes says nothing
+        if hmac.compare_digest(each.digest, digest):
+            found = each
+    return found
+
+
+def check_exposure(what: str, host: str, is_guarded: bool, remedy: str, settings: ControllerSettings) -> None:
+    """Refuse to let strangers in by mistake.
+
+    Args:
+        what: What is about to listen, for the message.
+        host: Where; empty for every address.
+        is_guarded: Whether whoever comes needs credentials.
+        remedy: How to ask for some.
+        settings: Say whether strangers are welcome.
+
+    Raises:
+        ConfigurationError: Other machines could reach it, and no credentials are asked for.
+    """
+    if is_guarded or settings.allow_anonymous or is_loopback(host):
+        return
+    raise ConfigurationError(
+        f"{what} would listen on {host or 'every address'} for anyone who can reach it: {remedy}, or let it "
+        "listen on 127.0.0.1, or set MODELYARD_ALLOW_ANONYMOUS=true if that is what you want"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there. A name other than localhost counts as no."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,59 @@
+"""Security headers of every answer. The API's are constants; the documentation page's say which script may run."""
+
+from __future__ import annotations
+
+import base64
+import re
+from hashlib import sha256
+
+from starlette.types import Message, Send
+
+Headers = list[tuple[bytes, bytes]]
+
+_ALL: Headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+# Answers are data, some of them somebody's own: nothing in them is to run, to be framed, or to be stored.
+API: Headers = [
+    *_ALL,
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+_INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+
+def on_answers(send: Send) -> Send:
+    """A `send` that adds the API's headers."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *API]
+        await send(message)
+
+    return send_with_headers
+
+
+def on_pages(send: Send) -> Send:
+    """A `send` that adds the headers of a documentation page, which comes in one piece."""
+    start: Message = {}
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)  # held back: its headers depend on the page
+            return
+        if start:
+            own = of_page(message.get("body", b""))
+            await send({**start, "headers": [*start.get("headers", []), *own]})
+            start.clear()
+        await send(message)
+
+    return send_with_headers
+
+
+def of_page(body: bytes) -> Headers:
+    """Headers of a documentation page: its own scripts and styles, and requests to this API, nothing else."""
+    hashes = [base64.b64encode(sha256(script).digest()) for script in _INLINE_SCRIPT.findall(body)]
+    scripts = b"".join(b" 'sha256-" + each + b"'" for each in hashes)
+    policy = (
+        b"default-src 'none'; script-src 'self'" + scripts + b"; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return [*_ALL, (b"cache-control", b"no-cache"), (b"content-security-policy", policy)]
