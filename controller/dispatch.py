@@ -17,7 +17,7 @@ from celery import Celery
 
 from app.celery_app import BatchMessages, message_template
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError, ModelyardError
+from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
 from app.ids import IdSigner, JobRef
 from app.ledger import ControllerLedger, NewBatch
 from app.settings import ControllerSettings
@@ -40,6 +40,7 @@ class Job:
         settled: Done when what is waited for is there; holds the error if the job was not accepted.
         owner: Name of the API key that it came with; empty where there was none.
         once: Redis key and value of its idempotency key, where it has one.
+        expired: Whether its deadline is known to have passed before a worker took it.
     """
 
     route: Route
@@ -54,6 +55,7 @@ class Job:
     batch: SentBatch | None = None
     index: int = -1
     accepted: bool = False
+    expired: bool = False
 
     def settle(self) -> None:
         """Wake whoever waits."""
@@ -211,6 +213,7 @@ class Dispatcher:
         if lane.flush_due is not None:
             lane.flush_due.cancel()
             lane.flush_due = None
+        self._drop_late(lane)
         while lane.waiting:
             jobs = self._take(lane)
             lane.backlog.held_jobs -= len(jobs)
@@ -219,6 +222,18 @@ class Dispatcher:
             task = asyncio.get_running_loop().create_task(self._send(lane, jobs))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
+
+    def _drop_late(self, lane: Lane) -> None:
+        """Refuse held jobs whose deadline has passed: no worker would run them."""
+        now_ms = self._clock.now_ms()
+        late = [job for job in lane.waiting if job.deadline_ms <= now_ms]
+        if not late:
+            return
+        lane.waiting = [job for job in lane.waiting if job.deadline_ms > now_ms]
+        lane.n_samples -= sum(job.n_samples for job in late)
+        lane.backlog.held_jobs -= len(late)
+        for job in late:
+            job.fail(QueueFullError("the deadline passed before the job could be sent; allow a later one"))
 
     def _take(self, lane: Lane) -> list[Job]:
         """The next batch: the longest prefix within the limits, and at least one job."""

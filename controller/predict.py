@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from app import ids
 from app.clock import PoolClock
 from app.errors import (
     InputError,
@@ -46,6 +48,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON = (b"content-type", b"application/json")
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
 CODINGS = frozenset({b"", b"identity"})
+EXPIRY_POLL_S = 0.2  # Redis's clock, which decides, may be a little behind this process's
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Predict:
         self._idempotency = idempotency
         self._metrics = metrics
         self._clock = clock
+        self._look_ups: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -198,6 +202,9 @@ class Predict:
         loop = asyncio.get_running_loop()
         self._dispatcher.submit(job)
         timer = loop.call_later(wait_s, self._stop_waiting, job) if job.wants_outcome else None
+        lives_ms = job.deadline_ms - job.received_at_ms
+        if lives_ms < wait_s * 1000:
+            loop.call_later(lives_ms / 1000, self._at_deadline, job)
         try:
             await job.settled
         finally:
@@ -209,6 +216,8 @@ class Predict:
         if batch.outcome and wait_s > 0:
             own = batch.outcome.jobs[job.index]
             return Reply(200, [JSON], job_json(ref, batch.head, own.status, batch.outcome))
+        if job.expired:
+            return Reply(200, [JSON], job_json(ref, batch.head, "expired", None))
         accepted = receipt(ref, batch.head, "queued")
         return Reply(202, [JSON, (b"location", accepted["result_url"].encode())], orjson.dumps(accepted))
 
@@ -218,6 +227,22 @@ class Predict:
         job.wants_outcome = False
         if job.accepted:
             job.settle()
+
+    def _at_deadline(self, job: Job) -> None:
+        """Tell a caller that still waits if no worker took the job in time, before its batch is closed."""
+        if job.accepted and not job.settled.done():
+            look_up = asyncio.create_task(self._see_whether_expired(job))
+            self._look_ups.add(look_up)
+            look_up.add_done_callback(self._look_ups.discard)
+
+    async def _see_whether_expired(self, job: Job) -> None:
+        assert job.batch
+        with suppress(ModelyardError):  # then the caller goes on waiting
+            job_id, owner = ids.job_id(job.batch.batch_id, job.index), Caller(job.owner, is_operator=False)
+            view = await self._results.job(job_id, owner, EXPIRY_POLL_S)
+            if view.status == "expired":
+                job.expired = True
+                job.settle()
 
     async def _repeat(self, first_job_id: str, asked: Asked) -> Reply:
         view = await self._results.job(first_job_id, asked.caller, asked.wait_s)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import redis
 
 from app import keys
+from app.contract import InputContract
 from app.errors import LedgerUnavailableError, ModelyardError
 from app.ledger import NewBatch
+from app.pool import Latency
 from app.wire import JobOutcome
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import CONTRACT, MODEL, outcome
@@ -267,6 +270,118 @@ async def test_a_full_queue_refuses_with_429_and_when_to_come_back(
     answer = await served.post()
     assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
     assert int(answer.headers["retry-after"]) >= 1
+
+
+SLOW: dict[str, Any] = {"inference_ms": Latency(999, 999, 999), "jobs_done": 10, "batches_done": 10}
+
+
+async def test_a_queue_is_full_for_a_job_that_would_wait_too_long_for_its_deadline(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker(**SLOW)  # a second a batch
+    served = await serve()
+    assert (await served.post(query="?deadline=1")).status_code == 202, "nothing is ahead of it"
+    early = await served.post(query="?deadline=1")
+    assert (early.status_code, early.json()["code"]) == (429, "queue_full")
+    assert early.headers["retry-after"] == "1"
+    assert "1 s of work" in early.json()["detail"]
+    assert (await served.post(query="?deadline=2")).status_code == 202
+    late = await served.post(query="?deadline=2")
+    assert (late.status_code, late.headers["retry-after"]) == (429, "1")
+    assert (await served.post()).status_code == 202, "the default deadline is far away"
+
+
+async def test_a_burst_is_refused_from_the_job_on_that_would_come_too_late(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker(**SLOW)
+    served = await serve(batch_max_jobs=10)
+    answers = await asyncio.gather(*(served.post(query="?deadline=4") for _ in range(100)))
+    # Two seconds of waiting are two batches ahead; no reading of the pool came in between.
+    accepted = [answer for answer in answers if answer.status_code == 202]
+    assert 20 <= len(accepted) <= 30
+    assert {answer.status_code for answer in answers} == {202, 429}
+
+
+async def test_a_queue_that_another_controller_filled_is_full_here_too(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker(**SLOW)
+    first, second = await serve(), await serve()
+    for _ in range(3):
+        assert (await first.post()).status_code == 202
+    await second.services.watcher.refresh()
+    assert (await second.post(query="?deadline=4")).status_code == 429
+    assert (await second.post(query="?deadline=10")).status_code == 202
+
+
+async def test_a_full_queue_is_empty_again_once_its_outcomes_are_heard(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker(**SLOW)
+    served = await serve()
+    await served.post()
+    assert (await served.post(query="?deadline=1")).status_code == 429
+    worker.finish(await worker.claimed())
+    await until(lambda: not served.services.dispatcher.sent, "the outcome is heard")
+    assert (await served.post(query="?deadline=1")).status_code == 202
+
+
+async def test_a_full_queue_does_not_look_at_the_body_where_that_decides_nothing(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker(1, **SLOW)
+    served = await serve()
+    await served.post()
+    assert (await served.post(b"no JSON", "?deadline=1")).status_code == 429
+    assert (await served.post(b"no JSON")).status_code == 400, "there is room for it"
+    hand_worker(2, val_accuracy=0.1, input=InputContract("float32", (3,)))
+    await until(lambda: len(served.services.watcher.view.records) == 2, "the second is seen")
+    assert (await served.post(b"no JSON", "?deadline=1")).status_code == 400
+    assert (await served.post({"data": [1, 2, 3]}, "?deadline=1")).json()["worker"] == 2
+    assert (await served.post({"data": [1, 2]}, "?deadline=1")).status_code == 429
+
+
+async def test_a_held_job_whose_deadline_passes_is_refused_and_not_sent(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve(batch_hold_ms=300)
+    await served.post()
+    late, later = await asyncio.gather(served.post(query="?deadline=0.1"), served.post())
+    assert (late.status_code, late.json()["code"]) == (429, "queue_full")
+    assert "the deadline passed" in late.json()["detail"]
+    assert later.status_code == 202
+    assert client.hget(keys.BACKLOG, worker.record.queue) == b"2"
+    backlog = served.services.dispatcher.lane(worker.record.queue).backlog
+    assert (backlog.held_jobs, backlog.sent_jobs, backlog.sent_batches) == (0, 2, 2)
+
+
+async def test_a_caller_that_waits_past_its_deadline_hears_of_it_before_the_batch_is_closed(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    hand_worker()
+    served = await serve()
+    answer = await served.post(query="?deadline=0.1&wait=20")
+    job = answer.json()
+    assert (answer.status_code, job["status"], job["error"]["code"]) == (200, "expired", "job_expired")
+    assert not client.hexists(keys.batch(job["id"].split(".")[0]), "out")
+
+
+async def test_a_job_that_was_taken_before_its_deadline_is_waited_for_beyond_it(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served = await serve(
+        heartbeat_s=60
+    )  # so that nobody misses the batch in the record of a worker that has it
+    post = asyncio.create_task(served.post(query="?deadline=1&wait=20"))
+    batch = await worker.claimed()
+    now_ms = served.services.clock.now_ms
+    await until(lambda: now_ms() > batch.head.jobs[0].deadline_ms + 300, "the deadline has passed")
+    assert not post.done()
+    worker.finish(batch)
+    assert (await post).json()["status"] == "succeeded"
 
 
 async def test_a_repeated_post_with_an_idempotency_key_returns_the_first_job(

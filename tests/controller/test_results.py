@@ -111,7 +111,7 @@ async def test_a_job_shown_as_expired_stays_expired_when_it_is_cancelled(
 ) -> None:
     hand_worker()
     served = await serve(heartbeat_s=60)  # so that nobody closes the batch meanwhile
-    url = (await served.post(query="?deadline=0.001")).headers["location"]
+    url = (await served.post(query="?deadline=0.1")).headers["location"]
     shown = (await served.http.get(f"{url}?wait=1")).json()
     assert (shown["status"], shown["error"]["code"]) == ("expired", "job_expired")
     assert (await served.http.delete(url)).status_code == 409
@@ -123,10 +123,9 @@ async def test_a_job_that_nobody_takes_by_its_deadline_is_closed_as_expired(
 ) -> None:
     worker = hand_worker()
     served = await serve()
-    post = asyncio.create_task(served.post(query="?deadline=0.05&wait=5"))
-    answer = await post
+    answer = await served.post(query="?deadline=0.05&wait=5")
     assert (answer.status_code, answer.json()["status"]) == (200, "expired")
-    assert client.hget(keys.BACKLOG, worker.record.queue) == b"0"
+    await until(lambda: client.hget(keys.BACKLOG, worker.record.queue) == b"0", "its batch is closed")
     assert client.exists(keys.pending(worker.record.queue), keys.deadlines(worker.record.queue)) == 0
     assert worker.claim() is None
 
