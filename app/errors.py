@@ -11,8 +11,11 @@ ModelyardError
 │   ├── InputNotFiniteError
 │   ├── InputEmptyError
 │   ├── ParameterError
-│   └── ContradictionError
+│   ├── ContradictionError
+│   └── MalformedRequestError     what was sent is not HTTP
 ├── TooLargeError                 more bytes or samples than the limits
+│   └── HeadTooLargeError         the request's line and headers
+├── RequestTimeoutError           the request did not arrive in time
 ├── UnauthenticatedError          no API key, or none of ours
 ├── ForbiddenError                the API key lacks the role
 ├── NotFoundError
@@ -127,10 +130,28 @@ class ContradictionError(InputError):
     code = "parameters_contradict"
 
 
+class MalformedRequestError(InputError):
+    """What was sent is not HTTP."""
+
+    code = "request_malformed"
+
+
 class TooLargeError(ModelyardError):
     """More bytes or samples than the limits allow."""
 
     code = "request_too_large"
+
+
+class HeadTooLargeError(TooLargeError):
+    """The request's line and headers are larger, or more, than the limits allow."""
+
+    code = "head_too_large"
+
+
+class RequestTimeoutError(ModelyardError):
+    """The request did not arrive in time."""
+
+    code = "request_timeout"
 
 
 class UnauthenticatedError(ModelyardError):

@@ -172,6 +172,9 @@ class ControllerSettings(Settings):
     max_wait_s: float = Field(
         default=60.0, ge=0, le=3600, description="largest wait, in seconds, that a request may ask for"
     )
+    request_timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds that a request may take to arrive whole"
+    )
     api_keys_file: Path | None = Field(
         default=None, description="file of API keys, a `modelyard key` line each; read again when it changes"
     )

@@ -19,9 +19,8 @@ from app.settings import ControllerSettings, load
 @click.option("--access-log", is_flag=True, help="Log every request.")
 def command(host: str | None, port: int | None, redis_url: str | None, access_log: bool) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
-    import uvicorn
-
     from controller.main import create_app
+    from controller.server import make_server
 
     configure_logging()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -30,14 +29,7 @@ def command(host: str | None, port: int | None, redis_url: str | None, access_lo
     settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
     app = create_app(settings)
     check_exposure("the controller", settings.host, app.is_guarded, KEYS_REMEDY, settings)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        access_log=access_log,
-        log_config=None,
-        # Nothing here goes by the caller's address, and the server's name helps only attackers.
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=10,
-    )
+    server = make_server(app, settings, access_log=access_log)
+    server.run()
+    if not server.started:
+        sys.exit(1)

@@ -1,0 +1,154 @@
+"""uvicorn with an end to its patience: limits to a request's time and head, which uvicorn itself does not have.
+
+A caller who sends a byte a minute would keep a connection for ever, and one who never ends a header would fill the
+memory. Nothing is done per request for it but noting when one began; a look each second finds who takes too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from uvicorn import Config, Server
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError, RequestTimeoutError
+from app.settings import ControllerSettings
+from controller.headers import API
+from controller.problems import problem
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 100
+KEEP_ALIVE_S = 5  # of a connection between two requests
+TICKS_PER_LOOK = 10  # of a tenth of a second each
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """One connection, which knows since when it has been waiting for the rest of a request."""
+
+    _refusal: ModelyardError | None = None
+    _in_head = False
+    _head_bytes = 0
+    _chunk_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a request from now on."""
+        super().connection_made(transport)
+        self._reading_since_s: float | None = time.monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in a piece of a request."""
+        self._chunk_bytes = len(data)
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(_HEAD_TOO_LARGE)
+        elif self._reading_since_s is None and self.timeout_keep_alive_task is None and self._is_idle():
+            # Not the beginning of a request, such as an empty line; uvicorn has stopped its keep-alive timer for it.
+            self._reading_since_s = time.monotonic()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        self._reading_since_s = time.monotonic()
+
+    def on_headers_complete(self) -> None:
+        """The head of a request is there; what is raised here becomes `_refusal`."""
+        self._in_head = False
+        if len(self.headers) > MAX_HEADERS or (
+            self._head_bytes + self._chunk_bytes > MAX_HEAD_BYTES
+            and len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES
+        ):
+            self._refusal = _HEAD_TOO_LARGE
+            raise self._refusal
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The whole request is there."""
+        super().on_message_complete()
+        self._reading_since_s = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or what was refused, in our own format."""
+        self._refuse(self._refusal or _MALFORMED)
+
+    def end_if_overdue(self, since_s: float) -> None:
+        """Refuse the rest of a request that began before `since_s` (`time.monotonic`)."""
+        if self._reading_since_s is None or self._reading_since_s > since_s:
+            return
+        if self.pipeline:
+            self._reading_since_s = time.monotonic()  # it waits for us: nothing is read before its turn
+            return
+        if self._in_head or not self._is_idle():
+            self._refuse(_TIMEOUT)
+        else:
+            self.transport.close()  # nothing was asked
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _refuse(self, error: ModelyardError) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # in the middle of another answer
+            return
+        status, headers, body = problem(error)
+        length = (b"content-length", str(len(body)).encode())
+        lines = [*headers, *API, length, (b"connection", b"close")]
+        head = b"".join(name + b": " + value + b"\r\n" for name, value in lines)
+        self.transport.write(STATUS_LINE[status] + head + b"\r\n" + body)
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        pass  # a stranger's wish, not a fault to log twice
+
+
+class PatientServer(Server):
+    """The server of a controller.
+
+    Args:
+        config: For uvicorn.
+        request_timeout_s: Seconds that a request may take to arrive.
+    """
+
+    def __init__(self, config: Config, request_timeout_s: float) -> None:
+        super().__init__(config)
+        self._request_timeout_s = request_timeout_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Each second, end the connections that take too long."""
+        if counter % TICKS_PER_LOOK == 0:
+            since_s = time.monotonic() - self._request_timeout_s
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, PatientProtocol):
+                    connection.end_if_overdue(since_s)
+        return await super().on_tick(counter)
+
+
+def make_server(app: object, settings: ControllerSettings, *, access_log: bool) -> PatientServer:
+    """A server for the application of `create_app`."""
+    config = Config(
+        app,  # type: ignore[arg-type]
+        host=settings.host,
+        port=settings.port,
+        http=PatientProtocol,
+        ws="none",
+        access_log=access_log,
+        log_config=None,
+        # Nothing here goes by the caller's address, and the server's name helps only attackers.
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=10,
+    )
+    return PatientServer(config, settings.request_timeout_s)
+
+
+_HEAD_TOO_LARGE = HeadTooLargeError(
+    f"the request's line and headers are larger than {MAX_HEAD_BYTES} bytes, or more than {MAX_HEADERS} headers"
+)
+_MALFORMED = MalformedRequestError("this is not HTTP/1.1")
+_TIMEOUT = RequestTimeoutError("the request did not arrive in time; send it in one go")

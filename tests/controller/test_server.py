@@ -1,0 +1,244 @@
+"""A controller as `modelyard serve` runs it, and callers who send slowly, too much, or nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from tests.conftest import RedisServer, running_redis, wait_until_true
+from tests.controller.conftest import nothing_is_queued
+from tests.pool_samples import publish, record
+
+TIMEOUT_S = 0.5
+LONGER_S = 2.0  # than that, and than the second between two looks
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.fixture(scope="module")
+def redis_of_module() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def address(
+    redis_of_module: RedisServer, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, int]]:
+    """Where a controller listens that has patience for half a second, and sees a worker that takes nothing."""
+    with redis.Redis.from_url(redis_of_module.url) as client:
+        publish(client, record())
+    port = free_port()
+    log = tmp_path_factory.mktemp("server") / "log"
+    environment = os.environ | {
+        "REDIS_URL": redis_of_module.url,
+        "MODELYARD_REQUEST_TIMEOUT_S": str(TIMEOUT_S),
+        "MODELYARD_MAX_BODY_BYTES": "1024",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "serve", "--port", str(port)],
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_until_true(lambda: answers(port), 60, "the controller is ready")
+        yield "127.0.0.1", port
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert "Traceback" not in log.read_text()
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def exchange(address: tuple[str, int], *pieces: bytes) -> bytes:
+    """Send pieces, and read until the controller closes the connection."""
+    with socket.create_connection(address, timeout=30) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        return read_all(connection)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while piece := connection.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def refusal(answer: bytes) -> tuple[int, str]:
+    """Status and code of a problem document that ended its connection."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert b"connection: close" in head
+    assert b"x-content-type-options: nosniff" in head
+    problem = json.loads(body)
+    status = int(head.split(b" ")[1])
+    assert problem["status"] == status
+    return status, problem["code"]
+
+
+# What a caller sends before falling silent, and what the answer is then; all at once, as each takes its time.
+SLOW: dict[str, tuple[list[bytes], int | None]] = {
+    "nothing": ([], None),
+    "an empty line": ([b"\r\n"], None),
+    "a byte": ([b"P"], 408),
+    "half a head": ([HEAD + b"X-Slow: "], 408),
+    "half a body": ([HEAD + b"Content-Length: 15\r\n\r\n", b'{"data"'], 408),
+    "half a chunk": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"], 408),
+    "no body where one was announced": (
+        [b"GET /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"],
+        200,
+    ),
+}
+
+
+def test_a_request_that_does_not_arrive_is_given_up(
+    address: tuple[str, int], redis_of_module: RedisServer
+) -> None:
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in SLOW]
+        for connection, (pieces, _) in zip(connections, SLOW.values(), strict=True):
+            for piece in pieces:
+                connection.sendall(piece)
+        answers = {name: read_all(each) for name, each in zip(SLOW, connections, strict=True)}
+    for name, (_, status) in SLOW.items():
+        if status == 408:
+            assert refusal(answers[name]) == (408, "request_timeout"), name
+        else:
+            assert answers[name].startswith(b"HTTP/1.1 200" if status else b""), name
+            assert bool(answers[name]) == bool(status), name
+    with redis.Redis.from_url(redis_of_module.url) as client:
+        assert nothing_is_queued(client)
+
+
+def test_a_caller_who_sends_a_little_at_a_time_is_given_up_too(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=30) as header, socket.create_connection(address) as lines:
+        header.sendall(HEAD)
+        lines.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert lines.recv(65536).startswith(b"HTTP/1.1 200")
+        still_open = {header: b"X-A: b\r\n", lines: b"\r\n"}
+        give_up_at_s = time.monotonic() + 30
+        while still_open:
+            assert time.monotonic() < give_up_at_s
+            for connection, piece in list(still_open.items()):
+                if not is_open_for(connection, piece):
+                    del still_open[connection]
+            time.sleep(0.05)  # the pace is what is tested
+
+
+def is_open_for(connection: socket.socket, piece: bytes) -> bool:
+    try:
+        connection.sendall(piece)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"X-Long: " + b"a" * 70_000,
+        HEAD + b"X-Long: " + b"a" * 70_000 + b"\r\n\r\n",
+        HEAD + b"".join(b"X-%d: a\r\n" % i for i in range(101)) + b"\r\n",
+        b"GET /" + b"a" * 70_000,
+    ],
+    ids=["a header without an end", "a long header", "many headers", "a long path"],
+)
+def test_a_head_that_is_too_large_is_refused(address: tuple[str, int], sent: bytes) -> None:
+    assert refusal(exchange(address, sent)) == (431, "head_too_large")
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01 TLS\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"SECRET\r\n\r\n"])
+def test_what_is_no_http_is_a_problem_document_too(address: tuple[str, int], sent: bytes) -> None:
+    answer = exchange(address, sent)
+    assert refusal(answer) == (400, "request_malformed")
+    assert b"SECRET" not in answer
+
+
+def test_waiting_for_an_outcome_takes_as_long_as_it_takes(address: tuple[str, int]) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as client:
+        answer = client.post(f"/predict?wait={LONGER_S}", json={"data": [1, 2]}, timeout=30)
+        assert answer.status_code == 202
+        assert client.delete(answer.headers["location"]).status_code == 200  # on the same connection
+
+
+def test_a_pipelined_request_waits_for_its_turn(address: tuple[str, int]) -> None:
+    body = b'{"data": [1, 2]}'
+    first = b"POST /predict?wait=%g HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (
+        3 * TIMEOUT_S,
+        len(body),
+    )
+    second = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(first + body + second)
+        time.sleep(0.1)  # so that the second one's body comes by itself
+        connection.sendall(body)
+        received = read_all(connection)
+    assert received.count(b"HTTP/1.1 202") == 2
+    with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as client:
+        for url in re.findall(rb"location: (\S+)", received):
+            assert client.delete(url.decode()).status_code == 200
+
+
+def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(address: tuple[str, int]) -> None:
+    asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(asked)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "told"),
+    [
+        (["serve", "--host", "0.0.0.0"], {}, "the controller would listen on 0.0.0.0"),
+        (["serve"], {"MODELYARD_HOST": "::"}, "the controller would listen on ::"),
+        (["flower", "--address=0.0.0.0"], {}, "Flower would listen on 0.0.0.0"),
+        (
+            ["flower"],
+            {"MODELYARD_API_KEYS": "a predict sha256:" + "0" * 64},
+            "Flower, which can stop workers",
+        ),
+        (["flower", "--basic-auth=a:SECRET"], {}, "on the command line"),
+        (["serve"], {"MODELYARD_API_KEYS": "modelyard_SECRET"}, "MODELYARD_API_KEYS, line 1"),
+        (["predict"], {"MODELYARD_API_KEY": "SECRET ä"}, "the API key holds characters"),
+    ],
+)
+def test_what_would_let_strangers_in_or_is_no_key_is_refused_in_one_line(
+    arguments: list[str], variables: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", *arguments],
+        env=os.environ | {"REDIS_URL": "unix:///nowhere"} | variables,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "SECRET" not in done.stderr + done.stdout
