@@ -27,6 +27,8 @@ Celery's own keys on the same server: `modelyard:unacked*`, `_kombu.binding.*` a
 
 from __future__ import annotations
 
+import re
+
 PREFIX = "modelyard"
 BACKLOG = f"{PREFIX}:backlog"
 NUMBERS = f"{PREFIX}:numbers"
@@ -81,6 +83,11 @@ def once(idempotency_key: str) -> str:
 def reply_channel(controller_id: str) -> str:
     """Where a controller hears of the outcomes of the batches it dispatched."""
     return f"{PREFIX}:reply:{controller_id}"
+
+
+def is_queue(queue: str) -> bool:
+    """Whether `queue_name` could have made it."""
+    return re.fullmatch(rf"{PREFIX}:queue:[^:]+:\d{{1,9}}", queue, re.ASCII) is not None
 
 
 def model_of(queue: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from app import keys
-from app.contract import InputContract
+from app.contract import DTYPES, InputContract
 from app.errors import NewerWireError, WireError, WorkerNumberTakenError
 from app.wire import SCHEMA_VERSION, unreadable
 
@@ -80,7 +80,18 @@ def decode_record(data: bytes) -> WorkerRecord:
         raise NewerWireError(f"worker record of schema version {record.schema_version}")
     if record.schema_version != SCHEMA_VERSION:
         raise WireError(f"worker record of schema version {record.schema_version}")
+    _check(record)
     return record
+
+
+def _check(record: WorkerRecord) -> None:
+    """Refuse a record that is well formed and makes no sense: routing goes by it."""
+    if record.queue != keys.queue_name(record.model_name, record.model_version) or not keys.is_queue(
+        record.queue
+    ):
+        raise WireError(f"a worker record names the queue {record.queue!r} for {record.model_name!r}")
+    if record.input.dtype not in DTYPES or min(record.input.sample_shape, default=1) < 1:
+        raise WireError(f"a worker record has the input contract {record.input}")
 
 
 # KEYS record workers numbers; ARGV record ttl_ms worker_id queue channel ('' where nothing changed). Returns Redis's

@@ -26,6 +26,7 @@ from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, ParameterError, UnauthenticatedError
 from app.ledger import ControllerLedger
 from app.settings import ControllerSettings, load
+from app.unreadable import Unreadable
 from controller import api, documentation
 from controller.access import ANONYMOUS, DOCUMENTATION_PATHS, Access, is_open
 from controller.backlog import Backlogs
@@ -156,8 +157,9 @@ def _build(
     clock = PoolClock()
     ledger = ControllerLedger(client, settings.result_retention_s)
     backlogs = Backlogs(settings)
-    watcher = PoolWatcher(client, clock, backlogs, settings.heartbeat_s, settings.worker_ttl_s)
-    metrics = Metrics(watcher, clock)
+    unreadable = Unreadable()
+    watcher = PoolWatcher(client, clock, backlogs, settings.heartbeat_s, settings.worker_ttl_s, unreadable)
+    metrics = Metrics(watcher, clock, unreadable)
 
     dispatcher = Dispatcher(
         controller_id,
@@ -170,11 +172,13 @@ def _build(
         metrics.sent,
         metrics.settled,
     )
-    results = Results(controller_id, client, ledger, dispatcher, watcher, clock)
+    results = Results(controller_id, client, ledger, dispatcher, watcher, clock, unreadable)
     predict = Predict(
         settings, access, watcher, backlogs, dispatcher, results, Idempotency(client), metrics, clock
     )
-    reconciler = Reconciler(controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s)
+    reconciler = Reconciler(
+        controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s, unreadable
+    )
     return Services(settings, clock, ledger, watcher, dispatcher, results, metrics, predict), reconciler
 
 

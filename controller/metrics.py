@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.clock import PoolClock
 from app.pool import WorkerRecord
+from app.unreadable import WHATS, Unreadable
 from app.wire import FINAL_STATUSES
 from controller.dispatch import SentBatch
 from controller.watch import PoolWatcher
@@ -22,7 +23,7 @@ BATCH_BUCKETS_JOBS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 class Metrics:
     """All series of one controller. Labels come only from known sets: worker numbers, outcomes, error codes."""
 
-    def __init__(self, watcher: PoolWatcher, clock: PoolClock) -> None:
+    def __init__(self, watcher: PoolWatcher, clock: PoolClock, unreadable: Unreadable) -> None:
         self._registry = CollectorRegistry()
         self._watcher = watcher
         self._clock = clock
@@ -62,6 +63,7 @@ class Metrics:
             "modelyard_requests_rejected", "Requests answered with a problem", ["code"], registry=registry
         )
         registry.register(_PoolCollector(watcher, clock))
+        registry.register(_UnreadableCollector(unreadable))
 
     def sent(self, batch: SentBatch, seconds: float) -> None:
         """Count an accepted batch."""
@@ -138,6 +140,22 @@ class _PoolCollector(Collector):
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
             oldest.add_metric(number, age_ms / 1000)
         yield from (accuracy, inference, live, backlog, oldest)
+
+
+class _UnreadableCollector(Collector):
+    """Counts of what could not be read here."""
+
+    def __init__(self, unreadable: Unreadable) -> None:
+        self._unreadable = unreadable
+
+    def collect(self) -> Iterator[Metric]:
+        """One family, one series a kind."""
+        family = CounterMetricFamily(
+            "modelyard_unreadable", "Bytes in Redis that this controller could not read", labels=["what"]
+        )
+        for what in WHATS:
+            family.add_metric((what,), self._unreadable.counts[what])
+        yield family
 
 
 def _family(name: str, text: str) -> GaugeMetricFamily:

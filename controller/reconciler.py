@@ -20,6 +20,7 @@ from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import ControllerLedger, ledger_errors
 from app.pool import decode_record
+from app.unreadable import Unreadable
 from controller.dispatch import Dispatcher
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Reconciler:
         dispatcher: Dispatcher,
         clock: PoolClock,
         interval_s: float,
+        unreadable: Unreadable,
     ) -> None:
         self._controller_id = controller_id
         self._client = client
@@ -82,6 +84,7 @@ class Reconciler:
         self._dispatcher = dispatcher
         self._clock = clock
         self._interval_s = interval_s
+        self._unreadable = unreadable
         self._take_lease = client.register_script(_TAKE_LEASE)
         # Seen in one pass, acted on in the next: what is merely on its way has arrived by then.
         self._suspects: set[str] = set()
@@ -109,14 +112,23 @@ class Reconciler:
         with ledger_errors():
             # Queues without a backlog too: a batch whose jobs were all cancelled counts for nothing there.
             queues = cast(list[bytes], await self._client.hkeys(keys.BACKLOG))
-            suspects: set[str] = set()
-            for queue in [name.decode() for name in queues]:
-                view = await self._read(queue)
-                suspects |= await self._send_again(view, await self._silent(view))
-                for batch_id in view.overdue:
-                    if batch_id not in view.running:
-                        await self._close(batch_id, queue)
-            self._suspects = suspects
+        suspects: set[str] = set()
+        for queue in [name.decode("utf-8", "replace") for name in queues]:
+            try:
+                suspects |= await self._pass_queue(queue)
+            except WireError as error:  # the other queues' work goes on
+                self._unreadable.note("pool_entry", queue, error.detail)
+        self._suspects = suspects
+
+    async def _pass_queue(self, queue: str) -> set[str]:
+        """Mend one queue; return what may be lost."""
+        with ledger_errors():
+            view = await self._read(queue)
+            suspects = await self._send_again(view, await self._silent(view))
+            for batch_id in view.overdue:
+                if batch_id not in view.running:
+                    await self._close(batch_id, queue)
+            return suspects
 
     async def _read(self, queue: str) -> QueueView:
         pipe = self._client.pipeline(transaction=False)
@@ -126,13 +138,30 @@ class Reconciler:
         overdue_ms = self._clock.now_ms() - OVERDUE_GRACE_MS
         pipe.zrangebyscore(keys.deadlines(queue), "-inf", overdue_ms, start=0, num=OVERDUE_PER_PASS)
         running, oldest, next_message, overdue = await pipe.execute()
+        nonsense = {each for each in (*running, *dict(oldest), *overdue) if not _batch_id(each)}
+        if nonsense:
+            await self._drop(queue, nonsense)
         return QueueView(
             queue=queue,
-            running={batch.decode(): owner.decode() for batch, owner in running.items()},
-            oldest=[(batch.decode(), int(score)) for batch, score in oldest],
+            running={
+                _batch_id(batch): owner.decode("utf-8", "replace")
+                for batch, owner in running.items()
+                if batch not in nonsense
+            },
+            oldest=[(_batch_id(batch), int(score)) for batch, score in oldest if batch not in nonsense],
             next_message=next_message,
-            overdue=[batch.decode() for batch in overdue],
+            overdue=[_batch_id(batch) for batch in overdue if batch not in nonsense],
         )
+
+    async def _drop(self, queue: str, nonsense: set[bytes]) -> None:
+        """Take what is no batch's id out of a queue's indexes, where it would stand before real batches."""
+        for entry in nonsense:
+            self._unreadable.note("pool_entry", queue, f"{entry[:32]!r} is no batch's id; dropped")
+        pipe = self._client.pipeline(transaction=False)
+        pipe.zrem(keys.pending(queue), *nonsense)
+        pipe.zrem(keys.deadlines(queue), *nonsense)
+        pipe.hdel(keys.running(queue), *nonsense)
+        await pipe.execute()
 
     async def _silent(self, view: QueueView) -> dict[str, bool]:
         """Running batches that their owner does not report; True where the owner is dead."""
@@ -158,15 +187,20 @@ class Reconciler:
         lost += [batch for batch in suspects if batch in self._suspects]
         # The last one sent is the first one taken: the oldest batch goes last.
         for batch in sorted(lost, key=ids.accepted_at_ms, reverse=True):
-            owner = view.running.get(batch, "")
-            message = self._dispatcher.lane(view.queue).messages.write(batch)
-            if await self._ledger.requeue(batch, view.queue, owner, message):
-                logger.warning(
-                    "batch %s was lost%s; sent again", batch, f" with worker {owner}" if owner else ""
-                )
-            else:
-                await self._ledger.forget(batch, view.queue)
+            await self._send_one_again(batch, view.queue, view.running.get(batch, ""))
         return suspects - set(lost)
+
+    async def _send_one_again(self, batch_id: str, queue: str, owner: str) -> None:
+        message = self._dispatcher.lane(queue).messages.write(batch_id)
+        try:
+            with ledger_errors():
+                if await self._ledger.requeue(batch_id, queue, owner, message):
+                    with_owner = f" with worker {owner}" if owner else ""
+                    logger.warning("batch %s was lost%s; sent again", batch_id, with_owner)
+                else:
+                    await self._ledger.forget(batch_id, queue)
+        except WireError as error:
+            await self._close_unreadable(batch_id, queue, error)
 
     def _unannounced(self, view: QueueView) -> set[str]:
         """Batches that nobody runs and that the queue, first in first out, should have given out by now."""
@@ -186,5 +220,14 @@ class Reconciler:
             if await self._ledger.close_overdue(batch_id, queue, now_ms):
                 logger.warning("batch %s expired: no worker took it in time", batch_id)
         except WireError as error:
-            logger.error("batch %s is closed as unreadable: %s", batch_id, error.detail)
-            await self._ledger.close_unreadable(batch_id, queue, now_ms)
+            await self._close_unreadable(batch_id, queue, error)
+
+    async def _close_unreadable(self, batch_id: str, queue: str, error: WireError) -> None:
+        self._unreadable.note("batch", batch_id, f"its jobs have failed: {error.detail}")
+        await self._ledger.close_unreadable(batch_id, queue, self._clock.now_ms())
+
+
+def _batch_id(raw: bytes) -> str:
+    """An index's entry; empty where it is no batch's id."""
+    batch_id = raw.decode("ascii", "replace")
+    return batch_id if ids.is_well_formed(batch_id) else ""

@@ -17,6 +17,7 @@ from app.clock import PoolClock
 from app.errors import JobGoneError, LedgerUnavailableError, UnknownJobError, WireError
 from app.ids import BATCH_ID_LENGTH, JobRef
 from app.ledger import ControllerLedger, JobView, ledger_errors
+from app.unreadable import Unreadable
 from app.wire import EXPIRED, FINAL_STATUSES, BatchHead, BatchOutcome, JobOutcome, Status
 from controller.access import Caller
 from controller.dispatch import Dispatcher, SentBatch
@@ -48,6 +49,7 @@ class Results:
         dispatcher: Dispatcher,
         watcher: PoolWatcher,
         clock: PoolClock,
+        unreadable: Unreadable,
     ) -> None:
         self._reply_channel = keys.reply_channel(controller_id).encode()
         self._client = client
@@ -55,6 +57,7 @@ class Results:
         self._dispatcher = dispatcher
         self._watcher = watcher
         self._clock = clock
+        self._unreadable = unreadable
 
     async def listen(self) -> None:
         """Hear notices of outcomes and of pool changes until cancelled, reconnecting as needed."""
@@ -134,9 +137,14 @@ class Results:
         try:
             batch_id = notice[:BATCH_ID_LENGTH].decode()
             outcome = wire.decode_outcome(notice[BATCH_ID_LENGTH:])
+            self._settle(batch_id, outcome)
         except (WireError, UnicodeDecodeError) as error:
-            logger.warning("an unreadable notice is left out: %s", error)
-            return
+            self._unreadable.note("notice", "", f"left out: {error}")
+
+    def _settle(self, batch_id: str, outcome: BatchOutcome) -> None:
+        batch = self._dispatcher.sent.get(batch_id)
+        if batch and len(batch.head.jobs) != len(outcome.jobs):
+            raise WireError(f"{len(outcome.jobs)} outcomes for {len(batch.head.jobs)} jobs")
         self._dispatcher.settle_batch(batch_id, outcome)
 
     async def _check_overdue_once(self) -> None:
@@ -148,8 +156,14 @@ class Results:
         for batch in batches:
             pipe.hmget(keys.batch(batch.batch_id), ["head", "out"])
         with ledger_errors():
-            rows = cast(list[list[bytes | None]], await pipe.execute())
-        for batch, (head, out) in zip(batches, rows, strict=True):
+            # One record of another kind must not keep the others from being looked up.
+            rows = await pipe.execute(raise_on_error=False)
+        for batch, row in zip(batches, rows, strict=True):
+            if isinstance(row, Exception):
+                self._unreadable.note("batch", batch.batch_id, row)
+                self._dispatcher.abandon(batch)
+                continue
+            head, out = cast(list[bytes | None], row)
             if out:
                 self._make_up_for_notice(batch, out)
             elif head is None:
@@ -157,9 +171,9 @@ class Results:
 
     def _make_up_for_notice(self, batch: SentBatch, out: bytes) -> None:
         try:
-            self._dispatcher.settle_batch(batch.batch_id, wire.decode_outcome(out))
+            self._settle(batch.batch_id, wire.decode_outcome(out))
         except WireError as error:
-            logger.error("the outcome of batch %s is left out: %s", batch.batch_id, error.detail)
+            self._unreadable.note("outcome", batch.batch_id, f"left out: {error.detail}")
             self._dispatcher.abandon(batch)
 
 
@@ -186,6 +200,7 @@ def receipt(ref: JobRef, head: BatchHead, status: Status) -> dict[str, Any]:
         "policy": entry.policy,
         "forced": entry.forced,
         "result_url": f"/results/{job_id}",
+        **({"resent_from": head.resent_from} if head.resent_from else {}),
     }
 
 
@@ -218,5 +233,8 @@ def _timings(ref: JobRef, head: BatchHead, outcome: BatchOutcome) -> dict[str, A
 def _predictions(own: JobOutcome) -> list[dict[str, Any]]:
     if not own.scores:
         return [{"class": value, "scores": None} for value in own.classes]
-    scores = np.frombuffer(own.scores, "<f4").reshape(len(own.classes), -1)
+    try:
+        scores = np.frombuffer(own.scores, "<f4").reshape(len(own.classes), -1)
+    except ValueError as error:
+        raise WireError(f"the outcome's scores cannot be read: {error}") from None
     return [{"class": value, "scores": row} for value, row in zip(own.classes, scores, strict=True)]

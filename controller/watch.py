@@ -18,6 +18,7 @@ from app.errors import LedgerUnavailableError, WireError
 from app.ids import IdSigner
 from app.ledger import ledger_errors
 from app.pool import WorkerRecord, decode_record
+from app.unreadable import Unreadable
 from controller.backlog import Backlogs
 from controller.routing import Snapshot, build_snapshot
 
@@ -62,12 +63,14 @@ class PoolWatcher:
         backlogs: Backlogs,
         interval_s: float,
         worker_ttl_s: float,
+        unreadable: Unreadable,
     ) -> None:
         self.view = PoolView()
         self.reachable = False
         self._client = client
         self._clock = clock
         self._backlogs = backlogs
+        self._unreadable = unreadable
         self._interval_s = interval_s
         self._worker_ttl_ms = worker_ttl_s * 1000
         self._signer: IdSigner | None = None
@@ -101,6 +104,8 @@ class PoolWatcher:
                 self.reachable = False
                 # What sits in the pool may be cut off without knowing, and each would cost a timeout to find out.
                 await self._client.connection_pool.disconnect(inuse_connections=False)
+            except WireError as error:
+                self._unreadable.note("pool_entry", "", error.detail)
             except Exception:
                 # A record that nobody foresaw must not end the refreshing: routing would go by this view for ever.
                 logger.exception("the pool could not be read; trying again each heartbeat")
@@ -130,7 +135,7 @@ class PoolWatcher:
             secret = secret or await self._new_secret()
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
-            await self._read_workers(worker_ids, _counts(numbers), _counts(backlog), sent_before)
+            await self._read_workers(worker_ids, self._counts(numbers), self._counts(backlog), sent_before)
         if not self.reachable:
             logger.info("Redis answers")
         self.reachable = True
@@ -149,7 +154,8 @@ class PoolWatcher:
     ) -> None:
         backlog = {queue: jobs for queue, jobs in backlog.items() if jobs > 0}
         pipe = self._client.pipeline(transaction=False)
-        pipe.mget([keys.worker(worker_id.decode()) for worker_id in worker_ids] or [keys.worker("")])
+        names = [worker_id.decode("utf-8", "replace") for worker_id in worker_ids] or [""]
+        pipe.mget([keys.worker(name) for name in names])
         # Workers that were killed never take themselves off the list.
         pipe.zremrangebyscore(
             keys.WORKERS, "-inf", self._clock.now_ms() - SWEEP_AFTER_TTLS * self._worker_ttl_ms
@@ -157,7 +163,7 @@ class PoolWatcher:
         for queue in backlog:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
         raw, _, *oldest = await pipe.execute()
-        records = tuple(record for record in map(_readable, raw) if record)
+        records = tuple(record for record in map(self._readable, names, raw) if record)
         waits_ms = self._backlogs.refresh(records, backlog, sent_before)
         self.view = PoolView(
             records=records,
@@ -169,16 +175,24 @@ class PoolWatcher:
             snapshot=build_snapshot(records, numbers, waits_ms),
         )
 
+    def _counts(self, raw: dict[bytes, bytes]) -> dict[str, int]:
+        """A hash of counts by queue, less what is none."""
+        found = {}
+        for name, value in raw.items():
+            queue = name.decode("utf-8", "replace")
+            try:
+                if not keys.is_queue(queue):
+                    raise ValueError("not the name of a queue")
+                found[queue] = int(value)
+            except ValueError as error:
+                self._unreadable.note("pool_entry", queue, error)
+        return found
 
-def _counts(raw: dict[bytes, bytes]) -> dict[str, int]:
-    return {name.decode(): int(value) for name, value in raw.items()}
-
-
-def _readable(data: bytes | None) -> WorkerRecord | None:
-    if data is None:
-        return None
-    try:
-        return decode_record(data)
-    except WireError as error:
-        logger.warning("a worker record is left out: %s", error.detail)
-        return None
+    def _readable(self, worker_id: str, data: bytes | None) -> WorkerRecord | None:
+        if data is None:
+            return None
+        try:
+            return decode_record(data)
+        except WireError as error:
+            self._unreadable.note("worker_record", worker_id, f"left out: {error.detail}")
+            return None

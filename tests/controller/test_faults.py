@@ -19,7 +19,7 @@ from app.settings import Settings
 from cli import pool_redis
 from controller import reconciler, results
 from tests.controller.conftest import HandWorker, Serve, serving, settings_for, until
-from tests.pool_samples import outcome, record
+from tests.pool_samples import MODEL, outcome, record
 
 HandWorkers = Callable[..., HandWorker]
 
@@ -229,17 +229,27 @@ async def test_unreadable_notices_and_outcomes_do_not_stop_the_controller(
     assert (await post).json()["status"] == "succeeded"
 
 
-async def test_an_unreadable_batch_is_dropped_at_its_deadline_and_the_next_is_closed(
+async def test_an_unreadable_batch_that_no_worker_took_fails_at_its_deadline_and_the_next_is_closed(
     serve: Serve, hand_worker: HandWorkers, client: redis.Redis
 ) -> None:
     worker = hand_worker()
     served = await serve()
-    first = (await served.post(query="?deadline=0.5")).json()["id"].split(".")[0]
-    client.hset(keys.batch(first), "head", b"unreadable")
-    second = await served.post(query="?deadline=0.5&wait=5")
-    assert second.json()["status"] == "expired"
-    await until(lambda: not client.exists(keys.pending(worker.record.queue)), "both are closed")
+    urls = []
+    for damage in (b"unreadable", None):
+        urls.append((await served.post(query="?deadline=0.5")).headers["location"])
+        name = keys.batch(urls[-1].split("/")[-1].split(".")[0])
+        if damage:
+            client.hset(name, "head", damage)
+        else:
+            client.set(name, "not a hash")
+    last = await served.post(query="?deadline=0.5&wait=5")
+    assert last.json()["status"] == "expired"
+    await until(lambda: not client.exists(keys.pending(worker.record.queue)), "all are closed")
     assert client.hget(keys.BACKLOG, worker.record.queue) == b"0"
+    for url in urls:
+        answer = (await served.http.get(url)).json()
+        assert (answer["status"], answer["error"]["code"]) == ("failed", "record_unreadable")
+        assert (answer["model_name"], answer["worker"], answer["policy"]) == (MODEL, 1, "unknown")
 
 
 async def test_a_batch_whose_record_is_gone_is_forgotten_with_its_backlog(

@@ -129,12 +129,16 @@ async def test_readiness_follows_the_workers_and_says_what_is_missing(
 
 
 async def test_what_nobody_foresaw_in_the_pool_does_not_end_the_refreshing(
-    serve: Serve, hand_worker: HandWorkers, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    serve: Serve,
+    hand_worker: HandWorkers,
+    client: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served = await serve()
-    client.hset(keys.NUMBERS, "no queue", "no number")
+    monkeypatch.setattr(served.services.watcher, "_counts", lambda raw: 1 / 0)
     await until(lambda: "the pool could not be read" in caplog.text, "the refresh has failed")
-    client.hdel(keys.NUMBERS, "no queue")
+    monkeypatch.undo()
     hand_worker()
     await until(lambda: served.services.watcher.view.records, "the worker is seen")
 
