@@ -249,7 +249,7 @@ def _connection_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def connect(settings: Settings) -> redis.Redis:
+def connect(settings: Settings, **options: Any) -> redis.Redis:
     """Synchronous client; connects on first use. Scripts are safe to send twice, so one loss is retried."""
     with _url_errors(settings):
         return redis.Redis.from_url(
@@ -257,6 +257,7 @@ def connect(settings: Settings) -> redis.Redis:
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
             **_connection_options(settings),
+            **options,
         )
 
 

@@ -46,6 +46,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON = (b"content-type", b"application/json")
+CLOSE = (b"connection", b"close")
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
 CODINGS = frozenset({b"", b"identity"})
 EXPIRY_POLL_S = 0.2  # Redis's clock, which decides, may be a little behind this process's
@@ -127,34 +128,61 @@ class Predict:
         """The answer to one request; errors become problem documents."""
         try:
             return await self._respond(scope, receive)
-        except ModelyardError as error:
+        except Exception as error:
             return self._refusal(error)
-        except Exception:
-            logger.exception("unforeseen error")
-            return self._refusal(ModelyardError("an unforeseen error; the controller's log has it"))
 
-    def _refusal(self, error: ModelyardError) -> Reply:
+    def answer(
+        self, headers: Headers, query_string: bytes, body: bytes, done: Callable[[Reply], None]
+    ) -> None:
+        """The same for a request that is there whole, without a task: `done` is called with its answer."""
+        try:
+            asked = self._read_head(dict(headers), query_string)
+            self._check_size(len(body))
+            job = self._new_job(asked, body)
+            timer = self._start(job, asked.wait_s)
+        except Exception as error:
+            done(self._refusal(error))
+            return
+
+        def settled(_: object) -> None:
+            if timer:
+                timer.cancel()
+            try:
+                reply = self._reply(job, asked.wait_s)
+            except Exception as error:
+                reply = self._refusal(error)
+            done(reply)
+
+        job.settled.add_done_callback(settled)
+
+    def _refusal(self, error: Exception) -> Reply:
+        if not isinstance(error, ModelyardError):
+            logger.error("unforeseen error", exc_info=error)
+            error = ModelyardError("an unforeseen error; the controller's log has it")
         self._metrics.rejected(error.code)
         status, headers, body = problem(error)
         if isinstance(error, TooLargeError):
-            headers.append((b"connection", b"close"))  # the rest of the body is not read
+            headers.append(CLOSE)  # the rest of the body is not read
         return Reply(status, headers, body)
 
     async def _respond(self, scope: Scope, receive: Receive) -> Reply:
-        received_at_ms = self._clock.now_ms()
         headers = dict(scope["headers"])
+        asked = self._read_head(headers, scope["query_string"])
+        body = await self._read(headers, receive)
+        key = headers.get(b"idempotency-key")
+        if key is None:
+            return await self._submit(self._new_job(asked, body), asked.wait_s)
+        return await self._submit_once(key, asked, body)
+
+    def _read_head(self, headers: Mapping[bytes, bytes], query_string: bytes) -> Asked:
+        received_at_ms = self._clock.now_ms()
         caller = self._access.caller(headers)
-        query = parse_query(scope["query_string"])
+        query = parse_query(query_string)
         wait_s = self._wait_s(query, headers.get(b"prefer"))
         deadline_s = self._deadline_s(query)
         if headers.get(b"content-encoding", b"") not in CODINGS:
             raise InputError("the body is compressed; send it as it is, without Content-Encoding")
-        body = await self._read(headers, receive)
-        key = headers.get(b"idempotency-key")
-        asked = Asked(query.selector, wait_s, deadline_s, received_at_ms, caller)
-        if key is None:
-            return await self._submit(self._new_job(asked, body), wait_s)
-        return await self._submit_once(key, asked, body)
+        return Asked(query.selector, wait_s, deadline_s, received_at_ms, caller)
 
     async def _submit_once(self, key: bytes, asked: Asked, body: bytes) -> Reply:
         # Before anything that may refuse: a repeated post gets its job even where a new one could not be taken.
@@ -199,17 +227,26 @@ class Predict:
         )
 
     async def _submit(self, job: Job, wait_s: float) -> Reply:
-        loop = asyncio.get_running_loop()
-        self._dispatcher.submit(job)
-        timer = loop.call_later(wait_s, self._stop_waiting, job) if job.wants_outcome else None
-        lives_ms = job.deadline_ms - job.received_at_ms
-        if lives_ms < wait_s * 1000:
-            loop.call_later(lives_ms / 1000, self._at_deadline, job)
+        timer = self._start(job, wait_s)
         try:
             await job.settled
         finally:
             if timer:
                 timer.cancel()
+        return self._reply(job, wait_s)
+
+    def _start(self, job: Job, wait_s: float) -> asyncio.TimerHandle | None:
+        self._dispatcher.submit(job)
+        if not job.wants_outcome:
+            return None
+        loop = asyncio.get_running_loop()
+        lives_ms = job.deadline_ms - job.received_at_ms
+        if lives_ms < wait_s * 1000:
+            loop.call_later(lives_ms / 1000, self._at_deadline, job)
+        return loop.call_later(wait_s, self._stop_waiting, job)
+
+    def _reply(self, job: Job, wait_s: float) -> Reply:
+        job.settled.result()
         batch = job.batch
         assert batch is not None
         ref = batch.ref(job.index)
@@ -252,14 +289,11 @@ class Predict:
         return Reply(200 if done else 202, [JSON, *location], body)
 
     async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        limit = self._settings.max_body_bytes
-        if int(headers.get(b"content-length", b"0")) > limit:
-            raise _too_large(limit)
+        self._check_size(int(headers.get(b"content-length", b"0")))
         message = await receive()
         if not message.get("more_body"):
             body: bytes = message.get("body", b"")
-            if len(body) > limit:
-                raise _too_large(limit)
+            self._check_size(len(body))
             return body
         chunks, size = [message["body"]], len(message["body"])
         while message.get("more_body"):
@@ -268,9 +302,13 @@ class Predict:
                 raise InputError("the connection was closed before the body was whole")
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
-            if size > limit:
-                raise _too_large(limit)
+            self._check_size(size)
         return b"".join(chunks)
+
+    def _check_size(self, body_bytes: int) -> None:
+        limit = self._settings.max_body_bytes
+        if body_bytes > limit:
+            raise TooLargeError(f"the body is larger than {limit} bytes; send fewer samples at a time")
 
     def _wait_s(self, query: Query, prefer: bytes | None) -> float:
         if query.wait_s is not None:
@@ -345,7 +383,3 @@ def _preferred_wait_s(prefer: bytes) -> float:
         if name.strip().lower() == b"wait" and value.strip(b' "').isdigit():
             return float(value.strip(b' "'))
     return 0.0
-
-
-def _too_large(limit: int) -> TooLargeError:
-    return TooLargeError(f"the body is larger than {limit} bytes; send fewer samples at a time")

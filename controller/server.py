@@ -10,10 +10,11 @@ import asyncio
 import time
 
 from uvicorn import Config, Server
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError, RequestTimeoutError
 from app.settings import ControllerSettings
+from controller.connection import Connection
 from controller.headers import API
 from controller.problems import problem
 
@@ -23,7 +24,7 @@ KEEP_ALIVE_S = 5  # of a connection between two requests
 TICKS_PER_LOOK = 10  # of a tenth of a second each
 
 
-class PatientProtocol(HttpToolsProtocol):
+class PatientProtocol(Connection):
     """One connection, which knows since when it has been waiting for the rest of a request."""
 
     _refusal: ModelyardError | None = None

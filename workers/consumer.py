@@ -21,10 +21,11 @@ from app.unreadable import Unreadable, What
 from workers import transport
 from workers.beacon import Beacon
 from workers.task import BatchRunner
-from workers.wake_up import STRATEGY, WakeUp, only_batches
+from workers.wake_up import STRATEGY, only_batches
 
 logger = logging.getLogger(__name__)
 EVENTS_FLUSH_S = 0.5
+EVENTS_AT_ONCE = 1000
 
 
 def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: Beacon) -> None:
@@ -34,9 +35,9 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
         ServiceError: Celery stopped for another reason.
     """
 
-    @celery.task(name=BATCH_TASK, bind=True, Request=WakeUp, Strategy=STRATEGY)  # type: ignore[untyped-decorator]
-    def run_batch(task: Any) -> str:
-        return runner.run(task.request.id)
+    @celery.task(name=BATCH_TASK, Strategy=STRATEGY)  # type: ignore[untyped-decorator]
+    def run_batch(batch_id: str) -> str:
+        return runner.run(batch_id)
 
     only_batches(celery)
 
@@ -92,6 +93,7 @@ class GatheredEvents(bootsteps.StartStopStep):  # type: ignore[misc]
         """Called on each connection: the dispatcher is a new one."""
         self.stop(consumer)
         consumer.event_dispatcher.on_send_buffered = None
+        consumer.event_dispatcher.buffer_limit = EVENTS_AT_ONCE
         self._timer = consumer.timer.call_repeatedly(EVENTS_FLUSH_S, consumer.event_dispatcher.flush)
 
     def stop(self, consumer: Any) -> None:

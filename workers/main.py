@@ -53,7 +53,13 @@ def run(settings: WorkerSettings) -> None:
     )
     clock = PoolClock()
     beacon = Beacon(client, record, clock, settings.heartbeat_s)
-    jobs = ledger.WorkerLedger(client, record.worker_id, queue, settings.result_retention_s)
+    # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
+    jobs = ledger.WorkerLedger(
+        ledger.connect(settings, single_connection_client=True),
+        record.worker_id,
+        queue,
+        settings.result_retention_s,
+    )
     runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, settings.max_attempts)
     beacon.start()
     try:

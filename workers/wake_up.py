@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 from celery.worker.control import Panel
-from celery.worker.request import Request
-from celery.worker.strategy import default
 
 from app.celery_app import BATCH_TASK
 from app.ids import BATCH_ID_LENGTH
@@ -40,39 +39,24 @@ ANSWERED_COMMANDS = frozenset(
 )
 STRATEGY = f"{__name__}:strategy"  # by name: as an attribute of the task, a function would become its method
 _BATCH_ID = re.compile(rf"[\w=-]{{{BATCH_ID_LENGTH}}}", re.ASCII)
-_NO_ARGUMENTS: tuple[Any, ...] = ((), {}, {})
 
 
-class WakeUp(Request):  # type: ignore[misc]
-    """A message that needs no acknowledgement."""
+def strategy(task: Any, _: Celery, consumer: Any) -> Callable[..., None]:
+    """Celery's strategy of the batch task: it runs the batch that a message's id names, and reads nothing else of it.
 
-    def acknowledge(self) -> None:
-        """Celery calls this once the task has run."""
-        self.acknowledged = True
+    Celery's default strategy makes a request of each message and traces it; a wake-up has no use for either.
+    """
 
-
-class _Message:
-    """What Celery is given in a message's place."""
-
-    __slots__ = ("delivery_info", "headers")
-    content_type = content_encoding = properties = None
-    body = payload = _NO_ARGUMENTS
-
-    def __init__(self, batch_id: str, delivery_info: Any) -> None:
-        self.headers = {"id": batch_id, "task": BATCH_TASK, "argsrepr": "()", "kwargsrepr": "{}"}
-        self.delivery_info = delivery_info
-
-
-def strategy(task: Any, app: Celery, consumer: Any) -> Callable[..., None]:
-    """Celery's strategy of the batch task: its default one, shown nothing of a message but the batch's id."""
-    handle = default(task, app, consumer)
-
-    def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
+    def take(message: Any, *_: Any) -> None:
         batch_id = message.headers.get("id")
         if not (isinstance(batch_id, str) and _BATCH_ID.fullmatch(batch_id)):
             logger.warning("a message without a batch's id is dropped")
             return
-        handle(_Message(batch_id, message.delivery_info), None, ack, reject, callbacks)
+        events = consumer.event_dispatcher
+        events.send("task-received", uuid=batch_id, name=task.name, args="()", kwargs="{}")
+        start_s = time.perf_counter()
+        result = task.run(batch_id)
+        events.send("task-succeeded", uuid=batch_id, result=result, runtime=time.perf_counter() - start_s)
 
     return take
 
