@@ -214,7 +214,7 @@ def test_a_batch_of_a_newer_release_is_left_for_a_worker_that_can_read_it(bench:
         {"head": b"?"},
         {"head": wire.encode(head(3))},
         {"head": wire.encode(head(2, queue_version=2))},
-        {"head": wire.encode(head(2, dtype="nonsense"))},
+        {"head": wire.encode(head(2, dtype="nonsense", deadline_ms=now_ms() + 3_600_000))},
         {"data": b"too short"},
         {"attempts": b"often"},
         {"c:first": b"1"},
