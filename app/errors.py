@@ -40,7 +40,8 @@ ModelyardError
 │   ├── ModelNotFoundError
 │   ├── ModelNotAllowedError      loading it would unpickle, which the settings forbid
 │   ├── ModelContractError
-│   └── ModelWarmUpError
+│   ├── ModelWarmUpError
+│   └── InferenceTimeoutError     a forward pass took longer than it may
 ├── DatasetError                  a data set is missing, corrupt or not what it claims to be
 └── ServiceError                  a process that was started did not come up or stopped
 ```
@@ -302,6 +303,12 @@ class ModelWarmUpError(ModelError):
     """The model could not be loaded or failed on a warm-up input."""
 
     code = "model_warm_up"
+
+
+class InferenceTimeoutError(ModelError):
+    """A forward pass took longer than it may."""
+
+    code = "timed_out"
 
 
 class DatasetError(ModelyardError):

@@ -103,11 +103,11 @@ redis.call('HDEL', KEYS[1], 'by')
 return 1
 """
 
-# KEYS batch running; ARGV batch_id worker_id next_index done_index done_outcome (both '' before the first)
+# KEYS batch running; ARGV batch_id worker_id next_index ('' for none) done_index done_outcome (both '' for none)
 _PROGRESS = f"""{_EVEN_IF_FULL}
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'o:' .. ARGV[4], ARGV[5]) end
-redis.call('HSET', KEYS[1], 'at', ARGV[3])
+if ARGV[3] == '' then redis.call('HDEL', KEYS[1], 'at') else redis.call('HSET', KEYS[1], 'at', ARGV[3]) end
 return 1
 """
 
@@ -496,8 +496,10 @@ class WorkerLedger:
             )
             return bool(self._close_unreadable(keys=finish_keys(batch_id, self._queue), args=args))
 
-    def progress(self, batch: ClaimedBatch, next_index: int, done: tuple[int, JobOutcome] | None) -> bool:
-        """Note which job is about to run alone, and what the one before it left behind.
+    def progress(
+        self, batch: ClaimedBatch, next_index: int | None, done: tuple[int, JobOutcome] | None
+    ) -> bool:
+        """Note which job is about to run alone (None for none), and what the one before it left behind.
 
         Returns:
             False where the claim was taken away meanwhile; the job is not to run then.
@@ -510,7 +512,12 @@ class WorkerLedger:
             return bool(
                 self._progress(
                     keys=[keys.batch(batch.batch_id), keys.running(self._queue)],
-                    args=[batch.batch_id, self._worker_id, next_index, *done_args],
+                    args=[
+                        batch.batch_id,
+                        self._worker_id,
+                        "" if next_index is None else next_index,
+                        *done_args,
+                    ],
                 )
             )
 

@@ -117,6 +117,13 @@ class WorkerSettings(Settings):
         description="load models that are not `pt2` files, whose loading may run any code (also "
         "`ALLOW_PICKLE_MODELS`)",
     )
+    # A third of the default deadline: what shared a batch with a job that hangs still runs before its own.
+    inference_timeout_s: float = Field(
+        default=20.0,
+        ge=0.1,
+        le=86400,
+        description="seconds that one forward pass may take; past it the job fails as `timed_out`",
+    )
     max_attempts: int = Field(
         default=3,
         ge=2,

@@ -87,7 +87,7 @@ class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 EXPIRED = JobOutcome(
-    "expired", error_code="job_expired", error_detail="the deadline passed before a worker took it"
+    "expired", error_code="job_expired", error_detail="the deadline passed before a worker ran it"
 )
 CANCELLED = JobOutcome("cancelled", error_code="job_cancelled", error_detail="the job was cancelled")
 

@@ -103,10 +103,14 @@ class Load:
     async def __aexit__(self, *_: object) -> None:
         await self.finish()
 
+    async def finished(self) -> None:
+        """Return once every recipe, where there is an end to them, has been posted."""
+        await asyncio.gather(*self._tasks)
+
     async def finish(self) -> None:
         """Stop posting; what is under way is waited for."""
         self._stopping = True
-        await asyncio.gather(*self._tasks)
+        await self.finished()
         await self._http.aclose()
 
     async def _send(self) -> None:

@@ -151,13 +151,15 @@ class Pool:
         config = pool_redis.write_config(settings)
         with config.open("a") as file:
             file.writelines(f"{line}\n" for line in plan.redis_options)
-        self.redis_url = f"unix://{settings.redis_socket}"
+        self.redis_socket = settings.redis_socket
+        self.redis_url = f"unix://{self.redis_socket}"
         self.client: Any = redis.Redis.from_url(self.redis_url)
         self.redis = Supervised("redis", [str(pool_redis.find_server()), str(config)], {}, folder)
         self._environment = {
             "REDIS_URL": self.redis_url,
             "MLFLOW_TRACKING_URI": tracking_uri(registry),
             "MODEL_NAME": MODEL,
+            "ALLOW_PICKLE_MODELS": "true",  # the model is a file of ours, and Python
             **dict(plan.environment),
         }
         self.controllers: list[Supervised] = []
@@ -233,6 +235,10 @@ class Pool:
         found = self.client.mget(names) if names else []
         return [decode_record(data) for data in found if data]
 
+    def backlog(self) -> int:
+        """Jobs without an outcome, of all queues."""
+        return sum(int(jobs) for jobs in self.client.hvals(keys.BACKLOG))
+
     def stop(self) -> None:
         """Stop everything: what takes work first, what keeps it last."""
         threads = [threading.Thread(target=each.stop) for each in (*self.controllers, *self.workers)]
@@ -254,7 +260,10 @@ def open_pool(plan: PoolPlan, registry: Path) -> Iterator[Pool]:
         yield pool
     finally:
         pool.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.environ.get("KEEP"):
+            print(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class TooLateError(Exception):

@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import httpx
 import redis
 
 from app import ids, keys
-from faults.load import Load, Recipe, Sent, account, good_jobs
+from faults.load import POST_TIMEOUT_S, Load, Recipe, Sent, account, good_jobs
 from faults.pool import Pool, TooLateError
 from faults.table import Fault, Row
 
@@ -93,6 +94,19 @@ class Trial:
     ) -> Load:
         """`async with trial.load():` posts while the block runs, to all controllers in turn."""
         return Load(urls or (lambda: self.pool.urls), self.sent, recipes or good_jobs(), rate_per_s, query)
+
+    async def submit(self, recipe: Recipe, query: str = "worker=1&deadline=300") -> str:
+        """Post one job, beside the load, and return the id of its batch.
+
+        Raises:
+            httpx.HTTPStatusError: It was not accepted.
+        """
+        async with httpx.AsyncClient(timeout=POST_TIMEOUT_S) as http:
+            answer = await http.post(f"{self.pool.urls[0]}/predict?{query}", json={"data": recipe.samples})
+        answer.raise_for_status()
+        job_id = answer.json()["id"]
+        self.sent.accepted[job_id] = recipe
+        return str(job_id).partition(".")[0]
 
     def recovered(self, seconds: float) -> None:
         """Note how long one recovery took."""

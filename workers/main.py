@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from uuid import uuid4
 
 import redis
@@ -18,6 +19,9 @@ from workers import model
 from workers.beacon import Beacon
 from workers.consumer import consume
 from workers.task import BatchRunner
+from workers.time_limit import TimeLimit, Watchdog
+
+EXIT_STUCK = 70  # EX_SOFTWARE in sysexits.h
 
 
 def run(settings: WorkerSettings) -> None:
@@ -60,12 +64,26 @@ def run(settings: WorkerSettings) -> None:
         queue,
         settings.result_retention_s,
     )
-    runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, settings.max_attempts)
+    limit = TimeLimit(settings.inference_timeout_s)
+    runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, limit, settings.max_attempts)
+    watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, beacon))
+    limit.install()
     beacon.start()
+    watchdog.start()
     try:
         consume(create_celery(settings), record, runner, beacon)
     finally:
+        watchdog.close()
         beacon.close()
+
+
+def _end(runner: BatchRunner, beacon: Beacon) -> None:
+    """End the process from a thread, while the main one is stuck: its supervisor starts it again."""
+    try:
+        runner.give_up()
+        beacon.close()  # without a record its batch is sent again at once
+    finally:
+        os._exit(EXIT_STUCK)
 
 
 def _require_redis(client: redis.Redis) -> None:

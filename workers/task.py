@@ -11,18 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError, ModelyardError, WireError
+from app.errors import (
+    InferenceTimeoutError,
+    LedgerUnavailableError,
+    ModelyardError,
+    WireError,
+    first_line,
+)
 from app.ledger import ClaimedBatch, WorkerLedger
 from app.unreadable import Unreadable
 from app.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome
 from workers.beacon import Beacon
 from workers.model import LoadedModel, check_output
+from workers.time_limit import TimeLimit
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 QUARANTINED = JobOutcome(
-    "failed", error_code="job_quarantined", error_detail="the job's worker died each time that it ran"
+    "failed", error_code="job_quarantined", error_detail="the job's worker died or hung each time that it ran"
+)
+TIMED_OUT = JobOutcome(
+    "failed",
+    error_code=InferenceTimeoutError.code,
+    error_detail="the model did not answer in time, and its worker had to be ended",
 )
 
 
@@ -35,6 +47,7 @@ class BatchRunner:
 
     Args:
         worker_id: The worker's own id.
+        limit: Ends a forward pass that takes too long.
         max_attempts: Runs that may each cost a job its worker; then it is quarantined.
     """
 
@@ -45,6 +58,7 @@ class BatchRunner:
         model: LoadedModel,
         beacon: Beacon,
         clock: PoolClock,
+        limit: TimeLimit,
         max_attempts: int,
     ) -> None:
         self._worker_id = worker_id
@@ -52,8 +66,11 @@ class BatchRunner:
         self._model = model
         self._beacon = beacon
         self._clock = clock
+        self._limit = limit
         self._max_attempts = max_attempts
         self._unreadable = Unreadable()
+        self._in_hand: ClaimedBatch | None = None
+        self._alone: int | None = None
 
     def run(self, batch_id: str) -> str:
         """Bring a batch to its outcomes. Never raises: what fails here is the ledger's to send again.
@@ -74,7 +91,23 @@ class BatchRunner:
             self._beacon.unreadable_seen()
             return "unreadable"
 
+    def give_up(self) -> None:
+        """Note that the job which runs alone has timed out, as nothing can end it but the end of this process.
+
+        A batch that runs together is left as it is: whoever takes it next runs its jobs one by one. Called
+        from another thread, while the main one is stuck in the model.
+        """
+        batch, alone = self._in_hand, self._alone
+        if batch is None:
+            return
+        logger.critical(
+            "a forward pass does not end (batch %s, job %s); ending the process", batch.batch_id, alone
+        )
+        if alone is not None:
+            self._ledger.progress(batch, None, (alone, TIMED_OUT))
+
     def _run_claimed(self, batch: ClaimedBatch) -> str:
+        self._in_hand = batch
         self._beacon.batch_started(batch.batch_id)
         outcome = BatchOutcome(
             worker_id=self._worker_id, started_at_ms=0, finished_at_ms=0, inference_ms=0, n_samples=0, jobs=[]
@@ -88,6 +121,7 @@ class BatchRunner:
             self._ledger.close_unreadable(batch.batch_id)
             raise
         finally:
+            self._in_hand = None
             succeeded = sum(job.status == "succeeded" for job in outcome.jobs)
             failed = sum(job.status == "failed" for job in outcome.jobs)
             self._beacon.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
@@ -133,12 +167,12 @@ class BatchRunner:
         self, batch: ClaimedBatch, indexes: Sequence[int], inputs: Sequence[Array]
     ) -> list[JobOutcome]:
         """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
-        try:
-            return _split(self._forward(np.concatenate(inputs)), [len(array) for array in inputs])
-        except Exception as error:
-            if len(inputs) == 1:
-                return [_failure(error)]
-        return [self._run_one(array) for array in inputs]
+        if len(inputs) > 1:
+            try:
+                return _split(self._forward(np.concatenate(inputs)), [len(array) for array in inputs])
+            except Exception as error:
+                logger.info("batch %s runs job by job: %s", batch.batch_id, first_line(error))
+        return [self._run_one(batch, index, array) for index, array in zip(indexes, inputs, strict=True)]
 
     def _run_alone(
         self, batch: ClaimedBatch, indexes: Sequence[int], inputs: Sequence[Array]
@@ -149,18 +183,24 @@ class BatchRunner:
         for index, array in zip(indexes, inputs, strict=True):
             if not self._ledger.progress(batch, index, done):
                 raise _ClaimLostError
-            outcomes.append(self._run_one(array))
+            outcomes.append(self._run_one(batch, index, array))
             done = (index, outcomes[-1])
         return outcomes
 
-    def _run_one(self, array: Array) -> JobOutcome:
+    def _run_one(self, batch: ClaimedBatch, index: int, array: Array) -> JobOutcome:
+        # Others of the batch may have taken their full time before it.
+        if batch.head.jobs[index].deadline_ms <= self._clock.now_ms():
+            return EXPIRED
+        self._alone = index
         try:
             return _split(self._forward(array), [len(array)])[0]
         except Exception as error:
             return _failure(error)
+        finally:
+            self._alone = None
 
     def _forward(self, samples: Array) -> Array:
-        output = self._model.predict(samples)
+        output: Array = self._limit.run(self._model.predict, samples)
         check_output(output, len(samples), "the model")
         return output
 

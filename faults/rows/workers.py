@@ -1,4 +1,4 @@
-"""Faults of workers: killed, stopped, hung, and jobs that do it to them."""
+"""Faults of workers: killed, cut off, stopped, hung, and jobs that do it to them."""
 
 from __future__ import annotations
 
@@ -6,39 +6,203 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator
+from itertools import count
 
 from app import keys
-from faults.load import good_jobs
+from app.celery_app import batch_id_of
+from faults import model
+from faults.load import Recipe, good_jobs, job
+from faults.pool import PoolPlan, Supervised
+from faults.proxy import Proxy
 from faults.table import fault
 from faults.trial import Trial
 
 BATCH_S = 0.05
+LIMIT_S = 2
+N_GOOD = 500
+PLAN = PoolPlan(environment=(("MODELYARD_INFERENCE_TIMEOUT_S", str(LIMIT_S)),))
 
 
-@fault("worker-killed", "SIGKILL of a worker in mid-batch, every 2 s, two replicas")
+@fault("worker-killed", "SIGKILL of a worker in mid-batch, every 2 s for 60 s; two replicas", PLAN)
 async def worker_killed(trial: Trial) -> None:
-    """Two replicas; what the dead one had in hand is run by the other, or by its successor."""
+    """What the dead one had in hand is run by the other, or by its own successor."""
     async with trial.load(good_jobs(BATCH_S)):
-        for _ in range(2 if trial.short else 30):
-            next_s = time.monotonic() + 2
-            batch, pid = await trial.until(lambda: in_hand(trial), "a worker runs a batch", 60)
-            os.kill(pid, signal.SIGKILL)
-            killed_at = time.monotonic()
-            trial.recovered(await outcome_of(trial, batch) - killed_at)
-            await asyncio.sleep(max(0, next_s - time.monotonic()))
+        await each_2_s(trial, 2 if trial.short else 30, signal.SIGKILL)
+
+
+@fault("worker-terminated", "SIGTERM of a worker in mid-batch, every 2 s for 20 s; two replicas", PLAN)
+async def worker_terminated(trial: Trial) -> None:
+    """It finishes the batch in hand, takes no other, and ends with status 0."""
+    before = {worker.name: len(worker.exits) for worker in trial.pool.workers}
+    async with trial.load(good_jobs(BATCH_S)):
+        await each_2_s(trial, 1 if trial.short else 10, signal.SIGTERM)
+    for worker in trial.pool.workers:
+        statuses = [status for _, status in worker.exits[before[worker.name] :]]
+        trial.require(not any(statuses), f"{worker.name} ended with {statuses} when told to stop")
+
+
+@fault("message-lost", "connection cut, and the worker killed, between BRPOP's answer and the claim", PLAN)
+async def message_lost(trial: Trial) -> None:
+    """Redis has given the message out and nobody has it: the reconciler finds the batch and sends it again."""
+    pool = trial.pool
+    with Proxy(pool.redis_socket, pool.folder / "proxy.sock") as proxy:
+        worker = pool.add_worker(REDIS_URL=proxy.url)
+        worker.start()
+        try:
+            async with trial.load(good_jobs(BATCH_S)):
+                for number in range(1 if trial.short else 10):
+                    await trial.until(lambda: pool.is_ready(worker), "the cut-off worker is back", 60)
+                    await cut_once(trial, proxy, worker, kill=number % 2 == 0)
+        finally:
+            await asyncio.to_thread(pool.remove, worker)
+
+
+async def cut_once(trial: Trial, proxy: Proxy, worker: Supervised, *, kill: bool) -> None:
+    """Lose one message on its way to the worker, and time how long its batch takes all the same."""
+    lost: list[tuple[str, float]] = []
+
+    def is_message(answer: bytes) -> bool:
+        if not answer.startswith(b"*2\r\n$") or trial.pool.queue().encode() not in answer[:200]:
+            return False
+        if kill:
+            worker.kill()
+        lost.append((batch_id_of(answer) or "", time.monotonic()))
+        return True
+
+    proxy.cut_at(is_message)
+    ((batch, cut_at),) = await trial.until(lambda: lost, "a message is on its way to the worker", 60)
+    trial.recovered(await outcome_of(trial, batch) - cut_at)
+
+
+@fault("worker-stopped", "SIGSTOP of a worker in mid-batch for 30 s, then SIGCONT", PLAN)
+async def worker_stopped(trial: Trial) -> None:
+    """Hung, not dead: another worker runs its batch, and what it brings when it wakes is refused."""
+    # A limit beyond the pause: else the worker would end itself on waking, and bring nothing late.
+    worker = trial.pool.add_worker(MODELYARD_INFERENCE_TIMEOUT_S="120")
+    worker.start()
+    try:
+        await trial.until(lambda: trial.pool.is_ready(worker), "the third worker is ready", 60)
+        async with trial.load(good_jobs(BATCH_S)):
+            batch = await trial.until(lambda: held_by(trial, worker), "it runs a batch", 60)
+            worker.send(signal.SIGSTOP)
+            stopped_at = time.monotonic()
+            trial.recovered(await outcome_of(trial, batch) - stopped_at)
+            trial.require(batch != held_by(trial, worker), "the stopped worker still holds its batch")
+            await asyncio.sleep(0 if trial.short else 30 - (time.monotonic() - stopped_at))
+            worker.send(signal.SIGCONT)
+            await trial.until(lambda: held_by(trial, worker), "the woken worker runs another batch", 60)
+        trial.require(worker.starts == 1, "the woken worker ended itself")
+    finally:
+        await asyncio.to_thread(trial.pool.remove, worker)
+
+
+@fault("model-hangs", f"a model call that never returns, in Python; limit {LIMIT_S} s", PLAN)
+async def model_hangs(trial: Trial) -> None:
+    """Interrupted: the worker goes on, and what shared the batch succeeds."""
+    await hang(trial, model.HANGS, "timed_out", 1 if trial.short else 5)
+    trial.require(all(worker.is_alive for worker in trial.pool.workers), "a worker ended")
+
+
+@fault("model-hangs-native", f"a model call that never returns, in native code; limit {LIMIT_S} s", PLAN)
+async def model_hangs_native(trial: Trial) -> None:
+    """Nothing can interrupt it: the worker ends itself once it has noted whose job it was."""
+    await hang(trial, model.HANGS_NATIVE, "timed_out", 1 if trial.short else 3)
+
+
+@fault("model-hangs-with-gil", f"the same, and it lets no other thread run; limit {LIMIT_S} s", PLAN)
+async def model_hangs_with_gil(trial: Trial) -> None:
+    """The worker falls silent as if it were dead, and its process ends; three times, then the job is closed."""
+    await hang(trial, model.HANGS_WITH_GIL, "job_quarantined", 1)
+
+
+async def hang(trial: Trial, behaviour: int, failure: str, times: int) -> None:
+    """Post hanging jobs among good ones, one after the other, and time how long each takes to its outcome."""
+    async with trial.load(good_jobs(BATCH_S)):
+        await asyncio.sleep(0.5)
+        for _ in range(times):
+            posted_at = time.monotonic()
+            batch = await trial.submit(job(0, behaviour, failure=failure))
+            trial.recovered(await outcome_of(trial, batch) - posted_at)
+
+
+@fault("job-kills-worker", f"a job that kills its worker each time, among {N_GOOD} good ones", PLAN)
+async def job_kills_worker(trial: Trial) -> None:
+    """Crash, out of memory, killed by the kernel: quarantined after three attempts, and all others succeed."""
+    for behaviour in (model.ABORTS,) if trial.short else (model.ABORTS, model.OUT_OF_MEMORY, model.KILLED):
+        crashes = n_crashes(trial)
+        async with trial.load(killer_among_good_jobs(behaviour)) as load:
+            await load.finished()
+        await settled(trial)
+        trial.note(f"{n_crashes(trial) - crashes} workers died of it")
+        trial.require(n_crashes(trial) - crashes == 3, "not three workers died of one job")
+        await asyncio.to_thread(trial.pool.wait_until_well)
+
+
+def killer_among_good_jobs(behaviour: int) -> Iterator[Recipe]:
+    """Jobs that succeed, and one in the middle that kills its worker."""
+    for number in range(N_GOOD):
+        yield job(number, seconds=BATCH_S)
+        if number == N_GOOD // 2:
+            yield job(0, behaviour, failure="job_quarantined")
+
+
+@fault("bad-sample", "every 20th job raises in the model", PLAN)
+async def bad_sample(trial: Trial) -> None:
+    """It fails alone; the jobs of its batch succeed."""
+    async with trial.load(
+        job(n, model.RAISES, BATCH_S, "model_failed") if n % 20 == 7 else job(n, seconds=BATCH_S)
+        for n in count()
+    ):
+        await asyncio.sleep(2 if trial.short else 20)
+
+
+async def each_2_s(trial: Trial, times: int, number: int) -> None:
+    """Signal a worker that runs a batch, and time how long that batch then takes to its outcome."""
+    waiting: list[asyncio.Task[None]] = []
+
+    async def time_outcome(batch: str, since_s: float) -> None:
+        trial.recovered(await outcome_of(trial, batch) - since_s)
+
+    for _ in range(times):
+        next_s = time.monotonic() + 2
+        batch, pid = await trial.until(lambda: in_hand(trial), "a worker runs a batch", 60)
+        os.kill(pid, number)
+        waiting.append(asyncio.create_task(time_outcome(batch, time.monotonic())))
+        await asyncio.sleep(max(0, next_s - time.monotonic()))
+    await asyncio.gather(*waiting)
 
 
 def in_hand(trial: Trial) -> tuple[str, int] | None:
     """A batch that a worker runs now, and the worker's process id."""
     running = trial.pool.client.hgetall(keys.running(trial.pool.queue()))
     pids = {record.worker_id: record.pid for record in trial.pool.records()}
-    found = [
-        (batch.decode(), pids[owner.decode()]) for batch, owner in running.items() if owner.decode() in pids
-    ]
-    return found[0] if found else None
+    alive = {worker.pid for worker in trial.pool.workers if worker.is_alive}
+    for batch, owner in running.items():
+        pid = pids.get(owner.decode())
+        if pid in alive:
+            return batch.decode(), pid
+    return None
+
+
+def held_by(trial: Trial, worker: Supervised) -> str | None:
+    """The batch that a worker has claimed and not finished, or None."""
+    running = trial.pool.client.hgetall(keys.running(trial.pool.queue()))
+    ids = {record.worker_id for record in trial.pool.records() if record.pid == worker.pid}
+    return next((batch.decode() for batch, owner in running.items() if owner.decode() in ids), None)
 
 
 async def outcome_of(trial: Trial, batch: str) -> float:
     """When the outcome of a batch was written (`time.monotonic()`)."""
     await trial.until(lambda: trial.witness.heard.get(batch), f"batch {batch} has its outcome", 60)
     return trial.witness.heard[batch][0]
+
+
+async def settled(trial: Trial) -> None:
+    """Return once no job waits for an outcome."""
+    await trial.until(lambda: not trial.pool.backlog(), "every job has its outcome", 90)
+
+
+def n_crashes(trial: Trial) -> int:
+    """Ends of workers so far that were not asked for."""
+    return sum(status != 0 for worker in trial.pool.workers for _, status in worker.exits)

@@ -17,10 +17,12 @@ from tests.pool_samples import PAIR, RedisServer, new_batch, outcome, record
 from workers.beacon import Beacon
 from workers.model import LoadedModel
 from workers.task import BatchRunner
+from workers.time_limit import TimeLimit
 
 POISON = 2.0
 N_JOBS = 5
 MAX_ATTEMPTS = 3
+LIMIT_S = 60.0
 
 
 class WorkerDiedError(BaseException):
@@ -37,7 +39,7 @@ class Worker:
         jobs = WorkerLedger(client, worker_id, own.queue, 60)
         beacon = Beacon(client, own, clock, 1)
         model = LoadedModel(PAIR, self._predict, "cpu")
-        self.runner = BatchRunner(worker_id, jobs, model, beacon, clock, MAX_ATTEMPTS)
+        self.runner = BatchRunner(worker_id, jobs, model, beacon, clock, TimeLimit(LIMIT_S), MAX_ATTEMPTS)
 
     def _predict(self, samples: NDArray[Any]) -> NDArray[Any]:
         if POISON in samples:

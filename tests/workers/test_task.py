@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +23,7 @@ from tests.pool_samples import PAIR, RedisServer, head, new_batch, now_ms, recor
 from workers.beacon import Beacon
 from workers.model import LoadedModel
 from workers.task import BatchRunner
+from workers.time_limit import TimeLimit
 
 RETENTION_S = 100.0
 Predict = Callable[[Any], Any]
@@ -32,13 +36,14 @@ class Bench:
         self.url = url
         self.client = redis.Redis.from_url(url)
         self.queue = head().queue
+        self.limit = TimeLimit(60)
 
     def runner(self, predict: Predict, worker_id: str = "host-1", max_attempts: int = 3) -> BatchRunner:
         clock = PoolClock()
         ledger = WorkerLedger(self.client, worker_id, self.queue, RETENTION_S)
         self.beacon = Beacon(self.client, record(worker_id=worker_id), clock, 60)
         model = LoadedModel(PAIR, predict, "cpu")
-        return BatchRunner(worker_id, ledger, model, self.beacon, clock, max_attempts)
+        return BatchRunner(worker_id, ledger, model, self.beacon, clock, self.limit, max_attempts)
 
     def accept(self, batch: NewBatch) -> str:
         self._as_controller(lambda ledger: ledger.accept(batch))
@@ -272,6 +277,7 @@ def test_redis_away_leaves_the_batch_to_be_sent_again(bench: Bench, tmp_path: An
         LoadedModel(PAIR, score, "cpu"),
         Beacon(client, record(), clock, 60),
         clock,
+        TimeLimit(60),
         3,
     )
     assert runner.run("x").startswith("left to be sent again")
@@ -290,3 +296,62 @@ def test_the_beacon_counts_what_ran(bench: Bench) -> None:
     assert (published.jobs_done, published.batches_done, published.batch_samples_last) == (3, 1, 3)
     assert published.running_batch == ""
     assert published.inference_ms.p99 is not None
+
+
+def test_a_job_that_hangs_in_a_batch_times_out_alone(bench: Bench) -> None:
+    def hangs_on_two(samples: Any) -> Any:
+        if 2 in samples:
+            signal.raise_signal(signal.SIGALRM)  # as the timer would, had it gone on for so long
+        return score(samples)
+
+    handler = signal.getsignal(signal.SIGALRM)
+    bench.limit.install()
+    try:
+        batch_id = bench.accept(new_batch(4))
+        bench.runner(hangs_on_two).run(batch_id)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    outcome = bench.outcome(batch_id)
+    assert outcome is not None
+    assert [job.status for job in outcome.jobs] == ["succeeded", "succeeded", "failed", "succeeded"]
+    assert outcome.jobs[2].error_code == "timed_out"
+
+
+def test_a_job_that_only_the_end_of_the_process_could_end_has_timed_out(bench: Bench) -> None:
+    class EndedError(BaseException):
+        """The watchdog's `os._exit`."""
+
+    def ended_on_one(samples: Any) -> Any:
+        if 1 in samples:
+            watchdog = threading.Thread(target=runner.give_up)
+            watchdog.start()
+            watchdog.join()
+            raise EndedError
+        return score(samples)
+
+    batch_id = bench.accept(new_batch(3))
+    for worker_id in ("together", "alone"):
+        runner = bench.runner(ended_on_one, worker_id)
+        with pytest.raises(EndedError):
+            runner.run(batch_id)
+        bench.requeue(batch_id, worker_id)
+    bench.runner(score, "last").run(batch_id)
+    outcome = bench.outcome(batch_id)
+    assert outcome is not None
+    assert [job.error_code for job in outcome.jobs] == ["", "timed_out", ""]
+
+
+def test_a_job_whose_deadline_passes_while_its_batch_runs_job_by_job_expires(bench: Bench) -> None:
+    deadline_ms = now_ms() + 300
+
+    def slow_alone(samples: Any) -> Any:
+        if len(samples) > 1:
+            raise ValueError("runs job by job")
+        time.sleep(max(0.0, (deadline_ms - now_ms()) / 1000))
+        return score(samples)
+
+    batch_id = bench.accept(new_batch(2, deadline_ms=deadline_ms))
+    bench.runner(slow_alone).run(batch_id)
+    outcome = bench.outcome(batch_id)
+    assert outcome is not None
+    assert [job.status for job in outcome.jobs] == ["succeeded", "expired"]

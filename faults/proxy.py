@@ -1,0 +1,70 @@
+"""A way to Redis that can be cut at a chosen answer."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+CHUNK_BYTES = 1 << 16
+Cuts = Callable[[bytes], bool]
+
+
+class Proxy:
+    """Passes a unix socket on to another, byte for byte, until told to cut.
+
+    Args:
+        target: Redis's socket.
+        path: Where to listen.
+    """
+
+    def __init__(self, target: Path, path: Path) -> None:
+        self.url = f"unix://{path}"
+        self._target = target
+        self._path = path
+        self._cuts: Cuts | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+
+    def __enter__(self) -> Proxy:
+        self._listener.bind(str(self._path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+    def cut_at(self, cuts: Cuts) -> None:
+        """Drop the next answer of Redis for which `cuts` is true, and its connection; just once.
+
+        `cuts` is called in the connection's thread, before anything of the answer is passed on.
+        """
+        self._cuts = cuts
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._target))
+                for source, sink, is_answer in ((client, server, False), (server, client, True)):
+                    threading.Thread(
+                        target=self._pass_on, args=(source, sink, is_answer), daemon=True
+                    ).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(CHUNK_BYTES):
+                if is_answer and self._cuts and self._cuts(data):
+                    self._cuts = None
+                    break
+                sink.sendall(data)
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
