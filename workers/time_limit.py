@@ -92,18 +92,22 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Look every half second."""
+        """Look every half second; the first batch may hang before the thread has run at all."""
+        self._postpone_the_end()
         self._thread.start()
 
     def close(self) -> None:
         """Stop looking."""
         self._closing.set()
         self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         while not self._closing.wait(EVERY_S):
-            # A thread that is written in C: it fires if this one, like all of Python, stands still until then.
-            faulthandler.dump_traceback_later(self._standstill_s, exit=True)
+            self._postpone_the_end()
             if self._limit.is_overrun:
                 self._on_overrun()
-        faulthandler.cancel_dump_traceback_later()
+
+    def _postpone_the_end(self) -> None:
+        # A thread written in C: it fires where this one, like all of Python, stands still until then.
+        faulthandler.dump_traceback_later(self._standstill_s, exit=True)
