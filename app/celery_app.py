@@ -28,7 +28,8 @@ def create_celery(settings: Settings) -> Celery:
         accept_content=["json"],
         broker_connection_retry_on_startup=True,
         broker_transport_options={
-            "health_check_interval": 25,
+            # A connection that is cut off without a word is noticed by a missing answer, not after minutes.
+            "health_check_interval": 1,
             "priority_steps": [0],
             "socket_connect_timeout": settings.redis_timeout_s,
             "socket_keepalive": not settings.celery_broker_url.startswith("redis+socket"),
@@ -41,6 +42,7 @@ def create_celery(settings: Settings) -> Celery:
         task_default_delivery_mode="transient",
         task_ignore_result=True,
         task_serializer="json",
+        worker_cancel_long_running_tasks_on_connection_loss=True,  # there are none; without it Celery warns
         worker_hijack_root_logger=False,
         worker_send_task_events=True,
     )

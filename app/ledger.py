@@ -241,22 +241,22 @@ class JobView:
         return self.outcome.jobs[self.ref.index] if self.outcome else None
 
 
-def _connection_options(settings: Settings) -> dict[str, Any]:
-    return {
-        "socket_timeout": settings.redis_timeout_s,
-        "socket_connect_timeout": settings.redis_timeout_s,
-        "health_check_interval": 25,
-    }
+def _connection_options(timeout_s: float) -> dict[str, Any]:
+    return {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "health_check_interval": 25}
 
 
-def connect(settings: Settings, **options: Any) -> redis.Redis:
-    """Synchronous client; connects on first use. Scripts are safe to send twice, so one loss is retried."""
+def connect(settings: Settings, timeout_s: float | None = None, **options: Any) -> redis.Redis:
+    """Synchronous client; connects on first use. Scripts are safe to send twice, so losses are retried.
+
+    Args:
+        timeout_s: Seconds after which a command has failed, where not as the settings say.
+    """
     with _url_errors(settings):
         return redis.Redis.from_url(
             settings.effective_redis_url,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
-            **_connection_options(settings),
+            **_connection_options(timeout_s or settings.redis_timeout_s),
             **options,
         )
 
@@ -271,7 +271,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
             settings.effective_redis_url,
             max_connections=MAX_CONNECTIONS,
             timeout=settings.redis_timeout_s,
-            **_connection_options(settings),
+            **_connection_options(settings.redis_timeout_s),
         )
     return redis.asyncio.Redis.from_pool(pool)
 

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         description="seconds between two records of a worker; it is dead after 3; the same for every process",
     )
     redis_timeout_s: float = Field(
-        default=5.0, gt=0, le=60, description="seconds after which a Redis command has failed"
+        default=2.0, gt=0, le=60, description="seconds after which a Redis command has failed"
     )
     result_retention_s: float = Field(
         default=3600.0, gt=0, le=30 * 86400, description="seconds an outcome stays readable"

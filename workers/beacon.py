@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -19,9 +20,15 @@ from app.errors import WorkerNumberTakenError
 from app.ledger import ledger_errors
 from app.pool import PUBLISH_RECORD, Latency, WorkerRecord, WorkerState, assign_number, encode_record
 from app.settings import HEARTBEATS_TO_LIVE
+from workers.progress import Progress
 
 logger = logging.getLogger(__name__)
 WINDOW_BATCHES = 512
+
+
+def end_process() -> None:
+    """End this worker at once: the thread that should end it in order may be the one that is stuck."""
+    os._exit(1)
 
 
 class Beacon:
@@ -32,11 +39,22 @@ class Beacon:
         record: The record to start from.
         clock: Taught Redis's time by each heartbeat.
         heartbeat_s: Seconds between two records; the record expires after three.
+        on_stall: Called, from that thread, when the worker is idle and yet does not ask for work; is to end it.
+
+    Attributes:
+        progress: Told by the consumer each time that it asks for a message.
     """
 
     def __init__(
-        self, client: redis.Redis, record: WorkerRecord, clock: PoolClock, heartbeat_s: float
+        self,
+        client: redis.Redis,
+        record: WorkerRecord,
+        clock: PoolClock,
+        heartbeat_s: float,
+        on_stall: Callable[[], None] = end_process,
     ) -> None:
+        self.progress = Progress()
+        self._on_stall = on_stall
         self._client = client
         self._record = record
         self._state = record.state
@@ -122,6 +140,15 @@ class Beacon:
             if self._closing:
                 return
             reachable = self._try(self._publish, reachable)
+            if not reachable or self._state != "ready" or self._record.running_batch:
+                self.progress.note()
+            elif self.progress.is_stalled:
+                logger.critical(
+                    "the consumer no longer asks for work although Redis answers; ending this worker"
+                )
+                self._try(self._withdraw, reachable)
+                self._on_stall()
+                return
 
     def _try(self, write: Callable[[], None], reachable: bool) -> bool:
         try:

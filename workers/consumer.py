@@ -12,7 +12,9 @@ from typing import Any
 
 from celery import Celery, bootsteps, signals
 from celery.exceptions import SecurityWarning
-from kombu import Queue
+from celery.worker.consumer import Consumer
+from celery.worker.state import maybe_shutdown
+from kombu import Connection, Queue
 
 from app.celery_app import BATCH_TASK
 from app.errors import ServiceError, first_line
@@ -26,6 +28,7 @@ from workers.wake_up import STRATEGY, only_batches
 logger = logging.getLogger(__name__)
 EVENTS_FLUSH_S = 0.5
 EVENTS_AT_ONCE = 1000
+RECONNECT_S = 0.5
 
 
 def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: Beacon) -> None:
@@ -55,7 +58,7 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
         unreadable.note(what, record.queue, f"dropped ({first_line(error)})")
         beacon.unreadable_seen()
 
-    transport.use(record.queue, on_garbage)
+    transport.use(record.queue, on_garbage, beacon.progress.note)
     # Celery warns of root because it can unpickle; this worker accepts JSON alone.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     # A receiver here makes Celery leave the logging that the process has set up as it is.
@@ -67,6 +70,7 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
     worker = celery.Worker(
         hostname=f"worker-{record.worker}@{record.worker_id}",
         pool_cls="solo",
+        consumer_cls=SteadyConsumer,
         concurrency=1,
         queues=[record.queue],
         task_events=True,
@@ -78,6 +82,30 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
     worker.start()
     if worker.exitcode:
         raise ServiceError(f"the Celery worker stopped with status {worker.exitcode}; see the log above")
+
+
+class SteadyConsumer(Consumer):  # type: ignore[misc]
+    """Tries to reach Redis twice a second; Celery's own waits grow to half a minute, long after it is back."""
+
+    def ensure_connected(self, conn: Connection) -> Connection:
+        """Called on the first connection and after each loss of it."""
+        is_told = False
+
+        def tell(error: Exception, interval_s: float) -> None:
+            nonlocal is_told
+            if not is_told:
+                logger.warning("Redis does not answer the consumer (%s); trying until it does", error)
+            is_told = True
+
+        conn.ensure_connection(
+            tell,
+            interval_start=RECONNECT_S,
+            interval_step=0,
+            interval_max=RECONNECT_S,
+            callback=maybe_shutdown,
+        )
+        self.first_connection_attempt = False
+        return conn
 
 
 class GatheredEvents(bootsteps.StartStopStep):  # type: ignore[misc]

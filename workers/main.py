@@ -56,7 +56,9 @@ def run(settings: WorkerSettings) -> None:
         device=loaded.device,
     )
     clock = PoolClock()
-    beacon = Beacon(client, record, clock, settings.heartbeat_s)
+    # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
+    pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
+    beacon = Beacon(pulse, record, clock, settings.heartbeat_s)
     # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
     jobs = ledger.WorkerLedger(
         ledger.connect(settings, single_connection_client=True),

@@ -17,6 +17,7 @@ from app.celery_app import BATCH_TASK
 from app.unreadable import What
 
 OnGarbage = Callable[[What, Exception], None]
+OnAsked = Callable[[], None]
 # What the event loop acts on by itself: to reconnect, or to ask again. kombu counts KeyError among the losses of a
 # connection; here it comes from a message that lacks something.
 EXPECTED = tuple(
@@ -26,16 +27,21 @@ EXPECTED = tuple(
 )
 
 
-def use(queue: str, on_garbage: OnGarbage) -> None:
+def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked) -> None:
     """Make every Redis connection of Celery's in this process one that outlives garbage.
 
     Args:
         queue: The worker's queue, which holds wake-ups and nothing else.
         on_garbage: Told of each thing that is dropped.
+        on_asked: Told each time that Redis is asked for a message; an idle worker asks every second.
     """
 
     class Channel(stock.Channel):  # type: ignore[misc]
         """Drops what is not JSON."""
+
+        def _brpop_start(self, *arguments: Any) -> None:
+            on_asked()
+            super()._brpop_start(*arguments)
 
         def _brpop_read(self, **options: Any) -> Any:
             try:
