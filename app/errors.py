@@ -29,6 +29,7 @@ ModelyardError
 │   ├── IdempotencyConflictError  the key was used for another request
 │   └── WorkerNumberTakenError
 ├── QueueFullError
+├── RateLimitError                the client has asked too often
 ├── UnavailableError
 │   ├── NoCandidateError          no live worker can take the request
 │   ├── LedgerUnavailableError    Redis does not answer
@@ -231,6 +232,12 @@ class QueueFullError(ModelyardError):
     """The queue's backlog is at its limit."""
 
     code = "queue_full"
+
+
+class RateLimitError(ModelyardError):
+    """The client has asked for more predictions than it may in a time."""
+
+    code = "rate_limited"
 
 
 class UnavailableError(ModelyardError):

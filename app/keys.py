@@ -14,6 +14,7 @@
 | `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
 | `modelyard:worker:<id>` | string: JSON record, see `app.pool` | three heartbeats | worker |
 | `modelyard:once:<key>` | string: request digest and job id | retention | controller |
+| `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
 
@@ -34,6 +35,7 @@ BACKLOG = f"{PREFIX}:backlog"
 NUMBERS = f"{PREFIX}:numbers"
 WORKERS = f"{PREFIX}:workers"
 SECRET = f"{PREFIX}:secret"
+RATE = f"{PREFIX}:rate"
 QUARANTINE = f"{PREFIX}:quarantine"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
 POOL_CHANNEL = f"{PREFIX}:pool"

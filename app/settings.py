@@ -191,6 +191,11 @@ class ControllerSettings(Settings):
     allow_anonymous: bool = Field(
         default=False, description="whether to listen beyond loopback without API keys"
     )
+    rate_limit: str = Field(
+        default="",
+        pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$",
+        description="predictions that one client may ask for, such as `100/second`; default: no limit",
+    )
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from app.errors import ModelyardError, QueueFullError, UnavailableError
+from app.errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
 from client.errors import ControllerUnreachableError, JobUnsuccessfulError, WaitTimeoutError
 from client.http import AsyncClient
 from client.records import Record
@@ -84,7 +84,7 @@ class Benchmark:
             return error.job, error.code
         except ControllerUnreachableError:
             raise
-        except (QueueFullError, UnavailableError) as error:
+        except (QueueFullError, RateLimitError, UnavailableError) as error:
             return None, error.code
 
 

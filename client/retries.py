@@ -8,7 +8,13 @@ from typing import Any
 
 from tenacity import RetryCallState, stop_after_attempt, wait_random_exponential
 
-from app.errors import IdempotencyConflictError, ModelyardError, QueueFullError, UnavailableError
+from app.errors import (
+    IdempotencyConflictError,
+    ModelyardError,
+    QueueFullError,
+    RateLimitError,
+    UnavailableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +57,7 @@ class RetryPolicy:
         if isinstance(error, IdempotencyConflictError):
             # From the second attempt on it is the first, still being accepted, that holds the key.
             return attempt > 1
-        if not isinstance(error, QueueFullError | UnavailableError):
+        if not isinstance(error, QueueFullError | RateLimitError | UnavailableError):
             return False
         return (error.retry_after_s or 0.0) <= self.max_retry_after_s
 

@@ -2,7 +2,7 @@
 
 A prediction that arrived whole goes to `Predict.answer` at once and is written when its answer is there: no
 task, no ASGI messages, one write. Everything else, and whatever is unusual about a prediction (a body in
-several reads, chunks, pipelining, `Expect`, an access log), goes uvicorn's way to the same `Predict`.
+several reads, chunks, pipelining, `Expect`, an access log, a rate limit), goes uvicorn's way to the same `Predict`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class Connection(HttpToolsProtocol):
             return False
         busy = self.cycle is not None and not self.cycle.response_complete
         if busy or self.access_log or self.limit_concurrency is not None:
+            return False
+        if self.app.services.predict.is_rate_limited:
             return False
         self._query = query
         names = {name for name, _ in self.headers}

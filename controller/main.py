@@ -36,6 +36,7 @@ from controller.idempotency import Idempotency
 from controller.metrics import Metrics
 from controller.predict import Predict, Receive, Scope, Send
 from controller.problems import PROBLEM_JSON, problem, problem_body
+from controller.rate_limit import RateLimit
 from controller.reconciler import Reconciler
 from controller.results import Results
 from controller.watch import PoolWatcher
@@ -173,8 +174,18 @@ def _build(
         metrics.settled,
     )
     results = Results(controller_id, client, ledger, dispatcher, watcher, clock, unreadable)
+    rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
     predict = Predict(
-        settings, access, watcher, backlogs, dispatcher, results, Idempotency(client), metrics, clock
+        settings,
+        access,
+        rate_limit,
+        watcher,
+        backlogs,
+        dispatcher,
+        results,
+        Idempotency(client),
+        metrics,
+        clock,
     )
     reconciler = Reconciler(
         controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s, unreadable

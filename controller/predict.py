@@ -35,6 +35,7 @@ from controller.headers import API, Headers
 from controller.idempotency import Idempotency
 from controller.metrics import Metrics
 from controller.problems import problem
+from controller.rate_limit import RateLimit
 from controller.results import Results, job_json, receipt
 from controller.routing import Selector, foreseen, route
 from controller.watch import PoolWatcher
@@ -97,6 +98,7 @@ class Predict:
         self,
         settings: ControllerSettings,
         access: Access,
+        rate_limit: RateLimit | None,
         watcher: PoolWatcher,
         backlogs: Backlogs,
         dispatcher: Dispatcher,
@@ -107,6 +109,7 @@ class Predict:
     ) -> None:
         self._settings = settings
         self._access = access
+        self._rate_limit = rate_limit
         self._watcher = watcher
         self._backlogs = backlogs
         self._dispatcher = dispatcher
@@ -115,6 +118,11 @@ class Predict:
         self._metrics = metrics
         self._clock = clock
         self._look_ups: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_rate_limited(self) -> bool:
+        """Whether clients may ask only so often."""
+        return self._rate_limit is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -134,7 +142,11 @@ class Predict:
     def answer(
         self, headers: Headers, query_string: bytes, body: bytes, done: Callable[[Reply], None]
     ) -> None:
-        """The same for a request that is there whole, without a task: `done` is called with its answer."""
+        """The same for a request that is there whole, without a task: `done` is called with its answer.
+
+        Not where there is a rate limit, which has to ask Redis.
+        """
+        assert not self.is_rate_limited
         try:
             asked = self._read_head(dict(headers), query_string)
             self._check_size(len(body))
@@ -168,6 +180,8 @@ class Predict:
     async def _respond(self, scope: Scope, receive: Receive) -> Reply:
         headers = dict(scope["headers"])
         asked = self._read_head(headers, scope["query_string"])
+        if self._rate_limit:
+            await self._rate_limit.check(asked.caller, scope)
         body = await self._read(headers, receive)
         key = headers.get(b"idempotency-key")
         if key is None:

@@ -27,6 +27,7 @@ STATUS: dict[type[ModelyardError], HTTPStatus] = {
     errors.JobGoneError: HTTPStatus.GONE,
     errors.ConflictError: HTTPStatus.CONFLICT,
     errors.QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.RateLimitError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 DEFAULT_RETRY_AFTER_S = 1.0

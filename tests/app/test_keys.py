@@ -31,6 +31,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.WORKERS,
         keys.worker("<id>"),
         keys.once("<key>"),
+        f"{keys.RATE}:{{<limit of client>}}",
         keys.SECRET,
         keys.RECONCILER_LEASE,
         keys.POOL_CHANNEL,

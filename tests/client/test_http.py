@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from app.errors import (
     ConfigurationError,
+    ForbiddenError,
     IdempotencyConflictError,
     InputNotFiniteError,
     InputNotNumericError,
@@ -24,6 +25,7 @@ from app.errors import (
     NoCandidateError,
     NotFoundError,
     QueueFullError,
+    UnauthenticatedError,
     UnavailableError,
     UnknownJobError,
     UnknownWorkerError,
@@ -129,6 +131,48 @@ def test_bad_request_is_not_tried_again(ask: Ask, double: ControllerDouble) -> N
     with pytest.raises(UnknownWorkerError, match="known: 1, 2"):
         ask("predict", SEVEN, worker=9)
     assert len(double.requests) == 1
+
+
+def test_the_api_key_of_the_environment_is_sent_with_every_call(
+    ask: Ask, double: ControllerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("workers")
+    monkeypatch.setenv("MODELYARD_API_KEY", "modelyard_k\n")
+    ask("workers")
+    ask("predict", SEVEN)
+    sent = [headers.get("authorization") for _, _, _, headers in double.requests]
+    assert sent == [None, "Bearer modelyard_k", "Bearer modelyard_k"]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_api_key_that_cannot_be_one_is_refused_and_not_shown(kind: Callable[..., object]) -> None:
+    for key in ("modelyard_SECRET\nX: y", "SECRETä", "a SECRET"):
+        with pytest.raises(ConfigurationError, match="MODELYARD_API_KEY") as caught:
+            kind(api_key=key)
+        assert "SECRET" not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (401, "unauthenticated", UnauthenticatedError),
+        (401, "", UnauthenticatedError),
+        (403, "forbidden", ForbiddenError),
+    ],
+)
+def test_a_refused_api_key_is_an_error_at_once(
+    ask: Ask, double: ControllerDouble, status: int, code: str, kind: type[ModelyardError]
+) -> None:
+    double.refuse(status, code)
+    with pytest.raises(kind):
+        ask("predict", SEVEN)
+    assert len(double.requests) == 1
+
+
+def test_a_rate_limit_is_waited_out(ask: Ask, double: ControllerDouble) -> None:
+    double.refuse(429, "rate_limited", retry_after="0")
+    assert ask("predict", SEVEN).predictions[0].predicted == 7
+    assert len(double.requests) == 2
 
 
 def test_key_of_an_earlier_attempt_that_is_still_being_accepted_is_waited_for(

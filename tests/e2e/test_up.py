@@ -10,13 +10,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from app.access import new_key
+from app.errors import ForbiddenError, UnauthenticatedError
 from client import Client
 from tests.conftest import WaitUntil
-from tests.e2e.conftest import Digits, ready_workers
+from tests.e2e.conftest import Digits
 
 START_S = 120.0
 
@@ -37,6 +40,35 @@ def environment(registry: Path, free_port: Callable[[], int]) -> Iterator[dict[s
             "MLFLOW_PORT": str(free_port()),
             "MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlruns.db",
         }
+
+
+@dataclass(frozen=True)
+class Keys:
+    """API keys of a pool, and what of them its processes are given."""
+
+    shop: str
+    operator: str
+    variables: dict[str, str]
+
+    def secrets(self) -> list[str]:
+        """What must stand in no log and on no command line."""
+        return [self.shop, self.operator, self.variables["FLOWER_BASIC_AUTH"].split(":")[1]]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    (shop, shop_line), (operator, operator_line) = new_key("shop", "predict"), new_key("ops", "operate")
+    file = tmp_path / "keys"
+    file.write_text(f"{shop_line.line()}\n{operator_line.line()}\n")
+    login = {"FLOWER_BASIC_AUTH": "ops:flower-secret-of-this-test"}
+    return Keys(shop, operator, {"MODELYARD_API_KEYS_FILE": str(file)} | login)
+
+
+def logs_of(environment: dict[str, str]) -> str:
+    folder = Path(environment["MODELYARD_STATE_DIR"])
+    return "\n".join(
+        file.read_text() for file in [*folder.glob("logs/*"), *folder.glob("*.conf"), *folder.glob("*.txt")]
+    )
 
 
 def modelyard(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -66,8 +98,9 @@ def processes_of(environment: dict[str, str]) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
-    environment: dict[str, str], digits: Digits, wait_until: WaitUntil
+    environment: dict[str, str], keys: Keys, digits: Digits, wait_until: WaitUntil
 ) -> None:
+    environment = environment | keys.variables
     url = f"http://127.0.0.1:{environment['MODELYARD_PORT']}"
     command = [sys.executable, "-m", "cli", "up", "--no-views", "--versions", "2,1"]
     log = Path(environment["MODELYARD_STATE_DIR"]) / "up.txt"
@@ -76,10 +109,18 @@ def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
     try:
         wait_until(lambda: b"Ctrl-C stops" in log.read_bytes() or up.poll() is not None, timeout_s=START_S)
         assert up.poll() is None, log.read_text()
-        assert ready_workers(url) == 2
-        with Client(url) as client:
+        with Client(url, api_key=keys.operator) as client:
+            assert [info.live_workers for info in client.workers()] == [1, 1]
             assert {info.worker: info.model_version for info in client.workers()} == {1: 1, 2: 2}
+        with Client(url, api_key=keys.shop) as client:
             assert client.predict(digits.images[:1], worker=1).model_version == 1
+            with pytest.raises(ForbiddenError):
+                client.workers()
+        with Client(url) as client, pytest.raises(UnauthenticatedError):
+            client.predict(digits.images[:1])
+        command_lines = "\n".join(processes_of(environment))
+        assert "serve" in command_lines
+        assert not any(secret in command_lines for secret in keys.secrets())
         second = modelyard(environment, "up")
         assert second.returncode == 1
         assert "a pool already runs" in second.stderr
@@ -88,10 +129,14 @@ def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
         status = up.wait(60)
     assert status == 0, log.read_text()
     assert processes_of(environment) == []
+    assert not any(secret in logs_of(environment) for secret in keys.secrets())
 
 
 @pytest.mark.timeout(300)
-def test_demo_predicts_digits_writes_records_starts_everything_and_ends(environment: dict[str, str]) -> None:
+def test_demo_predicts_digits_writes_records_starts_everything_and_ends(
+    environment: dict[str, str], keys: Keys
+) -> None:
+    environment = environment | keys.variables | {"MODELYARD_API_KEY": keys.operator}
     demo = modelyard(environment, "demo", "--once")
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "training" not in demo.stdout
@@ -104,6 +149,25 @@ def test_demo_predicts_digits_writes_records_starts_everything_and_ends(environm
     assert all(record["status"] == "succeeded" for record in records)
     assert {record["model_version"] for record in records} == {1, 2}
     assert sum(record["predicted"] == record["true_label"] for record in records) >= 8
+    assert not any(secret in demo.stdout + demo.stderr + logs_of(environment) for secret in keys.secrets())
+    assert processes_of(environment) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"FLOWER_BASIC_AUTH": ""}, "FLOWER_BASIC_AUTH"),
+        ({"MODELYARD_API_KEYS_FILE": "", "MODELYARD_HOST": "0.0.0.0"}, "MODELYARD_ALLOW_ANONYMOUS"),
+        ({"MLFLOW_HOST": "0.0.0.0"}, "MLflow would listen"),
+    ],
+)
+def test_up_that_would_let_strangers_in_is_one_line_and_starts_nothing(
+    environment: dict[str, str], keys: Keys, variables: dict[str, str], told: str
+) -> None:
+    up = modelyard(environment | keys.variables | variables, "up")
+    assert up.returncode == 1
+    assert told in up.stderr
+    assert len(up.stderr.splitlines()) == 1
     assert processes_of(environment) == []
 
 

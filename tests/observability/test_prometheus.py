@@ -26,6 +26,7 @@ CONFIG = Path(__file__).parents[2] / "prometheus.yml"
 SCRAPE_INTERVAL = "200ms"
 HEARTBEAT_S = 0.5
 START_S = 60.0
+LOGIN = ("watcher", "flower-password-of-this-test")
 
 Start = Callable[..., None]
 
@@ -117,11 +118,22 @@ def controller(
 
 @pytest.fixture
 def flower(
-    start: Start, http: httpx.Client, redis_server: RedisServer, free_port: Any, wait_until: WaitUntil
+    start: Start,
+    http: httpx.Client,
+    redis_server: RedisServer,
+    operator: tuple[str, str],
+    free_port: Any,
+    wait_until: WaitUntil,
 ) -> str:
-    """URL of Flower."""
+    """URL of Flower, which has a login."""
     port = free_port()
-    start([sys.executable, "-m", "cli", "flower"], REDIS_URL=redis_server.url, FLOWER_PORT=str(port))
+    start(
+        [sys.executable, "-m", "cli", "flower"],
+        REDIS_URL=redis_server.url,
+        FLOWER_PORT=str(port),
+        FLOWER_BASIC_AUTH=":".join(LOGIN),
+        MODELYARD_API_KEYS=operator[1],
+    )
     url = f"http://127.0.0.1:{port}"
     wait_until(lambda: answers(http, f"{url}/healthcheck"), START_S, "Flower answers")
     return url
@@ -169,6 +181,13 @@ def answers(http: httpx.Client, url: str) -> bool:
         return False
 
 
+def command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""  # it has just ended
+
+
 def test_promtool_accepts_the_configuration(system_tool: Callable[[str, str], str]) -> None:
     done = subprocess.run(
         [system_tool("promtool", "prometheus"), "check", "config", "--syntax-only", str(CONFIG)],
@@ -182,6 +201,7 @@ def test_prometheus_reads_the_pool_and_forgets_a_worker_that_is_gone(
     prometheus: Prometheus,
     http: httpx.Client,
     controller: str,
+    flower: str,
     worker: Beacon,
     operator: tuple[str, str],
     tmp_path: Path,
@@ -194,6 +214,11 @@ def test_prometheus_reads_the_pool_and_forgets_a_worker_that_is_gone(
     (tmp_path / "key").write_text(operator[0])
     reads('up{job="controller"}', 1)
     reads('up{job="flower"}', 1)
+    for path in ("/", "/workers", "/api/workers", "/api/worker/shutdown/x"):
+        ask = http.post if "shutdown" in path else http.get
+        assert ask(f"{flower}{path}").status_code == 401, path
+    assert http.get(f"{flower}/workers", auth=LOGIN).status_code == 200
+    assert LOGIN[1].encode() not in b"".join(map(command_line, Path("/proc").glob("[0-9]*")))
     reads('modelyard_live_workers{worker="3"}', 1)
     reads('modelyard_val_accuracy_ratio{worker="3"}', 0.875)
     reads('modelyard_backlog_jobs{worker="3"}', 0)

@@ -1,0 +1,86 @@
+"""The rate limit of a client: one count over all controllers, one client's never another's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+import pytest
+import redis
+
+from app import keys
+from app.access import new_key
+from app.errors import ConfigurationError
+from app.settings import ControllerSettings, load
+from tests.controller.conftest import HandWorker, Serve, Served
+
+HandWorkers = Callable[..., HandWorker]
+
+
+async def post(served: Served, key: str = "") -> httpx.Response:
+    header = {"authorization": f"Bearer {key}"} if key else {}
+    return await served.http.post("/predict", json={"data": [1, 2]}, headers=header)
+
+
+async def test_two_controllers_count_together_and_clients_apart(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    hand_worker()
+    (shop, shop_line), (rival, rival_line) = new_key("shop", "predict"), new_key("rival", "predict")
+    shop_new, shop_new_line = new_key("shop", "predict")
+    lines = ",".join(known.line() for known in (shop_line, shop_new_line, rival_line))
+    first = await serve(api_keys=lines, rate_limit="5/hour")
+    second = await serve(api_keys=lines, rate_limit="5/hour")
+    answers = await asyncio.gather(
+        *(post(each, key) for each in (first, second) for key in (shop, shop_new) * 2)
+    )
+    assert sorted(answer.status_code for answer in answers) == [202] * 5 + [429] * 3
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["code"] == "rate_limited"
+    assert "5/hour" in refused.json()["detail"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 3600
+    assert (await post(second, rival)).status_code == 202
+    counts = list(client.scan_iter(f"{keys.RATE}:*"))
+    assert len(counts) == 2
+    assert all(client.ttl(name) > 0 for name in counts)
+    assert not any(shop.encode() in name for name in counts)
+
+
+async def test_without_keys_a_client_is_its_address(serve: Serve, hand_worker: HandWorkers) -> None:
+    hand_worker()
+    served = await serve(rate_limit="1/hour")
+    assert [(await post(served)).status_code for _ in range(2)] == [202, 429]
+    transport = httpx.ASGITransport(app=served.app, client=("192.0.2.7", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://controller") as elsewhere:
+        answer = await elsewhere.post(
+            "/predict", json={"data": [1, 2]}, headers={"x-forwarded-for": "192.0.2.8"}
+        )
+        assert answer.status_code == 202
+
+
+async def test_jobs_can_be_read_past_the_limit(serve: Serve, hand_worker: HandWorkers) -> None:
+    hand_worker()
+    served = await serve(rate_limit="1/hour")
+    url = (await post(served)).headers["location"]
+    for _ in range(3):
+        assert (await served.http.get(url)).status_code == 200
+    assert (await served.http.delete(url)).status_code == 200
+
+
+async def test_a_client_is_let_in_again_after_its_window(serve: Serve, hand_worker: HandWorkers) -> None:
+    hand_worker()
+    served = await serve(rate_limit="2/second")
+    assert [(await post(served)).status_code for _ in range(3)] == [202, 202, 429]
+    for _ in range(300):
+        if (await post(served)).status_code == 202:
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("refused for ever")
+
+
+@pytest.mark.parametrize("limit", ["often", "0/second", "5 per fortnight", "-1/second", "5"])
+def test_a_limit_that_is_none_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setenv("MODELYARD_RATE_LIMIT", limit)
+    with pytest.raises(ConfigurationError, match="MODELYARD_RATE_LIMIT"):
+        load(ControllerSettings)
