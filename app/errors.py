@@ -6,6 +6,7 @@ ModelyardError
 ├── InputError                    a request cannot be turned into samples
 │   ├── BodyNotJsonError
 │   ├── BodyKeyError
+│   ├── BodyNotArrayError         not the NumPy file or MessagePack that its content type says
 │   ├── InputShapeError
 │   ├── InputNotNumericError
 │   ├── InputNotFiniteError
@@ -94,6 +95,12 @@ class BodyKeyError(InputError):
     """The body is JSON, but not an object with exactly one of the keys that hold samples."""
 
     code = "body_wrong_key"
+
+
+class BodyNotArrayError(InputError):
+    """The body is not the NumPy file or the MessagePack that its content type says."""
+
+    code = "body_not_array"
 
 
 class InputShapeError(InputError):

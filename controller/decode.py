@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import simdjson
@@ -34,6 +34,7 @@ MAX_FLOAT = sys.float_info.max
 # From here on a float64 does not hold every integer: the slow way keeps such numbers as integers.
 EXACT_INTEGERS = 2**53
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
+_KINDS = {str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
 _parser = simdjson.Parser()
 
 
@@ -54,6 +55,10 @@ class Numbers:
     def fit(self, contract: InputContract) -> bool:
         """Whether they spell whole samples of the contract."""
         return contract.accepts(len(self.values), self.skeleton)
+
+    def numbers(self, _: InputContract) -> Numbers:
+        """The numbers as they are."""
+        return self
 
 
 def parse(body: bytes) -> Numbers:
@@ -92,7 +97,17 @@ def parse_fast(body: bytes) -> Numbers | None:
 
 def parse_slow(body: bytes) -> Numbers:
     """The exact way: same answers as `parse_fast` for whatever that accepts, and the errors."""
-    array = _sample_array(body)
+    return from_list(_sample_array(body))
+
+
+def from_list(array: Any) -> Numbers:
+    """Numbers in lists of lists.
+
+    Raises:
+        InputError: It is anything else.
+    """
+    if not isinstance(array, list) or isinstance(array, _Pairs):
+        raise InputShapeError("the key must hold an array of numbers, nested or flat")
     flat: list[float] = []
     shape = _walk(array, flat, 0)
     if not flat:
@@ -100,7 +115,22 @@ def parse_slow(body: bytes) -> Numbers:
     return Numbers(_as_array(flat), skeleton(shape), max(map(abs, flat)))
 
 
-def to_samples(numbers: Numbers, contract: InputContract, max_samples: int) -> bytes:
+class Values(Protocol):
+    """Numbers of a body, in whatever form they came."""
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """The numbers, shape (n_values,)."""
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude among them."""
+
+    def fit(self, contract: InputContract) -> bool:
+        """Whether they spell whole samples of the contract."""
+
+
+def to_samples(numbers: Values, contract: InputContract, max_samples: int) -> bytes:
     """The samples as the worker wants them: the contract's dtype, C order, little-endian.
 
     Raises:
@@ -116,11 +146,12 @@ def to_samples(numbers: Numbers, contract: InputContract, max_samples: int) -> b
     n_samples = len(numbers.values) // contract.sample_size
     if n_samples > max_samples:
         raise TooLargeError(f"{n_samples} samples in one request; at most {max_samples} are accepted")
-    return _cast(numbers, _little_endian(contract.dtype)).tobytes()
+    return _cast(numbers, little_endian(contract.dtype)).tobytes()
 
 
 @lru_cache(maxsize=64)
-def _little_endian(name: str) -> np.dtype[Any]:
+def little_endian(name: str) -> np.dtype[Any]:
+    """The dtype as samples travel."""
     return np.dtype(name).newbyteorder("<")
 
 
@@ -131,7 +162,7 @@ def _overflow(dtype: np.dtype[Any]) -> float:
     return float(info.max) + 2.0 ** (info.maxexp - info.nmant - 2)
 
 
-def _cast(numbers: Numbers, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _cast(numbers: Values, dtype: np.dtype[Any]) -> NDArray[Any]:
     values = numbers.values
     if dtype.kind == "f":
         if numbers.largest >= _overflow(dtype):
@@ -170,10 +201,7 @@ def _sample_array(body: bytes) -> Any:
             "expected a JSON object with exactly one key, one of "
             + ", ".join(f'"{key}"' for key in SAMPLE_KEYS)
         )
-    array = pairs[0][1]
-    if not isinstance(array, list) or isinstance(array, _Pairs):
-        raise InputShapeError("the key must hold an array of numbers, nested or flat")
-    return array
+    return pairs[0][1]
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -194,7 +222,7 @@ def _walk(node: Any, flat: list[float], depth: int) -> tuple[int, ...]:
         flat.append(node)
         return ()
     if not isinstance(node, list) or isinstance(node, _Pairs):
-        kind = {str: "a string", bool: "a boolean", type(None): "null", _Pairs: "an object"}[type(node)]
+        kind = _KINDS.get(type(node), "an object")
         raise InputNotNumericError(f"the array holds {kind}; expected numbers only")
     if depth == MAX_DIMENSIONS:
         raise InputShapeError(f"the array has more than {MAX_DIMENSIONS} dimensions")

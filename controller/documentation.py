@@ -109,6 +109,8 @@ def _parameter(name: str, schema: dict[str, Any], text: str, where: str = "query
 _SECONDS = {"type": "number", "minimum": 0}
 _NUMBER = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
 PREDICT: dict[str, Any] = {
     "status_code": 202,
     "responses": {
@@ -140,6 +142,8 @@ PREDICT: dict[str, Any] = {
             ),
         ],
         "requestBody": {
+            "description": "Samples as JSON numbers; as a NumPy file; as the model's own dtype, little-endian, in C "
+            "order, and nothing else; or as a MessagePack map whose one key holds such bytes or nested numbers.",
             "required": True,
             "content": {
                 "application/json": {
@@ -155,7 +159,10 @@ PREDICT: dict[str, Any] = {
                         ]
                     },
                     "example": {"data": _BLANK_DIGIT},
-                }
+                },
+                "application/x-npy": _BINARY,
+                "application/octet-stream": _BINARY,
+                "application/msgpack": _BINARY,
             },
         },
     },

@@ -27,7 +27,7 @@ from app.errors import (
     TooLargeError,
 )
 from app.settings import ControllerSettings
-from controller import decode
+from controller import bodies, decode
 from controller.access import Access, Caller
 from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher, Job
@@ -46,7 +46,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-JSON = (b"content-type", b"application/json")
+JSON = (b"content-type", bodies.JSON)
 CLOSE = (b"connection", b"close")
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
 CODINGS = frozenset({b"", b"identity"})
@@ -69,6 +69,7 @@ class Asked:
     Attributes:
         received_at_ms: When it arrived, Redis's clock.
         caller: Who asks.
+        content_type: Of its body.
     """
 
     selector: Selector
@@ -76,6 +77,7 @@ class Asked:
     deadline_s: float
     received_at_ms: float
     caller: Caller
+    content_type: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,8 @@ class Predict:
         deadline_s = self._deadline_s(query)
         if headers.get(b"content-encoding", b"") not in CODINGS:
             raise InputError("the body is compressed; send it as it is, without Content-Encoding")
-        return Asked(query.selector, wait_s, deadline_s, received_at_ms, caller)
+        content_type = headers.get(b"content-type", bodies.JSON)
+        return Asked(query.selector, wait_s, deadline_s, received_at_ms, caller, content_type)
 
     async def _submit_once(self, key: bytes, asked: Asked, body: bytes) -> Reply:
         # Before anything that may refuse: a repeated post gets its job even where a new one could not be taken.
@@ -219,13 +222,15 @@ class Predict:
         certain = foreseen(snapshot, asked.selector)
         if certain:
             self._backlogs.admit(certain.queue, asked.deadline_s)
-        numbers = decode.parse(body)
+        given = bodies.parse(asked.content_type, body)
         try:
-            chosen = route(snapshot, asked.selector, numbers.fit)
+            chosen = route(snapshot, asked.selector, given.fit)
         except InputShapeError:
-            decode.parse_slow(body)  # a ragged array has a better explanation
+            if isinstance(given, decode.Numbers):
+                decode.parse_slow(body)  # a ragged array has a better explanation
             raise
         contract = chosen.candidate.contract
+        numbers = given.numbers(contract)
         data = decode.to_samples(numbers, contract, self._settings.max_samples)
         if certain is None:
             self._backlogs.admit(chosen.candidate.queue, asked.deadline_s)

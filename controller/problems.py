@@ -17,6 +17,7 @@ STATUS: dict[type[ModelyardError], HTTPStatus] = {
     ModelyardError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.InputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.BodyNotJsonError: HTTPStatus.BAD_REQUEST,
+    errors.BodyNotArrayError: HTTPStatus.BAD_REQUEST,
     errors.MalformedRequestError: HTTPStatus.BAD_REQUEST,
     errors.TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.HeadTooLargeError: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,

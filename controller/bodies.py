@@ -1,0 +1,152 @@
+"""Reads a request's body by its content type: JSON, which `decode` reads, or forms that need next to no parsing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from app.contract import InputContract, spellings
+from app.errors import (
+    BodyKeyError,
+    BodyNotArrayError,
+    InputEmptyError,
+    InputNotFiniteError,
+    InputNotNumericError,
+    InputShapeError,
+)
+from controller import decode
+from controller.decode import SAMPLE_KEYS, Numbers, little_endian
+
+JSON = b"application/json"
+OCTETS = b"application/octet-stream"
+MSGPACK = b"application/msgpack"
+NPY = b"application/x-npy"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An array that says its own dtype and shape.
+
+    Attributes:
+        values: Numbers, shape (n_values,), C order.
+        shape: How they were nested.
+        largest: The largest magnitude among the numbers.
+    """
+
+    values: NDArray[Any]
+    shape: tuple[int, ...]
+    largest: float
+
+    def fit(self, contract: InputContract) -> bool:
+        """Whether they spell whole samples of the contract."""
+        n_samples, rest = divmod(len(self.values), contract.sample_size)
+        return not rest and self.shape in spellings(contract.sample_shape, n_samples)
+
+    def numbers(self, _: InputContract) -> Tensor:
+        """The numbers as they are."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Octets:
+    """Samples in the contract's dtype, C order, little-endian, and nothing else."""
+
+    data: bytes
+
+    def fit(self, contract: InputContract) -> bool:
+        """Whether there are bytes for whole samples of the contract."""
+        sample_bytes = contract.sample_size * little_endian(contract.dtype).itemsize
+        return bool(self.data) and len(self.data) % sample_bytes == 0
+
+    def numbers(self, contract: InputContract) -> Tensor:
+        """The numbers that the bytes are in this contract's dtype.
+
+        Raises:
+            InputShapeError: They are no whole samples.
+            InputNotFiniteError: A number is NaN or infinite.
+        """
+        if not self.fit(contract):
+            raise InputShapeError(
+                f"{len(self.data)} bytes are no whole samples; expected little-endian {contract.describe()}"
+            )
+        values = np.frombuffer(self.data, little_endian(contract.dtype))
+        return _tensor(values, (len(values) // contract.sample_size, *contract.sample_shape))
+
+
+Body = Numbers | Tensor | Octets
+
+
+def parse(content_type: bytes, body: bytes) -> Body:
+    """Read a body. One of a type that is not known here is read as JSON.
+
+    Raises:
+        InputError: It is not what its type says, or holds something else than numbers.
+    """
+    if content_type == JSON:
+        return decode.parse(body)
+    read = _READERS.get(content_type.partition(b";")[0].strip().lower(), decode.parse)
+    return read(body)
+
+
+def _read_octets(body: bytes) -> Body:
+    if not body:
+        raise InputEmptyError("the body is empty; expected at least one sample")
+    return _read_npy(body) if body.startswith(npy.MAGIC_PREFIX) else Octets(body)
+
+
+def _read_npy(body: bytes) -> Tensor:
+    file = io.BytesIO(body)
+    try:
+        read_header = _NPY_HEADERS[npy.read_magic(file)]
+        shape, is_fortran, dtype = read_header(file)
+        # What the header says is believed only as far as there are bytes.
+        array = np.frombuffer(body, dtype, offset=file.tell()).reshape(
+            shape, order="F" if is_fortran else "C"
+        )
+    except Exception:  # a damaged header may raise whatever Python's own parser does
+        raise BodyNotArrayError(
+            "the body is not a NumPy file of numbers, or not a whole one; write it with numpy.save"
+        ) from None
+    if array.dtype.kind not in "fiu" or not array.ndim:
+        raise InputNotNumericError(
+            f"the file holds {array.dtype.name} of shape {array.shape}; expected an array of numbers"
+        )
+    if not array.size:
+        raise InputEmptyError("the array holds no sample; expected at least one")
+    return _tensor(np.ascontiguousarray(array).reshape(-1), array.shape)
+
+
+_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+def _read_msgpack(body: bytes) -> Body:
+    try:
+        document = msgspec.msgpack.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BodyNotArrayError(f"the body is not MessagePack ({error})") from None
+    if not isinstance(document, dict) or len(document) != 1 or not document.keys() <= set(SAMPLE_KEYS):
+        raise BodyKeyError(f"expected a map with exactly one key, one of {', '.join(SAMPLE_KEYS)}")
+    (value,) = document.values()
+    return _read_octets(value) if isinstance(value, bytes) else decode.from_list(value)
+
+
+def _tensor(values: NDArray[Any], shape: tuple[int, ...]) -> Tensor:
+    largest = float(max(abs(float(values.min())), abs(float(values.max()))))
+    if not np.isfinite(largest):
+        raise InputNotFiniteError("the array holds NaN or an infinity; expected finite numbers")
+    return Tensor(values, shape, largest)
+
+
+_READERS: dict[bytes, Callable[[bytes], Body]] = {
+    JSON: decode.parse,
+    OCTETS: _read_octets,
+    NPY: _read_npy,
+    MSGPACK: _read_msgpack,
+}
