@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import uvicorn
 
+from app.access import new_key
 from controller.connection import Connection
 from controller.main import Controller
 from tests.controller.conftest import HandWorker, Serve, until
@@ -98,13 +100,21 @@ class Site:
         await self.serving
 
 
+@asynccontextmanager
+async def open_site(serve: Serve, hand_worker: HandWorkers, **settings: Any) -> AsyncIterator[Site]:
+    worker = hand_worker()
+    served = await serve(max_body_bytes=LIMIT_BYTES, **settings)
+    site = Site(served.app, worker)
+    try:
+        yield site
+    finally:
+        await site.close()
+
+
 @pytest.fixture
 async def site(serve: Serve, hand_worker: HandWorkers) -> AsyncIterator[Site]:
-    worker = hand_worker()
-    served = await serve(max_body_bytes=LIMIT_BYTES)
-    site = Site(served.app, worker)
-    yield site
-    await site.close()
+    async with open_site(serve, hand_worker) as site:
+        yield site
 
 
 CHUNKED = (
@@ -147,6 +157,32 @@ async def test_the_short_way_and_the_long_way_answer_alike(site: Site) -> None:
     assert good.headers.keys() == same_good.headers.keys()
     assert (bad.status, bad.headers["content-type"]) == (422, "application/problem+json")
     assert bad.headers.keys() == same_bad.headers.keys()
+
+
+async def test_either_way_wants_the_key(serve: Serve, hand_worker: HandWorkers) -> None:
+    key, known = new_key("shop", "predict")
+    right, wrong = (b"authorization: Bearer " + each.encode() for each in (key, key[:-1]))
+    long_way = b"idempotency-key: once"
+    async with open_site(serve, hand_worker, api_keys=known.line()) as site:
+        caller = await site.call()
+        for headers, status in (([], 401), ([wrong], 401), ([right], 200), ([], 401)):
+            answers = []
+            for way in ([], [long_way]):
+                await caller.send(post(BODY, *headers, *way))
+                answers.append(await caller.answer())
+            assert [answer.status for answer in answers] == [status, status]
+            assert answers[0].headers.keys() == answers[1].headers.keys()
+            assert ("www-authenticate" in answers[0].headers) == (status == 401)
+
+
+async def test_either_way_counts_towards_the_rate_limit(serve: Serve, hand_worker: HandWorkers) -> None:
+    async with open_site(serve, hand_worker, rate_limit="2/hour") as site:
+        caller = await site.call()
+        statuses = []
+        for request in (post(), CHUNKED, post(), CHUNKED):
+            await caller.send(request)
+            statuses.append((await caller.answer()).status)
+        assert statuses == [200, 200, 429, 429]
 
 
 async def test_pipelined_requests_are_answered_in_their_order(site: Site) -> None:
