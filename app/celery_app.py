@@ -6,13 +6,14 @@ message of one queue differs from the next only in its ids.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import uuid4
 
 from celery import Celery
 from kombu import Connection, Queue
 from kombu.utils.json import dumps
 
-from app import keys
+from app import ids, keys
 from app.settings import Settings, load
 
 BATCH_TASK = "modelyard.run_batch"
@@ -90,6 +91,22 @@ def batch_id_of(message: bytes) -> str | None:
     _, found, rest = message.partition(b'"correlation_id": "')
     batch_id, quote, _ = rest.partition(b'"')
     return batch_id.decode("ascii", "replace") if found and quote else None
+
+
+def unannounced(
+    unclaimed: Iterable[tuple[str, float]], next_message: bytes | None, before_ms: float
+) -> list[str]:
+    """Batches that the queue, first in first out, should have given out by now.
+
+    Args:
+        unclaimed: Batches that nobody runs, each with when it was accepted (ms).
+        next_message: Stored message that is next to be taken, or None.
+        before_ms: Later ones may still be on their way.
+    """
+    next_batch = batch_id_of(next_message) if next_message else None
+    if next_batch and ids.is_well_formed(next_batch):
+        before_ms = min(before_ms, ids.accepted_at_ms(next_batch))
+    return [batch for batch, at_ms in unclaimed if int(at_ms) < before_ms and batch != next_batch]
 
 
 def __getattr__(name: str) -> Celery:

@@ -29,6 +29,7 @@ Celery's own keys on the same server: `modelyard:unacked*`, `_kombu.binding.*` a
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 PREFIX = "modelyard"
 BACKLOG = f"{PREFIX}:backlog"
@@ -40,6 +41,46 @@ QUARANTINE = f"{PREFIX}:quarantine"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
 POOL_CHANNEL = f"{PREFIX}:pool"
 UNACKED = f"{PREFIX}:unacked"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyKind:
+    """What is to be true of every key whose name begins with `prefix`.
+
+    Attributes:
+        type: As Redis's TYPE tells it; empty for Celery's own, which may be any.
+        expires: Whether it must have a time to live; the others live for ever by design.
+        names_queue: Whether the rest of the name is a queue's name.
+    """
+
+    prefix: str
+    type: str
+    expires: bool
+    names_queue: bool = False
+
+
+KINDS = (
+    KeyKind(f"{PREFIX}:batch:", "hash", expires=True),
+    KeyKind(f"{PREFIX}:pending:", "zset", expires=False, names_queue=True),
+    KeyKind(f"{PREFIX}:deadlines:", "zset", expires=False, names_queue=True),
+    KeyKind(f"{PREFIX}:running:", "hash", expires=False, names_queue=True),
+    KeyKind(f"{PREFIX}:open:", "hash", expires=False, names_queue=True),
+    KeyKind(f"{PREFIX}:worker:", "string", expires=True),
+    KeyKind(f"{PREFIX}:once:", "string", expires=True),
+    KeyKind(f"{PREFIX}:queue:", "list", expires=False),
+    KeyKind(UNACKED, "", expires=False),
+    KeyKind(BACKLOG, "hash", expires=False),
+    KeyKind(NUMBERS, "hash", expires=False),
+    KeyKind(WORKERS, "zset", expires=False),
+    KeyKind(SECRET, "string", expires=False),
+    KeyKind(QUARANTINE, "zset", expires=True),
+    KeyKind(RECONCILER_LEASE, "string", expires=True),
+)
+
+
+def kind_of(name: str) -> KeyKind | None:
+    """Which kind of key a name is; None where it is none of ours."""
+    return next((kind for kind in KINDS if name.startswith(kind.prefix)), None)
 
 
 def queue_name(model_name: str, model_version: int) -> str:

@@ -157,7 +157,7 @@ return 'cancelled'
 
 # KEYS batch running queue; ARGV batch_id worker_id message. Takes the claim from `worker_id` ('' for nobody)
 # and sends the batch again, to the head of the queue: it has waited longest.
-_REQUEUE = """
+REQUEUE = """
 if (redis.call('HGET', KEYS[2], ARGV[1]) or '') ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1])
 if redis.call('HEXISTS', KEYS[1], 'data') == 0 then return 0 end
@@ -325,7 +325,7 @@ class ControllerLedger:
         self._accept = client.register_script(ACCEPT)
         self._finish = client.register_script(_FINISH)
         self._cancel = client.register_script(_CANCEL)
-        self._requeue = client.register_script(_REQUEUE)
+        self._requeue = client.register_script(REQUEUE)
         self._forget = client.register_script(_FORGET)
         self._close_unreadable = client.register_script(CLOSE_UNREADABLE)
 

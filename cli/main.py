@@ -17,6 +17,8 @@ COMMANDS = {
     "serve": ("cli.serve", "Run the controller."),
     "predict": ("cli.predict", "Send an image or a held-out digit to a controller."),
     "benchmark": ("cli.benchmark", "Send many samples, record and plot their latencies."),
+    "doctor": ("cli.doctor", "Check a running pool, and mend it."),
+    "jobs": ("cli.jobs", "List quarantined jobs, and send them again."),
     "key": ("cli.key", "Make an API key."),
     "flower": ("cli.flower", "Watch workers, queues and batches in Flower."),
     "up": ("cli.up", "Run a whole pool on this machine."),

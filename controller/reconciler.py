@@ -15,7 +15,7 @@ from typing import cast
 import redis.asyncio
 
 from app import ids, keys
-from app.celery_app import batch_id_of
+from app.celery_app import unannounced
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import ControllerLedger, ledger_errors
@@ -204,15 +204,8 @@ class Reconciler:
 
     def _unannounced(self, view: QueueView) -> set[str]:
         """Batches that nobody runs and that the queue, first in first out, should have given out by now."""
-        before_ms = int(self._clock.now_ms()) - UNCLAIMED_GRACE_MS
-        next_batch = batch_id_of(view.next_message) if view.next_message else None
-        if next_batch and len(next_batch) == ids.BATCH_ID_LENGTH:
-            before_ms = min(before_ms, ids.accepted_at_ms(next_batch))
-        return {
-            batch
-            for batch, accepted_at_ms in view.oldest
-            if accepted_at_ms < before_ms and batch not in view.running and batch != next_batch
-        }
+        unclaimed = [entry for entry in view.oldest if entry[0] not in view.running]
+        return set(unannounced(unclaimed, view.next_message, self._clock.now_ms() - UNCLAIMED_GRACE_MS))
 
     async def _close(self, batch_id: str, queue: str) -> None:
         now_ms = self._clock.now_ms()

@@ -39,3 +39,15 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         "modelyard:queue:<model>:<version>",
     ]
     assert sorted(table) == sorted(made)
+
+
+def test_every_key_of_the_table_is_of_a_kind_that_the_doctor_knows() -> None:
+    rows = re.findall(
+        r"^\| `([^`]+)` \| ([a-z ]+)", (keys.__doc__ or "").split("| channel |")[0], re.MULTILINE
+    )
+    types = {"hash": "hash", "sorted set": "zset", "string": "string", "list of": "list"}
+    assert len(rows) == len(keys.KINDS) - 1  # the last kind is Celery's own
+    for name, text in rows:
+        kind = keys.kind_of(name)
+        assert kind, name
+        assert text.startswith(next(words for words, each in types.items() if each == kind.type)), name
