@@ -68,6 +68,7 @@ KINDS = (
     KeyKind(f"{PREFIX}:worker:", "string", expires=True),
     KeyKind(f"{PREFIX}:once:", "string", expires=True),
     KeyKind(f"{PREFIX}:queue:", "list", expires=False),
+    KeyKind(f"{RATE}:", "string", expires=True),
     KeyKind(UNACKED, "", expires=False),
     KeyKind(BACKLOG, "hash", expires=False),
     KeyKind(NUMBERS, "hash", expires=False),

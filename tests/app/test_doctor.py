@@ -127,7 +127,7 @@ BROKEN: dict[str, Break] = {
     ),
     "lost_message": lambda ward, b: ward.client.delete(QUEUE),
     "no_ttl": lambda ward, b: ward.client.persist(keys.batch(b)),
-    "no_ttl of a worker": lambda ward, b: ward.client.persist(keys.worker("host-1")),
+    "no_ttl of a worker": lambda ward, b: ward.client.set(keys.worker("for ever"), encode_record(record())),
     "no_ttl of an outcome": lambda ward, b: ward.client.persist(keys.batch(ward.batches[0].batch_id)),
     "unreadable_batch": lambda ward, b: ward.client.hset(keys.batch(b), "head", b"?"),
     "unreadable_batch of another type": lambda ward, b: _replace(ward, keys.batch(b)),
