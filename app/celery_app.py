@@ -39,6 +39,7 @@ def create_celery(settings: Settings) -> Celery:
             "unacked_index_key": f"{keys.UNACKED}_index",
             "unacked_mutex_key": f"{keys.UNACKED}_mutex",
         },
+        broker_use_ssl=settings.celery_tls or None,
         enable_utc=True,
         task_default_delivery_mode="transient",
         task_ignore_result=True,

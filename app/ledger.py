@@ -280,9 +280,9 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
 def _url_errors(settings: Settings) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except ValueError:  # whose text may quote the password
         raise ConfigurationError(
-            f"REDIS_URL={settings.redis_url!r} is not a Redis URL ({error}); "
+            f"REDIS_URL={settings.shown_redis_url} is not a Redis URL; "
             "expected redis://host:port/db, rediss://… or unix:///path"
         ) from None
 

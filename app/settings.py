@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app import redis_url
 from app.errors import ConfigurationError
 
 HEARTBEATS_TO_LIVE = 3  # a worker that has been silent for so many is dead
@@ -28,6 +29,11 @@ class Settings(BaseSettings):
         default="",
         validation_alias=AliasChoices("redis_url", "REDIS_URL"),
         description="Redis to use; default: the pool's own server, on a socket in the state directory",
+    )
+    redis_password_file: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("redis_password_file", "REDIS_PASSWORD_FILE"),
+        description="file that holds the password of the user in `REDIS_URL`",
     )
     mlflow_tracking_uri: str = Field(
         default="sqlite:///mlruns.db",
@@ -78,16 +84,28 @@ class Settings(BaseSettings):
 
     @property
     def effective_redis_url(self) -> str:
-        """The Redis URL in redis-py's form (``redis://``, ``rediss://`` or ``unix://``)."""
-        return self.redis_url or f"unix://{self.redis_socket}"
+        """The Redis URL in redis-py's form (``redis://``, ``rediss://`` or ``unix://``), password and all.
+
+        Raises:
+            ConfigurationError: The password's file cannot be read, or the socket's path is too long.
+        """
+        url = self.redis_url or f"unix://{self.redis_socket}"
+        return redis_url.with_password(url, self.redis_password_file) if self.redis_password_file else url
+
+    @property
+    def shown_redis_url(self) -> str:
+        """The Redis URL for people and logs, without a password."""
+        return redis_url.without_secrets(self.redis_url or f"unix://{self.redis_socket}")
 
     @property
     def celery_broker_url(self) -> str:
-        """The same server in kombu's form, which spells a socket ``redis+socket://``."""
-        url = self.effective_redis_url
-        if not url.startswith("unix://"):
-            return url
-        return "redis+socket://" + url.removeprefix("unix://").replace("?db=", "?virtual_host=")
+        """The same server in kombu's form; its TLS options are `celery_tls`."""
+        return redis_url.celery_url(self.effective_redis_url)
+
+    @property
+    def celery_tls(self) -> dict[str, str]:
+        """TLS options of the connection, empty where it has none."""
+        return redis_url.tls_options(self.effective_redis_url)
 
 
 class WorkerSettings(Settings):

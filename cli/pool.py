@@ -97,14 +97,12 @@ class Pool:
 
     def print_urls(self) -> None:
         """Say where everything is."""
-        from kombu.utils.url import maybe_sanitize_url
-
         table = Table(box=None, show_header=False, pad_edge=False)
         rows = [(service.name, service.url) for service in self._services if service.url]
         rows += [("API, to try", f"{self.url}/docs"), ("metrics", f"{self.url}/metrics")]
         if self._settings.mlflow_tracking_uri.startswith("http"):
             rows.append(("mlflow", self._settings.mlflow_tracking_uri))
-        rows.append(("Redis", maybe_sanitize_url(self._settings.effective_redis_url)))
+        rows.append(("Redis", self._settings.shown_redis_url))
         rows.append(("logs", str(self._supervisor.log_path("*"))))
         for name, place in rows:
             table.add_row(escape(name), escape(place))
