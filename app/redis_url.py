@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from app.errors import ConfigurationError
 
@@ -18,7 +18,9 @@ def with_password(url: str, password_file: Path) -> str:
     """
     parts = _split(url)
     if parts.password:
-        raise ConfigurationError("REDIS_URL holds a password and REDIS_PASSWORD_FILE is set; leave one of them out")
+        raise ConfigurationError(
+            "REDIS_URL holds a password and REDIS_PASSWORD_FILE is set; leave one of them out"
+        )
     try:
         password = password_file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -39,7 +41,7 @@ def without_secrets(url: str) -> str:
 
 
 def tls_options(url: str) -> dict[str, str]:
-    """What kombu and Flower need to be told apart from the URL; empty without TLS.
+    """TLS options, which Flower takes from Celery's configuration alone; empty without TLS.
 
     Raises:
         ConfigurationError: It is no URL.
@@ -53,7 +55,7 @@ def tls_options(url: str) -> dict[str, str]:
 
 
 def celery_url(url: str) -> str:
-    """The same server in kombu's form, which spells a socket ``redis+socket://`` and takes TLS elsewhere.
+    """The same server in kombu's form, which spells a socket ``redis+socket://``.
 
     Raises:
         ConfigurationError: It is no URL.
@@ -62,7 +64,9 @@ def celery_url(url: str) -> str:
         return "redis+socket://" + url.removeprefix("unix://").replace("?db=", "?virtual_host=")
     parts = _split(url)
     path = parts.path.strip("/") or dict(parse_qsl(parts.query)).get("db", "")
-    return urlunsplit(parts._replace(path=f"/{path}" if path else "", query=""))
+    # The TLS options stay in the URL too: wherever Celery takes the URL alone, kombu would check no certificate.
+    query = urlencode(tls_options(url))
+    return urlunsplit(parts._replace(path=f"/{path}" if path else "", query=query))
 
 
 def _split(url: str) -> SplitResult:

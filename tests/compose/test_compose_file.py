@@ -80,50 +80,57 @@ def test_every_service_is_hardened(name: str) -> None:
     assert "mem_limit" in service
 
 
-def test_no_password_is_written_down() -> None:
+def test_no_secret_is_written_down_or_in_an_environment() -> None:
     for text in ((ROOT / "docker-compose.yml").read_text(), DOCKERFILE):
         for line in text.splitlines():
-            if re.search(r"passw|requirepass|redis://", line, re.IGNORECASE) and not line.lstrip().startswith(
-                "#"
-            ):
-                assert "${REDIS_PASSWORD:?" in line or "$$REDIS_PASSWORD" in line
+            assert not re.search(r"requirepass|://[^/]*:[^/]*@", line)
+    for name in SERVICES:
+        for variable, value in environment_of(name).items():
+            if re.search(r"PASS|SECRET|TOKEN|KEY", variable):  # a file, or from the caller's environment
+                assert re.fullmatch(r"/run/secrets/[\w-]+|\$\{\w+:-\}", value)
 
 
-def test_the_file_that_holds_the_password_is_neither_committed_nor_copied_into_an_image() -> None:
-    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
-    assert "!.env" not in (ROOT / ".dockerignore").read_text().splitlines()
+def test_the_files_that_hold_secrets_are_neither_committed_nor_copied_into_an_image() -> None:
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    copied = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {".env", ".secrets/"} <= set(ignored)
+    assert not {"!.env", "!.secrets"} & set(copied)
+    assert all(secret["file"].startswith(".secrets/") for secret in COMPOSE["secrets"].values())
+    assert not re.search(r"ARG \w*(PASS|SECRET|TOKEN|KEY)", DOCKERFILE)
 
 
-def test_redis_gets_its_password_by_no_argument_and_keeps_what_it_was_given() -> None:
-    script = SERVICES["redis"]["command"][-1]
-    server, document = script.split("<<END\n")
-    assert "PASSWORD" not in server
-    assert document.startswith("requirepass $$REDIS_PASSWORD")
+@every_service
+def test_every_service_gets_the_secrets_of_its_own_user_only(name: str) -> None:
+    variables, secrets = environment_of(name), SERVICES[name].get("secrets", [])
+    if name == "redis":
+        assert set(secrets) == set(COMPOSE["secrets"])
+        return
+    user = re.fullmatch(r"redis://(\w+)@redis:6379/0", variables.get("REDIS_URL", ""))
+    assert secrets == ([f"redis-{user[1]}"] if user else [])
+    if user:
+        assert variables["REDIS_PASSWORD_FILE"] == f"/run/secrets/{secrets[0]}"
+
+
+def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_was_given(tmp_path: Path) -> None:
+    script = SERVICES["redis"]["command"][-1].replace("$$", "$")
+    users, server = script.split("exec ")
+    for secret in COMPOSE["secrets"]:
+        (tmp_path / secret).write_text(f"of-{secret}\n")
+    filled = (
+        users.replace("/run/secrets", str(tmp_path))
+        .replace("/etc/redis-users.acl", str(ROOT / "deploy" / "redis-users.acl"))
+        .replace("/tmp/users.acl", str(tmp_path / "users.acl"))
+    )
+    subprocess.run(["sh", "-euc", filled], check=True)
+    written = (tmp_path / "users.acl").read_text().splitlines()
+    assert written[0] == "user default off resetpass"
+    for user, line in zip(("controller", "worker", "flower", "operator"), written[1:], strict=True):
+        assert line.startswith(f"user {user} on ")
+        assert line.endswith(f" >of-redis-{user}")
+    assert (tmp_path / "users.acl").stat().st_mode & 0o077 == 0
     assert "--appendonly yes" in server
     assert "--maxmemory-policy noeviction" in server
     assert "redis-data:/data" in SERVICES["redis"]["volumes"]
-
-
-def test_keys_and_logins_come_from_the_environment_and_the_pool_starts_without_them() -> None:
-    for name in ("controller", "flower"):
-        assert environment_of(name)["MODELYARD_API_KEYS"] == "${MODELYARD_API_KEYS:-}"
-        assert environment_of(name)["MODELYARD_ALLOW_ANONYMOUS"] == "true"
-    assert environment_of("flower")["FLOWER_BASIC_AUTH"] == "${FLOWER_BASIC_AUTH:-}"
-
-
-def test_prometheus_gets_its_key_by_no_argument_and_where_its_configuration_looks_for_it(
-    tmp_path: Path,
-) -> None:
-    script = SERVICES["prometheus"]["entrypoint"][-1].replace("$$", "$")
-    before, command = script.split("exec ")
-    assert "KEY" not in command
-    jobs = yaml.safe_load((ROOT / "prometheus.yml").read_text())["scrape_configs"]
-    (place,) = [job["authorization"]["credentials_file"] for job in jobs if "authorization" in job]
-    for key in ("modelyard_%s_x", ""):
-        here = before.replace(place, f"{tmp_path}/key")
-        subprocess.run(["sh", "-c", here], env={"MODELYARD_API_KEY": key}, check=True)
-        assert (tmp_path / "key").read_text() == key
-        assert (tmp_path / "key").stat().st_mode & 0o077 == 0
 
 
 def test_both_workers_are_alike_but_for_version_and_number() -> None:
@@ -143,15 +150,18 @@ def test_workers_can_be_scaled_and_have_time_to_drain(name: str) -> None:
 
 
 def test_the_environment_of_the_workers_and_the_controller_makes_valid_settings(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, kind in (("worker-1", WorkerSettings), ("controller", ControllerSettings)):
         with monkeypatch.context() as patch:
             for key, value in environment_of(name).items():
-                filled = re.sub(r"\$\{REDIS_PASSWORD:\?[^}]*\}", "s3cret", value)
+                filled = value.replace("/run/secrets", str(tmp_path))
                 patch.setenv(key, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", filled))
             settings = load(kind)
-        assert settings.celery_broker_url == settings.effective_redis_url == "redis://:s3cret@redis:6379/0"
+        user = name.partition("-")[0]
+        (tmp_path / f"redis-{user}").write_text("s3cret\n")
+        expected = f"redis://{user}:s3cret@redis:6379/0"
+        assert settings.celery_broker_url == settings.effective_redis_url == expected
         assert settings.mlflow_tracking_uri == "http://mlflow:5000"
 
 

@@ -9,12 +9,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
 import redis
 import trustme
+from kombu import Connection
+from kombu.exceptions import OperationalError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from app.ledger import connect
+from app.settings import Settings
 from client import Client
 from tests.conftest import WaitUntil
 from tests.e2e.conftest import MODEL, Digits, Pool
@@ -62,12 +69,14 @@ def guarded(free_port: Callable[[], int], wait_until: WaitUntil) -> Iterator[Gua
         folder = Path(name)
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(folder / "own.pem"))
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+            str(folder / "own.pem")
+        )
         made = Guarded(free_port(), folder, subprocess.Popen(["true"]))
         made.process.wait()
         write_users(made)
         (folder / "redis.conf").write_text(
-            f"port 0\ntls-port {made.port}\nbind 127.0.0.1\nsave \"\"\ntls-auth-clients no\n"
+            f'port 0\ntls-port {made.port}\nbind 127.0.0.1\nsave ""\ntls-auth-clients no\n'
             f"tls-cert-file {folder}/own.pem\ntls-key-file {folder}/own.pem\ntls-ca-cert-file {folder}/ca.pem\n"
             f"aclfile {folder}/users.acl\ndir {folder}\n"
         )
@@ -100,3 +109,176 @@ def answers(server: Guarded) -> bool:
             return bool(client.ping())
         except redis.RedisError:
             return False
+
+
+@pytest.fixture
+def guarded_pool(
+    guarded: Guarded, registry: Path, free_port: Callable[[], int], wait_until: WaitUntil
+) -> Iterator[tuple[Pool, str]]:
+    """A worker of each version and a controller, each as its own user of Redis."""
+    pool = Pool(registry, "", free_port, wait_until)
+    try:
+        for version in (1, 2):
+            start_worker(pool, guarded, version)
+        pool.environment = guarded.variables("controller")
+        url = pool.controller()
+        pool.wait_for_workers(url, 2)
+        pool.environment["URL"] = url
+        yield pool, url
+    finally:
+        pool.close()
+
+
+def start_worker(pool: Pool, guarded: Guarded, version: int) -> subprocess.Popen[bytes]:
+    variables = guarded.variables("worker") | {"MODELYARD_HEARTBEAT_S": "0.5"}
+    return pool.start(
+        "workers", MODEL_NAME=MODEL, MODEL_VERSION=str(version), WORKER=str(version), **variables
+    )
+
+
+def denied(guarded: Guarded) -> list[str]:
+    """What Redis refused to anybody."""
+    with guarded.client("operator") as client:
+        return [f"{each['username']}: {each['reason']} {each['object']}" for each in client.acl_log()]
+
+
+def test_a_pool_of_restricted_users_does_all_of_its_work(
+    guarded: Guarded, guarded_pool: tuple[Pool, str], digits: Digits, wait_until: WaitUntil
+) -> None:
+    pool, url = guarded_pool
+    with guarded.client("operator") as client:
+        client.acl_log_reset()
+    with Client(url) as client:
+        right = sum(
+            client.predict(digits.images[i : i + 1], worker=1 + i % 2).predictions[0].predicted
+            == digits.labels[i]
+            for i in range(20)
+        )
+        assert right >= 17
+        first = client.submit(digits.images[:1], idempotency_key="once")
+        assert client.submit(digits.images[:1], idempotency_key="once").id == first.id
+        workers = [process for process in pool.processes if "workers" in str(process.args)]
+        for worker in workers:
+            worker.send_signal(signal.SIGSTOP)
+        waiting = [client.submit(digits.images[i : i + 1], worker=2) for i in range(5)]
+        assert client.cancel(waiting[-1].id).status == "cancelled"
+        for worker in workers:
+            worker.send_signal(signal.SIGKILL)
+            worker.wait(10)
+        start_worker(pool, guarded, 2)
+        wait_until(
+            lambda: all(client.result(job.id).status == "succeeded" for job in waiting[:-1]),
+            timeout_s=60,
+            what="what the killed worker had is run",
+        )
+        flower_sees_the_batches(pool, guarded, waiting[0].id, wait_until)
+    assert denied(guarded) == []
+    assert logs(pool, "NOPERM") == ""
+    assert logs(pool, "insecure SSL") == ""
+    for user in USERS:
+        assert logs(pool, guarded.password(user)) == logs(pool, quote(guarded.password(user), safe="")) == ""
+
+
+def flower_sees_the_batches(pool: Pool, guarded: Guarded, job_id: str, wait_until: WaitUntil) -> None:
+    port = pool.give_port()
+    variables = guarded.variables("flower") | {"FLOWER_UNAUTHENTICATED_API": "true"}
+    pool.start("cli", "flower", f"--port={port}", **variables)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as flower:
+
+        def queues() -> set[str]:
+            try:
+                workers = flower.get("/api/workers", params={"refresh": "true"}).json()
+            except (httpx.HTTPError, ValueError):
+                return set()
+            return {queue["name"] for worker in workers.values() for queue in worker.get("active_queues", [])}
+
+        wait_until(
+            lambda: f"modelyard:queue:{MODEL}:2" in queues(), timeout_s=60, what="Flower sees the worker"
+        )
+        assert flower.get("/api/queues/length").json()["active_queues"][0]["messages"] == 0
+        with Client(pool.environment["URL"]) as client:
+            batch = client.submit([[0.0] * 784], worker=2).id.partition(".")[0]
+        wait_until(lambda: batch in flower.get("/api/tasks").json(), what="Flower sees the batch")
+
+
+def logs(pool: Pool, word: str) -> str:
+    """Lines of the pool's logs with a word."""
+    text = "".join(path.read_text(errors="replace") for path in pool.folder.glob("*.log"))
+    return "\n".join(line for line in text.splitlines() if word in line)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "FLUSHALL",
+        "FLUSHDB",
+        "CONFIG GET *",
+        "KEYS *",
+        "SCAN 0",
+        "MONITOR",
+        "SHUTDOWN",
+        "ACL LIST",
+        "CLIENT LIST",
+        "CLIENT KILL TYPE normal",
+        "REPLICAOF localhost 1",
+        "MODULE LIST",
+        "SCRIPT FLUSH",
+        "FUNCTION FLUSH",
+        "SAVE",
+        "GET foreign",
+        "SET foreign 1",
+        "EVAL return(redis.call('set','foreign',1)) 0",
+        "PUBLISH foreign 1",
+        "SUBSCRIBE foreign",
+    ],
+)
+def test_a_user_of_a_process_can_do_nothing_else(guarded: Guarded, command: str) -> None:
+    for user in ("controller", "worker", "flower"):
+        with (
+            guarded.client(user) as client,
+            pytest.raises(redis.ResponseError, match=r"permission|can't access"),
+        ):
+            client.execute_command(*command.split())
+
+
+@pytest.mark.parametrize(
+    "key", ["modelyard:secret", "modelyard:once:key", "modelyard:lease:reconciler", "foreign"]
+)
+def test_a_worker_cannot_make_job_ids_or_play_the_controller(guarded: Guarded, key: str) -> None:
+    for user in ("worker", "flower"):
+        with guarded.client(user) as client, pytest.raises(redis.ResponseError):
+            client.get(key)
+
+
+def test_flower_can_read_the_length_of_a_queue_and_change_none(guarded: Guarded) -> None:
+    with guarded.client("flower") as client:
+        assert client.llen("modelyard:queue:X:1") == 0
+        for command in ("LPUSH", "RPOP"):
+            with pytest.raises(redis.ResponseError):
+                client.execute_command(command, "modelyard:queue:X:1", 1)
+
+
+def test_nobody_gets_in_without_a_password(guarded: Guarded) -> None:
+    options = {"port": guarded.port, "ssl": True, "ssl_ca_certs": f"{guarded.folder}/ca.pem"}
+    for user in (None, "default", *USERS):
+        with (
+            redis.Redis(username=user, retry=Retry(NoBackoff(), 0), **options) as client,  # type: ignore[arg-type]
+            pytest.raises(redis.AuthenticationError),
+        ):
+            client.ping()
+
+
+def test_a_certificate_of_another_authority_is_refused(guarded: Guarded, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    settings = Settings(
+        redis_url=guarded.url("worker").replace(str(guarded.folder), str(tmp_path)),
+        redis_password_file=guarded.password_file("worker"),
+    )
+    with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"), connect(settings) as client:
+        client.ping()
+    for tls in (settings.celery_tls, None):  # the second: what Celery does with the URL alone
+        with (
+            Connection(settings.celery_broker_url, ssl=tls) as connection,
+            pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"),
+        ):
+            connection.ensure_connection(max_retries=1, timeout=1)

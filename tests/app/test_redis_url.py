@@ -1,0 +1,90 @@
+"""Where Redis is: with its password for clients, without it for people."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from redis.connection import parse_url
+
+from app.errors import ConfigurationError
+from app.ledger import connect
+from app.redis_url import without_secrets
+from app.settings import Settings
+
+SECRET = "s3cret"
+
+
+def test_the_password_of_a_file_is_part_of_the_urls_but_of_no_text_for_people(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss/w:rd?\n")
+    settings = Settings(redis_url="redis://worker@h:1/2", redis_password_file=file)
+    for url in (settings.effective_redis_url, settings.celery_broker_url):
+        assert (parse_url(url)["username"], parse_url(url)["password"]) == ("worker", "p@ss/w:rd?")
+    assert settings.shown_redis_url == "redis://h:1/2"
+
+
+@pytest.mark.parametrize(
+    ("url", "content", "text"),
+    [
+        ("redis://a:b@h", "x", "leave one of them out"),
+        ("redis://h", None, "cannot be read"),
+        ("redis://h", " \n", "is empty"),
+    ],
+)
+def test_a_password_file_that_does_not_serve_is_named(
+    tmp_path: Path, url: str, content: str | None, text: str
+) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigurationError, match=f"REDIS_PASSWORD_FILE.*{text}"):
+        Settings(redis_url=url, redis_password_file=file).effective_redis_url  # noqa: B018
+
+
+def test_celery_checks_certificates_unless_told_otherwise() -> None:
+    assert Settings(redis_url="rediss://h/1").celery_tls == {"ssl_cert_reqs": "required"}
+    settings = Settings(redis_url="rediss://h:1?db=3&ssl_ca_certs=/ca.pem&ssl_cert_reqs=none")
+    assert settings.celery_tls == {"ssl_cert_reqs": "none", "ssl_ca_certs": "/ca.pem"}
+    assert settings.celery_broker_url == "rediss://h:1/3?ssl_cert_reqs=none&ssl_ca_certs=%2Fca.pem"
+    assert Settings(redis_url="redis://h").celery_tls == {}
+
+
+BAD_URLS = [
+    f"redis://user:{SECRET}@localhost:port/0",
+    f"redis://user:{SECRET}@[localhost/0",
+    f"http://user:{SECRET}@localhost/0",
+    f"redis://user:{SECRET}@localhost:1/zero",
+    f"user:{SECRET}@localhost",
+    f"redis://localhost:1/0?password={SECRET}",
+    f"redis://:{SECRET}/with-a-slash@localhost:1/0",
+    f"unix://user:{SECRET}@/nowhere/redis.sock",
+]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_no_message_about_a_url_holds_its_password(url: str) -> None:
+    assert SECRET not in without_secrets(url)
+    try:
+        connect(Settings(redis_url=url))
+    except ConfigurationError as error:
+        assert SECRET not in error.detail
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "up", "flower"])
+def test_no_command_shows_the_password_of_a_redis_that_it_cannot_use(tmp_path: Path, command: str) -> None:
+    for url in (BAD_URLS[0], f"redis://user:{SECRET}@127.0.0.1:1/0"):
+        with subprocess.Popen(
+            [sys.executable, "-m", "cli", command],
+            cwd=tmp_path,
+            env=os.environ | {"REDIS_URL": url, "MODELYARD_PORT": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            output, _ = process.communicate(timeout=60)
+        assert output
+        assert SECRET not in output
