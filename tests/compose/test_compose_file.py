@@ -111,7 +111,9 @@ def test_every_service_gets_the_secrets_of_its_own_user_only(name: str) -> None:
         assert variables["REDIS_PASSWORD_FILE"] == f"/run/secrets/{secrets[0]}"
 
 
-def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_was_given(tmp_path: Path) -> None:
+def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_was_given(
+    tmp_path: Path,
+) -> None:
     script = SERVICES["redis"]["command"][-1].replace("$$", "$")
     users, server = script.split("exec ")
     for secret in COMPOSE["secrets"]:
