@@ -20,6 +20,7 @@ from app.errors import (
     InputNotFiniteError,
     InputNotNumericError,
     InputShapeError,
+    TooLargeError,
 )
 from controller import decode
 from controller.decode import SAMPLE_KEYS, Numbers, little_endian
@@ -81,6 +82,7 @@ class Octets:
 
 
 Body = Numbers | Tensor | Octets
+MAX_LISTS_BYTES = 2**19  # walking Python lists takes about two seconds a MiB, and the event loop with it
 
 
 def parse(content_type: bytes, body: bytes) -> Body:
@@ -134,6 +136,10 @@ def _read_msgpack(body: bytes) -> Body:
     if not isinstance(document, dict) or len(document) != 1 or not document.keys() <= set(SAMPLE_KEYS):
         raise BodyKeyError(f"expected a map with exactly one key, one of {', '.join(SAMPLE_KEYS)}")
     (value,) = document.values()
+    if isinstance(value, list) and len(body) > MAX_LISTS_BYTES:
+        raise TooLargeError(
+            f"{len(body)} bytes of lists; at most {MAX_LISTS_BYTES} are walked: send the samples as raw bytes (bin)"
+        )
     return _read_octets(value) if isinstance(value, bytes) else decode.from_list(value)
 
 

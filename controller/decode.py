@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from app.errors import (
     BodyKeyError,
     BodyNotJsonError,
     InputEmptyError,
+    InputError,
     InputNotFiniteError,
     InputNotNumericError,
     InputShapeError,
@@ -31,6 +33,8 @@ from app.errors import (
 SAMPLE_KEYS = ("data", "inputs", "instances")
 MAX_DIMENSIONS = 32
 MAX_FLOAT = sys.float_info.max
+# Walking Python objects takes about two seconds a MiB: larger bodies are refused without saying exactly why.
+EXPLAINED_BYTES = 64 * 2**10
 # From here on a float64 does not hold every integer: the slow way keeps such numbers as integers.
 EXACT_INTEGERS = 2**53
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
@@ -72,7 +76,10 @@ def parse(body: bytes) -> Numbers:
         InputShapeError: The array is ragged, or no array.
         InputEmptyError: The array holds no number.
     """
-    return parse_fast(body) or parse_slow(body)
+    numbers = parse_fast(body)
+    if numbers is None and len(body) > EXPLAINED_BYTES:
+        raise _unexplained(body)
+    return numbers or parse_slow(body)
 
 
 def parse_fast(body: bytes) -> Numbers | None:
@@ -81,18 +88,44 @@ def parse_fast(body: bytes) -> Numbers | None:
     try:
         document = _parser.parse(body)
         key = next(key for key in SAMPLE_KEYS if key in document)
-        values = np.frombuffer(document[key].as_buffer(of_type="d"), np.float64)
+        array = document[key]
+        values = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+        largest = float(np.abs(values).max()) if len(values) else 0.0
+        if largest >= EXACT_INTEGERS:
+            values = _exact(array, values)
         alone = len(document) == 1
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RuntimeError):
         return None
     finally:
-        document = None  # the parser refuses to be used again while a document of its lives
+        array = document = None  # the parser refuses to be used again while a document of its lives
     if not (alone and len(values)):
         return None
-    largest = float(np.abs(values).max())
-    if largest >= EXACT_INTEGERS:
-        return None
     return Numbers(values, body.translate(None, _NOT_STRUCTURE), largest)
+
+
+def _exact(array: Any, values: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers as integers, where all of them are; float64 does not hold every integer of this size."""
+    for of_type, dtype in (("i", np.int64), ("u", np.uint64)):
+        with suppress(ValueError, TypeError, RuntimeError):
+            return np.frombuffer(array.as_buffer(of_type=of_type), dtype)
+    return values
+
+
+def _unexplained(body: bytes) -> InputError:
+    """Why a large body is refused, as far as that can be told without walking it: the event loop would stand still."""
+    document: Any = None
+    try:
+        document = _parser.parse(body)
+        names = list(document.keys())
+    except (ValueError, AttributeError, RuntimeError):
+        return BodyNotJsonError('the body is not JSON; expected {"data": [numbers]} as application/json')
+    finally:
+        document = None
+    if len(names) != 1 or names[0] not in SAMPLE_KEYS:
+        return _wrong_keys()
+    return InputNotNumericError(
+        f"the array holds something else than numbers; a body of at most {EXPLAINED_BYTES} bytes is told what"
+    )
 
 
 def parse_slow(body: bytes) -> Numbers:
@@ -197,11 +230,14 @@ def _sample_array(body: bytes) -> Any:
         ) from None
     names = [name for name, _ in pairs] if isinstance(pairs, _Pairs) else []
     if len(names) != 1 or names[0] not in SAMPLE_KEYS:
-        raise BodyKeyError(
-            "expected a JSON object with exactly one key, one of "
-            + ", ".join(f'"{key}"' for key in SAMPLE_KEYS)
-        )
+        raise _wrong_keys()
     return pairs[0][1]
+
+
+def _wrong_keys() -> BodyKeyError:
+    return BodyKeyError(
+        "expected a JSON object with exactly one key, one of " + ", ".join(f'"{key}"' for key in SAMPLE_KEYS)
+    )
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -226,7 +226,7 @@ class Predict:
         try:
             chosen = route(snapshot, asked.selector, given.fit)
         except InputShapeError:
-            if isinstance(given, decode.Numbers):
+            if isinstance(given, decode.Numbers) and len(body) <= decode.EXPLAINED_BYTES:
                 decode.parse_slow(body)  # a ragged array has a better explanation
             raise
         contract = chosen.candidate.contract

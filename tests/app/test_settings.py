@@ -104,7 +104,7 @@ def test_without_a_url_redis_is_the_pools_own_on_a_socket(tmp_path: Path) -> Non
     ("url", "broker"),
     [
         ("redis://h:1/2", "redis://h:1/2"),
-        ("rediss://h", "rediss://h"),
+        ("rediss://h", "rediss://h?ssl_cert_reqs=required"),
         ("unix:///run/r.sock?db=3", "redis+socket:///run/r.sock?virtual_host=3"),
     ],
 )

@@ -213,3 +213,28 @@ def test_numbers_that_do_not_fit_say_what_was_expected() -> None:
     parsed = decode.parse(b'{"data": [1, 2, 3]}')
     with pytest.raises(InputShapeError, match=r"3 numbers .* expected float32 numbers of shape \(n, 2\)"):
         decode.to_samples(parsed, InputContract("float32", (2,)), 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b'{"data": [' + b"[0]," * 100_000 + b'"x"]}', InputNotNumericError),
+        (b'{"data": [' + b"{}," * 100_000 + b"1]}", InputNotNumericError),
+        (b'{"data": [' + b"0," * 100_000, BodyNotJsonError),
+        (b"{" + b'"a":1,' * 100_000 + b'"data":[1]}', BodyKeyError),
+        (b'{"data": [NaN,' + b"0," * 100_000 + b"1]}", BodyNotJsonError),
+        (b'{"data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", BodyNotJsonError),
+    ],
+)
+def test_a_large_body_is_refused_without_walking_it(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, error: type[InputError]
+) -> None:
+    monkeypatch.setattr(decode, "parse_slow", lambda _: pytest.fail("the body was walked"))
+    with pytest.raises(error):
+        decode.parse(body)
+
+
+def test_large_integers_of_a_large_body_stay_exact() -> None:
+    for value in (2**53 + 1, -(2**63), 2**64 - 1):
+        values = [value] * 10_000
+        assert decode.parse(json.dumps({"data": values}).encode()).values.tolist() == values
