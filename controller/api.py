@@ -106,6 +106,7 @@ def _worker_row(view: PoolView, queue: str, number: int, now_ms: float) -> dict[
     name, version = view.snapshot.known[number]
     newest = max(records, key=lambda record: record.heartbeat_at_ms, default=None)
     oldest_at_ms = view.oldest_at_ms.get(queue)
+    chosen = view.snapshot.by_number.get(number)
     return {
         "worker": number,
         "model_name": name,
@@ -116,6 +117,7 @@ def _worker_row(view: PoolView, queue: str, number: int, now_ms: float) -> dict[
         "live_workers": sum(record.state == "ready" for record in records),
         "backlog_jobs": view.backlog_jobs.get(queue, 0),
         "oldest_job_age_s": 0.0 if oldest_at_ms is None else round(max(0.0, now_ms - oldest_at_ms) / 1000, 3),
+        "expected_wait_s": round(chosen.expected_wait_ms / 1000, 3) if chosen else None,
         "inference_ms": _latency(newest),
         "jobs_done": sum(record.jobs_done for record in records),
         "jobs_failed": sum(record.jobs_failed for record in records),

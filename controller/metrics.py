@@ -121,6 +121,9 @@ class _PoolCollector(Collector):
         live = _family("live_workers", "Ready workers")
         backlog = _family("backlog_jobs", "Accepted jobs without an outcome")
         oldest = _family("oldest_job_age_seconds", "Age of the oldest of them")
+        wait = _family("expected_wait_seconds", "What a job that came now would wait for a worker")
+        for candidate in view.snapshot.candidates:
+            wait.add_metric((str(candidate.worker),), candidate.expected_wait_ms / 1000)
         ready: dict[str, int] = {}
         newest: dict[str, WorkerRecord] = {}
         for record in sorted(view.records, key=lambda record: record.heartbeat_at_ms):
@@ -139,7 +142,7 @@ class _PoolCollector(Collector):
             backlog.add_metric(number, view.backlog_jobs.get(queue, 0))
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
             oldest.add_metric(number, age_ms / 1000)
-        yield from (accuracy, inference, live, backlog, oldest)
+        yield from (accuracy, inference, live, backlog, oldest, wait)
 
 
 class _UnreadableCollector(Collector):

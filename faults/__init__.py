@@ -7,6 +7,7 @@ runner then reads the outcome of every job that was accepted, over HTTP, and cou
 - `table.py`: the register of rows and what a row tells;
 - `pool.py`: Redis, controllers and workers as processes, each started again when it dies;
 - `load.py`: posts jobs, remembers what was accepted, accounts for it;
+- `flood.py`, `ledger.py`: more load than that, and its outcomes straight from Redis;
 - `trial.py`: runs one row;
 - `model.py`, `registry.py`: a model that can be told to misbehave, and an MLflow registry that holds it;
 - `tests/faults/`: the short form of every row.

@@ -42,9 +42,15 @@ class Recipe:
         return isinstance(predictions, list) and [each["class"] for each in predictions] == expected
 
 
-def job(answer: int, behaviour: int = model.WELL, seconds: float = 0.0, failure: str = "") -> Recipe:
+def job(
+    answer: int,
+    behaviour: int = model.WELL,
+    seconds: float = 0.0,
+    failure: str = "",
+    sample_seconds: float = 0.0,
+) -> Recipe:
     """A job of one sample."""
-    return Recipe(((answer % model.N_CLASSES, behaviour, seconds, 0.0),), failure)
+    return Recipe(((answer % model.N_CLASSES, behaviour, seconds, sample_seconds),), failure)
 
 
 def good_jobs(seconds: float = 0.0) -> Iterator[Recipe]:

@@ -1,7 +1,7 @@
 """The model that the faults are done to, as MLflow's models-from-code: nothing of it is pickled.
 
-A sample is four numbers, float64: `[answer, behaviour, seconds, 0]`. The answer comes back as the predicted
-class, so that every outcome can be checked against its request; the behaviour is one of the constants below.
+A sample is four numbers, float64: `[answer, behaviour, seconds, sample_seconds]`. The answer comes back as the
+predicted class, so that every outcome can be checked against its request; the behaviour is a constant below.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 N_CLASSES = 10
-WELL = 0  # sleeps for `seconds`, answers
+WELL = 0  # sleeps for the longest `seconds` of the pass and for every `sample_seconds`, answers
 RAISES = 1
 ABORTS = 2  # as a failed assertion in native code does
 OUT_OF_MEMORY = 3  # native code that writes where an allocation failed
@@ -32,7 +32,7 @@ def predict(model_input):  # type: ignore[no-untyped-def]  # MLflow makes a sche
     """Scores, float64, shape (n_samples, 10), for samples float64, shape (n_samples, 4)."""
     for behaviour in sorted(set(model_input[:, 1].astype(int)) - {WELL}):
         _misbehave(behaviour)
-    time.sleep(float(model_input[:, 2].max()))
+    time.sleep(float(model_input[:, 2].max() + model_input[:, 3].sum()))
     scores = np.zeros((len(model_input), N_CLASSES))
     scores[np.arange(len(model_input)), model_input[:, 0].astype(int)] = 1.0
     return scores

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ import httpx
 import redis
 
 from app import ids, keys
+from faults.ledger import End
 from faults.load import POST_TIMEOUT_S, Load, Recipe, Sent, account, good_jobs
 from faults.pool import Pool, TooLateError
 from faults.table import Fault, Row
@@ -108,6 +109,16 @@ class Trial:
         self.sent.accepted[job_id] = recipe
         return str(job_id).partition(".")[0]
 
+    def account_for(self, done: Sequence[End], refused: int) -> None:
+        """Account for jobs that the row posted and followed itself; a job may have expired."""
+        counts = Counter(end.status for end in done)
+        self.row.accepted += len(done)
+        self.row.succeeded += counts["succeeded"]
+        self.row.failed_as_expected += counts["expired"]
+        self.row.lost += counts["open"]
+        self.row.otherwise += counts["failed"] + counts["cancelled"]
+        self.row.refused += refused
+
     def recovered(self, seconds: float) -> None:
         """Note how long one recovery took."""
         self.row.recoveries_s.append(seconds)
@@ -154,9 +165,12 @@ async def run(fault: Fault, pool: Pool, *, short: bool) -> Row:
             trial.require(False, str(error))
         counted = await account(pool.urls, trial.sent.accepted, SETTLE_S)
     row = trial.row
-    row.accepted, row.refused = len(trial.sent.accepted), trial.sent.refused.total() + trial.sent.broken
-    row.succeeded, row.failed_as_expected = counted.succeeded, counted.failed_as_expected
-    row.otherwise, row.lost = counted.otherwise, counted.lost
+    row.accepted += len(trial.sent.accepted)
+    row.refused += trial.sent.refused.total() + trial.sent.broken
+    row.succeeded += counted.succeeded
+    row.failed_as_expected += counted.failed_as_expected
+    row.otherwise += counted.otherwise
+    row.lost += counted.lost
     row.duplicated = witness.outcomes_twice()
     row.took_s = time.monotonic() - started_at
     trial.require(row.accepted, "no job was accepted at all")

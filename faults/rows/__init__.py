@@ -1,5 +1,5 @@
 """The rows of the table, by what they are done to. Importing this registers them all."""
 
-from faults.rows import workers
+from faults.rows import overload, workers
 
-__all__ = ["workers"]
+__all__ = ["overload", "workers"]

@@ -1,0 +1,170 @@
+"""More load than a pool can take: an open loop, which posts on time whether or not earlier answers have come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+TICK_S = 0.002
+MOST_CONNECTIONS = 1024
+LAST_ANSWERS_S = 10.0
+
+
+@dataclass
+class Answers:
+    """What was answered.
+
+    Attributes:
+        statuses: HTTP statuses, and how often.
+        latency_ms: From each post to its answer, by status.
+        retry_after_s: What refused posts were told, as it came.
+        job_ids: Ids of the accepted jobs, or of those whose outcome was answered.
+        unsent: Posts that were due while every connection still waited for an answer.
+        broken: Posts whose connection ended without an answer.
+    """
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    latency_ms: dict[int, list[float]] = field(default_factory=dict)
+    retry_after_s: list[float] = field(default_factory=list)
+    job_ids: list[str] = field(default_factory=list)
+    unsent: int = 0
+    broken: int = 0
+
+    @property
+    def refused(self) -> int:
+        """Posts answered 429."""
+        return self.statuses[429]
+
+
+async def flood_from_another_process(
+    url: str, query: str, body: Any, rate_per_s: float, seconds: float
+) -> Answers:
+    """The same, so that it keeps its time whatever this process does meanwhile."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as executor:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(executor, _flood, url, query, body, rate_per_s, seconds)
+
+
+def _flood(*arguments: Any) -> Answers:
+    return asyncio.run(flood(*arguments))
+
+
+async def flood(url: str, query: str, body: Any, rate_per_s: float, seconds: float) -> Answers:
+    """Post the same body at a steady rate, then wait for the last answers."""
+    where = urlsplit(url)
+    assert where.hostname
+    assert where.port
+    data = orjson.dumps(body)
+    head = f"POST /predict?{query} HTTP/1.1\r\nhost: {where.netloc}\r\ncontent-length: {len(data)}\r\n\r\n"
+    source = _Flood(where.hostname, where.port, head.encode() + data)
+    try:
+        await source.run(rate_per_s, seconds)
+    finally:
+        source.close()
+    return source.answers
+
+
+class _Flood:
+    """Connections that are used again as soon as their answer has come."""
+
+    def __init__(self, host: str, port: int, request: bytes) -> None:
+        self.answers = Answers()
+        self.idle: list[_Connection] = []
+        self._host, self._port, self._request = host, port, request
+        self.waiting: set[_Connection] = set()
+
+    async def run(self, rate_per_s: float, seconds: float) -> None:
+        """Post for so long."""
+        begun_at, sent = time.monotonic(), 0
+        while (elapsed_s := time.monotonic() - begun_at) < seconds:
+            while sent < elapsed_s * rate_per_s:
+                sent += 1
+                await self._post()
+            await asyncio.sleep(TICK_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_answered(), LAST_ANSWERS_S)
+
+    async def _all_answered(self) -> None:
+        for connection in list(self.waiting):
+            await connection.answered.wait()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in [*self.idle, *self.waiting]:
+            connection.transport.close()
+
+    async def _post(self) -> None:
+        if not self.idle:
+            if len(self.waiting) == MOST_CONNECTIONS:
+                self.answers.unsent += 1
+                return
+            loop = asyncio.get_running_loop()
+            _, made = await loop.create_connection(lambda: _Connection(self), self._host, self._port)
+            self.idle.append(made)
+        connection = self.idle.pop()
+        self.waiting.add(connection)
+        connection.post(self._request)
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, owner: _Flood) -> None:
+        self._owner = owner
+        self.answered = asyncio.Event()
+        self._received = b""
+        self._posted_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def post(self, request: bytes) -> None:
+        """Send a request."""
+        self.answered.clear()
+        self._posted_at = time.monotonic()
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, ended, body = self._received.partition(b"\r\n\r\n")
+        if ended and len(body) >= int(_header(head, b"content-length")):
+            self._received = b""
+            self._answered(head, body)
+            self._owner.waiting.discard(self)
+            self._owner.idle.append(self)
+            self.answered.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self in self._owner.waiting:
+            self._owner.waiting.discard(self)
+            self._owner.answers.broken += 1
+            self.answered.set()
+        elif self in self._owner.idle:
+            self._owner.idle.remove(self)
+
+    def _answered(self, head: bytes, body: bytes) -> None:
+        answers, status = self._owner.answers, int(head[9:12])
+        answers.statuses[status] += 1
+        latency_ms = (time.monotonic() - self._posted_at) * 1000
+        answers.latency_ms.setdefault(status, []).append(latency_ms)
+        if status == 429:
+            answers.retry_after_s.append(float(_header(head, b"retry-after")))
+        elif status in (200, 202):
+            answers.job_ids.append(orjson.loads(body)["id"])
+
+
+def _header(head: bytes, name: bytes) -> bytes:
+    return head.lower().partition(b"\r\n" + name + b":")[2].partition(b"\r\n")[0].strip()

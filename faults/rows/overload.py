@@ -1,0 +1,187 @@
+"""More load than a pool can take: what is accepted keeps its deadline, and one queue's flood is not another's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app import keys
+from app.clock import to_ms
+from faults.flood import Answers, flood_from_another_process
+from faults.ledger import End, ends
+from faults.load import job
+from faults.pool import Pool, PoolPlan
+from faults.table import fault
+from faults.trial import Trial
+
+ONE_OF_EACH = PoolPlan(replicas=1, controllers=1)
+BATCH_S = 0.02  # what a pass takes besides its samples
+DEADLINE_S = 5.0
+TIMES_CAPACITY = 3
+RECOVERY_S = 5.0
+PROBES_PER_S = 20.0
+LOOK_S = 0.2
+
+
+@dataclass
+class Memory:
+    """The most that was seen, in MiB."""
+
+    controller_mib: float = 0.0
+    redis_mib: float = 0.0
+
+
+@fault("overload", f"{TIMES_CAPACITY} times as much load as the worker can take, for 60 s", ONE_OF_EACH)
+async def overload(trial: Trial) -> None:
+    """Capacity first, then the flood; every accepted job's outcome is read from the ledger."""
+    body, seconds = slow_body(trial), 4 if trial.short else 60
+    capacity_per_s = await capacity(trial, body)
+    begun_ms = redis_ms(trial)
+    with watched_memory(trial.pool) as memory:
+        answers = await flood(trial, body, TIMES_CAPACITY * capacity_per_s, seconds)
+        over_at = time.monotonic()
+        await trial.until(lambda: backlog(trial) == 0, "the backlog is empty", DEADLINE_S + 60)
+        trial.recovered(time.monotonic() - over_at)
+    done = await asyncio.to_thread(ends, trial.pool.client, trial.pool.queue(), begun_ms)
+    judge(trial, answers, done, capacity_per_s)
+    trial.note(
+        f"at most {memory.controller_mib:.0f} MiB in the controller, {memory.redis_mib:.0f} MiB in Redis"
+    )
+    trial.require(
+        max(trial.row.recoveries_s) < RECOVERY_S, f"the backlog was not empty within {RECOVERY_S:g} s"
+    )
+
+
+@fault(
+    "fairness", "one version flooded at 3 times its capacity, another asked 20 times a second", ONE_OF_EACH
+)
+async def fairness(trial: Trial) -> None:
+    """The other version's latency without the flood and with it."""
+    body, seconds = slow_body(trial), 3 if trial.short else 30
+    begun_ms = redis_ms(trial)
+    other = trial.pool.add_worker(version=2)
+    other.start()
+    try:
+        await asyncio.to_thread(trial.pool.wait_until_well)
+        rate_per_s = TIMES_CAPACITY * await capacity(trial, body)
+        await probe(trial, 1)
+        alone = await probe(trial, seconds)
+        flooding = asyncio.create_task(flood(trial, body, rate_per_s, seconds + 1))
+        await asyncio.sleep(1)
+        beside = await probe(trial, seconds)
+        answers = await flooding
+        await trial.until(lambda: backlog(trial) == 0, "the backlog is empty", DEADLINE_S + 60)
+    finally:
+        await asyncio.to_thread(trial.pool.remove, other)
+    done = await asyncio.to_thread(ends, trial.pool.client, trial.pool.queue(), begun_ms)
+    trial.account_for(done, answers.refused)
+    for name, each in (("alone", alone), ("beside the flood", beside)):
+        trial.note(f"{name}: p50 {percentile(each, 50):.0f} ms, p99 {percentile(each, 99):.0f} ms")
+        trial.require(set(each.statuses) == {200}, f"{name}, not every request was answered: {each.statuses}")
+    trial.require(answers.refused, "the flood was not refused anything")
+    if not trial.short:
+        slower_ms = percentile(beside, 50) - percentile(alone, 50)
+        trial.require(slower_ms < 50, f"the flood made the other version {slower_ms:.0f} ms slower")
+
+
+def judge(trial: Trial, answers: Answers, done: list[End], capacity_per_s: float) -> None:
+    """Account for the flood's jobs, and check that those accepted came in time and were as many as could."""
+    good = [end for end in done if end.is_good]
+    took_ms = np.array([end.took_ms for end in done])
+    last_ms = max(end.received_at_ms + end.took_ms for end in done)
+    goodput_per_s = len(good) / (last_ms - min(end.received_at_ms for end in done)) * 1000
+    trial.account_for(done, answers.refused)
+    trial.note(
+        f"capacity {capacity_per_s:.0f} jobs/s, offered {TIMES_CAPACITY} times that, goodput "
+        f"{goodput_per_s / capacity_per_s:.0%} of capacity; accepted jobs p50 {np.percentile(took_ms, 50):.0f} ms, "
+        f"p99 {np.percentile(took_ms, 99):.0f} ms of {done[0].lives_ms:.0f} ms; "
+        f"{np.mean([end.batch_jobs for end in done]):.0f} jobs a batch; Retry-After "
+        f"{min(answers.retry_after_s, default=0):.0f} to {max(answers.retry_after_s, default=0):.0f} s; "
+        f"{answers.unsent} posts of the flood could not be made in time"
+    )
+    trial.require(not answers.broken, f"{answers.broken} connections were broken")
+    trial.require(set(answers.statuses) <= {202, 429}, f"answers other than 202 and 429: {answers.statuses}")
+    trial.require(answers.refused, "nothing was refused")
+    in_time = len(good) / len(done)
+    trial.require(in_time >= 0.99, f"only {in_time:.1%} of the accepted jobs succeeded within their deadline")
+    least = 0.5 if trial.short else 0.9
+    trial.require(goodput_per_s >= least * capacity_per_s, f"goodput is below {least:.0%} of capacity")
+
+
+def slow_body(trial: Trial) -> dict[str, Any]:
+    """A job whose pass takes `BATCH_S` and a while for each sample: the worker is what is too slow, not this load."""
+    recipe = job(1, seconds=BATCH_S, sample_seconds=0.004 if trial.short else 0.001)
+    return {"data": recipe.samples}
+
+
+async def capacity(trial: Trial, body: dict[str, Any]) -> float:
+    """Jobs per second that the worker gets through when it always has full batches."""
+    begun_ms, seconds = redis_ms(trial), 1
+    rate_per_s = 600 if trial.short else 3000
+    await flood(trial, body, rate_per_s, seconds, deadline_s=300)
+    await trial.until(lambda: backlog(trial) == 0, "the backlog is empty", 60)
+    done = await asyncio.to_thread(ends, trial.pool.client, trial.pool.queue(), begun_ms)
+    last_ms = max(end.received_at_ms + end.took_ms for end in done)
+    return len(done) / (last_ms - min(end.received_at_ms for end in done)) * 1000
+
+
+async def flood(
+    trial: Trial, body: dict[str, Any], rate_per_s: float, seconds: float, deadline_s: float = DEADLINE_S
+) -> Answers:
+    """Post jobs for version 1."""
+    query = f"worker=1&deadline={deadline_s:g}"
+    return await flood_from_another_process(trial.pool.urls[0], query, body, rate_per_s, seconds)
+
+
+async def probe(trial: Trial, seconds: float) -> Answers:
+    """Ask version 2 now and then, waiting for its outcomes."""
+    query, body = "worker=2&wait=10", {"data": job(1).samples}
+    return await flood_from_another_process(trial.pool.urls[0], query, body, PROBES_PER_S, seconds)
+
+
+def backlog(trial: Trial) -> int:
+    """Jobs of version 1 without an outcome."""
+    return int(trial.pool.client.hget(keys.BACKLOG, trial.pool.queue()) or 0)
+
+
+def redis_ms(trial: Trial) -> float:
+    """Redis's clock."""
+    return to_ms(*trial.pool.client.time())
+
+
+def percentile(answers: Answers, percent: float) -> float:
+    """Latency of the outcomes that were answered, ms."""
+    return float(np.percentile(answers.latency_ms.get(200, [0.0]), percent))
+
+
+@contextmanager
+def watched_memory(pool: Pool) -> Iterator[Memory]:
+    """The most memory that the controller and Redis had while the block ran."""
+    most, over = Memory(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_S):
+            most.controller_mib = max(most.controller_mib, resident_mib(pool.controllers[0].pid))
+            most.redis_mib = max(most.redis_mib, pool.client.info("memory")["used_memory"] / 2**20)
+
+    thread = threading.Thread(target=look, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
