@@ -186,17 +186,19 @@ class Backlogs:
         backlog = self._queues.get(queue)
         if backlog is None:
             return
-        jobs, wait_ms = backlog.jobs, backlog.expected_wait_ms()
-        longest_ms = 1000 * deadline_s * self._fraction
-        if wait_ms <= longest_ms and jobs < self._jobs_limit:
-            return
-        over_limit_ms = wait_ms * (jobs + 1 - self._jobs_limit) / jobs
-        raise QueueFullError(
-            f"{jobs} jobs are ahead in this queue, {wait_ms / 1000:.3g} s of work; it takes at most "
-            f"{self._jobs_limit} jobs, and only ones that would wait no longer than {longest_ms / 1000:.3g} s of "
-            "their deadline; try again later",
-            retry_after_s=max((wait_ms - longest_ms) / 1000, over_limit_ms / 1000, 1.0),
-        )
+        jobs, wait_s = backlog.jobs, backlog.expected_wait_ms() / 1000
+        longest_s = deadline_s * self._fraction
+        if jobs >= self._jobs_limit:
+            raise QueueFullError(
+                f"{jobs} jobs wait in this queue, as many as it may hold; try again later",
+                retry_after_s=max(wait_s * (jobs + 1 - self._jobs_limit) / jobs, wait_s - longest_s, 1.0),
+            )
+        if wait_s > longest_s:
+            raise QueueFullError(
+                f"a job would wait about {wait_s:.1f} s in this queue, longer than the {longest_s:.1f} s that its "
+                "deadline allows for; try again later, or with a later deadline",
+                retry_after_s=max(wait_s - longest_s, 1.0),
+            )
 
 
 def _learn_from_records(costs: BatchCosts, records: Iterable[WorkerRecord]) -> None:

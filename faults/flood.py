@@ -16,6 +16,7 @@ import orjson
 
 TICK_S = 0.002
 MOST_CONNECTIONS = 1024
+LONGEST_IDLE_S = 2.0
 LAST_ANSWERS_S = 10.0
 
 
@@ -104,16 +105,24 @@ class _Flood:
             connection.transport.close()
 
     async def _post(self) -> None:
-        if not self.idle:
+        connection = self._fresh()
+        if connection is None:
             if len(self.waiting) == MOST_CONNECTIONS:
                 self.answers.unsent += 1
                 return
             loop = asyncio.get_running_loop()
-            _, made = await loop.create_connection(lambda: _Connection(self), self._host, self._port)
-            self.idle.append(made)
-        connection = self.idle.pop()
+            _, connection = await loop.create_connection(lambda: _Connection(self), self._host, self._port)
         self.waiting.add(connection)
         connection.post(self._request)
+
+    def _fresh(self) -> _Connection | None:
+        # A server may close what has been idle for a while, just as it is used again.
+        while self.idle:
+            connection = self.idle.pop()
+            if time.monotonic() - connection.posted_at < LONGEST_IDLE_S:
+                return connection
+            connection.transport.close()
+        return None
 
 
 class _Connection(asyncio.Protocol):
@@ -125,7 +134,7 @@ class _Connection(asyncio.Protocol):
         self._owner = owner
         self.answered = asyncio.Event()
         self._received = b""
-        self._posted_at = 0.0
+        self.posted_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -134,7 +143,7 @@ class _Connection(asyncio.Protocol):
     def post(self, request: bytes) -> None:
         """Send a request."""
         self.answered.clear()
-        self._posted_at = time.monotonic()
+        self.posted_at = time.monotonic()
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -158,7 +167,7 @@ class _Connection(asyncio.Protocol):
     def _answered(self, head: bytes, body: bytes) -> None:
         answers, status = self._owner.answers, int(head[9:12])
         answers.statuses[status] += 1
-        latency_ms = (time.monotonic() - self._posted_at) * 1000
+        latency_ms = (time.monotonic() - self.posted_at) * 1000
         answers.latency_ms.setdefault(status, []).append(latency_ms)
         if status == 429:
             answers.retry_after_s.append(float(_header(head, b"retry-after")))

@@ -149,7 +149,7 @@ def test_a_queue_is_full_for_a_deadline_that_is_too_close_and_open_for_a_later_o
     full.of(QUEUE).costs.learn(100, 100)
     full.of(QUEUE).sent_jobs, full.of(QUEUE).sent_batches = 5000, 50
     full.admit(QUEUE, 10.0)
-    with pytest.raises(QueueFullError, match=r"5000 jobs are ahead .* 5 s of work.* 1\.5 s") as refused:
+    with pytest.raises(QueueFullError, match=r"about 5\.0 s .* 1\.5 s") as refused:
         full.admit(QUEUE, 3.0)
     assert refused.value.retry_after_s == pytest.approx(3.5)
 
@@ -184,7 +184,7 @@ def test_the_limit_in_jobs_holds_whatever_the_queue_gets_through() -> None:
     full.of(QUEUE).held_jobs = 9
     full.admit(QUEUE, 60.0)
     full.of(QUEUE).held_jobs = 10
-    with pytest.raises(QueueFullError, match="at most 10 jobs") as refused:
+    with pytest.raises(QueueFullError, match="10 jobs wait") as refused:
         full.admit(QUEUE, 60.0)
     assert refused.value.retry_after_s == 1.0
 

@@ -33,6 +33,7 @@ async def test_workers_lists_each_number_with_its_version_backlog_and_replicas(
     assert (first["jobs_done"], first["jobs_failed"]) == (7, 1)
     assert first["inference_ms"] == {"last": 1.0, "p50": 2.0, "p99": 3.0}
     assert first["input"] == {"dtype": "float32", "shape": [-1, 2]}
+    assert (first["expected_wait_s"], rows[1]["expected_wait_s"]) == (0.001, 0.0)
     assert [each["state"] for each in first["replicas"]] == ["ready", "draining"]
     assert rows[1]["val_accuracy"] is None
 
@@ -79,6 +80,7 @@ async def test_metrics_hold_the_series_of_every_kind(serve: Serve, hand_worker: 
         'modelyard_live_workers{worker="1"} 1.0',
         'modelyard_backlog_jobs{worker="1"} 1.0',
         'modelyard_oldest_job_age_seconds{worker="1"}',
+        'modelyard_expected_wait_seconds{worker="1"} 0.001',
         'modelyard_batch_jobs_count{worker="1"} 1.0',
         'modelyard_dispatch_latency_seconds_count{worker="1"} 1.0',
     ):
