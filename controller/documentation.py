@@ -123,7 +123,7 @@ PREDICT: dict[str, Any] = {
             s409="The idempotency key stands for another request",
             s413="More samples or bytes than the limits",
             s422="The samples do not fit the model, or a parameter is out of range",
-            s429="The queue is full, or the client has asked too often",
+            s429="The queue is full: a job would wait too long for its deadline; or the client has asked too often",
             s503="No worker is ready, or Redis does not answer",
         ),
     },
