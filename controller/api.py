@@ -66,6 +66,34 @@ async def workers(request: Request) -> Response:
     return Response(orjson.dumps({"workers": rows}), media_type=JSON)
 
 
+@router.get("/quarantine", dependencies=[require("operate")], **docs.QUARANTINE)
+async def quarantine(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000, description="the newest so many")] = 100,
+) -> Response:
+    """Jobs that cost their workers their lives, newest first."""
+    jobs = await _services(request).quarantine.jobs(limit)
+    return Response(orjson.dumps({"jobs": jobs}), media_type=JSON)
+
+
+@router.post("/quarantine/{job_id}/resend", dependencies=[require("operate")], **docs.RESEND)
+async def resend(
+    request: Request,
+    job_id: str,
+    deadline: Annotated[float | None, Query(description="seconds until the new job expires")] = None,
+    again: Annotated[bool, Query(description="send even what was sent again before")] = False,
+) -> Response:
+    """Send a quarantined job again, as a new job; said twice, it is done once."""
+    services = _services(request)
+    settings = services.settings
+    deadline_s = settings.default_deadline_s if deadline is None else deadline
+    in_range("deadline", deadline_s, 0.001, settings.max_deadline_s)
+    sent = await services.quarantine.resend(job_id, services.watcher.signer, deadline_s, again=again)
+    view = await services.results.job(sent.job_id, caller_of(request))
+    body = job_json(view.ref, view.head, view.status, view.outcome)
+    return Response(body, 202, {"location": f"/results/{sent.job_id}"}, media_type=JSON)
+
+
 @router.get("/metrics", dependencies=[require("operate")], **docs.METRICS)
 async def metrics(request: Request) -> Response:
     """All series in Prometheus's text format."""

@@ -13,9 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from celery import Celery
-
-from app.celery_app import BatchMessages, message_template
+from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
 from app.ids import IdSigner, JobRef
@@ -103,6 +101,7 @@ class Dispatcher:
 
     Args:
         controller_id: Where outcomes are announced.
+        template: Celery message, as `app.celery_app.message_template` answers it.
         backlogs: Told what is held, sent and back.
         signer: Gives the current id signer; raises `LedgerUnavailableError` while there is none.
         on_sent: Told of each accepted batch and the seconds its acceptance took.
@@ -113,7 +112,7 @@ class Dispatcher:
         self,
         controller_id: str,
         ledger: ControllerLedger,
-        celery: Celery,
+        template: bytes,
         clock: PoolClock,
         settings: ControllerSettings,
         backlogs: Backlogs,
@@ -124,7 +123,7 @@ class Dispatcher:
         self.sent: dict[str, SentBatch] = {}
         self._controller_id = controller_id
         self._ledger = ledger
-        self._template = message_template(celery)
+        self._template = template
         self._clock = clock
         self._settings = settings
         self._backlogs = backlogs

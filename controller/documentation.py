@@ -59,6 +59,7 @@ JOB_SCHEMA = {
         },
         "forced": {"type": "boolean", "description": "whether the request named the queue"},
         "result_url": {"type": "string"},
+        "resent_from": {"type": "string", "description": "the quarantined job that this one repeats"},
         "worker_id": {"type": ["string", "null"]},
         "batch_samples": {"type": "integer", "description": "samples in the forward pass"},
         "inference_ms": {"type": "number", "description": "duration of the forward pass"},
@@ -192,6 +193,48 @@ CANCEL: dict[str, Any] = {
     }
 }
 WORKERS: dict[str, Any] = {"responses": _problems(**_OPERATOR, s503="Redis does not answer")}
+_QUARANTINED = {
+    "job_id": _RECEIPT["id"],
+    "quarantined_at_ms": 1767225600000,
+    "worker": 2,
+    "model_name": "MNIST_PyTorch_Model",
+    "model_version": 2,
+    "n_samples": 1,
+    "resent_as": None,
+}
+QUARANTINE: dict[str, Any] = {
+    "responses": {
+        200: {
+            "description": "The jobs",
+            **_json(
+                {
+                    "type": "object",
+                    "required": ["jobs"],
+                    "properties": {"jobs": {"type": "array", "items": {"type": "object"}}},
+                },
+                {"jobs": [_QUARANTINED]},
+            ),
+        },
+        **_problems(**_OPERATOR, s422="`limit` is out of range", s503="Redis does not answer"),
+    }
+}
+RESEND: dict[str, Any] = {
+    "status_code": 202,
+    "responses": {
+        202: {
+            "description": "The new job, or the one that it was sent as before",
+            **_json(JOB_SCHEMA, {**_RECEIPT, "resent_from": "AZqzJm0RAAEu3lQ8a1mBqk1T0mX9hQ2b.0"}),
+        },
+        **_problems(
+            **_OPERATOR,
+            s404="No job has this id",
+            s409="The job is not in quarantine",
+            s410="Its record has expired, and its samples with it",
+            s422="`deadline` is out of range",
+            s503="Redis does not answer",
+        ),
+    },
+}
 METRICS: dict[str, Any] = {
     "responses": {
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Series"},

@@ -21,10 +21,11 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from app import ledger as ledger_module
-from app.celery_app import create_celery
+from app.celery_app import create_celery, message_template
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, ParameterError, UnauthenticatedError
 from app.ledger import ControllerLedger
+from app.quarantine import Quarantine
 from app.settings import ControllerSettings, load
 from app.unreadable import Unreadable
 from controller import api, documentation
@@ -57,6 +58,7 @@ class Services:
     results: Results
     metrics: Metrics
     predict: Predict
+    quarantine: Quarantine
 
 
 class Controller:
@@ -162,10 +164,11 @@ def _build(
     watcher = PoolWatcher(client, clock, backlogs, settings.heartbeat_s, settings.worker_ttl_s, unreadable)
     metrics = Metrics(watcher, clock, unreadable)
 
+    template = message_template(create_celery(settings))
     dispatcher = Dispatcher(
         controller_id,
         ledger,
-        create_celery(settings),
+        template,
         clock,
         settings,
         backlogs,
@@ -190,7 +193,9 @@ def _build(
     reconciler = Reconciler(
         controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s, unreadable
     )
-    return Services(settings, clock, ledger, watcher, dispatcher, results, metrics, predict), reconciler
+    quarantine = Quarantine(client, template, settings.result_retention_s)
+    services = Services(settings, clock, ledger, watcher, dispatcher, results, metrics, predict, quarantine)
+    return services, reconciler
 
 
 @asynccontextmanager

@@ -110,10 +110,15 @@ class HandWorker:
         batch_id = self.next_batch_id()
         return self._ledger.claim(batch_id) if batch_id else None
 
-    def finish(self, batch: ClaimedBatch, result: BatchOutcome | None = None) -> bool:
+    def finish(
+        self,
+        batch: ClaimedBatch,
+        result: BatchOutcome | None = None,
+        quarantined: dict[int, bytes] | None = None,
+    ) -> bool:
         """Answer a batch; by default every job succeeds with class 7."""
         n_jobs = len(batch.head.jobs)
-        return self._ledger.finish(batch, result or outcome(n_jobs, self.record.worker_id))
+        return self._ledger.finish(batch, result or outcome(n_jobs, self.record.worker_id), quarantined)
 
     async def claimed(self) -> ClaimedBatch:
         """The next batch, waiting until there is one."""
