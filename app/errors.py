@@ -33,6 +33,7 @@ ModelyardError
 ├── RateLimitError                the client has asked too often
 ├── UnavailableError
 │   ├── NoCandidateError          no live worker can take the request
+│   ├── DrainingError             the controller is stopping
 │   ├── LedgerUnavailableError    Redis does not answer
 │   │   └── LedgerFullError       Redis has no room for new jobs
 │   └── RegistryUnavailableError  MLflow does not answer
@@ -257,6 +258,12 @@ class NoCandidateError(UnavailableError):
     """No live worker can take the request."""
 
     code = "no_candidate"
+
+
+class DrainingError(UnavailableError):
+    """The controller is stopping."""
+
+    code = "draining"
 
 
 class LedgerUnavailableError(UnavailableError):

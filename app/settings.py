@@ -194,6 +194,13 @@ class ControllerSettings(Settings):
     max_deadline_s: float = Field(
         default=3600.0, gt=0, le=86400, description="largest deadline, in seconds, that a request may ask for"
     )
+    drain_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=300,
+        description="seconds that callers may go on waiting for outcomes once the controller is told to stop; "
+        "then they are told where to read them",
+    )
     max_wait_s: float = Field(
         default=60.0, ge=0, le=3600, description="largest wait, in seconds, that a request may ask for"
     )

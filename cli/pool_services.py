@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -91,6 +92,7 @@ def _controller(settings: ControllerSettings, number: int, port: int) -> Service
         environment={"MODELYARD_HOST": settings.host, "MODELYARD_PORT": str(port)},
         url=url,
         listens=(settings.host, port, "MODELYARD_PORT"),
+        stop_wait_s=math.ceil(settings.drain_s) + 10,
     )
 
 

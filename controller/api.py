@@ -111,8 +111,11 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", **docs.READY)
 async def readyz(request: Request) -> Response:
     """Whether a prediction would be accepted now, and if not, why."""
-    watcher = _services(request).watcher
+    services = _services(request)
+    watcher = services.watcher
     reasons = []
+    if services.drain.has_begun:
+        reasons.append("the controller is stopping")
     if not watcher.reachable:
         reasons.append("Redis does not answer")
     if not watcher.view.snapshot.candidates:

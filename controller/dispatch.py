@@ -142,6 +142,11 @@ class Dispatcher:
         lane.backlog.held_jobs += 1
         self._schedule(lane)
 
+    def jobs(self) -> list[Job]:
+        """Jobs that are not accepted yet, or whose caller waits for the outcome."""
+        held = [job for lane in self._lanes.values() for job in lane.waiting]
+        return held + [job for batch in self.sent.values() for job in batch.jobs]
+
     def lane(self, queue: str) -> Lane:
         """The queue's lane."""
         lane = self._lanes.get(queue)

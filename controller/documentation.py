@@ -19,6 +19,8 @@ PROBLEM_SCHEMA = {
         "status": {"type": "integer"},
         "code": {"type": "string", "description": "stable; for programs"},
         "detail": {"type": "string", "description": "what was wrong and what was expected; for people"},
+        "id": {"type": "string", "description": "job that was accepted all the same"},
+        "result_url": {"type": "string", "description": "where its outcome is read"},
     },
 }
 _SCORES = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
@@ -125,7 +127,8 @@ PREDICT: dict[str, Any] = {
             s413="More samples or bytes than the limits",
             s422="The samples do not fit the model, or a parameter is out of range",
             s429="The queue is full: a job would wait too long for its deadline; or the client has asked too often",
-            s503="No worker is ready, or Redis does not answer",
+            s503="No worker is ready, or Redis does not answer; or the controller is stopping: with `id` and "
+            "`result_url` where the job was accepted and its outcome waited for",
         ),
     },
     "openapi_extra": {

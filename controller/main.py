@@ -32,6 +32,7 @@ from controller import api, documentation
 from controller.access import ANONYMOUS, DOCUMENTATION_PATHS, Access, is_open
 from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher
+from controller.draining import Drain
 from controller.headers import on_answers, on_pages
 from controller.idempotency import Idempotency
 from controller.metrics import Metrics
@@ -59,6 +60,7 @@ class Services:
     metrics: Metrics
     predict: Predict
     quarantine: Quarantine
+    drain: Drain
 
 
 class Controller:
@@ -81,6 +83,12 @@ class Controller:
         """What the lifespan opened."""
         services: Services = self.fastapi.state.services
         return services
+
+    def drain(self) -> None:
+        """Take no more work; whoever still waits for an outcome in `drain_s` seconds is told where to read it."""
+        services = self.services
+        services.drain.has_begun = True
+        asyncio.get_running_loop().call_later(services.settings.drain_s, services.predict.end_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -160,7 +168,7 @@ def _build(
     clock = PoolClock()
     ledger = ControllerLedger(client, settings.result_retention_s)
     backlogs = Backlogs(settings)
-    unreadable = Unreadable()
+    unreadable, drain = Unreadable(), Drain()
     watcher = PoolWatcher(client, clock, backlogs, settings.heartbeat_s, settings.worker_ttl_s, unreadable)
     metrics = Metrics(watcher, clock, unreadable)
 
@@ -176,7 +184,7 @@ def _build(
         metrics.sent,
         metrics.settled,
     )
-    results = Results(controller_id, client, ledger, dispatcher, watcher, clock, unreadable)
+    results = Results(controller_id, client, ledger, dispatcher, watcher, clock, unreadable, drain)
     rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
     predict = Predict(
         settings,
@@ -189,12 +197,15 @@ def _build(
         Idempotency(client),
         metrics,
         clock,
+        drain,
     )
     reconciler = Reconciler(
         controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s, unreadable
     )
     quarantine = Quarantine(client, template, settings.result_retention_s)
-    services = Services(settings, clock, ledger, watcher, dispatcher, results, metrics, predict, quarantine)
+    services = Services(
+        settings, clock, ledger, watcher, dispatcher, results, metrics, predict, quarantine, drain
+    )
     return services, reconciler
 
 

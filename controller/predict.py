@@ -20,6 +20,7 @@ import orjson
 from app import ids
 from app.clock import PoolClock
 from app.errors import (
+    DrainingError,
     InputError,
     InputShapeError,
     ModelyardError,
@@ -31,6 +32,7 @@ from controller import bodies, decode
 from controller.access import Access, Caller
 from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher, Job
+from controller.draining import Drain
 from controller.headers import API, Headers
 from controller.idempotency import Idempotency
 from controller.metrics import Metrics
@@ -108,6 +110,7 @@ class Predict:
         idempotency: Idempotency,
         metrics: Metrics,
         clock: PoolClock,
+        drain: Drain,
     ) -> None:
         self._settings = settings
         self._access = access
@@ -119,6 +122,7 @@ class Predict:
         self._idempotency = idempotency
         self._metrics = metrics
         self._clock = clock
+        self._drain = drain
         self._look_ups: set[asyncio.Task[None]] = set()
 
     @property
@@ -169,6 +173,12 @@ class Predict:
 
         job.settled.add_done_callback(settled)
 
+    def end_waits(self) -> None:
+        """Answer whoever waits for an outcome: with where to read it, as the controller is stopping."""
+        self._drain.is_over = True
+        for job in self._dispatcher.jobs():
+            self._stop_waiting(job)
+
     def _refusal(self, error: Exception) -> Reply:
         if not isinstance(error, ModelyardError):
             logger.error("unforeseen error", exc_info=error)
@@ -192,6 +202,10 @@ class Predict:
 
     def _read_head(self, headers: Mapping[bytes, bytes], query_string: bytes) -> Asked:
         received_at_ms = self._clock.now_ms()
+        if self._drain.has_begun:
+            raise DrainingError(
+                "this controller is stopping; send to another, or again shortly", retry_after_s=1
+            )
         caller = self._access.caller(headers)
         query = parse_query(query_string)
         wait_s = self._wait_s(query, headers.get(b"prefer"))
@@ -275,7 +289,18 @@ class Predict:
         if job.expired:
             return Reply(200, [JSON], job_json(ref, batch.head, "expired", None))
         accepted = receipt(ref, batch.head, "queued")
+        if self._drain.is_over and wait_s > 0:
+            return self._interrupted(accepted["id"], accepted["result_url"])
         return Reply(202, [JSON, (b"location", accepted["result_url"].encode())], orjson.dumps(accepted))
+
+    def _interrupted(self, job_id: str, result_url: str) -> Reply:
+        error = DrainingError(
+            "this controller is stopping before the outcome came; the job goes on: read it at its result_url",
+            retry_after_s=1,
+        )
+        self._metrics.rejected(error.code)
+        status, headers, body = problem(error, id=job_id, result_url=result_url)
+        return Reply(status, [*headers, (b"location", result_url.encode())], body)
 
     @staticmethod
     def _stop_waiting(job: Job) -> None:
@@ -303,7 +328,10 @@ class Predict:
     async def _repeat(self, first_job_id: str, asked: Asked) -> Reply:
         view = await self._results.job(first_job_id, asked.caller, asked.wait_s)
         done = view.outcome is not None and asked.wait_s > 0
-        location: Headers = [] if done else [(b"location", f"/results/{first_job_id}".encode())]
+        result_url = f"/results/{first_job_id}"
+        if self._drain.is_over and asked.wait_s > 0 and not done:
+            return self._interrupted(first_job_id, result_url)
+        location: Headers = [] if done else [(b"location", result_url.encode())]
         body = job_json(view.ref, view.head, view.status, view.outcome if done else None)
         return Reply(200 if done else 202, [JSON, *location], body)
 

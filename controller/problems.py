@@ -40,8 +40,12 @@ def status_of(error: ModelyardError) -> HTTPStatus:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def problem(error: ModelyardError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body that answer an error."""
+def problem(error: ModelyardError, **members: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body that answer an error.
+
+    Args:
+        **members: What the body says besides (RFC 9457, section 3.2).
+    """
     status = status_of(error)
     headers = [(b"content-type", PROBLEM_JSON)]
     if status is HTTPStatus.UNAUTHORIZED:
@@ -51,10 +55,10 @@ def problem(error: ModelyardError) -> tuple[int, list[tuple[bytes, bytes]], byte
         retry_after_s = DEFAULT_RETRY_AFTER_S
     if retry_after_s is not None:
         headers.append((b"retry-after", str(math.ceil(retry_after_s)).encode()))
-    return status, headers, problem_body(status, error.code, error.detail)
+    return status, headers, problem_body(status, error.code, error.detail, **members)
 
 
-def problem_body(status: int, code: str, detail: str) -> bytes:
+def problem_body(status: int, code: str, detail: str, **members: str) -> bytes:
     """A problem document."""
     return orjson.dumps(
         {
@@ -63,5 +67,6 @@ def problem_body(status: int, code: str, detail: str) -> bytes:
             "status": status,
             "code": code,
             "detail": detail,
+            **members,
         }
     )

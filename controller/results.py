@@ -21,6 +21,7 @@ from app.unreadable import Unreadable
 from app.wire import EXPIRED, FINAL_STATUSES, BatchHead, BatchOutcome, JobOutcome, Status
 from controller.access import Caller
 from controller.dispatch import Dispatcher, SentBatch
+from controller.draining import Drain
 from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Results:
         watcher: PoolWatcher,
         clock: PoolClock,
         unreadable: Unreadable,
+        drain: Drain,
     ) -> None:
         self._reply_channel = keys.reply_channel(controller_id).encode()
         self._client = client
@@ -58,6 +60,7 @@ class Results:
         self._watcher = watcher
         self._clock = clock
         self._unreadable = unreadable
+        self._drain = drain
 
     async def listen(self) -> None:
         """Hear notices of outcomes and of pool changes until cancelled, reconnecting as needed."""
@@ -99,7 +102,7 @@ class Results:
                 logger.exception("a look-up of overdue batches failed; the next one follows")
 
     async def job(self, job_id: str, caller: Caller, wait_s: float = 0) -> JobView:
-        """Look a job up, waiting up to `wait_s` seconds for its outcome.
+        """Look a job up, waiting up to `wait_s` seconds for its outcome, or until the controller stops.
 
         Raises:
             UnknownJobError: No job that the caller may read has this id.
@@ -118,7 +121,7 @@ class Results:
             if not caller.may_read(view.head.jobs[ref.index].owner):
                 raise _unknown(caller)
             left_s = until_s - time.monotonic()
-            if view.status in FINAL_STATUSES or left_s <= 0:
+            if view.status in FINAL_STATUSES or left_s <= 0 or self._drain.is_over:
                 return view
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, POLL_LONGEST_S)

@@ -7,7 +7,10 @@ memory. Nothing is done per request for it but noting when one began; a look eac
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 import time
+from collections.abc import Callable
 
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -16,11 +19,13 @@ from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError,
 from app.settings import ControllerSettings
 from controller.connection import Connection
 from controller.headers import API
+from controller.main import Controller
 from controller.problems import problem
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
 KEEP_ALIVE_S = 5  # of a connection between two requests
+CLOSE_S = 5  # after the last wait was ended: for what is being stored, and for slow readers
 TICKS_PER_LOOK = 10  # of a tenth of a second each
 
 
@@ -113,11 +118,18 @@ class PatientServer(Server):
     Args:
         config: For uvicorn.
         request_timeout_s: Seconds that a request may take to arrive.
+        on_stop: Called when it is told to stop. uvicorn itself tells the application only once no request is open.
     """
 
-    def __init__(self, config: Config, request_timeout_s: float) -> None:
+    def __init__(self, config: Config, request_timeout_s: float, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
         self._request_timeout_s = request_timeout_s
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, wait for open requests, and close."""
+        self._on_stop()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Each second, end the connections that take too long."""
@@ -129,10 +141,10 @@ class PatientServer(Server):
         return await super().on_tick(counter)
 
 
-def make_server(app: object, settings: ControllerSettings, *, access_log: bool) -> PatientServer:
+def make_server(app: Controller, settings: ControllerSettings, *, access_log: bool) -> PatientServer:
     """A server for the application of `create_app`."""
     config = Config(
-        app,  # type: ignore[arg-type]
+        app,
         host=settings.host,
         port=settings.port,
         http=PatientProtocol,
@@ -143,9 +155,9 @@ def make_server(app: object, settings: ControllerSettings, *, access_log: bool) 
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s) + CLOSE_S,
     )
-    return PatientServer(config, settings.request_timeout_s)
+    return PatientServer(config, settings.request_timeout_s, app.drain)
 
 
 _HEAD_TOO_LARGE = HeadTooLargeError(

@@ -64,12 +64,12 @@ class Sent:
 
     Attributes:
         accepted: Every job that was answered 202, and what must become of it.
-        refused: Answers other than 202, by status.
+        refused: Answers other than 202, by status and code.
         broken: Posts whose connection failed.
     """
 
     accepted: dict[str, Recipe] = field(default_factory=dict)
-    refused: Counter[int] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     broken: int = 0
 
 
@@ -142,7 +142,7 @@ class Load:
         if answer.status_code == 202:
             self._sent.accepted[answer.json()["id"]] = recipe
         else:
-            self._sent.refused[answer.status_code] += 1
+            self._sent.refused[f"{answer.status_code} {answer.json()['code']}"] += 1
 
 
 @dataclass

@@ -49,6 +49,9 @@ class PoolPlan:
     redis_options: tuple[str, ...] = ()
 
 
+TIGHT_LIMITS = PoolPlan(environment=(("MODELYARD_INFERENCE_TIMEOUT_S", "2"), ("MODELYARD_DRAIN_S", "3")))
+
+
 class Supervised:
     """One process that is started again whenever it ends, until it is stopped.
 
@@ -96,6 +99,10 @@ class Supervised:
     def kill(self) -> None:
         """SIGKILL; it is started again at once."""
         self.send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """SIGTERM; once it has ended it is started again."""
+        self.send(signal.SIGTERM)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it for good, killing it where it takes too long, and return its exit status."""

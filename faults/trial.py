@@ -165,6 +165,9 @@ async def run(fault: Fault, pool: Pool, *, short: bool) -> Row:
             trial.require(False, str(error))
         counted = await account(pool.urls, trial.sent.accepted, SETTLE_S)
     row = trial.row
+    if trial.sent.refused or trial.sent.broken:
+        counts = trial.sent.refused | Counter({"broken connection": trial.sent.broken})
+        trial.note("refused: " + ", ".join(f"{count} with {what}" for what, count in counts.items()))
     row.accepted += len(trial.sent.accepted)
     row.refused += trial.sent.refused.total() + trial.sent.broken
     row.succeeded += counted.succeeded

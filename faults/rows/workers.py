@@ -13,25 +13,26 @@ from app import keys
 from app.celery_app import batch_id_of
 from faults import model
 from faults.load import Recipe, good_jobs, job
-from faults.pool import PoolPlan, Supervised
+from faults.pool import TIGHT_LIMITS, Supervised
 from faults.proxy import Proxy
 from faults.table import fault
 from faults.trial import Trial
 
 BATCH_S = 0.05
-LIMIT_S = 2
+LIMIT_S = 2  # of TIGHT_LIMITS
 N_GOOD = 500
-PLAN = PoolPlan(environment=(("MODELYARD_INFERENCE_TIMEOUT_S", str(LIMIT_S)),))
 
 
-@fault("worker-killed", "SIGKILL of a worker in mid-batch, every 2 s for 60 s; two replicas", PLAN)
+@fault("worker-killed", "SIGKILL of a worker in mid-batch, every 2 s for 60 s; two replicas", TIGHT_LIMITS)
 async def worker_killed(trial: Trial) -> None:
     """What the dead one had in hand is run by the other, or by its own successor."""
     async with trial.load(good_jobs(BATCH_S)):
         await each_2_s(trial, 2 if trial.short else 30, signal.SIGKILL)
 
 
-@fault("worker-terminated", "SIGTERM of a worker in mid-batch, every 2 s for 20 s; two replicas", PLAN)
+@fault(
+    "worker-terminated", "SIGTERM of a worker in mid-batch, every 2 s for 20 s; two replicas", TIGHT_LIMITS
+)
 async def worker_terminated(trial: Trial) -> None:
     """It finishes the batch in hand, takes no other, and ends with status 0."""
     before = {worker.name: len(worker.exits) for worker in trial.pool.workers}
@@ -42,7 +43,11 @@ async def worker_terminated(trial: Trial) -> None:
         trial.require(not any(statuses), f"{worker.name} ended with {statuses} when told to stop")
 
 
-@fault("message-lost", "connection cut, and the worker killed, between BRPOP's answer and the claim", PLAN)
+@fault(
+    "message-lost",
+    "connection cut, and the worker killed, between BRPOP's answer and the claim",
+    TIGHT_LIMITS,
+)
 async def message_lost(trial: Trial) -> None:
     """Redis has given the message out and nobody has it: the reconciler finds the batch and sends it again."""
     pool = trial.pool
@@ -75,7 +80,7 @@ async def cut_once(trial: Trial, proxy: Proxy, worker: Supervised, *, kill: bool
     trial.recovered(await outcome_of(trial, batch) - cut_at)
 
 
-@fault("worker-stopped", "SIGSTOP of a worker in mid-batch for 30 s, then SIGCONT", PLAN)
+@fault("worker-stopped", "SIGSTOP of a worker in mid-batch for 30 s, then SIGCONT", TIGHT_LIMITS)
 async def worker_stopped(trial: Trial) -> None:
     """Hung, not dead: another worker runs its batch, and what it brings when it wakes is refused."""
     # A limit beyond the pause: else the worker would end itself on waking, and bring nothing late.
@@ -97,20 +102,22 @@ async def worker_stopped(trial: Trial) -> None:
         await asyncio.to_thread(trial.pool.remove, worker)
 
 
-@fault("model-hangs", f"a model call that never returns, in Python; limit {LIMIT_S} s", PLAN)
+@fault("model-hangs", f"a model call that never returns, in Python; limit {LIMIT_S} s", TIGHT_LIMITS)
 async def model_hangs(trial: Trial) -> None:
     """Interrupted: the worker goes on, and what shared the batch succeeds."""
     await hang(trial, model.HANGS, "timed_out", 1 if trial.short else 5)
     trial.require(all(worker.is_alive for worker in trial.pool.workers), "a worker ended")
 
 
-@fault("model-hangs-native", f"a model call that never returns, in native code; limit {LIMIT_S} s", PLAN)
+@fault(
+    "model-hangs-native", f"a model call that never returns, in native code; limit {LIMIT_S} s", TIGHT_LIMITS
+)
 async def model_hangs_native(trial: Trial) -> None:
     """Nothing can interrupt it: the worker ends itself once it has noted whose job it was."""
     await hang(trial, model.HANGS_NATIVE, "timed_out", 1 if trial.short else 3)
 
 
-@fault("model-hangs-with-gil", f"the same, and it lets no other thread run; limit {LIMIT_S} s", PLAN)
+@fault("model-hangs-with-gil", f"the same, and it lets no other thread run; limit {LIMIT_S} s", TIGHT_LIMITS)
 async def model_hangs_with_gil(trial: Trial) -> None:
     """The worker falls silent as if it were dead, and its process ends; three times, then the job is closed."""
     await hang(trial, model.HANGS_WITH_GIL, "job_quarantined", 1)
@@ -126,7 +133,7 @@ async def hang(trial: Trial, behaviour: int, failure: str, times: int) -> None:
             trial.recovered(await outcome_of(trial, batch) - posted_at)
 
 
-@fault("job-kills-worker", f"a job that kills its worker each time, among {N_GOOD} good ones", PLAN)
+@fault("job-kills-worker", f"a job that kills its worker each time, among {N_GOOD} good ones", TIGHT_LIMITS)
 async def job_kills_worker(trial: Trial) -> None:
     """Crash, out of memory, killed by the kernel: quarantined after three attempts, and all others succeed."""
     for behaviour in (model.ABORTS,) if trial.short else (model.ABORTS, model.OUT_OF_MEMORY, model.KILLED):
@@ -147,7 +154,7 @@ def killer_among_good_jobs(behaviour: int) -> Iterator[Recipe]:
             yield job(0, behaviour, failure="job_quarantined")
 
 
-@fault("bad-sample", "every 20th job raises in the model", PLAN)
+@fault("bad-sample", "every 20th job raises in the model", TIGHT_LIMITS)
 async def bad_sample(trial: Trial) -> None:
     """It fails alone; the jobs of its batch succeed."""
     async with trial.load(
