@@ -15,7 +15,8 @@ from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError
 from app.ledger import ControllerLedger, NewBatch, WorkerLedger
 from app.quarantine import Quarantine, QuarantinedJob
 from app.settings import Settings
-from tests.pool_samples import SIGNER, RedisServer, head, new_batch, outcome
+from app.wire import JobEntry
+from tests.pool_samples import SIGNER, RedisServer, head, new_batch, now_ms, outcome
 
 RETENTION_S = 100.0
 QUEUE = head().queue
@@ -31,7 +32,9 @@ class Yard:
 
     async def quarantined(self, n_jobs: int = 2, index: int = 1) -> str:
         """Id of a job of a new batch that was quarantined."""
-        batch = new_batch(n_jobs)
+        now = now_ms()
+        entry = JobEntry(1, now, now + 60_000, "highest_val_accuracy", forced=False, owner="shop")
+        batch = new_batch(n_jobs, jobs=[entry] * n_jobs)
         await ControllerLedger(self.client, RETENTION_S).accept(batch)
         await self.client.lpop(QUEUE)
         await asyncio.to_thread(self._finish, batch, index)
@@ -64,6 +67,7 @@ async def test_a_resent_job_is_a_new_job_with_the_old_ones_samples_and_fresh_att
     old = await yard.quarantined()
     sent = await yard.quarantine.resend(old, SIGNER, 60, reply_to="somebody")
     assert (sent.again, sent.head.resent_from, sent.head.reply_to) == (False, old, "somebody")
+    assert sent.head.jobs[0].owner == "shop"
     assert SIGNER.parse_job_id(sent.job_id)
     message = await yard.client.lpop(QUEUE)
     assert isinstance(message, bytes)

@@ -15,7 +15,7 @@ from tests.pool_samples import head, outcome, record
 names = st.text(max_size=20)
 moments_ms = st.floats(0, 1e14)
 shapes = st.lists(st.integers(1, 512), max_size=4).map(tuple)
-entries = st.builds(JobEntry, st.integers(1, 65_535), moments_ms, moments_ms, names, st.booleans())
+entries = st.builds(JobEntry, st.integers(1, 65_535), moments_ms, moments_ms, names, st.booleans(), names)
 heads = st.builds(
     BatchHead,
     queue=names,
@@ -111,3 +111,13 @@ def test_a_field_that_a_later_version_adds_is_no_obstacle() -> None:
     assert wire.decode_outcome(msgspec.msgpack.encode(fields | {"new": 1})) == wire.decode_outcome(
         msgspec.msgpack.encode(fields)
     )
+
+
+def test_a_job_from_before_there_were_owners_is_nobodys_and_older_processes_read_past_one() -> None:
+    fields = msgspec.msgpack.decode(wire.encode(head()))
+    written = fields["jobs"][0]
+    assert len(written) == 6
+    old = msgspec.msgpack.encode(fields | {"jobs": [written[:5]]})
+    assert wire.decode_head(old).jobs[0].owner == ""
+    newer = msgspec.msgpack.encode(fields | {"jobs": [[*written, "something later"]]})
+    assert wire.decode_head(newer).jobs[0].forced is False
