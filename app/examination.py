@@ -18,7 +18,7 @@ from app.findings import BatchState, Examination, text
 from app.ledger import ledger_errors
 from app.pool import decode_record
 
-PAGE = 256
+PAGE = 64  # a script holds Redis up: this many take it about a millisecond
 MOST_MESSAGES = 100_000
 MOST_BATCHES_COUNTED = 100_000
 GRACE_MS = 3000  # for work on its way, and for a controller to close what is overdue

@@ -1,5 +1,6 @@
 """What travels through Redis comes back as it was written; anything else is a WireError, never a crash."""
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import pool, wire
-from app.errors import WireError
+from app.errors import NewerWireError, WireError
 from app.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
 from tests.pool_samples import head, outcome, record
 
@@ -121,3 +122,36 @@ def test_a_job_from_before_there_were_owners_is_nobodys_and_older_processes_read
     assert wire.decode_head(old).jobs[0].owner == ""
     newer = msgspec.msgpack.encode(fields | {"jobs": [[*written, "something later"]]})
     assert wire.decode_head(newer).jobs[0].forced is False
+
+
+WRITTEN = {
+    "head": (wire.decode_head, wire.encode(head(3))),
+    "outcome": (wire.decode_outcome, wire.encode(outcome(3))),
+    "job outcome": (wire.decode_job_outcome, wire.encode(outcome().jobs[0])),
+    "worker record": (pool.decode_record, pool.encode_record(record())),
+}
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+@given(data=st.data())
+def test_bytes_that_were_spoilt_anywhere_are_read_or_refused_and_never_crash(
+    what: str, data: st.DataObject
+) -> None:
+    decode, written = WRITTEN[what]
+    spoilt = bytearray(written)
+    places = st.integers(0, len(spoilt) - 1)
+    for place in data.draw(st.lists(places, min_size=1, max_size=6)):
+        spoilt[place] = data.draw(st.integers(0, 255))
+    with suppress(WireError):
+        decode(bytes(spoilt))
+
+
+def test_garbage_is_told_from_what_a_newer_release_wrote() -> None:
+    newer = msgspec.msgpack.encode({"schema_version": 9, "jobs": "of another shape"})
+    for decode, data in ((wire.decode_head, newer), (pool.decode_record, b'{"schema_version": 9}')):
+        with pytest.raises(NewerWireError, match="schema version 9"):
+            decode(data)
+    for garbage in (b"", b"?", msgspec.msgpack.encode({"schema_version": 1})):
+        with pytest.raises(WireError) as raised:
+            wire.decode_head(garbage)
+        assert not isinstance(raised.value, NewerWireError)
