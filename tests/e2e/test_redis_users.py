@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,12 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.ledger import connect
+from app.errors import RateLimitError
+from app.ledger import connect, connect_async
 from app.settings import Settings
 from client import Client
+from controller.access import Caller
+from controller.rate_limit import RateLimit
 from tests.conftest import WaitUntil
 from tests.e2e.conftest import MODEL, Digits, Pool
 
@@ -177,6 +182,28 @@ def test_a_pool_of_restricted_users_does_all_of_its_work(
     assert logs(pool, "insecure SSL") == ""
     for user in USERS:
         assert logs(pool, guarded.password(user)) == logs(pool, quote(guarded.password(user), safe="")) == ""
+
+
+async def test_the_controllers_user_may_count_for_a_rate_limit(guarded: Guarded) -> None:
+    with guarded.client("operator") as client:
+        client.acl_log_reset()
+    settings = Settings(
+        redis_url=guarded.url("controller"), redis_password_file=guarded.password_file("controller")
+    )
+    outcomes = []
+    async with connect_async(settings) as connection:
+        limit, caller = RateLimit("3/second", connection), Caller("shop", is_operator=False)
+        give_up_at_s = time.monotonic() + 20
+        while outcomes[-2:] != [False, True] and time.monotonic() < give_up_at_s:
+            try:
+                await limit.check(caller, {})
+                outcomes.append(True)
+            except RateLimitError:
+                outcomes.append(False)
+                await asyncio.sleep(0.05)
+    assert outcomes[:4] == [True, True, True, False]
+    assert outcomes[-1]
+    assert denied(guarded) == []
 
 
 def flower_sees_the_batches(pool: Pool, guarded: Guarded, job_id: str, wait_until: WaitUntil) -> None:
