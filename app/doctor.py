@@ -15,7 +15,8 @@ from app.celery_app import BatchMessages, batch_id_of, create_celery, message_te
 from app.clock import to_ms
 from app.closing import CLOSE_COUNT, finish_keys
 from app.errors import WireError
-from app.examination import BACKLOG_SUM, MOST_BATCHES_COUNTED, Examiner
+from app.examination import MOST_BATCHES_COUNTED, Examiner
+from app.examination_scripts import BACKLOG_SUM
 from app.findings import Finding, text
 from app.ledger import REQUEUE, ControllerLedger, ledger_errors
 from app.pool import decode_record
