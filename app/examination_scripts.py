@@ -1,4 +1,4 @@
-"""The scripts by which `app.examination` sees what belongs together at one moment; only the last can change anything."""
+"""The scripts by which `app.examination` sees what belongs together at one moment; only the last may change it."""
 
 from __future__ import annotations
 
