@@ -14,7 +14,7 @@ BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
 COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail-under=90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit bench faults microbench format lock clean
+.PHONY: help setup demo test lint audit bench limits faults microbench format lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -54,6 +54,10 @@ faults: ## kill, stop and cut what serves, under load, and account for every job
 	@scripts/test_packages.sh
 	@$(BIN)/python -m faults $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(SHORT)),--short) \
 		$(if $(filter-out 0,$(PUBLISH)),--publish)
+
+limits: ## measure a backlog of a million jobs, a thousand versions, two controllers, memory and start
+	@$(BOOTSTRAP) --lock dev
+	@$(BIN)/python -m benchmarks.limits
 
 microbench: ## time the steps of a request one by one; ARGS="-k decode" some of them
 	@$(BOOTSTRAP) --lock dev

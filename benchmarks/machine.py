@@ -110,6 +110,11 @@ def cpu_by_label(pids: Sequence[int], labels: Sequence[tuple[str, str]]) -> dict
     return cpu_s
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _by_parent() -> dict[int, list[int]]:
     by_parent: dict[int, list[int]] = {}
     for pid, fields in _all_stats():

@@ -1,0 +1,291 @@
+"""What a pool costs where it is large: `make limits`. A long backlog, two controllers, many versions, memory, start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import redis
+
+from app import keys, ledger
+from app.celery_app import BatchMessages, create_celery, message_template
+from app.clock import to_ms
+from app.ids import IdSigner
+from app.ledger import ControllerLedger, NewBatch
+from app.settings import ControllerSettings
+from app.wire import BatchHead, JobEntry
+from benchmarks import digits, envs, machine, processes, versions
+from benchmarks.load import Generator, Load, Target
+from benchmarks.pool import FAR_S, Pool
+from benchmarks.systems import LOOPBACK, SYSTEMS
+
+PAGE = Path(__file__).with_name("limits.md")
+MODELYARD = SYSTEMS[0]
+BACKLOG_JOBS = 1_000_000
+JOBS_PER_BATCH = (16, 64)  # what 64 connections make of themselves
+SLOW_HEARTBEAT_S = 20  # a worker that is stopped for less than three of these is not taken for dead
+SAMPLE_BYTES = 784 * 4
+MEASURE_S = 5
+STOPPED_S = 2
+ROUNDS = 5
+LABELS = ("redis", "controller", "worker")
+BARE = """
+import os, numpy, torch
+{load}
+with torch.inference_mode():
+    network(torch.from_numpy(numpy.zeros((2, 1, 28, 28), numpy.float32)))
+print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+"""
+BARE_TORCH = "network = torch.export.load({file!r}).module()"
+BARE_MLFLOW = """
+import mlflow.pytorch
+mlflow.set_tracking_uri({uri!r})
+network = mlflow.pytorch.load_model("models:/MNIST_PyTorch_Model/1")
+"""
+
+Row = tuple[str, str]
+
+
+def main() -> int:
+    """Measure everything and write the page."""
+    processes.adopt_orphans()
+    model = digits.make_model(envs.ENVIRONMENTS)
+    rows: list[Row] = []
+    for measure in (start_and_memory, many_versions, two_controllers, long_backlog):
+        with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as folder:
+            try:
+                for row in measure(Path(folder), model):
+                    print(f"{row[0]:<64} {row[1]}", flush=True)
+                    rows.append(row)
+            finally:
+                processes.stop_all()
+    head = f"Measured on {datetime.now(UTC):%Y-%m-%d} by `make limits`: {machine.describe()}.\n"
+    table = "".join(f"| {what} | {figure} |\n" for what, figure in rows)
+    PAGE.write_text(f"# Limits\n\n{head}\n| what | figure |\n| --- | --- |\n{table}")
+    return 0
+
+
+def start_and_memory(folder: Path, model: digits.Model) -> Iterator[Row]:
+    """How long processes take to start and what they hold, beside what Python and PyTorch take by themselves."""
+    pool = Pool(folder, model.tracking_uri)
+    pool.start_redis()
+    bare = {
+        "torch": BARE.format(load=BARE_TORCH.format(file=str(model.file))),
+        "mlflow": BARE.format(load=BARE_MLFLOW.format(uri=model.tracking_uri)),
+    }
+    took_s: dict[str, list[float]] = {}
+    memory: dict[str, int] = {}
+    for _ in range(ROUNDS):
+        for name, program in bare.items():
+            start_s = time.monotonic()
+            memory[name] = int(subprocess.check_output([sys.executable, "-c", program], text=True))
+            took_s.setdefault(name, []).append(time.monotonic() - start_s)
+        for name, start in (("worker", pool.start_worker), ("controller", pool.start_controller)):
+            start_s = time.monotonic()
+            pid = start()
+            took_s.setdefault(name, []).append(time.monotonic() - start_s)
+            memory[name] = machine.resident_bytes(pid)
+            pool.stop(pid)
+    middle = {name: statistics.median(each) for name, each in took_s.items()}
+    yield "`modelyard serve` until it answers", f"{middle['controller']:.1f} s"
+    yield "`modelyard worker` until it serves", f"{middle['worker']:.1f} s"
+    yield (
+        "bare process that loads the model with MLflow",
+        f"{middle['mlflow']:.1f} s, {mib(memory['mlflow'])}",
+    )
+    yield "bare process that loads it with torch.export", f"{middle['torch']:.1f} s, {mib(memory['torch'])}"
+    yield "worker, resident", mib(memory["worker"])
+    pid, worker = pool.start_controller(), pool.start_worker()
+    yield "controller, resident, idle", mib(machine.resident_bytes(pid))
+    # Stopped short of being taken for dead, the worker keeps all of them waiting.
+    os.kill(worker, signal.SIGSTOP)
+    generator = Generator(_target(pool, model, "?wait=20"), folder, 1000, MEASURE_S)
+    time.sleep(STOPPED_S)
+    yield "controller, resident, 1,000 callers waiting", mib(machine.resident_bytes(pid))
+    os.kill(worker, signal.SIGCONT)
+    generator.finish()
+
+
+def many_versions(_: Path, __: digits.Model) -> Iterator[Row]:
+    """What routing and the background refresh cost with 2 and with 1,000 model versions."""
+    for n_versions, n_workers in ((2, 2), (1000, 2000)):
+        found = versions.measure(n_versions, n_workers)
+        yield (
+            f"routing one request among {n_versions:,} versions, {n_workers:,} workers",
+            f"{found.route_us:.2f} µs; by number {found.route_forced_us:.2f} µs",
+        )
+        yield (
+            f"refresh of {n_workers:,} workers' records, each heartbeat",
+            f"{found.refresh_ms:.1f} ms of CPU",
+        )
+
+
+def two_controllers(folder: Path, model: digits.Model) -> Iterator[Row]:
+    """One controller against two on the same cores, 256 connections."""
+    pool = Pool(folder, model.tracking_uri)
+    ports = (pool.port, processes.free_port())
+    pool.start_redis()
+    pool.start_worker()
+    for port in ports:
+        pool.start_controller(port)
+    one, two = [], []
+    for _ in range(ROUNDS):
+        one.append(_together(pool, model, ports[:1], 256))
+        two.append(_together(pool, model, ports, 256))
+    ratios = sorted(b / a for a, b in zip(one, two, strict=True))
+    yield "one controller, 256 connections", f"{statistics.median(one):,.0f} predictions/s"
+    yield (
+        "two controllers on the same cores, 128 connections each",
+        f"{statistics.median(two):,.0f} predictions/s, {statistics.median(ratios):.2f} times one's "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f} by round)",
+    )
+
+
+def long_backlog(folder: Path, model: digits.Model) -> Iterator[Row]:
+    """Accepting, polling and draining on an empty queue and behind a million jobs."""
+    pool = Pool(folder, model.tracking_uri, SLOW_HEARTBEAT_S)
+    pool.start_redis()
+    controller, worker = pool.start_controller(), pool.start_worker()
+    yield from _costs(pool, worker, model, "empty pool")
+    os.kill(worker, signal.SIGSTOP)
+    with pool.client() as client:
+        before = client.info("memory")["used_memory"]
+        asyncio.run(_fill(pool, BACKLOG_JOBS))
+        added = client.info("memory")["used_memory"] - before
+    os.kill(worker, signal.SIGCONT)
+    yield (
+        f"Redis memory per waiting job, beside its {SAMPLE_BYTES:,} bytes of input",
+        f"{added / BACKLOG_JOBS - SAMPLE_BYTES:,.0f} bytes ({added / 2**30:.2f} GiB in all)",
+    )
+    yield from _costs(pool, worker, model, f"{BACKLOG_JOBS:,} jobs waiting")
+    yield "controller, resident, afterwards", mib(machine.resident_bytes(controller))
+
+
+def _costs(pool: Pool, worker: int, model: digits.Model, when: str) -> Iterator[Row]:
+    """CPU per accepted job and per poll while the worker is stopped, and then per drained job."""
+    os.kill(worker, signal.SIGSTOP)
+    _wait_for_rewrite(pool)
+    used, load = _cpu_of(Generator(_target(pool, model, f"?deadline={FAR_S}"), pool.folder, 64, MEASURE_S))
+    per_job = {label: used_s / load.requests * 1e6 for label, used_s in used.items() if label != "worker"}
+    yield f"accepting, {when}", f"{_spell(per_job)} µs of CPU per job, {load.per_s:,.0f} jobs/s"
+    answer = processes.post(f"http://{LOOPBACK}:{pool.port}/predict?deadline={FAR_S}", _body(model))[1]
+    url = f"http://{LOOPBACK}:{pool.port}{json.loads(answer)['result_url']}"
+    _wait_for_rewrite(pool)
+    before = _cpu_s()
+    polls = ["wrk", "--threads", "2", "--connections", "64", "--duration", f"{MEASURE_S}s", url]
+    [n_polls] = re.findall(r"(\d+) requests in", subprocess.check_output(polls, text=True))
+    after = _cpu_s()
+    per_poll = {each: (after[each] - before[each]) / int(n_polls) * 1e6 for each in ("redis", "controller")}
+    yield f"polling, {when}", f"{_spell(per_poll)} µs of CPU per poll"
+    os.kill(worker, signal.SIGCONT)
+    with pool.client() as client:
+        jobs, start_s, before = _backlog_jobs(client), time.monotonic(), _cpu_s()
+        while time.monotonic() < start_s + MEASURE_S and _backlog_jobs(client):
+            time.sleep(0.01)
+        drained, took_s, after = jobs - _backlog_jobs(client), time.monotonic() - start_s, _cpu_s()
+        per_drain = {each: (after[each] - before[each]) / drained * 1e6 for each in ("redis", "worker")}
+        yield f"draining, {when}", f"{_spell(per_drain)} µs of CPU per job, {drained / took_s:,.0f} jobs/s"
+
+
+def _wait_for_rewrite(pool: Pool) -> None:
+    # Redis writes its file anew each time that it has doubled, whatever the load is then.
+    with pool.client() as client:
+        while client.info("persistence")["aof_rewrite_in_progress"]:
+            time.sleep(0.1)
+
+
+def _cpu_of(generator: Generator) -> tuple[dict[str, float], Load]:
+    """CPU seconds of each process during a load, and the load."""
+    before = _cpu_s()
+    load = generator.finish()
+    after = _cpu_s()
+    if load.errors:
+        raise SystemExit(f"limits: {load.errors} of {load.requests} posts failed")
+    return {label: after[label] - before[label] for label in LABELS}, load
+
+
+def _cpu_s() -> dict[str, float]:
+    found = machine.cpu_by_label(machine.descendants(os.getpid()), MODELYARD.labels)
+    return {label: found.get(label, 0.0) for label in LABELS}
+
+
+def _spell(cpu_us: dict[str, float]) -> str:
+    return " + ".join(f"{used:.0f} ({label})" for label, used in cpu_us.items())
+
+
+def _backlog_jobs(client: redis.Redis) -> int:
+    return sum(map(int, client.hvals(keys.BACKLOG)))
+
+
+async def _fill(pool: Pool, n_jobs: int) -> None:
+    """Put jobs into the ledger as a controller would, without posting each."""
+    settings = ControllerSettings(redis_url=pool.redis_url)
+    client = ledger.connect_async(settings)
+    queue = keys.queue_name(settings.model_name, 1)
+    secret = await client.get(keys.SECRET)
+    assert isinstance(secret, bytes)
+    signer = IdSigner(secret)
+    accept = ControllerLedger(client, settings.result_retention_s).accept
+    messages = BatchMessages(message_template(create_celery(settings)), queue)
+    lot = random.Random(0)
+    while n_jobs > 0:
+        n_here = min(lot.randint(*JOBS_PER_BATCH), n_jobs)
+        n_jobs -= n_here
+        now_ms = to_ms(*await client.time())
+        batch_id = signer.new_batch_id(now_ms, n_here)
+        job = JobEntry(1, now_ms, now_ms + FAR_S * 1000, "highest_val_accuracy", forced=False)
+        head = BatchHead(
+            queue=queue,
+            worker=1,
+            reply_to="limits",
+            model_name=settings.model_name,
+            model_version=1,
+            val_accuracy=0.9,
+            dtype="float32",
+            sample_shape=(1, 28, 28),
+            jobs=[job] * n_here,
+        )
+        await accept(NewBatch(batch_id, head, bytes(n_here * SAMPLE_BYTES), messages.write(batch_id), now_ms))
+    await client.aclose()
+
+
+def _target(pool: Pool, model: digits.Model, query: str, port: int | None = None) -> Target:
+    bodies = pool.folder / "bodies.txt"
+    digits.write_bodies(MODELYARD, model, bodies)
+    return Target(f"http://{LOOPBACK}:{port or pool.port}/predict{query}", bodies, "")
+
+
+def _together(pool: Pool, model: digits.Model, ports: Sequence[int], connections: int) -> float:
+    """Predictions per second of all controllers under one load."""
+    generators = []
+    for port in ports:
+        folder = pool.folder / str(port)
+        folder.mkdir(exist_ok=True)
+        target = _target(pool, model, "?wait=5", port)
+        generators.append(Generator(target, folder, connections // len(ports), MEASURE_S))
+    return sum(generator.finish().per_s for generator in generators)
+
+
+def _body(model: digits.Model) -> str:
+    return digits.spell(MODELYARD.body(model.samples[0][1]))
+
+
+def mib(n_bytes: float) -> str:
+    """A size in MiB."""
+    return f"{n_bytes / 2**20:.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
