@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from controller.headers import API
@@ -30,10 +31,15 @@ class Connection(HttpToolsProtocol):
         """Called for each read."""
         super().data_received(data)
         parts, self._parts = self._parts, None
-        if parts is not None:  # not whole yet: uvicorn waits for the rest
+        if parts is None:
+            return
+        try:  # not whole yet: uvicorn waits for the rest
             super().on_headers_complete()
-            for part in parts:
-                super().on_body(part)
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        for part in parts:
+            super().on_body(part)
 
     def on_headers_complete(self) -> None:
         """Called once a request's headers are parsed."""

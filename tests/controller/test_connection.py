@@ -246,6 +246,13 @@ async def test_what_is_not_a_prediction_goes_the_usual_way(site: Site) -> None:
         assert ((await caller.answer()).status, line) == (status, line)
 
 
+async def test_a_url_that_is_none_is_refused_however_its_request_arrives(site: Site) -> None:
+    for parts in ([post(query=b"?a=\x7f")], [post(query=b"?a=\x7f")[:-5]]):
+        caller = await site.call()
+        await caller.send(*parts)
+        assert (await caller.answer()).status in (400, 422)
+
+
 async def test_a_server_that_shuts_down_answers_who_waits_first(
     serve: Serve, hand_worker: HandWorkers
 ) -> None:
