@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -35,38 +35,39 @@ def main() -> int:
     if unknown:
         parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(FAULTS)}")
     console = Console()
-    done = run([FAULTS[name] for name in names], console, short=arguments.short)
+    done: list[Row] = []
+    for row in run([FAULTS[name] for name in names], console, short=arguments.short):
+        done.append(row)
+        if arguments.publish:  # at once: a run takes a while, and what was measured stays measured
+            publish([row])
     console.print(table.rich_table(done))
     if arguments.csv:
         table.write_csv(done, arguments.csv)
-    if arguments.publish:
-        publish(done)
     return any(row.broken for row in done)
 
 
-def run(faults: Sequence[Fault], console: Console, *, short: bool) -> list[Row]:
+def run(faults: Sequence[Fault], console: Console, *, short: bool) -> Iterator[Row]:
     """Do the faults, those with equal pools on the same one, and say how each went."""
-    done: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         registry.lay_out(folder)
-        for plan, group in groupby(faults, key=lambda each: each.plan):
-            with open_pool(plan, folder) as pool:
+        for plan, group in groupby(table.by_plan(faults), key=lambda each: each.plan):
+            with open_pool(plan, folder, short=short) as pool:
                 for each in group:
                     console.print(f"{each.name}: {each.title} …", highlight=False)
                     row = asyncio.run(trial.run(each, pool, short=short))
-                    done.append(row)
                     for text in (*row.notes, *(f"[red]broken:[/red] {each}" for each in row.broken)):
                         console.print("  " + text, highlight=False)
-    return done
+                    yield row
 
 
 def publish(done: Sequence[Row]) -> None:
-    """Replace the table between the markers in docs/reliability.md."""
+    """Replace these rows, and leave the others, of the table between the markers in docs/reliability.md."""
     before, rest = DOCUMENT.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    about = f"Run on {datetime.now(UTC):%Y-%m-%d}: {machine.describe()}."
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{about}\n\n{table.markdown(done)}{END}{after}")
+    old, after = rest.split(END)
+    about = f"Machine: {machine.describe()}; the harness and its load run on it, too."
+    merged = table.markdown(done, f"{datetime.now(UTC):%Y-%m-%d}", old)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{about}\n\n{merged}{END}{after}")
 
 
 assert rows  # importing it has registered them

@@ -52,6 +52,9 @@ class PoolPlan:
 TIGHT_LIMITS = PoolPlan(environment=(("MODELYARD_INFERENCE_TIMEOUT_S", "2"), ("MODELYARD_DRAIN_S", "3")))
 
 
+QUICK_HEARTBEAT = {"MODELYARD_HEARTBEAT_S": "0.25"}
+
+
 class Supervised:
     """One process that is started again whenever it ends, until it is stopped.
 
@@ -151,7 +154,7 @@ class Pool:
         client: Connection to Redis past any fault, for looking.
     """
 
-    def __init__(self, plan: PoolPlan, registry: Path, folder: Path) -> None:
+    def __init__(self, plan: PoolPlan, registry: Path, folder: Path, variables: Mapping[str, str]) -> None:
         self.plan = plan
         self.folder = folder
         settings = Settings(state_dir=folder, redis_url="")
@@ -167,6 +170,7 @@ class Pool:
             "MLFLOW_TRACKING_URI": tracking_uri(registry),
             "MODEL_NAME": MODEL,
             "ALLOW_PICKLE_MODELS": "true",  # the model is a file of ours, and Python
+            **variables,
             **dict(plan.environment),
         }
         self.controllers: list[Supervised] = []
@@ -258,19 +262,16 @@ class Pool:
 
 
 @contextmanager
-def open_pool(plan: PoolPlan, registry: Path) -> Iterator[Pool]:
-    """A pool that works; stopped and its data removed on leaving."""
+def open_pool(plan: PoolPlan, registry: Path, *, short: bool) -> Iterator[Pool]:
+    """A pool that works; stopped and its data removed on leaving. With `short`, it notices the dead sooner."""
     folder = Path(tempfile.mkdtemp(prefix="yard-"))  # short: a socket's path has at most 104 bytes
-    pool = Pool(plan, registry, folder)
+    pool = Pool(plan, registry, folder, QUICK_HEARTBEAT if short else {})
     try:
         pool.start()
         yield pool
     finally:
         pool.stop()
-        if os.environ.get("KEEP"):
-            print(folder)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class TooLateError(Exception):

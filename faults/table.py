@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -40,12 +40,14 @@ class Fault:
         name: What ONLY selects it by.
         title: What is done, in words.
         plan: The pool that it is done to; rows with equal plans share one.
+        in_tests: Whether its short form is among the tests.
     """
 
     name: str
     title: str
     plan: PoolPlan
     inject: Inject
+    in_tests: bool
 
 
 @dataclass
@@ -82,15 +84,29 @@ class Row:
         return [self.title, *map(str, jobs), *recovery]
 
 
-def fault(name: str, title: str, plan: PoolPlan = PoolPlan()) -> Callable[[Inject], Inject]:  # noqa: B008  (frozen)
+def fault(
+    name: str,
+    title: str,
+    plan: PoolPlan = PoolPlan(),  # noqa: B008  (frozen)
+    *,
+    in_tests: bool = True,
+) -> Callable[[Inject], Inject]:
     """Register a row: `@fault("worker-killed", "SIGKILL of a worker in mid-batch")`."""
 
     def register(inject: Inject) -> Inject:
         assert name not in FAULTS, f"two rows are called {name}"
-        FAULTS[name] = Fault(name, title, plan, inject)
+        FAULTS[name] = Fault(name, title, plan, inject, in_tests)
         return inject
 
     return register
+
+
+def by_plan(faults: Iterable[Fault]) -> list[Fault]:
+    """The faults in their order, but those with equal plans one after the other."""
+    groups: dict[PoolPlan, list[Fault]] = {}
+    for each in faults:
+        groups.setdefault(each.plan, []).append(each)
+    return [each for group in groups.values() for each in group]
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
@@ -101,12 +117,22 @@ def rich_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """For `docs/reliability.md`."""
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
-    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
-    notes = [f"- {row.title}: {'; '.join(row.notes)}" for row in rows if row.notes]
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+def markdown(rows: Sequence[Row], run_on: str, old: str = "") -> str:
+    """For `docs/reliability.md`.
+
+    Args:
+        run_on: Date of these rows.
+        old: The same, of earlier runs: what it says of other rows is kept.
+    """
+    titles = [each.title for each in FAULTS.values()]
+    lines = {title: line for line in old.splitlines() for title in titles if line.startswith(f"| {title} |")}
+    notes = {title: line for line in old.splitlines() for title in titles if line.startswith(f"- {title}: ")}
+    for row in rows:
+        lines[row.title] = f"| {' | '.join([*row.cells(), run_on])} |"
+        notes[row.title] = f"- {row.title}: {'; '.join(row.notes)}" if row.notes else ""
+    head = [f"| {' | '.join([*HEADINGS, 'run on'])} |", f"|{' --- |' * (len(HEADINGS) + 1)}"]
+    body = [lines[title] for title in titles if title in lines]
+    return "\n".join([*head, *body, "", *(notes[title] for title in titles if notes.get(title))]) + "\n"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
