@@ -14,7 +14,7 @@ BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
 COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail-under=90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit bench limits faults microbench format lock clean
+.PHONY: help setup demo test lint audit fuzz bench limits faults microbench format lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -44,6 +44,10 @@ lint: ## check style, formatting, types and the direction of imports
 audit: ## look every pinned package up for known vulnerabilities; says so where no service can be reached
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python scripts/audit.py
+
+fuzz: ## send 24,000 requests of ill will to a real controller; FUZZ_REQUESTS=100000 more
+	@$(BOOTSTRAP) --lock dev
+	@FUZZ_REQUESTS=$(or $(FUZZ_REQUESTS),24000) $(BIN)/pytest tests/e2e/test_fuzz.py -p no:xdist -q $(ARGS)
 
 bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of them, QUICK=1 in short rounds
 	@$(BOOTSTRAP) --lock dev

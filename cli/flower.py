@@ -28,7 +28,7 @@ def command(options: tuple[str, ...]) -> None:
         )
     for name in [name for name, value in os.environ.items() if name.startswith("FLOWER_") and not value]:
         del os.environ[name]  # to Flower, an empty login is one
-    # Flower by itself listens on every interface, and whoever reaches it may shut workers down.
+    # Flower by itself listens on every interface.
     os.environ.setdefault("FLOWER_ADDRESS", LOOPBACK)
     settings = load(ControllerSettings)
     _check_options(settings, options)
@@ -54,6 +54,6 @@ def check_login(settings: ControllerSettings, address: str, has_login: bool) -> 
     """
     if not has_login and read_keys(settings):
         raise ConfigurationError(
-            f"API keys are set, so Flower, which can stop workers, needs a login too: {LOGIN_REMEDY}"
+            f"API keys are set, so Flower, which shows every batch, needs a login too: {LOGIN_REMEDY}"
         )
     check_exposure("Flower", address, has_login, LOGIN_REMEDY, settings)

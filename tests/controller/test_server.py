@@ -220,7 +220,7 @@ def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(address: tuple[
         (
             ["flower"],
             {"MODELYARD_API_KEYS": "a predict sha256:" + "0" * 64},
-            "Flower, which can stop workers",
+            "Flower, which shows every batch",
         ),
         (["flower", "--basic-auth=a:SECRET"], {}, "on the command line"),
         (["serve"], {"MODELYARD_API_KEYS": "modelyard_SECRET"}, "MODELYARD_API_KEYS, line 1"),

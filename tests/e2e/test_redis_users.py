@@ -31,6 +31,7 @@ from controller.rate_limit import RateLimit
 from tests.conftest import WaitUntil
 from tests.e2e.conftest import MODEL, Digits, Pool
 
+pytestmark = pytest.mark.timeout(400)  # the first test here may train and start a whole pool
 ACL = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
 USERS = ("controller", "worker", "flower", "operator")
 
@@ -125,7 +126,7 @@ def guarded_pool(
     try:
         for version in (1, 2):
             start_worker(pool, guarded, version)
-        pool.environment = guarded.variables("controller")
+        pool.environment = guarded.variables("controller") | {"MODELYARD_RATE_LIMIT": "1000/second"}
         url = pool.controller()
         pool.wait_for_workers(url, 2)
         pool.environment["URL"] = url

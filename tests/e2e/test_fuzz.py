@@ -1,0 +1,149 @@
+"""A real controller with real workers under requests that nobody should send: `make fuzz` sends many, `make test` some.
+
+Nothing may answer 5xx (but 503), show its inside, reach a queue, or make the controller grow.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import redis
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.generation import GenerationMode
+
+from app import keys
+from client import Client
+from tests.e2e import fuzz
+from tests.e2e.conftest import Digits, Pool
+from tests.e2e.fuzz import Judge
+
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "700"))
+GROWTH_MIB = (
+    24.0  # what allocators keep of the largest bodies; a leak of 2 kB a request would be 40 in the long form
+)
+pytestmark = [
+    pytest.mark.timeout(max(400, REQUESTS // 5)),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestWarning"),
+]
+
+
+def send_many(count: int, **arguments: Any) -> Callable[[Callable[..., None]], None]:
+    """Run a function on so many drawn examples, at once."""
+
+    def run(test: Callable[..., None]) -> None:
+        quick = settings(
+            max_examples=count,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        quick(given(**arguments)(test))()
+
+    return run
+
+
+def fuzz_by_document(url: str, judge: Judge, count: int) -> None:
+    """What the OpenAPI document allows, and what it forbids."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    strategies = [
+        operation.as_strategy(generation_mode=mode) for operation in operations for mode in GenerationMode
+    ]
+    with httpx.Client(base_url=url, timeout=70) as http:
+
+        @send_many(count, case=st.one_of(strategies))
+        def send(case: Any) -> None:
+            arguments = case.as_transport_kwargs(base_url=url)
+            try:
+                request = httpx.Request(
+                    arguments["method"],
+                    arguments["url"],
+                    params=arguments.get("params"),
+                    headers={str(k): str(v) for k, v in (arguments.get("headers") or {}).items()},
+                    content=arguments.get("data") if isinstance(arguments.get("data"), bytes | str) else None,
+                    json=arguments.get("json"),
+                )
+                answer = http.send(request)
+            except (httpx.InvalidURL, httpx.ProtocolError, UnicodeEncodeError, TypeError, ValueError):
+                return  # no client can send it; raw bytes are the third kind
+            judge.take(answer.status_code, answer.content, arguments)
+
+
+def fuzz_bodies(url: str, judge: Judge, count: int) -> None:
+    """Bodies and headers by hand."""
+    bodies = fuzz.JSON_BODIES | st.just(fuzz.BOMB)
+    with httpx.Client(base_url=url, timeout=30) as http:
+
+        @send_many(count, body=bodies, query=fuzz.QUERIES, headers=fuzz.HEADERS)
+        def send(body: bytes, query: str, headers: dict[str, str]) -> None:
+            raw = [(name, value.encode("latin-1", "replace")) for name, value in headers.items()]
+            try:
+                answer = http.post(f"/predict{query}", content=body, headers=raw)
+            except (httpx.LocalProtocolError, httpx.RemoteProtocolError):
+                judge.statuses[0] += 1  # a header that cannot be sent, or closed after a refusal
+                return
+            judge.take(answer.status_code, answer.content, (body[:200], query, headers))
+
+
+def fuzz_sockets(url: str, judge: Judge, count: int) -> None:
+    """Bytes that are hardly HTTP, in pieces."""
+    port = urlsplit(url).port
+    assert port
+
+    @send_many(count, sent=fuzz.RAW, pieces=st.sampled_from([1, 1, 1, 2, 5]))
+    def send(sent: bytes, pieces: int) -> None:
+        judge.take_raw(fuzz.exchange(port, sent, pieces), sent)
+
+
+# Drawing a request from the document takes ten times as long as drawing one by hand.
+SHARES = {fuzz_by_document: 0.12, fuzz_bodies: 0.44, fuzz_sockets: 0.44}
+
+
+def batches(client: redis.Redis) -> set[str]:
+    """Ids of all batches that Redis knows of."""
+    prefix = keys.batch("")
+    return {key.decode().removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", count=1000)}
+
+
+def test_no_request_breaks_the_controller_shows_its_inside_or_reaches_a_queue_unjudged(
+    served: tuple[Pool, str, Client], digits: Digits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, url, client = served
+    (controller,) = [process for process in pool.processes if "serve" in process.args]  # type: ignore[operator]
+    judge, started_s = Judge(), time.monotonic()
+    with redis.Redis.from_url(pool.redis_url) as ledger:
+        before = batches(ledger)
+        for kind, share in SHARES.items():  # the first tenth warms allocators and caches up
+            kind(url, judge, int(share * REQUESTS / 10))
+        warm_mib = fuzz.settled_rss_mib(controller.pid)
+        for kind, share in SHARES.items():
+            kind(url, judge, int(share * REQUESTS * 9 / 10))
+        grown_mib = fuzz.settled_rss_mib(controller.pid) - warm_mib
+        unseen = batches(ledger) - before - judge.batches
+    assert unseen == set()
+    assert grown_mib < GROWTH_MIB
+    assert judge.requests >= REQUESTS * 0.85
+    assert controller.poll() is None
+    right = sum(
+        client.predict(digits.images[i : i + 1]).predictions[0].predicted == digits.labels[i]
+        for i in range(20)
+    )
+    assert right >= 18
+    with capsys.disabled():
+        if REQUESTS >= 10_000:
+            print(
+                f"\n{judge.requests} requests in {time.monotonic() - started_s:.0f} s, "
+                f"{len(judge.batches)} batches accepted, controller {grown_mib:+.1f} MiB after {warm_mib:.0f} MiB; "
+                + ", ".join(f"{status or 'closed'}: {n}" for status, n in sorted(judge.statuses.items()))
+            )
