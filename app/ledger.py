@@ -301,7 +301,7 @@ def ledger_errors() -> Iterator[None]:
             raise WireError(
                 f"Redis holds a value of another kind than expected: {first_line(error)}"
             ) from error
-        if "OOM" in str(error):  # within the words of a script's error before Redis 7
+        if "maxmemory" in str(error):  # before Redis 7 a script's error has no class of its own
             raise LedgerFullError(
                 "Redis is full; jobs are accepted again once outcomes have expired or it is given more memory",
                 retry_after_s=RETRY_FULL_S,

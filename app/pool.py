@@ -95,7 +95,7 @@ def _check(record: WorkerRecord) -> None:
 
 
 # KEYS record workers numbers; ARGV record ttl_ms worker_id queue channel ('' where nothing changed). Returns Redis's
-# time and, where the queue has one, its worker number. What deletes first is not refused where Redis is full.
+# time and the queue's worker number, where it has one. What deletes first is not refused where Redis is full.
 PUBLISH_RECORD = """
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -20,6 +21,7 @@ from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import ControllerLedger, ledger_errors
 from app.pool import decode_record
+from app.settings import HEARTBEATS_TO_LIVE
 from app.unreadable import Unreadable
 from controller.dispatch import Dispatcher
 
@@ -88,16 +90,21 @@ class Reconciler:
         self._take_lease = client.register_script(_TAKE_LEASE)
         # Seen in one pass, acted on in the next: what is merely on its way has arrived by then.
         self._suspects: set[str] = set()
+        # While Redis was away nobody could beat: a worker is dead that is still silent some heartbeats later.
+        self._answers_since_s: float | None = None
 
     async def run(self) -> None:
         """Pass until cancelled. Redis being away is outlived."""
         while True:
             await asyncio.sleep(self._interval_s)
             try:
-                if await self._holds_lease():
+                holds_lease = await self._holds_lease()
+                self._answers_since_s = self._answers_since_s or time.monotonic()
+                if holds_lease:
                     await self._pass()
             except LedgerUnavailableError:
                 self._suspects.clear()
+                self._answers_since_s = None
             except Exception:
                 logger.exception("a reconciler pass failed; the next one follows")
 
@@ -174,6 +181,8 @@ class Reconciler:
             # Alive, and of a version that this controller cannot read: its batches are left to it.
             with suppress(WireError):
                 in_hand[owner] = decode_record(data).running_batch if data else None
+        if time.monotonic() - (self._answers_since_s or 0) < HEARTBEATS_TO_LIVE * self._interval_s:
+            in_hand = {owner: batch for owner, batch in in_hand.items() if batch is not None}
         return {
             batch: in_hand[owner] is None
             for batch, owner in view.running.items()

@@ -24,6 +24,7 @@ from app.pool import WorkerRecord, decode_record
 from app.settings import Settings
 from cli import pool_redis
 from cli.pool_services import http_answers, redis_answers
+from faults.proxy import Proxy
 from faults.registry import MODEL, tracking_uri
 
 READY_S = 90.0
@@ -41,12 +42,14 @@ class PoolPlan:
         replicas: Workers of version 1.
         environment: Settings besides, as pairs of variable and value.
         redis_options: Lines for Redis's configuration besides the project's own.
+        proxied: Whether all reach Redis through `Pool.proxy`.
     """
 
     replicas: int = 2
     controllers: int = 2
     environment: tuple[tuple[str, str], ...] = ()
     redis_options: tuple[str, ...] = ()
+    proxied: bool = False
 
 
 TIGHT_LIMITS = PoolPlan(environment=(("MODELYARD_INFERENCE_TIMEOUT_S", "2"), ("MODELYARD_DRAIN_S", "3")))
@@ -165,8 +168,9 @@ class Pool:
         self.redis_url = f"unix://{self.redis_socket}"
         self.client: Any = redis.Redis.from_url(self.redis_url)
         self.redis = Supervised("redis", [str(pool_redis.find_server()), str(config)], {}, folder)
+        self.proxy = Proxy(self.redis_socket, folder / "way.sock")
         self._environment = {
-            "REDIS_URL": self.redis_url,
+            "REDIS_URL": self.proxy.url if plan.proxied else self.redis_url,
             "MLFLOW_TRACKING_URI": tracking_uri(registry),
             "MODEL_NAME": MODEL,
             "ALLOW_PICKLE_MODELS": "true",  # the model is a file of ours, and Python
@@ -225,6 +229,8 @@ class Pool:
         """Start everything and wait until it works."""
         self.redis.start()
         wait_until(lambda: redis_answers(self.redis_url), "Redis answers")
+        if self.plan.proxied:
+            self.proxy.__enter__()
         for process in (*self.controllers, *self.workers):
             process.start()
         self.wait_until_well()
@@ -258,6 +264,8 @@ class Pool:
         for thread in threads:
             thread.join()
         self.client.close()
+        if self.plan.proxied:
+            self.proxy.__exit__()
         self.redis.stop()
 
 
@@ -301,3 +309,9 @@ def _inherited() -> dict[str, str]:
     # A setting of the caller's must not change what is measured; without bytecode every start is three times slower.
     own = ("MODELYARD_", "MLFLOW_", "MODEL_", "REDIS_URL", "WORKER", "PYTHONDONTWRITEBYTECODE")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process, MiB."""
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

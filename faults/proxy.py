@@ -1,4 +1,4 @@
-"""A way to Redis that can be cut at a chosen answer."""
+"""A way to Redis that can be cut at a chosen answer, or go dead without a word."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class Proxy:
         self._target = target
         self._path = path
         self._cuts: Cuts | None = None
-        self._listener = socket.socket(socket.AF_UNIX)
+        self._is_dead = False
+        self._age = 0  # connections of an earlier age stay open and pass nothing on
 
     def __enter__(self) -> Proxy:
+        self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._path))
         self._listener.listen()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -46,20 +48,37 @@ class Proxy:
         """
         self._cuts = cuts
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(str(self._target))
-                for source, sink, is_answer in ((client, server, False), (server, client, True)):
-                    threading.Thread(
-                        target=self._pass_on, args=(source, sink, is_answer), daemon=True
-                    ).start()
+    def go_dead(self) -> None:
+        """Leave all connections open and pass nothing on, now or ever; new ones too, until `revive`."""
+        self._is_dead, self._age = True, self._age + 1
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+    def revive(self) -> None:
+        """Pass new connections on again. Those from before stay dead, as behind a firewall that forgot them."""
+        self._is_dead, self._age = False, self._age + 1
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            server = socket.socket(socket.AF_UNIX)
+            try:
+                server.connect(str(self._target))
+            except OSError:
+                client.close()
+                server.close()
+                continue
+            for source, sink, is_answer in ((client, server, False), (server, client, True)):
+                threading.Thread(
+                    target=self._pass_on, args=(source, sink, is_answer, self._age), daemon=True
+                ).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, is_answer: bool, age: int) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK_BYTES):
+                if self._is_dead or age != self._age:
+                    continue
                 if is_answer and self._cuts and self._cuts(data):
                     self._cuts = None
                     break

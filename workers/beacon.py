@@ -169,7 +169,7 @@ class Beacon:
         changed, self._changed = self._changed, False
         record = self._snapshot()
         asked_at_s = time.monotonic()
-        seconds, microseconds, *number = self._write(
+        seconds, microseconds, number = self._write(
             keys=[keys.worker(record.worker_id), keys.WORKERS, keys.NUMBERS],
             args=[
                 encode_record(record),
@@ -180,7 +180,7 @@ class Beacon:
             ],
         )
         self._clock.adjust((int(seconds), int(microseconds)), asked_at_s)
-        if not number:
+        if number is None:
             self._register_again(record)
 
     def _register_again(self, record: WorkerRecord) -> None:

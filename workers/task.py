@@ -26,6 +26,8 @@ from workers.model import LoadedModel, check_output
 from workers.time_limit import TimeLimit
 
 logger = logging.getLogger(__name__)
+KEEP_OUTCOME_S = 20.0
+TRY_AGAIN_S = 0.2
 Array = NDArray[Any]
 
 QUARANTINED = JobOutcome(
@@ -114,7 +116,7 @@ class BatchRunner:
         )
         try:
             outcome = self._infer(batch)
-            written = self._ledger.finish(batch, outcome, _quarantined(batch, outcome))
+            written = self._finish(batch, outcome)
         except _ClaimLostError:
             written = False
         except WireError:
@@ -128,6 +130,17 @@ class BatchRunner:
         if not written:
             return "too late: the batch was given to another worker"
         return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
+
+    def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome) -> bool:
+        """Write the outcome; where Redis is away for a while, that costs less than running the batch again."""
+        give_up_at_s = time.monotonic() + KEEP_OUTCOME_S
+        while True:
+            try:
+                return self._ledger.finish(batch, outcome, _quarantined(batch, outcome))
+            except LedgerUnavailableError:
+                if time.monotonic() > give_up_at_s:
+                    raise
+                time.sleep(TRY_AGAIN_S)
 
     def _infer(self, batch: ClaimedBatch) -> BatchOutcome:
         outcomes = [self._exclude(batch, i, job) for i, job in enumerate(batch.head.jobs)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from app import keys
 from app.clock import PoolClock
 from app.pool import WorkerRecord, decode_record
 from tests.pool_samples import RedisServer, record
+from workers import progress
 from workers.beacon import Beacon
 
 WaitUntil = Callable[..., None]
@@ -95,3 +97,35 @@ def test_the_batch_in_hand_is_named_until_it_ends(client: redis.Redis, wait_unti
     beacon.close()
     assert now
     assert (now.jobs_done, now.jobs_failed, now.batch_samples_mean, now.inference_ms.last) == (2, 1, 3.0, 4.0)
+
+
+def test_a_worker_asks_for_its_number_again_where_redis_has_lost_it(
+    client: redis.Redis, wait_until: WaitUntil
+) -> None:
+    own = record(worker=3)
+    beacon = Beacon(client, own, PoolClock(), 0.05)
+    beacon.start()
+    client.flushall()
+    wait_until(lambda: client.hget(keys.NUMBERS, own.queue) == b"3", what="its number is known")
+    with client.pipeline() as pipe:
+        pipe.flushall().hset(keys.NUMBERS, "modelyard:queue:Other:1", 3).execute()
+    wait_until(lambda: client.hget(keys.NUMBERS, own.queue) == b"1", what="it has another number")
+    beacon.close()
+
+
+def test_a_worker_whose_consumer_asks_for_nothing_any_more_is_ended(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "STALLED_S", 0.5)
+    ended = threading.Event()
+    beacon = Beacon(client, record(), PoolClock(), 0.02, ended.set)
+    beacon.start()
+    for _ in range(20):  # longer than the limit, and well
+        beacon.progress.note()
+        assert not ended.wait(0.03)
+    beacon.batch_started("a long one")
+    assert not ended.wait(0.8)
+    beacon.batch_ended(1, 0, 1, 1.0)
+    assert ended.wait(10)
+    assert published(client) is None
+    beacon.close()

@@ -1,0 +1,268 @@
+"""Faults of Redis: killed, paused, cut off, full, emptied."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import time
+from typing import Any
+
+import httpx
+
+from app import ids, keys
+from cli.pool_services import redis_answers
+from faults.load import Recipe, good_jobs, job
+from faults.pool import PoolPlan, Supervised, rss_mib, wait_until
+from faults.table import fault
+from faults.trial import Trial
+
+PLAN = PoolPlan(proxied=True)
+RESUME_S = 5.0
+REFUSE_S = 5.0  # a Redis timeout, a heartbeat, and what a busy machine adds
+GROWTH_MIB = 48
+CANCELLED = "job_cancelled"
+
+
+@fault("redis-killed", "Redis SIGKILLed and started again (AOF, everysec), 20 times", PLAN)
+async def redis_killed(trial: Trial) -> None:
+    """What it had confirmed is there again: a write is in the kernel's hands before it is answered."""
+    outages_s = (0.2, 1.0) if trial.short else (0.2, 1.0, 2.0, 5.0) * 5
+    async with trial.load(good_jobs()):
+        for outage_s in outages_s:
+            await asyncio.sleep(1)
+            await asyncio.to_thread(trial.pool.redis.stop, signal.SIGKILL)
+            await refused(trial)
+            await asyncio.sleep(outage_s)
+            await asyncio.to_thread(start_redis, trial)
+            await resumed(trial, time.monotonic())
+
+
+@fault("redis-stopped", "Redis SIGSTOPped for 20 s", PLAN)
+async def redis_stopped(trial: Trial) -> None:
+    """Connections stay open, and nothing on them is answered."""
+    async with outage(trial):
+        trial.pool.redis.send(signal.SIGSTOP)
+        await while_away(trial)
+        trial.pool.redis.send(signal.SIGCONT)
+        await resumed(trial, time.monotonic())
+
+
+@fault("redis-paused", "CLIENT PAUSE of 20 s", PLAN)
+async def redis_paused(trial: Trial) -> None:
+    """Redis takes connections and commands, and answers none until the pause is over."""
+    pause_s = 3 if trial.short else 20
+    async with outage(trial):
+        until_s = time.monotonic() + pause_s
+        trial.pool.client.execute_command("CLIENT", "PAUSE", pause_s * 1000, "ALL")
+        await refused(trial)
+        await asyncio.sleep(until_s - time.monotonic())
+        await resumed(trial, until_s)
+
+
+@fault("redis-cut", "all connections to Redis cut half-open for 20 s, without a word", PLAN)
+async def redis_cut(trial: Trial) -> None:
+    """As behind a firewall that forgot them: new ones work later, those from before never."""
+    async with outage(trial):
+        trial.pool.proxy.go_dead()
+        await while_away(trial)
+        trial.pool.proxy.revive()
+        await resumed(trial, time.monotonic())
+
+
+@fault("redis-full", "Redis at its maxmemory, noeviction, for 20 s", PLAN)
+async def redis_full(trial: Trial) -> None:
+    """New jobs are refused whole; those that it has are read, cancelled and finished."""
+    pool = trial.pool
+    async with trial.load(good_jobs(0.02)):
+        await asyncio.sleep(1)
+        signal_all(pool.workers, signal.SIGSTOP)  # so that something waits when there is no more room
+        cancelled = await to_be_cancelled(trial)
+        await asyncio.sleep(0.5)
+        pool.client.config_set("maxmemory", "1mb")
+        try:
+            await refused(trial, "ledger_full")
+            batches = n_batches(trial)
+            await cancel(trial, cancelled)
+            signal_all(pool.workers, signal.SIGCONT)
+            await trial.until(lambda: pool.backlog() == 0, "what was accepted is finished by a full Redis")
+            await asyncio.sleep(4 if trial.short else 20)
+            trial.require(n_batches(trial) <= batches, "a refused job left a record")
+            trial.require(pool.backlog() == 0, "a refused job is counted")
+            ready = sum(record.state == "ready" for record in pool.records())
+            trial.require(ready == len(pool.workers), f"{ready} workers are ready in a full Redis")
+        finally:
+            signal_all(pool.workers, signal.SIGCONT)
+            pool.client.config_set("maxmemory", "0")
+        await resumed(trial, time.monotonic())
+
+
+@fault("redis-emptied", "Redis emptied: FLUSHALL, and started on a new data folder", PLAN)
+async def redis_emptied(trial: Trial) -> None:
+    """What was accepted is gone, and is said to be; the pool is itself again without a restart."""
+    numbers = trial.pool.client.hgetall(keys.NUMBERS)
+    for empty in (flush, start_on_new_folder):
+        async with trial.load(good_jobs(0.02)):
+            await asyncio.sleep(1)
+            signal_all(trial.pool.workers, signal.SIGSTOP)
+            waiter = asyncio.create_task(post(trial, "worker=1&wait=30"))
+            await asyncio.sleep(0.3)
+            emptied_at_s = time.monotonic()
+            await asyncio.to_thread(empty, trial)
+            gone = forget(trial)
+            signal_all(trial.pool.workers, signal.SIGCONT)
+            answer = await waiter
+            trial.require(
+                answer.status_code == 503 and "retry-after" in answer.headers,
+                f"who waited for a lost job heard {answer.status_code}",
+            )
+            await resumed(trial, emptied_at_s)
+            await known_again(trial, numbers, gone)
+
+
+def outage(trial: Trial) -> Outage:
+    """Load, during which no controller's memory may grow for good."""
+    return Outage(trial)
+
+
+class Outage:
+    """Load on a pool whose Redis goes away, and the memory of its controllers before and after."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._load = trial.load(good_jobs())
+
+    async def __aenter__(self) -> None:
+        await self._load.__aenter__()
+        await asyncio.sleep(1)
+        self._before_mib = self._rss_mib()
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.sleep(1)
+        await self._load.finish()
+        growth_mib = self._rss_mib() - self._before_mib
+        self._trial.note(f"controllers grew by {growth_mib:.0f} MiB in all")
+        self._trial.require(growth_mib < GROWTH_MIB, f"controllers grew by {growth_mib:.0f} MiB")
+
+    def _rss_mib(self) -> float:
+        return sum(rss_mib(controller.pid) for controller in self._trial.pool.controllers)
+
+
+def signal_all(processes: list[Supervised], number: int) -> None:
+    """Send a signal to each."""
+    for process in processes:
+        process.send(number)
+
+
+async def while_away(trial: Trial) -> None:
+    """Let an outage last, and see that callers are refused within it."""
+    until_s = time.monotonic() + (3 if trial.short else 20)
+    await refused(trial)
+    await asyncio.sleep(max(0, until_s - time.monotonic()))
+
+
+async def post(trial: Trial, query: str = "worker=1&deadline=300", url: str = "") -> httpx.Response:
+    """One post beside the load."""
+    async with httpx.AsyncClient(timeout=60) as http:
+        return await http.post(f"{url or trial.pool.urls[0]}/predict?{query}", json={"data": job(1).samples})
+
+
+async def refused(trial: Trial, code: str = "ledger_unavailable") -> None:
+    """See that every controller refuses before long, and then at once, with 503 and Retry-After."""
+    for url in trial.pool.urls:
+        answer, give_up_at = None, time.monotonic() + REFUSE_S
+        while time.monotonic() < give_up_at and (answer is None or answer.status_code == 202):
+            if answer is not None:
+                trial.sent.accepted[answer.json()["id"]] = job(1)
+            answer = await post(trial, url=url)
+        assert answer is not None
+        told = answer.status_code, answer.json().get("code")
+        trial.require(told == (503, code), f"a caller was told {told}: {answer.text}")
+        trial.require("retry-after" in answer.headers, "a refusal had no Retry-After")
+
+
+async def resumed(trial: Trial, back_at_s: float) -> None:
+    """Note how long after Redis's return jobs are accepted and finished again, which is to be within 5 s."""
+    took_s = await trial.next_outcome(back_at_s)
+    for url in trial.pool.urls:
+        while (answer := await post(trial, url=url)).status_code != 202:
+            trial.require(
+                time.monotonic() < back_at_s + 4 * RESUME_S, f"no job is accepted: {answer.status_code}"
+            )
+            if time.monotonic() > back_at_s + 4 * RESUME_S:
+                return
+            await asyncio.sleep(0.05)
+        trial.sent.accepted[answer.json()["id"]] = job(1)
+    took_s = max(took_s, time.monotonic() - back_at_s)
+    trial.recovered(took_s)
+    trial.require(took_s < RESUME_S, f"it took {took_s:.1f} s to resume")
+
+
+def start_redis(trial: Trial) -> None:
+    """Start Redis and wait until it answers."""
+    trial.pool.redis.start()
+    wait_until(lambda: redis_answers(trial.pool.redis_url), "Redis answers")
+
+
+def flush(trial: Trial) -> None:
+    """Empty Redis while it runs."""
+    trial.pool.client.flushall()
+
+
+def start_on_new_folder(trial: Trial) -> None:
+    """Start Redis again without its data."""
+    trial.pool.redis.stop(signal.SIGKILL)
+    for folder in (trial.pool.folder / "redis").glob("appendonly*"):
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    start_redis(trial)
+
+
+def forget(trial: Trial) -> list[str]:
+    """Take what was accepted before Redis was emptied out of the account, and return its ids."""
+    seconds, microseconds = trial.pool.client.time()
+    now_ms = seconds * 1000 + microseconds / 1000
+    gone = [each for each in trial.sent.accepted if ids.accepted_at_ms(each.split(".")[0]) <= now_ms]
+    for job_id in gone:
+        del trial.sent.accepted[job_id]
+    return gone
+
+
+async def known_again(trial: Trial, numbers: Any, gone: list[str]) -> None:
+    """See that the queues have their numbers, the backlog is right, and lost jobs are unknown."""
+    pool = trial.pool
+    await trial.until(
+        lambda: pool.client.hgetall(keys.NUMBERS) == numbers, "workers have their numbers again"
+    )
+    async with httpx.AsyncClient(timeout=10) as http:
+        answers = [await http.get(f"{url}/results/{gone[-1]}") for url in pool.urls]
+        rows = (await http.get(f"{pool.urls[0]}/workers")).json()["workers"]
+    trial.require(
+        all(answer.status_code == 404 for answer in answers),
+        f"a lost job is {[answer.status_code for answer in answers]}",
+    )
+    backlog = [row["backlog_jobs"] for row in rows]
+    trial.require(all(0 <= jobs < 1000 for jobs in backlog), f"the backlog is {backlog}")
+
+
+def n_batches(trial: Trial) -> int:
+    """Records of batches in Redis."""
+    return sum(1 for _ in trial.pool.client.scan_iter(keys.batch("*"), count=1000))
+
+
+async def to_be_cancelled(trial: Trial) -> str:
+    """A job that waits, as no worker takes any."""
+    await asyncio.sleep(0.2)
+    answer = await post(trial)
+    job_id = str(answer.json()["id"])
+    trial.sent.accepted[job_id] = Recipe(job(1).samples, CANCELLED)
+    return job_id
+
+
+async def cancel(trial: Trial, job_id: str) -> None:
+    """Read and cancel a job that waits."""
+    async with httpx.AsyncClient(timeout=10) as http:
+        url = f"{trial.pool.urls[0]}/results/{job_id}"
+        read, done = await http.get(url), await http.delete(url)
+    for answer, status in ((read, "queued"), (done, "cancelled")):
+        told = answer.status_code, answer.json()["status"]
+        trial.require(told == (200, status), f"a full Redis answers {told} instead of {status}")

