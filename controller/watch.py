@@ -141,8 +141,9 @@ class PoolWatcher:
         self.reachable = True
 
     async def _new_secret(self) -> bytes:
-        # Only where there is none, as Redis refuses to set it where it is full.
-        await self._client.set(keys.SECRET, os.urandom(32), nx=True)
+        # Only where there is none, as Redis refuses to set it where it is full. One that has lost its data gets the
+        # old one back: ids that were given since are good.
+        await self._client.set(keys.SECRET, self._secret or os.urandom(32), nx=True)
         return cast(bytes, await self._client.get(keys.SECRET))
 
     async def _read_workers(

@@ -24,6 +24,10 @@ SETTLE_S = 60.0
 POLL_S = 0.01
 
 
+class ToolMissingError(Exception):
+    """This machine lacks a program that the row needs."""
+
+
 class Witness:
     """Hears every outcome that is written, from a thread of its own, and when: nothing is to be written twice."""
 

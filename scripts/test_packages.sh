@@ -8,6 +8,7 @@ command -v redis-server >/dev/null || missing="$missing redis-server"
 command -v prometheus >/dev/null || missing="$missing prometheus"
 command -v chromium >/dev/null || missing="$missing chromium"
 command -v wrk >/dev/null || missing="$missing wrk"
+command -v faketime >/dev/null || missing="$missing faketime"
 
 [ -n "$missing" ] || exit 0
 command -v apt-get >/dev/null || exit 0
@@ -30,7 +31,7 @@ for package in $missing; do
         echo "could not install $package; the tests that need it will say so (log: $log)" >&2
         continue
     fi
-    if [ -d /run/systemd/system ] && [ "$package" != chromium ] && [ "$package" != wrk ]; then
+    if [ -d /run/systemd/system ] && [ "$package" != chromium ] && [ "$package" != wrk ] && [ "$package" != faketime ]; then
         systemctl disable --quiet "$package" 2>>"$log" || true
     fi
 done

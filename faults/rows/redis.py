@@ -6,11 +6,13 @@ import asyncio
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from app import ids, keys
+from app.clock import to_ms
 from cli.pool_services import redis_answers
 from faults.load import Recipe, good_jobs, job
 from faults.pool import PoolPlan, Supervised, rss_mib, wait_until
@@ -102,22 +104,28 @@ async def redis_emptied(trial: Trial) -> None:
     """What was accepted is gone, and is said to be; the pool is itself again without a restart."""
     numbers = trial.pool.client.hgetall(keys.NUMBERS)
     for empty in (flush, start_on_new_folder):
-        async with trial.load(good_jobs(0.02)):
+        await lose_one_that_is_waited_for(trial, empty)
+        async with trial.load(good_jobs()):
             await asyncio.sleep(1)
-            signal_all(trial.pool.workers, signal.SIGSTOP)
-            waiter = asyncio.create_task(post(trial, "worker=1&wait=30"))
-            await asyncio.sleep(0.3)
-            emptied_at_s = time.monotonic()
             await asyncio.to_thread(empty, trial)
-            gone = forget(trial)
-            signal_all(trial.pool.workers, signal.SIGCONT)
-            answer = await waiter
-            trial.require(
-                answer.status_code == 503 and "retry-after" in answer.headers,
-                f"who waited for a lost job heard {answer.status_code}",
-            )
+            emptied_at_s, emptied_at_ms = time.monotonic(), redis_now_ms(trial)
+            gone = forget(trial, emptied_at_ms)
             await resumed(trial, emptied_at_s)
             await known_again(trial, numbers, gone)
+        forget(trial, emptied_at_ms)  # those whose 202 was still on its way
+
+
+async def lose_one_that_is_waited_for(trial: Trial, empty: Callable[[Trial], None]) -> None:
+    """See that who waits for a job hears soon that it is lost."""
+    signal_all(trial.pool.workers, signal.SIGSTOP)
+    waiter = asyncio.create_task(post(trial, "worker=1&wait=30"))
+    await trial.until(lambda: trial.pool.backlog() > 0, "the job is accepted")
+    await asyncio.to_thread(empty, trial)
+    signal_all(trial.pool.workers, signal.SIGCONT)
+    answer = await waiter
+    told = answer.status_code, "retry-after" in answer.headers
+    trial.require(told == (503, True), f"who waited for a lost job heard {told}: {answer.text}")
+    await asyncio.to_thread(trial.pool.wait_until_well)
 
 
 def outage(trial: Trial) -> Outage:
@@ -217,11 +225,14 @@ def start_on_new_folder(trial: Trial) -> None:
     start_redis(trial)
 
 
-def forget(trial: Trial) -> list[str]:
+def redis_now_ms(trial: Trial) -> float:
+    """Redis's clock."""
+    return to_ms(*trial.pool.client.time())
+
+
+def forget(trial: Trial, until_ms: float) -> list[str]:
     """Take what was accepted before Redis was emptied out of the account, and return its ids."""
-    seconds, microseconds = trial.pool.client.time()
-    now_ms = seconds * 1000 + microseconds / 1000
-    gone = [each for each in trial.sent.accepted if ids.accepted_at_ms(each.split(".")[0]) <= now_ms]
+    gone = [each for each in trial.sent.accepted if ids.accepted_at_ms(each.split(".")[0]) <= until_ms]
     for job_id in gone:
         del trial.sent.accepted[job_id]
     return gone
