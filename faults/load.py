@@ -53,9 +53,9 @@ def job(
     return Recipe(((answer % model.N_CLASSES, behaviour, seconds, sample_seconds),), failure)
 
 
-def good_jobs(seconds: float = 0.0) -> Iterator[Recipe]:
-    """Jobs that succeed, each with another class than the last; a pass with one of them takes `seconds`."""
-    return (job(number, seconds=seconds) for number in itertools.count())
+def good_jobs(seconds: float = 0.0, every: int = 10) -> Iterator[Recipe]:
+    """Jobs that succeed, each with another class than the last; a pass with every tenth takes `seconds`."""
+    return (job(number, seconds=0.0 if number % every else seconds) for number in itertools.count())
 
 
 @dataclass
