@@ -110,14 +110,14 @@ class Supervised:
         """SIGTERM; once it has ended it is started again."""
         self.send(signal.SIGTERM)
 
-    def stop(self) -> int:
+    def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it for good, killing it where it takes too long, and return its exit status."""
         self._stopping.set()
         process, thread = self._process, self._thread
         if process is None or thread is None:
             return 0
         with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             process.send_signal(signal.SIGCONT)  # one that is paused hears nothing else
         try:
             process.wait(STOP_S)
