@@ -53,7 +53,7 @@ class Beacon:
         heartbeat_s: float,
         on_stall: Callable[[], None] = end_process,
     ) -> None:
-        self.progress = Progress()
+        self.progress = Progress(heartbeat_s)
         self._on_stall = on_stall
         self._client = client
         self._record = record
@@ -142,7 +142,7 @@ class Beacon:
             reachable = self._try(self._publish, reachable)
             if not reachable or self._state != "ready" or self._record.running_batch:
                 self.progress.note()
-            elif self.progress.is_stalled:
+            elif self.progress.has_stalled():
                 logger.critical(
                     "the consumer no longer asks for work although Redis answers; ending this worker"
                 )

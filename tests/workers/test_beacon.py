@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -129,3 +130,14 @@ def test_a_worker_whose_consumer_asks_for_nothing_any_more_is_ended(
     assert ended.wait(10)
     assert published(client) is None
     beacon.close()
+
+
+def test_a_process_that_was_paused_as_a_whole_has_not_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "STALLED_S", 0.2)
+    idle = progress.Progress(heartbeat_s=0.01)
+    time.sleep(0.5)  # nobody looks meanwhile
+    assert not idle.has_stalled()
+    give_up_at_s = time.monotonic() + 10
+    while not idle.has_stalled():
+        assert time.monotonic() < give_up_at_s
+        time.sleep(0.01)

@@ -216,20 +216,21 @@ def test_a_batch_of_a_newer_release_is_left_for_a_worker_that_can_read_it(bench:
 @pytest.mark.parametrize(
     "damage",
     [
-        {"head": b"?"},
-        {"head": wire.encode(head(3))},
-        {"head": wire.encode(head(2, queue_version=2))},
-        {"head": wire.encode(head(2, dtype="nonsense", deadline_ms=now_ms() + 3_600_000))},
-        {"data": b"too short"},
-        {"attempts": b"often"},
-        {"c:first": b"1"},
-        {"x:0": b"?"},
-        {"o:0": b"?"},
-        {"head": None},
-        {"data": None},
-        None,
+        pytest.param({"head": b"?"}, id="head"),
+        pytest.param({"head": wire.encode(head(3))}, id="head of another size"),
+        pytest.param({"head": wire.encode(head(2, queue_version=2))}, id="head of another queue"),
+        pytest.param(
+            {"head": wire.encode(head(2, dtype="nonsense", deadline_ms=now_ms() + 3_600_000))}, id="dtype"
+        ),
+        pytest.param({"data": b"too short"}, id="data"),
+        pytest.param({"attempts": b"often"}, id="attempts"),
+        pytest.param({"c:first": b"1"}, id="cancelled index"),
+        pytest.param({"x:0": b"?"}, id="deaths"),
+        pytest.param({"o:0": b"?"}, id="kept outcome"),
+        pytest.param({"head": None}, id="no head"),
+        pytest.param({"data": None}, id="no data"),
+        pytest.param(None, id="no hash"),
     ],
-    ids=str,
 )
 def test_a_batch_that_cannot_be_read_is_closed_at_once(
     bench: Bench, damage: dict[str, bytes | None] | None
