@@ -14,7 +14,7 @@ BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
 COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail-under=90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit fuzz bench limits faults microbench format lock clean
+.PHONY: help setup demo test lint audit fuzz bench limits faults microbench simulate format lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,7 +37,7 @@ lint: ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	MYPYPATH=scripts $(BIN)/mypy --explicit-package-bases scripts
-	MYPYPATH=.:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py benchmarks/micro
+	MYPYPATH=.:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py benchmarks/micro benchmarks/simulation
 	$(BIN)/mypy --explicit-package-bases faults
 	$(BIN)/lint-imports
 
@@ -66,6 +66,10 @@ limits: ## measure a backlog of a million jobs, a thousand versions, two control
 microbench: ## time the steps of a request one by one; ARGS="-k decode" some of them
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/pytest benchmarks/micro -p no:xdist -W ignore --benchmark-columns=min,median,iqr,rounds $(ARGS)
+
+simulate: ## calibrate, check and study the simulated pool; ONLY=study simulates again from the last measurements
+	@$(BOOTSTRAP) --lock dev
+	@$(BIN)/python -m benchmarks.simulation $(if $(ONLY),--only "$(ONLY)")
 
 format: ## rewrite the sources in the house format
 	@$(BOOTSTRAP) --lock dev
