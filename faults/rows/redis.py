@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from faults.trial import Trial
 
 PLAN = PoolPlan(proxied=True)
 RESUME_S = 5.0
+OCCUPIED_S = 6.0  # longer than two refusals take on a busy machine
 REFUSE_S = 5.0  # a Redis timeout, a heartbeat, and what a busy machine adds
 GROWTH_MIB = 48
 CANCELLED = "job_cancelled"
@@ -78,7 +80,7 @@ async def redis_full(trial: Trial) -> None:
     pool = trial.pool
     async with trial.load(good_jobs(0.02)):
         await asyncio.sleep(1)
-        signal_all(pool.workers, signal.SIGSTOP)  # so that something waits when there is no more room
+        await occupy_workers(trial)  # so that something waits when there is no more room
         cancelled = await to_be_cancelled(trial)
         await asyncio.sleep(0.5)
         pool.client.config_set("maxmemory", "1mb")
@@ -86,7 +88,6 @@ async def redis_full(trial: Trial) -> None:
             await refused(trial, "ledger_full")
             batches = n_batches(trial)
             await cancel(trial, cancelled)
-            signal_all(pool.workers, signal.SIGCONT)
             await trial.until(lambda: pool.backlog() == 0, "what was accepted is finished by a full Redis")
             await asyncio.sleep(4 if trial.short else 20)
             trial.require(n_batches(trial) <= batches, "a refused job left a record")
@@ -94,7 +95,6 @@ async def redis_full(trial: Trial) -> None:
             ready = sum(record.state == "ready" for record in pool.records())
             trial.require(ready == len(pool.workers), f"{ready} workers are ready in a full Redis")
         finally:
-            signal_all(pool.workers, signal.SIGCONT)
             pool.client.config_set("maxmemory", "0")
         await resumed(trial, time.monotonic())
 
@@ -169,10 +169,14 @@ async def while_away(trial: Trial) -> None:
     await asyncio.sleep(max(0, until_s - time.monotonic()))
 
 
-async def post(trial: Trial, query: str = "worker=1&deadline=300", url: str = "") -> httpx.Response:
+async def post(
+    trial: Trial, query: str = "worker=1&deadline=300", url: str = "", samples: Any = None
+) -> httpx.Response:
     """One post beside the load."""
     async with httpx.AsyncClient(timeout=60) as http:
-        return await http.post(f"{url or trial.pool.urls[0]}/predict?{query}", json={"data": job(1).samples})
+        return await http.post(
+            f"{url or trial.pool.urls[0]}/predict?{query}", json={"data": samples or job(1).samples}
+        )
 
 
 async def refused(trial: Trial, code: str = "ledger_unavailable") -> None:
@@ -260,9 +264,19 @@ def n_batches(trial: Trial) -> int:
     return sum(1 for _ in trial.pool.client.scan_iter(keys.batch("*"), count=1000))
 
 
+async def occupy_workers(trial: Trial) -> None:
+    """Give every worker a pass that lasts; its record goes on beating meanwhile."""
+    running = keys.running(trial.pool.queue())
+    for number in range(len(trial.pool.workers)):
+        answer = await post(trial, samples=job(1, seconds=OCCUPIED_S).samples)
+        trial.sent.accepted[str(answer.json()["id"])] = job(1)
+        batch = str(answer.json()["id"]).partition(".")[0]
+        claimed = partial(trial.pool.client.hexists, running, batch)
+        await trial.until(claimed, f"worker {number} is occupied")
+
+
 async def to_be_cancelled(trial: Trial) -> str:
     """A job that waits, as no worker takes any."""
-    await asyncio.sleep(0.2)
     answer = await post(trial)
     job_id = str(answer.json()["id"])
     trial.sent.accepted[job_id] = Recipe(job(1).samples, CANCELLED)
