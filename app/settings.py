@@ -161,8 +161,12 @@ class ControllerSettings(Settings):
     )
     batch_max_jobs: int = Field(default=256, ge=1, le=65535, description="jobs that travel in one batch")
     batch_max_samples: int = Field(default=1024, ge=1, description="samples after which a batch is full")
-    batch_window: int = Field(
-        default=1, ge=1, le=64, description="batches per queue that may be outstanding before jobs are held"
+    batches_ahead: int = Field(
+        default=1,
+        ge=0,
+        le=64,
+        description="batches of one controller that may wait for a queue's workers, beside one in the hands of each; "
+        "then jobs are held",
     )
     batch_hold_ms: float = Field(
         default=20.0,

@@ -1,8 +1,9 @@
-"""Group commit: jobs that arrive while a batch of their queue is outstanding travel together in the next one.
+"""Group commit: jobs that arrive while the batches of their queue are outstanding travel together in the next one.
 
-A queue's lane sends at once while fewer than `batch_window` of this controller's batches are outstanding there;
-else it holds its jobs until one returns, the batch is full, or `batch_hold_ms` have passed. So an idle pool
-adds no delay, a busy one batches by itself, and a job is accepted whether or not a worker is alive.
+A queue's lane sends at once until one batch of this controller is out for each ready worker and `batches_ahead`
+more, which a worker finds when it has finished; else it holds its jobs until one returns, the batch is full, or
+`batch_hold_ms` have passed. So an idle pool adds no delay, a busy one batches by itself, and a job is accepted
+whether or not a worker is alive.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ class Dispatcher:
     def _returned(self, lane: Lane, n_jobs: int) -> None:
         lane.backlog.sent_batches -= 1
         lane.backlog.sent_jobs -= n_jobs
-        if lane.waiting and lane.backlog.sent_batches < self._settings.batch_window:
+        if lane.waiting and self._is_open(lane):
             self._flush(lane)
 
     def _schedule(self, lane: Lane) -> None:
@@ -201,11 +202,14 @@ class Dispatcher:
             self._flush(lane)
         elif lane.flush_due is not None:
             return
-        elif lane.backlog.sent_batches < self._settings.batch_window:
+        elif self._is_open(lane):
             # At the end of this turn of the loop: requests read in the same turn share the batch.
             lane.flush_due = loop.call_soon(self._flush, lane)
         else:
             lane.flush_due = loop.call_later(self._hold_ms(lane) / 1000, self._flush, lane)
+
+    def _is_open(self, lane: Lane) -> bool:
+        return lane.backlog.sent_batches < lane.backlog.workers + self._settings.batches_ahead
 
     def _hold_ms(self, lane: Lane) -> float:
         # Behind a long backlog nothing is lost by waiting for company, and much is won: batches that were closed
