@@ -85,7 +85,7 @@ def make_plan(only: str, *, quick: bool, n_rounds: int) -> Plan:
     chosen = tuple(by_name[name] for name in names)
     if quick:
         return Plan(chosen, n_rounds or 2, warm_s=1, measure_s=2, n_jobs=2_000, publish=False)
-    return Plan(chosen, n_rounds or 5, warm_s=1, measure_s=4, n_jobs=10_000, publish=not only)
+    return Plan(chosen, n_rounds or 5, warm_s=1, measure_s=3, n_jobs=10_000, publish=not only)
 
 
 class Bench:
