@@ -30,7 +30,8 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, help="write every row there")
     parser.add_argument("--publish", action="store_true", help="put the table into docs/reliability.md")
     arguments = parser.parse_args()
-    names = [name.strip() for name in arguments.only.split(",") if name.strip()] or list(FAULTS)
+    names = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    names = names or [name for name in FAULTS if name != "soak"]  # half an hour: only where asked for
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
         parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(FAULTS)}")

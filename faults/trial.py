@@ -15,7 +15,7 @@ import redis
 
 from app import ids, keys
 from faults.ledger import End
-from faults.load import POST_TIMEOUT_S, Load, Recipe, Sent, account, good_jobs
+from faults.load import POST_TIMEOUT_S, Account, Load, Recipe, Sent, account, good_jobs
 from faults.pool import Pool, TooLateError
 from faults.table import Fault, Row
 
@@ -127,6 +127,15 @@ class Trial:
         """Note how long one recovery took."""
         self.row.recoveries_s.append(seconds)
 
+    def settle(self, n_accepted: int, counted: Account) -> None:
+        """Add what became of some jobs to the account."""
+        row = self.row
+        row.accepted += n_accepted
+        row.succeeded += counted.succeeded
+        row.failed_as_expected += counted.failed_as_expected
+        row.otherwise += counted.otherwise
+        row.lost += counted.lost
+
     def note(self, text: str) -> None:
         """Note something that was measured besides."""
         self.row.notes.append(text)
@@ -172,12 +181,8 @@ async def run(fault: Fault, pool: Pool, *, short: bool) -> Row:
     if trial.sent.refused or trial.sent.broken:
         counts = trial.sent.refused | Counter({"broken connection": trial.sent.broken})
         trial.note("refused: " + ", ".join(f"{count} with {what}" for what, count in counts.items()))
-    row.accepted += len(trial.sent.accepted)
+    trial.settle(len(trial.sent.accepted), counted)
     row.refused += trial.sent.refused.total() + trial.sent.broken
-    row.succeeded += counted.succeeded
-    row.failed_as_expected += counted.failed_as_expected
-    row.otherwise += counted.otherwise
-    row.lost += counted.lost
     row.duplicated = witness.outcomes_twice()
     row.took_s = time.monotonic() - started_at
     trial.require(row.accepted, "no job was accepted at all")

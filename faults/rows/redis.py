@@ -52,7 +52,7 @@ async def redis_stopped(trial: Trial) -> None:
         await resumed(trial, time.monotonic())
 
 
-@fault("redis-paused", "CLIENT PAUSE of 20 s", PLAN)
+@fault("redis-paused", "CLIENT PAUSE of 20 s", PLAN, in_tests=False)
 async def redis_paused(trial: Trial) -> None:
     """Redis takes connections and commands, and answers none until the pause is over."""
     pause_s = 3 if trial.short else 20

@@ -74,7 +74,7 @@ async def figures_are_right(trial: Trial, url: str, worker: Supervised) -> None:
         trial.require(0 <= job.get(name, -1) < 30_000, f"{name} is {job.get(name)}")
 
 
-@fault("mlflow-away", "MLflow away while workers run, and while one starts", PLAN)
+@fault("mlflow-away", "MLflow away while workers run, and while one starts", PLAN, in_tests=False)
 async def mlflow_away(trial: Trial) -> None:
     """Who has its model needs no registry; who has not ends with a line that says why, and is tried again."""
     pool = trial.pool
