@@ -53,10 +53,10 @@ bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of 
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(QUICK)),--quick)
 
-faults: ## kill, stop and cut what serves, under load, and account for every job; ONLY=…, SHORT=1, PUBLISH=1; ONLY=soak MINUTES=30
+faults: ## kill, stop and cut what serves, under load, and account for every job; ONLY=…, SHORT=1, PUBLISH=1; ONLY=soak MINUTES=30 RATE=250
 	@$(BOOTSTRAP) --lock dev
 	@scripts/test_packages.sh
-	@MINUTES=$(MINUTES) $(BIN)/python -m faults $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(SHORT)),--short) \
+	@MINUTES=$(MINUTES) RATE=$(RATE) $(BIN)/python -m faults $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(SHORT)),--short) \
 		$(if $(filter-out 0,$(PUBLISH)),--publish)
 
 limits: ## measure a backlog of a million jobs, a thousand versions, two controllers, memory and start

@@ -56,7 +56,11 @@ def run(faults: Sequence[Fault], console: Console, *, short: bool) -> Iterator[R
             with open_pool(plan, folder, short=short) as pool:
                 for each in group:
                     console.print(f"{each.name}: {each.title} …", highlight=False)
-                    row = asyncio.run(trial.run(each, pool, short=short))
+                    try:
+                        row = asyncio.run(trial.run(each, pool, short=short))
+                    except trial.ToolMissingError as missing:
+                        console.print(f"  [red]left out:[/red] {missing}", highlight=False)
+                        continue
                     for text in (*row.notes, *(f"[red]broken:[/red] {each}" for each in row.broken)):
                         console.print("  " + text, highlight=False)
                     yield row

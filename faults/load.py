@@ -18,6 +18,7 @@ READERS = 16
 POST_TIMEOUT_S = 30.0
 FINAL = frozenset({"succeeded", "failed", "expired", "cancelled"})
 READ_WAIT_S = 10
+MOST_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,19 @@ class Account:
     lost: int = 0
     examples: list[str] = field(default_factory=list)
 
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.succeeded + self.failed_as_expected + self.otherwise + self.lost
+
+    def add(self, other: Account) -> None:
+        """Count what another one counted, too."""
+        self.succeeded += other.succeeded
+        self.failed_as_expected += other.failed_as_expected
+        self.otherwise += other.otherwise
+        self.lost += other.lost
+        self.examples = [*self.examples, *other.examples][:MOST_EXAMPLES]
+
 
 async def account(urls: Sequence[str], accepted: dict[str, Recipe], limit_s: float) -> Account:
     """Read every accepted job over HTTP until it has its outcome, for `limit_s` at most."""
@@ -170,7 +184,7 @@ async def account(urls: Sequence[str], accepted: dict[str, Recipe], limit_s: flo
 
         async def read_some() -> None:
             for job_id, recipe in todo:
-                _count(result, job_id, recipe, await _final(http, turn, job_id, give_up_at))
+                count(result, job_id, recipe, await _final(http, turn, job_id, give_up_at))
 
         await asyncio.gather(*(read_some() for _ in range(READERS)))
     return result
@@ -192,7 +206,8 @@ async def _final(
         await asyncio.sleep(0.05)
 
 
-def _count(result: Account, job_id: str, recipe: Recipe, found: dict[str, object]) -> None:
+def count(result: Account, job_id: str, recipe: Recipe, found: dict[str, object]) -> None:
+    """Count one job by what was read of it last."""
     if found["status"] not in FINAL:
         result.lost += 1
     elif not recipe.is_met_by(found):
@@ -203,5 +218,5 @@ def _count(result: Account, job_id: str, recipe: Recipe, found: dict[str, object
     else:
         result.succeeded += 1
         return
-    if len(result.examples) < 5:
+    if len(result.examples) < MOST_EXAMPLES:
         result.examples.append(f"{job_id}: {found.get('status')} {found.get('error', '')}")

@@ -33,6 +33,7 @@ class Witness:
 
     def __init__(self, redis_url: str) -> None:
         self.heard: dict[str, list[float]] = defaultdict(list)
+        self._n_twice = 0  # among those that are forgotten
         self._redis_url = redis_url
         self._closing = threading.Event()
         self._listening = threading.Event()
@@ -49,7 +50,14 @@ class Witness:
 
     def outcomes_twice(self) -> int:
         """Jobs whose outcome was written more than once."""
-        return sum(ids.n_jobs(batch) for batch, times in self.heard.items() if len(times) > 1)
+        return self._n_twice + sum(ids.n_jobs(batch) for batch, times in self.heard.items() if len(times) > 1)
+
+    def forget(self, before_s: float) -> None:
+        """Drop what was last heard before (`time.monotonic()`), and keep how much of it was written twice."""
+        for batch, times in list(self.heard.items()):
+            if times and times[-1] < before_s:
+                self._n_twice += ids.n_jobs(batch) if len(times) > 1 else 0
+                del self.heard[batch]
 
     def first_since(self, since_s: float) -> float | None:
         """When the first outcome after `since_s` was written (`time.monotonic()`); None if none was."""
@@ -80,6 +88,7 @@ class Trial:
     Attributes:
         short: Whether a few seconds must do; else the row does what its title says, in full.
         row: What it tells; `recovered`, `require` and `note` add to it.
+        counted: What became of the jobs that are no longer among `sent.accepted`.
     """
 
     def __init__(self, fault: Fault, pool: Pool, witness: Witness, *, short: bool) -> None:
@@ -88,6 +97,7 @@ class Trial:
         self.short = short
         self.sent = Sent()
         self.row = Row(fault.name, fault.title)
+        self.counted = Account()
 
     def load(
         self,
@@ -127,15 +137,6 @@ class Trial:
         """Note how long one recovery took."""
         self.row.recoveries_s.append(seconds)
 
-    def settle(self, n_accepted: int, counted: Account) -> None:
-        """Add what became of some jobs to the account."""
-        row = self.row
-        row.accepted += n_accepted
-        row.succeeded += counted.succeeded
-        row.failed_as_expected += counted.failed_as_expected
-        row.otherwise += counted.otherwise
-        row.lost += counted.lost
-
     def note(self, text: str) -> None:
         """Note something that was measured besides."""
         self.row.notes.append(text)
@@ -174,14 +175,18 @@ async def run(fault: Fault, pool: Pool, *, short: bool) -> Row:
         try:
             await fault.inject(trial)
             await asyncio.to_thread(pool.wait_until_well)
-        except TooLateError as error:
-            trial.require(False, str(error))
-        counted = await account(pool.urls, trial.sent.accepted, SETTLE_S)
-    row = trial.row
+        except (TooLateError, httpx.HTTPError, redis.RedisError) as error:
+            trial.require(False, str(error) or repr(error))
+        trial.counted.add(await account(pool.urls, trial.sent.accepted, SETTLE_S))
+    row, counted = trial.row, trial.counted
     if trial.sent.refused or trial.sent.broken:
         counts = trial.sent.refused | Counter({"broken connection": trial.sent.broken})
         trial.note("refused: " + ", ".join(f"{count} with {what}" for what, count in counts.items()))
-    trial.settle(len(trial.sent.accepted), counted)
+    row.accepted += counted.total
+    row.succeeded += counted.succeeded
+    row.failed_as_expected += counted.failed_as_expected
+    row.otherwise += counted.otherwise
+    row.lost += counted.lost
     row.refused += trial.sent.refused.total() + trial.sent.broken
     row.duplicated = witness.outcomes_twice()
     row.took_s = time.monotonic() - started_at

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import itertools
 import os
 import random
@@ -11,64 +10,118 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
 
 import httpx
-import redis
 
-from faults import model
-from faults.load import Recipe, account
-from faults.pool import PoolPlan, Supervised, rss_mib
+from faults import model, series
+from faults.follow import Follower
+from faults.load import Recipe, job
+from faults.pool import PoolPlan, Supervised
 from faults.rows.redis import start_redis
+from faults.series import Reading
 from faults.table import fault
-from faults.trial import SETTLE_S, Trial
+from faults.trial import Trial
 
-RETENTION_S = 60
-PLAN = PoolPlan(environment=(("MODELYARD_RESULT_RETENTION_S", str(RETENTION_S)),))
-MINUTES = 30.0
-READ_EVERY_S = 10.0  # outcomes are read long before they expire
-FAULT_EVERY_S = 30.0
-SERIES = Path("soak.csv")
-# Two workers at 5.5 ms a job take about 365 jobs/s: this is 70 % of that.
-RATE_PER_S, JOB_S = 255.0, 0.0055
-SLACK = {"rss_mib": 40.0, "fds": 40.0, "connections": 40.0, "keys": 20.0}
-Reading = dict[str, float]
+RETENTION_S = 60.0  # so that outcomes expire nearly as fast as they come, also within a run of minutes
+PLAN = PoolPlan(environment=(("MODELYARD_RESULT_RETENTION_S", f"{RETENTION_S:g}"),))
+MINUTES, RATE_PER_S = 30.0, 250.0
+SHARE = 0.7  # of what the workers can do
+WARM_UP_S = 20.0
+LOOK_EVERY_S, READ_EVERY_S, FAULT_EVERY_S = 3.0, 10.0, 30.0
+REST_S = 5.0
+Harm = Callable[[Trial], Awaitable[None]]
+SLACK = {"RSS": 40.0, "descriptors": 80.0, "connections": 130.0, "keys": 10.0, "memory": 5.0}
 
 
-@fault("soak", "30 min at 70 % of capacity, a random fault every 30 s", PLAN, in_tests=False)
+@dataclass(frozen=True)
+class Size:
+    """How long the run is, and how many jobs are posted: MINUTES and RATE of the environment.
+
+    Attributes:
+        job_s: What a job takes its worker, so that the load is `SHARE` of what the workers can do.
+    """
+
+    run_s: float
+    rate_per_s: float
+    job_s: float
+
+    @classmethod
+    def of(cls, trial: Trial) -> Size:
+        """As the environment says; a few seconds in the short form."""
+        rate_per_s = float(os.environ.get("RATE") or RATE_PER_S)
+        run_s = 10.0 if trial.short else 60 * float(os.environ.get("MINUTES") or MINUTES)
+        return cls(run_s, rate_per_s, SHARE * trial.pool.plan.replicas / rate_per_s)
+
+
+@fault("soak", "a steady load for long, and a random fault every 30 s", PLAN, in_tests=False)
 async def soak(trial: Trial) -> None:
-    """Memory, file descriptors, keys and connections return to where they were after a minute of load."""
-    run_s = 10.0 if trial.short else 60 * float(os.environ.get("MINUTES") or MINUTES)
-    series: list[Reading] = []
-    async with trial.load(jobs(), rate_per_s=RATE_PER_S):
-        await asyncio.sleep(3 if trial.short else 20)
-    before = await at_rest(trial)
+    """Memory, file descriptors, keys and connections return to where they were.
+
+    The first controller and the first worker are never killed, so that what grows slowly has time to.
+    """
+    size, follower = Size.of(trial), Follower(trial)
+    untouched = await asyncio.to_thread(series.read, trial.pool)
+    async with trial.load(jobs(size), rate_per_s=size.rate_per_s):
+        await asyncio.sleep(REST_S if trial.short else WARM_UP_S)
+    await everything_ended(trial, follower)
+    warm = await asyncio.to_thread(series.read, trial.pool)
+    before = warm | {name: value for name, value in untouched.items() if not series.is_of_process(name)}
+    during, harm = await run(trial, size, follower)
+    await everything_ended(trial, follower)
+    await asyncio.sleep(RETENTION_S + REST_S)
+    after = await asyncio.to_thread(series.read, trial.pool)
+    done = ", ".join(f"{count} {name}" for name, count in sorted(harm.items()))
+    trial.note(f"{size.run_s / 60:g} min at {size.rate_per_s:g} jobs/s; {done}")
+    trial.note(f"{follower.over_http.total} of the outcomes were read over HTTP as well")
+    trial.require(
+        follower.over_http.succeeded == follower.over_http.total,
+        f"over HTTP it is told otherwise: {follower.over_http.examples}",
+    )
+    judge(trial, before, during, after)
+
+
+async def run(trial: Trial, size: Size, follower: Follower) -> tuple[list[Reading], Counter[str]]:
+    """Load and faults; the readings meanwhile, and what was done how often."""
     started_at = time.monotonic()
-    async with trial.load(jobs(), rate_per_s=RATE_PER_S):
-        faults = asyncio.create_task(do_harm(trial, started_at + run_s))
-        while time.monotonic() < started_at + run_s or not faults.done():
-            await asyncio.sleep(min(READ_EVERY_S, run_s / 2))
-            await read_outcomes(trial)
-            series.append({"t_s": time.monotonic() - started_at, **reading(trial)})
-        harm = await faults
-    after = await at_rest(trial)
-    trial.note(f"done: {', '.join(f'{count} {name}' for name, count in sorted(harm.items()))}")
-    for name, slack in SLACK.items():
-        most = max(each[name] for each in series)
-        trial.note(f"{name} before {before[name]:.0f}, at most {most:.0f}, after {after[name]:.0f}")
-        trial.require(after[name] <= before[name] + slack, f"{name} did not return to where it started")
-    if not trial.short:
-        write_series(series)
+    during: list[Reading] = []
+    async with trial.load(jobs(size), rate_per_s=size.rate_per_s):
+        harming = asyncio.create_task(do_harm(trial, started_at + size.run_s))
+        while not harming.done():
+            if time.monotonic() >= started_at + len(during) * READ_EVERY_S:
+                found = await asyncio.to_thread(series.read, trial.pool)
+                during.append({"t_s": time.monotonic() - started_at, **found})
+                series.write(during)  # as it grows: a run that is ended early leaves something
+            await follower.look()
+            trial.witness.forget(time.monotonic() - 2 * RETENTION_S)
+            await asyncio.sleep(LOOK_EVERY_S)
+        harm = await harming
+    return during, harm
 
 
-def jobs() -> Iterator[Recipe]:
-    """Jobs that take their worker `JOB_S` each."""
-    return (Recipe(((number % model.N_CLASSES, model.WELL, 0.0, JOB_S),)) for number in itertools.count())
+def judge(trial: Trial, before: Reading, during: list[Reading], after: Reading) -> None:
+    """Note what everything held before, at most and after, and require that it came back."""
+    for quantity, slack in SLACK.items():
+        told = []
+        for name in (name for name in before if name.endswith(f" {quantity}")):
+            most = max(each.get(name, 0.0) for each in during)
+            values = "/".join(f"{value:,.0f}" for value in (before[name], most, after[name]))
+            told.append(f"{name.removesuffix(f' {quantity}')} {values}")
+            trial.require(
+                after[name] <= before[name] + slack, f"{name} did not return to where it started: {values}"
+            )
+        trial.note(f"{quantity} before/most/after: {', '.join(told)}")
+    series.draw(during)
+
+
+def jobs(size: Size) -> Iterator[Recipe]:
+    """Jobs that take their worker as long as the size says."""
+    return (job(number, model.WELL, sample_seconds=size.job_s) for number in itertools.count())
 
 
 async def do_harm(trial: Trial, until_s: float) -> Counter[str]:
-    """Do a random fault every so often, and say how often each."""
-    kinds: list[Callable[[Trial], Awaitable[None]]] = [
+    """Do a random fault every so often, each as often as any other, until the run is over; say how often each."""
+    kinds: list[Harm] = [
         worker_killed,
         controller_killed,
         redis_killed,
@@ -78,23 +131,27 @@ async def do_harm(trial: Trial, until_s: float) -> Counter[str]:
         connection_flood,
     ]
     done: Counter[str] = Counter()
-    pause_s = 3.0 if trial.short else FAULT_EVERY_S
-    while time.monotonic() + pause_s < until_s:
-        await asyncio.sleep(pause_s)
-        kind = random.choice(kinds)
+    every_s = 3.0 if trial.short else FAULT_EVERY_S
+    due_s, turn = time.monotonic() + every_s, list[Harm]()
+    while due_s < until_s:
+        await asyncio.sleep(due_s - time.monotonic())
+        turn = turn or random.sample(kinds, len(kinds))
+        kind = turn.pop()
         await kind(trial)
         done[kind.__name__.replace("_", " ")] += 1
+        due_s = max(due_s + every_s, time.monotonic())
+    await asyncio.sleep(max(0.0, until_s - time.monotonic()))
     return done
 
 
 async def worker_killed(trial: Trial) -> None:
     """SIGKILL of a worker."""
-    random.choice(trial.pool.workers).kill()
+    trial.pool.workers[-1].kill()
 
 
 async def controller_killed(trial: Trial) -> None:
     """SIGKILL of a controller."""
-    random.choice(trial.pool.controllers).kill()
+    trial.pool.controllers[-1].kill()
 
 
 async def redis_killed(trial: Trial) -> None:
@@ -128,59 +185,22 @@ async def bad_bodies(trial: Trial) -> None:
             try:
                 answer = await http.post("/predict", content=body)
             except httpx.HTTPError:
-                continue  # the controller was killed
+                continue  # the controller is just being started again
             trial.require(answer.status_code < 500 or answer.status_code == 503, answer.text)
 
 
 async def connection_flood(trial: Trial) -> None:
     """Connections that say nothing."""
-    where = httpx.URL(random.choice(trial.pool.urls))
+    where = httpx.URL(trial.pool.urls[0])
     opened = [await asyncio.open_connection(where.host, where.port) for _ in range(300)]
     await asyncio.sleep(3)
     for _, writer in opened:
         writer.close()
 
 
-async def read_outcomes(trial: Trial) -> None:
-    """Account for what was accepted so far, before it expires."""
-    some = dict(trial.sent.accepted)
-    for job_id in some:
-        del trial.sent.accepted[job_id]
-    counted = await account(trial.pool.urls, some, SETTLE_S)
-    trial.settle(len(some), counted)
-
-
-async def at_rest(trial: Trial) -> Reading:
-    """A reading once all that was accepted is finished and, but for the short form, has expired."""
+async def everything_ended(trial: Trial, follower: Follower) -> None:
+    """Return once the pool is well and every accepted job has its outcome."""
     await asyncio.to_thread(trial.pool.wait_until_well)
-    await read_outcomes(trial)
-    await asyncio.sleep(1 if trial.short else RETENTION_S + 10)
-    found = reading(trial)
-    return {**found, "keys": 0.0} if trial.short else found
-
-
-def reading(trial: Trial) -> Reading:
-    """What all processes hold now, added up."""
-    pool = trial.pool
-    pids = [each.pid for each in (*pool.controllers, *pool.workers, pool.redis) if each.is_alive]
-    found = {"rss_mib": 0.0, "fds": 0.0, "connections": 0.0, "keys": 0.0}
-    for pid in pids:
-        try:
-            found["rss_mib"] += rss_mib(pid)
-            found["fds"] += len(os.listdir(f"/proc/{pid}/fd"))
-        except OSError:  # killed just now
-            continue
-    try:
-        found["connections"] = pool.client.info("clients")["connected_clients"]
-        found["keys"] = pool.client.dbsize()
-    except redis.RedisError:  # away: that is what the row does
-        return found
-    return found
-
-
-def write_series(series: list[Reading]) -> None:
-    """Every reading, for a plot."""
-    with SERIES.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(series[0]))
-        writer.writeheader()
-        writer.writerows(series)
+    await trial.until(lambda: trial.pool.backlog() == 0, "the backlog is empty", 120)
+    await follower.look()
+    await asyncio.sleep(REST_S)  # idle connections are closed
