@@ -175,7 +175,7 @@ async def run(fault: Fault, pool: Pool, *, short: bool) -> Row:
         try:
             await fault.inject(trial)
             await asyncio.to_thread(pool.wait_until_well)
-        except (TooLateError, httpx.HTTPError, redis.RedisError) as error:
+        except (TooLateError, httpx.HTTPError, redis.RedisError, OSError) as error:
             trial.require(False, str(error) or repr(error))
         trial.counted.add(await account(pool.urls, trial.sent.accepted, SETTLE_S))
     row, counted = trial.row, trial.counted
