@@ -165,7 +165,7 @@ class ControllerSettings(Settings):
         default=1,
         ge=0,
         le=64,
-        description="batches of one controller that may wait for a queue's workers, beside one in the hands of each; "
+        description="batches of one controller that may wait in a queue while its workers have theirs in hand; "
         "then jobs are held",
     )
     batch_hold_ms: float = Field(

@@ -1,9 +1,9 @@
 """Group commit: jobs that arrive while the batches of their queue are outstanding travel together in the next one.
 
-A queue's lane sends at once until one batch of this controller is out for each ready worker and `batches_ahead`
-more, which a worker finds when it has finished; else it holds its jobs until one returns, the batch is full, or
-`batch_hold_ms` have passed. So an idle pool adds no delay, a busy one batches by itself, and a job is accepted
-whether or not a worker is alive.
+A queue's lane sends at once until one batch of this controller is out and `batches_ahead` more, which the worker
+finds when it has finished; else it holds its jobs until one returns, the batch is full, or `batch_hold_ms` have
+passed. So an idle pool adds no delay, a busy one batches by itself, and a job is accepted whether or not a worker
+is alive. Where a batch takes a worker long, one may be out for each, and what waits is divided among them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import ceil
 
 from app.celery_app import BatchMessages
 from app.clock import PoolClock
@@ -25,6 +26,7 @@ from controller.backlog import Backlogs, QueueBacklog
 from controller.routing import Candidate, Route
 
 logger = logging.getLogger(__name__)
+LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
 
 
 @dataclass(eq=False, slots=True)
@@ -209,7 +211,19 @@ class Dispatcher:
             lane.flush_due = loop.call_later(self._hold_ms(lane) / 1000, self._flush, lane)
 
     def _is_open(self, lane: Lane) -> bool:
-        return lane.backlog.sent_batches < lane.backlog.workers + self._settings.batches_ahead
+        return lane.backlog.sent_batches < self._places(lane)
+
+    def _places(self, lane: Lane) -> int:
+        """Batches of the queue that may be out: one in hand and those ahead; one in every hand where one takes long.
+
+        Several workers of a fast model would only be given smaller batches, which cost everybody more.
+        """
+        busy = lane.backlog.workers if self._takes_long(lane) else 1
+        return busy + self._settings.batches_ahead
+
+    @staticmethod
+    def _takes_long(lane: Lane) -> bool:
+        return lane.backlog.costs.batch_ms(max(len(lane.waiting), 1)) > LONG_BATCH_MS
 
     def _hold_ms(self, lane: Lane) -> float:
         # Behind a long backlog nothing is lost by waiting for company, and much is won: batches that were closed
@@ -222,8 +236,9 @@ class Dispatcher:
             lane.flush_due.cancel()
             lane.flush_due = None
         self._drop_late(lane)
+        share = self._share(lane)
         while lane.waiting:
-            jobs = self._take(lane)
+            jobs = self._take(lane, share)
             lane.backlog.held_jobs -= len(jobs)
             lane.backlog.sent_batches += 1
             lane.backlog.sent_jobs += len(jobs)
@@ -243,10 +258,19 @@ class Dispatcher:
         for job in late:
             job.fail(QueueFullError("the deadline passed before the job could be sent; allow a later one"))
 
-    def _take(self, lane: Lane) -> list[Job]:
+    def _share(self, lane: Lane) -> int:
+        """Jobs of a batch: all that wait, unless that would keep one of several workers busy for long."""
+        if lane.backlog.workers == 1 or not self._takes_long(lane):
+            return self._settings.batch_max_jobs
+        n_jobs = len(lane.waiting)
+        fair = (n_jobs + lane.backlog.sent_jobs) / self._places(lane)
+        least = n_jobs * LONG_BATCH_MS / lane.backlog.costs.batch_ms(n_jobs)
+        return min(ceil(max(fair, least)), self._settings.batch_max_jobs)
+
+    def _take(self, lane: Lane, share: int) -> list[Job]:
         """The next batch: the longest prefix within the limits, and at least one job."""
         n_samples = count = 0
-        for job in lane.waiting[: self._settings.batch_max_jobs]:
+        for job in lane.waiting[:share]:
             n_samples += job.n_samples
             if count and n_samples > self._settings.batch_max_samples:
                 break

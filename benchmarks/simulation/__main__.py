@@ -69,8 +69,8 @@ def write(with_study: bool) -> int:
         replicas, bursts = list(study.replicas(known)), list(study.bursts(known))
         parts |= {
             "replicas": page.replicas_table(replicas),
-            "windows": page.places_table(
-                list(study.windows(known)), "n_controllers", "n_workers", "window", "max_jobs"
+            "slow": page.places_table(
+                list(study.slow_models(known)), "n_controllers", "n_workers", "ahead", "max_jobs"
             ),
             "versions": page.places_table(list(study.versions(known)), "n_versions"),
             "bursts": page.bursts_table(bursts),

@@ -55,7 +55,7 @@ def measure(path: Path) -> None:
 
 def predict(known: Costs, n_workers: int, connections: int, cores: int) -> Seen:
     """What the model says of a pool on one host, with its load generator."""
-    run = Run(known, Plan(n_workers=n_workers, cores=cores))
+    run = Run(known, Plan(n_workers=n_workers, cores=cores, ahead=0))
     run.close_loop(connections)
     return run.watch(WARM_S, RUN_S)
 

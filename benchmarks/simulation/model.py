@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.events import Action, Clock, Host, Link, Process
@@ -28,6 +29,7 @@ SHARES = {
     "claim": (0.25, 0.40),
     "finish": (0.25, 0.10),
 }
+LONG_BATCH_S = 0.020  # `controller.dispatch.LONG_BATCH_MS`
 IN_SHARES = {"accept": (0.4, 0.97), "ask": (0.1, 0.0), "claim": (0.2, 0.0), "finish": (0.3, 0.03)}
 OUT_SHARES = {"accept": (0.1, 0.0), "ask": (0.3, 0.0), "claim": (0.3, 0.96), "finish": (0.3, 0.04)}
 
@@ -38,7 +40,7 @@ class Plan:
 
     Attributes:
         n_workers: Worker `i` serves version `i % n_versions`.
-        window: `MODELYARD_BATCH_WINDOW`; the rest of group commit as the product's defaults have it.
+        ahead: `MODELYARD_BATCHES_AHEAD`; the rest of group commit as the product's defaults have it.
         cores: Of the one host that all processes share; 0 gives each a core of its own.
         link_bytes_per_s: Of Redis's network card, each way; where all share a host, bytes cost no time.
         latency_s: One way between two hosts.
@@ -47,7 +49,7 @@ class Plan:
     n_controllers: int = 1
     n_workers: int = 1
     n_versions: int = 1
-    window: int = 1
+    ahead: int = 1
     cores: int = 0
     link_bytes_per_s: float = 1.25e9
     latency_s: float = 50e-6
@@ -156,15 +158,37 @@ class Controller:
         elif not lane.is_flush_due:
             lane.is_flush_due = True
             flush = partial(self._flush_if_due, job.version, lane.flush_number)
-            if lane.sent_batches < self._plan.window:
+            if self._is_open(job.version):
                 self.process.do(0.0, flush)  # at the end of this turn of the event loop
             else:
                 self._pool.clock.after(self._hold_s(lane, job.version), partial(self.process.do, 0.0, flush))
 
+    def _is_open(self, version: int) -> bool:
+        return self._lanes[version].sent_batches < self._places(version)
+
+    def _places(self, version: int) -> int:
+        busy = self._pool.replicas[version] if self._takes_long(version) else 1
+        return busy + self._plan.ahead
+
+    def _takes_long(self, version: int) -> bool:
+        return self._batch_s(max(len(self._lanes[version].waiting), 1)) > LONG_BATCH_S
+
+    def _batch_s(self, n_jobs: float) -> float:
+        return sum(self._cpu_s[step].of(n_jobs) for step in ("take", "infer", "end"))
+
+    def _share(self, version: int) -> int:
+        lane = self._lanes[version]
+        if self._pool.replicas[version] == 1 or not self._takes_long(version):
+            return self._plan.max_jobs
+        n_jobs = len(lane.waiting)
+        fair = (n_jobs + lane.sent_jobs) / self._places(version)
+        least = n_jobs * LONG_BATCH_S / self._batch_s(n_jobs)
+        return min(ceil(max(fair, least)), self._plan.max_jobs)
+
     def _hold_s(self, lane: Lane, version: int) -> float:
         held = len(lane.waiting)
         size = (held + lane.sent_jobs) / (lane.sent_batches + 1)
-        batch_s = sum(self._cpu_s[step].of(size) for step in ("take", "infer", "end"))
+        batch_s = self._batch_s(size)
         wait_s = self._pool.open_jobs[version] / size * batch_s / self._pool.replicas[version]
         return max(min(wait_s / 4, self._plan.hold_behind_s), self._plan.hold_s)
 
@@ -176,8 +200,9 @@ class Controller:
         lane = self._lanes[version]
         lane.is_flush_due = False
         lane.flush_number += 1
+        share = self._share(version)
         while lane.waiting:
-            jobs, lane.waiting = lane.waiting[: self._plan.max_jobs], lane.waiting[self._plan.max_jobs :]
+            jobs, lane.waiting = lane.waiting[:share], lane.waiting[share:]
             lane.sent_batches += 1
             lane.sent_jobs += len(jobs)
             batch = Batch(self, version, jobs)
@@ -192,7 +217,7 @@ class Controller:
         lane.sent_batches -= 1
         lane.sent_jobs -= len(batch.jobs)
         self._pool.open_jobs[batch.version] -= len(batch.jobs)
-        if lane.waiting and lane.sent_batches < self._plan.window:
+        if lane.waiting and self._is_open(batch.version):
             self._flush(batch.version)
         for job in batch.jobs:
             self.process.do(self._cpu_s["reply"].job, job.done)

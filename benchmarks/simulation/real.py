@@ -150,7 +150,10 @@ def running_pool(folder: Path, n_workers: int) -> Iterator[RealPool]:
 
     def commands(place: Place) -> list[Command]:
         [up] = MODELYARD.commands(place)
-        return [replace(up, arguments=[*up.arguments, "--replicas", str(n_workers)])]
+        arguments = [*up.arguments, "--replicas", str(n_workers)]
+        # One batch at a time: with two on the way their order is a matter of chance, which the model does not have.
+        environment = {**up.environment, "MODELYARD_BATCHES_AHEAD": "0"}
+        return [replace(up, arguments=arguments, environment=environment)]
 
     bodies = folder / "bodies.txt"
     digits.write_bodies(MODELYARD, model, bodies)

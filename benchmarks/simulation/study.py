@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.model import Plan
@@ -89,12 +88,11 @@ def replicas(known: Costs) -> Iterator[Place]:
             yield place(known, Plan(n_controllers=n_controllers, n_workers=n_workers))
 
 
-def windows(known: Costs) -> Iterator[Place]:
-    """A slow model with the defaults, with one outstanding batch a worker, and with small batches."""
+def slow_models(known: Costs) -> Iterator[Place]:
+    """A slow model with the defaults, with nothing sent ahead, and with small batches."""
     for n_controllers, n_workers in ((1, 1), (1, 4), (1, 16), (4, 16), (4, 64), (16, 64)):
         plan = Plan(n_controllers=n_controllers, n_workers=n_workers)
-        wide = replace(plan, window=ceil(n_workers / n_controllers))
-        for each in dict.fromkeys((plan, wide, replace(plan, max_jobs=SMALL_BATCH))):
+        for each in (plan, replace(plan, ahead=0), replace(plan, max_jobs=SMALL_BATCH)):
             yield place(slow(known), each, SLOW_WARM_S, SLOW_RUN_S)
 
 

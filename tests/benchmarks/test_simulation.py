@@ -111,7 +111,7 @@ def test_the_shares_of_the_steps_add_up_to_the_whole_cost() -> None:
     "plan",
     [
         Plan(cores=2),
-        Plan(n_controllers=3, n_workers=5, window=2),
+        Plan(n_controllers=3, n_workers=5, ahead=2),
         Plan(n_controllers=2, n_workers=8, n_versions=4),
         Plan(n_controllers=2, n_workers=2, max_jobs=4),
     ],
@@ -176,16 +176,15 @@ def test_what_shares_two_cores_never_uses_more_than_two() -> None:
     assert seen.per_s * (per_job_us + COSTS.client_us) / 1e6 <= 2.02
 
 
-def test_workers_beyond_the_outstanding_batches_help_only_with_a_wider_window() -> None:
-    def per_s(n_workers: int, window: int) -> float:
-        never_held_too_long = Plan(n_workers=n_workers, window=window, hold_s=10.0)
-        run = Run(study.slow(COSTS), never_held_too_long)
+def test_replicas_of_a_slow_model_share_its_work() -> None:
+    def per_s(n_workers: int) -> float:
+        run = Run(study.slow(COSTS), Plan(n_workers=n_workers))
         run.close_loop(128)
         return run.watch(1.0, 4.0).per_s
 
-    alone = per_s(1, 1)
-    assert per_s(2, 1) == pytest.approx(alone, rel=0.02)
-    assert per_s(2, 2) > 1.8 * alone
+    alone = per_s(1)
+    assert per_s(2) > 1.8 * alone
+    assert per_s(4) > 3.4 * alone
 
 
 def test_a_simulation_repeats_itself_exactly() -> None:
