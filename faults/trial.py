@@ -34,6 +34,7 @@ class Witness:
     def __init__(self, redis_url: str) -> None:
         self.heard: dict[str, list[float]] = defaultdict(list)
         self._n_twice = 0  # among those that are forgotten
+        self._lock = threading.Lock()
         self._redis_url = redis_url
         self._closing = threading.Event()
         self._listening = threading.Event()
@@ -54,9 +55,10 @@ class Witness:
 
     def forget(self, before_s: float) -> None:
         """Drop what was last heard before (`time.monotonic()`), and keep how much of it was written twice."""
-        for batch, times in list(self.heard.items()):
-            if times and times[-1] < before_s:
-                self._n_twice += ids.n_jobs(batch) if len(times) > 1 else 0
+        with self._lock:
+            old = [batch for batch, times in self.heard.items() if times[-1] < before_s]
+            self._n_twice += sum(ids.n_jobs(batch) for batch in old if len(self.heard[batch]) > 1)
+            for batch in old:
                 del self.heard[batch]
 
     def first_since(self, since_s: float) -> float | None:
@@ -79,7 +81,8 @@ class Witness:
                 if notice and notice["type"] == "psubscribe":
                     self._listening.set()
                 elif notice:
-                    self.heard[notice["data"][: ids.BATCH_ID_LENGTH].decode()].append(time.monotonic())
+                    with self._lock:
+                        self.heard[notice["data"][: ids.BATCH_ID_LENGTH].decode()].append(time.monotonic())
 
 
 class Trial:

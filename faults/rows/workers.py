@@ -24,9 +24,14 @@ LIMIT_S = 2  # of TIGHT_LIMITS
 N_GOOD = 500
 RUN_AGAIN_S = 5.0
 SETTLE_S = 0.05
+WORKED_S = 1.0  # a worker that is killed as soon as it begins looks like one that dies of its job
 
 
-@fault("worker-killed", "SIGKILL of a worker in mid-batch, every 2 s for 60 s; two replicas", TIGHT_LIMITS)
+@fault(
+    "worker-killed",
+    "SIGKILL of a worker in mid-batch, 30 times, every 2 s or as fast as they start again; two replicas",
+    TIGHT_LIMITS,
+)
 async def worker_killed(trial: Trial) -> None:
     """A worker takes longer to start than that, so at times none lives: then recovery takes as long as a start."""
     async with trial.load(good_jobs(BATCH_S)):
@@ -190,6 +195,7 @@ async def bad_sample(trial: Trial) -> None:
 async def each_2_s(trial: Trial, times: int, number: int) -> None:
     """Signal a worker that runs a batch, and time how long that batch then takes to its outcome."""
     waiting: list[asyncio.Task[None]] = []
+    at_work_since_s: dict[int, float] = {}
 
     async def time_outcome(batch: str, since_s: float) -> None:
         trial.recovered(await outcome_of(trial, batch) - since_s)
@@ -197,7 +203,7 @@ async def each_2_s(trial: Trial, times: int, number: int) -> None:
     for _ in range(times):
         next_s = time.monotonic() + 2
         # A worker that is killed a moment too late has finished: that is no fault, and no recovery is timed.
-        batch, pid = await trial.until(lambda: in_hand(trial), "a worker runs a batch", 60)
+        batch, pid = await trial.until(lambda: in_hand(trial, at_work_since_s), "a worker runs a batch", 60)
         with suppress(ProcessLookupError):  # it has just ended by itself, told to stop before
             os.kill(pid, number)
         signalled_at = time.monotonic()
@@ -208,14 +214,19 @@ async def each_2_s(trial: Trial, times: int, number: int) -> None:
     await asyncio.gather(*waiting)
 
 
-def in_hand(trial: Trial) -> tuple[str, int] | None:
-    """A batch that a worker runs now, and the worker's process id."""
+def in_hand(trial: Trial, at_work_since_s: dict[int, float]) -> tuple[str, int] | None:
+    """A batch that a worker runs now, and the worker's process id.
+
+    Args:
+        at_work_since_s: By process id, when each was first seen at work; before `WORKED_S` it is spared.
+    """
+    now_s = time.monotonic()
     running = trial.pool.client.hgetall(keys.running(trial.pool.queue()))
     pids = {record.worker_id: record.pid for record in trial.pool.records()}
     alive = {worker.pid for worker in trial.pool.workers if worker.is_alive}
     for batch, owner in running.items():
         pid = pids.get(owner.decode())
-        if pid in alive:
+        if pid in alive and now_s - at_work_since_s.setdefault(pid, now_s) > WORKED_S:
             return batch.decode(), pid
     return None
 
