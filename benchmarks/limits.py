@@ -61,6 +61,7 @@ Row = tuple[str, str]
 def main() -> int:
     """Measure everything and write the page."""
     processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
     model = digits.make_model(envs.ENVIRONMENTS)
     rows: list[Row] = []
     for measure in (start_and_memory, many_versions, two_controllers, long_backlog):
