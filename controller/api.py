@@ -116,7 +116,7 @@ async def readyz(request: Request) -> Response:
     reasons = []
     if services.drain.has_begun:
         reasons.append("the controller is stopping")
-    if not watcher.reachable:
+    if not (watcher.reachable and services.link.is_connected):
         reasons.append("Redis does not answer")
     if not watcher.view.snapshot.candidates:
         reasons.append("no worker is ready; start one with `modelyard worker`")

@@ -82,6 +82,7 @@ class QueueBacklog:
         held_jobs: In this controller, not sent yet.
         sent_jobs: Sent by this controller, outcome not heard.
         sent_batches: The batches that those are in.
+        most_sent_jobs: The most of them since the pool began to be read.
         other_jobs: Other controllers', as last read.
         workers: Ready workers, as last read.
         free_at_ms: When each worker ended the batch last heard of, Redis's clock, by worker id.
@@ -90,6 +91,7 @@ class QueueBacklog:
     held_jobs: int = 0
     sent_jobs: int = 0
     sent_batches: int = 0
+    most_sent_jobs: int = 0
     other_jobs: int = 0
     workers: int = 1
     costs: BatchCosts = field(default_factory=BatchCosts)
@@ -99,6 +101,13 @@ class QueueBacklog:
     def jobs(self) -> int:
         """All of them."""
         return self.held_jobs + self.sent_jobs + self.other_jobs
+
+    def send(self, n_jobs: int) -> None:
+        """Count a batch that is sent."""
+        self.held_jobs -= n_jobs
+        self.sent_batches += 1
+        self.sent_jobs += n_jobs
+        self.most_sent_jobs = max(self.most_sent_jobs, self.sent_jobs)
 
     def expected_wait_ms(self) -> float:
         """Milliseconds until a worker would take a job that came now."""
@@ -141,19 +150,17 @@ class Backlogs:
             found = self._queues[queue] = QueueBacklog()
         return found
 
-    def sent_jobs(self) -> dict[str, int]:
-        """By queue, the jobs of this controller that Redis counts too."""
-        return {queue: each.sent_jobs for queue, each in self._queues.items()}
+    def begin_reading(self) -> None:
+        """The pool is about to be read."""
+        for each in self._queues.values():
+            each.most_sent_jobs = each.sent_jobs
 
-    def refresh(
-        self, records: Iterable[WorkerRecord], jobs: Mapping[str, int], sent_before: Mapping[str, int]
-    ) -> dict[str, float]:
+    def refresh(self, records: Iterable[WorkerRecord], jobs: Mapping[str, int]) -> dict[str, float]:
         """Take over what was read of the pool.
 
         Args:
             records: Live workers.
             jobs: Jobs without an outcome by queue, this controller's included.
-            sent_before: What `sent_jobs` said when they were asked for.
 
         Returns:
             Expected wait in ms by queue, of all queues that have a ready worker.
@@ -164,9 +171,8 @@ class Backlogs:
                 ready.setdefault(record.queue, []).append(record)
         for queue in {*ready, *jobs, *self._queues}:
             each = self.of(queue)
-            # Of this controller's own count before and after the answer, the larger: none counts twice.
-            own_jobs = max(sent_before.get(queue, 0), each.sent_jobs)
-            each.other_jobs = max(0, jobs.get(queue, 0) - own_jobs)
+            # Jobs of this controller that came or went while Redis was read count for no other one.
+            each.other_jobs = max(0, jobs.get(queue, 0) - each.most_sent_jobs)
             each.workers = max(1, len(ready.get(queue, ())))
             alive = {record.worker_id for record in ready.get(queue, ())}
             each.free_at_ms = {name: at for name, at in each.free_at_ms.items() if name in alive}

@@ -19,14 +19,16 @@ from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
 from app.ids import IdSigner, JobRef
-from app.ledger import ControllerLedger, NewBatch
+from app.ledger import ACCEPT, NewBatch, accept_call, ledger_errors
 from app.settings import ControllerSettings
 from app.wire import BatchHead, BatchOutcome, JobEntry
 from controller.backlog import Backlogs, QueueBacklog
+from controller.redis_link import RedisLink, Script
 from controller.routing import Candidate, Route
 
 logger = logging.getLogger(__name__)
 LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
+_ACCEPT = Script(ACCEPT)
 
 
 @dataclass(eq=False, slots=True)
@@ -37,8 +39,10 @@ class Job:
         data: Samples, as `decode.to_samples` writes them.
         received_at_ms: When the request arrived, Redis's clock.
         deadline_ms: When it expires, Redis's clock.
-        wants_outcome: Whether `settled` waits for the outcome rather than for acceptance.
-        settled: Done when what is waited for is there; holds the error if the job was not accepted.
+        wants_outcome: Whether the outcome is waited for, rather than acceptance.
+        on_settled: Called once, with the job, when what is waited for is there, or `error`.
+        error: Why the job was not accepted.
+        timer: Ends the wait; stopped by whatever ends it before.
         owner: Name of the API key that it came with; empty where there was none.
         once: Redis key and value of its idempotency key, where it has one.
         expired: Whether its deadline is known to have passed before a worker took it.
@@ -50,23 +54,31 @@ class Job:
     received_at_ms: float
     deadline_ms: float
     wants_outcome: bool
-    settled: asyncio.Future[None]
+    on_settled: Callable[[Job], None]
     owner: str = ""
     once: tuple[str, str] | None = None
     batch: SentBatch | None = None
     index: int = -1
     accepted: bool = False
     expired: bool = False
+    is_settled: bool = False
+    error: ModelyardError | None = None
+    timer: asyncio.TimerHandle | None = None
 
     def settle(self) -> None:
-        """Wake whoever waits."""
-        if not self.settled.done():
-            self.settled.set_result(None)
+        """Tell whoever waits."""
+        if self.is_settled:
+            return
+        self.is_settled = True
+        if self.timer:
+            self.timer.cancel()
+        self.on_settled(self)
 
     def fail(self, error: ModelyardError) -> None:
         """Tell whoever waits that the job was not accepted."""
-        if not self.settled.done():
-            self.settled.set_exception(error)
+        if not self.is_settled:
+            self.error = error
+            self.settle()
 
 
 @dataclass(eq=False, slots=True)
@@ -104,6 +116,7 @@ class Dispatcher:
 
     Args:
         controller_id: Where outcomes are announced.
+        link: Stores batches.
         template: Celery message, as `app.celery_app.message_template` answers it.
         backlogs: Told what is held, sent and back.
         signer: Gives the current id signer; raises `LedgerUnavailableError` while there is none.
@@ -114,7 +127,7 @@ class Dispatcher:
     def __init__(
         self,
         controller_id: str,
-        ledger: ControllerLedger,
+        link: RedisLink,
         template: bytes,
         clock: PoolClock,
         settings: ControllerSettings,
@@ -125,19 +138,21 @@ class Dispatcher:
     ) -> None:
         self.sent: dict[str, SentBatch] = {}
         self._controller_id = controller_id
-        self._ledger = ledger
+        self._link = link
         self._template = template
         self._clock = clock
         self._settings = settings
+        self._retention_ms = int(settings.result_retention_s * 1000)
         self._backlogs = backlogs
         self._signer = signer
         self._on_sent = on_sent
         self._on_outcome = on_outcome
         self._lanes: dict[str, Lane] = {}
-        self._sending: set[asyncio.Task[None]] = set()
+        self._n_unconfirmed = 0
+        self._all_confirmed = asyncio.Event()
 
     def submit(self, job: Job) -> None:
-        """Take a job over; `job.settled` tells the rest."""
+        """Take a job over; `job.on_settled` hears the rest."""
         candidate = job.route.candidate
         lane = self.lane(candidate.queue)
         lane.waiting.append(job)
@@ -188,8 +203,9 @@ class Dispatcher:
         """Send what waits, and wait until that is accepted."""
         for lane in self._lanes.values():
             self._flush(lane)
-        while self._sending:
-            await asyncio.wait(self._sending)
+        while self._n_unconfirmed:
+            self._all_confirmed.clear()
+            await self._all_confirmed.wait()
 
     def _returned(self, lane: Lane, n_jobs: int) -> None:
         lane.backlog.sent_batches -= 1
@@ -239,12 +255,8 @@ class Dispatcher:
         share = self._share(lane)
         while lane.waiting:
             jobs = self._take(lane, share)
-            lane.backlog.held_jobs -= len(jobs)
-            lane.backlog.sent_batches += 1
-            lane.backlog.sent_jobs += len(jobs)
-            task = asyncio.get_running_loop().create_task(self._send(lane, jobs))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            lane.backlog.send(len(jobs))
+            self._send(lane, jobs)
 
     def _drop_late(self, lane: Lane) -> None:
         """Refuse held jobs whose deadline has passed: no worker would run them."""
@@ -279,25 +291,41 @@ class Dispatcher:
         lane.n_samples -= sum(job.n_samples for job in jobs)
         return jobs
 
-    async def _send(self, lane: Lane, jobs: list[Job]) -> None:
+    def _send(self, lane: Lane, jobs: list[Job]) -> None:
         start_s = time.monotonic()
-        batch: SentBatch | None = None
         try:
             new = self._new_batch(lane, jobs)
-            batch = self._register(new, jobs, start_s)
-            await self._ledger.accept(new)
+            names, args = accept_call(new, self._retention_ms)
+        except Exception as error:
+            if not isinstance(error, ModelyardError):
+                logger.exception("a batch could not be sent")
+                error = LedgerUnavailableError("the jobs could not be stored")
+            self._returned(lane, len(jobs))
+            _refuse(jobs, error)
+            return
+        batch = self._register(new, jobs, start_s)
+        self._n_unconfirmed += 1
+        self._link.run_script(lambda reply: self._confirmed(batch, reply), _ACCEPT, names, args)
+
+    def _confirmed(self, batch: SentBatch, reply: object) -> None:
+        self._n_unconfirmed -= 1
+        if not self._n_unconfirmed:
+            self._all_confirmed.set()
+        jobs = batch.jobs
+        try:
+            with ledger_errors():
+                if isinstance(reply, Exception):
+                    raise reply
         except ModelyardError as error:
-            self._refuse(lane, jobs, batch, error)
-        except Exception:
-            logger.exception("a batch could not be sent")
-            self._refuse(lane, jobs, batch, LedgerUnavailableError("the jobs could not be stored"))
-        else:
-            for job in jobs:
-                job.accepted, job.data = True, b""
-                if not job.wants_outcome:
-                    job.settle()
-            batch.jobs = [job for job in jobs if job.wants_outcome]
-            self._on_sent(batch, time.monotonic() - start_s)
+            self.abandon(batch)
+            _refuse(jobs, error)
+            return
+        batch.jobs = [job for job in jobs if job.wants_outcome]
+        for job in jobs:
+            job.accepted, job.data = True, b""
+            if not job.wants_outcome:
+                job.settle()
+        self._on_sent(batch, time.monotonic() - batch.sent_at_s)
 
     def _register(self, new: NewBatch, jobs: list[Job], sent_at_s: float) -> SentBatch:
         # Before it is stored: its outcome may come on another connection before the store is confirmed.
@@ -306,14 +334,6 @@ class Dispatcher:
             job.batch, job.index = batch, index
         self.sent[new.batch_id] = batch
         return batch
-
-    def _refuse(self, lane: Lane, jobs: list[Job], batch: SentBatch | None, error: ModelyardError) -> None:
-        for job in jobs:
-            job.fail(error)
-        if batch is None:
-            self._returned(lane, len(jobs))
-        else:
-            self.abandon(batch)
 
     def _new_batch(self, lane: Lane, jobs: list[Job]) -> NewBatch:
         now_ms = self._clock.now_ms()
@@ -351,3 +371,8 @@ class Dispatcher:
                 for job in jobs
             ],
         )
+
+
+def _refuse(jobs: list[Job], error: ModelyardError) -> None:
+    for job in jobs:
+        job.fail(error)

@@ -20,11 +20,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from app import keys
 from app import ledger as ledger_module
 from app.celery_app import create_celery, message_template
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, ParameterError, UnauthenticatedError
-from app.ledger import ControllerLedger
+from app.ledger import ControllerLedger, ledger_errors
 from app.quarantine import Quarantine
 from app.settings import ControllerSettings, load
 from app.unreadable import Unreadable
@@ -40,6 +41,7 @@ from controller.predict import Predict, Receive, Scope, Send
 from controller.problems import PROBLEM_JSON, problem, problem_body
 from controller.rate_limit import RateLimit
 from controller.reconciler import Reconciler
+from controller.redis_link import RedisLink
 from controller.results import Results
 from controller.watch import PoolWatcher
 
@@ -61,6 +63,7 @@ class Services:
     predict: Predict
     quarantine: Quarantine
     drain: Drain
+    link: RedisLink
 
 
 class Controller:
@@ -142,12 +145,14 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Acce
         services, reconciler = _build(settings, access, client, controller_id)
         fastapi.state.services = services
         try:
+            with ledger_errors():
+                await services.link.connect()
             await services.watcher.refresh()
         except LedgerUnavailableError as error:
             logger.warning("%s; serving 503 until it does", error.detail)
         background = [
             services.watcher.run(),
-            services.results.listen(),
+            services.link.run(),
             services.results.check_overdue(),
             reconciler.run(),
             access.watch(),
@@ -172,10 +177,14 @@ def _build(
     watcher = PoolWatcher(client, clock, backlogs, settings.heartbeat_s, settings.worker_ttl_s, unreadable)
     metrics = Metrics(watcher, clock, unreadable)
 
+    channels = [keys.reply_channel(controller_id), keys.POOL_CHANNEL]
+    link = RedisLink(
+        client, channels, lambda channel, data: results.hear(channel, data), settings.redis_timeout_s
+    )
     template = message_template(create_celery(settings))
     dispatcher = Dispatcher(
         controller_id,
-        ledger,
+        link,
         template,
         clock,
         settings,
@@ -204,7 +213,7 @@ def _build(
     )
     quarantine = Quarantine(client, template, settings.result_retention_s)
     services = Services(
-        settings, clock, ledger, watcher, dispatcher, results, metrics, predict, quarantine, drain
+        settings, clock, ledger, watcher, dispatcher, results, metrics, predict, quarantine, drain, link
     )
     return services, reconciler
 

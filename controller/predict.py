@@ -153,25 +153,22 @@ class Predict:
         Not where there is a rate limit, which has to ask Redis.
         """
         assert not self.is_rate_limited
-        try:
-            asked = self._read_head(dict(headers), query_string)
-            self._check_size(len(body))
-            job = self._new_job(asked, body)
-            timer = self._start(job, asked.wait_s)
-        except Exception as error:
-            done(self._refusal(error))
-            return
 
-        def settled(_: object) -> None:
-            if timer:
-                timer.cancel()
+        def settled(job: Job) -> None:
             try:
                 reply = self._reply(job, asked.wait_s)
             except Exception as error:
                 reply = self._refusal(error)
             done(reply)
 
-        job.settled.add_done_callback(settled)
+        try:
+            asked = self._read_head(dict(headers), query_string)
+            self._check_size(len(body))
+            job = self._new_job(asked, body, settled)
+        except Exception as error:
+            done(self._refusal(error))
+        else:
+            self._start(job, asked.wait_s)
 
     def end_waits(self) -> None:
         """Answer whoever waits for an outcome: with where to read it, as the controller is stopping."""
@@ -197,7 +194,7 @@ class Predict:
         body = await self._read(headers, receive)
         key = headers.get(b"idempotency-key")
         if key is None:
-            return await self._submit(self._new_job(asked, body), asked.wait_s)
+            return await self._submit(asked, body)
         return await self._submit_once(key, asked, body)
 
     def _read_head(self, headers: Mapping[bytes, bytes], query_string: bytes) -> Asked:
@@ -223,14 +220,12 @@ class Predict:
         if first:
             return await self._repeat(first, asked)
         try:
-            job = self._new_job(asked, body)
-            job.once = once
-            return await self._submit(job, asked.wait_s)
+            return await self._submit(asked, body, once)
         except ModelyardError:
             await self._idempotency.release(once)
             raise
 
-    def _new_job(self, asked: Asked, body: bytes) -> Job:
+    def _new_job(self, asked: Asked, body: bytes, on_settled: Callable[[Job], None]) -> Job:
         snapshot = self._watcher.view.snapshot
         # Before the body is looked at, where that is possible: under overload most of the work is to refuse.
         certain = foreseen(snapshot, asked.selector)
@@ -255,31 +250,31 @@ class Predict:
             received_at_ms=asked.received_at_ms,
             deadline_ms=asked.received_at_ms + asked.deadline_s * 1000,
             wants_outcome=asked.wait_s > 0,
-            settled=asyncio.get_running_loop().create_future(),
+            on_settled=on_settled,
             owner=asked.caller.name,
         )
 
-    async def _submit(self, job: Job, wait_s: float) -> Reply:
-        timer = self._start(job, wait_s)
-        try:
-            await job.settled
-        finally:
-            if timer:
-                timer.cancel()
-        return self._reply(job, wait_s)
+    async def _submit(self, asked: Asked, body: bytes, once: tuple[str, str] | None = None) -> Reply:
+        settled = asyncio.Event()
+        job = self._new_job(asked, body, lambda _: settled.set())
+        job.once = once
+        self._start(job, asked.wait_s)
+        await settled.wait()
+        return self._reply(job, asked.wait_s)
 
-    def _start(self, job: Job, wait_s: float) -> asyncio.TimerHandle | None:
+    def _start(self, job: Job, wait_s: float) -> None:
         self._dispatcher.submit(job)
-        if not job.wants_outcome:
-            return None
+        if job.is_settled or not job.wants_outcome:
+            return
         loop = asyncio.get_running_loop()
         lives_ms = job.deadline_ms - job.received_at_ms
         if lives_ms < wait_s * 1000:
             loop.call_later(lives_ms / 1000, self._at_deadline, job)
-        return loop.call_later(wait_s, self._stop_waiting, job)
+        job.timer = loop.call_later(wait_s, self._stop_waiting, job)
 
     def _reply(self, job: Job, wait_s: float) -> Reply:
-        job.settled.result()
+        if job.error:
+            raise job.error
         batch = job.batch
         assert batch is not None
         ref = batch.ref(job.index)
@@ -311,7 +306,7 @@ class Predict:
 
     def _at_deadline(self, job: Job) -> None:
         """Tell a caller that still waits if no worker took the job in time, before its batch is closed."""
-        if job.accepted and not job.settled.done():
+        if job.accepted and not job.is_settled:
             look_up = asyncio.create_task(self._see_whether_expired(job))
             self._look_ups.add(look_up)
             look_up.add_done_callback(self._look_ups.discard)

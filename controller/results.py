@@ -26,8 +26,6 @@ from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
 
-RECONNECT_S = 0.5
-SILENCE_S = 1.0
 POLL_FIRST_S = 0.02
 POLL_LONGEST_S = 0.25
 NOTICE_OVERDUE_S = 2.0
@@ -38,7 +36,7 @@ class Results:
     """What callers learn of their jobs.
 
     Args:
-        controller_id: Whose notices to listen for.
+        controller_id: Whose notices to hear.
         client: Asynchronous Redis client that answers bytes.
     """
 
@@ -62,33 +60,12 @@ class Results:
         self._unreadable = unreadable
         self._drain = drain
 
-    async def listen(self) -> None:
-        """Hear notices of outcomes and of pool changes until cancelled, reconnecting as needed."""
-        while True:
-            try:
-                async with self._client.pubsub() as pubsub:
-                    await pubsub.subscribe(self._reply_channel, keys.POOL_CHANNEL)
-                    await self._hear_all(pubsub)
-            except (redis.RedisError, OSError):
-                await asyncio.sleep(RECONNECT_S)
-            except Exception:
-                logger.exception("a notice could not be taken in; listening again")
-                await asyncio.sleep(RECONNECT_S)
-
-    async def _hear_all(self, pubsub: redis.asyncio.client.PubSub) -> None:
-        """Hear until the connection is lost; one that is only cut off shows when a ping finds no answer."""
-        is_pinged = False
-        while True:
-            message = await pubsub.get_message(timeout=SILENCE_S)
-            if message is None:
-                if is_pinged:
-                    raise redis.TimeoutError("no answer to a ping")
-                await pubsub.ping()
-            elif message["type"] == "message" and message["channel"] == self._reply_channel:
-                self._hear(message["data"])
-            elif message["type"] == "message":
-                self._watcher.refresh_soon()
-            is_pinged = message is None
+    def hear(self, channel: bytes, data: bytes) -> None:
+        """Take in what was published: the outcomes of a batch, or that the pool changed."""
+        if channel == self._reply_channel:
+            self._hear_outcome(data)
+        else:
+            self._watcher.refresh_soon()
 
     async def check_overdue(self) -> None:
         """Until cancelled, look up batches whose notice may have been lost with a connection."""
@@ -136,7 +113,7 @@ class Results:
             return _unknown(caller)
         return JobGoneError("the job's outcome was kept for its retention time and is gone; submit again")
 
-    def _hear(self, notice: bytes) -> None:
+    def _hear_outcome(self, notice: bytes) -> None:
         try:
             batch_id = notice[:BATCH_ID_LENGTH].decode()
             outcome = wire.decode_outcome(notice[BATCH_ID_LENGTH:])

@@ -121,7 +121,8 @@ class PoolWatcher:
         """
         with ledger_errors():
             pipe = self._client.pipeline(transaction=False)
-            asked_at_s, sent_before = time.monotonic(), self._backlogs.sent_jobs()
+            asked_at_s = time.monotonic()
+            self._backlogs.begin_reading()
             pipe.time()
             pipe.get(keys.SECRET)
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
@@ -135,7 +136,7 @@ class PoolWatcher:
             secret = secret or await self._new_secret()
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
-            await self._read_workers(worker_ids, self._counts(numbers), self._counts(backlog), sent_before)
+            await self._read_workers(worker_ids, self._counts(numbers), self._counts(backlog))
         if not self.reachable:
             logger.info("Redis answers")
         self.reachable = True
@@ -151,7 +152,6 @@ class PoolWatcher:
         worker_ids: list[bytes],
         numbers: dict[str, int],
         backlog: dict[str, int],
-        sent_before: dict[str, int],
     ) -> None:
         backlog = {queue: jobs for queue, jobs in backlog.items() if jobs > 0}
         pipe = self._client.pipeline(transaction=False)
@@ -165,7 +165,7 @@ class PoolWatcher:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
         raw, _, *oldest = await pipe.execute()
         records = tuple(record for record in map(self._readable, names, raw) if record)
-        waits_ms = self._backlogs.refresh(records, backlog, sent_before)
+        waits_ms = self._backlogs.refresh(records, backlog)
         self.view = PoolView(
             records=records,
             numbers=numbers,

@@ -192,22 +192,36 @@ def test_the_limit_in_jobs_holds_whatever_the_queue_gets_through() -> None:
 def test_a_reading_of_the_pool_tells_the_other_controllers_jobs_and_never_counts_its_own_twice() -> None:
     pool = backlogs()
     queue = pool.of(QUEUE)
-    queue.sent_jobs, queue.sent_batches = 30, 3
-    before = pool.sent_jobs()
-    queue.sent_jobs, queue.sent_batches = 20, 2  # one came back while Redis was read
-    pool.refresh([record()], {QUEUE: 30}, before)
+    queue.held_jobs = 30
+    queue.send(30)
+    pool.begin_reading()
+    queue.sent_jobs = 20  # one came back while Redis was read
+    pool.refresh([record()], {QUEUE: 30})
     assert queue.other_jobs == 0
-    pool.refresh([record()], {QUEUE: 50}, pool.sent_jobs())
+    pool.begin_reading()
+    pool.refresh([record()], {QUEUE: 50})
     assert (queue.other_jobs, queue.jobs) == (30, 50)
-    pool.refresh([record()], {}, pool.sent_jobs())
+    pool.begin_reading()
+    pool.refresh([record()], {})
     assert (queue.other_jobs, queue.jobs) == (0, 20)
+
+
+def test_a_job_that_came_and_went_while_the_pool_was_read_counts_for_no_other_controller() -> None:
+    pool = backlogs()
+    queue = pool.of(QUEUE)
+    pool.begin_reading()
+    queue.held_jobs = 10
+    queue.send(10)
+    queue.sent_jobs = 0
+    pool.refresh([record()], {QUEUE: 10})
+    assert queue.other_jobs == 0
 
 
 def test_a_controller_that_has_just_begun_goes_by_what_the_workers_say() -> None:
     pool = backlogs()
     said = {"inference_ms": Latency(19, 19, 30), "jobs_done": 400, "batches_done": 40}
     replicas = [record(worker_id=f"host-{i}", **said) for i in range(2)]
-    waits_ms = pool.refresh(replicas, {QUEUE: 100}, {})
+    waits_ms = pool.refresh(replicas, {QUEUE: 100})
     assert waits_ms[QUEUE] == pytest.approx(100, rel=0.01), "10 batches of 20 ms for two workers"
 
 
@@ -216,8 +230,7 @@ def test_workers_that_come_and_go_shorten_and_lengthen_the_wait() -> None:
     pool.of(QUEUE).costs.learn(10, 100)
     replicas = [record(worker_id=f"host-{i}") for i in range(3)]
     waits_ms = [
-        pool.refresh(ready, {QUEUE: 60}, {}).get(QUEUE)
-        for ready in (replicas[:1], replicas, replicas[:2], [])
+        pool.refresh(ready, {QUEUE: 60}).get(QUEUE) for ready in (replicas[:1], replicas, replicas[:2], [])
     ]
     assert waits_ms == [600, 200, 300, None]
     assert pool.of(QUEUE).expected_wait_ms() == 600, "with nobody ready it is as if one were"

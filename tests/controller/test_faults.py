@@ -74,9 +74,10 @@ async def test_redis_away_is_503_and_the_controller_recovers_without_a_restart(o
         assert (await served.http.get("/healthz")).status_code == 200
         own_redis.start()
         await until(own_redis.answers, "Redis answers again")
-        await until(lambda: served.services.watcher.reachable, "the controller has noticed")
+        services = served.services
+        await until(lambda: services.watcher.reachable and services.link.is_connected, "it has noticed")
         worker.start()
-        await served.services.watcher.refresh()
+        await services.watcher.refresh()
         assert (await served.post()).status_code == 202
 
 

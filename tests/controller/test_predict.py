@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app import keys
 from app.contract import InputContract
-from app.errors import LedgerUnavailableError, ModelyardError
-from app.ledger import NewBatch
 from app.pool import Latency
 from app.wire import JobOutcome
+from controller.redis_link import Done
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import CONTRACT, MODEL, outcome
 
@@ -441,12 +441,9 @@ async def test_an_idempotency_key_is_free_again_when_its_job_was_not_accepted(
     hand_worker()
     served = await serve()
 
-    async def refuse(_: object) -> None:
-        raise ModelyardError("no")
-
     with monkeypatch.context() as patch:
-        patch.setattr(served.services.ledger, "accept", refuse)
-        assert (await served.post(idempotency_key="abc")).status_code == 500
+        patch.setattr(served.services.link, "run_script", lambda done, *_: done(RedisConnectionError("no")))
+        assert (await served.post(idempotency_key="abc")).status_code == 503
     assert list(client.scan_iter(keys.once("*"))) == []
     assert (await served.post(idempotency_key="abc")).status_code == 202
 
@@ -457,11 +454,11 @@ async def test_an_unforeseen_failure_to_store_is_answered_and_its_lane_goes_on(
     hand_worker()
     served = await serve()
 
-    async def fail(_: object) -> None:
-        raise OSError("disk")
+    def fail(*_: object) -> None:
+        raise RuntimeError("no one foresaw this")
 
     with monkeypatch.context() as patch:
-        patch.setattr(served.services.ledger, "accept", fail)
+        patch.setattr("controller.dispatch.accept_call", fail)
         answer = await served.post()
     assert (answer.status_code, answer.json()["code"]) == (503, "ledger_unavailable")
     assert served.services.dispatcher.sent == {}
@@ -496,14 +493,13 @@ async def test_an_idempotency_key_whose_job_was_stored_unconfirmed_stays_with_th
 ) -> None:
     worker = hand_worker()
     served = await serve()
-    store = served.services.ledger.accept
+    run_script = served.services.link.run_script
 
-    async def store_and_lose_the_answer(batch: NewBatch) -> None:
-        await store(batch)
-        raise LedgerUnavailableError("the connection was cut")
+    def run_and_lose_the_answer(done: Done, *call: Any) -> None:
+        run_script(lambda _: done(RedisConnectionError("the connection was cut")), *call)
 
     with monkeypatch.context() as patch:
-        patch.setattr(served.services.ledger, "accept", store_and_lose_the_answer)
+        patch.setattr(served.services.link, "run_script", run_and_lose_the_answer)
         assert (await served.post(idempotency_key="abc")).status_code == 503
     assert (await served.post(idempotency_key="abc")).status_code == 202
     assert client.llen(worker.record.queue) == 1

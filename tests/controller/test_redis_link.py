@@ -1,0 +1,159 @@
+"""The link to Redis: answers in order, what is published, and a connection that is lost, hangs or is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from app.ledger import connect_async
+from controller.redis_link import RedisLink, Script
+from tests.controller.conftest import settings_for, until
+from tests.pool_samples import RedisServer
+
+CHANNEL = "modelyard:test"
+TIMEOUT_S = 0.3
+ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
+
+
+class Ear:
+    """A link that is kept connected, and what it heard."""
+
+    def __init__(self, link: RedisLink, heard: list[tuple[bytes, bytes]]) -> None:
+        self.link = link
+        self.heard = heard
+
+    async def ask(self, *words: Any) -> Any:
+        """The answer to a command; errors are answers, too."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.link.call(answer.set_result, *words)
+        return await asyncio.wait_for(answer, 5)
+
+    async def run(self, script: Script, *args: Any) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.link.run_script(answer.set_result, script, ["sum"], args)
+        return await asyncio.wait_for(answer, 5)
+
+    async def connected(self) -> None:
+        """Wait until it is."""
+        answers: list[Any] = []
+
+        def works() -> bool:
+            self.link.call(answers.append, "PING")
+            return b"PONG" in answers
+
+        await until(works, "the link is connected")
+
+
+@asynccontextmanager
+async def listening(url: str) -> AsyncIterator[Ear]:
+    heard: list[tuple[bytes, bytes]] = []
+    client = connect_async(settings_for(url))
+    link = RedisLink(client, [CHANNEL], lambda *notice: heard.append(notice), TIMEOUT_S)
+    keeping = asyncio.create_task(link.run())
+    try:
+        ear = Ear(link, heard)
+        await ear.connected()
+        yield ear
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        await client.aclose()
+
+
+@pytest.fixture
+async def ear(redis_server: RedisServer) -> AsyncIterator[Ear]:
+    async with listening(redis_server.url) as ear:
+        yield ear
+
+
+async def test_calls_are_answered_in_their_order_and_an_error_is_an_answer(ear: Ear) -> None:
+    answers: list[Any] = []
+    for words in (("SET", "n", 1), ("INCR", "n"), ("LPUSH", "n", "x"), ("GET", "n")):
+        ear.link.call(answers.append, *words)
+    await until(lambda: len(answers) == 4, "all are answered")
+    assert answers[:2] == [b"OK", 2]
+    assert isinstance(answers[2], ResponseError)
+    assert answers[3] == b"2"
+
+
+async def test_what_is_published_is_heard_between_answers(ear: Ear, client: redis.Redis) -> None:
+    for number in range(3):
+        client.publish(CHANNEL, f"notice {number}")
+        assert await ear.ask("PING") == b"PONG"
+    await until(lambda: len(ear.heard) == 3, "all are heard")
+    assert ear.heard == [(CHANNEL.encode(), b"notice %d" % number) for number in range(3)]
+
+
+async def test_a_script_that_redis_does_not_know_is_sent_whole(ear: Ear, client: redis.Redis) -> None:
+    client.script_flush()
+    assert [await ear.run(ADD, 2), await ear.run(ADD, 3)] == [2, 5]
+    client.script_flush()
+    assert await ear.run(ADD, 4) == 9
+
+
+async def test_a_lost_connection_fails_its_calls_and_is_made_anew(ear: Ear, client: redis.Redis) -> None:
+    blocked: list[Any] = []
+    ear.link.call(blocked.append, "BLPOP", "nothing", 0)
+    client.client_kill_filter(_type="pubsub")
+    await until(lambda: blocked, "the call is given up")
+    assert isinstance(blocked[0], RedisConnectionError)
+    await ear.connected()
+    client.publish(CHANNEL, "again")
+    await until(lambda: ear.heard == [(CHANNEL.encode(), b"again")], "it has subscribed again")
+
+
+async def test_a_redis_that_hangs_fails_the_calls_in_time_and_is_found_again(
+    ear: Ear, redis_server: RedisServer
+) -> None:
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        assert isinstance(await ear.ask("PING"), RedisTimeoutError | RedisConnectionError)
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    await ear.connected()
+
+
+async def test_a_silent_connection_is_tried(ear: Ear, redis_server: RedisServer) -> None:
+    # Nothing is asked, so only the link's own ping can tell that nothing would be heard any more.
+    before = ear.link._transport
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        await until(lambda: ear.link._transport is not before, "the connection is given up")
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    await ear.connected()
+
+
+async def test_a_user_who_may_not_subscribe_is_told_so(
+    redis_server: RedisServer, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.acl_setuser("deaf", enabled=True, passwords=["+pw"], commands=["+@all"], keys=["*"], channels=[])
+    try:
+        url = f"{redis_server.url}?username=deaf&password=pw"
+        refused = RedisLink(connect_async(settings_for(url)), [CHANNEL], lambda *_: None, TIMEOUT_S)
+        keeping = asyncio.create_task(refused.run())
+        await until(lambda: "NOPERM" in caplog.text, "it is logged")
+        keeping.cancel()
+        await asyncio.wait([keeping])
+    finally:
+        client.acl_deluser("deaf")
+
+
+async def test_what_one_hearer_raises_does_not_end_the_connection(
+    ear: Ear, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    ear.link.call(fail, "PING")
+    assert await ear.ask("PING") == b"PONG"
+    assert "could not be taken in" in caplog.text
