@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -71,15 +70,14 @@ class Access:
         """Whether callers need a key."""
         return bool(self._keys)
 
-    def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
-        """Who sent these headers (names in lower case).
+    def caller(self, authorization: bytes) -> Caller:
+        """Who sent this `Authorization` header, empty where there was none.
 
         Raises:
             UnauthenticatedError: There are keys, and none of them was sent.
         """
         if not self._keys:
             return ANONYMOUS
-        authorization = headers.get(b"authorization", b"")
         return self._callers.get(authorization) or self._recognise(authorization)
 
     async def watch(self) -> None:

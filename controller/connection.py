@@ -3,21 +3,65 @@
 A prediction that arrived whole goes to `Predict.answer` at once and is written when its answer is there: no
 task, no ASGI messages, one write. Everything else, and whatever is unusual about a prediction (a body in
 several reads, chunks, pipelining, `Expect`, an access log, a rate limit), goes uvicorn's way to the same `Predict`.
+
+Clients send the same head again and again. One that was read before, byte for byte, and is followed by as many
+bytes as it announces, and no more, means what it meant: it is not parsed again.
 """
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from controller.headers import API
-from controller.predict import CLOSE, Reply
+from controller.predict import CLOSE, Asked, Predict, Reply
 
 PATH = b"/predict"
 ALWAYS = b"".join(b"%b: %b\r\n" % header for header in API)
 UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"idempotency-key"})
+HEAD_END = b"\r\n\r\n"
+KNOWN_HEADS = 1024
+KNOWN_HEAD_BYTES = 2048  # a longer one is not kept
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHead:
+    """What a head meant.
+
+    Attributes:
+        body_bytes: How many bytes it announces.
+        keep_alive: Whether the connection is kept afterwards.
+    """
+
+    asked: Asked
+    body_bytes: int
+    keep_alive: bool
+
+
+class KnownHeads:
+    """The heads of predictions that were read lately, by their bytes."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, KnownHead] = {}
+
+    def find(self, data: bytes) -> tuple[KnownHead, bytes] | None:
+        """Head and body of a read that is one whole request with a known head."""
+        end = data.find(HEAD_END) + len(HEAD_END)
+        known = self._heads.get(data[:end])
+        return (known, data[end:]) if known and len(data) - end == known.body_bytes else None
+
+    def add(self, data: bytes, body_bytes: int, asked: Asked, keep_alive: bool) -> None:
+        """Keep the head of a read in which a prediction with such a body was found, if the read holds nothing else."""
+        head = data[: len(data) - body_bytes]
+        if len(head) > KNOWN_HEAD_BYTES or head.find(HEAD_END) != len(head) - len(HEAD_END):
+            return
+        if len(self._heads) >= KNOWN_HEADS:
+            self._heads.clear()
+        self._heads[head] = KnownHead(asked, body_bytes, keep_alive)
 
 
 class Connection(HttpToolsProtocol):
@@ -26,9 +70,22 @@ class Connection(HttpToolsProtocol):
     # The parts of a prediction's body so far; None while something else is read.
     _parts: list[bytes] | None = None
     _query = b""
+    _is_reading = False
+    _read = b""  # what the request began with; empty where it did not begin with a read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called at the beginning."""
+        super().connection_made(transport)
+        self._predict: Predict = self.app.services.predict
+        self._known_heads: KnownHeads = self.app.known_heads
 
     def data_received(self, data: bytes) -> None:
         """Called for each read."""
+        is_between = not self._is_reading and (self.cycle is None or self.cycle.response_complete)
+        if is_between and (found := self._known_heads.find(data)):
+            self._answer_alike(*found)
+            return
+        self._read = data if is_between else b""
         super().data_received(data)
         parts, self._parts = self._parts, None
         if parts is None:
@@ -40,6 +97,11 @@ class Connection(HttpToolsProtocol):
             return
         for part in parts:
             super().on_body(part)
+
+    def on_message_begin(self) -> None:
+        """Called at a request's first byte."""
+        super().on_message_begin()
+        self._is_reading = True
 
     def on_headers_complete(self) -> None:
         """Called once a request's headers are parsed."""
@@ -57,13 +119,27 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Called at a request's end."""
+        self._is_reading = False
         parts, self._parts = self._parts, None
         if parts is None:
             super().on_message_complete()
             return
-        exchange = Exchange(self)
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        exchange = self._begin_exchange(keep_alive)
+        body = b"".join(parts)
+        asked = self._predict.answer(self.headers, self._query, body, exchange.reply)
+        if asked:
+            self._known_heads.add(self._read, len(body), asked, keep_alive)
+
+    def _answer_alike(self, known: KnownHead, body: bytes) -> None:
+        self._unset_keepalive_if_required()
+        exchange = self._begin_exchange(known.keep_alive)
+        self._predict.answer_alike(known.asked, body, exchange.reply)
+
+    def _begin_exchange(self, keep_alive: bool) -> Exchange:
+        exchange = Exchange(self, keep_alive)
         self.cycle = exchange  # type: ignore[assignment]  # has what uvicorn looks at
-        self.app.services.predict.answer(self.headers, self._query, b"".join(parts), exchange.reply)
+        return exchange
 
     def _is_plain_prediction(self) -> bool:
         path, _, query = self.url.partition(b"?")
@@ -72,7 +148,7 @@ class Connection(HttpToolsProtocol):
         busy = self.cycle is not None and not self.cycle.response_complete
         if busy or self.access_log or self.limit_concurrency is not None:
             return False
-        if self.app.services.predict.is_rate_limited:
+        if self._predict.is_rate_limited:
             return False
         self._query = query
         names = {name for name, _ in self.headers}
@@ -82,9 +158,8 @@ class Connection(HttpToolsProtocol):
 class Exchange:
     """A prediction and its answer, in the place of uvicorn's `RequestResponseCycle`."""
 
-    def __init__(self, connection: Connection) -> None:
-        parser = connection.parser
-        self.keep_alive = parser.get_http_version() != "1.0" and parser.should_keep_alive()
+    def __init__(self, connection: Connection, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
         self.response_started = self.response_complete = False
         self.disconnected = False
         self.message_event: Any = self  # uvicorn sets it when the connection is lost

@@ -32,6 +32,7 @@ from app.unreadable import Unreadable
 from controller import api, documentation
 from controller.access import ANONYMOUS, DOCUMENTATION_PATHS, Access, is_open
 from controller.backlog import Backlogs
+from controller.connection import KnownHeads
 from controller.dispatch import Dispatcher
 from controller.draining import Drain
 from controller.headers import on_answers, on_pages
@@ -74,6 +75,7 @@ class Controller:
 
     def __init__(self, fastapi: FastAPI, access: Access) -> None:
         self.fastapi = fastapi
+        self.known_heads = KnownHeads()
         self._access = access
 
     @property
@@ -106,12 +108,17 @@ class Controller:
         path = scope["path"]
         send = on_pages(send) if path in DOCUMENTATION_PATHS else on_answers(send)
         try:
-            caller = ANONYMOUS if is_open(path) else self._access.caller(dict(scope["headers"]))
+            caller = ANONYMOUS if is_open(path) else self._access.caller(_authorization(scope))
         except UnauthenticatedError as error:
             await _answer(self.services, error)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         await self.fastapi(scope, receive, send)
+
+
+def _authorization(scope: Scope) -> bytes:
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    return headers.get(b"authorization", b"")
 
 
 def create_app(settings: ControllerSettings) -> Controller:

@@ -66,20 +66,32 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks for, its defaults filled in.
+    """What a request's head asks for, its defaults filled in. The same head asks for the same.
 
     Attributes:
-        received_at_ms: When it arrived, Redis's clock.
-        caller: Who asks.
+        authorization: The header, empty where there is none.
         content_type: Of its body.
     """
 
     selector: Selector
     wait_s: float
     deadline_s: float
-    received_at_ms: float
-    caller: Caller
+    authorization: bytes
     content_type: bytes
+
+
+@dataclass(slots=True)
+class Request:
+    """A request whose body is still to be looked at.
+
+    Attributes:
+        caller: Who asks.
+        received_at_ms: When it arrived, Redis's clock.
+    """
+
+    asked: Asked
+    caller: Caller
+    received_at_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +159,49 @@ class Predict:
 
     def answer(
         self, headers: Headers, query_string: bytes, body: bytes, done: Callable[[Reply], None]
-    ) -> None:
+    ) -> Asked | None:
         """The same for a request that is there whole, without a task: `done` is called with its answer.
 
         Not where there is a rate limit, which has to ask Redis.
+
+        Returns:
+            What the head asks for, for `answer_alike`; None where it was refused.
         """
         assert not self.is_rate_limited
+        try:
+            request = self._read_head(dict(headers), query_string)
+        except Exception as error:
+            done(self._refusal(error))
+            return None
+        self._answer(request, body, done)
+        return request.asked
+
+    def answer_alike(self, asked: Asked, body: bytes, done: Callable[[Reply], None]) -> None:
+        """Answer a request with a head that `answer` has read before."""
+        try:
+            request = self._receive(asked)
+        except Exception as error:
+            done(self._refusal(error))
+        else:
+            self._answer(request, body, done)
+
+    def _answer(self, request: Request, body: bytes, done: Callable[[Reply], None]) -> None:
+        wait_s = request.asked.wait_s
 
         def settled(job: Job) -> None:
             try:
-                reply = self._reply(job, asked.wait_s)
+                reply = self._reply(job, wait_s)
             except Exception as error:
                 reply = self._refusal(error)
             done(reply)
 
         try:
-            asked = self._read_head(dict(headers), query_string)
             self._check_size(len(body))
-            job = self._new_job(asked, body, settled)
+            job = self._new_job(request, body, settled)
         except Exception as error:
             done(self._refusal(error))
         else:
-            self._start(job, asked.wait_s)
+            self._start(job, wait_s)
 
     def end_waits(self) -> None:
         """Answer whoever waits for an outcome: with where to read it, as the controller is stopping."""
@@ -188,44 +221,56 @@ class Predict:
 
     async def _respond(self, scope: Scope, receive: Receive) -> Reply:
         headers = dict(scope["headers"])
-        asked = self._read_head(headers, scope["query_string"])
+        request = self._read_head(headers, scope["query_string"])
         if self._rate_limit:
-            await self._rate_limit.check(asked.caller, scope)
+            await self._rate_limit.check(request.caller, scope)
         body = await self._read(headers, receive)
         key = headers.get(b"idempotency-key")
         if key is None:
-            return await self._submit(asked, body)
-        return await self._submit_once(key, asked, body)
+            return await self._submit(request, body)
+        return await self._submit_once(key, request, body)
 
-    def _read_head(self, headers: Mapping[bytes, bytes], query_string: bytes) -> Asked:
+    def _receive(self, asked: Asked) -> Request:
         received_at_ms = self._clock.now_ms()
-        if self._drain.has_begun:
-            raise DrainingError(
-                "this controller is stopping; send to another, or again shortly", retry_after_s=1
-            )
-        caller = self._access.caller(headers)
+        self._check_open()
+        return Request(asked, self._access.caller(asked.authorization), received_at_ms)
+
+    def _read_head(self, headers: Mapping[bytes, bytes], query_string: bytes) -> Request:
+        received_at_ms = self._clock.now_ms()
+        self._check_open()
+        authorization = headers.get(b"authorization", b"")
+        caller = self._access.caller(authorization)
         query = parse_query(query_string)
         wait_s = self._wait_s(query, headers.get(b"prefer"))
         deadline_s = self._deadline_s(query)
         if headers.get(b"content-encoding", b"") not in CODINGS:
             raise InputError("the body is compressed; send it as it is, without Content-Encoding")
         content_type = headers.get(b"content-type", bodies.JSON)
-        return Asked(query.selector, wait_s, deadline_s, received_at_ms, caller, content_type)
+        asked = Asked(query.selector, wait_s, deadline_s, authorization, content_type)
+        return Request(asked, caller, received_at_ms)
 
-    async def _submit_once(self, key: bytes, asked: Asked, body: bytes) -> Reply:
+    def _check_open(self) -> None:
+        if self._drain.has_begun:
+            raise DrainingError(
+                "this controller is stopping; send to another, or again shortly", retry_after_s=1
+            )
+
+    async def _submit_once(self, key: bytes, request: Request, body: bytes) -> Reply:
         # Before anything that may refuse: a repeated post gets its job even where a new one could not be taken.
-        request = repr((asked.selector, asked.deadline_s)).encode() + body
-        once = self._idempotency.entry(key, request, asked.caller.name)
+        asked = request.asked
+        digested = repr((asked.selector, asked.deadline_s)).encode() + body
+        once = self._idempotency.entry(key, digested, request.caller.name)
         first = await self._idempotency.reserve(once)
         if first:
-            return await self._repeat(first, asked)
+            return await self._repeat(first, request)
         try:
-            return await self._submit(asked, body, once)
+            return await self._submit(request, body, once)
         except ModelyardError:
             await self._idempotency.release(once)
             raise
 
-    def _new_job(self, asked: Asked, body: bytes, on_settled: Callable[[Job], None]) -> Job:
+    def _new_job(self, request: Request, body: bytes, on_settled: Callable[[Job], None]) -> Job:
+        asked = request.asked
         snapshot = self._watcher.view.snapshot
         # Before the body is looked at, where that is possible: under overload most of the work is to refuse.
         certain = foreseen(snapshot, asked.selector)
@@ -247,20 +292,20 @@ class Predict:
             route=chosen,
             data=data,
             n_samples=len(numbers.values) // contract.sample_size,
-            received_at_ms=asked.received_at_ms,
-            deadline_ms=asked.received_at_ms + asked.deadline_s * 1000,
+            received_at_ms=request.received_at_ms,
+            deadline_ms=request.received_at_ms + asked.deadline_s * 1000,
             wants_outcome=asked.wait_s > 0,
             on_settled=on_settled,
-            owner=asked.caller.name,
+            owner=request.caller.name,
         )
 
-    async def _submit(self, asked: Asked, body: bytes, once: tuple[str, str] | None = None) -> Reply:
+    async def _submit(self, request: Request, body: bytes, once: tuple[str, str] | None = None) -> Reply:
         settled = asyncio.Event()
-        job = self._new_job(asked, body, lambda _: settled.set())
+        job = self._new_job(request, body, lambda _: settled.set())
         job.once = once
-        self._start(job, asked.wait_s)
+        self._start(job, request.asked.wait_s)
         await settled.wait()
-        return self._reply(job, asked.wait_s)
+        return self._reply(job, request.asked.wait_s)
 
     def _start(self, job: Job, wait_s: float) -> None:
         self._dispatcher.submit(job)
@@ -320,11 +365,12 @@ class Predict:
                 job.expired = True
                 job.settle()
 
-    async def _repeat(self, first_job_id: str, asked: Asked) -> Reply:
-        view = await self._results.job(first_job_id, asked.caller, asked.wait_s)
-        done = view.outcome is not None and asked.wait_s > 0
+    async def _repeat(self, first_job_id: str, request: Request) -> Reply:
+        wait_s = request.asked.wait_s
+        view = await self._results.job(first_job_id, request.caller, wait_s)
+        done = view.outcome is not None and wait_s > 0
         result_url = f"/results/{first_job_id}"
-        if self._drain.is_over and asked.wait_s > 0 and not done:
+        if self._drain.is_over and wait_s > 0 and not done:
             return self._interrupted(first_job_id, result_url)
         location: Headers = [] if done else [(b"location", result_url.encode())]
         body = job_json(view.ref, view.head, view.status, view.outcome if done else None)

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError, RequestTimeoutError
 from app.settings import ControllerSettings
-from controller.connection import Connection
+from controller.connection import Connection, Exchange
 from controller.headers import API
 from controller.main import Controller
 from controller.problems import problem
@@ -75,6 +75,10 @@ class PatientProtocol(Connection):
         """The whole request is there."""
         super().on_message_complete()
         self._reading_since_s = None
+
+    def _begin_exchange(self, keep_alive: bool) -> Exchange:
+        self._reading_since_s = None
+        return super()._begin_exchange(keep_alive)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or what was refused, in our own format."""

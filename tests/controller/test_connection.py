@@ -8,14 +8,17 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
 from app.access import new_key
-from controller.connection import Connection
+from controller.connection import KNOWN_HEAD_BYTES, KNOWN_HEADS, Connection, KnownHeads
 from controller.main import Controller
+from controller.predict import Asked
+from controller.routing import Selector
 from tests.controller.conftest import HandWorker, Serve, until
 
 HandWorkers = Callable[..., HandWorker]
@@ -74,7 +77,10 @@ class Site:
     """The application behind a socket, a worker that answers at once, and callers."""
 
     def __init__(self, app: Controller, worker: HandWorker) -> None:
-        config = uvicorn.Config(app, port=0, http=Connection, lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            app, port=0, http=Connection, lifespan="off", log_config=None, access_log=False, proxy_headers=False
+        )
+        self.app = app
         self.server = uvicorn.Server(config)
         self.serving = asyncio.create_task(self.server.serve())
         self.working = asyncio.create_task(self._work(worker))
@@ -269,3 +275,82 @@ async def test_a_server_that_shuts_down_answers_who_waits_first(
     assert (answer.status, answer.json["status"]) == (200, "succeeded")
     assert await caller.closed()
     await site.close()
+
+
+async def test_a_head_that_was_read_before_means_what_it_meant(site: Site) -> None:
+    caller = await site.call()
+    other = b'{"data": [3, 4]}'
+    for body, status in ((BODY, 200), (BODY, 200), (other, 200), (b'{"data": [1, X]}', 400), (BODY, 200)):
+        await caller.send(post(body))
+        assert (await caller.answer()).status == status
+    assert site.app.known_heads.find(post()) is not None
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([post()[:-1], post()[-1:]], id="the last byte late"),
+        pytest.param([post()[:40], post()[40:]], id="the head in two reads"),
+        pytest.param([post() + post()], id="two at once"),
+        pytest.param([post() + post()[:60], post()[60:]], id="and the beginning of the next"),
+        pytest.param([post(), post()], id="the next before the answer"),
+    ],
+)
+async def test_a_known_head_in_unusual_reads_is_parsed(site: Site, parts: list[bytes]) -> None:
+    caller = await site.call()
+    await caller.send(post())
+    assert (await caller.answer()).status == 200
+    for part in parts:
+        await caller.send(part)
+        await asyncio.sleep(0.01)  # lets the server read what there is
+    for _ in range(b"".join(parts).count(b"POST")):
+        answer = await caller.answer()
+        assert (answer.status, answer.json["predictions"][0]["class"]) == (200, 7)
+    await caller.send(post())
+    assert (await caller.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(post() + post(), id="two requests"),
+        pytest.param(post(b"x" + BODY)[:-1] + post(b"x" + BODY)[-1:] + b"\r\n", id="more than it announces"),
+        pytest.param(post(BODY, b"x-long: " + b"x" * KNOWN_HEAD_BYTES), id="a long head"),
+        pytest.param(post(b"[]", query=b"?wait=nonsense"), id="a head that is refused"),
+        pytest.param(post(BODY, b"idempotency-key: once"), id="an idempotency key"),
+        pytest.param(CHUNKED, id="chunks"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nhost: controller\r\n\r\n", id="another path"),
+    ],
+)
+async def test_only_the_head_of_one_plain_prediction_is_kept(site: Site, request_: bytes) -> None:
+    caller = await site.call()
+    await caller.send(request_)
+    await caller.answer()
+    assert not site.app.known_heads._heads
+
+
+async def test_a_known_head_with_a_key_that_was_taken_away_is_refused(
+    serve: Serve, hand_worker: HandWorkers, tmp_path: Path
+) -> None:
+    key, known = new_key("shop", "predict")
+    _, other = new_key("other", "predict")
+    file = tmp_path / "keys"
+    file.write_text(known.line())
+    async with open_site(serve, hand_worker, api_keys_file=file) as site:
+        caller = await site.call()
+        request = post(BODY, b"authorization: Bearer " + key.encode())
+        await caller.send(request)
+        assert (await caller.answer()).status == 200
+        assert site.app.known_heads.find(request) is not None
+        file.write_text(other.line())
+        site.app._access.refresh()
+        await caller.send(request)
+        assert (await caller.answer()).status == 401
+
+
+def test_heads_that_are_never_seen_again_do_not_pile_up() -> None:
+    heads = KnownHeads()
+    asked = Asked(Selector(), 5.0, 60.0, b"", b"application/json")
+    for number in range(2 * KNOWN_HEADS + 10):
+        heads.add(post(BODY, b"x-request: %d" % number), len(BODY), asked, keep_alive=True)
+    assert len(heads._heads) <= KNOWN_HEADS
