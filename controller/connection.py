@@ -146,7 +146,7 @@ class Connection(HttpToolsProtocol):
         if path != PATH or self.parser.get_method() != b"POST" or b"#" in query:
             return False
         busy = self.cycle is not None and not self.cycle.response_complete
-        if busy or self.access_log or self.limit_concurrency is not None:
+        if busy or self.config.access_log or self.limit_concurrency is not None:
             return False
         if self._predict.is_rate_limited:
             return False

@@ -78,7 +78,13 @@ class Site:
 
     def __init__(self, app: Controller, worker: HandWorker) -> None:
         config = uvicorn.Config(
-            app, port=0, http=Connection, lifespan="off", log_config=None, access_log=False, proxy_headers=False
+            app,
+            port=0,
+            http=Connection,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
         )
         self.app = app
         self.server = uvicorn.Server(config)
