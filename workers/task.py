@@ -1,10 +1,11 @@
-"""Runs one batch: claim it, leave out what is not to run, one forward pass, write the outcomes."""
+"""Runs batches: claim one, leave out what is not to run, one forward pass, write the outcomes and take the next."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from workers.time_limit import TimeLimit
 logger = logging.getLogger(__name__)
 KEEP_OUTCOME_S = 20.0
 TRY_AGAIN_S = 0.2
+# Meanwhile Celery's event loop stands still: Flower's questions wait, and it gives up after a second.
+CHAIN_S = 0.25
 Array = NDArray[Any]
 
 QUARANTINED = JobOutcome(
@@ -42,6 +45,22 @@ TIMED_OUT = JobOutcome(
 
 class _ClaimLostError(Exception):
     """The batch was given to another worker while this one ran it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A batch that is done with.
+
+    Attributes:
+        at_s: When it was begun, seconds since the epoch.
+        took_s: Seconds that it took.
+        result: What became of it, in a few words, for Flower.
+    """
+
+    batch_id: str
+    at_s: float
+    took_s: float
+    result: str
 
 
 class BatchRunner:
@@ -74,8 +93,34 @@ class BatchRunner:
         self._in_hand: ClaimedBatch | None = None
         self._alone: int | None = None
 
-    def run(self, batch_id: str) -> str:
+    def run_on(self, batch_id: str) -> Iterator[Ran]:
+        """Run a batch and, until Celery's loop is to turn again, those that follow it on the queue."""
+        until_s = time.monotonic() + CHAIN_S
+        following: str | None = batch_id
+        while following:
+            at_s, start_s = time.time(), time.monotonic()
+            result = self.run(following, until_s)
+            yield Ran(following, at_s, time.monotonic() - start_s, result)
+            following = self._ledger.taken or self._take(until_s)
+
+    def _take(self, until_s: float) -> str | None:
+        """Wait for the next batch and take it; None where it is Celery's turn."""
+        try:
+            waits = self._may_take(until_s) and self._ledger.wait(until_s - time.monotonic())
+            if waits and self._may_take(until_s):
+                self._ledger.take()
+        except (LedgerUnavailableError, WireError) as error:
+            logger.info("the next batch is left to Celery's consumer: %s", error.detail)
+        return self._ledger.taken
+
+    def _may_take(self, until_s: float) -> bool:
+        return time.monotonic() < until_s and not self._beacon.is_draining
+
+    def run(self, batch_id: str, take_until_s: float = 0) -> str:
         """Bring a batch to its outcomes. Never raises: what fails here is the ledger's to send again.
+
+        Args:
+            take_until_s: Until when (`time.monotonic()`) the next batch is taken as this one is finished.
 
         Returns:
             What became of it, in a few words, for Celery's log and Flower.
@@ -84,7 +129,7 @@ class BatchRunner:
             batch = self._ledger.claim(batch_id)
             if batch is None:
                 return "nothing to do: the batch has its outcome, or another worker has the batch"
-            return self._run_claimed(batch)
+            return self._run_claimed(batch, take_until_s)
         except LedgerUnavailableError as error:
             logger.warning("batch %s is left to be sent again: %s", batch_id, error.detail)
             return "left to be sent again: Redis does not answer"
@@ -108,7 +153,7 @@ class BatchRunner:
         if alone is not None:
             self._ledger.progress(batch, None, (alone, TIMED_OUT))
 
-    def _run_claimed(self, batch: ClaimedBatch) -> str:
+    def _run_claimed(self, batch: ClaimedBatch, take_until_s: float) -> str:
         self._in_hand = batch
         self._beacon.batch_started(batch.batch_id)
         outcome = BatchOutcome(
@@ -116,7 +161,7 @@ class BatchRunner:
         )
         try:
             outcome = self._infer(batch)
-            written = self._finish(batch, outcome)
+            written = self._finish(batch, outcome, take_until_s)
         except _ClaimLostError:
             written = False
         except WireError:
@@ -131,12 +176,13 @@ class BatchRunner:
             return "too late: the batch was given to another worker"
         return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
 
-    def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome) -> bool:
+    def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome, take_until_s: float) -> bool:
         """Write the outcome; where Redis is away for a while, that costs less than running the batch again."""
         give_up_at_s = time.monotonic() + KEEP_OUTCOME_S
         while True:
             try:
-                return self._ledger.finish(batch, outcome, _quarantined(batch, outcome))
+                take = self._may_take(take_until_s)
+                return self._ledger.finish(batch, outcome, _quarantined(batch, outcome), take=take)
             except LedgerUnavailableError:
                 if time.monotonic() > give_up_at_s:
                     raise
