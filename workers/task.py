@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -193,12 +194,11 @@ class BatchRunner:
         to_run = [i for i, outcome in enumerate(outcomes) if outcome is None]
         samples, inference_ms = 0, 0.0
         if to_run:
-            inputs = _inputs(batch, to_run)
-            samples = sum(len(array) for array in inputs)
+            samples = sum(batch.head.jobs[i].n_samples for i in to_run)
             start = time.perf_counter()
             # A worker died with this batch: which job it was shows when each runs alone.
             run = self._run_alone if batch.attempts > 1 else self._run_together
-            for i, outcome in zip(to_run, run(batch, to_run, inputs), strict=True):
+            for i, outcome in zip(to_run, run(batch, to_run), strict=True):
                 outcomes[i] = outcome
             inference_ms = (time.perf_counter() - start) * 1000
         return BatchOutcome(
@@ -222,24 +222,24 @@ class BatchRunner:
         runs = batch.deaths.get(index, 0) + 1 if batch.attempts > 1 else 0
         return QUARANTINED if runs >= self._max_attempts else None
 
-    def _run_together(
-        self, batch: ClaimedBatch, indexes: Sequence[int], inputs: Sequence[Array]
-    ) -> list[JobOutcome]:
+    def _run_together(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
-        if len(inputs) > 1:
+        if len(indexes) > 1:
+            everything = len(indexes) == len(batch.head.jobs)
+            samples = _samples(batch) if everything else np.concatenate(_inputs(batch, indexes))
             try:
-                return _split(self._forward(np.concatenate(inputs)), [len(array) for array in inputs])
+                return _split(self._forward(samples), [batch.head.jobs[i].n_samples for i in indexes])
             except Exception as error:
                 logger.info("batch %s runs job by job: %s", batch.batch_id, first_line(error))
+        # Read anew: a model may have written to the samples that it failed on.
+        inputs = _inputs(batch, indexes)
         return [self._run_one(batch, index, array) for index, array in zip(indexes, inputs, strict=True)]
 
-    def _run_alone(
-        self, batch: ClaimedBatch, indexes: Sequence[int], inputs: Sequence[Array]
-    ) -> list[JobOutcome]:
+    def _run_alone(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """One forward pass a job, each noted in the ledger before it starts and when it is done."""
         outcomes: list[JobOutcome] = []
         done = None
-        for index, array in zip(indexes, inputs, strict=True):
+        for index, array in zip(indexes, _inputs(batch, indexes), strict=True):
             if not self._ledger.progress(batch, index, done):
                 raise _ClaimLostError
             outcomes.append(self._run_one(batch, index, array))
@@ -272,33 +272,38 @@ def _quarantined(batch: ClaimedBatch, outcome: BatchOutcome) -> dict[int, bytes]
     )
 
 
-def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
-    """Samples of some jobs, an array each."""
+def _samples(batch: ClaimedBatch) -> Array:
+    """Samples of all jobs, one after the other."""
     head = batch.head
     n_samples = sum(job.n_samples for job in head.jobs)
     try:
         # A copy that may be written to: torch refuses to promise anything about read-only memory.
-        samples = np.frombuffer(bytearray(batch.data), head.dtype).reshape(n_samples, *head.sample_shape)
+        return np.frombuffer(bytearray(batch.data), head.dtype).reshape(n_samples, *head.sample_shape)
     except (TypeError, ValueError) as error:
         raise WireError(f"the record's samples are not what its head says: {error}") from None
-    ends = np.cumsum([job.n_samples for job in head.jobs])
-    return [samples[ends[i] - head.jobs[i].n_samples : ends[i]] for i in indexes]
+
+
+def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
+    """Samples of some jobs, an array each."""
+    samples, counts = _samples(batch), [job.n_samples for job in batch.head.jobs]
+    ends = list(accumulate(counts))
+    return [samples[ends[i] - counts[i] : ends[i]] for i in indexes]
 
 
 def _split(output: Array, counts: Sequence[int]) -> list[JobOutcome]:
     """Cut a model's output, shape (n,) or (n, n_scores), into the jobs' outcomes."""
     if output.ndim == 2 and output.shape[1] > 1:
         classes: list[int | float] = output.argmax(axis=1).tolist()
-        rows = np.ascontiguousarray(output, "<f4")
+        scores, row_bytes = np.ascontiguousarray(output, "<f4").tobytes(), 4 * output.shape[1]
     else:
         # Booleans travel as 0 and 1: the outcome's classes are numbers.
         values = output.astype(np.uint8) if output.dtype.kind == "b" else output
-        classes, rows = values.reshape(-1).tolist(), None
+        classes, scores, row_bytes = values.reshape(-1).tolist(), b"", 0
     outcomes, start = [], 0
     for count in counts:
         end = start + count
-        scores = rows[start:end].tobytes() if rows is not None else b""
-        outcomes.append(JobOutcome("succeeded", classes[start:end], scores))
+        own_scores = scores[start * row_bytes : end * row_bytes]
+        outcomes.append(JobOutcome("succeeded", classes[start:end], own_scores))
         start = end
     return outcomes
 
