@@ -629,7 +629,8 @@ class WorkerLedger:
         """
         with ledger_errors():  # from the queue's end to its end: BLMOVE shows the message and takes none
             at_least_s = max(limit_s, 0.001)  # 0 is no limit
-            return bool(self._scripts.ask("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s))
+            message = self._scripts.ask("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
+        return message is not None
 
     def take(self) -> None:
         """Take the next batch off the queue, if the next message is one's; `taken` then says which.
