@@ -628,7 +628,7 @@ class WorkerLedger:
             LedgerUnavailableError: Redis does not answer.
         """
         with ledger_errors():  # from the queue's end to its end: BLMOVE shows the message and takes none
-            at_least_s = max(limit_s, 0.001)  # 0 is no limit
+            at_least_s = max(limit_s, 0.01)  # 0 is no limit, and Redis 6.2 makes 0 of a thousandth
             message = self._scripts.ask("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
         return message is not None
 
