@@ -9,7 +9,7 @@
 | `modelyard:open:<queue>` | hash: batch to jobs without outcome | while it waits or runs | ledger scripts |
 | `modelyard:backlog` | hash: queue to the sum of the same | one field a queue | ledger scripts |
 | `modelyard:quarantine` | sorted set: job id by when it was quarantined, ms | retention, 10,000 jobs | ledger scripts |
-| `modelyard:queue:<model>:<version>` | list of Celery messages | Celery's | controller (push), Celery (pop) |
+| `modelyard:queue:<model>:<version>` | list of Celery messages | Celery's | ledger scripts; Celery (pop) |
 | `modelyard:numbers` | hash: queue to worker number | one field a queue | worker |
 | `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
 | `modelyard:worker:<id>` | string: JSON record, see `app.pool` | three heartbeats | worker |

@@ -50,6 +50,7 @@ from app.errors import (
     first_line,
 )
 from app.ids import JobRef
+from app.scripts import ScriptConnection
 from app.settings import Settings
 from app.wire import BatchHead, BatchOutcome, JobOutcome, Status
 
@@ -75,24 +76,74 @@ return 1
 # is full, only `accept` is refused, whole.
 _EVEN_IF_FULL = "redis.call('HDEL', KEYS[1], '')"
 
-# KEYS batch running; ARGV batch_id worker_id. Answers the fields and, last, the time. A batch that another worker
-# holds is left to it: if that worker is dead, a controller takes the claim away first.
-_CLAIM = f"""{_EVEN_IF_FULL}
-local owner = redis.call('HGET', KEYS[2], ARGV[1])
-if owner and owner ~= ARGV[2] then return false end
-if redis.call('HEXISTS', KEYS[1], 'data') == 0
-  and (redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'out') == 1) then return false end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-redis.call('HSET', KEYS[1], 'by', ARGV[2])
-redis.call('HINCRBY', KEYS[1], 'attempts', 1)
-local at = redis.call('HGET', KEYS[1], 'at')
-if at then
-  redis.call('HINCRBY', KEYS[1], 'x:' .. at, 1)
-  redis.call('HDEL', KEYS[1], 'at')
+# Part of scripts. `fields_of` answers a record's fields and, last, the time. `claim` answers them of a batch that the
+# worker holds from now on; one that another worker holds is left to it: if that worker is dead, a controller takes
+# the claim away first.
+_CLAIMING = """
+local function fields_of(record)
+  local answer, time = redis.call('HGETALL', record), redis.call('TIME')
+  answer[#answer + 1], answer[#answer + 2] = time[1], time[2]
+  return answer
 end
-local answer, time = redis.call('HGETALL', KEYS[1]), redis.call('TIME')
-answer[#answer + 1], answer[#answer + 2] = time[1], time[2]
-return answer
+local function claim(record, running, batch, worker)
+  local owner = redis.call('HGET', running, batch)
+  if owner and owner ~= worker then return false end
+  if redis.call('HEXISTS', record, 'data') == 0
+    and (redis.call('EXISTS', record) == 0 or redis.call('HEXISTS', record, 'out') == 1) then return false end
+  redis.call('HSET', running, batch, worker)
+  redis.call('HSET', record, 'by', worker)
+  redis.call('HINCRBY', record, 'attempts', 1)
+  local at = redis.call('HGET', record, 'at')
+  if at then
+    redis.call('HINCRBY', record, 'x:' .. at, 1)
+    redis.call('HDEL', record, 'at')
+  end
+  return fields_of(record)
+end
+"""
+
+# KEYS batch running; ARGV batch_id worker_id
+_CLAIM = f"{_EVEN_IF_FULL}{_CLAIMING}return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2])"
+
+# Part of scripts. `take` claims the batch whose message is next on the queue, and takes the message off; any other
+# message is left where it is, for Celery's consumer to judge. `taken_before` finds what is the worker's although it
+# has no batch in hand: the answer of the script that took it was lost. Both answer what `claim` does and, last, the
+# batch's id. They must not fail where a record is damaged: its message stays, for `_CLAIM` to tell.
+_TAKING = (
+    _CLAIMING
+    + f"""
+local function take(running, queue, worker)
+  local message = redis.call('LINDEX', queue, -1)
+  local batch = message and string.match(message, '"correlation_id": "([%w_-]+)"')
+  if not batch or #batch ~= {ids.BATCH_ID_LENGTH} then return false end
+  local answer = claim('{keys.batch("")}' .. batch, running, batch, worker)
+  if not answer then return false end
+  redis.call('RPOP', queue)
+  answer[#answer + 1] = batch
+  return answer
+end
+local function taken_before(running, worker)
+  local entries = redis.call('HGETALL', running)
+  for i = 1, #entries, 2 do
+    local record = '{keys.batch("")}' .. entries[i]
+    if entries[i + 1] == worker and redis.call('HEXISTS', record, 'data') == 1 then
+      local answer = fields_of(record)
+      answer[#answer + 1] = entries[i]
+      return answer
+    end
+  end
+  return false
+end
+local function unless_damaged(get, ...)
+  local is_whole, answer = pcall(get, ...)
+  return is_whole and answer
+end
+"""
+)
+
+# KEYS running queue; ARGV worker_id
+_TAKE = f"""{_EVEN_IF_FULL}{_TAKING}
+return unless_damaged(taken_before, KEYS[1], ARGV[1]) or unless_damaged(take, KEYS[1], KEYS[2], ARGV[1])
 """
 
 # KEYS batch running; ARGV batch_id worker_id. Lets go of a batch without an outcome.
@@ -112,7 +163,7 @@ return 1
 """
 
 # KEYS batch pending deadlines backlog running open quarantine
-# ARGV batch_id queue worker_id out ttl_ms channel, then limit and, for each job to quarantine, index and samples.
+# ARGV batch_id queue worker_id out ttl_ms channel, limit and, for each job to quarantine, index and samples.
 # Only the holder of the claim may write; worker_id '' writes for a batch that nobody holds. A batch whose record
 # is gone stays in the indexes: `forget` takes it out together with its jobs in the backlog.
 _FINISH = (
@@ -126,7 +177,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[5])
     + CLOSE_COUNT
     + """
 redis.call('PUBLISH', ARGV[6], ARGV[1] .. ARGV[4])
-if #ARGV > 6 then
+if #ARGV > 7 then
   local time = redis.call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   for i = 8, #ARGV, 2 do
@@ -140,6 +191,15 @@ end
 return 1
 """
 )
+
+# KEYS and ARGV as above and, where it may take the next batch, the queue. Answers whether the outcome is written and
+# what was taken. Sent again, as its answer was lost, it finds its own outcome written.
+_FINISH_AND_TAKE = f"""{_TAKING}
+local function finish() {_FINISH} end
+if finish() == 1 then return {{1, KEYS[8] and unless_damaged(take, KEYS[5], KEYS[8], ARGV[3])}} end
+if redis.call('HGET', KEYS[1], 'out') ~= ARGV[4] then return {{0}} end
+return {{1, unless_damaged(taken_before, KEYS[5], ARGV[3])}}
+"""
 
 # KEYS batch running backlog open; ARGV batch_id queue index deadline_ms
 _CANCEL = f"""{_EVEN_IF_FULL}
@@ -443,21 +503,30 @@ class WorkerLedger:
         worker_id: The worker's own id.
         queue: The worker's own queue.
         retention_s: Seconds an outcome stays readable.
+
+    Attributes:
+        taken: Id of the batch that was taken off the queue last, and is to be claimed next; None where there is none.
     """
 
     def __init__(self, client: redis.Redis, worker_id: str, queue: str, retention_s: float) -> None:
+        self.taken: str | None = None
+        self._taken_fields: list[bytes] = []
         self._client = client
+        self._scripts = ScriptConnection(client)
         self._worker_id = worker_id
         self._queue = queue
         self._retention_ms = int(retention_s * 1000)
         self._claim = client.register_script(_CLAIM)
+        self._take = client.register_script(_TAKE)
         self._progress = client.register_script(_PROGRESS)
         self._release = client.register_script(_RELEASE)
-        self._finish = client.register_script(_FINISH)
+        self._finish = client.register_script(_FINISH_AND_TAKE)
         self._close_unreadable = client.register_script(CLOSE_UNREADABLE)
 
     def claim(self, batch_id: str) -> ClaimedBatch | None:
         """Take a batch; None where it has its outcome, is gone, or is another worker's.
+
+        The one in `taken` is this worker's already; that costs no round trip.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -465,9 +534,13 @@ class WorkerLedger:
             WireError: The record cannot be read; its jobs have failed.
         """
         held = [keys.batch(batch_id), keys.running(self._queue)]
+        taken, self.taken = self.taken, None
         try:
-            with ledger_errors():
-                flat = self._claim(keys=held, args=[batch_id, self._worker_id])
+            if batch_id == taken:
+                flat = self._taken_fields
+            else:
+                with ledger_errors():
+                    flat = self._scripts.run(self._claim, held, [batch_id, self._worker_id])
             return _claimed(batch_id, self._queue, flat) if flat else None
         except NewerWireError:
             with ledger_errors():
@@ -522,25 +595,56 @@ class WorkerLedger:
             )
 
     def finish(
-        self, batch: ClaimedBatch, outcome: BatchOutcome, quarantined: Mapping[int, bytes] | None = None
+        self,
+        batch: ClaimedBatch,
+        outcome: BatchOutcome,
+        quarantined: Mapping[int, bytes] | None = None,
+        *,
+        take: bool = False,
     ) -> bool:
         """Write a batch's outcome and tell its controller; False where the claim was taken away meanwhile.
 
         Args:
             quarantined: Samples of the jobs that are quarantined, by index; kept as long as the outcome.
+            take: Whether to take the next batch off the queue, too; `taken` then says which.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        names = finish_keys(batch.batch_id, self._queue)
+        names = [*finish_keys(batch.batch_id, self._queue), keys.QUARANTINE]
         args = _finish_args(batch.batch_id, batch.head, self._worker_id, outcome, self._retention_ms)
-        if quarantined:
-            names.append(keys.QUARANTINE)
-            args += [QUARANTINE_LIMIT]
-            for index, samples in quarantined.items():
-                args += [index, samples]
+        args.append(QUARANTINE_LIMIT)
+        for index, samples in (quarantined or {}).items():
+            args += [index, samples]
         with ledger_errors():
-            return bool(self._finish(keys=names, args=args))
+            written, *taken = self._scripts.run(self._finish, names + [self._queue] * take, args)
+        self._note_taken(taken and taken[0])
+        return bool(written)
+
+    def wait(self, limit_s: float) -> bool:
+        """Whether a message is on the queue within `limit_s`. It stays there.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():  # from the queue's end to its end: BLMOVE shows the message and takes none
+            at_least_s = max(limit_s, 0.01)  # 0 is no limit, and Redis 6.2 makes 0 of a thousandth
+            message = self._scripts.ask("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
+        return message is not None
+
+    def take(self) -> None:
+        """Take the next batch off the queue, if the next message is one's; `taken` then says which.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            names = [keys.running(self._queue), self._queue]
+            self._note_taken(self._scripts.run(self._take, names, [self._worker_id]))
+
+    def _note_taken(self, answer: list[bytes] | None) -> None:
+        *self._taken_fields, batch_id = answer or [b""]
+        self.taken = batch_id.decode() or None
 
 
 def _claimed(batch_id: str, queue: str, flat: list[bytes]) -> ClaimedBatch:

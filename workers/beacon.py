@@ -82,6 +82,11 @@ class Beacon:
             self._publish()
         self._thread.start()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing new may be taken."""
+        return self._state == "draining"
+
     def set_state(self, state: WorkerState) -> None:
         """Change the state and publish it now. Safe in a signal handler: the thread does the writing."""
         self._state = state

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -22,7 +23,7 @@ from app.pool import WorkerRecord
 from app.unreadable import Unreadable, What
 from workers import transport
 from workers.beacon import Beacon
-from workers.task import BatchRunner
+from workers.task import BatchRunner, Ran
 from workers.wake_up import STRATEGY, only_batches
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,8 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
     """
 
     @celery.task(name=BATCH_TASK, Strategy=STRATEGY)  # type: ignore[untyped-decorator]
-    def run_batch(batch_id: str) -> str:
-        return runner.run(batch_id)
+    def run_batch(batch_id: str) -> Iterator[Ran]:
+        return runner.run_on(batch_id)
 
     only_batches(celery)
 

@@ -61,7 +61,7 @@ def run(settings: WorkerSettings) -> None:
     beacon = Beacon(pulse, record, clock, settings.heartbeat_s)
     # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
     jobs = ledger.WorkerLedger(
-        ledger.connect(settings, single_connection_client=True),
+        ledger.connect(settings),
         record.worker_id,
         queue,
         settings.result_retention_s,

@@ -1,10 +1,12 @@
-"""Runs one batch: claim it, leave out what is not to run, one forward pass, write the outcomes."""
+"""Runs batches: claim one, leave out what is not to run, one forward pass, write the outcomes and take the next."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from workers.time_limit import TimeLimit
 logger = logging.getLogger(__name__)
 KEEP_OUTCOME_S = 20.0
 TRY_AGAIN_S = 0.2
+# Meanwhile Celery's event loop stands still: Flower's questions wait, and it gives up after a second.
+CHAIN_S = 0.25
 Array = NDArray[Any]
 
 QUARANTINED = JobOutcome(
@@ -42,6 +46,22 @@ TIMED_OUT = JobOutcome(
 
 class _ClaimLostError(Exception):
     """The batch was given to another worker while this one ran it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A batch that is done with.
+
+    Attributes:
+        at_s: When it was begun, seconds since the epoch.
+        took_s: Seconds that it took.
+        result: What became of it, in a few words, for Flower.
+    """
+
+    batch_id: str
+    at_s: float
+    took_s: float
+    result: str
 
 
 class BatchRunner:
@@ -74,8 +94,34 @@ class BatchRunner:
         self._in_hand: ClaimedBatch | None = None
         self._alone: int | None = None
 
-    def run(self, batch_id: str) -> str:
+    def run_on(self, batch_id: str) -> Iterator[Ran]:
+        """Run a batch and, until Celery's loop is to turn again, those that follow it on the queue."""
+        until_s = time.monotonic() + CHAIN_S
+        following: str | None = batch_id
+        while following:
+            at_s, start_s = time.time(), time.monotonic()
+            result = self.run(following, until_s)
+            yield Ran(following, at_s, time.monotonic() - start_s, result)
+            following = self._ledger.taken or self._take(until_s)
+
+    def _take(self, until_s: float) -> str | None:
+        """Wait for the next batch and take it; None where it is Celery's turn."""
+        try:
+            waits = self._may_take(until_s) and self._ledger.wait(until_s - time.monotonic())
+            if waits and self._may_take(until_s):
+                self._ledger.take()
+        except (LedgerUnavailableError, WireError) as error:
+            logger.info("the next batch is left to Celery's consumer: %s", error.detail)
+        return self._ledger.taken
+
+    def _may_take(self, until_s: float) -> bool:
+        return time.monotonic() < until_s and not self._beacon.is_draining
+
+    def run(self, batch_id: str, take_until_s: float = 0) -> str:
         """Bring a batch to its outcomes. Never raises: what fails here is the ledger's to send again.
+
+        Args:
+            take_until_s: Until when (`time.monotonic()`) the next batch is taken as this one is finished.
 
         Returns:
             What became of it, in a few words, for Celery's log and Flower.
@@ -84,7 +130,7 @@ class BatchRunner:
             batch = self._ledger.claim(batch_id)
             if batch is None:
                 return "nothing to do: the batch has its outcome, or another worker has the batch"
-            return self._run_claimed(batch)
+            return self._run_claimed(batch, take_until_s)
         except LedgerUnavailableError as error:
             logger.warning("batch %s is left to be sent again: %s", batch_id, error.detail)
             return "left to be sent again: Redis does not answer"
@@ -108,7 +154,7 @@ class BatchRunner:
         if alone is not None:
             self._ledger.progress(batch, None, (alone, TIMED_OUT))
 
-    def _run_claimed(self, batch: ClaimedBatch) -> str:
+    def _run_claimed(self, batch: ClaimedBatch, take_until_s: float) -> str:
         self._in_hand = batch
         self._beacon.batch_started(batch.batch_id)
         outcome = BatchOutcome(
@@ -116,7 +162,7 @@ class BatchRunner:
         )
         try:
             outcome = self._infer(batch)
-            written = self._finish(batch, outcome)
+            written = self._finish(batch, outcome, take_until_s)
         except _ClaimLostError:
             written = False
         except WireError:
@@ -131,12 +177,13 @@ class BatchRunner:
             return "too late: the batch was given to another worker"
         return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
 
-    def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome) -> bool:
+    def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome, take_until_s: float) -> bool:
         """Write the outcome; where Redis is away for a while, that costs less than running the batch again."""
         give_up_at_s = time.monotonic() + KEEP_OUTCOME_S
         while True:
             try:
-                return self._ledger.finish(batch, outcome, _quarantined(batch, outcome))
+                take = self._may_take(take_until_s)
+                return self._ledger.finish(batch, outcome, _quarantined(batch, outcome), take=take)
             except LedgerUnavailableError:
                 if time.monotonic() > give_up_at_s:
                     raise
@@ -147,12 +194,11 @@ class BatchRunner:
         to_run = [i for i, outcome in enumerate(outcomes) if outcome is None]
         samples, inference_ms = 0, 0.0
         if to_run:
-            inputs = _inputs(batch, to_run)
-            samples = sum(len(array) for array in inputs)
+            samples = sum(batch.head.jobs[i].n_samples for i in to_run)
             start = time.perf_counter()
             # A worker died with this batch: which job it was shows when each runs alone.
             run = self._run_alone if batch.attempts > 1 else self._run_together
-            for i, outcome in zip(to_run, run(batch, to_run, inputs), strict=True):
+            for i, outcome in zip(to_run, run(batch, to_run), strict=True):
                 outcomes[i] = outcome
             inference_ms = (time.perf_counter() - start) * 1000
         return BatchOutcome(
@@ -176,24 +222,24 @@ class BatchRunner:
         runs = batch.deaths.get(index, 0) + 1 if batch.attempts > 1 else 0
         return QUARANTINED if runs >= self._max_attempts else None
 
-    def _run_together(
-        self, batch: ClaimedBatch, indexes: Sequence[int], inputs: Sequence[Array]
-    ) -> list[JobOutcome]:
+    def _run_together(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
-        if len(inputs) > 1:
+        if len(indexes) > 1:
+            everything = len(indexes) == len(batch.head.jobs)
+            samples = _samples(batch) if everything else np.concatenate(_inputs(batch, indexes))
             try:
-                return _split(self._forward(np.concatenate(inputs)), [len(array) for array in inputs])
+                return _split(self._forward(samples), [batch.head.jobs[i].n_samples for i in indexes])
             except Exception as error:
                 logger.info("batch %s runs job by job: %s", batch.batch_id, first_line(error))
+        # Read anew: a model may have written to the samples that it failed on.
+        inputs = _inputs(batch, indexes)
         return [self._run_one(batch, index, array) for index, array in zip(indexes, inputs, strict=True)]
 
-    def _run_alone(
-        self, batch: ClaimedBatch, indexes: Sequence[int], inputs: Sequence[Array]
-    ) -> list[JobOutcome]:
+    def _run_alone(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """One forward pass a job, each noted in the ledger before it starts and when it is done."""
         outcomes: list[JobOutcome] = []
         done = None
-        for index, array in zip(indexes, inputs, strict=True):
+        for index, array in zip(indexes, _inputs(batch, indexes), strict=True):
             if not self._ledger.progress(batch, index, done):
                 raise _ClaimLostError
             outcomes.append(self._run_one(batch, index, array))
@@ -226,33 +272,38 @@ def _quarantined(batch: ClaimedBatch, outcome: BatchOutcome) -> dict[int, bytes]
     )
 
 
-def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
-    """Samples of some jobs, an array each."""
+def _samples(batch: ClaimedBatch) -> Array:
+    """Samples of all jobs, one after the other."""
     head = batch.head
     n_samples = sum(job.n_samples for job in head.jobs)
     try:
         # A copy that may be written to: torch refuses to promise anything about read-only memory.
-        samples = np.frombuffer(bytearray(batch.data), head.dtype).reshape(n_samples, *head.sample_shape)
+        return np.frombuffer(bytearray(batch.data), head.dtype).reshape(n_samples, *head.sample_shape)
     except (TypeError, ValueError) as error:
         raise WireError(f"the record's samples are not what its head says: {error}") from None
-    ends = np.cumsum([job.n_samples for job in head.jobs])
-    return [samples[ends[i] - head.jobs[i].n_samples : ends[i]] for i in indexes]
+
+
+def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
+    """Samples of some jobs, an array each."""
+    samples, counts = _samples(batch), [job.n_samples for job in batch.head.jobs]
+    ends = list(accumulate(counts))
+    return [samples[ends[i] - counts[i] : ends[i]] for i in indexes]
 
 
 def _split(output: Array, counts: Sequence[int]) -> list[JobOutcome]:
     """Cut a model's output, shape (n,) or (n, n_scores), into the jobs' outcomes."""
     if output.ndim == 2 and output.shape[1] > 1:
         classes: list[int | float] = output.argmax(axis=1).tolist()
-        rows = np.ascontiguousarray(output, "<f4")
+        scores, row_bytes = np.ascontiguousarray(output, "<f4").tobytes(), 4 * output.shape[1]
     else:
         # Booleans travel as 0 and 1: the outcome's classes are numbers.
         values = output.astype(np.uint8) if output.dtype.kind == "b" else output
-        classes, rows = values.reshape(-1).tolist(), None
+        classes, scores, row_bytes = values.reshape(-1).tolist(), b"", 0
     outcomes, start = [], 0
     for count in counts:
         end = start + count
-        scores = rows[start:end].tobytes() if rows is not None else b""
-        outcomes.append(JobOutcome("succeeded", classes[start:end], scores))
+        own_scores = scores[start * row_bytes : end * row_bytes]
+        outcomes.append(JobOutcome("succeeded", classes[start:end], own_scores))
         start = end
     return outcomes
 

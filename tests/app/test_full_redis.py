@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,25 @@ async def test_a_full_redis_refuses_new_jobs_whole_and_brings_accepted_ones_to_t
             assert (view := await ledger.read(JobRef(first.batch_id, 1)))
             assert view.status == "succeeded"
             assert client.hget(keys.BACKLOG, QUEUE) == b"1"
+
+
+async def test_in_a_full_redis_the_end_of_a_batch_takes_the_next_one(url: str) -> None:
+    made = [new_batch() for _ in range(3)]
+    with redis.Redis.from_url(url) as client:
+        async with redis.asyncio.Redis.from_url(url) as connection:
+            for batch in made:
+                message = b'"correlation_id": "%s"' % batch.batch_id.encode()
+                await ControllerLedger(connection, 100).accept(replace(batch, message=message))
+            fill(client)
+            worker = WorkerLedger(client, "host-1", QUEUE, 100)
+            worker.take()
+            for batch in made:
+                assert worker.taken == batch.batch_id
+                claimed = worker.claim(batch.batch_id)
+                assert claimed
+                assert worker.finish(claimed, outcome(), take=True)
+            assert (worker.taken, client.llen(QUEUE)) == (None, 0)
+            assert client.hget(keys.BACKLOG, QUEUE) == b"0"
 
 
 async def test_in_a_full_redis_an_idempotency_key_still_names_its_job(url: str) -> None:

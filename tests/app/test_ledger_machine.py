@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import redis
 import redis.asyncio
@@ -28,6 +28,11 @@ from tests.pool_samples import RedisServer, head, new_batch, outcome
 QUEUE = head().queue
 WORKERS = ("anna", "bert")
 RETENTION_S = 100.0
+
+
+def message(batch_id: str) -> bytes:
+    """As much of a stored message as names its batch."""
+    return b'{"correlation_id": "%s"}' % batch_id.encode()
 
 
 @dataclass
@@ -69,7 +74,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.workers = {name: WorkerLedger(self.client, name, QUEUE, RETENTION_S) for name in WORKERS}
         self.batches: list[Expected] = []
         self.in_hand: list[tuple[str, ClaimedBatch, Expected]] = []
-        self.messages = 0
+        self.messages: list[Expected] = []
 
     def teardown(self) -> None:
         self.runner.run(self.async_client.aclose())
@@ -78,10 +83,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(target=accepted, n_jobs=st.integers(1, 3))
     def accept(self, n_jobs: int) -> Expected:
-        batch = Expected(new_batch(n_jobs), n_jobs)
+        made = new_batch(n_jobs)
+        batch = Expected(replace(made, message=message(made.batch_id)), n_jobs)
         self.runner.run(self.controller.accept(batch.new))
         self.batches.append(batch)
-        self.messages += 1
+        self.messages.append(batch)
         return batch
 
     @rule(batch=accepted)
@@ -99,20 +105,49 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (claimed.attempts, claimed.cancelled) == (batch.attempts, batch.cancelled)
             self.in_hand.append((name, claimed, batch))
 
+    def check_taken(self, name: str, batch: Expected | None) -> None:
+        """Hold the batch that a worker should have taken against what it did take."""
+        worker = self.workers[name]
+        assert worker.taken == (batch and batch.new.batch_id)
+        if batch and (claimed := worker.claim(batch.new.batch_id)):
+            batch.owner = name
+            assert (claimed.head, claimed.data) == (batch.new.head, batch.new.data)
+            assert (claimed.attempts, claimed.cancelled) == (batch.attempts, batch.cancelled)
+            self.in_hand.append((name, claimed, batch))
+
+    def take_next(self, name: str) -> Expected | None:
+        """The batch that is taken off the queue now: the one that is next, if the worker may have it."""
+        batch = self.messages[0] if self.messages else None
+        if batch is None or not batch.waits_or_runs or batch.owner not in ("", name):
+            return None
+        batch.attempts += 1
+        return self.messages.pop(0)
+
+    @rule(name=st.sampled_from(WORKERS))
+    def take(self, name: str) -> None:
+        """A worker that has no batch in hand takes what is its own already, else the next."""
+        own = [batch for batch in self.batches if batch.waits_or_runs and batch.owner == name]
+        self.workers[name].take()
+        taken = self.workers[name].taken
+        expected = next((batch for batch in own if batch.new.batch_id == taken), None)
+        assert bool(expected) == bool(own)
+        self.check_taken(name, expected or self.take_next(name))
+
     @precondition(lambda self: self.in_hand)
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), take=st.booleans())
+    def finish(self, data: st.DataObject, take: bool) -> None:
         position = data.draw(st.integers(0, len(self.in_hand) - 1))
         name, claimed, batch = self.in_hand[position]
         result = outcome(batch.n_jobs, worker_id=name)
         quarantined = {0: claimed.data[:8]} if data.draw(st.booleans()) else None
-        written = self.workers[name].finish(claimed, result, quarantined)
+        written = self.workers[name].finish(claimed, result, quarantined, take=take)
         assert written == (batch.waits_or_runs and batch.owner == name)
         if batch.owner == name:
             batch.owner = ""
         if written:
             batch.outcome = result
             batch.quarantined = quarantined is not None
+        self.check_taken(name, self.take_next(name) if written and take else None)
 
     @rule(batch=accepted, index=st.integers(0, 2))
     def cancel(self, batch: Expected, index: int) -> None:
@@ -134,9 +169,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(batch=accepted, owner=st.sampled_from(("", *WORKERS)))
     def requeue(self, batch: Expected, owner: str) -> None:
-        sent = self.runner.run(self.controller.requeue(batch.new.batch_id, QUEUE, owner, b"again"))
+        again = message(batch.new.batch_id)
+        sent = self.runner.run(self.controller.requeue(batch.new.batch_id, QUEUE, owner, again))
         assert sent == (batch.waits_or_runs and batch.owner == owner)
-        self.messages += sent
+        self.messages[:0] = [batch] * sent
         if batch.owner == owner:
             batch.owner = ""
 
@@ -209,8 +245,9 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not listed or 0 < self.client.pttl(keys.QUARANTINE) <= RETENTION_S * 1000
 
     @invariant()
-    def every_acceptance_and_every_requeue_left_one_message(self) -> None:
-        assert self.client.llen(QUEUE) == self.messages
+    def every_acceptance_and_every_requeue_left_one_message_until_it_was_taken(self) -> None:
+        expected = [message(batch.new.batch_id) for batch in reversed(self.messages)]
+        assert self.client.lrange(QUEUE, 0, -1) == expected
 
 
 def test_the_ledger_is_exact_after_any_sequence_of_changes(redis_server: RedisServer) -> None:

@@ -1,0 +1,161 @@
+"""Real workers whose queue is never empty: what they owe to others then, to Flower, to replicas and to SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import redis
+import redis.asyncio
+from celery import Celery
+
+from app import keys, wire
+from app.celery_app import BatchMessages, create_celery, message_template
+from app.ledger import ControllerLedger, NewBatch
+from app.pool import decode_record
+from app.settings import Settings
+from tests.pool_samples import RedisServer, new_batch
+from tests.workers.test_process import QUEUE, Start, start_worker
+
+__all__ = ["start_worker"]
+WaitUntil = Callable[..., None]
+AT_LEAST_WAITING = 100
+N_EVENTS = 200
+ANSWER_S = 5.0
+
+
+def accept_many(url: str, count: int) -> list[str]:
+    """Accept batches of two jobs for version 1, exactly as a controller does."""
+    messages = BatchMessages(message_template(create_celery(Settings(redis_url=url))), QUEUE)
+    made = [new_batch(2, queue=QUEUE, model_name="Scikit", dtype="float64") for _ in range(count)]
+
+    async def go() -> None:
+        async with redis.asyncio.Redis.from_url(url) as client:
+            ledger = ControllerLedger(client, 100)
+            for each in made:
+                message = messages.write(each.batch_id)
+                await ledger.accept(
+                    NewBatch(each.batch_id, each.head, each.data, message, each.accepted_at_ms)
+                )
+
+    asyncio.run(go())
+    return [each.batch_id for each in made]
+
+
+@contextmanager
+def never_empty(url: str) -> Iterator[None]:
+    """Keep many batches on the queue, however fast they are taken."""
+    stop = threading.Event()
+
+    def feed() -> None:
+        with redis.Redis.from_url(url) as client:
+            while not stop.is_set():
+                if client.llen(QUEUE) < 2 * AT_LEAST_WAITING:
+                    accept_many(url, AT_LEAST_WAITING)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        feeder.join()
+
+
+def ready(client: redis.Redis) -> set[str]:
+    """Ids of the workers that are ready."""
+    found = [client.get(name) for name in client.scan_iter(keys.worker("*"))]
+    records = [decode_record(data) for data in found if isinstance(data, bytes)]
+    return {record.worker_id for record in records if record.state == "ready"}
+
+
+def workers_of(client: redis.Redis, batches: list[str]) -> dict[str, str]:
+    """Which worker ran which batch, of those that have their outcome."""
+    stored = {batch: client.hget(keys.batch(batch), "out") for batch in batches}
+    return {
+        batch: wire.decode_outcome(out).worker_id for batch, out in stored.items() if isinstance(out, bytes)
+    }
+
+
+@pytest.fixture
+def celery(redis_server: RedisServer) -> Iterator[Celery]:
+    made = create_celery(Settings(redis_url=redis_server.url))
+    yield made
+    made.close()
+
+
+def test_a_worker_answers_flower_while_its_queue_is_never_empty(
+    start_worker: Start, redis_server: RedisServer, celery: Celery, wait_until: WaitUntil
+) -> None:
+    worker = start_worker("1")
+    with redis.Redis.from_url(redis_server.url) as client, never_empty(redis_server.url):
+        wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
+        inspect = celery.control.inspect(timeout=ANSWER_S, limit=1)
+        for _ in range(5):
+            assert [answer["ok"] for answer in inspect.ping().values()] == ["pong"]
+            assert [answer["pid"] for answer in inspect.stats().values()] == [worker.pid]
+            assert client.llen(QUEUE) > 0
+
+
+def test_flower_hears_of_every_batch_of_a_backlog_as_a_task_that_was_received_and_succeeded(
+    start_worker: Start, redis_server: RedisServer, celery: Celery, wait_until: WaitUntil
+) -> None:
+    start_worker("1")
+    heard: dict[str, list[str]] = defaultdict(list)
+    accepted: list[str] = []
+    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
+
+    def hear(event: dict[str, str]) -> None:
+        if event["type"].startswith("task-"):
+            heard[event["uuid"]].append(event["type"])
+        receiver.should_stop = sum(map(len, heard.values())) == 2 * N_EVENTS
+
+    with celery.connection() as connection:
+        receiver = celery.events.Receiver(connection, handlers={"*": hear})
+        receiver.on_consume_ready = lambda *_, **__: accepted.extend(accept_many(redis_server.url, N_EVENTS))
+        receiver.capture(timeout=20, wakeup=False)
+    assert heard == {batch: ["task-received", "task-succeeded"] for batch in accepted}
+    assert list(heard) == accepted  # first in, first out
+
+
+def test_replicas_share_a_backlog_and_run_each_batch_once(
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
+) -> None:
+    for _ in range(2):
+        start_worker("1")
+    accepted: list[str] = []
+    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: len(ready(client)) == 2, timeout_s=60, what="both are ready")
+
+        def both_ran_some() -> bool:
+            accepted.extend(accept_many(redis_server.url, AT_LEAST_WAITING))
+            return len(set(workers_of(client, accepted).values())) == 2
+
+        wait_until(both_ran_some, what="both have run some")
+        wait_until(lambda: len(workers_of(client, accepted)) == len(accepted), what="all are run")
+        attempts = {client.hget(keys.batch(batch), "attempts") for batch in accepted}
+        assert attempts == {b"1"}
+
+
+def test_a_worker_that_is_told_to_stop_amid_a_backlog_leaves_the_rest_on_the_queue(
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
+) -> None:
+    worker = start_worker("1")
+    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
+        accepted = accept_many(redis_server.url, 100)
+        with never_empty(redis_server.url):
+            wait_until(lambda: workers_of(client, accepted), what="some are run")
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(30) == 0
+        pending = client.zrange(keys.pending(QUEUE), 0, -1)
+        assert not client.hgetall(keys.running(QUEUE))
+        assert client.llen(QUEUE) == len(pending) > 0
+        attempted = [batch for batch in pending if client.hexists(keys.batch(batch.decode()), "attempts")]
+        assert attempted == []
