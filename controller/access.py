@@ -26,6 +26,7 @@ DOCUMENTATION_FILES = "/static-offline-docs/"
 OPEN_PATHS = DOCUMENTATION_PATHS | {"/healthz", "/readyz"}
 # Spellings of valid keys, such as `bearer` for `Bearer`: there is no need for more.
 CACHED_CALLERS = 1024
+CACHED_BYTES = 256  # of a header; longer ones hold spaces
 _HOW = "send it as `Authorization: Bearer <key>`; the client and `modelyard` take it from MODELYARD_API_KEY"
 
 
@@ -111,7 +112,8 @@ class Access:
         if len(self._callers) >= CACHED_CALLERS:
             self._callers.clear()
         caller = Caller(known.name, known.role == "operate")
-        self._callers[authorization] = caller
+        if len(authorization) <= CACHED_BYTES:
+            self._callers[authorization] = caller
         return caller
 
     def _file_stamp(self) -> tuple[int, int, int] | None:

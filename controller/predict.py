@@ -52,6 +52,7 @@ JSON = (b"content-type", bodies.JSON)
 CLOSE = (b"connection", b"close")
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
 CODINGS = frozenset({b"", b"identity"})
+MAX_QUERY_BYTES = 2048  # a thousand are remembered
 EXPIRY_POLL_S = 0.2  # Redis's clock, which decides, may be a little behind this process's
 
 
@@ -427,8 +428,10 @@ def parse_query(query_string: bytes) -> Query:
     """Read the query string of a prediction.
 
     Raises:
-        ParameterError: A parameter is unknown, repeated or malformed.
+        ParameterError: It is too long, or a parameter is unknown, repeated or malformed.
     """
+    if len(query_string) > MAX_QUERY_BYTES:
+        raise ParameterError(f"the query string is longer than {MAX_QUERY_BYTES} bytes")
     try:
         pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, max_num_fields=16)
     except ValueError:

@@ -32,7 +32,7 @@ TICKS_PER_LOOK = 10  # of a tenth of a second each
 class PatientProtocol(Connection):
     """One connection, which knows since when it has been waiting for the rest of a request."""
 
-    _refusal: ModelyardError | None = None
+    _head_is_too_large = False
     _in_head = False
     _head_bytes = 0
     _chunk_bytes = 0
@@ -61,14 +61,15 @@ class PatientProtocol(Connection):
         self._reading_since_s = time.monotonic()
 
     def on_headers_complete(self) -> None:
-        """The head of a request is there; what is raised here becomes `_refusal`."""
+        """The head of a request is there; what is raised here only stops the parser."""
         self._in_head = False
         if len(self.headers) > MAX_HEADERS or (
             self._head_bytes + self._chunk_bytes > MAX_HEAD_BYTES
             and len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES
         ):
-            self._refusal = _HEAD_TOO_LARGE
-            raise self._refusal
+            self._head_is_too_large = True
+            # Not the one below: an error that is raised again and again keeps all that it has come through.
+            raise HeadTooLargeError("")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -82,7 +83,7 @@ class PatientProtocol(Connection):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or what was refused, in our own format."""
-        self._refuse(self._refusal or _MALFORMED)
+        self._refuse(_HEAD_TOO_LARGE if self._head_is_too_large else _MALFORMED)
 
     def end_if_overdue(self, since_s: float) -> None:
         """Refuse the rest of a request that began before `since_s` (`time.monotonic`)."""

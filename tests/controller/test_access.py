@@ -277,3 +277,4 @@ def test_spellings_of_a_valid_key_do_not_fill_the_memory(key_file: KeyFile) -> N
     for spaces in range(1, CACHED_CALLERS + 10):
         assert access.caller(header.replace(b" ", b" " * spaces, 1)).is_operator
     assert 0 < len(access._callers) <= CACHED_CALLERS
+    assert all(len(spelling) < 1000 for spelling in access._callers)

@@ -56,6 +56,7 @@ CASES: dict[str, Case] = {
     "unknown parameter": ("?wrker=1", GOOD, {}, 422, "parameter_invalid", "deadline, model"),
     "parameter twice": ("?worker=1&worker=2", GOOD, {}, 422, "parameter_invalid", "at most one each"),
     "too many parameters": ("?" + "a=1&" * 40, GOOD, {}, 422, "parameter_invalid", "malformed"),
+    "long query": ("?model=" + "m" * 2048, GOOD, {}, 422, "parameter_invalid", "longer than 2048 bytes"),
     "compressed": ("", GOOD, {"content-encoding": "gzip"}, 422, "input_invalid", "compressed"),
     "empty idempotency key": ("", GOOD, {"idempotency-key": ""}, 422, "parameter_invalid", "1 to 255"),
     "long idempotency key": ("", GOOD, {"idempotency-key": "k" * 256}, 422, "parameter_invalid", "1 to 255"),

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ import redis
 
 from tests.conftest import RedisServer, running_redis, wait_until_true
 from tests.controller.conftest import nothing_is_queued
+from tests.e2e.fuzz import settled_rss_mib
 from tests.pool_samples import publish, record
 
 TIMEOUT_S = 0.5
@@ -32,11 +34,19 @@ def redis_of_module() -> Iterator[RedisServer]:
         yield server
 
 
+@dataclass(frozen=True)
+class Running:
+    """A controller's process, and where it listens."""
+
+    process: subprocess.Popen[bytes]
+    address: tuple[str, int]
+
+
 @pytest.fixture(scope="module")
-def address(
+def running(
     redis_of_module: RedisServer, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, int]]:
-    """Where a controller listens that has patience for half a second, and sees a worker that takes nothing."""
+) -> Iterator[Running]:
+    """A controller that has patience for half a second, and sees a worker that takes nothing."""
     with redis.Redis.from_url(redis_of_module.url) as client:
         publish(client, record())
     port = free_port()
@@ -55,11 +65,16 @@ def address(
         )
     try:
         wait_until_true(lambda: answers(port), 60, "the controller is ready")
-        yield "127.0.0.1", port
+        yield Running(process, ("127.0.0.1", port))
     finally:
         process.terminate()
         process.wait(30)
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def address(running: Running) -> tuple[str, int]:
+    return running.address
 
 
 def answers(port: int) -> bool:
@@ -168,6 +183,17 @@ def is_open_for(connection: socket.socket, piece: bytes) -> bool:
 )
 def test_a_head_that_is_too_large_is_refused(address: tuple[str, int], sent: bytes) -> None:
     assert refusal(exchange(address, sent)) == (431, "head_too_large")
+
+
+def test_refused_heads_leave_nothing_in_memory(running: Running) -> None:
+    sent = HEAD + b"X-Long: " + b"a" * 70_000 + b"\r\n\r\n"
+    for _ in range(20):
+        exchange(running.address, sent)
+    before_mib = settled_rss_mib(running.process.pid)
+    for _ in range(300):
+        exchange(running.address, sent)
+    grown_mib = settled_rss_mib(running.process.pid) - before_mib
+    assert grown_mib < 100 * len(sent) / 2**20
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01 TLS\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"SECRET\r\n\r\n"])
