@@ -7,6 +7,7 @@ memory. Nothing is done per request for it but noting when one began; a look eac
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import socket
 import time
@@ -28,6 +29,10 @@ KEEP_ALIVE_S = 5  # of a connection between two requests
 CLOSE_S = 5  # after the last wait was ended: for what is being stored, and for slow readers
 TICKS_PER_LOOK = 10  # of a tenth of a second each
 
+# A stranger's nonsense is counted and no line in the log, which anybody could fill; what breaks in here is one.
+_connection_logger = logging.getLogger("controller.connection")
+_connection_logger.setLevel(logging.ERROR)
+
 
 class PatientProtocol(Connection):
     """One connection, which knows since when it has been waiting for the rest of a request."""
@@ -39,6 +44,7 @@ class PatientProtocol(Connection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request from now on."""
+        self.logger = _connection_logger
         super().connection_made(transport)
         self._reading_since_s: float | None = time.monotonic()
 
@@ -106,15 +112,13 @@ class PatientProtocol(Connection):
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.abort()  # in the middle of another answer
             return
+        self.app.services.metrics.rejected(error.code)
         status, headers, body = problem(error)
         length = (b"content-length", str(len(body)).encode())
         lines = [*headers, *API, length, (b"connection", b"close")]
         head = b"".join(name + b": " + value + b"\r\n" for name, value in lines)
         self.transport.write(STATUS_LINE[status] + head + b"\r\n" + body)
         self.transport.close()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        pass  # a stranger's wish, not a fault to log twice
 
 
 class PatientServer(Server):

@@ -40,6 +40,7 @@ class Running:
 
     process: subprocess.Popen[bytes]
     address: tuple[str, int]
+    log: Path
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def running(
         )
     try:
         wait_until_true(lambda: answers(port), 60, "the controller is ready")
-        yield Running(process, ("127.0.0.1", port))
+        yield Running(process, ("127.0.0.1", port), log)
     finally:
         process.terminate()
         process.wait(30)
@@ -201,6 +202,22 @@ def test_what_is_no_http_is_a_problem_document_too(address: tuple[str, int], sen
     answer = exchange(address, sent)
     assert refusal(answer) == (400, "request_malformed")
     assert b"SECRET" not in answer
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(b"NONSENSE\r\n\r\n", "request_malformed"), (HEAD + b"a" * 70_000, "head_too_large")]
+)
+def test_nonsense_is_counted_and_fills_no_log(running: Running, sent: bytes, code: str) -> None:
+    def counted() -> float:
+        metrics = httpx.get(f"http://127.0.0.1:{running.address[1]}/metrics").text
+        found = re.search(rf'modelyard_requests_rejected_total{{code="{code}"}} (\S+)', metrics)
+        return float(found[1]) if found else 0.0
+
+    before, log_bytes = counted(), running.log.stat().st_size
+    for _ in range(5):
+        exchange(running.address, sent)
+    assert counted() == before + 5
+    assert running.log.stat().st_size == log_bytes
 
 
 def test_waiting_for_an_outcome_takes_as_long_as_it_takes(address: tuple[str, int]) -> None:
