@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -83,6 +84,12 @@ class Pool:
         self.wait_until(lambda: answers(f"{url}/healthz"), timeout_s=START_S, what="the controller answers")
         return url
 
+    def serving(self, url: str) -> subprocess.Popen[bytes]:
+        """The controller that listens at a URL of `controller`."""
+        arguments = ["--port", str(urlsplit(url).port)]
+        (process,) = [each for each in self.processes if list(each.args)[-2:] == arguments]  # type: ignore[arg-type]
+        return process
+
     def wait_for_workers(self, url: str, count: int) -> None:
         """Return once that many workers are ready."""
         self.wait_until(
@@ -92,7 +99,9 @@ class Pool:
     def stop(self, process: subprocess.Popen[bytes]) -> int:
         """SIGTERM and the exit status."""
         process.send_signal(signal.SIGTERM)
-        return process.wait(30)
+        status = process.wait(30)
+        self.processes.remove(process)
+        return status
 
     def close(self) -> None:
         """End whatever still runs."""
