@@ -6,6 +6,7 @@ no callbacks, no time to run at, no other task; and no remote command changes a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -47,4 +48,10 @@ def only_batches(celery: Celery) -> None:
     for name in [name for name in celery.tasks if name != BATCH_TASK]:
         celery.tasks.unregister(name)
     for name in Panel.data.keys() - ANSWERED_COMMANDS:
-        del Panel.data[name]
+        Panel.data[name] = _refuse_command
+    # A traceback for each command that is none: whoever reaches Redis could fill the log.
+    logging.getLogger("kombu.pidbox").setLevel(logging.CRITICAL)
+
+
+def _refuse_command(_: Any, **__: Any) -> dict[str, str]:
+    return {"error": "no command changes a worker"}

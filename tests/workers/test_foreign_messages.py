@@ -171,9 +171,15 @@ def test_remote_commands_can_look_at_a_worker_but_not_change_it(
     batch_id = accept(redis_server.url)
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: client.hget(keys.batch(batch_id), "out"), what="the worker still runs batches")
+    refused = control.broadcast("pool_grow", arguments={"n": 5}, reply=True, timeout=5, limit=1)
+    assert [reply for replies in refused for reply in replies.values()] == [
+        {"error": "no command changes a worker"}
+    ]
     seen = control.inspect(timeout=5, limit=1).active_queues()
     assert [queue["name"] for queues in seen.values() for queue in queues] == [QUEUE]
     registered = control.inspect(timeout=5, limit=1).registered(None)
     assert [name for names in registered.values() for name in names] == ["modelyard.run_batch"]
-    assert worker.poll() is None
     celery.close()
+    assert worker.poll() is None
+    worker.terminate()
+    assert "Traceback" not in worker.communicate(timeout=30)[1]
