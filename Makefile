@@ -47,7 +47,7 @@ audit: ## look every pinned package up for known vulnerabilities; says so where 
 
 fuzz: ## send 24,000 requests of ill will to a real controller; FUZZ_REQUESTS=100000 more
 	@$(BOOTSTRAP) --lock dev
-	@FUZZ_REQUESTS=$(or $(FUZZ_REQUESTS),24000) $(BIN)/pytest tests/e2e/test_fuzz.py -p no:xdist -q $(ARGS)
+	@FUZZ_REQUESTS=$(or $(FUZZ_REQUESTS),24000) $(BIN)/pytest tests/e2e/test_fuzz.py -q $(ARGS)
 
 bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of them, QUICK=1 in short rounds
 	@$(BOOTSTRAP) --lock dev
