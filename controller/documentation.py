@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi.responses import PlainTextResponse
+
 INTRODUCTION = """
 Serves several MLflow model versions behind one endpoint. Every version has a durable queue of its own; a
 request goes to the version with the best `val_accuracy`, or to the one that it names. A job answered **202**
@@ -94,10 +96,12 @@ def _json(schema: dict[str, Any], example: Any) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": schema, "example": example}}}
 
 
+_PROBLEM = {"application/problem+json": {"schema": PROBLEM_SCHEMA}}
+
+
 def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
-    content = {"application/problem+json": {"schema": PROBLEM_SCHEMA}}
     return {
-        int(status[1:]): {"description": text, "content": content} for status, text in descriptions.items()
+        int(status[1:]): {"description": text, "content": _PROBLEM} for status, text in descriptions.items()
     }
 
 
@@ -115,6 +119,8 @@ _NUMBER = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 PREDICT: dict[str, Any] = {
+    "tags": ["jobs"],
+    "summary": "Post a prediction",
     "status_code": 202,
     "responses": {
         202: {"description": "Accepted: poll `result_url`", **_json(JOB_SCHEMA, _RECEIPT)},
@@ -172,6 +178,8 @@ PREDICT: dict[str, Any] = {
     },
 }
 RESULT: dict[str, Any] = {
+    "tags": ["jobs"],
+    "summary": "Read a job",
     "responses": {
         200: {"description": "The job", **_json(JOB_SCHEMA, _DONE)},
         **_problems(
@@ -181,9 +189,11 @@ RESULT: dict[str, Any] = {
             s422="`wait` is out of range",
             s503="Redis away",
         ),
-    }
+    },
 }
 CANCEL: dict[str, Any] = {
+    "tags": ["jobs"],
+    "summary": "Cancel a job",
     "responses": {
         200: {"description": "Cancelled", **_json(JOB_SCHEMA, {**_RECEIPT, "status": "cancelled"})},
         **_problems(
@@ -193,9 +203,15 @@ CANCEL: dict[str, Any] = {
             s410="Its outcome has expired",
             s503="Redis away",
         ),
-    }
+        # Else FastAPI names a format of its own, which nothing here answers.
+        "default": {"description": "Any other problem", "content": _PROBLEM},
+    },
 }
-WORKERS: dict[str, Any] = {"responses": _problems(**_OPERATOR, s503="Redis does not answer")}
+WORKERS: dict[str, Any] = {
+    "tags": ["pool"],
+    "summary": "List the workers",
+    "responses": _problems(**_OPERATOR, s503="Redis does not answer"),
+}
 _QUARANTINED = {
     "job_id": _RECEIPT["id"],
     "quarantined_at_ms": 1767225600000,
@@ -206,6 +222,8 @@ _QUARANTINED = {
     "resent_as": None,
 }
 QUARANTINE: dict[str, Any] = {
+    "tags": ["pool"],
+    "summary": "List quarantined jobs",
     "responses": {
         200: {
             "description": "The jobs",
@@ -219,9 +237,11 @@ QUARANTINE: dict[str, Any] = {
             ),
         },
         **_problems(**_OPERATOR, s422="`limit` is out of range", s503="Redis does not answer"),
-    }
+    },
 }
 RESEND: dict[str, Any] = {
+    "tags": ["pool"],
+    "summary": "Send a quarantined job again",
     "status_code": 202,
     "responses": {
         202: {
@@ -239,10 +259,20 @@ RESEND: dict[str, Any] = {
     },
 }
 METRICS: dict[str, Any] = {
+    "tags": ["pool"],
+    "summary": "Series for Prometheus",
+    "response_class": PlainTextResponse,
     "responses": {
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Series"},
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "All series"},
         **_problems(**_OPERATOR),
-    }
+    },
 }
-HEALTH: dict[str, Any] = {}
-READY: dict[str, Any] = {"responses": {503: {"description": "Not ready: `reasons` says why"}}}
+HEALTH: dict[str, Any] = {
+    "tags": ["health"],
+    "summary": "Is it alive?",
+}
+READY: dict[str, Any] = {
+    "tags": ["health"],
+    "summary": "Would it accept a prediction?",
+    "responses": {503: {"description": "Not ready: `reasons` says why"}},
+}
