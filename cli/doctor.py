@@ -83,8 +83,12 @@ def _show(report: Report, tried: bool) -> None:
     from rich.table import Table
 
     console = Console()
-    counted = ", ".join(f"{n} {what}" for what, n in sorted(report.counts.items()))
-    console.print(f"[dim]{escape(counted)}; looked {report.looks} times[/dim]", highlight=False)
+    seen = Table.grid(padding=(0, 1))
+    seen.add_column(justify="right")
+    for what, n in sorted(report.counts.items()):
+        seen.add_row(f"{n:,}", escape(what), style="dim")
+    seen.add_row(f"{report.looks:,}", "looks", style="dim")
+    console.print(seen)
     for note in report.notes:
         console.print(f"[dim]note: {escape(note)}[/dim]", highlight=False)
     if report.is_healthy:

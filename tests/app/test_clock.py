@@ -21,3 +21,14 @@ def test_the_time_that_redis_tells_is_that_of_the_middle_of_the_round_trip() -> 
     clock = PoolClock()
     clock.adjust((100, 0), time.monotonic() - 20)
     assert 110_000 <= clock.now_ms() < 115_000
+
+
+def test_a_slow_answer_does_not_spoil_what_is_known_better_but_one_that_contradicts_it_counts() -> None:
+    clock = PoolClock()
+    clock.adjust((100, 0), time.monotonic())
+    clock.adjust((95, 0), time.monotonic() - 20)  # now it is 95 to 115: nothing new
+    assert 100_000 <= clock.now_ms() < 101_000
+    clock.adjust((500, 0), time.monotonic() - 20)
+    assert 510_000 <= clock.now_ms() < 511_000
+    clock.adjust((501, 0), time.monotonic() - 1)
+    assert 501_500 <= clock.now_ms() < 502_500
