@@ -92,12 +92,15 @@ def _scale(axes: Axes, latencies_ms: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def _dress(over_time: Axes, distribution: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     over_time.set_title("Over the run (dashed: median)", fontsize=10, loc="left")
     over_time.set_xlabel("seconds since the first request")
     over_time.set_ylabel("latency at the client (ms)")
-    over_time.set_xlim(left=0)
+    over_time.margins(x=0.02)
     distribution.set_title("Distribution", fontsize=10, loc="left")
     distribution.set_xlabel("requests")
+    distribution.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in (over_time, distribution):
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
