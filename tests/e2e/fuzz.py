@@ -108,6 +108,23 @@ def _object(pairs: list[tuple[str, list[str]]]) -> bytes:
     return ("{" + ",".join(f'"{key}": [{",".join(values)}]' for key, values in pairs) + "}").encode()
 
 
+def _spoilt(digit: list[str], spoils: list[tuple[int, str]], end: str) -> bytes:
+    for index, token in spoils:
+        digit[index] = token
+    return f'{{"data": [{",".join(digit)}]}}{end}'.encode()
+
+
+def is_right(body: bytes) -> bool:
+    """Whether a body of `DIGITS` still is one digit of finite float32 numbers, by Python's own reading of JSON."""
+    try:
+        (numbers,) = json.loads(body).values()
+    except ValueError:
+        return False
+    return len(numbers) == 784 and all(
+        type(number) in (int, float) and abs(number) <= FLOAT32_MAX for number in numbers
+    )
+
+
 def _deep(depth: int, cut: int) -> bytes:
     return b'{"data": ' + b"[" * depth + b"1" + b"]" * (depth - cut) + b"}"
 
@@ -127,6 +144,13 @@ JSON_BODIES = st.one_of(
     st.text(max_size=50).map(lambda text: json.dumps({"data": [text]}).encode("utf-16")),
     st.integers(0, 40).map(lambda cut: b'{"data": [[1.5, 2.5], [3.5, 4.5]]}'[:cut]),
     st.binary(max_size=40).map(lambda noise: b'\xef\xbb\xbf{"data": ["' + noise + b'"]}'),
+)
+FLOAT32_MAX = 3.4028235e38
+# Bodies of one digit, in which up to three numbers were replaced by something else.
+DIGITS = st.builds(
+    lambda spoils, end: _spoilt(["0.5"] * 784, spoils, end),
+    st.lists(st.tuples(st.integers(0, 783), NUMBERS), max_size=3),
+    st.sampled_from(["", "", "", " ", "\n", "x", "}", "\x00"]),
 )
 BOMB = gzip.compress(bytes(2**24))
 CONTENT_TYPES = st.sampled_from(
