@@ -30,7 +30,7 @@ CLOSE_S = 5  # after the last wait was ended: for what is being stored, and for 
 TICKS_PER_LOOK = 10  # of a tenth of a second each
 
 # A stranger's nonsense is counted and no line in the log, which anybody could fill; what breaks in here is one.
-_connection_logger = logging.getLogger("controller.connection")
+_connection_logger = logging.getLogger(f"{__name__}.connections")
 _connection_logger.setLevel(logging.ERROR)
 
 
