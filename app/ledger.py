@@ -450,6 +450,7 @@ class WorkerLedger:
         self._worker_id = worker_id
         self._queue = queue
         self._retention_ms = int(retention_s * 1000)
+        self._is_suspect = False
         self._claim = client.register_script(_CLAIM)
         self._progress = client.register_script(_PROGRESS)
         self._release = client.register_script(_RELEASE)
@@ -465,6 +466,9 @@ class WorkerLedger:
             WireError: The record cannot be read; its jobs have failed.
         """
         held = [keys.batch(batch_id), keys.running(self._queue)]
+        if self._is_suspect:
+            self._is_suspect = False
+            self._client.connection_pool.disconnect()
         try:
             with ledger_errors():
                 flat = self._claim(keys=held, args=[batch_id, self._worker_id])
@@ -476,6 +480,13 @@ class WorkerLedger:
         except WireError:
             self.close_unreadable(batch_id)
             raise
+
+    def suspect_connection(self) -> None:
+        """Claim the next batch on a new connection: the one that there is may be cut off, which costs a timeout to see.
+
+        Safe in another thread.
+        """
+        self._is_suspect = True
 
     def close_unreadable(self, batch_id: str) -> bool:
         """Close a batch of this worker's, or of nobody's, that cannot be read; True if it was open.
