@@ -23,7 +23,7 @@ are open stands beside its record, in `modelyard:open:<queue>`: a lost record ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -443,14 +443,23 @@ class WorkerLedger:
         worker_id: The worker's own id.
         queue: The worker's own queue.
         retention_s: Seconds an outcome stays readable.
+        silences: Gives a number that changes when Redis did not answer the worker elsewhere.
     """
 
-    def __init__(self, client: redis.Redis, worker_id: str, queue: str, retention_s: float) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        worker_id: str,
+        queue: str,
+        retention_s: float,
+        silences: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._client = client
         self._worker_id = worker_id
         self._queue = queue
         self._retention_ms = int(retention_s * 1000)
-        self._is_suspect = False
+        self._silences = silences
+        self._heard_silences = 0
         self._claim = client.register_script(_CLAIM)
         self._progress = client.register_script(_PROGRESS)
         self._release = client.register_script(_RELEASE)
@@ -466,9 +475,9 @@ class WorkerLedger:
             WireError: The record cannot be read; its jobs have failed.
         """
         held = [keys.batch(batch_id), keys.running(self._queue)]
-        if self._is_suspect:
-            self._is_suspect = False
-            self._client.connection_pool.disconnect()
+        if self._heard_silences != (silences := self._silences()):
+            self._heard_silences = silences
+            self._client.connection_pool.disconnect()  # it may be cut off, which would cost a timeout to see
         try:
             with ledger_errors():
                 flat = self._claim(keys=held, args=[batch_id, self._worker_id])
@@ -480,13 +489,6 @@ class WorkerLedger:
         except WireError:
             self.close_unreadable(batch_id)
             raise
-
-    def suspect_connection(self) -> None:
-        """Claim the next batch on a new connection: the one that there is may be cut off, which costs a timeout to see.
-
-        Safe in another thread.
-        """
-        self._is_suspect = True
 
     def close_unreadable(self, batch_id: str) -> bool:
         """Close a batch of this worker's, or of nobody's, that cannot be read; True if it was open.

@@ -40,10 +40,10 @@ class Beacon:
         clock: Taught Redis's time by each heartbeat.
         heartbeat_s: Seconds between two records; the record expires after three.
         on_stall: Called, from that thread, when the worker is idle and yet does not ask for work; is to end it.
-        on_silence: Called, from that thread, each time that Redis does not take the record.
 
     Attributes:
         progress: Told by the consumer each time that it asks for a message.
+        silences: Times that Redis did not take the record: any connection may be cut off since.
     """
 
     def __init__(
@@ -53,11 +53,10 @@ class Beacon:
         clock: PoolClock,
         heartbeat_s: float,
         on_stall: Callable[[], None] = end_process,
-        on_silence: Callable[[], None] = lambda: None,
     ) -> None:
         self.progress = Progress(heartbeat_s)
         self._on_stall = on_stall
-        self._on_silence = on_silence
+        self.silences = 0
         self._client = client
         self._record = record
         self._state = record.state
@@ -157,7 +156,7 @@ class Beacon:
         try:
             write()
         except (redis.RedisError, OSError) as error:
-            self._on_silence()
+            self.silences += 1
             if reachable:
                 logger.warning(
                     "Redis does not take the record (%s)%s",

@@ -56,16 +56,17 @@ def run(settings: WorkerSettings) -> None:
         device=loaded.device,
     )
     clock = PoolClock()
+    # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
+    pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
+    beacon = Beacon(pulse, record, clock, settings.heartbeat_s)
     # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
     jobs = ledger.WorkerLedger(
         ledger.connect(settings, single_connection_client=True),
         record.worker_id,
         queue,
         settings.result_retention_s,
+        silences=lambda: beacon.silences,
     )
-    # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
-    pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
-    beacon = Beacon(pulse, record, clock, settings.heartbeat_s, on_silence=jobs.suspect_connection)
     limit = TimeLimit(settings.inference_timeout_s)
     runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, limit, settings.max_attempts)
     watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, beacon))

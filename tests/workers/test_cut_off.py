@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import kombu.transport
 import pytest
 
 from app.clock import PoolClock
@@ -13,8 +13,9 @@ from app.keys import queue_name
 from app.ledger import ControllerLedger, WorkerLedger, connect, connect_async
 from app.settings import Settings
 from faults.proxy import Proxy
-from tests.conftest import RedisServer
+from tests.conftest import RedisServer, WaitUntil
 from tests.pool_samples import MODEL, new_batch, record
+from workers import transport
 from workers.beacon import Beacon
 
 LONG_S = 60.0  # longer than the tests may take: who waits on a dead connection is found out
@@ -28,21 +29,21 @@ def way(redis_server: RedisServer, tmp_path: Path) -> Iterator[Proxy]:
 
 @pytest.mark.timeout(30)
 async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connection(
-    redis_server: RedisServer, way: Proxy
+    redis_server: RedisServer, way: Proxy, wait_until: WaitUntil
 ) -> None:
     settings = Settings(redis_url=way.url, redis_timeout_s=LONG_S)
-    jobs = WorkerLedger(connect(settings, single_connection_client=True), "host-1", queue_name(MODEL, 1), 100)
+    beacon = Beacon(connect(settings, timeout_s=0.1), record(), PoolClock(), 0.1)
+    jobs = WorkerLedger(
+        connect(settings, single_connection_client=True),
+        "host-1",
+        queue_name(MODEL, 1),
+        100,
+        silences=lambda: beacon.silences,
+    )
     assert jobs.claim(new_batch().batch_id) is None  # it is connected
-    is_silent = threading.Event()
-
-    def on_silence() -> None:
-        jobs.suspect_connection()
-        is_silent.set()
-
-    beacon = Beacon(connect(settings, timeout_s=0.1), record(), PoolClock(), 0.1, on_silence=on_silence)
     beacon.start()
     way.go_dead()
-    assert is_silent.wait(10)
+    wait_until(lambda: beacon.silences, what="a heartbeat fails")
     way.revive()
     client = connect_async(Settings(redis_url=redis_server.url))
     batch = new_batch()
@@ -52,3 +53,20 @@ async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connecti
     assert claimed
     assert claimed.batch_id == batch.batch_id
     beacon.close()
+
+
+@pytest.mark.timeout(30)
+def test_after_a_failed_heartbeat_events_go_over_a_new_connection(
+    way: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silences = 0
+    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
+    transport.use(queue_name(MODEL, 1), lambda *_: None, lambda: None, lambda: silences)
+    url = way.url.replace("unix://", "redis+socket://")
+    with kombu.Connection(url, transport_options={"socket_timeout": LONG_S}) as connection:
+        channel = connection.default_channel
+        channel._put_fanout("celeryev", {"type": "first"}, "")  # it is connected
+        way.go_dead()
+        way.revive()
+        silences += 1
+        channel._put_fanout("celeryev", {"type": "second"}, "")
