@@ -23,7 +23,7 @@ are open stands beside its record, in `modelyard:open:<queue>`: a lost record ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -503,12 +503,20 @@ class WorkerLedger:
         worker_id: The worker's own id.
         queue: The worker's own queue.
         retention_s: Seconds an outcome stays readable.
+        silences: Gives a number that changes when Redis did not answer the worker elsewhere.
 
     Attributes:
         taken: Id of the batch that was taken off the queue last, and is to be claimed next; None where there is none.
     """
 
-    def __init__(self, client: redis.Redis, worker_id: str, queue: str, retention_s: float) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        worker_id: str,
+        queue: str,
+        retention_s: float,
+        silences: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.taken: str | None = None
         self._taken_fields: list[bytes] = []
         self._client = client
@@ -516,6 +524,8 @@ class WorkerLedger:
         self._worker_id = worker_id
         self._queue = queue
         self._retention_ms = int(retention_s * 1000)
+        self._silences = silences
+        self._heard_silences = 0
         self._claim = client.register_script(_CLAIM)
         self._take = client.register_script(_TAKE)
         self._progress = client.register_script(_PROGRESS)
@@ -535,6 +545,9 @@ class WorkerLedger:
         """
         held = [keys.batch(batch_id), keys.running(self._queue)]
         taken, self.taken = self.taken, None
+        if self._heard_silences != (silences := self._silences()):
+            self._heard_silences = silences
+            self._client.connection_pool.disconnect()  # it may be cut off, which would cost a timeout to see
         try:
             if batch_id == taken:
                 flat = self._taken_fields

@@ -43,6 +43,7 @@ class Beacon:
 
     Attributes:
         progress: Told by the consumer each time that it asks for a message.
+        silences: Times that Redis did not take the record: any connection may be cut off since.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Beacon:
     ) -> None:
         self.progress = Progress(heartbeat_s)
         self._on_stall = on_stall
+        self.silences = 0
         self._client = client
         self._record = record
         self._state = record.state
@@ -159,6 +161,7 @@ class Beacon:
         try:
             write()
         except (redis.RedisError, OSError) as error:
+            self.silences += 1
             if reachable:
                 logger.warning(
                     "Redis does not take the record (%s)%s",

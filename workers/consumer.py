@@ -59,7 +59,7 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
         unreadable.note(what, record.queue, f"dropped ({first_line(error)})")
         beacon.unreadable_seen()
 
-    transport.use(record.queue, on_garbage, beacon.progress.note)
+    transport.use(record.queue, on_garbage, beacon.progress.note, lambda: beacon.silences)
     # Celery warns of root because it can unpickle; this worker accepts JSON alone.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     # A receiver here makes Celery leave the logging that the process has set up as it is.

@@ -65,6 +65,7 @@ def run(settings: WorkerSettings) -> None:
         record.worker_id,
         queue,
         settings.result_retention_s,
+        silences=lambda: beacon.silences,
     )
     limit = TimeLimit(settings.inference_timeout_s)
     runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, limit, settings.max_attempts)

@@ -27,21 +27,39 @@ EXPECTED = tuple(
 )
 
 
-def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked) -> None:
+def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable[[], int]) -> None:
     """Make every Redis connection of Celery's in this process one that outlives garbage.
 
     Args:
         queue: The worker's queue, which holds wake-ups and nothing else.
         on_garbage: Told of each thing that is dropped.
         on_asked: Told each time that Redis is asked for a message; an idle worker asks every second.
+        silences: Gives a number that changes when Redis did not answer the worker elsewhere.
     """
 
     class Channel(stock.Channel):  # type: ignore[misc]
-        """Drops what is not JSON."""
+        """Drops what is not JSON, and connections that may be cut off, which would cost a timeout each to see."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._heard_silences = silences()
+            super().__init__(*arguments, **options)
 
         def _brpop_start(self, *arguments: Any) -> None:
             on_asked()
+            if self._drop_suspects():
+                self.connection.cycle._register(self, self.client, "BRPOP")  # its new socket
             super()._brpop_start(*arguments)
+
+        def _put_fanout(self, *arguments: Any, **options: Any) -> None:
+            self._drop_suspects()
+            super()._put_fanout(*arguments, **options)
+
+        def _drop_suspects(self) -> bool:
+            now = silences()
+            is_suspect, self._heard_silences = now != self._heard_silences, now
+            if is_suspect:
+                self.pool.disconnect()
+            return is_suspect
 
         def _brpop_read(self, **options: Any) -> Any:
             try:

@@ -1,0 +1,72 @@
+"""A worker whose connections were cut off without a word: the next batch does not wait for a timeout on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import kombu.transport
+import pytest
+
+from app.clock import PoolClock
+from app.keys import queue_name
+from app.ledger import ControllerLedger, WorkerLedger, connect, connect_async
+from app.settings import Settings
+from faults.proxy import Proxy
+from tests.conftest import RedisServer, WaitUntil
+from tests.pool_samples import MODEL, new_batch, record
+from workers import transport
+from workers.beacon import Beacon
+
+LONG_S = 60.0  # longer than the tests may take: who waits on a dead connection is found out
+
+
+@pytest.fixture
+def way(redis_server: RedisServer, tmp_path: Path) -> Iterator[Proxy]:
+    with Proxy(redis_server.socket, tmp_path / "way.sock") as proxy:
+        yield proxy
+
+
+@pytest.mark.timeout(30)
+async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connection(
+    redis_server: RedisServer, way: Proxy, wait_until: WaitUntil
+) -> None:
+    settings = Settings(redis_url=way.url, redis_timeout_s=LONG_S)
+    beacon = Beacon(connect(settings, timeout_s=0.1), record(), PoolClock(), 0.1)
+    jobs = WorkerLedger(
+        connect(settings, single_connection_client=True),
+        "host-1",
+        queue_name(MODEL, 1),
+        100,
+        silences=lambda: beacon.silences,
+    )
+    assert jobs.claim(new_batch().batch_id) is None  # it is connected
+    beacon.start()
+    way.go_dead()
+    wait_until(lambda: beacon.silences, what="a heartbeat fails")
+    way.revive()
+    client = connect_async(Settings(redis_url=redis_server.url))
+    batch = new_batch()
+    await ControllerLedger(client, 100).accept(batch)
+    await client.aclose()
+    claimed = jobs.claim(batch.batch_id)
+    assert claimed
+    assert claimed.batch_id == batch.batch_id
+    beacon.close()
+
+
+@pytest.mark.timeout(30)
+def test_after_a_failed_heartbeat_events_go_over_a_new_connection(
+    way: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silences = 0
+    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
+    transport.use(queue_name(MODEL, 1), lambda *_: None, lambda: None, lambda: silences)
+    url = way.url.replace("unix://", "redis+socket://")
+    with kombu.Connection(url, transport_options={"socket_timeout": LONG_S}) as connection:
+        channel = connection.default_channel
+        channel._put_fanout("celeryev", {"type": "first"}, "")  # it is connected
+        way.go_dead()
+        way.revive()
+        silences += 1
+        channel._put_fanout("celeryev", {"type": "second"}, "")
