@@ -16,6 +16,7 @@
 | `modelyard:once:<key>` | string: request digest and job id | retention | controller |
 | `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
+| `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
 
 | channel | message | published by |
@@ -36,6 +37,7 @@ BACKLOG = f"{PREFIX}:backlog"
 NUMBERS = f"{PREFIX}:numbers"
 WORKERS = f"{PREFIX}:workers"
 SECRET = f"{PREFIX}:secret"
+EPOCH = f"{PREFIX}:epoch"
 RATE = f"{PREFIX}:rate"
 QUARANTINE = f"{PREFIX}:quarantine"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
@@ -74,6 +76,7 @@ KINDS = (
     KeyKind(NUMBERS, "hash", expires=False),
     KeyKind(WORKERS, "zset", expires=False),
     KeyKind(SECRET, "string", expires=False),
+    KeyKind(EPOCH, "string", expires=False),
     KeyKind(QUARANTINE, "zset", expires=True),
     KeyKind(RECONCILER_LEASE, "string", expires=True),
 )

@@ -53,6 +53,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     view = await services.results.job(job_id, caller_of(request))
     if view.status != "cancelled":
         await services.ledger.cancel(view.ref, view.head)
+        services.recent.cancelled(view.ref, view.head)
     return Response(job_json(view.ref, view.head, "cancelled", view.outcome), media_type=JSON)
 
 

@@ -23,7 +23,8 @@ from app.ledger import ACCEPT, NewBatch, accept_call, ledger_errors
 from app.settings import ControllerSettings
 from app.wire import BatchHead, BatchOutcome, JobEntry
 from controller.backlog import Backlogs, QueueBacklog
-from controller.redis_link import RedisLink, Script
+from controller.recent import Recent
+from controller.redis_link import RedisLink, Script, Word
 from controller.routing import Candidate, Route
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class Dispatcher:
         link: Stores batches.
         template: Celery message, as `app.celery_app.message_template` answers it.
         backlogs: Told what is held, sent and back.
+        recent: Keeps a copy of what was accepted.
         signer: Gives the current id signer; raises `LedgerUnavailableError` while there is none.
         on_sent: Told of each accepted batch and the seconds its acceptance took.
         on_outcome: Told of each batch whose outcome came.
@@ -132,6 +134,7 @@ class Dispatcher:
         clock: PoolClock,
         settings: ControllerSettings,
         backlogs: Backlogs,
+        recent: Recent,
         signer: Callable[[], IdSigner],
         on_sent: Callable[[SentBatch, float], None],
         on_outcome: Callable[[SentBatch], None],
@@ -144,6 +147,7 @@ class Dispatcher:
         self._settings = settings
         self._retention_ms = int(settings.result_retention_s * 1000)
         self._backlogs = backlogs
+        self._recent = recent
         self._signer = signer
         self._on_sent = on_sent
         self._on_outcome = on_outcome
@@ -185,6 +189,7 @@ class Dispatcher:
         for job in batch.jobs:
             if job.wants_outcome:
                 job.settle()
+        self._recent.settle(batch)
         self._on_outcome(batch)
 
     def abandon(self, batch: SentBatch, lost: bool = False) -> None:
@@ -305,9 +310,9 @@ class Dispatcher:
             return
         batch = self._register(new, jobs, start_s)
         self._n_unconfirmed += 1
-        self._link.run_script(lambda reply: self._confirmed(batch, reply), _ACCEPT, names, args)
+        self._link.run_script(lambda reply: self._confirmed(batch, names, args, reply), _ACCEPT, names, args)
 
-    def _confirmed(self, batch: SentBatch, reply: object) -> None:
+    def _confirmed(self, batch: SentBatch, names: list[str], args: list[Word], reply: object) -> None:
         self._n_unconfirmed -= 1
         if not self._n_unconfirmed:
             self._all_confirmed.set()
@@ -320,6 +325,7 @@ class Dispatcher:
             self.abandon(batch)
             _refuse(jobs, error)
             return
+        self._recent.keep(batch.batch_id, names, args)
         batch.jobs = [job for job in jobs if job.wants_outcome]
         for job in jobs:
             job.accepted, job.data = True, b""

@@ -27,6 +27,7 @@ from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, ParameterError, UnauthenticatedError
 from app.ledger import ControllerLedger, ledger_errors
 from app.quarantine import Quarantine
+from app.restore import Restore
 from app.settings import ControllerSettings, load
 from app.unreadable import Unreadable
 from controller import api, documentation
@@ -41,6 +42,7 @@ from controller.metrics import Metrics
 from controller.predict import Predict, Receive, Scope, Send
 from controller.problems import PROBLEM_JSON, problem, problem_body
 from controller.rate_limit import RateLimit
+from controller.recent import Recent
 from controller.reconciler import Reconciler
 from controller.redis_link import RedisLink
 from controller.results import Results
@@ -59,6 +61,7 @@ class Services:
     ledger: ControllerLedger
     watcher: PoolWatcher
     dispatcher: Dispatcher
+    recent: Recent
     results: Results
     metrics: Metrics
     predict: Predict
@@ -181,7 +184,10 @@ def _build(
     ledger = ControllerLedger(client, settings.result_retention_s)
     backlogs = Backlogs(settings)
     unreadable, drain = Unreadable(), Drain()
-    watcher = PoolWatcher(client, clock, backlogs, settings.heartbeat_s, settings.worker_ttl_s, unreadable)
+    recent = Recent(Restore(client), clock, settings.result_retention_s)
+    watcher = PoolWatcher(
+        client, clock, backlogs, recent, settings.heartbeat_s, settings.worker_ttl_s, unreadable
+    )
     metrics = Metrics(watcher, clock, unreadable)
 
     channels = [keys.reply_channel(controller_id), keys.POOL_CHANNEL]
@@ -196,11 +202,12 @@ def _build(
         clock,
         settings,
         backlogs,
+        recent,
         lambda: watcher.signer,
         metrics.sent,
         metrics.settled,
     )
-    results = Results(controller_id, client, ledger, dispatcher, watcher, clock, unreadable, drain)
+    results = Results(controller_id, client, ledger, dispatcher, recent, watcher, clock, unreadable, drain)
     rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
     predict = Predict(
         settings,
@@ -220,7 +227,18 @@ def _build(
     )
     quarantine = Quarantine(client, template, settings.result_retention_s)
     services = Services(
-        settings, clock, ledger, watcher, dispatcher, results, metrics, predict, quarantine, drain, link
+        settings,
+        clock,
+        ledger,
+        watcher,
+        dispatcher,
+        recent,
+        results,
+        metrics,
+        predict,
+        quarantine,
+        drain,
+        link,
     )
     return services, reconciler
 

@@ -14,7 +14,7 @@ import redis.asyncio
 
 from app import ids, keys, wire
 from app.clock import PoolClock
-from app.errors import JobGoneError, LedgerUnavailableError, UnknownJobError, WireError
+from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, UnknownJobError, WireError
 from app.ids import BATCH_ID_LENGTH, JobRef
 from app.ledger import ControllerLedger, JobView, ledger_errors
 from app.unreadable import Unreadable
@@ -22,6 +22,7 @@ from app.wire import EXPIRED, FINAL_STATUSES, BatchHead, BatchOutcome, JobOutcom
 from controller.access import Caller
 from controller.dispatch import Dispatcher, SentBatch
 from controller.draining import Drain
+from controller.recent import Recent
 from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Results:
         client: redis.asyncio.Redis,
         ledger: ControllerLedger,
         dispatcher: Dispatcher,
+        recent: Recent,
         watcher: PoolWatcher,
         clock: PoolClock,
         unreadable: Unreadable,
@@ -55,6 +57,7 @@ class Results:
         self._client = client
         self._ledger = ledger
         self._dispatcher = dispatcher
+        self._recent = recent
         self._watcher = watcher
         self._clock = clock
         self._unreadable = unreadable
@@ -94,7 +97,7 @@ class Results:
         while True:
             view = await self._ledger.read(ref)
             if view is None:
-                raise self._missing(ref, caller)
+                raise await self._missing(ref, caller)
             if not caller.may_read(view.head.jobs[ref.index].owner):
                 raise _unknown(caller)
             left_s = until_s - time.monotonic()
@@ -103,7 +106,12 @@ class Results:
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, POLL_LONGEST_S)
 
-    def _missing(self, ref: JobRef, caller: Caller) -> UnknownJobError | JobGoneError:
+    async def _missing(self, ref: JobRef, caller: Caller) -> ModelyardError:
+        if await self._watcher.is_being_restored():
+            return LedgerUnavailableError(
+                "Redis has come back without this job, which may be written again; try again shortly",
+                retry_after_s=1,
+            )
         if not caller.is_operator:
             return _unknown(caller)  # whose job it was went with its record
         # Nobody else can make an id that this pool's secret confirms; so the job existed. An outcome lives at
@@ -146,7 +154,7 @@ class Results:
             head, out = cast(list[bytes | None], row)
             if out:
                 self._make_up_for_notice(batch, out)
-            elif head is None:
+            elif head is None and batch.batch_id not in self._recent:
                 self._dispatcher.abandon(batch, lost=True)
 
     def _make_up_for_notice(self, batch: SentBatch, out: bytes) -> None:

@@ -1,4 +1,8 @@
-"""Keeps a snapshot of the pool: refreshed each heartbeat, and at once when a worker says that it changed."""
+"""Keeps a snapshot of the pool: refreshed each heartbeat, and at once when a worker says that it changed.
+
+Notices, too, when Redis has come back: for some heartbeats the pool then is not to be taken at its word, as workers
+and controllers are still writing again what it may have lost.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import redis.asyncio
 
@@ -20,10 +24,13 @@ from app.ledger import ledger_errors
 from app.pool import WorkerRecord, decode_record
 from app.unreadable import Unreadable
 from controller.backlog import Backlogs
+from controller.recent import Recent
 from controller.routing import Snapshot, build_snapshot
 
 logger = logging.getLogger(__name__)
 SWEEP_AFTER_TTLS = 20
+AWAY_S = 0.25  # between two attempts while Redis is away, and between two readings while it settles
+HEARTBEATS_TO_SETTLE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class PoolWatcher:
         client: Asynchronous Redis client that answers bytes.
         clock: Taught Redis's time by each refresh.
         backlogs: Told of each reading.
+        recent: Told of each answer of Redis, and which run of it has answered.
         interval_s: Seconds between two refreshes.
         worker_ttl_s: Seconds after which a silent worker is dead.
     """
@@ -61,6 +69,7 @@ class PoolWatcher:
         client: redis.asyncio.Redis,
         clock: PoolClock,
         backlogs: Backlogs,
+        recent: Recent,
         interval_s: float,
         worker_ttl_s: float,
         unreadable: Unreadable,
@@ -70,11 +79,15 @@ class PoolWatcher:
         self._client = client
         self._clock = clock
         self._backlogs = backlogs
+        self._recent = recent
         self._unreadable = unreadable
         self._interval_s = interval_s
         self._worker_ttl_ms = worker_ttl_s * 1000
         self._signer: IdSigner | None = None
         self._secret = b""
+        self._run = ""
+        self._was_away = False
+        self._settles_until_s = 0.0
         self._wake = asyncio.Event()
 
     @property
@@ -89,6 +102,27 @@ class PoolWatcher:
             raise LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1)
         return self._signer
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether Redis has come back a moment ago."""
+        return time.monotonic() < self._settles_until_s
+
+    async def is_being_restored(self) -> bool:
+        """Whether what Redis lacks may be written again shortly, asking it whether it has just come back.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            pipe = self._client.pipeline(transaction=False)
+            pipe.info("server")
+            pipe.get(keys.EPOCH)
+            server, epoch = await pipe.execute()
+        if _run(server, epoch) == self._run == self._recent.run:
+            return self.is_settling
+        self.refresh_soon()
+        return True
+
     def refresh_soon(self) -> None:
         """Refresh now rather than at the next interval."""
         self._wake.set()
@@ -100,8 +134,8 @@ class PoolWatcher:
                 await self.refresh()
             except LedgerUnavailableError as error:
                 if self.reachable:
-                    logger.warning("%s; the pool is as last seen, refreshing each heartbeat", error.detail)
-                self.reachable = False
+                    logger.warning("%s; the pool is as last seen, trying until it does", error.detail)
+                self.reachable, self._was_away = False, True
                 # What sits in the pool may be cut off without knowing, and each would cost a timeout to find out.
                 await self._client.connection_pool.disconnect(inuse_connections=False)
             except WireError as error:
@@ -110,7 +144,9 @@ class PoolWatcher:
                 # A record that nobody foresaw must not end the refreshing: routing would go by this view for ever.
                 logger.exception("the pool could not be read; trying again each heartbeat")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._interval_s)
+                is_calm = self.reachable and not self.is_settling
+                pause_s = self._interval_s if is_calm else min(AWAY_S, self._interval_s)
+                await asyncio.wait_for(self._wake.wait(), pause_s)
             self._wake.clear()
 
     async def refresh(self) -> None:
@@ -124,28 +160,46 @@ class PoolWatcher:
             asked_at_s = time.monotonic()
             self._backlogs.begin_reading()
             pipe.time()
+            pipe.info("server")
+            pipe.get(keys.EPOCH)
             pipe.get(keys.SECRET)
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
-            redis_time, secret, workers, numbers, backlog = await pipe.execute()
+            redis_time, server, epoch, secret, workers, numbers, backlog = await pipe.execute()
             self._clock.adjust(redis_time, asked_at_s)
             # By Redis's time alone: this host's clock may be minutes off.
             dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms
             worker_ids = [worker_id for worker_id, heartbeat_at_ms in workers if heartbeat_at_ms > dead_at_ms]
-            secret = secret or await self._new_secret()
+            self._note_run(_run(server, epoch or await self._first(keys.EPOCH, os.urandom(16))))
+            # One that has lost its data gets the old secret back: ids that were given since are good.
+            secret = secret or await self._first(keys.SECRET, self._secret or os.urandom(32))
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
-            await self._read_workers(worker_ids, self._counts(numbers), self._counts(backlog))
+            await self._recent.see(self._run, asked_at_s)
+            numbers = self._with_former(self._counts(numbers))
+            await self._read_workers(worker_ids, numbers, self._counts(backlog))
         if not self.reachable:
             logger.info("Redis answers")
         self.reachable = True
 
-    async def _new_secret(self) -> bytes:
-        # Only where there is none, as Redis refuses to set it where it is full. One that has lost its data gets the
-        # old one back: ids that were given since are good.
-        await self._client.set(keys.SECRET, self._secret or os.urandom(32), nx=True)
-        return cast(bytes, await self._client.get(keys.SECRET))
+    def _note_run(self, run: str) -> None:
+        if self._was_away or self._run not in ("", run):
+            self._settles_until_s = time.monotonic() + HEARTBEATS_TO_SETTLE * self._interval_s
+        self._run, self._was_away = run, False
+
+    def _with_former(self, numbers: dict[str, int]) -> dict[str, int]:
+        """While Redis settles, also numbers that it had: workers register again with a heartbeat each."""
+        if not self.is_settling:
+            return numbers
+        taken = set(numbers.values())
+        former = {queue: number for queue, number in self.view.numbers.items() if number not in taken}
+        return former | numbers
+
+    async def _first(self, key: str, value: bytes) -> bytes:
+        # Only where there is none, as Redis refuses to set it where it is full.
+        await self._client.set(key, value, nx=True)
+        return cast(bytes, await self._client.get(key))
 
     async def _read_workers(
         self,
@@ -197,3 +251,8 @@ class PoolWatcher:
         except WireError as error:
             self._unreadable.note("worker_record", worker_id, f"left out: {error.detail}")
             return None
+
+
+def _run(server: dict[str, Any], epoch: bytes | None) -> str:
+    """Tells a run of Redis, and its data, from any other."""
+    return f"{server['run_id']}/{epoch.hex() if epoch else 'emptied'}"

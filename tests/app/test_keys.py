@@ -33,6 +33,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.once("<key>"),
         f"{keys.RATE}:{{<limit of client>}}",
         keys.SECRET,
+        keys.EPOCH,
         keys.RECONCILER_LEASE,
         keys.POOL_CHANNEL,
         keys.reply_channel("<controller>"),

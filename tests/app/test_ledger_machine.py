@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 from app import keys, wire
 from app.errors import JobNotCancellableError, UnknownJobError
 from app.ids import JobRef
-from app.ledger import ClaimedBatch, ControllerLedger, NewBatch, WorkerLedger
+from app.ledger import ClaimedBatch, ControllerLedger, NewBatch, WorkerLedger, accept_call
+from app.restore import Restore, outcome_call
 from app.wire import BatchOutcome
 from tests.pool_samples import RedisServer, head, new_batch, outcome
 
@@ -71,6 +72,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.client.flushall()
         self.async_client = redis.asyncio.Redis.from_url(self.url)
         self.controller = ControllerLedger(self.async_client, RETENTION_S)
+        self.restore = Restore(self.async_client)
         self.workers = {name: WorkerLedger(self.client, name, QUEUE, RETENTION_S) for name in WORKERS}
         self.batches: list[Expected] = []
         self.in_hand: list[tuple[str, ClaimedBatch, Expected]] = []
@@ -94,6 +96,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: not any(each.lost for each in self.batches))
     def accept_the_same_again(self, batch: Expected) -> None:
         self.runner.run(self.controller.accept(batch.new))
+
+    @rule(batch=accepted)
+    @precondition(lambda self: not any(each.lost for each in self.batches))
+    def accept_again_as_after_a_loss(self, batch: Expected) -> None:
+        written = self.runner.run(self.restore.batch(*accept_call(batch.new, 1)))
+        assert not written
 
     @rule(batch=accepted, name=st.sampled_from(WORKERS))
     def claim(self, batch: Expected, name: str) -> None:
@@ -204,6 +212,31 @@ class LedgerMachine(RuleBasedStateMachine):
         """As an expiry does, or Redis coming back with older data."""
         self.client.delete(keys.batch(batch.new.batch_id))
         batch.lost = True
+
+    @rule(batch=accepted)
+    def restore_the_outcome(self, batch: Expected) -> None:
+        """As a controller does that has heard it, whatever Redis has lost of the batch."""
+        result = outcome(batch.n_jobs, worker_id="heard")
+        call = outcome_call(*accept_call(batch.new, 1), result, 50_000)
+        written = self.runner.run(self.restore.outcome(*call))
+        assert written == (batch.lost or batch.outcome is None)
+        if written:
+            batch.owner, batch.outcome, batch.lost, batch.forgotten = "", result, False, False
+
+    @rule(batch=accepted, index=st.integers(0, 2))
+    def cancel_again(self, batch: Expected, index: int) -> None:
+        """As after a loss: a worker may have claimed the batch meanwhile."""
+        index %= batch.n_jobs
+        answer = self.runner.run(self.restore.cancel(JobRef(batch.new.batch_id, index), QUEUE))
+        if batch.lost:
+            assert answer == "unknown"
+        elif batch.outcome:
+            assert answer == "finished"
+        else:
+            assert answer == "cancelled"
+            if index not in batch.cancelled:
+                batch.owner = ""
+            batch.cancelled.add(index)
 
     @rule(batch=accepted)
     def forget(self, batch: Expected) -> None:

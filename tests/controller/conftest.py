@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +21,9 @@ from app import keys
 from app.celery_app import batch_id_of
 from app.ledger import ClaimedBatch, WorkerLedger
 from app.pool import WorkerRecord
-from app.settings import ControllerSettings
+from app.settings import ControllerSettings, Settings
 from app.wire import BatchOutcome
+from cli import pool_redis
 from controller.main import Controller, Services, create_app
 from tests.pool_samples import RedisServer, outcome, publish, record, unpublish
 
@@ -86,6 +91,55 @@ async def serve(redis_server: RedisServer) -> AsyncIterator[Serve]:
 def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_server.url) as connection:
         yield connection
+
+
+class OwnRedis:
+    """A Redis that a test may kill and start again; its data survive, unless it is set back."""
+
+    def __init__(self, folder: Path) -> None:
+        settings = Settings(state_dir=folder, redis_url="")
+        self._folder = folder
+        self._config = pool_redis.write_config(settings)
+        self.url = f"unix://{settings.redis_socket}"
+        self.client = redis.Redis.from_url(self.url)
+
+    def start(self) -> None:
+        command = [str(pool_redis.find_server()), str(self._config)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+    def remember(self) -> None:
+        """Take a copy of its data, which `set_back` puts in the place of later ones."""
+        shutil.rmtree(self._folder / "copy", ignore_errors=True)
+        shutil.copytree(self._config.parent, self._folder / "copy")
+
+    async def set_back(self) -> None:
+        """Kill it, and start it on what `remember` copied: it has lost all that it confirmed since."""
+        self.kill()
+        shutil.rmtree(self._config.parent)
+        shutil.copytree(self._folder / "copy", self._config.parent)
+        self.start()
+        await until(self.answers, "Redis answers again")
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except redis.RedisError:
+            return False
+
+
+@pytest.fixture
+def own_redis() -> Iterator[OwnRedis]:
+    folder = Path(tempfile.mkdtemp(prefix="yard-"))  # short: a socket's path has at most 104 bytes
+    server = OwnRedis(folder)
+    server.start()
+    yield server
+    server.client.close()
+    server.kill()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class HandWorker:

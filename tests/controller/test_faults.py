@@ -4,59 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import msgspec
 import pytest
 import redis
 
 from app import keys, wire
-from app.settings import Settings
-from cli import pool_redis
 from controller import reconciler, results
-from tests.controller.conftest import HandWorker, Serve, serving, settings_for, until
+from tests.controller.conftest import HandWorker, OwnRedis, Serve, serving, settings_for, until
 from tests.pool_samples import MODEL, outcome, record
 
 HandWorkers = Callable[..., HandWorker]
-
-
-class OwnRedis:
-    """A Redis that a test may kill and start again; its data survive."""
-
-    def __init__(self, folder: Path) -> None:
-        settings = Settings(state_dir=folder, redis_url="")
-        self._config = pool_redis.write_config(settings)
-        self.url = f"unix://{settings.redis_socket}"
-        self.client = redis.Redis.from_url(self.url)
-
-    def start(self) -> None:
-        command = [str(pool_redis.find_server()), str(self._config)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait(10)
-
-    def answers(self) -> bool:
-        try:
-            return bool(self.client.ping())
-        except redis.RedisError:
-            return False
-
-
-@pytest.fixture
-def own_redis() -> Iterator[OwnRedis]:
-    folder = Path(tempfile.mkdtemp(prefix="yard-"))
-    server = OwnRedis(folder)
-    server.start()
-    yield server
-    server.client.close()
-    server.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def test_redis_away_is_503_and_the_controller_recovers_without_a_restart(own_redis: OwnRedis) -> None:

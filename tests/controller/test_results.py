@@ -150,7 +150,7 @@ async def test_after_all_is_done_every_key_expires_but_those_that_are_meant_to_s
     await served.post(idempotency_key="abc")
     worker.finish(await worker.claimed())
     lasting = {name.decode() for name in client.scan_iter("*") if client.pttl(name) == -1}
-    assert lasting == {keys.BACKLOG, keys.NUMBERS, keys.WORKERS, keys.SECRET}
+    assert lasting == {keys.BACKLOG, keys.EPOCH, keys.NUMBERS, keys.WORKERS, keys.SECRET}
 
 
 async def test_a_job_past_its_deadline_can_no_longer_be_cancelled_whatever_a_local_clock_says(
