@@ -98,13 +98,14 @@ class OwnRedis:
 
     def __init__(self, folder: Path) -> None:
         settings = Settings(state_dir=folder, redis_url="")
+        self.options: list[str] = []
         self._folder = folder
         self._config = pool_redis.write_config(settings)
         self.url = f"unix://{settings.redis_socket}"
         self.client = redis.Redis.from_url(self.url)
 
     def start(self) -> None:
-        command = [str(pool_redis.find_server()), str(self._config)]
+        command = [str(pool_redis.find_server()), str(self._config), *self.options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def kill(self) -> None:

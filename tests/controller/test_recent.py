@@ -15,7 +15,8 @@ import redis.asyncio
 
 from app import keys
 from app.doctor import Doctor
-from app.wire import CANCELLED
+from app.ledger import connect
+from app.wire import CANCELLED, JobOutcome
 from controller import recent
 from tests.controller.conftest import (
     HandWorker,
@@ -35,16 +36,17 @@ PATIENCE_S = 0.05
 
 
 @pytest.fixture
-async def worker(own_redis: OwnRedis) -> HandWorker:
+async def worker(own_redis: OwnRedis) -> AsyncIterator[HandWorker]:
     """A worker played by hand, on a Redis that has its data copied with that worker in it and no job."""
     await until(own_redis.answers, "Redis answers")
     own_redis.client.config_set(
         "appendfsync", "always"
     )  # so that the copy has all that was confirmed before it
-    played = HandWorker(own_redis.client, record(1))
-    played.start()
-    own_redis.remember()
-    return played
+    with connect(settings_for(own_redis.url)) as client:
+        played = HandWorker(client, record(1))
+        played.start()
+        own_redis.remember()
+        yield played
 
 
 @pytest.fixture
@@ -232,6 +234,36 @@ async def test_what_was_finished_and_has_expired_is_not_written_again(
     for url in (heard, unheard):
         assert (await read(served, url)).status_code == 410
     assert nothing_is_queued(own_redis.client)
+
+
+async def test_a_quarantined_job_whose_outcome_is_lost_comes_to_it_again_with_its_samples(
+    own_redis: OwnRedis, worker: HandWorker, serve_own: ServeOwn
+) -> None:
+    served = await serve_own()
+    await until(lambda: own_redis.client.pubsub_channels(), "the controller listens")
+    url = await accepted(served)
+    batch = await worker.claimed()
+    failed = JobOutcome("failed", error_code="job_quarantined", error_detail="its worker died")
+    result = outcome(1, worker.record.worker_id, jobs=[failed])
+    assert worker.finish(batch, result, {0: batch.data})
+    await until(lambda: not served.services.dispatcher.sent, "the outcome is heard")
+    await own_redis.set_back()
+    assert (await read(served, url)).json()["status"] == "queued"
+    again = await worker.claimed()
+    assert (again.batch_id, again.data) == (batch.batch_id, batch.data)
+
+
+async def test_a_full_redis_takes_what_it_had_accepted_and_lost(
+    own_redis: OwnRedis, worker: HandWorker, serve_own: ServeOwn
+) -> None:
+    served = await serve_own()
+    own_redis.remember()  # with the secret, which a full Redis would not take
+    url = await accepted(served)
+    own_redis.options = ["--maxmemory", "1mb"]
+    await own_redis.set_back()
+    assert (await read(served, url)).json()["status"] == "queued"
+    await until(lambda: served.services.link.is_connected, "batches can be sent")
+    assert (await served.post()).json()["code"] == "ledger_full"
 
 
 async def test_nothing_is_kept_of_jobs_whose_callers_all_have_their_outcome(
