@@ -1,11 +1,13 @@
 """Which model files load without unpickling: `torch.export` archives (`pt2`) that bring no Python code of their own.
 
 Everything else (pickled PyTorch and scikit-learn models, and whatever `mlflow.pyfunc` loads) runs code that the
-model's author chose, as soon as it is loaded. What MLflow then checks inside an archive is MLflow's.
+model's author chose, as soon as it is loaded. So does a pickled tensor inside an archive, unless whoever loads it
+makes PyTorch refuse that.
 """
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from app.errors import ModelNotAllowedError
 PT2_FILE = "model.pt2"
 PICKLED_FILE = "model.pth"  # what MLflow takes first where a folder has both
 TORCH_LOADER = "mlflow.pytorch"
+# Below an archive's root: compiled code, and constants that are objects rather than tensors.
+COMPILED = "data/aotinductor/"
+CONSTANTS, TENSOR_CONSTANTS = "data/constants/", ("tensor_", "model_constants_config.json", "model.pt")
 
 
 def require_pt2(flavors: Mapping[str, Any], folder: Path, uri: str) -> None:
@@ -33,6 +38,11 @@ def require_pt2(flavors: Mapping[str, Any], folder: Path, uri: str) -> None:
         raise refusal(uri, reason)
 
 
+def pt2_file(flavors: Mapping[str, Any], folder: Path) -> Path:
+    """The one file of a model that passes."""
+    return folder / str(flavors["pytorch"].get("model_data", "")) / PT2_FILE
+
+
 def refusal(uri: str, reason: str) -> ModelNotAllowedError:
     """What a person is told who wants a model that does not pass."""
     return ModelNotAllowedError(
@@ -49,7 +59,17 @@ def _reason(flavors: Mapping[str, Any], folder: Path) -> str:
         return f"is pickled or code ({', '.join(sorted(flavors)) or 'no flavour'}), not a pt2 file"
     if torch.get("code") or pyfunc.get("code") or pyfunc.get("loader_module", TORCH_LOADER) != TORCH_LOADER:
         return "brings Python code of its own"
-    data = folder / str(torch.get("model_data", ""))
-    if (data / PICKLED_FILE).exists() or not (data / PT2_FILE).is_file():
+    file = pt2_file(flavors, folder)
+    if file.with_name(PICKLED_FILE).exists() or not zipfile.is_zipfile(file):
         return "is pickled, not a pt2 file"
-    return ""
+    with zipfile.ZipFile(file) as archive:
+        # PyTorch finds records whatever their case.
+        records = [name.partition("/")[2].lower() for name in archive.namelist()]
+    return "is a pt2 file with code or a pickle inside" if any(map(_is_code, records)) else ""
+
+
+def _is_code(record: str) -> bool:
+    """Whether PyTorch would run or unpickle a record without asking whether it may."""
+    if record.startswith(CONSTANTS):
+        return not record.removeprefix(CONSTANTS).startswith(TENSOR_CONSTANTS)
+    return record.startswith(COMPILED)

@@ -46,7 +46,7 @@ import os, numpy, torch
 {load}
 with torch.inference_mode():
     network(torch.from_numpy(numpy.zeros((2, 1, 28, 28), numpy.float32)))
-print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"), flush=True)
 """
 BARE_TORCH = "network = torch.export.load({file!r}).module()"
 BARE_MLFLOW = """
@@ -82,32 +82,24 @@ def start_and_memory(folder: Path, model: digits.Model) -> Iterator[Row]:
     """How long processes take to start and what they hold, beside what Python and PyTorch take by themselves."""
     pool = Pool(folder, model.tracking_uri)
     pool.start_redis()
-    bare = {
-        "torch": BARE.format(load=BARE_TORCH.format(file=str(model.file))),
-        "mlflow": BARE.format(load=BARE_MLFLOW.format(uri=model.tracking_uri)),
-    }
-    took_s: dict[str, list[float]] = {}
-    memory: dict[str, int] = {}
-    for _ in range(ROUNDS):
-        for name, program in bare.items():
-            start_s = time.monotonic()
-            memory[name] = int(subprocess.check_output([sys.executable, "-c", program], text=True))
-            took_s.setdefault(name, []).append(time.monotonic() - start_s)
-        for name, start in (("worker", pool.start_worker), ("controller", pool.start_controller)):
-            start_s = time.monotonic()
-            pid = start()
-            took_s.setdefault(name, []).append(time.monotonic() - start_s)
-            memory[name] = machine.resident_bytes(pid)
-            pool.stop(pid)
-    middle = {name: statistics.median(each) for name, each in took_s.items()}
-    yield "`modelyard serve` until it answers", f"{middle['controller']:.1f} s"
-    yield "`modelyard worker` until it serves", f"{middle['worker']:.1f} s"
-    yield (
-        "bare process that loads the model with MLflow",
-        f"{middle['mlflow']:.1f} s, {mib(memory['mlflow'])}",
+    rounds = [_start_each(pool, model) for _ in range(ROUNDS)]
+    s, held = (
+        {name: statistics.median(each[name][which] for each in rounds) for name in rounds[0]}
+        for which in (0, 1)
     )
-    yield "bare process that loads it with torch.export", f"{middle['torch']:.1f} s, {mib(memory['torch'])}"
-    yield "worker, resident", mib(memory["worker"])
+    yield "`modelyard serve` until it answers", f"{s['controller']:.2f} s"
+    yield "bare process until it has run the model, loaded by MLflow", f"{s['mlflow']:.2f} s"
+    yield (
+        "`modelyard worker` until it serves",
+        f"{s['worker']:.2f} s, {s['worker'] / s['mlflow']:.2f} times that ({_spread(rounds, 0, 'mlflow')})",
+    )
+    yield "bare process that holds the model, loaded by MLflow, resident", mib(held["mlflow"])
+    yield "bare process that holds it, loaded by PyTorch", f"{s['torch']:.2f} s, {mib(held['torch'])}"
+    yield (
+        "worker, resident",
+        f"{mib(held['worker'])}, {held['worker'] / held['torch']:.2f} times that "
+        f"({_spread(rounds, 1, 'torch')})",
+    )
     pid, worker = pool.start_controller(), pool.start_worker()
     yield "controller, resident, idle", mib(machine.resident_bytes(pid))
     # Stopped short of being taken for dead, the worker keeps all of them waiting.
@@ -117,6 +109,34 @@ def start_and_memory(folder: Path, model: digits.Model) -> Iterator[Row]:
     yield "controller, resident, 1,000 callers waiting", mib(machine.resident_bytes(pid))
     os.kill(worker, signal.SIGCONT)
     generator.finish()
+
+
+def _start_each(pool: Pool, model: digits.Model) -> dict[str, tuple[float, float]]:
+    """Seconds that each takes to start, and bytes that it holds then."""
+    found = {}
+    for name, load in (
+        ("torch", BARE_TORCH.format(file=str(model.file))),
+        ("mlflow", BARE_MLFLOW.format(uri=model.tracking_uri)),
+    ):
+        start_s = time.monotonic()
+        # Until it says so: how long Python takes to end is no part of a start.
+        with subprocess.Popen(
+            [sys.executable, "-c", BARE.format(load=load)], stdout=subprocess.PIPE, text=True
+        ) as bare:
+            assert bare.stdout
+            n_bytes = float(bare.stdout.readline())
+            found[name] = (time.monotonic() - start_s, n_bytes)
+    for name, start in (("worker", pool.start_worker), ("controller", pool.start_controller)):
+        start_s = time.monotonic()
+        pid = start()
+        found[name] = (time.monotonic() - start_s, machine.resident_bytes(pid))
+        pool.stop(pid)
+    return found
+
+
+def _spread(rounds: Sequence[dict[str, tuple[float, float]]], which: int, bare: str) -> str:
+    ratios = sorted(each["worker"][which] / each[bare][which] for each in rounds)
+    return f"{ratios[0]:.2f} to {ratios[-1]:.2f} by round"
 
 
 def many_versions(_: Path, __: digits.Model) -> Iterator[Row]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from functools import partial
 from uuid import uuid4
 
@@ -32,11 +34,13 @@ def run(settings: WorkerSettings) -> None:
         UnavailableError: MLflow or Redis does not answer.
         WorkerNumberTakenError: The number asked for is another version's.
     """
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(0)
+    )  # until Celery takes it over; nothing is to drain yet
     client = ledger.connect(settings)
     _require_redis(client)
-    found = model.resolve(settings)
+    found, loaded = model.find_and_load(settings)
     queue = keys.queue_name(found.name, found.version)
-    loaded = model.load(found, settings)
     with ledger.ledger_errors():
         number = assign_number(client, queue, settings.worker_number)
     record = WorkerRecord(

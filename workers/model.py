@@ -1,12 +1,16 @@
-"""A model version of the MLflow registry, loaded, checked against its signature and warmed up.
+"""A model version, loaded, checked against its signature and warmed up; `registry.py` finds it and its files.
 
-The only file that imports mlflow and torch. Importing either takes seconds, so that is left to `load`.
+Importing PyTorch takes seconds, so that is left to `load`. MLflow is imported for models that are not `pt2` files.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import pickle
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,39 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import DTYPES, InputContract
-from app.errors import (
-    ModelContractError,
-    ModelError,
-    ModelNotAllowedError,
-    ModelNotFoundError,
-    ModelWarmUpError,
-    RegistryUnavailableError,
-    first_line,
-)
-from app.model_files import refusal, require_pt2
+from app.errors import ModelContractError, ModelNotAllowedError, ModelWarmUpError, first_line
+from app.model_files import pt2_file, refusal, require_pt2
 from app.settings import WorkerSettings
+from workers import registry
+from workers.registry import ModelVersion
 
 Array = NDArray[Any]
 Predict = Callable[[Array], Array]
 logger = logging.getLogger(__name__)
-VAL_ACCURACY = "val_accuracy"
-# On by default; off, MLflow also looks for pickles inside a pt2 file, and its refusal names the switch.
+# PyTorch's own: whatever it loads then goes through an unpickler that makes tensors and plain containers alone.
+TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
-
-
-@dataclass(frozen=True, slots=True)
-class ModelVersion:
-    """A registered model's version, as the registry describes it.
-
-    Attributes:
-        val_accuracy: Fraction in [0, 1] logged on the version's run, or None.
-    """
-
-    name: str
-    version: int
-    run_id: str
-    val_accuracy: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +50,23 @@ class LoadedModel:
     device: str
 
 
-def resolve(settings: WorkerSettings) -> ModelVersion:
-    """Find the version asked for; an alias or `latest` becomes the number it stands for now.
+def find_and_load(settings: WorkerSettings) -> tuple[ModelVersion, LoadedModel]:
+    """Find the version asked for and load it; both import for seconds, at the same time.
 
     Raises:
-        ModelNotFoundError: The registry has no such model, version or alias.
+        ModelError: The version does not exist or cannot be served.
         RegistryUnavailableError: The registry does not answer.
     """
-    _require_database(settings.mlflow_tracking_uri)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
-    try:
-        return _find(mlflow.MlflowClient(), settings.model_name, settings.model_version)
-    except MlflowException as error:
-        if error.error_code in NOT_FOUND_CODES:
-            raise _not_found(mlflow.MlflowClient(), settings) from None
-        raise RegistryUnavailableError(
-            f"the MLflow registry at {settings.mlflow_tracking_uri} does not answer "
-            f"({first_line(error)}); check MLFLOW_TRACKING_URI"
-        ) from error
+    folder = tempfile.mkdtemp(prefix="modelyard-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with registry.looking_up(settings, folder) as answer:
+        if not settings.allow_pickle_models:  # then it takes PyTorch or is refused
+            import torch.export.pt2_archive  # noqa: F401 (all that `torch.export.load` is going to need)
+        found = answer()
+    loaded = load(found, settings)
+    if not settings.allow_pickle_models:  # else it may be code, which may read its files late
+        shutil.rmtree(folder)
+    return found, loaded
 
 
 def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
@@ -100,42 +77,68 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
         ModelContractError: Its signature is not one tensor with a free first dimension, or it breaks it.
         ModelWarmUpError: It cannot be loaded, or fails on a warm-up input.
     """
-    import mlflow
-    from mlflow.models import Model
+    if not settings.allow_pickle_models:
+        os.environ[TORCH_SWITCH] = "1"
+    is_pt2 = _is_pt2(found, settings)
+    contract = _contract(found)
+    if is_pt2:
+        return _load_torch(found, contract, settings, _load_pt2)
+    if "pytorch" in found.flavors:
+        return _load_torch(found, contract, settings, _load_pickled)
+    return _warm(found, contract, partial(_load_pyfunc, found, settings), "cpu")
 
-    uri = f"models:/{found.name}/{found.version}"
-    os.environ[MLFLOW_SWITCH] = str(settings.allow_pickle_models).lower()
+
+def _is_pt2(found: ModelVersion, settings: WorkerSettings) -> bool:
+    """Whether it loads without MLflow.
+
+    Raises:
+        ModelNotAllowedError: It does not, and the settings allow no other.
+    """
     try:
-        path = mlflow.artifacts.download_artifacts(uri)
-        description = Model.load(path)
-        _require_allowed(description.flavors, path, uri, settings)
-        contract = _contract(description.signature, uri)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
-    if "pytorch" not in description.flavors:
-        return _warm(uri, contract, partial(_load_pyfunc, path), "cpu")
-    *tried_first, last = _torch_devices(settings)
-    for device in tried_first:
-        try:
-            return _warm(uri, contract, partial(_load_torch, path, device, settings.torch_threads), device)
-        except ModelWarmUpError as error:
-            logger.warning("%s; trying %s", error.detail, last)
-    return _warm(uri, contract, partial(_load_torch, path, last, settings.torch_threads), last)
-
-
-def _require_allowed(flavors: dict[str, Any], path: str, uri: str, settings: WorkerSettings) -> None:
-    try:
-        require_pt2(flavors, Path(path), uri)
+        require_pt2(found.flavors, Path(found.path), found.uri)
     except ModelNotAllowedError as error:
         if not settings.allow_pickle_models:
             raise
         logger.warning("MODELYARD_ALLOW_PICKLE_MODELS is set: %s", error.detail.partition(";")[0])
+        return False
+    return True
+
+
+def _contract(found: ModelVersion) -> InputContract:
+    if len(found.inputs) != 1:
+        raise ModelContractError(
+            f"{found.uri} must have a signature with exactly one tensor input; log it with "
+            "signature=ModelSignature(inputs=Schema([TensorSpec(dtype, (-1, …))]), …)"
+        )
+    [(dtype, shape)] = found.inputs
+    if dtype not in DTYPES or shape[:1] != (-1,) or any(size < 1 for size in shape[1:]):
+        raise ModelContractError(
+            f"{found.uri} takes {dtype} of shape {shape}; expected numbers with a free first dimension and fixed "
+            "others, as in float32 (-1, 1, 28, 28)"
+        )
+    return InputContract(dtype, shape[1:])
+
+
+def _load_torch(
+    found: ModelVersion,
+    contract: InputContract,
+    settings: WorkerSettings,
+    make: Callable[[ModelVersion, str, WorkerSettings], Predict],
+) -> LoadedModel:
+    """Load it on the first device that it works on; an exported model may hold what cannot leave the CPU."""
+    import torch
+
+    torch.set_num_threads(settings.torch_threads)
+    *tried_first, last = _torch_devices(settings)
+    for device in tried_first:
+        try:
+            return _warm(found, contract, partial(make, found, device, settings), device)
+        except ModelWarmUpError as error:
+            logger.warning("%s; trying %s", error.detail, last)
+    return _warm(found, contract, partial(make, found, last, settings), last)
 
 
 def _torch_devices(settings: WorkerSettings) -> list[str]:
-    """Devices to try, in order; an exported model may hold constants that cannot leave the CPU."""
     import torch
 
     if settings.device != "auto":
@@ -143,83 +146,37 @@ def _torch_devices(settings: WorkerSettings) -> list[str]:
     return ["cuda:0", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
-def _warm(uri: str, contract: InputContract, make: Callable[[], Predict], device: str) -> LoadedModel:
-    try:
-        model = LoadedModel(contract, make(), device)
-    except Exception as error:
-        if MLFLOW_SWITCH in str(error):
-            raise refusal(uri, "is a pt2 file with a pickle inside") from error
-        raise ModelWarmUpError(f"{uri} cannot be loaded on {device}: {first_line(error)}") from error
-    _warm_up(model, uri)
-    return model
-
-
-def _find(client: Any, name: str, wanted: str) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
-
-    if wanted.isdigit():
-        version = client.get_model_version(name, wanted)
-    elif wanted == "latest":
-        versions = client.search_model_versions(f"name = '{name}'")
-        if not versions:  # there is no such model, or all its versions were deleted
-            raise MlflowException(f"{name} has no version", RESOURCE_DOES_NOT_EXIST)
-        version = max(versions, key=lambda each: int(each.version))
-    else:
-        version = client.get_model_version_by_alias(name, wanted)
-    metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
-    return ModelVersion(name, int(version.version), version.run_id or "", metrics.get(VAL_ACCURACY))
-
-
-def _not_found(client: Any, settings: WorkerSettings) -> ModelNotFoundError:
-    name = settings.model_name
-    versions = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
-    known = (
-        f"it has version {', '.join(map(str, versions))}" if versions else "it has no version of that model"
-    )
-    return ModelNotFoundError(
-        f"the registry at {settings.mlflow_tracking_uri} has no {name} / {settings.model_version}: {known}; "
-        "set MODEL_NAME and MODEL_VERSION to one that exists, or register it with `modelyard train`"
-    )
-
-
-def _require_database(tracking_uri: str) -> None:
-    # MLflow would create an empty database at a mistyped path, and report only that the model is missing.
-    path = tracking_uri.removeprefix("sqlite:///")
-    if path != tracking_uri and not Path(path).exists():
-        raise RegistryUnavailableError(
-            f"MLFLOW_TRACKING_URI={tracking_uri} names a database that does not exist; "
-            "start in the folder that holds it, or run `modelyard train` first"
-        )
-
-
-def _contract(signature: Any, uri: str) -> InputContract:
-    specs = signature.inputs.inputs if signature and signature.inputs else []
-    if len(specs) != 1 or not signature.inputs.is_tensor_spec():
-        raise ModelContractError(
-            f"{uri} must have a signature with exactly one tensor input; log it with "
-            "signature=ModelSignature(inputs=Schema([TensorSpec(dtype, (-1, …))]), …)"
-        )
-    dtype, shape = specs[0].type.name, tuple(int(size) for size in specs[0].shape)
-    if dtype not in DTYPES or shape[:1] != (-1,) or any(size < 1 for size in shape[1:]):
-        raise ModelContractError(
-            f"{uri} takes {dtype} of shape {shape}; expected numbers with a free first dimension and fixed "
-            "others, as in float32 (-1, 1, 28, 28)"
-        )
-    return InputContract(dtype, shape[1:])
-
-
-def _load_torch(path: str, device: str, threads: int) -> Predict:
-    import mlflow.pytorch
+def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Predict:
     import torch
+    from torch.export.passes import move_to_device_pass
 
-    torch.set_num_threads(threads)
-    model = mlflow.pytorch.load_model(path)
-    if device != "cpu":
-        model = model.to(device)
+    written_by = found.flavors["pytorch"].get("pytorch_version")
+    if written_by != torch.__version__:
+        logger.warning("%s was written by PyTorch %s, this is %s", found.uri, written_by, torch.__version__)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is refused all the same
+            program = torch.export.load(pt2_file(found.flavors, Path(found.path)))
+    except pickle.UnpicklingError as error:
+        if settings.allow_pickle_models:
+            raise
+        raise refusal(found.uri, "is a pt2 file with a pickle inside") from error
+    if device != "cpu":  # a module's own `to` would leave behind what the graph makes, and its constants
+        program = move_to_device_pass(program, device)
     # Calling an exported graph checks its input anew, which takes a small model as long as its work. The contract
     # has been checked before the queue, and the guards within the graph stay.
-    run = model.forward if isinstance(model, torch.fx.GraphModule) else model
+    return _on(device, program.module().forward)
+
+
+def _load_pickled(found: ModelVersion, device: str, settings: WorkerSettings) -> Predict:
+    import mlflow.pytorch
+
+    os.environ[MLFLOW_SWITCH] = "true"
+    return _on(device, mlflow.pytorch.load_model(found.path).to(device))
+
+
+def _on(device: str, run: Callable[[Any], Any]) -> Predict:
+    import torch
 
     def predict(samples: Array) -> Array:
         with torch.inference_mode():
@@ -229,10 +186,12 @@ def _load_torch(path: str, device: str, threads: int) -> Predict:
     return predict
 
 
-def _load_pyfunc(path: str) -> Predict:
+def _load_pyfunc(found: ModelVersion, settings: WorkerSettings) -> Predict:
     import mlflow.pyfunc
 
-    model = mlflow.pyfunc.load_model(path)
+    os.environ[MLFLOW_SWITCH] = "true"
+    mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
+    model = mlflow.pyfunc.load_model(found.path)
 
     def predict(samples: Array) -> Array:
         answer = model.predict(samples)
@@ -241,6 +200,19 @@ def _load_pyfunc(path: str) -> Predict:
         return np.asarray(answer)
 
     return predict
+
+
+def _warm(
+    found: ModelVersion, contract: InputContract, make: Callable[[], Predict], device: str
+) -> LoadedModel:
+    try:
+        model = LoadedModel(contract, make(), device)
+    except ModelNotAllowedError:
+        raise
+    except Exception as error:
+        raise ModelWarmUpError(f"{found.uri} cannot be loaded on {device}: {first_line(error)}") from error
+    _warm_up(model, found.uri)
+    return model
 
 
 def _warm_up(model: LoadedModel, uri: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from app.settings import WorkerSettings
 from benchmarks import digits, envs
-from workers.model import LoadedModel, load, resolve
+from workers.model import LoadedModel, find_and_load
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def model() -> LoadedModel:
     """The benchmark's model version, loaded as a worker does; trained on first use."""
     made = digits.make_model(Path(envs.ENVIRONMENTS))
     settings = WorkerSettings(mlflow_tracking_uri=made.tracking_uri, model_version="1", device="cpu")
-    return load(resolve(settings), settings)
+    return find_and_load(settings)[1]
 
 
 @pytest.mark.parametrize("n_samples", [1, 32, 64, 256])

@@ -19,6 +19,15 @@ from app.errors import (
 )
 from app.settings import WorkerSettings
 from workers import model
+from workers.registry import ModelVersion, look_up, looking_up
+
+
+def load(wanted: WorkerSettings) -> model.LoadedModel:
+    return model.load(find(wanted), wanted)
+
+
+def find(wanted: WorkerSettings) -> ModelVersion:
+    return look_up(wanted.mlflow_tracking_uri, wanted.model_name, wanted.model_version)
 
 
 def settings(registry: str, version: str, **fields: Any) -> WorkerSettings:
@@ -33,7 +42,7 @@ def settings(registry: str, version: str, **fields: Any) -> WorkerSettings:
 
 @pytest.mark.parametrize(("wanted", "version"), [("1", 1), ("3", 3), ("champion", 1), ("latest", 4)])
 def test_a_number_an_alias_and_latest_resolve_to_a_version(registry: str, wanted: str, version: int) -> None:
-    found = model.resolve(settings(registry, wanted))
+    found = find(settings(registry, wanted))
     assert (found.name, found.version, found.val_accuracy) == ("Scikit", version, 0.75)
     assert found.run_id
 
@@ -52,13 +61,14 @@ def test_a_version_that_does_not_exist_is_not_found_and_says_what_to_do(
     registry: str, wanted: str, fields: dict[str, str]
 ) -> None:
     with pytest.raises(ModelNotFoundError, match="MODEL_NAME and MODEL_VERSION"):
-        model.resolve(settings(registry, wanted, **fields))
+        find(settings(registry, wanted, **fields))
 
 
 def test_a_database_that_does_not_exist_is_named_and_not_created(tmp_path: Path) -> None:
     path = tmp_path / "none.db"
-    with pytest.raises(RegistryUnavailableError, match=r"none\.db names a database that does not exist"):
-        model.resolve(settings(f"sqlite:///{path}", "1"))
+    says = pytest.raises(RegistryUnavailableError, match=r"none\.db names a database that does not exist")
+    with says, looking_up(settings(f"sqlite:///{path}", "1"), str(tmp_path)):
+        pass
     assert not path.exists()
 
 
@@ -67,20 +77,18 @@ def test_a_registry_that_does_not_answer_is_unavailable(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RegistryUnavailableError, match="check MLFLOW_TRACKING_URI"):
-        model.resolve(settings(f"http://127.0.0.1:{free_port()}", "1"))
+        find(settings(f"http://127.0.0.1:{free_port()}", "1"))
 
 
 def test_a_scikit_learn_model_with_a_tensor_signature_answers_its_labels(registry: str) -> None:
-    wanted = settings(registry, "1")
-    loaded = model.load(model.resolve(wanted), wanted)
+    loaded = load(settings(registry, "1"))
     assert loaded.contract == InputContract("float64", (2,))
     assert loaded.device == "cpu"
     assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]])).tolist() == [3, 8]
 
 
 def test_a_model_that_names_its_one_output_answers_that(registry: str) -> None:
-    wanted = settings(registry, "1", model_name="Named")
-    loaded = model.load(model.resolve(wanted), wanted)
+    loaded = load(settings(registry, "1", model_name="Named"))
     assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]])).tolist() == [0.5, 1.5]
 
 
@@ -95,6 +103,5 @@ def test_a_model_that_names_its_one_output_answers_that(registry: str) -> None:
 def test_a_model_that_cannot_be_served_says_why(
     registry: str, version: str, error: type[ModelyardError], text: str
 ) -> None:
-    wanted = settings(registry, version)
     with pytest.raises(error, match=text):
-        model.load(model.resolve(wanted), wanted)
+        load(settings(registry, version))

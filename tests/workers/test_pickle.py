@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -19,6 +20,7 @@ from app.errors import ModelNotAllowedError, ModelyardError
 from app.settings import WorkerSettings
 from tests.pool_samples import RedisServer
 from workers import model
+from workers.registry import look_up
 
 MODEL = "Exported"
 
@@ -39,15 +41,44 @@ def pickled_module(folder: Path, trap: bytes) -> None:
     (folder / "data" / "pickle_module_info.txt").write_text("pickle")
 
 
-def pickle_within_pt2(folder: Path, trap: bytes) -> None:
+def pickled_samples_within_pt2(folder: Path, trap: bytes) -> None:
     """A pt2 file one of whose records `torch.export.load` unpickles."""
+    change_records(folder, {"model/data/sample_inputs/model.pt": trap})
+
+
+def pickled_weight_within_pt2(folder: Path, trap: bytes) -> None:
+    """The same by its list of weights, which says that one of them is a pickle."""
+    entry = {"path_name": "weight_0", "is_param": True, "use_pickle": True, "tensor_meta": None}
+    listed = json.dumps({"config": {"weight": entry}}).encode()
+    records = {"model_weights_config.json": listed, "weight_0": trap}
+    change_records(folder, {f"model/data/weights/{name}": content for name, content in records.items()})
+
+
+def object_within_pt2(folder: Path, trap: bytes) -> None:
+    """A pt2 file with a constant that is no tensor; PyTorch finds it whatever its case."""
+    entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+    listed = json.dumps({"config": {"anything": entry}}).encode()
+    records = {"model_constants_config.json": listed, "OPAQUE_obj_0": trap}
+    change_records(folder, {f"model/data/constants/{name}": content for name, content in records.items()})
+
+
+def compiled_within_pt2(folder: Path, trap: bytes) -> None:
+    """A pt2 file with machine code, which `torch.export.load` would load too."""
+    change_records(folder, {"model/data/aotinductor/model/model.wrapper.so": trap})
+
+
+def change_records(folder: Path, changed: dict[str, bytes]) -> None:
     path = folder / "data" / "model.pt2"
     with zipfile.ZipFile(path) as archive:
         records = {info.filename: archive.read(info) for info in archive.infolist()}
-    name = next(each for each in records if each.endswith("sample_inputs/model.pt"))
     with zipfile.ZipFile(path, "w") as archive:
-        for each, content in records.items():
-            archive.writestr(each, trap if each == name else content)
+        for name, content in (records | changed).items():
+            archive.writestr(name, content)
+
+
+def no_archive(folder: Path, trap: bytes) -> None:
+    """A pickle that is called a pt2 file."""
+    (folder / "data" / "model.pt2").write_bytes(trap)
 
 
 def other_flavour(folder: Path, trap: bytes) -> None:
@@ -131,15 +162,23 @@ def settings(uri: str, allow: bool = False) -> WorkerSettings:
 
 
 def load(uri: str, allow: bool = False) -> model.LoadedModel:
-    wanted = settings(uri, allow)
-    return model.load(model.resolve(wanted), wanted)
+    return model.load(look_up(uri, MODEL, "1"), settings(uri, allow))
 
 
 def test_a_pt2_model_loads_by_default(exported: tuple[str, Path]) -> None:
     assert load(exported[0]).predict(np.zeros((5, 2), np.float32)).shape == (5, 3)
 
 
-@pytest.mark.parametrize("how", [pickled_module, other_flavour, code_beside_pt2, pickle_within_pt2])
+UNPICKLED = (
+    pickled_module,
+    other_flavour,
+    pickled_samples_within_pt2,
+    pickled_weight_within_pt2,
+    object_within_pt2,
+)
+
+
+@pytest.mark.parametrize("how", [*UNPICKLED, compiled_within_pt2, no_archive, code_beside_pt2])
 def test_what_would_run_code_is_refused_by_default_and_its_code_does_not_run(
     exported: tuple[str, Path],
     poisoned: Callable[..., Path],
@@ -152,16 +191,23 @@ def test_what_would_run_code_is_refused_by_default_and_its_code_does_not_run(
 
 
 def test_the_traps_of_these_tests_are_live_ones(
-    exported: tuple[str, Path], poisoned: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    exported: tuple[str, Path],
+    poisoned: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for how in (pickled_module, other_flavour, pickle_within_pt2):
+    monkeypatch.delenv(model.TORCH_SWITCH, raising=False)  # set by the other tests' loading
+    for how in UNPICKLED:
         caplog.clear()
         sprung = poisoned(how)
         with pytest.raises(ModelyardError):  # what the trap leaves is no model
             load(exported[0], allow=True)
         assert sprung.exists()
         sprung.rmdir()
-        if how is not pickle_within_pt2:
+        if how not in (
+            pickled_samples_within_pt2,
+            pickled_weight_within_pt2,
+        ):  # those show while it is loaded
             assert "MODELYARD_ALLOW_PICKLE_MODELS is set" in caplog.text
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -48,6 +50,14 @@ def start_worker(redis_server: RedisServer, registry: str) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def silent_registry() -> Iterator[tuple[str, socket.socket]]:
+    """Tracking URI of a server that never answers, and what accepts its connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", server
 
 
 def accept(url: str) -> str:
@@ -111,3 +121,35 @@ def test_a_worker_without_redis_exits_with_one_clear_line(start_worker: Start) -
     assert worker.returncode == 1
     assert "Redis does not answer" in errors.splitlines()[-1]
     assert "Traceback" not in errors
+
+
+def test_a_version_that_does_not_exist_ends_a_worker_with_one_line_that_says_what_does(
+    start_worker: Start,
+) -> None:
+    worker = start_worker("99")
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "has no Scikit / 99: it has version 1, 2, 3, 4; set MODEL_NAME" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_worker_that_is_stopped_while_it_reads_the_registry_leaves_no_process_behind(
+    start_worker: Start,
+    silent_registry: tuple[str, socket.socket],
+    how: signal.Signals,
+    status: int,
+    tmp_path: Path,
+) -> None:
+    uri, server = silent_registry
+    worker = start_worker("1", MLFLOW_TRACKING_URI=uri, TMPDIR=str(tmp_path))
+    connection, _ = server.accept()
+    with connection:
+        assert list(tmp_path.glob("modelyard-*"))
+        worker.send_signal(how)
+        assert worker.wait(30) == status
+        connection.settimeout(30)
+        while connection.recv(65536):  # its request, and then the end of the process that sent it
+            pass
+    if how is signal.SIGTERM:
+        assert not list(tmp_path.glob("modelyard-*"))

@@ -1,0 +1,219 @@
+"""What the MLflow registry knows of a model version, read by a process of its own: `python -m workers.registry`.
+
+MLflow takes 200 MiB and two seconds, for one answer. That process ends with it, and the worker imports PyTorch
+meanwhile. What the answer is worth is not judged here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from app.errors import (
+    ModelNotFoundError,
+    ModelWarmUpError,
+    ModelyardError,
+    RegistryUnavailableError,
+    first_line,
+)
+from app.logs import configure_logging
+
+if TYPE_CHECKING:
+    from app.settings import WorkerSettings
+
+VAL_ACCURACY = "val_accuracy"
+NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
+ERRORS = {each.code: each for each in (ModelNotFoundError, ModelWarmUpError, RegistryUnavailableError)}
+
+
+class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
+    """A registered model's version, as the registry describes it.
+
+    Attributes:
+        val_accuracy: Fraction in [0, 1] logged on the version's run, or None.
+        path: Folder of its files, on this machine.
+        flavors: Of its MLmodel file.
+        inputs: Type and shape of each tensor in its signature; empty where it takes something else.
+    """
+
+    name: str
+    version: int
+    run_id: str
+    val_accuracy: float | None
+    path: str
+    flavors: dict[str, Any]
+    inputs: list[tuple[str, tuple[int, ...]]]
+
+    @property
+    def uri(self) -> str:
+        """What a person calls it."""
+        return f"models:/{self.name}/{self.version}"
+
+
+class _Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """An error on its way to the worker, where it is raised."""
+
+    code: str
+    detail: str
+
+
+@contextmanager
+def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], ModelVersion]]:
+    """`look_up` in a process of its own, which ends with the context, or with this process however that ends.
+
+    Args:
+        folder: Where files are downloaded to that are not on this machine.
+
+    Yields:
+        What waits for the answer, or raises its error.
+    """
+    _require_database(settings.mlflow_tracking_uri)
+    wanted = {
+        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
+        "MODEL_NAME": settings.model_name,
+        "MODEL_VERSION": settings.model_version,
+        "TMPDIR": folder,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "workers.registry"],  # -P: a folder named workers may stand here
+        env=os.environ | wanted,
+        stdin=subprocess.PIPE,  # nothing is written; that it is open says that this process lives
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the worker alone
+    ) as process:
+        try:
+            yield partial(_answer_of, process, settings.mlflow_tracking_uri)
+        finally:
+            process.kill()
+
+
+def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVersion:
+    assert process.stdout
+    written = process.stdout.read()
+    if not written:
+        raise RegistryUnavailableError(
+            f"the MLflow registry at {tracking_uri} cannot be read: the process that tried ended with status "
+            f"{process.wait()}, its log above; check MLFLOW_TRACKING_URI"
+        )
+    answer: ModelVersion | _Refused = msgspec.msgpack.decode(written, type=ModelVersion | _Refused)
+    if isinstance(answer, _Refused):
+        raise ERRORS[answer.code](answer.detail)
+    return answer
+
+
+def _require_database(tracking_uri: str) -> None:
+    # MLflow would create an empty database at a mistyped path, and report only that the model is missing.
+    path = tracking_uri.removeprefix("sqlite:///")
+    if path != tracking_uri and not Path(path).exists():
+        raise RegistryUnavailableError(
+            f"MLFLOW_TRACKING_URI={tracking_uri} names a database that does not exist; "
+            "start in the folder that holds it, or run `modelyard train` first"
+        )
+
+
+def main() -> None:
+    """Look up what the environment names, and write the answer to standard output."""
+    threading.Thread(target=_end_with_the_worker, daemon=True).start()
+    configure_logging()
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
+        os.dup2(
+            sys.stderr.fileno(), sys.stdout.fileno()
+        )  # whatever a library prints is no part of the answer
+        answer: ModelVersion | _Refused
+        try:
+            answer = look_up(
+                *(os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MODEL_NAME", "MODEL_VERSION"))
+            )
+        except ModelyardError as error:
+            answer = _Refused(error.code, error.detail)
+        output.write(msgspec.msgpack.encode(answer))
+
+
+def _end_with_the_worker() -> None:
+    os.read(sys.stdin.fileno(), 1)  # returns once the other end is closed, however the worker ended
+    os._exit(1)
+
+
+def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
+    """Find a version, and its files on this machine; an alias or `latest` becomes the number it stands for now.
+
+    Raises:
+        ModelNotFoundError: The registry has no such model, version or alias.
+        ModelWarmUpError: It has, but not its files, or what describes them cannot be read.
+        RegistryUnavailableError: The registry does not answer.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri)
+    client = mlflow.MlflowClient()
+    try:
+        version = _find(client, name, wanted)
+        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    except MlflowException as error:
+        if error.error_code in NOT_FOUND_CODES:
+            raise _not_found(client, tracking_uri, name, wanted) from None
+        raise RegistryUnavailableError(
+            f"the MLflow registry at {tracking_uri} does not answer "
+            f"({first_line(error)}); check MLFLOW_TRACKING_URI"
+        ) from error
+    uri = f"models:/{name}/{version.version}"
+    try:
+        path, flavors, inputs = _fetch(uri)
+    except Exception as error:
+        raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
+    return ModelVersion(
+        name, int(version.version), version.run_id or "", metrics.get(VAL_ACCURACY), path, flavors, inputs
+    )
+
+
+def _find(client: Any, name: str, wanted: str) -> Any:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+    if wanted.isdigit():
+        return client.get_model_version(name, wanted)
+    if wanted != "latest":
+        return client.get_model_version_by_alias(name, wanted)
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not versions:  # there is no such model, or all its versions were deleted
+        raise MlflowException(f"{name} has no version", RESOURCE_DOES_NOT_EXIST)
+    return max(versions, key=lambda each: int(each.version))
+
+
+def _not_found(client: Any, tracking_uri: str, name: str, wanted: str) -> ModelNotFoundError:
+    versions = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
+    known = (
+        f"it has version {', '.join(map(str, versions))}" if versions else "it has no version of that model"
+    )
+    return ModelNotFoundError(
+        f"the registry at {tracking_uri} has no {name} / {wanted}: {known}; "
+        "set MODEL_NAME and MODEL_VERSION to one that exists, or register it with `modelyard train`"
+    )
+
+
+def _fetch(uri: str) -> tuple[str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]:
+    """The folder of a version's files, and what the description in it says."""
+    import mlflow
+    from mlflow.models import Model
+
+    path = mlflow.artifacts.download_artifacts(uri)
+    description = Model.load(path)
+    inputs = description.signature.inputs if description.signature else None
+    specs = inputs.inputs if inputs and inputs.is_tensor_spec() else []
+    return path, description.flavors, [(each.type.name, tuple(map(int, each.shape))) for each in specs]
+
+
+if __name__ == "__main__":
+    main()
