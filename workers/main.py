@@ -24,6 +24,8 @@ from workers.task import BatchRunner
 from workers.time_limit import TimeLimit, Watchdog
 
 EXIT_STUCK = 70  # EX_SOFTWARE in sysexits.h
+# Seconds after which a thread lets another one run. A heartbeat would otherwise keep a batch waiting for 5 ms.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def run(settings: WorkerSettings) -> None:
@@ -34,9 +36,7 @@ def run(settings: WorkerSettings) -> None:
         UnavailableError: MLflow or Redis does not answer.
         WorkerNumberTakenError: The number asked for is another version's.
     """
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(0)
-    )  # until Celery takes it over; nothing is to drain yet
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery takes over: nothing is to drain yet
     client = ledger.connect(settings)
     _require_redis(client)
     found, loaded = model.find_and_load(settings)
@@ -75,6 +75,7 @@ def run(settings: WorkerSettings) -> None:
     runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, limit, settings.max_attempts)
     watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, beacon))
     limit.install()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     beacon.start()
     watchdog.start()
     try:
