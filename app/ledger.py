@@ -239,6 +239,7 @@ redis.call('HDEL', KEYS[5], ARGV[1])
 
 RETRY_FULL_S = 5
 MAX_CONNECTIONS = 64
+WAIT_GRACE_S = 0.5  # Redis may end a wait a tenth of a second late
 _NOT_CANCELLABLE = {
     b"running": "the job is running; only a job that waits can be cancelled",
     b"finished": "the job has its outcome already; read it at its result_url",
@@ -640,10 +641,11 @@ class WorkerLedger:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        with ledger_errors():  # from the queue's end to its end: BLMOVE shows the message and takes none
-            at_least_s = max(limit_s, 0.01)  # 0 is no limit, and Redis 6.2 makes 0 of a thousandth
-            message = self._scripts.ask("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
-        return message is not None
+        at_least_s = max(limit_s, 0.01)  # 0 is no limit, and Redis 6.2 makes 0 of a thousandth
+        # From the queue's end to its end: BLMOVE shows the message and takes none, so giving up early loses nothing.
+        command = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
+        with ledger_errors():
+            return self._scripts.ask(*command, within_s=at_least_s + WAIT_GRACE_S) is not None
 
     def take(self) -> None:
         """Take the next batch off the queue, if the next message is one's; `taken` then says which.

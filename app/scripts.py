@@ -39,16 +39,21 @@ class ScriptConnection:
             self._ask_until_answered("SCRIPT", "LOAD", script.script)
             return self._ask_until_answered(*call)
 
-    def ask(self, *command: Value) -> Any:
+    def ask(self, *command: Value, within_s: float | None = None) -> Any:
         """What a command answers, asked once.
+
+        Args:
+            within_s: Seconds after which it has failed, where not as for every command of the connection.
 
         Raises:
             redis.RedisError: Redis does not answer, or refuses.
         """
         if self._connection is None:
             self._connection = self._pool.get_connection()
-        self._connection.send_command(*command)
-        return self._connection.read_response()
+        self._connection.send_command(*command)  # connects where need be; every error disconnects
+        if within_s is None:
+            return self._connection.read_response()
+        return self._connection.read_response(timeout=within_s)
 
     def _ask_until_answered(self, *command: Value) -> Any:
         if self._connection is None:

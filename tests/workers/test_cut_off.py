@@ -9,6 +9,7 @@ import kombu.transport
 import pytest
 
 from app.clock import PoolClock
+from app.errors import LedgerUnavailableError
 from app.keys import queue_name
 from app.ledger import ControllerLedger, WorkerLedger, connect, connect_async
 from app.settings import Settings
@@ -53,6 +54,20 @@ async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connecti
     assert claimed
     assert claimed.batch_id == batch.batch_id
     beacon.close()
+
+
+@pytest.mark.timeout(30)
+def test_a_worker_that_waits_for_a_batch_soon_finds_out_that_it_is_cut_off(
+    redis_server: RedisServer, way: Proxy
+) -> None:
+    settings = Settings(redis_url=way.url, redis_timeout_s=LONG_S)
+    jobs = WorkerLedger(connect(settings), "host-1", queue_name(MODEL, 1), 100, silences=lambda: 0)
+    assert not jobs.wait(0.01)  # it is connected
+    way.go_dead()
+    with pytest.raises(LedgerUnavailableError):
+        jobs.wait(0.01)
+    way.revive()
+    assert not jobs.wait(0.01)
 
 
 @pytest.mark.timeout(30)
