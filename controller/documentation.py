@@ -187,7 +187,7 @@ RESULT: dict[str, Any] = {
             s404="No job has this id, or none of this API key",
             s410="Its outcome has expired",
             s422="`wait` is out of range",
-            s503="Redis away",
+            s503="Redis is away, or has just come back without the job, which may be written again",
         ),
     },
 }
@@ -201,7 +201,7 @@ CANCEL: dict[str, Any] = {
             s404="No job has this id, or none of this API key",
             s409="It runs, or has its outcome",
             s410="Its outcome has expired",
-            s503="Redis away",
+            s503="Redis is away, or has just come back without the job, which may be written again",
         ),
         # Else FastAPI names a format of its own, which nothing here answers.
         "default": {"description": "Any other problem", "content": _PROBLEM},

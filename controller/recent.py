@@ -143,9 +143,10 @@ class Recent:
         return now_ms < expires_at_ms and not may_be_over and await self._restore.batch(copy.names, copy.args)
 
     async def _cancel_again(self) -> None:
-        for ref in list(self._cancels_due):
+        due = {ref: self._cancels[ref] for ref in self._cancels_due}
+        for ref, (queue, _) in due.items():
             try:
-                answer = await self._restore.cancel(ref, self._cancels[ref][0])
+                answer = await self._restore.cancel(ref, queue)
             except WireError as error:
                 logger.warning("a cancel of batch %s cannot be written again: %s", ref.batch_id, error.detail)
                 answer = "finished"

@@ -171,7 +171,7 @@ class PoolWatcher:
             # By Redis's time alone: this host's clock may be minutes off.
             dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms
             worker_ids = [worker_id for worker_id, heartbeat_at_ms in workers if heartbeat_at_ms > dead_at_ms]
-            self._note_run(_run(server, epoch or await self._first(keys.EPOCH, os.urandom(16))))
+            self._note_run(_run(server, epoch or await self._new_epoch()))
             # One that has lost its data gets the old secret back: ids that were given since are good.
             secret = secret or await self._first(keys.SECRET, self._secret or os.urandom(32))
             if secret != self._secret:
@@ -195,6 +195,11 @@ class PoolWatcher:
         taken = set(numbers.values())
         former = {queue: number for queue, number in self.view.numbers.items() if number not in taken}
         return former | numbers
+
+    async def _new_epoch(self) -> bytes | None:
+        with contextlib.suppress(redis.ResponseError):  # a full Redis goes without until it has room
+            return await self._first(keys.EPOCH, os.urandom(16))
+        return None
 
     async def _first(self, key: str, value: bytes) -> bytes:
         # Only where there is none, as Redis refuses to set it where it is full.
@@ -255,4 +260,4 @@ class PoolWatcher:
 
 def _run(server: dict[str, Any], epoch: bytes | None) -> str:
     """Tells a run of Redis, and its data, from any other."""
-    return f"{server['run_id']}/{epoch.hex() if epoch else 'emptied'}"
+    return f"{server['run_id']}/{epoch.hex() if epoch else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import time
@@ -53,6 +54,7 @@ async def kill_redis_again_and_again(trial: Trial, appendfsync: str, lost_s: flo
     """Kill Redis under load, and see that all goes on each time; with `lost_s`, less what it wrote last."""
     outages_s = (0.2, 1.0) if trial.short else (0.2, 1.0, 2.0, 5.0) * 5
     trial.pool.client.config_set("appendfsync", appendfsync)
+    before = n_written_again(trial)
     async with trial.load(good_jobs()):
         for outage_s in outages_s:
             await asyncio.sleep(1)
@@ -68,6 +70,13 @@ async def kill_redis_again_and_again(trial: Trial, appendfsync: str, lost_s: flo
             trial.pool.client.config_set("appendfsync", appendfsync)
             await resumed(trial, time.monotonic())
     trial.pool.client.config_set("appendfsync", "everysec")
+    trial.note(f"{n_written_again(trial) - before} batches were lost and written again")
+
+
+def n_written_again(trial: Trial) -> int:
+    """Batches that the controllers say so of."""
+    logs = [controller.log.read_text() for controller in trial.pool.controllers]
+    return sum(int(count) for log in logs for count in re.findall(r"Redis lost (\d+) of", log))
 
 
 @fault("redis-stopped", "Redis SIGSTOPped for 20 s", PLAN)
