@@ -19,7 +19,8 @@ def tracking_uri(folder: Path) -> str:
 
 def lay_out(folder: Path) -> None:
     """Make the registry, in a process of its own: MLflow takes seconds to import and leaves its traces."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    not_its_own = ("MLFLOW_", "COVERAGE_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(not_its_own)}
     subprocess.run(
         [sys.executable, "-m", "faults.registry", str(folder)],
         env=environment,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,17 +19,10 @@ from numpy.typing import NDArray
 
 from app.digits import heldout_indices, load_digits_28
 from client import Client
-from tests.conftest import RedisServer, WaitUntil, running_redis
+from tests.conftest import RedisServer, WaitUntil, process_environment, running_redis
 
 MODEL = "MNIST_PyTorch_Model"
 START_S = 90.0
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # One process runs them all: they share the trained versions, and two pools at once starve two cores.
-    for item in items:
-        if "tests/e2e" in str(item.path):
-            item.add_marker(pytest.mark.xdist_group("e2e"))
 
 
 @dataclass(frozen=True)
@@ -58,9 +50,10 @@ class Pool:
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start `python -m <arguments>` with the pool's environment."""
-        environment = {
-            name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
-        } | {"REDIS_URL": self.redis_url, "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlruns.db"}
+        environment = process_environment() | {
+            "REDIS_URL": self.redis_url,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlruns.db",
+        }
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".log", delete=False) as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
@@ -132,12 +125,10 @@ def ready_workers(url: str) -> int:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an MLflow registry that holds version 1 (mlp) and version 2 (cnn, the better one)."""
     folder = tmp_path_factory.mktemp("registry")
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns.db"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     subprocess.run(
         [sys.executable, "-m", "cli", "train", "--arch", "mlp", "--arch", "cnn"],
         cwd=folder,
-        env=environment,
+        env=process_environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns.db"},
         check=True,
         timeout=150,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from app.access import new_key
 from app.errors import ForbiddenError, UnauthenticatedError
 from client import Client
-from tests.conftest import WaitUntil
+from tests.conftest import WaitUntil, process_environment
 from tests.e2e.conftest import Digits
 
 START_S = 120.0
@@ -28,11 +27,8 @@ START_S = 120.0
 def environment(registry: Path, free_port: Callable[[], int]) -> Iterator[dict[str, str]]:
     """A state directory and ports of the test's own, and the trained versions."""
     with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as state_dir:
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("PYTHONDONTWRITEBYTECODE", "REDIS_URL")
-        }
+        inherited = process_environment()
+        inherited.pop("REDIS_URL", None)
         yield inherited | {
             "MODELYARD_STATE_DIR": state_dir,
             "MODELYARD_PORT": str(free_port()),

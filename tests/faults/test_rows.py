@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,12 +13,6 @@ import faults.rows  # noqa: F401  (importing it registers the rows)
 from faults import registry, trial
 from faults.pool import Pool, PoolPlan, open_pool
 from faults.table import FAULTS, Fault, by_plan
-
-
-def _parameter(fault: Fault) -> object:
-    # A process of the test run does all rows of one kind of pool, one after the other, on the same pool.
-    group = f"faults-{zlib.crc32(repr(fault.plan).encode()):08x}"
-    return pytest.param(fault, id=fault.name, marks=pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +49,9 @@ def pools(models: Path) -> Iterator[Pools]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("fault", [_parameter(each) for each in by_plan(FAULTS.values()) if each.in_tests])
+@pytest.mark.parametrize(
+    "fault", [each for each in by_plan(FAULTS.values()) if each.in_tests], ids=lambda each: each.name
+)
 def test_every_accepted_job_is_accounted_for_under(fault: Fault, pools: Pools) -> None:
     try:
         row = asyncio.run(trial.run(fault, pools.open(fault.plan), short=True))

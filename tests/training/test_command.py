@@ -14,6 +14,7 @@ from app.errors import InputError, ModelNotFoundError
 from app.images import load_png_28
 from app.settings import Settings
 from cli.main import cli
+from tests.conftest import process_environment
 from training.command import unregistered
 from training.inventory import registered_versions
 from training.predict import load, scores
@@ -27,7 +28,9 @@ def test_training_from_nothing_prints_a_table_and_none_of_mlflows_chatter(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     line = [sys.executable, "-m", "training", "--epochs", "1", "--model-name", "Mine"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line, cwd=tmp_path, env=process_environment(), capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "champion" in done.stdout
     assert "registering mlp" in done.stdout

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from app.digits import load_digits_28
+from tests.conftest import process_environment
 from training.predict import load, scores
 
 from .conftest import Trained
@@ -29,7 +30,7 @@ def mlflow_server(
             [sys.executable, "-m", "mlflow", "models", "serve", *line],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path},
+            env={**process_environment(), "PATH": path},
             start_new_session=True,
         )
     try:

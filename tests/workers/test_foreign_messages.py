@@ -21,6 +21,7 @@ from app import keys
 from app.celery_app import BatchMessages, create_celery, message_template
 from app.pool import decode_record
 from app.settings import Settings
+from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 from tests.workers.test_process import QUEUE, accept
 
@@ -52,7 +53,7 @@ def worker(
         "MODELYARD_HEARTBEAT_S": "0.2",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "workers"], env=os.environ | own, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "workers"], env=process_environment() | own, stderr=subprocess.PIPE, text=True
     )
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: is_ready(client), timeout_s=60, what="the worker is ready")

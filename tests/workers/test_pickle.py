@@ -18,6 +18,7 @@ import yaml
 
 from app.errors import ModelNotAllowedError, ModelyardError
 from app.settings import WorkerSettings
+from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 from workers import model
 from workers.registry import look_up
@@ -223,7 +224,7 @@ def test_a_worker_that_finds_a_pickle_ends_with_one_line_that_names_the_setting(
     }
     done = subprocess.run(
         [sys.executable, "-m", "workers"],
-        env=os.environ | variables,
+        env=process_environment() | variables,
         capture_output=True,
         text=True,
         timeout=90,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from app.celery_app import BatchMessages, create_celery, message_template
 from app.ledger import ControllerLedger, NewBatch
 from app.pool import decode_record
 from app.settings import Settings
+from tests.conftest import process_environment
 from tests.pool_samples import RedisServer, new_batch
 
 QUEUE = keys.queue_name("Scikit", 1)
@@ -42,7 +42,9 @@ def start_worker(redis_server: RedisServer, registry: str) -> Iterator[Start]:
         }
         command = [sys.executable, "-m", "workers"]
         started.append(
-            subprocess.Popen(command, env=os.environ | own | variables, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                command, env=process_environment() | own | variables, stderr=subprocess.PIPE, text=True
+            )
         )
         return started[-1]
 
