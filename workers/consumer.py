@@ -27,8 +27,8 @@ from workers.task import BatchRunner, Ran
 from workers.wake_up import STRATEGY, only_batches
 
 logger = logging.getLogger(__name__)
-EVENTS_FLUSH_S = 0.5
-EVENTS_AT_ONCE = 32  # sending many more at once would hold a batch up for milliseconds
+EVENTS_FLUSH_S = 0.25
+EVENTS_AT_ONCE = 1000
 RECONNECT_S = 0.5
 
 
