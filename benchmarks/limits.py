@@ -109,6 +109,7 @@ def start_and_memory(folder: Path, model: digits.Model) -> Iterator[Row]:
     yield "controller, resident, 1,000 callers waiting", mib(machine.resident_bytes(pid))
     os.kill(worker, signal.SIGCONT)
     generator.finish()
+    yield "worker, resident, afterwards", mib(machine.resident_bytes(worker))
 
 
 def _start_each(pool: Pool, model: digits.Model) -> dict[str, tuple[float, float]]:

@@ -124,15 +124,13 @@ def main() -> None:
     """Look up what the environment names, and write the answer to standard output."""
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
     configure_logging()
+    wanted = [os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MODEL_NAME", "MODEL_VERSION")]
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
-        os.dup2(
-            sys.stderr.fileno(), sys.stdout.fileno()
-        )  # whatever a library prints is no part of the answer
+        # Whatever a library prints is no part of the answer.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         answer: ModelVersion | _Refused
         try:
-            answer = look_up(
-                *(os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MODEL_NAME", "MODEL_VERSION"))
-            )
+            answer = look_up(*wanted)
         except ModelyardError as error:
             answer = _Refused(error.code, error.detail)
         output.write(msgspec.msgpack.encode(answer))

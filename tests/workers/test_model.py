@@ -105,3 +105,30 @@ def test_a_model_that_cannot_be_served_says_why(
 ) -> None:
     with pytest.raises(error, match=text):
         load(settings(registry, version))
+
+
+def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path: Path) -> None:
+    import torch
+
+    class Doubled(torch.nn.Module):
+        """Holds constants of its own, which a module's `to` does not move."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 3)
+            self.two = torch.full((1,), 2.0)
+
+        def forward(self, samples: torch.Tensor) -> torch.Tensor:
+            return self.linear(samples) * self.two + torch.arange(3)
+
+    n_samples = torch.export.Dim("n_samples")
+    program = torch.export.export(Doubled().eval(), (torch.zeros(2, 4),), dynamic_shapes=({0: n_samples},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    flavors = {"pytorch": {"model_data": ".", "pytorch_version": torch.__version__}}
+    found = ModelVersion("Doubled", 1, "", None, str(tmp_path), flavors, [("float32", (-1, 4))])
+    wanted = settings("", "1", device="cpu")
+    assert model.load(found, wanted).predict(np.zeros((5, 4), np.float32)).shape == (5, 3)
+    # The one device besides the CPU that every machine has: it computes shapes, and no numbers to take back.
+    nowhere = wanted.model_copy(update={"device": "meta"})
+    with pytest.raises(ModelWarmUpError, match="Cannot copy out of meta tensor"):
+        model.load(found, nowhere)
