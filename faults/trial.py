@@ -61,6 +61,15 @@ class Witness:
             for batch in old:
                 del self.heard[batch]
 
+    def excuse(self, since_s: float) -> None:
+        """Drop what was last heard since `since_s`: Redis lost it, and nobody else may have heard it."""
+        with self._lock:
+            for batch, times in list(self.heard.items()):
+                if times[-1] >= since_s:
+                    times.pop()
+                if not times:
+                    del self.heard[batch]
+
     def first_since(self, since_s: float) -> float | None:
         """When the first outcome after `since_s` was written (`time.monotonic()`); None if none was."""
         return min(

@@ -13,3 +13,15 @@ def test_an_outcome_that_was_heard_twice_still_counts_once_it_is_forgotten() -> 
     witness.forget(3.0)
     assert list(witness.heard) == [late]
     assert witness.outcomes_twice() == 3 + 3
+
+
+def test_an_outcome_that_was_lost_as_it_was_announced_may_be_written_once_more() -> None:
+    witness, signer = Witness("redis://"), IdSigner(bytes(32))
+    lost, kept = (signer.new_batch_id(0, 1) for _ in range(2))
+    witness.heard |= {lost: [5.0], kept: [1.0]}
+    witness.excuse(4.0)
+    witness.heard[lost].append(6.0)
+    assert not witness.outcomes_twice()
+    for batch in (lost, kept):
+        witness.heard[batch].append(7.0)
+    assert witness.outcomes_twice() == 2
