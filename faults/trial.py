@@ -61,14 +61,22 @@ class Witness:
             for batch in old:
                 del self.heard[batch]
 
-    def excuse(self, since_s: float) -> None:
-        """Drop what was last heard since `since_s`: Redis lost it, and nobody else may have heard it."""
+    def excuse(self, since_s: float, since_ms: float) -> int:
+        """Drop the outcomes heard since then of batches accepted before, by Redis's clock; return their number.
+
+        Where Redis is set back to that moment it has these batches, and has lost their outcomes.
+        """
         with self._lock:
-            for batch, times in list(self.heard.items()):
-                if times[-1] >= since_s:
-                    times.pop()
-                if not times:
+            lost = [
+                batch
+                for batch, times in self.heard.items()
+                if times[-1] >= since_s and ids.accepted_at_ms(batch) < since_ms
+            ]
+            for batch in lost:
+                self.heard[batch].pop()
+                if not self.heard[batch]:
                     del self.heard[batch]
+        return len(lost)
 
     def first_since(self, since_s: float) -> float | None:
         """When the first outcome after `since_s` was written (`time.monotonic()`); None if none was."""

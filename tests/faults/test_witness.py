@@ -15,13 +15,13 @@ def test_an_outcome_that_was_heard_twice_still_counts_once_it_is_forgotten() -> 
     assert witness.outcomes_twice() == 3 + 3
 
 
-def test_an_outcome_that_was_lost_as_it_was_announced_may_be_written_once_more() -> None:
+def test_an_outcome_that_was_lost_without_its_batch_may_be_written_once_more() -> None:
     witness, signer = Witness("redis://"), IdSigner(bytes(32))
-    lost, kept = (signer.new_batch_id(0, 1) for _ in range(2))
-    witness.heard |= {lost: [5.0], kept: [1.0]}
-    witness.excuse(4.0)
-    witness.heard[lost].append(6.0)
+    kept, lost, early = (signer.new_batch_id(at_ms, 1) for at_ms in (1000, 2000, 1000))
+    witness.heard |= {kept: [5.0], lost: [5.0], early: [3.0]}
+    assert witness.excuse(4.0, 1500) == 1
+    witness.heard[kept].append(6.0)
     assert not witness.outcomes_twice()
-    for batch in (lost, kept):
+    for batch in (kept, lost, early):
         witness.heard[batch].append(7.0)
-    assert witness.outcomes_twice() == 2
+    assert witness.outcomes_twice() == 3
