@@ -175,9 +175,11 @@ async def lose_one_that_is_waited_for(trial: Trial, empty: Callable[[Trial], Non
     """See that who waits for a job gets its outcome although Redis has lost the job."""
     signal_all(trial.pool.workers, signal.SIGSTOP)
     waiter = asyncio.create_task(post(trial, "worker=1&wait=30"))
-    await trial.until(lambda: trial.pool.backlog() > 0, "the job is accepted")
-    await asyncio.to_thread(empty, trial)
-    signal_all(trial.pool.workers, signal.SIGCONT)
+    try:
+        await trial.until(lambda: waiter.done() or trial.pool.backlog() > 0, "the job is accepted")
+        await asyncio.to_thread(empty, trial)
+    finally:
+        signal_all(trial.pool.workers, signal.SIGCONT)
     answer = await waiter
     told = answer.status_code, answer.json().get("status")
     trial.require(told == (200, "succeeded"), f"who waited for a lost job heard {told}: {answer.text}")
