@@ -33,7 +33,8 @@ from benchmarks.systems import LOOPBACK, SYSTEMS
 
 PAGE = Path(__file__).with_name("limits.md")
 MODELYARD = SYSTEMS[0]
-BACKLOG_JOBS = 1_000_000
+FEW_JOBS, MANY_JOBS = 100_000, 1_000_000
+DRAINED_JOBS = 80_000  # of either
 JOBS_PER_BATCH = (16, 64)  # what 64 connections make of themselves
 SLOW_HEARTBEAT_S = 60  # a worker that is stopped for less than three of these is not taken for dead
 SAMPLE_BYTES = 784 * 4
@@ -176,28 +177,37 @@ def two_controllers(folder: Path, model: digits.Model) -> Iterator[Row]:
 
 
 def long_backlog(folder: Path, model: digits.Model) -> Iterator[Row]:
-    """Accepting, polling and draining on an empty queue and behind a million jobs."""
+    """Accepting and polling on an empty queue and behind a million jobs, and draining few jobs and a million."""
     pool = Pool(folder, model.tracking_uri, SLOW_HEARTBEAT_S)
     pool.start_redis()
     controller, worker = pool.start_controller(), pool.start_worker()
-    yield from _costs(pool, worker, model, "empty pool")
     os.kill(worker, signal.SIGSTOP)
-    with pool.client() as client:
-        before = client.info("memory")["used_memory"]
-        asyncio.run(_fill(pool, BACKLOG_JOBS))
-        added = client.info("memory")["used_memory"] - before
+    yield from _accepting_and_polling(pool, model, "empty pool")
     os.kill(worker, signal.SIGCONT)
-    yield (
-        f"Redis memory per waiting job, beside its {SAMPLE_BYTES:,} bytes of input",
-        f"{added / BACKLOG_JOBS - SAMPLE_BYTES:,.0f} bytes ({added / 2**30:.2f} GiB in all)",
-    )
-    yield from _costs(pool, worker, model, f"{BACKLOG_JOBS:,} jobs waiting")
+    with pool.client() as client:
+        while _backlog_jobs(client):
+            time.sleep(0.1)
+        os.kill(worker, signal.SIGSTOP)
+        asyncio.run(_fill(pool, FEW_JOBS))
+        yield _draining(client, worker, f"{FEW_JOBS:,} jobs waiting")
+        while _backlog_jobs(client):
+            time.sleep(0.1)
+        os.kill(worker, signal.SIGSTOP)
+        before = client.info("memory")["used_memory"]
+        asyncio.run(_fill(pool, MANY_JOBS))
+        added = client.info("memory")["used_memory"] - before
+        yield (
+            f"Redis memory per waiting job, beside its {SAMPLE_BYTES:,} bytes of input",
+            f"{added / MANY_JOBS - SAMPLE_BYTES:,.0f} bytes ({added / 2**30:.2f} GiB in all)",
+        )
+        yield from _accepting_and_polling(pool, model, f"{MANY_JOBS:,} jobs waiting")
+        _wait_for_rewrite(pool)
+        yield _draining(client, worker, f"{MANY_JOBS:,} jobs waiting")
     yield "controller, resident, afterwards", mib(machine.resident_bytes(controller))
 
 
-def _costs(pool: Pool, worker: int, model: digits.Model, when: str) -> Iterator[Row]:
-    """CPU per accepted job and per poll while the worker is stopped, and then per drained job."""
-    os.kill(worker, signal.SIGSTOP)
+def _accepting_and_polling(pool: Pool, model: digits.Model, when: str) -> Iterator[Row]:
+    """CPU per accepted job and per poll; the worker is stopped."""
     _wait_for_rewrite(pool)
     used, load = _cpu_of(Generator(_target(pool, model, f"?deadline={FAR_S}"), pool.folder, 64, MEASURE_S))
     per_job = {label: used_s / load.requests * 1e6 for label, used_s in used.items() if label != "worker"}
@@ -211,14 +221,17 @@ def _costs(pool: Pool, worker: int, model: digits.Model, when: str) -> Iterator[
     after = _cpu_s()
     per_poll = {each: (after[each] - before[each]) / int(n_polls) * 1e6 for each in ("redis", "controller")}
     yield f"polling, {when}", f"{_spell(per_poll)} µs of CPU per poll"
+
+
+def _draining(client: redis.Redis, worker: int, when: str) -> Row:
+    """CPU per job of the first of a backlog, which a stopped worker is let go on with."""
+    jobs, start_s, before = _backlog_jobs(client), time.monotonic(), _cpu_s()
     os.kill(worker, signal.SIGCONT)
-    with pool.client() as client:
-        jobs, start_s, before = _backlog_jobs(client), time.monotonic(), _cpu_s()
-        while time.monotonic() < start_s + MEASURE_S and _backlog_jobs(client):
-            time.sleep(0.01)
-        drained, took_s, after = jobs - _backlog_jobs(client), time.monotonic() - start_s, _cpu_s()
-        per_drain = {each: (after[each] - before[each]) / drained * 1e6 for each in ("redis", "worker")}
-        yield f"draining, {when}", f"{_spell(per_drain)} µs of CPU per job, {drained / took_s:,.0f} jobs/s"
+    while (left := _backlog_jobs(client)) > jobs - DRAINED_JOBS:
+        time.sleep(0.01)
+    drained, took_s, after = jobs - left, time.monotonic() - start_s, _cpu_s()
+    per_drain = {each: (after[each] - before[each]) / drained * 1e6 for each in ("redis", "worker")}
+    return f"draining, {when}", f"{_spell(per_drain)} µs of CPU per job, {drained / took_s:,.0f} jobs/s"
 
 
 def _wait_for_rewrite(pool: Pool) -> None:

@@ -16,6 +16,7 @@ from app import keys
 from app.pool import decode_record
 from benchmarks import processes
 from benchmarks.systems import LOOPBACK
+from cli.pool_redis import REWRITE_SIZE
 
 FAR_S = 3600
 READY_LIMIT_S = 90.0
@@ -41,13 +42,14 @@ class Pool:
             "MODELYARD_HEARTBEAT_S": str(heartbeat_s),
             "MODELYARD_BACKLOG_LIMIT": "4000000",
             "MODELYARD_MAX_DEADLINE_S": str(FAR_S),
+            "MODELYARD_INFERENCE_TIMEOUT_S": str(FAR_S),  # one that was stopped would take itself for hung
         }
 
     def start_redis(self) -> int:
         """Redis as `modelyard up` runs it, on disk."""
         options = ("--port", "0", "--unixsocket", f"{self.folder}/r.sock", "--dir", str(self.folder))
-        durable = ("--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction")
-        started = self._start(["redis-server", *options, *durable])
+        durable = ("--appendonly", "yes", "--save", "", "--auto-aof-rewrite-min-size", REWRITE_SIZE)
+        started = self._start(["redis-server", *options, *durable, "--maxmemory-policy", "noeviction"])
         self._wait(lambda: bool(self.client().ping()), "Redis answers")
         return started
 

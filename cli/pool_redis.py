@@ -13,6 +13,7 @@ from app.settings import Settings
 
 OLDEST_VERSION = (6, 2)
 VERSION_TIMEOUT_S = 10
+REWRITE_SIZE = "512mb"  # of the append-only file; with Redis's 64mb a busy pool rewrites it every two seconds
 
 
 def find_server() -> Path:
@@ -63,6 +64,7 @@ def config_text(data: Path, socket: Path) -> str:
             f"dir {_quoted(data)}",
             "appendonly yes",
             "appendfsync everysec",
+            f"auto-aof-rewrite-min-size {REWRITE_SIZE}",
             'save ""',  # the append-only file has everything; snapshots would only cost disk and time
             "maxmemory-policy noeviction",  # an evicted key would be a lost job
             "daemonize no",

@@ -29,6 +29,7 @@ from controller.routing import Candidate, Route
 
 logger = logging.getLogger(__name__)
 LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
+MANY_JOBS = 64  # that cost the controller many times what one more batch does
 _ACCEPT = Script(ACCEPT)
 
 
@@ -276,13 +277,20 @@ class Dispatcher:
             job.fail(QueueFullError("the deadline passed before the job could be sent; allow a later one"))
 
     def _share(self, lane: Lane) -> int:
-        """Jobs of a batch: all that wait, unless that would keep one of several workers busy for long."""
-        if lane.backlog.workers == 1 or not self._takes_long(lane):
-            return self._settings.batch_max_jobs
+        """Jobs of a batch: all that wait, unless several batches are better.
+
+        Where one would keep a worker busy for long, the others are to share it. And where many wait and little is
+        out, two overlap: one runs while the other's callers are answered.
+        """
         n_jobs = len(lane.waiting)
         fair = (n_jobs + lane.backlog.sent_jobs) / self._places(lane)
-        least = n_jobs * LONG_BATCH_MS / lane.backlog.costs.batch_ms(n_jobs)
-        return min(ceil(max(fair, least)), self._settings.batch_max_jobs)
+        if lane.backlog.workers > 1 and self._takes_long(lane):
+            share = max(fair, n_jobs * LONG_BATCH_MS / lane.backlog.costs.batch_ms(n_jobs))
+        elif n_jobs >= MANY_JOBS:
+            share = n_jobs / max(round(n_jobs / fair), 1)
+        else:
+            share = n_jobs
+        return min(ceil(share), self._settings.batch_max_jobs)
 
     def _take(self, lane: Lane, share: int) -> list[Job]:
         """The next batch: the longest prefix within the limits, and at least one job."""

@@ -28,7 +28,7 @@ from workers.wake_up import STRATEGY, only_batches
 
 logger = logging.getLogger(__name__)
 EVENTS_FLUSH_S = 0.25
-EVENTS_AT_ONCE = 1000
+EVENTS_AT_ONCE = 32
 RECONNECT_S = 0.5
 
 

@@ -68,6 +68,9 @@ def test_what_was_written_survives_a_restart_and_no_tcp_port_is_open(tmp_path):
         client.set("job", "accepted")
         assert client.config_get("port") == {"port": "0"}
         assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("auto-aof-rewrite-min-size") == {
+            "auto-aof-rewrite-min-size": str(512 * 2**20)
+        }
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     with running(pool_redis.write_config(settings), settings.effective_redis_url) as client:
         assert client.get("job") == b"accepted"

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from app.settings import ControllerSettings, WorkerSettings, load
+from cli.pool_redis import REWRITE_SIZE
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -131,6 +132,7 @@ def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_wa
         assert line.endswith(f" >of-redis-{user}")
     assert (tmp_path / "users.acl").stat().st_mode & 0o077 == 0
     assert "--appendonly yes" in server
+    assert f"--auto-aof-rewrite-min-size {REWRITE_SIZE}" in server
     assert "--maxmemory-policy noeviction" in server
     assert "redis-data:/data" in SERVICES["redis"]["volumes"]
 

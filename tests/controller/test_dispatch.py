@@ -42,3 +42,25 @@ async def test_two_workers_share_what_would_take_one_of_them_long(
         worker.finish(batch)
     answers = await asyncio.gather(*waiting, *(posted for *_, posted in in_hand))
     assert {answer.status_code for answer in answers} == {200}
+
+
+@pytest.mark.parametrize(("n_waiting", "sizes"), [(63, [63]), (130, [65, 65])], ids=["not many", "many"])
+async def test_many_that_wait_while_little_is_out_travel_in_two_batches(
+    serve: Serve, hand_worker: HandWorkers, n_waiting: int, sizes: list[int]
+) -> None:
+    worker = hand_worker(1)
+    served = await serve(batch_hold_ms=1000, batches_ahead=1)
+    lane = served.services.dispatcher.lane(worker.record.queue)
+    posts = []
+    for sent in (1, 2):
+        posts.append(asyncio.create_task(served.post(query="?wait=5")))
+        await until(lambda sent=sent: lane.backlog.sent_batches == sent, "it is sent")
+    posts += [asyncio.create_task(served.post(query="?wait=5")) for _ in range(n_waiting)]
+    await until(lambda: len(lane.waiting) == n_waiting, "all of them are held")
+    found = []
+    for _ in (*posts[:2], *sizes):
+        batch = await worker.claimed()
+        found.append(len(batch.head.jobs))
+        worker.finish(batch)
+    assert found == [1, 1, *sizes]
+    assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200}

@@ -114,7 +114,8 @@ def test_flower_hears_of_every_batch_of_a_backlog_as_a_task_that_was_received_an
     give_up_at_s = time.monotonic() + 30
 
     def hear(event: dict[str, str]) -> None:
-        if not accepted:  # a heartbeat: the receiver has subscribed, which Celery does after it says that it is ready
+        # The first is a heartbeat: only now has the receiver subscribed, though Celery called it ready before.
+        if not accepted:
             accepted.extend(accept_many(redis_server.url, N_EVENTS))
         elif event["type"].startswith("task-"):
             heard[event["uuid"]].append(event["type"])
