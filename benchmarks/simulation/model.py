@@ -21,7 +21,7 @@ SHARES = {
     "send": (0.50, 0.05),
     "hear": (0.50, 0.10),  # the notice, and the answers' bodies
     "reply": (0.0, 0.15),  # one write to a connection
-    "take": (0.4, 0.0),  # worker: the message
+    "take": (0.4, 0.0),  # worker: waiting for a batch, and taking it
     "infer": (0.3, 1.0),
     "end": (0.3, 0.0),  # what a worker does once the outcome is written
     "accept": (0.25, 0.50),  # Redis
@@ -30,6 +30,7 @@ SHARES = {
     "finish": (0.25, 0.10),
 }
 LONG_BATCH_S = 0.020  # `controller.dispatch.LONG_BATCH_MS`
+MANY_JOBS = 64  # `controller.dispatch.MANY_JOBS`
 IN_SHARES = {"accept": (0.4, 0.97), "ask": (0.1, 0.0), "claim": (0.2, 0.0), "finish": (0.3, 0.03)}
 OUT_SHARES = {"accept": (0.1, 0.0), "ask": (0.3, 0.0), "claim": (0.3, 0.96), "finish": (0.3, 0.04)}
 
@@ -178,12 +179,14 @@ class Controller:
 
     def _share(self, version: int) -> int:
         lane = self._lanes[version]
-        if self._pool.replicas[version] == 1 or not self._takes_long(version):
-            return self._plan.max_jobs
         n_jobs = len(lane.waiting)
         fair = (n_jobs + lane.sent_jobs) / self._places(version)
-        least = n_jobs * LONG_BATCH_S / self._batch_s(n_jobs)
-        return min(ceil(max(fair, least)), self._plan.max_jobs)
+        share: float = n_jobs
+        if self._pool.replicas[version] > 1 and self._takes_long(version):
+            share = max(fair, n_jobs * LONG_BATCH_S / self._batch_s(n_jobs))
+        elif n_jobs >= MANY_JOBS:
+            share = n_jobs / max(round(n_jobs / fair), 1)
+        return min(ceil(share), self._plan.max_jobs)
 
     def _hold_s(self, lane: Lane, version: int) -> float:
         held = len(lane.waiting)
@@ -268,13 +271,19 @@ class Redis:
         n_jobs = len(batch.jobs)
         self._call("claim", n_jobs, partial(self._answer, "claim", n_jobs, claimed))
 
-    def finish(self, batch: Batch, finished: Action) -> None:
-        """A worker writes a batch's outcome, which its controller hears of at once."""
+    def finish(self, batch: Batch, finished: Callable[[Batch | None], None]) -> None:
+        """A worker writes a batch's outcome, which its controller hears of at once, and takes the next one if any."""
         n_jobs = len(batch.jobs)
 
         def written() -> None:
             self._answer("finish", n_jobs, partial(batch.controller.hear, batch))
-            self._answer("finish", 0, finished)
+            if not self._queues[batch.version]:
+                self._answer("finish", 0, partial(finished, None))
+                return
+            following = self._queues[batch.version].popleft()
+            n_following = len(following.jobs)
+            answer = partial(self._answer, "claim", n_following, partial(finished, following))
+            self.process.do(self._steps.cpu_s["claim"].of(n_following), answer)
 
         self._call("finish", n_jobs, written)
 
@@ -289,7 +298,7 @@ class Worker:
         self._redis.ask(self)
 
     def take(self, batch: Batch) -> None:
-        """A message arrives."""
+        """A message has arrived."""
         claim: Callable[[], None] = partial(self._redis.claim, batch, partial(self._infer, batch))
         self.process.do(self._cpu_s["take"].of(0), claim)
 
@@ -297,5 +306,6 @@ class Worker:
         finish = partial(self._redis.finish, batch, self._end)
         self.process.do(self._cpu_s["infer"].of(len(batch.jobs)), finish)
 
-    def _end(self) -> None:
-        self.process.do(self._cpu_s["end"].of(0), partial(self._redis.ask, self))
+    def _end(self, following: Batch | None) -> None:
+        onward = partial(self._infer, following) if following else partial(self._redis.ask, self)
+        self.process.do(self._cpu_s["end"].of(0), onward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,7 +36,8 @@ WORKED_S = 1.0  # a worker that is killed as soon as it begins looks like one th
 async def worker_killed(trial: Trial) -> None:
     """A worker takes longer to start than that, so at times none lives: then recovery takes as long as a start."""
     async with trial.load(good_jobs(BATCH_S)):
-        await each_2_s(trial, 1 if trial.short else 30, signal.SIGKILL)
+        taken_again_s = await each_2_s(trial, 1 if trial.short else 30, signal.SIGKILL)
+    note_taken_again(trial, taken_again_s)
 
 
 # In its short form it would be the row before.
@@ -48,9 +50,11 @@ async def worker_killed(trial: Trial) -> None:
 async def replica_killed(trial: Trial) -> None:
     """The other one runs what the dead one had in hand, within 5 s."""
     async with trial.load(good_jobs(BATCH_S)):
+        taken_again_s = []
         for _ in range(1 if trial.short else 15):
             await trial.until(lambda: all(map(trial.pool.is_ready, trial.pool.workers)), "both live", 90)
-            await each_2_s(trial, 1, signal.SIGKILL)
+            taken_again_s += await each_2_s(trial, 1, signal.SIGKILL)
+    note_taken_again(trial, taken_again_s)
     late = [f"{each:.1f}" for each in trial.row.recoveries_s if each > RUN_AGAIN_S]
     trial.require(not late, f"not within {RUN_AGAIN_S:g} s, but after {', '.join(late)} s")
 
@@ -192,12 +196,21 @@ async def bad_sample(trial: Trial) -> None:
         await asyncio.sleep(2 if trial.short else 20)
 
 
-async def each_2_s(trial: Trial, times: int, number: int) -> None:
-    """Signal a worker that runs a batch, and time how long that batch then takes to its outcome."""
+async def each_2_s(trial: Trial, times: int, number: int) -> list[float]:
+    """Signal a worker that runs a batch, and time how long that batch then takes to its outcome.
+
+    Returns:
+        Where it is SIGKILL, the seconds after which each batch was in another worker's hands.
+    """
     waiting: list[asyncio.Task[None]] = []
     at_work_since_s: dict[int, float] = {}
+    taken_again_s: list[float] = []
 
-    async def time_outcome(batch: str, since_s: float) -> None:
+    async def time_outcome(batch: str, since_s: float, dead: bytes | None) -> None:
+        if number == signal.SIGKILL:
+            over = trial.witness.heard
+            await trial.until(lambda: owner(trial, batch) not in (dead, None) or batch in over, "it runs", 60)
+            taken_again_s.append(time.monotonic() - since_s)
         trial.recovered(await outcome_of(trial, batch) - since_s)
 
     for _ in range(times):
@@ -208,10 +221,25 @@ async def each_2_s(trial: Trial, times: int, number: int) -> None:
             os.kill(pid, number)
         signalled_at = time.monotonic()
         await asyncio.sleep(SETTLE_S)
-        if number != signal.SIGKILL or trial.pool.client.hexists(keys.running(trial.pool.queue()), batch):
-            waiting.append(asyncio.create_task(time_outcome(batch, signalled_at)))
+        dead = owner(trial, batch)
+        if number != signal.SIGKILL or dead:
+            waiting.append(asyncio.create_task(time_outcome(batch, signalled_at, dead)))
         await asyncio.sleep(max(0, next_s - time.monotonic()))
     await asyncio.gather(*waiting)
+    return taken_again_s
+
+
+def owner(trial: Trial, batch: str) -> bytes | None:
+    """Id of the worker that has claimed a batch; None where it has its outcome or is on the queue."""
+    found: bytes | None = trial.pool.client.hget(keys.running(trial.pool.queue()), batch)
+    return found
+
+
+def note_taken_again(trial: Trial, after_s: list[float]) -> None:
+    """Note how soon a worker that lives took what a dead one had in hand."""
+    if after_s:
+        middle, longest = statistics.median(after_s), max(after_s)
+        trial.note(f"in another worker's hands after {middle:.1f} s (median), {longest:.1f} s at most")
 
 
 def in_hand(trial: Trial, at_work_since_s: dict[int, float]) -> tuple[str, int] | None:

@@ -153,7 +153,7 @@ def test_a_single_caller_waits_for_the_sum_of_the_steps_in_its_way() -> None:
 
 def test_a_pool_answers_as_much_as_its_busiest_process_can() -> None:
     """One controller, workers enough: batches are large, so the controller's cost is nearly its cost per job."""
-    seen = study.saturated(COSTS, Plan(n_workers=2), 0.3, 1.0)
+    seen = study.saturated(COSTS, Plan(n_workers=2), 0.3, 5.0)
     most_per_s = 1e6 * seen.batch_jobs / COSTS.controller.of(seen.batch_jobs)
     assert 0.8 * most_per_s < seen.per_s <= 1.01 * most_per_s
 
@@ -265,3 +265,17 @@ def test_the_page_keeps_what_was_written_by_hand(tmp_path: Path) -> None:
     assert path.read_text() == "by hand\n<!-- costs -->\nnew \\1\n<!-- end -->\nmore\n"
     with pytest.raises(ValueError, match="lacks the part check"):
         page.fill(path, {"check": ""})
+
+
+def test_a_worker_that_finds_its_next_batch_with_the_last_one_never_asks_for_it() -> None:
+    """Under load the queue is hardly ever empty: a batch costs Redis what it costs without `ask`, and is as much."""
+    costs = Costs(**{**vars(COSTS), "controller": Cost(10.0, 10.0), "worker": Cost(0.0, 100.0)})
+    run = Run(costs, Plan())
+    run.close_loop(256)
+    seen = run.watch(0.5, 2.0)
+    assert seen.utilisation["worker"] > 0.9  # the rest are round trips
+    n_batches = seen.per_s / seen.batch_jobs
+    spent_s = seen.utilisation["Redis"]
+    asked_s = n_batches * COSTS.redis.batch * SHARES["ask"][0] * 1e-6
+    whole_s = n_batches * COSTS.redis.of(seen.batch_jobs) * 1e-6
+    assert spent_s == pytest.approx(whole_s - asked_s, rel=0.02)
