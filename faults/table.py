@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from faults.pool import PoolPlan
@@ -30,6 +31,8 @@ HEADINGS = (
     "recovery median, s",
     "recovery max, s",
 )
+
+SHORT_HEADINGS = ("fault", "jobs", "good", "failed", "other", "lost", "twice", "refused", "median", "max, s")
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,8 @@ def by_plan(faults: Iterable[Fault]) -> list[Fault]:
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
-    """For the terminal."""
-    table = Table(*HEADINGS)
+    """For the terminal, of 80 columns."""
+    table = Table(*SHORT_HEADINGS, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for row in rows:
         table.add_row(row.name, *row.cells()[1:], style="red" if row.broken else "")
     return table
