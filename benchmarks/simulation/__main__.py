@@ -7,19 +7,24 @@ import json
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import load, processes
 from benchmarks.load import LoadError
 from benchmarks.processes import StartError
 from benchmarks.simulation import calibrate, check, costs, page, study
+from benchmarks.simulation.real import Point, running_pool
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 COSTS = BENCHMARKS / "results" / "costs.json"
 CHECK = BENCHMARKS / "results" / "check.json"
 PAGE = BENCHMARKS / "scaling.md"
 FIGURE = BENCHMARKS / "scaling.png"
-STEPS = ("calibrate", "check", "study")
+STEPS = ("measure", "study")
+N_ROUNDS = 3
+MEASURE_S = 4
 
 
 def main() -> int:
@@ -30,7 +35,8 @@ def main() -> int:
     if unknown := [step for step in chosen if step not in STEPS]:
         parser.error(f"unknown step {', '.join(unknown)}; known: {', '.join(STEPS)}")
     try:
-        measure(chosen)
+        if "measure" in chosen or not (COSTS.exists() and CHECK.exists()):
+            measure()
     except (LoadError, StartError, TimeoutError) as error:
         print(f"simulate: {error}", file=sys.stderr)
         return 1
@@ -40,18 +46,35 @@ def main() -> int:
     return write("study" in chosen)
 
 
-def measure(chosen: list[str]) -> None:
-    """Measure what was chosen, or was never measured here, on real pools."""
+def measure() -> None:
+    """Measure real pools, and write what the model is calibrated with and what it is checked against.
+
+    In turn, as the machine's speed changes within minutes.
+    """
     load.version()
     processes.adopt_orphans()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
+    points: list[Point] = []
     try:
-        if "calibrate" in chosen or not COSTS.exists():
-            calibrate.calibrate(COSTS)
-        if "check" in chosen or not CHECK.exists():
-            check.measure(CHECK)
+        for _ in range(N_ROUNDS):
+            for n_workers in check.WORKERS:
+                points += measure_pool(n_workers)
     finally:
         processes.stop_all()
+    own = [point for point in points if point.connections in calibrate.CONNECTIONS]
+    calibrate.calibrate(own, COSTS)
+    checked = [point.as_dict() for point in points if point.connections in check.CONNECTIONS]
+    CHECK.write_text(json.dumps(checked, indent=1) + "\n")
+
+
+def measure_pool(n_workers: int) -> Iterator[Point]:
+    """A new pool at each number of connections; only one worker calibrates."""
+    calibrating = calibrate.CONNECTIONS if n_workers == 1 else ()
+    with tempfile.TemporaryDirectory(prefix="sim-") as folder, running_pool(Path(folder), n_workers) as pool:
+        for connections in sorted((*calibrating, *check.CONNECTIONS)):
+            point = pool.measure(connections, MEASURE_S)
+            print(point.as_dict(), flush=True)
+            yield point
 
 
 def write(with_study: bool) -> int:

@@ -1,4 +1,4 @@
-"""Measures what each process spends on a batch and on a job, on this machine, in about a minute.
+"""Fits what each process spends on a batch and on a job to what pools on this machine were seen to spend.
 
 Only CPU time, bytes and batches are taken from the pool, never its throughput, at other numbers of connections
 than those at which the predictions are checked.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,22 +19,14 @@ import numpy as np
 from benchmarks import load, machine
 from benchmarks.simulation import costs
 from benchmarks.simulation.costs import Cost, Costs
-from benchmarks.simulation.real import Point, running_pool
+from benchmarks.simulation.real import Point
 
 CONNECTIONS = (1, 8, 32, 128)
-N_ROUNDS = 3
-MEASURE_S = 3
 N_PINGS = 3000
 
 
-def calibrate(path: Path) -> None:
-    """Measure, and write the costs."""
-    points: list[Point] = []
-    with tempfile.TemporaryDirectory(prefix="sim-") as folder, running_pool(Path(folder), 1) as pool:
-        for _ in range(N_ROUNDS):
-            for connections in CONNECTIONS:
-                points.append(pool.measure(connections, MEASURE_S))
-                print(f"calibration: {points[-1].as_dict()}", flush=True)
+def calibrate(points: Sequence[Point], path: Path) -> None:
+    """Write the costs that pools of one worker showed."""
     about = {
         "measured_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": machine.describe(),

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.model import Plan
-from benchmarks.simulation.real import Point, running_pool
 from benchmarks.simulation.run import Run, Seen
 
 WORKERS = (1, 2)
 CONNECTIONS = (64, 256)
-N_ROUNDS = 3
-MEASURE_S = 4
 LIMIT = 0.15
 WARM_S, RUN_S = 0.5, 2.0
 
@@ -36,21 +30,6 @@ class Checked:
     def errors(self) -> tuple[float, float]:
         """Relative errors of the predictions: throughput, median latency."""
         return self.per_s[0] / self.per_s[1] - 1, self.p50_ms[0] / self.p50_ms[1] - 1
-
-
-def measure(path: Path) -> None:
-    """Measure pools of one and of two workers in turn, and write the points."""
-    points: list[Point] = []
-    for _ in range(N_ROUNDS):
-        for n_workers in WORKERS:
-            with (
-                tempfile.TemporaryDirectory(prefix="sim-") as folder,
-                running_pool(Path(folder), n_workers) as pool,
-            ):
-                for connections in CONNECTIONS:
-                    points.append(pool.measure(connections, MEASURE_S))
-                    print(f"check: {points[-1].as_dict()}", flush=True)
-    path.write_text(json.dumps([point.as_dict() for point in points], indent=1) + "\n")
 
 
 def predict(known: Costs, n_workers: int, connections: int, cores: int) -> Seen:

@@ -19,8 +19,9 @@ from benchmarks.simulation.events import Action, Clock, Host, Link, Process
 SHARES = {
     "receive": (0.0, 0.70),  # controller: read, decode, route
     "send": (0.50, 0.05),
-    "hear": (0.50, 0.10),  # the notice, and the answers' bodies
-    "reply": (0.0, 0.15),  # one write to a connection
+    "hear": (0.25, 0.02),  # the notice; what waits is sent before anybody is answered
+    "settle": (0.25, 0.0),
+    "reply": (0.0, 0.23),  # an answer's body, and one write to a connection
     "take": (0.4, 0.0),  # worker: waiting for a batch, and taking it
     "infer": (0.3, 1.0),
     "end": (0.3, 0.0),  # what a worker does once the outcome is written
@@ -92,7 +93,7 @@ class Steps:
 
     def __init__(self, costs: Costs) -> None:
         whole = {
-            **dict.fromkeys(("receive", "send", "hear", "reply"), costs.controller),
+            **dict.fromkeys(("receive", "send", "hear", "settle", "reply"), costs.controller),
             **dict.fromkeys(("take", "infer", "end"), costs.worker),
             **dict.fromkeys(("accept", "ask", "claim", "finish"), costs.redis),
         }
@@ -222,6 +223,7 @@ class Controller:
         self._pool.open_jobs[batch.version] -= len(batch.jobs)
         if lane.waiting and self._is_open(batch.version):
             self._flush(batch.version)
+        self.process.do(self._cpu_s["settle"].of(0), lambda: None)
         for job in batch.jobs:
             self.process.do(self._cpu_s["reply"].job, job.done)
 
