@@ -35,6 +35,7 @@ PAGE = Path(__file__).with_name("limits.md")
 MODELYARD = SYSTEMS[0]
 FEW_JOBS, MANY_JOBS = 100_000, 1_000_000
 DRAINED_JOBS = 80_000  # of either
+DRAIN_LIMIT_S = 60
 JOBS_PER_BATCH = (16, 64)  # what 64 connections make of themselves
 SLOW_HEARTBEAT_S = 60  # a worker that is stopped for less than three of these is not taken for dead
 SAMPLE_BYTES = 784 * 4
@@ -185,25 +186,25 @@ def long_backlog(folder: Path, model: digits.Model) -> Iterator[Row]:
     yield from _accepting_and_polling(pool, model, "empty pool")
     os.kill(worker, signal.SIGCONT)
     with pool.client() as client:
-        while _backlog_jobs(client):
-            time.sleep(0.1)
-        os.kill(worker, signal.SIGSTOP)
-        asyncio.run(_fill(pool, FEW_JOBS))
-        yield _draining(client, worker, f"{FEW_JOBS:,} jobs waiting")
-        while _backlog_jobs(client):
-            time.sleep(0.1)
-        os.kill(worker, signal.SIGSTOP)
-        before = client.info("memory")["used_memory"]
-        asyncio.run(_fill(pool, MANY_JOBS))
-        added = client.info("memory")["used_memory"] - before
+        _refill(pool, client, worker, FEW_JOBS)
+        yield _draining(pool, client, worker, f"{FEW_JOBS:,} jobs waiting")
+        added = _refill(pool, client, worker, MANY_JOBS)
         yield (
             f"Redis memory per waiting job, beside its {SAMPLE_BYTES:,} bytes of input",
             f"{added / MANY_JOBS - SAMPLE_BYTES:,.0f} bytes ({added / 2**30:.2f} GiB in all)",
         )
         yield from _accepting_and_polling(pool, model, f"{MANY_JOBS:,} jobs waiting")
-        _wait_for_rewrite(pool)
-        yield _draining(client, worker, f"{MANY_JOBS:,} jobs waiting")
+        yield _draining(pool, client, worker, f"{MANY_JOBS:,} jobs waiting")
     yield "controller, resident, afterwards", mib(machine.resident_bytes(controller))
+
+
+def _refill(pool: Pool, client: redis.Redis, worker: int, n_jobs: int) -> int:
+    """Let the worker empty the queue, stop it, put so many jobs there; the bytes that Redis's memory grew by."""
+    _wait_for_backlog(client, 0)
+    os.kill(worker, signal.SIGSTOP)
+    before = int(client.info("memory")["used_memory"])
+    asyncio.run(_fill(pool, n_jobs))
+    return int(client.info("memory")["used_memory"]) - before
 
 
 def _accepting_and_polling(pool: Pool, model: digits.Model, when: str) -> Iterator[Row]:
@@ -223,13 +224,13 @@ def _accepting_and_polling(pool: Pool, model: digits.Model, when: str) -> Iterat
     yield f"polling, {when}", f"{_spell(per_poll)} µs of CPU per poll"
 
 
-def _draining(client: redis.Redis, worker: int, when: str) -> Row:
+def _draining(pool: Pool, client: redis.Redis, worker: int, when: str) -> Row:
     """CPU per job of the first of a backlog, which a stopped worker is let go on with."""
+    _wait_for_rewrite(pool)
     jobs, start_s, before = _backlog_jobs(client), time.monotonic(), _cpu_s()
     os.kill(worker, signal.SIGCONT)
-    while (left := _backlog_jobs(client)) > jobs - DRAINED_JOBS:
-        time.sleep(0.01)
-    drained, took_s, after = jobs - left, time.monotonic() - start_s, _cpu_s()
+    drained = jobs - _wait_for_backlog(client, jobs - DRAINED_JOBS)
+    took_s, after = time.monotonic() - start_s, _cpu_s()
     per_drain = {each: (after[each] - before[each]) / drained * 1e6 for each in ("redis", "worker")}
     return f"draining, {when}", f"{_spell(per_drain)} µs of CPU per job, {drained / took_s:,.0f} jobs/s"
 
@@ -258,6 +259,18 @@ def _cpu_s() -> dict[str, float]:
 
 def _spell(cpu_us: dict[str, float]) -> str:
     return " + ".join(f"{used:.0f} ({label})" for label, used in cpu_us.items())
+
+
+def _wait_for_backlog(client: redis.Redis, n_jobs: int) -> int:
+    """Wait until no more than so many jobs are left; answers how many are."""
+    give_up_at_s = time.monotonic() + DRAIN_LIMIT_S
+    while (left := _backlog_jobs(client)) > n_jobs:
+        if time.monotonic() > give_up_at_s:
+            raise SystemExit(
+                f"limits: {left:,} jobs are left after {DRAIN_LIMIT_S} s; the worker has stopped"
+            )
+        time.sleep(0.01)
+    return left
 
 
 def _backlog_jobs(client: redis.Redis) -> int:

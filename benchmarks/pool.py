@@ -16,7 +16,7 @@ from app import keys
 from app.pool import decode_record
 from benchmarks import processes
 from benchmarks.systems import LOOPBACK
-from cli.pool_redis import REWRITE_SIZE
+from cli.pool_redis import config_text
 
 FAR_S = 3600
 READY_LIMIT_S = 90.0
@@ -47,9 +47,9 @@ class Pool:
 
     def start_redis(self) -> int:
         """Redis as `modelyard up` runs it, on disk."""
-        options = ("--port", "0", "--unixsocket", f"{self.folder}/r.sock", "--dir", str(self.folder))
-        durable = ("--appendonly", "yes", "--save", "", "--auto-aof-rewrite-min-size", REWRITE_SIZE)
-        started = self._start(["redis-server", *options, *durable, "--maxmemory-policy", "noeviction"])
+        config = self.folder / "redis.conf"
+        config.write_text(config_text(self.folder, self.folder / "r.sock"))
+        started = self._start(["redis-server", str(config)])
         self._wait(lambda: bool(self.client().ping()), "Redis answers")
         return started
 

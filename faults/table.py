@@ -31,7 +31,6 @@ HEADINGS = (
     "recovery median, s",
     "recovery max, s",
 )
-
 SHORT_HEADINGS = ("fault", "jobs", "good", "failed", "other", "lost", "twice", "refused", "median", "max, s")
 
 

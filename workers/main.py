@@ -89,7 +89,7 @@ def run(settings: WorkerSettings) -> NoReturn:
 
 
 def _leave() -> NoReturn:
-    """End at once what has drained: to take PyTorch down takes Python seconds, and nobody needs it."""
+    """End at once what has drained: to take PyTorch down takes Python another second, and nobody needs it."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -14,6 +14,7 @@ from math import ceil
 
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.events import Action, Clock, Host, Link, Process
+from controller.dispatch import LONG_BATCH_MS, MANY_JOBS
 
 # Shares of a batch's cost and of a job's, by step. They move work within a round, and leave its sum as it is.
 SHARES = {
@@ -30,8 +31,7 @@ SHARES = {
     "claim": (0.25, 0.40),
     "finish": (0.25, 0.10),
 }
-LONG_BATCH_S = 0.020  # `controller.dispatch.LONG_BATCH_MS`
-MANY_JOBS = 64  # `controller.dispatch.MANY_JOBS`
+LONG_BATCH_S = LONG_BATCH_MS / 1000
 IN_SHARES = {"accept": (0.4, 0.97), "ask": (0.1, 0.0), "claim": (0.2, 0.0), "finish": (0.3, 0.03)}
 OUT_SHARES = {"accept": (0.1, 0.0), "ask": (0.3, 0.0), "claim": (0.3, 0.96), "finish": (0.3, 0.04)}
 
@@ -182,11 +182,12 @@ class Controller:
         lane = self._lanes[version]
         n_jobs = len(lane.waiting)
         fair = (n_jobs + lane.sent_jobs) / self._places(version)
-        share: float = n_jobs
         if self._pool.replicas[version] > 1 and self._takes_long(version):
             share = max(fair, n_jobs * LONG_BATCH_S / self._batch_s(n_jobs))
         elif n_jobs >= MANY_JOBS:
             share = n_jobs / max(round(n_jobs / fair), 1)
+        else:
+            share = n_jobs
         return min(ceil(share), self._plan.max_jobs)
 
     def _hold_s(self, lane: Lane, version: int) -> float:

@@ -59,11 +59,8 @@ async def kill_redis_again_and_again(trial: Trial, appendfsync: str, lost_s: flo
     async with trial.load(good_jobs()):
         for outage_s in outages_s:
             await asyncio.sleep(1)
-            file, since_s, since_ms = (
-                append_only_file(trial),
-                time.monotonic(),
-                to_ms(*trial.pool.client.time()),
-            )
+            file = append_only_file(trial)
+            since_s, since_ms = time.monotonic(), to_ms(*trial.pool.client.time())
             size_bytes = file.stat().st_size
             await asyncio.sleep(lost_s)
             await asyncio.to_thread(trial.pool.redis.stop, signal.SIGKILL)

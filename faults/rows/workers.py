@@ -208,8 +208,8 @@ async def each_2_s(trial: Trial, times: int, number: int) -> list[float]:
 
     async def time_outcome(batch: str, since_s: float, dead: bytes | None) -> None:
         if number == signal.SIGKILL:
-            over = trial.witness.heard
-            await trial.until(lambda: owner(trial, batch) not in (dead, None) or batch in over, "it runs", 60)
+            over, what = trial.witness.heard, f"batch {batch} is in another worker's hands"
+            await trial.until(lambda: owner(trial, batch) not in (dead, None) or batch in over, what, 60)
             taken_again_s.append(time.monotonic() - since_s)
         trial.recovered(await outcome_of(trial, batch) - since_s)
 
