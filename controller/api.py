@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 from app.pool import WorkerRecord
 from controller import documentation as docs
 from controller.access import caller_of, require
+from controller.job_json import job_json
 from controller.predict import in_range
-from controller.results import job_json
 from controller.watch import PoolView
 
 if TYPE_CHECKING:

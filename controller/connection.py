@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
 
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -155,18 +154,24 @@ class Connection(HttpToolsProtocol):
         return b"content-length" in names and UNUSUAL.isdisjoint(names)
 
 
+class _NoEvent:
+    """What uvicorn sets when a connection is lost, where nobody waits for it."""
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+
 class Exchange:
     """A prediction and its answer, in the place of uvicorn's `RequestResponseCycle`."""
+
+    __slots__ = ("_connection", "disconnected", "keep_alive", "response_complete", "response_started")
+    message_event = _NoEvent()
 
     def __init__(self, connection: Connection, keep_alive: bool) -> None:
         self.keep_alive = keep_alive
         self.response_started = self.response_complete = False
         self.disconnected = False
-        self.message_event: Any = self  # uvicorn sets it when the connection is lost
         self._connection = connection
-
-    def set(self) -> None:
-        """Nobody waits for an event here."""
 
     def reply(self, reply: Reply) -> None:
         """Write the whole answer."""

@@ -18,11 +18,12 @@ from math import ceil
 from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
-from app.ids import IdSigner, JobRef
+from app.ids import IdSigner
 from app.ledger import ACCEPT, NewBatch, accept_call, ledger_errors
 from app.settings import ControllerSettings
 from app.wire import BatchHead, BatchOutcome, JobEntry
 from controller.backlog import Backlogs, QueueBacklog
+from controller.job_json import BatchJson
 from controller.recent import Recent
 from controller.redis_link import RedisLink, Script, Word
 from controller.routing import Candidate, Route
@@ -42,9 +43,9 @@ class Job:
         received_at_ms: When the request arrived, Redis's clock.
         deadline_ms: When it expires, Redis's clock.
         wants_outcome: Whether the outcome is waited for, rather than acceptance.
+        waits_until_s: When such a wait ends, `time.monotonic()`.
         on_settled: Called once, with the job, when what is waited for is there, or `error`.
         error: Why the job was not accepted.
-        timer: Ends the wait; stopped by whatever ends it before.
         owner: Name of the API key that it came with; empty where there was none.
         once: Redis key and value of its idempotency key, where it has one.
         expired: Whether its deadline is known to have passed before a worker took it.
@@ -56,6 +57,7 @@ class Job:
     received_at_ms: float
     deadline_ms: float
     wants_outcome: bool
+    waits_until_s: float
     on_settled: Callable[[Job], None]
     owner: str = ""
     once: tuple[str, str] | None = None
@@ -65,15 +67,12 @@ class Job:
     expired: bool = False
     is_settled: bool = False
     error: ModelyardError | None = None
-    timer: asyncio.TimerHandle | None = None
 
     def settle(self) -> None:
         """Tell whoever waits."""
         if self.is_settled:
             return
         self.is_settled = True
-        if self.timer:
-            self.timer.cancel()
         self.on_settled(self)
 
     def fail(self, error: ModelyardError) -> None:
@@ -82,24 +81,40 @@ class Job:
             self.error = error
             self.settle()
 
+    def stop_waiting(self) -> None:
+        """Tell whoever waits that the job is accepted, once it is, and wait no longer."""
+        self.wants_outcome = False
+        if self.accepted:
+            self.settle()
+
 
 @dataclass(eq=False, slots=True)
 class SentBatch:
     """A batch whose outcome this controller has not heard of.
 
     Attributes:
-        jobs: Once accepted, only those that wait for their outcome.
+        json: Writes its jobs.
+        jobs: Once accepted, only those that wait for their outcome; none once it is known.
+        timer: Ends their waits. One for all of them, as few waits end that way.
     """
 
     batch_id: str
     head: BatchHead
+    json: BatchJson
     jobs: list[Job]
     sent_at_s: float
     outcome: BatchOutcome | None = None
+    timer: asyncio.TimerHandle | None = None
 
-    def ref(self, index: int) -> JobRef:
-        """Reference of the job at `index`."""
-        return JobRef(self.batch_id, index)
+    def end_waits(self) -> None:
+        """Settle the jobs that have waited long enough, now and as each other one has."""
+        now_s = time.monotonic()
+        for job in self.jobs:
+            if job.waits_until_s <= now_s:
+                job.stop_waiting()
+        left = [job.waits_until_s for job in self.jobs if not job.is_settled]
+        if left:
+            self.timer = asyncio.get_running_loop().call_later(min(left) - now_s, self.end_waits)
 
 
 @dataclass(eq=False, slots=True)
@@ -187,11 +202,14 @@ class Dispatcher:
         lane = self._lanes[batch.head.queue]
         self._returned(lane, len(batch.head.jobs))
         lane.backlog.hear(batch_id, outcome)
+        if batch.timer:
+            batch.timer.cancel()
         for job in batch.jobs:
             if job.wants_outcome:
                 job.settle()
         self._recent.settle(batch)
         self._on_outcome(batch)
+        batch.jobs = []  # they know their batch: what points in a circle would be the garbage collector's
 
     def abandon(self, batch: SentBatch, lost: bool = False) -> None:
         """Stop waiting for the outcome of a batch; its jobs live on in the ledger, unless it lost them."""
@@ -339,11 +357,12 @@ class Dispatcher:
             job.accepted, job.data = True, b""
             if not job.wants_outcome:
                 job.settle()
+        batch.end_waits()
         self._on_sent(batch, time.monotonic() - batch.sent_at_s)
 
     def _register(self, new: NewBatch, jobs: list[Job], sent_at_s: float) -> SentBatch:
         # Before it is stored: its outcome may come on another connection before the store is confirmed.
-        batch = SentBatch(new.batch_id, new.head, jobs, sent_at_s)
+        batch = SentBatch(new.batch_id, new.head, BatchJson(new.batch_id, new.head), jobs, sent_at_s)
         for index, job in enumerate(jobs):
             job.batch, job.index = batch, index
         self.sent[new.batch_id] = batch

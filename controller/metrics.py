@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from app.clock import PoolClock
 from app.pool import WorkerRecord
@@ -17,6 +22,7 @@ from controller.dispatch import SentBatch
 from controller.watch import PoolWatcher
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BOUNDS_S = (*LATENCY_BUCKETS_S, math.inf)
 BATCH_BUCKETS_JOBS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -29,13 +35,10 @@ class Metrics:
         self._clock = clock
         self._seen: set[str] = set()
         registry = self._registry
-        self._end_to_end = Histogram(
-            "modelyard_end_to_end_latency_seconds",
-            "From a request's arrival to its outcome being known here",
-            ["worker"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+        self._end_to_end = Latencies(
+            "modelyard_end_to_end_latency_seconds", "From a request's arrival to its outcome being known here"
         )
+        registry.register(self._end_to_end)
         self._end_to_end_last = Gauge(
             "modelyard_end_to_end_latency_last_seconds",
             "The same, for the job last heard of",
@@ -77,15 +80,10 @@ class Metrics:
         assert batch.outcome
         worker, now_ms = str(batch.head.worker), self._clock.now_ms()
         self._seen.add(worker)
-        observe = self._end_to_end.labels(worker).observe
-        counts: dict[str, int] = {}
-        latency_s = 0.0
-        for entry, own in zip(batch.head.jobs, batch.outcome.jobs, strict=True):
-            latency_s = max(0.0, now_ms - entry.received_at_ms) / 1000
-            observe(latency_s)
-            counts[own.status] = counts.get(own.status, 0) + 1
-        self._end_to_end_last.labels(worker).set(latency_s)
-        for status, count in counts.items():
+        latencies_s = [max(0.0, now_ms - entry.received_at_ms) / 1000 for entry in batch.head.jobs]
+        self._end_to_end.observe(worker, latencies_s)
+        self._end_to_end_last.labels(worker).set(latencies_s[-1])
+        for status, count in Counts(own.status for own in batch.outcome.jobs).items():
             self._jobs.labels(worker, status).inc(count)
 
     def rejected(self, code: str) -> None:
@@ -104,6 +102,44 @@ class Metrics:
                 self._jobs.remove(worker, outcome)
         self._seen &= present
         return generate_latest(self._registry)
+
+
+class Latencies(Collector):
+    """A histogram by worker number that takes in a batch at a time: prometheus-client's own takes 2 µs a value.
+
+    Args:
+        name: Of the series, without the endings that Prometheus gives them.
+        text: What is measured.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name = name
+        self._text = text
+        self._counts: dict[str, list[int]] = {}
+        self._sums_s: dict[str, float] = {}
+
+    def observe(self, worker: str, latencies_s: Sequence[float]) -> None:
+        """Count latencies, in seconds."""
+        counts = self._counts.get(worker)
+        if counts is None:
+            counts = self._counts[worker] = [0] * len(_BOUNDS_S)
+            self._sums_s[worker] = 0.0
+        for latency_s in latencies_s:
+            counts[bisect_left(_BOUNDS_S, latency_s)] += 1
+        self._sums_s[worker] += sum(latencies_s)
+
+    def remove(self, worker: str) -> None:
+        """Forget a worker's."""
+        self._counts.pop(worker, None)
+        self._sums_s.pop(worker, None)
+
+    def collect(self) -> Iterator[Metric]:
+        """The family, one series a worker number."""
+        family = HistogramMetricFamily(self._name, self._text, labels=["worker"])
+        for worker, counts in self._counts.items():
+            buckets = zip(map(floatToGoString, _BOUNDS_S), accumulate(counts), strict=True)
+            family.add_metric([worker], list(buckets), self._sums_s[worker])
+        yield family
 
 
 class _PoolCollector(Collector):

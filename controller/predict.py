@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
-
-import orjson
 
 from app import ids
 from app.clock import PoolClock
@@ -35,10 +34,11 @@ from controller.dispatch import Dispatcher, Job
 from controller.draining import Drain
 from controller.headers import API, Headers
 from controller.idempotency import Idempotency
+from controller.job_json import job_json, result_url
 from controller.metrics import Metrics
 from controller.problems import problem
 from controller.rate_limit import RateLimit
-from controller.results import Results, job_json, receipt
+from controller.results import Results
 from controller.routing import Selector, foreseen, route
 from controller.watch import PoolWatcher
 
@@ -208,7 +208,7 @@ class Predict:
         """Answer whoever waits for an outcome: with where to read it, as the controller is stopping."""
         self._drain.is_over = True
         for job in self._dispatcher.jobs():
-            self._stop_waiting(job)
+            job.stop_waiting()
 
     def _refusal(self, error: Exception) -> Reply:
         if not isinstance(error, ModelyardError):
@@ -296,6 +296,7 @@ class Predict:
             received_at_ms=request.received_at_ms,
             deadline_ms=request.received_at_ms + asked.deadline_s * 1000,
             wants_outcome=asked.wait_s > 0,
+            waits_until_s=time.monotonic() + asked.wait_s,
             on_settled=on_settled,
             owner=request.caller.name,
         )
@@ -310,45 +311,35 @@ class Predict:
 
     def _start(self, job: Job, wait_s: float) -> None:
         self._dispatcher.submit(job)
-        if job.is_settled or not job.wants_outcome:
-            return
-        loop = asyncio.get_running_loop()
         lives_ms = job.deadline_ms - job.received_at_ms
-        if lives_ms < wait_s * 1000:
-            loop.call_later(lives_ms / 1000, self._at_deadline, job)
-        job.timer = loop.call_later(wait_s, self._stop_waiting, job)
+        if lives_ms < wait_s * 1000 and not job.is_settled:
+            asyncio.get_running_loop().call_later(lives_ms / 1000, self._at_deadline, job)
 
     def _reply(self, job: Job, wait_s: float) -> Reply:
         if job.error:
             raise job.error
         batch = job.batch
         assert batch is not None
-        ref = batch.ref(job.index)
         if batch.outcome and wait_s > 0:
             own = batch.outcome.jobs[job.index]
-            return Reply(200, [JSON], job_json(ref, batch.head, own.status, batch.outcome))
+            return Reply(200, [JSON], batch.json.job(job.index, own.status, batch.outcome))
         if job.expired:
-            return Reply(200, [JSON], job_json(ref, batch.head, "expired", None))
-        accepted = receipt(ref, batch.head, "queued")
+            return Reply(200, [JSON], batch.json.job(job.index, "expired", None))
+        job_id = ids.job_id(batch.batch_id, job.index)
         if self._drain.is_over and wait_s > 0:
-            return self._interrupted(accepted["id"], accepted["result_url"])
-        return Reply(202, [JSON, (b"location", accepted["result_url"].encode())], orjson.dumps(accepted))
+            return self._interrupted(job_id)
+        location = (b"location", result_url(job_id).encode())
+        return Reply(202, [JSON, location], batch.json.job(job.index, "queued", None))
 
-    def _interrupted(self, job_id: str, result_url: str) -> Reply:
+    def _interrupted(self, job_id: str) -> Reply:
         error = DrainingError(
             "this controller is stopping before the outcome came; the job goes on: read it at its result_url",
             retry_after_s=1,
         )
         self._metrics.rejected(error.code)
-        status, headers, body = problem(error, id=job_id, result_url=result_url)
-        return Reply(status, [*headers, (b"location", result_url.encode())], body)
-
-    @staticmethod
-    def _stop_waiting(job: Job) -> None:
-        # A job that is not accepted yet goes on waiting, but only for that.
-        job.wants_outcome = False
-        if job.accepted:
-            job.settle()
+        url = result_url(job_id)
+        status, headers, body = problem(error, id=job_id, result_url=url)
+        return Reply(status, [*headers, (b"location", url.encode())], body)
 
     def _at_deadline(self, job: Job) -> None:
         """Tell a caller that still waits if no worker took the job in time, before its batch is closed."""
@@ -370,10 +361,9 @@ class Predict:
         wait_s = request.asked.wait_s
         view = await self._results.job(first_job_id, request.caller, wait_s)
         done = view.outcome is not None and wait_s > 0
-        result_url = f"/results/{first_job_id}"
         if self._drain.is_over and wait_s > 0 and not done:
-            return self._interrupted(first_job_id, result_url)
-        location: Headers = [] if done else [(b"location", result_url.encode())]
+            return self._interrupted(first_job_id)
+        location: Headers = [] if done else [(b"location", result_url(first_job_id).encode())]
         body = job_json(view.ref, view.head, view.status, view.outcome if done else None)
         return Reply(200 if done else 202, [JSON, *location], body)
 

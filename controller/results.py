@@ -1,4 +1,4 @@
-"""Outcomes on their way back: hears notices, reads the ledger, and writes jobs as JSON."""
+"""Outcomes on their way back: hears notices and reads the ledger."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
-import orjson
 import redis.asyncio
 
 from app import ids, keys, wire
@@ -18,7 +16,7 @@ from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, Unk
 from app.ids import BATCH_ID_LENGTH, JobRef
 from app.ledger import ControllerLedger, JobView, ledger_errors
 from app.unreadable import Unreadable
-from app.wire import EXPIRED, FINAL_STATUSES, BatchHead, BatchOutcome, JobOutcome, Status
+from app.wire import FINAL_STATUSES, BatchOutcome
 from controller.access import Caller
 from controller.dispatch import Dispatcher, SentBatch
 from controller.draining import Drain
@@ -172,57 +170,3 @@ def _unknown(caller: Caller) -> UnknownJobError:
     return UnknownJobError(
         "no job of this API key has this id, or its outcome was kept for its time and is gone"
     )
-
-
-def receipt(ref: JobRef, head: BatchHead, status: Status) -> dict[str, Any]:
-    """What a caller is told of a job before its outcome."""
-    job_id = ids.job_id(ref.batch_id, ref.index)
-    entry = head.jobs[ref.index]
-    return {
-        "id": job_id,
-        "status": status,
-        "worker": head.worker,
-        "model_name": head.model_name,
-        "model_version": head.model_version,
-        "val_accuracy": head.val_accuracy,
-        "policy": entry.policy,
-        "forced": entry.forced,
-        "result_url": f"/results/{job_id}",
-        **({"resent_from": head.resent_from} if head.resent_from else {}),
-    }
-
-
-def job_json(ref: JobRef, head: BatchHead, status: Status, outcome: BatchOutcome | None) -> bytes:
-    """A job as JSON: its receipt, and its outcome where it has one."""
-    body = receipt(ref, head, status)
-    if outcome:
-        own = outcome.jobs[ref.index]
-        body.update(_timings(ref, head, outcome))
-        if own.status == "succeeded":
-            body["predictions"] = _predictions(own)
-        else:
-            body["error"] = {"code": own.error_code, "detail": own.error_detail}
-    elif status == "expired":
-        body["error"] = {"code": EXPIRED.error_code, "detail": EXPIRED.error_detail}
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _timings(ref: JobRef, head: BatchHead, outcome: BatchOutcome) -> dict[str, Any]:
-    received_at_ms = head.jobs[ref.index].received_at_ms
-    return {
-        "worker_id": outcome.worker_id or None,
-        "batch_samples": outcome.n_samples,
-        "inference_ms": outcome.inference_ms,
-        "queue_wait_ms": round(max(0.0, outcome.started_at_ms - received_at_ms), 3),
-        "end_to_end_ms": round(max(0.0, outcome.finished_at_ms - received_at_ms), 3),
-    }
-
-
-def _predictions(own: JobOutcome) -> list[dict[str, Any]]:
-    if not own.scores:
-        return [{"class": value, "scores": None} for value in own.classes]
-    try:
-        scores = np.frombuffer(own.scores, "<f4").reshape(len(own.classes), -1)
-    except ValueError as error:
-        raise WireError(f"the outcome's scores cannot be read: {error}") from None
-    return [{"class": value, "scores": row} for value, row in zip(own.classes, scores, strict=True)]

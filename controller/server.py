@@ -25,7 +25,7 @@ from controller.problems import problem
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
-KEEP_ALIVE_S = 5  # of a connection between two requests
+KEEP_ALIVE_S = 5  # of a connection between two requests, and up to a second more
 CLOSE_S = 5  # after the last wait was ended: for what is being stored, and for slow readers
 TICKS_PER_LOOK = 10  # of a tenth of a second each
 
@@ -47,6 +47,7 @@ class PatientProtocol(Connection):
         self.logger = _connection_logger
         super().connection_made(transport)
         self._reading_since_s: float | None = time.monotonic()
+        self._idle_since_s: float | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take in a piece of a request."""
@@ -56,15 +57,12 @@ class PatientProtocol(Connection):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(_HEAD_TOO_LARGE)
-        elif self._reading_since_s is None and self.timeout_keep_alive_task is None and self._is_idle():
-            # Not the beginning of a request, such as an empty line; uvicorn has stopped its keep-alive timer for it.
-            self._reading_since_s = time.monotonic()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        self._reading_since_s = time.monotonic()
+        self._reading_since_s, self._idle_since_s = time.monotonic(), None
 
     def on_headers_complete(self) -> None:
         """The head of a request is there; what is raised here only stops the parser."""
@@ -84,16 +82,29 @@ class PatientProtocol(Connection):
         self._reading_since_s = None
 
     def _begin_exchange(self, keep_alive: bool) -> Exchange:
-        self._reading_since_s = None
+        self._reading_since_s = self._idle_since_s = None
         return super()._begin_exchange(keep_alive)
+
+    def on_response_complete(self) -> None:
+        """An answer is written: as uvicorn's own, but that the look each second is its timer."""
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        if self._reading_since_s is None:  # else the next request has begun to come
+            self._idle_since_s = time.monotonic()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or what was refused, in our own format."""
         self._refuse(_HEAD_TOO_LARGE if self._head_is_too_large else _MALFORMED)
 
-    def end_if_overdue(self, since_s: float) -> None:
-        """Refuse the rest of a request that began before `since_s` (`time.monotonic`)."""
-        if self._reading_since_s is None or self._reading_since_s > since_s:
+    def end_if_overdue(self, request_timeout_s: float) -> None:
+        """Refuse the rest of a request that takes longer than this, and end a connection that nobody uses."""
+        now_s = time.monotonic()
+        if self._idle_since_s is not None and self._idle_since_s < now_s - KEEP_ALIVE_S:
+            self.transport.close()
+        if self._reading_since_s is None or self._reading_since_s > now_s - request_timeout_s:
             return
         if self.pipeline:
             self._reading_since_s = time.monotonic()  # it waits for us: nothing is read before its turn
@@ -143,10 +154,9 @@ class PatientServer(Server):
     async def on_tick(self, counter: int) -> bool:
         """Each second, end the connections that take too long."""
         if counter % TICKS_PER_LOOK == 0:
-            since_s = time.monotonic() - self._request_timeout_s
             for connection in list(self.server_state.connections):
                 if isinstance(connection, PatientProtocol):
-                    connection.end_if_overdue(since_s)
+                    connection.end_if_overdue(self._request_timeout_s)
         return await super().on_tick(counter)
 
 
@@ -163,7 +173,6 @@ def make_server(app: Controller, settings: ControllerSettings, *, access_log: bo
         # Nothing here goes by the caller's address, and the server's name helps only attackers.
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_s) + CLOSE_S,
     )
     return PatientServer(config, settings.request_timeout_s, app.drain)
