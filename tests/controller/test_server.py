@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import httpx
 import pytest
 import redis
 
+from controller.server import KEEP_ALIVE_S
 from tests.conftest import RedisServer, running_redis, wait_until_true
 from tests.controller.conftest import nothing_is_queued
 from tests.e2e.fuzz import settled_rss_mib
@@ -164,6 +166,41 @@ def test_a_caller_who_sends_a_little_at_a_time_is_given_up_too(address: tuple[st
             time.sleep(0.05)  # the pace is what is tested
 
 
+def test_a_connection_is_kept_as_long_as_it_is_used(address: tuple[str, int]) -> None:
+    body = b'{"data": [1, 2]}'
+    post = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+        used, idle, idle_prediction = (
+            stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)
+        )
+        for connection, request, status in [
+            (used, post, 202),
+            (idle, get, 200),
+            (idle_prediction, post, 202),
+        ]:
+            connection.sendall(request)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
+        since_s = time.monotonic()
+        while not select.select([idle, idle_prediction], [], [], 0)[0]:
+            time.sleep(0.5)  # as often as it is used
+            used.sendall(post)
+            answers.append(used.recv(65536))
+            assert answers[-1].startswith(b"HTTP/1.1 202")
+            assert time.monotonic() < since_s + 3 * KEEP_ALIVE_S
+        assert time.monotonic() > since_s + KEEP_ALIVE_S
+        assert read_all(idle) == read_all(idle_prediction) == b""
+        used.sendall(get)
+        assert used.recv(65536).startswith(b"HTTP/1.1 200")
+    cancel_all(address, b"".join(answers))
+
+
+def cancel_all(address: tuple[str, int], answers: bytes) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as client:
+        for url in re.findall(rb"location: (\S+)", answers):
+            assert client.delete(url.decode()).status_code == 200
+
+
 def is_open_for(connection: socket.socket, piece: bytes) -> bool:
     try:
         connection.sendall(piece)
@@ -242,9 +279,7 @@ def test_a_pipelined_request_waits_for_its_turn(address: tuple[str, int]) -> Non
         connection.sendall(body)
         received = read_all(connection)
     assert received.count(b"HTTP/1.1 202") == 2
-    with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}") as client:
-        for url in re.findall(rb"location: (\S+)", received):
-            assert client.delete(url.decode()).status_code == 200
+    cancel_all(address, received)
 
 
 def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(address: tuple[str, int]) -> None:
