@@ -16,9 +16,11 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | `q:<index>` | samples of a quarantined job | finish | the record expires |
 | `r:<index>` | id of the job that it was sent again as, see `app.quarantine` | resend | the record expires |
 
-Each change is one Lua script, so that it happens whole or not at all, in one round trip. What can be derived
-is not stored: a job that nobody claimed by its deadline *is* expired, whoever looks. How many jobs of a batch
-are open stands beside its record, in `modelyard:open:<queue>`: a lost record takes no count with it.
+Each change is one Lua script, so that it happens whole or not at all, in one round trip. Only samples do not go
+through Lua, which hashes and copies each value that it is given or gets: the transaction that runs the accepting
+script writes them, and a worker reads large ones once it has claimed them. What can be derived is not stored: a job
+that nobody claimed by its deadline *is* expired, whoever looks. How many jobs of a batch are open stands beside its
+record, in `modelyard:open:<queue>`: a lost record takes no count with it.
 """
 
 from __future__ import annotations
@@ -54,13 +56,22 @@ from app.scripts import ScriptConnection
 from app.settings import Settings
 from app.wire import BatchHead, BatchOutcome, JobOutcome, Status
 
+Args = list[str | bytes | int | float]
+
 QUARANTINE_LIMIT = 10_000
+SAMPLES = "data"  # the field of a record
+DATA, ACCEPTED_TTL_MS = 3, 7  # among the arguments of `ACCEPT`
 
 # KEYS batch pending deadlines backlog queue open once…
 # ARGV batch_id queue head data n_jobs accepted_at_ms last_deadline_ms ttl_ms message once_ttl_ms once_value…
+# The data are '' where they stand in the record already; which a batch that was accepted before has no more use for.
 ACCEPT = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'head', ARGV[3], 'data', ARGV[4])
+if redis.call('HEXISTS', KEYS[1], 'head') == 1 then
+  if redis.call('HEXISTS', KEYS[1], 'out') == 1 then redis.call('HDEL', KEYS[1], 'data') end
+  return 0
+end
+redis.call('HSET', KEYS[1], 'head', ARGV[3])
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'data', ARGV[4]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
 redis.call('ZADD', KEYS[2], ARGV[6], ARGV[1])
 redis.call('ZADD', KEYS[3], ARGV[7], ARGV[1])
@@ -76,12 +87,26 @@ return 1
 # is full, only `accept` is refused, whole.
 _EVEN_IF_FULL = "redis.call('HDEL', KEYS[1], '')"
 
-# Part of scripts. `fields_of` answers a record's fields and, last, the time. `claim` answers them of a batch that the
-# worker holds from now on; one that another worker holds is left to it: if that worker is dead, a controller takes
-# the claim away first.
-_CLAIMING = """
+# In a transaction that writes the samples first: a full Redis refuses those, and all of the transaction with them.
+ACCEPT_EVEN_IF_FULL = _EVEN_IF_FULL + ACCEPT
+
+# Part of scripts. `fields_of` answers a record's fields, where large samples are '', and, last, the time. `claim`
+# answers them of a batch that the worker holds from now on; one that another worker holds is left to it: if that
+# worker is dead, a controller takes the claim away first.
+_LARGE_BYTES = 16 * 2**10  # worth a round trip
+_CLAIMING = (
+    f"local large = {_LARGE_BYTES}"
+    + """
 local function fields_of(record)
-  local answer, time = redis.call('HGETALL', record), redis.call('TIME')
+  local answer, time = {}, redis.call('TIME')
+  if redis.call('HSTRLEN', record, 'data') < large then
+    answer = redis.call('HGETALL', record)
+  else
+    for _, name in ipairs(redis.call('HKEYS', record)) do
+      answer[#answer + 1] = name
+      answer[#answer + 1] = name == 'data' and '' or redis.call('HGET', record, name)
+    end
+  end
   answer[#answer + 1], answer[#answer + 2] = time[1], time[2]
   return answer
 end
@@ -101,6 +126,7 @@ local function claim(record, running, batch, worker)
   return fields_of(record)
 end
 """
+)
 
 # KEYS batch running; ARGV batch_id worker_id
 _CLAIM = f"{_EVEN_IF_FULL}{_CLAIMING}return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2])"
@@ -383,7 +409,7 @@ class ControllerLedger:
     def __init__(self, client: redis.asyncio.Redis, retention_s: float) -> None:
         self._client = client
         self.retention_ms = int(retention_s * 1000)
-        self._accept = client.register_script(ACCEPT)
+        self._accept = client.register_script(ACCEPT_EVEN_IF_FULL)
         self._finish = client.register_script(_FINISH)
         self._cancel = client.register_script(_CANCEL)
         self._requeue = client.register_script(REQUEUE)
@@ -397,8 +423,13 @@ class ControllerLedger:
             LedgerUnavailableError: Redis did not confirm; nobody may be told that the jobs are accepted.
         """
         names, args = accept_call(batch, self.retention_ms)
+        samples, args = samples_apart(names, args)
         with ledger_errors():
-            await self._accept(keys=names, args=args)
+            async with self._client.pipeline(transaction=True) as transaction:
+                transaction.hset(samples.record, SAMPLES, samples.data)
+                transaction.pexpire(samples.record, samples.ttl_ms)
+                await self._accept(keys=names, args=args, client=transaction)
+                await transaction.execute()
 
     async def read(self, ref: JobRef) -> JobView | None:
         """Look a job up; None where the ledger has no record of its batch.
@@ -555,7 +586,7 @@ class WorkerLedger:
             else:
                 with ledger_errors():
                     flat = self._scripts.run(self._claim, held, [batch_id, self._worker_id])
-            return _claimed(batch_id, self._queue, flat) if flat else None
+            return self._claimed(batch_id, flat) if flat else None
         except NewerWireError:
             with ledger_errors():
                 self._release(keys=held, args=[batch_id, self._worker_id])
@@ -563,6 +594,17 @@ class WorkerLedger:
         except WireError:
             self.close_unreadable(batch_id)
             raise
+
+    def _claimed(self, batch_id: str, flat: list[bytes]) -> ClaimedBatch | None:
+        *pairs, seconds, microseconds = flat
+        fields: dict[bytes, bytes] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        if fields.get(SAMPLES.encode()) == b"":
+            with ledger_errors():
+                data = self._scripts.command("HGET", keys.batch(batch_id), SAMPLES)
+            if data is None:  # Redis lost it since, or another worker was given the batch and has finished it
+                return None
+            fields[SAMPLES.encode()] = data
+        return _claimed(batch_id, self._queue, fields, to_ms(int(seconds), int(microseconds)))
 
     def close_unreadable(self, batch_id: str) -> bool:
         """Close a batch of this worker's, or of nobody's, that cannot be read; True if it was open.
@@ -662,9 +704,7 @@ class WorkerLedger:
         self.taken = batch_id.decode() or None
 
 
-def _claimed(batch_id: str, queue: str, flat: list[bytes]) -> ClaimedBatch:
-    *pairs, seconds, microseconds = flat
-    fields: dict[bytes, bytes] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+def _claimed(batch_id: str, queue: str, fields: Mapping[bytes, bytes], at_ms: float) -> ClaimedBatch:
     try:
         head = wire.decode_head(fields[b"head"])
         if head.queue != queue or len(head.jobs) != ids.n_jobs(batch_id):
@@ -672,9 +712,9 @@ def _claimed(batch_id: str, queue: str, flat: list[bytes]) -> ClaimedBatch:
         return ClaimedBatch(
             batch_id,
             head,
-            fields[b"data"],
+            fields[SAMPLES.encode()],
             attempts=int(fields[b"attempts"]),
-            claimed_at_ms=to_ms(int(seconds), int(microseconds)),
+            claimed_at_ms=at_ms,
             cancelled=frozenset(_by_index(fields, b"c:")),
             deaths={index: int(count) for index, count in _by_index(fields, b"x:").items()},
             kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
@@ -687,7 +727,7 @@ def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:
     return {int(name[len(prefix) :]): value for name, value in fields.items() if name.startswith(prefix)}
 
 
-def accept_call(batch: NewBatch, retention_ms: int) -> tuple[list[str], list[str | bytes | int | float]]:
+def accept_call(batch: NewBatch, retention_ms: int) -> tuple[list[str], Args]:
     """Keys and arguments of `ACCEPT`."""
     head, batch_id, queue = batch.head, batch.batch_id, batch.head.queue
     last_deadline_ms = max(job.deadline_ms for job in head.jobs)
@@ -713,6 +753,21 @@ def accept_call(batch: NewBatch, retention_ms: int) -> tuple[list[str], list[str
         retention_ms,
         *batch.once.values(),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Where the samples of a new batch go, and for how many ms."""
+
+    record: str
+    data: bytes
+    ttl_ms: int
+
+
+def samples_apart(names: list[str], args: Args) -> tuple[Samples, Args]:
+    """What `accept_call` answers, for a transaction: the samples, and the script's arguments without them."""
+    data, ttl_ms = cast(bytes, args[DATA]), cast(int, args[ACCEPTED_TTL_MS])
+    return Samples(names[0], data, ttl_ms), [*args[:DATA], b"", *args[DATA + 1 :]]
 
 
 def _finish_args(

@@ -14,19 +14,16 @@ import redis.asyncio
 from app import keys, wire
 from app.closing import CLOSE_COUNT, finish_keys
 from app.ids import JobRef
-from app.ledger import ACCEPT, ledger_errors
+from app.ledger import ACCEPT_EVEN_IF_FULL, Args, ledger_errors
 from app.wire import BatchOutcome
 
-Args = list[str | bytes | int | float]
 CancelAnswer = Literal["unknown", "finished", "cancelled"]
 
 # Where things stand in what `app.ledger.accept_call` answers. In what `outcome_call` answers, the head stands in the
 # same place, and the outcome in that of the samples.
-BATCH_ID, QUEUE, HEAD, DATA, LAST_DEADLINE_MS = 0, 1, 2, 3, 6
+BATCH_ID, QUEUE, HEAD, LAST_DEADLINE_MS = 0, 1, 2, 6
 FIRST_ONCE_KEY, FIRST_ONCE_VALUE = 6, 10
 TTL_MS = 4  # in `outcome_call`'s
-
-_ACCEPT_AGAIN = "redis.call('HDEL', KEYS[1], '')" + ACCEPT
 
 # KEYS batch pending deadlines backlog running open once…; ARGV batch_id queue head out ttl_ms once_value…
 # Whoever runs the batch again loses the claim: the outcome that was announced is the one. Nobody is told anew.
@@ -70,7 +67,7 @@ class Restore:
     """
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._accept_again = client.register_script(_ACCEPT_AGAIN)
+        self._accept_again = client.register_script(ACCEPT_EVEN_IF_FULL)
         self._restore_outcome = client.register_script(_RESTORE_OUTCOME)
         self._cancel_again = client.register_script(_CANCEL_AGAIN)
 

@@ -39,6 +39,14 @@ class ScriptConnection:
             self._ask_until_answered("SCRIPT", "LOAD", script.script)
             return self._ask_until_answered(*call)
 
+    def command(self, *command: Value) -> Any:
+        """What a command answers, as bytes. A loss is retried.
+
+        Raises:
+            redis.RedisError: Redis does not answer, or refuses.
+        """
+        return self._ask_until_answered(*command)
+
     def ask(self, *command: Value, within_s: float | None = None) -> Any:
         """What a command answers, asked once.
 

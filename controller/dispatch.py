@@ -19,7 +19,7 @@ from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
 from app.ids import IdSigner
-from app.ledger import ACCEPT, NewBatch, accept_call, ledger_errors
+from app.ledger import ACCEPT_EVEN_IF_FULL, NewBatch, accept_call, ledger_errors, samples_apart
 from app.settings import ControllerSettings
 from app.wire import BatchHead, BatchOutcome, JobEntry
 from controller.backlog import Backlogs, QueueBacklog
@@ -31,7 +31,7 @@ from controller.routing import Candidate, Route
 logger = logging.getLogger(__name__)
 LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
 MANY_JOBS = 64  # that cost the controller many times what one more batch does
-_ACCEPT = Script(ACCEPT)
+_ACCEPT = Script(ACCEPT_EVEN_IF_FULL)
 
 
 @dataclass(eq=False, slots=True)
@@ -336,7 +336,10 @@ class Dispatcher:
             return
         batch = self._register(new, jobs, start_s)
         self._n_unconfirmed += 1
-        self._link.run_script(lambda reply: self._confirmed(batch, names, args, reply), _ACCEPT, names, args)
+        samples, others = samples_apart(names, args)
+        self._link.store_and_run(
+            lambda reply: self._confirmed(batch, names, args, reply), samples, _ACCEPT, names, others
+        )
 
     def _confirmed(self, batch: SentBatch, names: list[str], args: list[Word], reply: object) -> None:
         self._n_unconfirmed -= 1

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, cast
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ids import JobRef
-from app.restore import DATA, FIRST_ONCE_KEY, HEAD, LAST_DEADLINE_MS, TTL_MS, Args, Restore, outcome_call
+from app.ledger import DATA, Args
+from app.restore import FIRST_ONCE_KEY, HEAD, LAST_DEADLINE_MS, TTL_MS, Restore, outcome_call
 from app.wire import BatchHead
 
 if TYPE_CHECKING:

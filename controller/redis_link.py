@@ -23,6 +23,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from app.ledger import SAMPLES, Samples
+
 logger = logging.getLogger(__name__)
 RECONNECT_S = 0.1  # and at most `LOOK_S` after the loss
 SILENCE_S = 1.0
@@ -115,17 +117,36 @@ class RedisLink(asyncio.Protocol):
         self._calls.append((done, time.monotonic() + (timeout_s or self._timeout_s)))
         self._transport.write(_pack(*words))
 
-    def run_script(self, done: Done, script: Script, keys: Sequence[str], args: Sequence[Word]) -> None:
-        """Run a script as `call` does a command."""
-        words = (len(keys), *keys, *args)
+    def store_and_run(
+        self, done: Done, samples: Samples, script: Script, keys: Sequence[str], args: Sequence[Word]
+    ) -> None:
+        """Run a script in a transaction that writes samples first: both happen, or neither."""
+        refusals: list[RedisError] = []
 
-        def answered(reply: Any) -> None:
-            if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
+        def queued(reply: Any) -> None:
+            if isinstance(reply, RedisError):
+                refusals.append(reply)
+
+        def executed(reply: Any) -> None:
+            answer = refusals[0] if refusals else reply[-1] if isinstance(reply, list) else reply
+            if isinstance(answer, ResponseError) and str(answer).startswith("NOSCRIPT"):
                 self.call(done, "EVAL", script.source, *words)
             else:
-                done(reply)
+                done(answer)
 
-        self.call(answered, "EVALSHA", script.sha, *words)
+        words = (len(keys), *keys, *args)
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            done(RedisConnectionError("not connected"))
+            return
+        until_s = time.monotonic() + self._timeout_s
+        self._calls.extend([(queued, until_s)] * 4)
+        self._calls.append((executed, until_s))
+        expire, run = _pack("PEXPIRE", samples.record, samples.ttl_ms), _pack("EVALSHA", script.sha, *words)
+        store = _pack("HSET", samples.record, SAMPLES, b"")[: -len(b"$0\r\n\r\n")]
+        start = b"%b%b$%d\r\n" % (_MULTI, store, len(samples.data))
+        # As they are, not packed into one: samples are large.
+        transport.writelines([start, samples.data, b"\r\n" + expire + run + _EXEC])
 
     def data_received(self, data: bytes) -> None:
         """Called for each read."""
@@ -179,3 +200,6 @@ class RedisLink(asyncio.Protocol):
 def _pack(*words: Word) -> bytes:
     packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means tuples of one
     return packed
+
+
+_MULTI, _EXEC = _pack("MULTI"), _pack("EXEC")

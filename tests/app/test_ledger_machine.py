@@ -83,10 +83,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.runner.close()
         self.client.close()
 
-    @rule(target=accepted, n_jobs=st.integers(1, 3))
-    def accept(self, n_jobs: int) -> Expected:
+    @rule(target=accepted, n_jobs=st.integers(1, 3), large=st.booleans())
+    def accept(self, n_jobs: int, large: bool) -> Expected:
         made = new_batch(n_jobs)
-        batch = Expected(replace(made, message=message(made.batch_id)), n_jobs)
+        data = made.data * 2048 if large else made.data  # those are fetched by themselves
+        batch = Expected(replace(made, data=data, message=message(made.batch_id)), n_jobs)
         self.runner.run(self.controller.accept(batch.new))
         self.batches.append(batch)
         self.messages.append(batch)

@@ -14,13 +14,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.ledger import connect_async
+from app.ledger import Samples, connect_async
 from controller.redis_link import RedisLink, Script
 from tests.controller.conftest import settings_for, until
 from tests.pool_samples import RedisServer
 
 CHANNEL = "modelyard:test"
 TIMEOUT_S = 0.3
+SAMPLES_BYTES = bytes(range(256)) * 1000
 ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 
 
@@ -39,7 +40,8 @@ class Ear:
 
     async def run(self, script: Script, *args: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.link.run_script(answer.set_result, script, ["sum"], args)
+        samples = Samples("record", SAMPLES_BYTES, 60_000)
+        self.link.store_and_run(answer.set_result, samples, script, ["sum"], args)
         return await asyncio.wait_for(answer, 5)
 
     async def connected(self) -> None:
@@ -98,6 +100,37 @@ async def test_a_script_that_redis_does_not_know_is_sent_whole(ear: Ear, client:
     assert [await ear.run(ADD, 2), await ear.run(ADD, 3)] == [2, 5]
     client.script_flush()
     assert await ear.run(ADD, 4) == 9
+
+
+async def test_samples_are_written_with_what_the_script_does(ear: Ear, client: redis.Redis) -> None:
+    answers: list[Any] = []
+    for number in (1, 2):
+        samples = Samples(f"record {number}", SAMPLES_BYTES, 60_000)
+        ear.link.store_and_run(answers.append, samples, ADD, ["sum"], [number])
+    assert await ear.ask("GET", "sum") == b"3"
+    assert answers == [1, 3]
+    for number in (1, 2):
+        assert client.hgetall(f"record {number}") == {b"data": SAMPLES_BYTES}
+        assert 0 < client.pttl(f"record {number}") <= 60_000
+
+
+async def test_where_samples_are_refused_nothing_is_done(ear: Ear, client: redis.Redis) -> None:
+    await ear.run(ADD, 1)
+    client.config_set("maxmemory", 1)
+    try:
+        answer = await ear.run(ADD, 1)
+    finally:
+        client.config_set("maxmemory", 0)
+    assert isinstance(answer, ResponseError)
+    assert "maxmemory" in str(answer)
+    assert client.get("sum") == b"1"
+    assert await ear.run(ADD, 1) == 2
+
+
+async def test_an_error_of_the_script_is_the_answer(ear: Ear) -> None:
+    answer = await ear.run(ADD, "no number")
+    assert isinstance(answer, ResponseError)
+    assert "not an integer" in str(answer)
 
 
 async def test_a_lost_connection_fails_its_calls_and_is_made_anew(ear: Ear, client: redis.Redis) -> None:
