@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from app import ids
 from app.errors import QueueFullError
@@ -85,6 +86,7 @@ class QueueBacklog:
         most_sent_jobs: The most of them since the pool began to be read.
         other_jobs: Other controllers', as last read.
         workers: Ready workers, as last read.
+        pass_ms: What a job takes of its batch's forward pass; infinite before any is known.
         free_at_ms: When each worker ended the batch last heard of, Redis's clock, by worker id.
     """
 
@@ -94,6 +96,7 @@ class QueueBacklog:
     most_sent_jobs: int = 0
     other_jobs: int = 0
     workers: int = 1
+    pass_ms: float = inf
     costs: BatchCosts = field(default_factory=BatchCosts)
     free_at_ms: dict[str, float] = field(default_factory=dict)
 
@@ -123,6 +126,8 @@ class QueueBacklog:
         ran = sum(job.status == "succeeded" or job.status == "failed" for job in outcome.jobs)
         if not (ran and outcome.n_samples):
             return
+        pass_ms = outcome.inference_ms / ran
+        self.pass_ms = pass_ms if self.pass_ms == inf else _moved(self.pass_ms, pass_ms)
         # From the moment that its worker could have begun it: what lies between two batches is part of the cost.
         started_at_ms, ended_at_ms = outcome.started_at_ms, outcome.finished_at_ms
         before_ms = self.free_at_ms.get(outcome.worker_id, 0.0)

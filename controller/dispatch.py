@@ -30,6 +30,8 @@ from controller.routing import Candidate, Route
 
 logger = logging.getLogger(__name__)
 LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
+FEW_JOBS = 8
+QUICK_PASS_MS = 0.05  # a job: what it takes the controller
 MANY_JOBS = 64  # that cost the controller many times what one more batch does
 _ACCEPT = Script(ACCEPT_EVEN_IF_FULL)
 
@@ -198,9 +200,9 @@ class Dispatcher:
         if batch is None:
             return
         batch.outcome = outcome
-        # The next batch first: its worker is idle, and answering this one's waiters takes a while.
+        # The next batch first: its worker is idle, and answering this one's waiters takes a while, if it has any.
         lane = self._lanes[batch.head.queue]
-        self._returned(lane, len(batch.head.jobs))
+        self._returned(lane, len(batch.head.jobs), hurry=bool(batch.jobs))
         lane.backlog.hear(batch_id, outcome)
         if batch.timer:
             batch.timer.cancel()
@@ -231,35 +233,49 @@ class Dispatcher:
             self._all_confirmed.clear()
             await self._all_confirmed.wait()
 
-    def _returned(self, lane: Lane, n_jobs: int) -> None:
+    def _returned(self, lane: Lane, n_jobs: int, *, hurry: bool = True) -> None:
         lane.backlog.sent_batches -= 1
         lane.backlog.sent_jobs -= n_jobs
-        if lane.waiting and self._is_open(lane):
+        if not (lane.waiting and self._is_open(lane)):
+            return
+        if hurry:
             self._flush(lane)
+        else:
+            self._flush_soon(lane)
+
+    def _flush_soon(self, lane: Lane) -> None:
+        """Flush at the end of this turn of the loop: requests that are read in the same turn share the batch."""
+        if lane.flush_due is not None:
+            lane.flush_due.cancel()
+        lane.flush_due = asyncio.get_running_loop().call_soon(self._flush, lane)
 
     def _schedule(self, lane: Lane) -> None:
-        loop = asyncio.get_running_loop()
         limits = self._settings
         if len(lane.waiting) >= limits.batch_max_jobs or lane.n_samples >= limits.batch_max_samples:
             self._flush(lane)
         elif lane.flush_due is not None:
             return
         elif self._is_open(lane):
-            # At the end of this turn of the loop: requests read in the same turn share the batch.
-            lane.flush_due = loop.call_soon(self._flush, lane)
+            self._flush_soon(lane)
         else:
+            loop = asyncio.get_running_loop()
             lane.flush_due = loop.call_later(self._hold_ms(lane) / 1000, self._flush, lane)
 
     def _is_open(self, lane: Lane) -> bool:
-        return lane.backlog.sent_batches < self._places(lane)
+        return lane.backlog.sent_batches < self._places(lane, lane.backlog.sent_jobs)
 
-    def _places(self, lane: Lane) -> int:
+    def _places(self, lane: Lane, n_out: int) -> int:
         """Batches of the queue that may be out: one in hand and those ahead; one in every hand where one takes long.
 
-        Several workers of a fast model would only be given smaller batches, which cost everybody more.
+        Several workers of a fast model would only be given smaller batches, which cost everybody more. So would one,
+        if it had a batch ahead of those it works off sooner than the controller answers them.
+
+        Args:
+            n_out: Jobs in them.
         """
         busy = lane.backlog.workers if self._takes_long(lane) else 1
-        return busy + self._settings.batches_ahead
+        is_quick = n_out >= FEW_JOBS and lane.backlog.pass_ms < QUICK_PASS_MS
+        return busy + (0 if is_quick else self._settings.batches_ahead)
 
     @staticmethod
     def _takes_long(lane: Lane) -> bool:
@@ -301,7 +317,8 @@ class Dispatcher:
         out, two overlap: one runs while the other's callers are answered.
         """
         n_jobs = len(lane.waiting)
-        fair = (n_jobs + lane.backlog.sent_jobs) / self._places(lane)
+        n_out = n_jobs + lane.backlog.sent_jobs
+        fair = n_out / self._places(lane, n_out)
         if lane.backlog.workers > 1 and self._takes_long(lane):
             share = max(fair, n_jobs * LONG_BATCH_MS / lane.backlog.costs.batch_ms(n_jobs))
         elif n_jobs >= MANY_JOBS:

@@ -33,7 +33,7 @@ from app.unreadable import Unreadable
 from controller import api, documentation
 from controller.access import ANONYMOUS, DOCUMENTATION_PATHS, Access, is_open
 from controller.backlog import Backlogs
-from controller.connection import KnownHeads
+from controller.connection import KnownHeads, Outbox
 from controller.dispatch import Dispatcher
 from controller.draining import Drain
 from controller.headers import on_answers, on_pages
@@ -79,6 +79,7 @@ class Controller:
     def __init__(self, fastapi: FastAPI, access: Access) -> None:
         self.fastapi = fastapi
         self.known_heads = KnownHeads()
+        self.outbox = Outbox()
         self._access = access
 
     @property

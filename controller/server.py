@@ -118,6 +118,7 @@ class PatientProtocol(Connection):
         return self.cycle is None or self.cycle.response_complete
 
     def _refuse(self, error: ModelyardError) -> None:
+        self.outbox.flush()
         if self.transport.is_closing():
             return
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.controller.conftest import HandWorker, Serve, until
+from tests.pool_samples import outcome
 
 HandWorkers = Callable[..., HandWorker]
 
@@ -44,13 +45,18 @@ async def test_two_workers_share_what_would_take_one_of_them_long(
     assert {answer.status_code for answer in answers} == {200}
 
 
-@pytest.mark.parametrize(("n_waiting", "sizes"), [(63, [63]), (130, [65, 65])], ids=["not many", "many"])
+@pytest.mark.parametrize(
+    ("n_waiting", "inference_ms", "sizes"),
+    [(63, 1.5, [63]), (130, 1.5, [65, 65]), (130, 0.01, [130])],
+    ids=["not many", "many", "many of a quick model"],
+)
 async def test_many_that_wait_while_little_is_out_travel_in_two_batches(
-    serve: Serve, hand_worker: HandWorkers, n_waiting: int, sizes: list[int]
+    serve: Serve, hand_worker: HandWorkers, n_waiting: int, inference_ms: float, sizes: list[int]
 ) -> None:
     worker = hand_worker(1)
     served = await serve(batch_hold_ms=1000, batches_ahead=1)
     lane = served.services.dispatcher.lane(worker.record.queue)
+    lane.backlog.pass_ms = inference_ms
     posts = []
     for sent in (1, 2):
         posts.append(asyncio.create_task(served.post(query="?wait=5")))
@@ -61,6 +67,49 @@ async def test_many_that_wait_while_little_is_out_travel_in_two_batches(
     for _ in (*posts[:2], *sizes):
         batch = await worker.claimed()
         found.append(len(batch.head.jobs))
-        worker.finish(batch)
+        worker.finish(batch, outcome(found[-1], worker.record.worker_id, inference_ms=inference_ms))
     assert found == [1, 1, *sizes]
     assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200}
+
+
+@pytest.mark.parametrize(
+    ("n_out", "pass_ms", "n_held"),
+    [(8, 1.0, 0), (8, 0.01, 1), (7, 0.01, 0)],
+    ids=["slow model", "quick model", "few jobs of a quick model"],
+)
+async def test_a_batch_waits_ahead_of_a_busy_worker_unless_it_works_off_many_quickly(
+    serve: Serve, hand_worker: HandWorkers, n_out: int, pass_ms: float, n_held: int
+) -> None:
+    worker = hand_worker(1)
+    served = await serve(batch_hold_ms=1000, batches_ahead=1)
+    lane = served.services.dispatcher.lane(worker.record.queue)
+    lane.backlog.pass_ms = pass_ms
+    posts = [asyncio.create_task(served.post(query="?wait=5")) for _ in range(n_out)]
+    first = await worker.claimed()
+    assert len(first.head.jobs) == n_out
+    posts.append(asyncio.create_task(served.post(query="?wait=5")))
+    await until(lambda: lane.backlog.jobs == n_out + 1, "another one is there")
+    await asyncio.sleep(0)  # it is sent at the end of the turn, if at all
+    assert len(lane.waiting) == n_held
+    worker.finish(first)
+    second = await worker.claimed()
+    worker.finish(second)
+    assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200}
+
+
+async def test_where_nobody_waits_the_next_batch_gathers_all_that_has_come(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker(1)
+    served = await serve(batch_hold_ms=1000)
+    dispatcher = served.services.dispatcher
+    lane = dispatcher.lane(worker.record.queue)
+    first = asyncio.create_task(served.post())
+    batch = await worker.claimed()
+    held = asyncio.create_task(served.post())
+    await until(lambda: len(lane.waiting) == 1, "it is held")
+    dispatcher.settle_batch(batch.batch_id, outcome())
+    assert len(lane.waiting) == 1
+    await asyncio.sleep(0)
+    assert not lane.waiting
+    assert {answer.status_code for answer in await asyncio.gather(first, held)} == {202}
