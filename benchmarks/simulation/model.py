@@ -14,7 +14,7 @@ from math import ceil
 
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.events import Action, Clock, Host, Link, Process
-from controller.dispatch import LONG_BATCH_MS, MANY_JOBS
+from controller.dispatch import FEW_JOBS, LONG_BATCH_MS, MANY_JOBS, QUICK_PASS_MS
 
 # Shares of a batch's cost and of a job's, by step. They move work within a round, and leave its sum as it is.
 SHARES = {
@@ -22,7 +22,8 @@ SHARES = {
     "send": (0.50, 0.05),
     "hear": (0.25, 0.02),  # the notice; what waits is sent before anybody is answered
     "settle": (0.25, 0.0),
-    "reply": (0.0, 0.23),  # an answer's body, and one write to a connection
+    "reply": (0.0, 0.08),  # an answer's body
+    "write": (0.0, 0.15),  # to its connection, once all answers of the batch are there
     "take": (0.4, 0.0),  # worker: waiting for a batch, and taking it
     "infer": (0.3, 1.0),
     "end": (0.3, 0.0),  # what a worker does once the outcome is written
@@ -93,7 +94,7 @@ class Steps:
 
     def __init__(self, costs: Costs) -> None:
         whole = {
-            **dict.fromkeys(("receive", "send", "hear", "settle", "reply"), costs.controller),
+            **dict.fromkeys(("receive", "send", "hear", "settle", "reply", "write"), costs.controller),
             **dict.fromkeys(("take", "infer", "end"), costs.worker),
             **dict.fromkeys(("accept", "ask", "claim", "finish"), costs.redis),
         }
@@ -166,11 +167,13 @@ class Controller:
                 self._pool.clock.after(self._hold_s(lane, job.version), partial(self.process.do, 0.0, flush))
 
     def _is_open(self, version: int) -> bool:
-        return self._lanes[version].sent_batches < self._places(version)
+        lane = self._lanes[version]
+        return lane.sent_batches < self._places(version, lane.sent_jobs)
 
-    def _places(self, version: int) -> int:
+    def _places(self, version: int, n_out: int) -> int:
         busy = self._pool.replicas[version] if self._takes_long(version) else 1
-        return busy + self._plan.ahead
+        is_quick = n_out >= FEW_JOBS and self._cpu_s["infer"].of(n_out) < QUICK_PASS_MS / 1000 * n_out
+        return busy + (0 if is_quick else self._plan.ahead)
 
     def _takes_long(self, version: int) -> bool:
         return self._batch_s(max(len(self._lanes[version].waiting), 1)) > LONG_BATCH_S
@@ -181,7 +184,8 @@ class Controller:
     def _share(self, version: int) -> int:
         lane = self._lanes[version]
         n_jobs = len(lane.waiting)
-        fair = (n_jobs + lane.sent_jobs) / self._places(version)
+        n_out = n_jobs + lane.sent_jobs
+        fair = n_out / self._places(version, n_out)
         if self._pool.replicas[version] > 1 and self._takes_long(version):
             share = max(fair, n_jobs * LONG_BATCH_S / self._batch_s(n_jobs))
         elif n_jobs >= MANY_JOBS:
@@ -225,8 +229,9 @@ class Controller:
         if lane.waiting and self._is_open(batch.version):
             self._flush(batch.version)
         self.process.do(self._cpu_s["settle"].of(0), lambda: None)
+        self.process.do(self._cpu_s["reply"].of(len(batch.jobs)), lambda: None)
         for job in batch.jobs:
-            self.process.do(self._cpu_s["reply"].job, job.done)
+            self.process.do(self._cpu_s["write"].job, job.done)
 
 
 class Redis:

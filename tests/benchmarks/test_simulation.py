@@ -99,7 +99,7 @@ def test_bytes_leave_one_after_the_other_and_travel_together() -> None:
 
 def test_the_shares_of_the_steps_add_up_to_the_whole_cost() -> None:
     for steps in (
-        ("receive", "send", "hear", "settle", "reply"),
+        ("receive", "send", "hear", "settle", "reply", "write"),
         ("take", "infer", "end"),
         ("accept", "ask", "claim", "finish"),
     ):
