@@ -16,11 +16,11 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | `q:<index>` | samples of a quarantined job | finish | the record expires |
 | `r:<index>` | id of the job that it was sent again as, see `app.quarantine` | resend | the record expires |
 
-Each change is one Lua script, so that it happens whole or not at all, in one round trip. Only samples do not go
-through Lua, which hashes and copies each value that it is given or gets: the transaction that runs the accepting
-script writes them, and a worker reads large ones once it has claimed them. What can be derived is not stored: a job
-that nobody claimed by its deadline *is* expired, whoever looks. How many jobs of a batch are open stands beside its
-record, in `modelyard:open:<queue>`: a lost record takes no count with it.
+Each change is one Lua script, so that it happens whole or not at all, in one round trip. Only large samples do
+not go through Lua, which hashes and copies each value that it is given or gets: the transaction that runs the
+accepting script writes them, and a worker reads them once it has claimed them. What can be derived is not stored: a
+job that nobody claimed by its deadline *is* expired, whoever looks. How many jobs of a batch are open stands beside
+its record, in `modelyard:open:<queue>`: a lost record takes no count with it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ Args = list[str | bytes | int | float]
 
 QUARANTINE_LIMIT = 10_000
 SAMPLES = "data"  # the field of a record
+LARGE_BYTES = (
+    16 * 2**10
+)  # of a batch's samples, from where on Lua costs more than a transaction and a round trip
 DATA, ACCEPTED_TTL_MS = 3, 7  # among the arguments of `ACCEPT`
 
 # KEYS batch pending deadlines backlog queue open once…
@@ -93,9 +96,8 @@ ACCEPT_EVEN_IF_FULL = _EVEN_IF_FULL + ACCEPT
 # Part of scripts. `fields_of` answers a record's fields, where large samples are '', and, last, the time. `claim`
 # answers them of a batch that the worker holds from now on; one that another worker holds is left to it: if that
 # worker is dead, a controller takes the claim away first.
-_LARGE_BYTES = 16 * 2**10  # worth a round trip
 _CLAIMING = (
-    f"local large = {_LARGE_BYTES}"
+    f"local large = {LARGE_BYTES}"
     + """
 local function fields_of(record)
   local answer, time = {}, redis.call('TIME')

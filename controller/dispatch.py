@@ -19,7 +19,15 @@ from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
 from app.ids import IdSigner
-from app.ledger import ACCEPT_EVEN_IF_FULL, NewBatch, accept_call, ledger_errors, samples_apart
+from app.ledger import (
+    ACCEPT,
+    ACCEPT_EVEN_IF_FULL,
+    LARGE_BYTES,
+    NewBatch,
+    accept_call,
+    ledger_errors,
+    samples_apart,
+)
 from app.settings import ControllerSettings
 from app.wire import BatchHead, BatchOutcome, JobEntry
 from controller.backlog import Backlogs, QueueBacklog
@@ -33,7 +41,7 @@ LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
 FEW_JOBS = 8
 QUICK_PASS_MS = 0.05  # a job: what it takes the controller
 MANY_JOBS = 64  # that cost the controller many times what one more batch does
-_ACCEPT = Script(ACCEPT_EVEN_IF_FULL)
+_ACCEPT, _ACCEPT_STORED = Script(ACCEPT), Script(ACCEPT_EVEN_IF_FULL)
 
 
 @dataclass(eq=False, slots=True)
@@ -353,10 +361,15 @@ class Dispatcher:
             return
         batch = self._register(new, jobs, start_s)
         self._n_unconfirmed += 1
-        samples, others = samples_apart(names, args)
-        self._link.store_and_run(
-            lambda reply: self._confirmed(batch, names, args, reply), samples, _ACCEPT, names, others
-        )
+
+        def confirmed(reply: object) -> None:
+            self._confirmed(batch, names, args, reply)
+
+        if len(new.data) < LARGE_BYTES:
+            self._link.run_script(confirmed, _ACCEPT, names, args)
+        else:
+            samples, others = samples_apart(names, args)
+            self._link.store_and_run(confirmed, samples, _ACCEPT_STORED, names, others)
 
     def _confirmed(self, batch: SentBatch, names: list[str], args: list[Word], reply: object) -> None:
         self._n_unconfirmed -= 1

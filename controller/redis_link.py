@@ -117,6 +117,11 @@ class RedisLink(asyncio.Protocol):
         self._calls.append((done, time.monotonic() + (timeout_s or self._timeout_s)))
         self._transport.write(_pack(*words))
 
+    def run_script(self, done: Done, script: Script, keys: Sequence[str], args: Sequence[Word]) -> None:
+        """Run a script as `call` does a command."""
+        words = (len(keys), *keys, *args)
+        self.call(self._unless_unknown(done, script, words), "EVALSHA", script.sha, *words)
+
     def store_and_run(
         self, done: Done, samples: Samples, script: Script, keys: Sequence[str], args: Sequence[Word]
     ) -> None:
@@ -128,13 +133,10 @@ class RedisLink(asyncio.Protocol):
                 refusals.append(reply)
 
         def executed(reply: Any) -> None:
-            answer = refusals[0] if refusals else reply[-1] if isinstance(reply, list) else reply
-            if isinstance(answer, ResponseError) and str(answer).startswith("NOSCRIPT"):
-                self.call(done, "EVAL", script.source, *words)
-            else:
-                done(answer)
+            answered(refusals[0] if refusals else reply[-1] if isinstance(reply, list) else reply)
 
         words = (len(keys), *keys, *args)
+        answered = self._unless_unknown(done, script, words)
         transport = self._transport
         if transport is None or transport.is_closing():
             done(RedisConnectionError("not connected"))
@@ -162,6 +164,15 @@ class RedisLink(asyncio.Protocol):
         """Called at the end: whatever was not answered has failed."""
         self._transport = None
         self._fail_all(RedisConnectionError("the connection was lost"))
+
+    def _unless_unknown(self, done: Done, script: Script, words: Sequence[Word]) -> Done:
+        def answered(reply: Any) -> None:
+            if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
+                self.call(done, "EVAL", script.source, *words)
+            else:
+                done(reply)
+
+        return answered
 
     def _take(self, reply: Any) -> None:
         if isinstance(reply, hiredis.PushNotification):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import redis
 
-from tests.controller.conftest import HandWorker, Serve, until
+from app import keys
+from app.ledger import LARGE_BYTES
+from tests.controller.conftest import HandWorker, Serve, nothing_is_queued, until
 from tests.pool_samples import outcome
 
 HandWorkers = Callable[..., HandWorker]
@@ -113,3 +117,26 @@ async def test_where_nobody_waits_the_next_batch_gathers_all_that_has_come(
     await asyncio.sleep(0)
     assert not lane.waiting
     assert {answer.status_code for answer in await asyncio.gather(first, held)} == {202}
+
+
+async def test_large_samples_arrive_as_they_were_posted_and_a_full_redis_refuses_them_whole(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker(1)
+    served = await serve(max_samples=4096, batch_max_samples=4096)
+    pairs = np.arange(2 * 4096, dtype="<f4").reshape(-1, 2)
+    assert pairs.nbytes > LARGE_BYTES
+    client.config_set("maxmemory", 1)
+    try:
+        refused = await served.post({"data": pairs.tolist()})
+    finally:
+        client.config_set("maxmemory", 0)
+    assert refused.json()["code"] == "ledger_full"
+    assert nothing_is_queued(client)
+    posted = asyncio.create_task(served.post({"data": pairs.tolist()}, query="?wait=5"))
+    batch = await worker.claimed()
+    assert batch.data == pairs.tobytes()
+    assert client.pttl(keys.batch(batch.batch_id)) > 0
+    worker.finish(batch, outcome(1, n_samples=4096))
+    assert (await posted).status_code == 200
+    assert not client.hexists(keys.batch(batch.batch_id), "data")

@@ -442,9 +442,7 @@ async def test_an_idempotency_key_is_free_again_when_its_job_was_not_accepted(
     served = await serve()
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            served.services.link, "store_and_run", lambda done, *_: done(RedisConnectionError("no"))
-        )
+        patch.setattr(served.services.link, "run_script", lambda done, *_: done(RedisConnectionError("no")))
         assert (await served.post(idempotency_key="abc")).status_code == 503
     assert list(client.scan_iter(keys.once("*"))) == []
     assert (await served.post(idempotency_key="abc")).status_code == 202
@@ -495,13 +493,13 @@ async def test_an_idempotency_key_whose_job_was_stored_unconfirmed_stays_with_th
 ) -> None:
     worker = hand_worker()
     served = await serve()
-    store_and_run = served.services.link.store_and_run
+    run_script = served.services.link.run_script
 
     def run_and_lose_the_answer(done: Done, *call: Any) -> None:
-        store_and_run(lambda _: done(RedisConnectionError("the connection was cut")), *call)
+        run_script(lambda _: done(RedisConnectionError("the connection was cut")), *call)
 
     with monkeypatch.context() as patch:
-        patch.setattr(served.services.link, "store_and_run", run_and_lose_the_answer)
+        patch.setattr(served.services.link, "run_script", run_and_lose_the_answer)
         assert (await served.post(idempotency_key="abc")).status_code == 503
     assert (await served.post(idempotency_key="abc")).status_code == 202
     assert client.llen(worker.record.queue) == 1
