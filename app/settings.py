@@ -166,7 +166,7 @@ class ControllerSettings(Settings):
         ge=0,
         le=64,
         description="batches of one controller that may wait in a queue while its workers have theirs in hand; "
-        "then jobs are held",
+        "then jobs are held (as they are where a model is quicker than the controller)",
     )
     batch_hold_ms: float = Field(
         default=20.0,
