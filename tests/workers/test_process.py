@@ -93,7 +93,7 @@ def test_a_worker_serves_its_queue_under_the_number_asked_for_and_drains_on_sigt
         assert isinstance(record, bytes)
         published = decode_record(record)
         assert (published.worker, published.model_version, published.val_accuracy) == (5, 1, 0.75)
-        assert (published.state, published.pid) == ("ready", worker.pid)
+        assert (published.state, published.main_pid) == ("ready", worker.pid)
         assert client.hget(keys.NUMBERS, QUEUE) == b"5"
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0
