@@ -51,7 +51,7 @@ class LoadedModel:
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
     """Find the version asked for, and import what `load` is going to need; both take seconds, at the same time.
 
-    Starts no thread and runs nothing on a tensor, so that the process may fork afterwards.
+    Starts no thread, opens no device and runs nothing on a tensor, so that the process may fork afterwards.
 
     Args:
         folder: Where files are downloaded to that are not on this machine.

@@ -31,9 +31,9 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 def keep_serving(clean_up: Callable[[], None]) -> Callable[[], None]:
     """Fork, and fork again whenever a process that was ready dies. Returns in the serving processes only.
 
-    The caller must have started no thread: only the thread that forks lives on in the child. (OpenBLAS, which NumPy
-    brings, starts some, but ends them before each fork.) The parent ends with the status of the last child, or 128
-    and the number of the signal that ended it.
+    The caller must have started no thread: only the thread that forks lives on in the child. (Threads of OpenBLAS in
+    NumPy and of jemalloc in pyarrow are there; both look after them in a fork.) The parent ends with the status of the
+    last child, or 128 and the number of the signal that ended it.
 
     Args:
         clean_up: Called as the parent ends, unless that is killed.
