@@ -26,13 +26,15 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A worker, as it describes itself each heartbeat.
 
     Attributes:
-        worker_id: Unique for each process.
+        worker_id: Unique for each process that serves.
         worker: Worker number of its queue.
         val_accuracy: Fraction in [0, 1] logged on the version's MLflow run, or None.
         started_at_ms: Redis's clock.
         heartbeat_at_ms: When this record was written, Redis's clock.
         running_batch: Batch in hand, or empty.
         batch_samples_mean: Mean samples per forward pass over the window.
+        pid: Of the process that serves.
+        main_pid: Of its parent, which is what was started and takes signals.
         device: `cpu` or `cuda:N`.
         unreadable: Messages and batches that it could not read.
     """
@@ -57,6 +59,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     inference_ms: Latency = Latency()
     host: str = ""
     pid: int = 0
+    main_pid: int = 0
     device: str = "cpu"
     unreadable: int = 0
     schema_version: int = SCHEMA_VERSION

@@ -81,7 +81,10 @@ def main() -> int:
 
 
 def start_and_memory(folder: Path, model: digits.Model) -> Iterator[Row]:
-    """How long processes take to start and what they hold, beside what Python and PyTorch take by themselves."""
+    """How long processes take to start and what they hold, beside what Python and PyTorch take by themselves.
+
+    A worker is two processes that share most of their memory: `machine.held_bytes` counts each page once.
+    """
     pool = Pool(folder, model.tracking_uri)
     pool.start_redis()
     rounds = [_start_each(pool, model) for _ in range(ROUNDS)]
@@ -98,20 +101,21 @@ def start_and_memory(folder: Path, model: digits.Model) -> Iterator[Row]:
     yield "bare process that holds the model, loaded by MLflow, resident", mib(held["mlflow"])
     yield "bare process that holds it, loaded by PyTorch", f"{s['torch']:.2f} s, {mib(held['torch'])}"
     yield (
-        "worker, resident",
+        "worker, its two processes together",
         f"{mib(held['worker'])}, {held['worker'] / held['torch']:.2f} times that "
         f"({_spread(rounds, 1, 'torch')})",
     )
     pid, worker = pool.start_controller(), pool.start_worker()
+    serving = pool.serving_pid(worker)
     yield "controller, resident, idle", mib(machine.resident_bytes(pid))
     # Stopped short of being taken for dead, the worker keeps all of them waiting.
-    os.kill(worker, signal.SIGSTOP)
+    os.kill(serving, signal.SIGSTOP)
     generator = Generator(_target(pool, model, "?wait=20"), folder, 1000, MEASURE_S)
     time.sleep(STOPPED_S)
     yield "controller, resident, 1,000 callers waiting", mib(machine.resident_bytes(pid))
-    os.kill(worker, signal.SIGCONT)
+    os.kill(serving, signal.SIGCONT)
     generator.finish()
-    yield "worker, resident, afterwards", mib(machine.resident_bytes(worker))
+    yield "worker, its two processes together, afterwards", mib(machine.held_bytes(worker))
 
 
 def _start_each(pool: Pool, model: digits.Model) -> dict[str, tuple[float, float]]:
@@ -132,7 +136,7 @@ def _start_each(pool: Pool, model: digits.Model) -> dict[str, tuple[float, float
     for name, start in (("worker", pool.start_worker), ("controller", pool.start_controller)):
         start_s = time.monotonic()
         pid = start()
-        found[name] = (time.monotonic() - start_s, machine.resident_bytes(pid))
+        found[name] = (time.monotonic() - start_s, machine.held_bytes(pid))
         pool.stop(pid)
     return found
 
@@ -181,7 +185,7 @@ def long_backlog(folder: Path, model: digits.Model) -> Iterator[Row]:
     """Accepting and polling on an empty queue and behind a million jobs, and draining few jobs and a million."""
     pool = Pool(folder, model.tracking_uri, SLOW_HEARTBEAT_S)
     pool.start_redis()
-    controller, worker = pool.start_controller(), pool.start_worker()
+    controller, worker = pool.start_controller(), pool.serving_pid(pool.start_worker())
     os.kill(worker, signal.SIGSTOP)
     yield from _accepting_and_polling(pool, model, "empty pool")
     os.kill(worker, signal.SIGCONT)

@@ -115,6 +115,23 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def held_bytes(pid: int) -> int:
+    """Memory in RAM of a process and those that it forked, in which each page counts once; of one, what is resident.
+
+    Anonymous pages that a fork left shared are divided among those that map them (proc(5), `Pss_Anon`), so that they
+    add up. Pages of files, of which the kernel tells that only together with who else maps them, are mostly
+    libraries that all of them map: they count as often as the process has that has most of them.
+    """
+    told = [_smaps_rollup(each) for each in (pid, *descendants(pid))]
+    return sum(each["Pss_Anon"] for each in told) + max(each["Rss"] - each["Anonymous"] for each in told)
+
+
+def _smaps_rollup(pid: int) -> dict[str, int]:
+    """Sums over all mappings of a process, in bytes."""
+    _, *lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+
+
 def _by_parent() -> dict[int, list[int]]:
     by_parent: dict[int, list[int]] = {}
     for pid, fields in _all_stats():

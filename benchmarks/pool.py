@@ -62,10 +62,13 @@ class Pool:
 
     def start_worker(self) -> int:
         """A worker that serves."""
-        before = self._live()
         started = self._start([sys.executable, "-m", "cli", "worker"])
-        self._wait(lambda: len(self._live() - before) > 0, "a worker")
+        self._wait(lambda: started in self._live(), "a worker")
         return started
+
+    def serving_pid(self, worker: int) -> int:
+        """Id of the process that serves for a worker."""
+        return self._live()[worker]
 
     def stop(self, pid: int) -> None:
         """Let one process end."""
@@ -76,11 +79,12 @@ class Pool:
         """A connection to its Redis."""
         return redis.Redis.from_url(self.redis_url)
 
-    def _live(self) -> set[str]:
+    def _live(self) -> dict[int, int]:
+        """By the id of each worker that is ready, that of its child, which serves."""
         with self.client() as client:
             ids = [each.decode() for each in client.zrange(keys.WORKERS, 0, -1)]
             records = [decode_record(raw) for raw in map(client.get, map(keys.worker, ids)) if raw]
-        return {record.worker_id for record in records if record.state == "ready"}
+        return {record.main_pid: record.pid for record in records if record.state == "ready"}
 
     def _start(self, command: list[str]) -> int:
         with (self.folder / "pool.log").open("ab") as log:

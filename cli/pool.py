@@ -76,6 +76,7 @@ class Pool:
         self._supervisor = supervisor
         self._console = console
         self._pids: dict[str, int] = {}
+        self._serving_pids: dict[int, int] = {}
 
     def start_core(self) -> None:
         """Start Redis, the controllers and the workers, and wait until the workers can be reached.
@@ -115,13 +116,20 @@ class Pool:
             ServiceError: The supervisor is gone.
         """
         while True:
+            serving = pool_services.serving_pids(self._settings.effective_redis_url)
             for name, status in self._supervisor.statuses().items():
-                if status.is_alive and status.pid != self._pids.get(name, status.pid):
+                if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
                     log = escape(str(self._supervisor.log_path(name)))
                     self._console.print(f"{name} stopped and was started again; its log: {log}")
                 if status.is_alive:
                     self._pids[name] = status.pid
+            self._serving_pids |= serving
             time.sleep(WATCH_S)
+
+    def _is_another(self, name: str, pid: int, serving_pid: int | None) -> bool:
+        """Whether a service, or the child of a worker, is another process than when it was last looked at."""
+        was_served_by = self._serving_pids.get(pid, serving_pid)
+        return pid != self._pids.get(name, pid) or bool(serving_pid and serving_pid != was_served_by)
 
     def _number_versions(self) -> None:
         # Workers that start together would take their numbers in any order; the lowest version comes first.

@@ -1,4 +1,4 @@
-"""What a pool consists of: one `Service` per process, and how each tells that it is ready. Starts nothing."""
+"""What a pool consists of: one `Service` per process that it starts, and how each tells that it is ready."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def worker_services(settings: ControllerSettings, versions: list[int], replicas:
             f"worker-v{version}" if replica == 1 else f"worker-v{version}-{replica}",
             Tier.WORKERS,
             (*MODELYARD, "worker"),
-            is_ready=lambda pid: worker_is_ready(settings.effective_redis_url, pid),
+            is_ready=lambda pid: pid in serving_pids(settings.effective_redis_url),
             # a WORKER of the caller's cannot be the number of several versions
             environment={"MODEL_VERSION": str(version), "WORKER": ""},
             stop_wait_s=30,
@@ -206,8 +206,8 @@ def http_answers(url: str) -> bool:
     return 0 < _get(url)[0] < 500
 
 
-def worker_is_ready(redis_url: str, pid: int) -> bool:
-    """Whether the worker with this process id on this machine says that it is ready.
+def serving_pids(redis_url: str) -> dict[int, int]:
+    """By the process id of each worker on this machine that says it is ready, that of its child, which serves.
 
     Asked in Redis: a controller that has API keys would want one.
     """
@@ -219,8 +219,9 @@ def worker_is_ready(redis_url: str, pid: int) -> bool:
         with redis.Redis.from_url(redis_url, socket_timeout=PROBE_TIMEOUT_S) as connection:
             records = records_of_host(connection, socket.gethostname())
     except (redis.RedisError, OSError, WireError):
-        return False
-    return any((record.pid, record.state) == (pid, "ready") for record in records)
+        return {}
+    records.sort(key=lambda record: record.started_at_ms)  # that of a dead child stays for a while
+    return {record.main_pid: record.pid for record in records if record.state == "ready"}
 
 
 def _get(url: str) -> tuple[int, bytes]:

@@ -80,12 +80,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
-    """One process that consumes a worker number's queue."""
+    """One worker that consumes a worker number's queue.
+
+    Attributes:
+        pid: Of the process that serves.
+        main_pid: Of its parent, which takes signals.
+    """
 
     worker_id: str
     state: str = ""
     host: str = ""
     pid: int = 0
+    main_pid: int = 0
     device: str = ""
 
 

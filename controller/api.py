@@ -181,6 +181,7 @@ def _replica(record: WorkerRecord) -> dict[str, Any]:
         "inference_ms": _latency(record),
         "host": record.host,
         "pid": record.pid,
+        "main_pid": record.main_pid,
         "device": record.device,
         "unreadable": record.unreadable,
     }

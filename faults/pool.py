@@ -103,7 +103,7 @@ class Supervised:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL; it is started again at once."""
+        """SIGKILL; it is started again at once. A worker's child dies with it."""
         self.send(signal.SIGKILL)
 
     def terminate(self) -> None:
@@ -243,8 +243,14 @@ class Pool:
             wait_until(lambda worker=worker: self.is_ready(worker), f"{worker.name} is ready", READY_S)  # type: ignore[misc]
 
     def is_ready(self, worker: Supervised) -> bool:
-        """Whether the worker's process of now says that it is ready."""
-        return any(record.state == "ready" for record in self.records() if record.pid == worker.pid)
+        """Whether the process that serves for a worker now says that it is ready."""
+        record = self.serving(worker)
+        return record is not None and record.state == "ready"
+
+    def serving(self, worker: Supervised) -> WorkerRecord | None:
+        """Record of the process that serves for a worker, while both live; a dead one's stays for a while."""
+        own = (record for record in self.records() if record.main_pid == worker.pid)
+        return next((record for record in own if runs(record.pid)), None)
 
     def records(self) -> list[WorkerRecord]:
         """Records of the live workers."""
@@ -310,6 +316,11 @@ def _inherited() -> dict[str, str]:
     # long, and 1.4 times where a test run measures coverage.
     own = ("MODELYARD_", "MLFLOW_", "MODEL_", "REDIS_URL", "WORKER", "PYTHONDONTWRITEBYTECODE", "COVERAGE_")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
+
+
+def runs(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    return Path(f"/proc/{pid}").exists()
 
 
 def rss_mib(pid: int) -> float:

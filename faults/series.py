@@ -22,15 +22,23 @@ Reading = dict[str, float]
 def read(pool: Pool) -> Reading:
     """What each holds now; what cannot be read, as it was killed or is away, is left out."""
     found: Reading = {}
-    for process in (*pool.controllers, *pool.workers, pool.redis):
+    for name, pid in _pids(pool).items():
         with suppress(OSError):
-            rss, descriptors = rss_mib(process.pid), os.listdir(f"/proc/{process.pid}/fd")
-            found |= {f"{process.name} RSS": rss, f"{process.name} descriptors": float(len(descriptors))}
+            rss, descriptors = rss_mib(pid), os.listdir(f"/proc/{pid}/fd")
+            found |= {f"{name} RSS": rss, f"{name} descriptors": float(len(descriptors))}
     with suppress(redis.RedisError):
         told = pool.client.info()
         found["Redis keys"] = pool.client.dbsize()
         found["Redis memory"] = told["used_memory"] / 2**20
         found["Redis connections"] = told["connected_clients"]
+    return found
+
+
+def _pids(pool: Pool) -> dict[str, int]:
+    """Process ids by name; of a worker, of the process that serves."""
+    found = {process.name: process.pid for process in (*pool.controllers, pool.redis)}
+    with suppress(redis.RedisError):
+        found |= {worker.name: record.pid for worker in pool.workers if (record := pool.serving(worker))}
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -32,8 +32,17 @@ EVENTS_AT_ONCE = 32
 RECONNECT_S = 0.5
 
 
-def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: Beacon) -> None:
+def consume(
+    celery: Celery,
+    record: WorkerRecord,
+    runner: BatchRunner,
+    beacon: Beacon,
+    tell_ready: Callable[[], None],
+) -> None:
     """Run batches from the worker's queue until SIGTERM or SIGINT, which drain.
+
+    Args:
+        tell_ready: Called once the queue is consumed.
 
     Raises:
         ServiceError: Celery stopped for another reason.
@@ -47,6 +56,7 @@ def consume(celery: Celery, record: WorkerRecord, runner: BatchRunner, beacon: B
 
     def on_ready(**_: Any) -> None:
         beacon.set_state("ready")
+        tell_ready()
         served = f"{record.model_name} / {record.model_version}"
         logger.info("worker %d serves %s on %s", record.worker, served, record.device)
 

@@ -1,17 +1,18 @@
-"""One worker process: resolve, load, warm up, publish, and only then consume."""
+"""A worker: resolve, fork, load, warm up, publish, and only then consume."""
 
 from __future__ import annotations
 
-import logging
+import atexit
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
+from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 from uuid import uuid4
-
-import redis
 
 from app import keys, ledger
 from app.celery_app import create_celery
@@ -19,9 +20,11 @@ from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
 from app.pool import WorkerRecord, assign_number
 from app.settings import WorkerSettings
-from workers import model
+from workers import model, parent
 from workers.beacon import Beacon
 from workers.consumer import consume
+from workers.model import LoadedModel
+from workers.registry import ModelVersion
 from workers.task import BatchRunner
 from workers.time_limit import TimeLimit, Watchdog
 
@@ -33,19 +36,59 @@ SWITCH_INTERVAL_S = 0.0005
 def run(settings: WorkerSettings) -> NoReturn:
     """Serve one model version until SIGTERM or SIGINT, which drain; then end the process.
 
+    What takes seconds is done once, and a process is forked that serves. Where that dies, another is forked.
+
     Raises:
         ModelError: The version does not exist or cannot be served.
         UnavailableError: MLflow or Redis does not answer.
         WorkerNumberTakenError: The number asked for is another version's.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery takes over: nothing is to drain yet
-    client = ledger.connect(settings)
-    _require_redis(client)
-    found, loaded = model.find_and_load(settings)
+    _require_redis(settings)
+    folder = tempfile.mkdtemp(prefix="modelyard-")
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(remove)
+    found = model.find(settings, folder)
+    tell_ready = parent.keep_serving(remove)
+    atexit.unregister(remove)  # the next process that serves reads the files again
+    _serve(settings, found, tell_ready)
+    parent.leave(0)
+
+
+def _serve(settings: WorkerSettings, found: ModelVersion, tell_ready: Callable[[], None]) -> None:
+    loaded = model.load(found, settings)
+    record = _new_record(settings, found, loaded)
+    clock = PoolClock()
+    # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
+    pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
+    beacon = Beacon(pulse, record, clock, settings.heartbeat_s)
+    # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
+    jobs = ledger.WorkerLedger(
+        ledger.connect(settings),
+        record.worker_id,
+        record.queue,
+        settings.result_retention_s,
+        silences=lambda: beacon.silences,
+    )
+    limit = TimeLimit(settings.inference_timeout_s)
+    runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, limit, settings.max_attempts)
+    watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, beacon))
+    limit.install()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    beacon.start()
+    watchdog.start()
+    try:
+        consume(create_celery(settings), record, runner, beacon, tell_ready)
+    finally:
+        watchdog.close()
+        beacon.close()
+
+
+def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedModel) -> WorkerRecord:
     queue = keys.queue_name(found.name, found.version)
-    with ledger.ledger_errors():
+    with ledger.ledger_errors(), ledger.connect(settings) as client:
         number = assign_number(client, queue, settings.worker_number)
-    record = WorkerRecord(
+    return WorkerRecord(
         worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}",
         worker=number,
         queue=queue,
@@ -59,45 +102,13 @@ def run(settings: WorkerSettings) -> NoReturn:
         heartbeat_at_ms=0,
         host=socket.gethostname(),
         pid=os.getpid(),
+        main_pid=os.getppid(),
         device=loaded.device,
     )
-    clock = PoolClock()
-    # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
-    pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
-    beacon = Beacon(pulse, record, clock, settings.heartbeat_s)
-    # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
-    jobs = ledger.WorkerLedger(
-        ledger.connect(settings),
-        record.worker_id,
-        queue,
-        settings.result_retention_s,
-        silences=lambda: beacon.silences,
-    )
-    limit = TimeLimit(settings.inference_timeout_s)
-    runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, limit, settings.max_attempts)
-    watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, beacon))
-    limit.install()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    beacon.start()
-    watchdog.start()
-    try:
-        consume(create_celery(settings), record, runner, beacon)
-    finally:
-        watchdog.close()
-        beacon.close()
-    _leave()
-
-
-def _leave() -> NoReturn:
-    """End at once what has drained: to take PyTorch down takes Python another second, and nobody needs it."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(0)
 
 
 def _end(runner: BatchRunner, beacon: Beacon) -> None:
-    """End the process from a thread, while the main one is stuck: its supervisor starts it again."""
+    """End the process from a thread, while the main one is stuck: its parent starts another."""
     try:
         runner.give_up()
         beacon.close()  # without a record its batch is sent again at once
@@ -105,9 +116,9 @@ def _end(runner: BatchRunner, beacon: Beacon) -> None:
         os._exit(EXIT_STUCK)
 
 
-def _require_redis(client: redis.Redis) -> None:
+def _require_redis(settings: WorkerSettings) -> None:
     try:
-        with ledger.ledger_errors():
+        with ledger.ledger_errors(), ledger.connect(settings) as client:
             client.ping()
     except LedgerUnavailableError as error:
         raise LedgerUnavailableError(

@@ -5,14 +5,12 @@ Importing PyTorch takes seconds, so that is left to `load`. MLflow is imported f
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import pickle
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,23 +48,45 @@ class LoadedModel:
     device: str
 
 
-def find_and_load(settings: WorkerSettings) -> tuple[ModelVersion, LoadedModel]:
-    """Find the version asked for and load it; both import for seconds, at the same time.
+def find(settings: WorkerSettings, folder: str) -> ModelVersion:
+    """Find the version asked for, and import what `load` is going to need; both take seconds, at the same time.
+
+    Starts no thread, opens no device and runs nothing on a tensor, so that the process may fork afterwards.
+
+    Args:
+        folder: Where files are downloaded to that are not on this machine.
 
     Raises:
-        ModelError: The version does not exist or cannot be served.
+        ModelNotFoundError: The version does not exist.
+        ModelWarmUpError: Its files do not, or cannot be read.
         RegistryUnavailableError: The registry does not answer.
     """
-    folder = tempfile.mkdtemp(prefix="modelyard-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with registry.looking_up(settings, folder) as answer:
         if not settings.allow_pickle_models:  # then it takes PyTorch or is refused
-            import torch.export.pt2_archive  # noqa: F401 (all that `torch.export.load` is going to need)
+            _import_for_pt2()
         found = answer()
-    loaded = load(found, settings)
-    if not settings.allow_pickle_models:  # else it may be code, which may read its files late
-        shutil.rmtree(folder)
-    return found, loaded
+    if settings.allow_pickle_models:
+        _import_for(found)
+    return found
+
+
+def _import_for(found: ModelVersion) -> None:
+    with suppress(ImportError):  # `load` will tell
+        try:
+            require_pt2(found.flavors, Path(found.path), found.uri)
+            _import_for_pt2()
+        except ModelNotAllowedError:
+            if "pytorch" in found.flavors:
+                import mlflow.pytorch
+            else:
+                import mlflow.pyfunc  # noqa: F401
+
+
+def _import_for_pt2() -> None:
+    import torch.export.pt2_archive
+
+    with suppress(ImportError):  # what PyTorch else imports while it loads is its own affair, and costs 0.2 s
+        import torch.export._trace  # noqa: F401
 
 
 def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:

@@ -2,7 +2,7 @@
 
 Celery's consumer has lost its way after a reconnect in several releases. So liveness is judged by progress: an
 idle consumer asks Redis for a message every second. One that does not, while Redis answers the heartbeat, never
-will; its worker ends and is started again by whatever keeps it up.
+will; its process ends, and its parent forks another.
 """
 
 from __future__ import annotations

@@ -10,15 +10,16 @@ import pytest
 
 from app.settings import WorkerSettings
 from benchmarks import digits, envs
-from workers.model import LoadedModel, find_and_load
+from workers import model as models
+from workers.model import LoadedModel
 
 
 @pytest.fixture(scope="session")
-def model() -> LoadedModel:
+def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """The benchmark's model version, loaded as a worker does; trained on first use."""
     made = digits.make_model(Path(envs.ENVIRONMENTS))
     settings = WorkerSettings(mlflow_tracking_uri=made.tracking_uri, model_version="1", device="cpu")
-    return find_and_load(settings)[1]
+    return models.load(models.find(settings, str(tmp_path_factory.mktemp("model"))), settings)
 
 
 @pytest.mark.parametrize("n_samples", [1, 32, 64, 256])

@@ -19,7 +19,7 @@ from app import keys
 from app.clock import to_ms
 from cli.pool_services import redis_answers
 from faults.load import Recipe, account, good_jobs, job
-from faults.pool import PoolPlan, Supervised, rss_mib, wait_until
+from faults.pool import PoolPlan, rss_mib, wait_until
 from faults.table import fault
 from faults.trial import Trial
 
@@ -170,13 +170,14 @@ async def an_old_job(trial: Trial) -> str:
 
 async def lose_one_that_is_waited_for(trial: Trial, empty: Callable[[Trial], None]) -> None:
     """See that who waits for a job gets its outcome although Redis has lost the job."""
-    signal_all(trial.pool.workers, signal.SIGSTOP)
+    serving = [record.pid for record in map(trial.pool.serving, trial.pool.workers) if record]
+    signal_all(serving, signal.SIGSTOP)
     waiter = asyncio.create_task(post(trial, "worker=1&wait=30"))
     try:
         await trial.until(lambda: waiter.done() or trial.pool.backlog() > 0, "the job is accepted")
         await asyncio.to_thread(empty, trial)
     finally:
-        signal_all(trial.pool.workers, signal.SIGCONT)
+        signal_all(serving, signal.SIGCONT)
     answer = await waiter
     told = answer.status_code, answer.json().get("status")
     trial.require(told == (200, "succeeded"), f"who waited for a lost job heard {told}: {answer.text}")
@@ -224,10 +225,10 @@ class Outage:
         return sum(rss_mib(controller.pid) for controller in self._trial.pool.controllers)
 
 
-def signal_all(processes: list[Supervised], number: int) -> None:
+def signal_all(pids: list[int], number: int) -> None:
     """Send a signal to each."""
-    for process in processes:
-        process.send(number)
+    for pid in pids:
+        os.kill(pid, number)
 
 
 async def while_away(trial: Trial) -> None:

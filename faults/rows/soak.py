@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from app.pool import WorkerRecord
 from faults import model, series
 from faults.follow import Follower
 from faults.load import Recipe, job
@@ -149,8 +150,9 @@ async def do_harm(trial: Trial, until_s: float) -> Counter[str]:
 
 
 async def worker_killed(trial: Trial) -> None:
-    """SIGKILL of a worker."""
-    trial.pool.workers[-1].kill()
+    """SIGKILL of a worker: of the process that serves, or of its parent, which takes it along."""
+    worker = trial.pool.workers[-1]
+    os.kill(random.choice((worker.pid, await serving_pid(trial, worker))), signal.SIGKILL)
 
 
 async def controller_killed(trial: Trial) -> None:
@@ -167,19 +169,25 @@ async def redis_killed(trial: Trial) -> None:
 
 async def redis_stopped(trial: Trial) -> None:
     """SIGSTOP of Redis for five seconds."""
-    await stopped_for(trial.pool.redis, 5)
+    await stopped_for(trial.pool.redis.pid, 5)
 
 
 async def worker_stopped(trial: Trial) -> None:
-    """SIGSTOP of a worker for five seconds."""
-    await stopped_for(random.choice(trial.pool.workers), 5)
+    """SIGSTOP of the process that serves for a worker, for five seconds."""
+    await stopped_for(await serving_pid(trial, random.choice(trial.pool.workers)), 5)
 
 
-async def stopped_for(process: Supervised, seconds: float) -> None:
+async def stopped_for(pid: int, seconds: float) -> None:
     """SIGSTOP, and SIGCONT later."""
-    process.send(signal.SIGSTOP)
+    os.kill(pid, signal.SIGSTOP)
     await asyncio.sleep(seconds)
-    process.send(signal.SIGCONT)
+    os.kill(pid, signal.SIGCONT)
+
+
+async def serving_pid(trial: Trial, worker: Supervised) -> int:
+    """Id of the process that serves for a worker, once there is one."""
+    record: WorkerRecord = await trial.until(lambda: trial.pool.serving(worker), "a worker serves")
+    return record.pid
 
 
 async def bad_bodies(trial: Trial) -> None:

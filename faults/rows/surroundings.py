@@ -66,7 +66,7 @@ async def figures_are_right(trial: Trial, url: str, worker: Supervised) -> None:
         job = (await http.post("/predict?worker=1&wait=20", json={"data": [[1.0, 0.0, 0.0, 0.0]]})).json()
     live = len(trial.pool.workers)
     trial.require(row["live_workers"] == live, f"{row['live_workers']} of {live} workers are live")
-    trial.require(any(each["pid"] == worker.pid for each in row["replicas"]), "the worker is not listed")
+    trial.require(any(each["main_pid"] == worker.pid for each in row["replicas"]), "the worker is not listed")
     spread_ms = [each["heartbeat_at_ms"] for each in row["replicas"]]
     trial.require(max(spread_ms) - min(spread_ms) < 10_000, "the workers' heartbeats are minutes apart")
     trial.require(row["oldest_job_age_s"] < 30, f"the oldest job is {row['oldest_job_age_s']} s old")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
@@ -164,8 +165,8 @@ def test_a_pool_of_restricted_users_does_all_of_its_work(
         first = client.submit(digits.images[:1], idempotency_key="once")
         assert client.submit(digits.images[:1], idempotency_key="once").id == first.id
         workers = [process for process in pool.processes if "workers" in str(process.args)]
-        for worker in workers:
-            worker.send_signal(signal.SIGSTOP)
+        for pid in [replica.pid for worker in client.workers() for replica in worker.replicas]:
+            os.kill(pid, signal.SIGSTOP)
         waiting = [client.submit(digits.images[i : i + 1], worker=2) for i in range(5)]
         assert client.cancel(waiting[-1].id).status == "cancelled"
         for worker in workers:

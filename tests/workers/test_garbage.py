@@ -108,7 +108,7 @@ def test_garbage_between_good_jobs_is_dropped_and_counted_by_the_same_worker(
         )
         record = record_of(client)
         assert record
-        assert record.pid == worker.pid
+        assert record.main_pid == worker.pid
         assert worker.poll() is None
     worker.terminate()
     _, log = worker.communicate(timeout=30)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,10 +19,11 @@ import redis.asyncio
 from app import keys, wire
 from app.celery_app import BatchMessages, create_celery, message_template
 from app.ledger import ControllerLedger, NewBatch
-from app.pool import decode_record
+from app.pool import WorkerRecord, decode_record
 from app.settings import Settings
 from tests.conftest import process_environment
 from tests.pool_samples import RedisServer, new_batch
+from tests.workers.test_parent import runs
 
 QUEUE = keys.queue_name("Scikit", 1)
 WaitUntil = Callable[..., None]
@@ -43,7 +46,12 @@ def start_worker(redis_server: RedisServer, registry: str) -> Iterator[Start]:
         command = [sys.executable, "-m", "workers"]
         started.append(
             subprocess.Popen(
-                command, env=process_environment() | own | variables, stderr=subprocess.PIPE, text=True
+                command,
+                env=process_environment() | own | variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
         )
         return started[-1]
@@ -93,12 +101,69 @@ def test_a_worker_serves_its_queue_under_the_number_asked_for_and_drains_on_sigt
         assert isinstance(record, bytes)
         published = decode_record(record)
         assert (published.worker, published.model_version, published.val_accuracy) == (5, 1, 0.75)
-        assert (published.state, published.pid) == ("ready", worker.pid)
+        assert (published.state, published.main_pid) == ("ready", worker.pid)
         assert client.hget(keys.NUMBERS, QUEUE) == b"5"
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0
         assert client.get(keys.worker(outcome.worker_id)) is None
         assert client.zcard(keys.WORKERS) == 0
+
+
+def test_a_worker_whose_serving_process_is_killed_serves_again_without_the_registry(
+    start_worker: Start, redis_server: RedisServer, registry: str, wait_until: WaitUntil, tmp_path: Path
+) -> None:
+    database = tmp_path / "mlruns.db"
+    shutil.copy(registry.removeprefix("sqlite:///"), database)
+    worker = start_worker("1", MLFLOW_TRACKING_URI=f"sqlite:///{database}", TMPDIR=str(tmp_path))
+    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: ready_pids(client), timeout_s=60, what="the worker is ready")
+        [first] = ready_pids(client)
+        database.unlink()
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: ready_pids(client) - {first}, timeout_s=60, what="another process serves")
+        batch_id = accept(redis_server.url)
+        wait_until(lambda: client.hget(keys.batch(batch_id), "out"), what="the batch is run")
+        assert worker.poll() is None
+        assert {record.main_pid for record in records(client)} == {worker.pid}
+        assert list(tmp_path.glob("modelyard-*"))  # where a registry's files would be
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    _, errors = worker.communicate()
+    assert errors.count("was ended by signal 9 (Killed); starting another") == 1
+    assert not list(tmp_path.glob("modelyard-*"))
+
+
+def test_a_worker_that_is_killed_takes_the_process_that_serves_along(
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
+) -> None:
+    worker = start_worker("1")
+    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: ready_pids(client), timeout_s=60, what="the worker is ready")
+        [serving] = ready_pids(client)
+        worker.kill()
+        wait_until(lambda: not runs(serving), what="the process that served is gone")
+
+
+def test_ctrl_c_drains_a_worker_and_a_second_one_would_end_it(
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
+) -> None:
+    worker = start_worker("1")
+    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: ready_pids(client), timeout_s=60, what="the worker is ready")
+        os.killpg(worker.pid, signal.SIGINT)  # a terminal tells all of a group
+        said, _ = worker.communicate(timeout=30)
+        assert said.count("Warm shutdown") == 1
+        assert "will terminate all running tasks" not in said  # what it says to the second
+        assert not client.exists(keys.WORKERS)
+
+
+def records(client: redis.Redis) -> list[WorkerRecord]:
+    found = [client.get(name) for name in client.scan_iter(keys.worker("*"))]
+    return [decode_record(data) for data in found if isinstance(data, bytes)]
+
+
+def ready_pids(client: redis.Redis) -> set[int]:
+    return {record.pid for record in records(client) if record.state == "ready"}
 
 
 def test_a_worker_that_cannot_load_its_model_takes_nothing_off_the_queue(
@@ -111,6 +176,7 @@ def test_a_worker_that_cannot_load_its_model_takes_nothing_off_the_queue(
         _, errors = worker.communicate(timeout=60)
         assert worker.returncode == 1
         assert "fails on 1 zero sample" in errors.splitlines()[-1]
+        assert errors.count("fails on 1 zero sample") == 1
         assert "Traceback" not in errors
         assert client.llen(keys.queue_name("Scikit", 4)) == 1
         assert client.hget(keys.batch(batch_id), "by") is None

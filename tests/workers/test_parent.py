@@ -1,0 +1,194 @@
+"""The parent of the process that serves, with children of a few lines: when it forks again, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+WaitUntil = Callable[..., None]
+Start = Callable[[str], "subprocess.Popen[str]"]
+PROLOGUE = """
+import logging, os, signal, sys, time
+from pathlib import Path
+from workers import parent
+logging.basicConfig()
+children = Path("children")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+tell_ready = parent.keep_serving(Path("cleaned").touch)
+with children.open("a") as file:
+    print(os.getpid(), file=file)
+n = len(children.read_text().split())
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a parent whose children run so many lines; `n` is the number of the child, from 1."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_one(lines: str) -> subprocess.Popen[str]:
+        code = PROLOGUE + textwrap.dedent(lines)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=tmp_path,
+                env={"PYTHONPATH": str(Path(__file__).parents[2])},
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        with process:
+            pass
+
+
+def children(folder: Path) -> list[int]:
+    """Ids of all children so far."""
+    file = folder / "children"
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except FileNotFoundError:
+        return False
+
+
+def test_a_child_that_was_ready_and_dies_is_followed_by_another_at_once(start: Start, tmp_path: Path) -> None:
+    parent = start(
+        """
+        tell_ready()
+        if n < 3:
+            time.sleep(parent.SHORT_LIFE_S + 0.1)
+            os.kill(os.getpid(), signal.SIGKILL) if n == 1 else os._exit(70)
+        """
+    )
+    _, log = parent.communicate(timeout=30)
+    assert parent.returncode == 0
+    killed, failed, _ = children(tmp_path)
+    assert len({killed, failed, parent.pid}) == 3
+    assert f"process {killed}, which served for 1." in log
+    assert "was ended by signal 9 (Killed); starting another" in log
+    assert "ended with status 70; starting another" in log
+    assert (tmp_path / "cleaned").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "says"),
+    [
+        ("sys.exit('no model')", 1, "no model\n"),
+        ("os._exit(70)", 70, ""),
+        ("raise SystemExit(0)", 0, ""),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            128 + signal.SIGKILL,
+            "ERROR:workers.parent:the process that was to serve was ended by signal 9 (Killed)\n",
+        ),
+        # Whatever it has started may outlive it, and hold what it had open.
+        ("os.fork() or (time.sleep(2), os._exit(0)); os._exit(3)", 3, ""),
+    ],
+)
+def test_a_child_that_was_never_ready_ends_its_parent_with_its_status(
+    start: Start, tmp_path: Path, lines: str, status: int, says: str
+) -> None:
+    parent = start(lines)
+    assert parent.wait(30) == status
+    assert len(children(tmp_path)) == 1
+    assert parent.communicate()[1] == says
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_children_that_die_as_soon_as_they_are_ready_are_followed_after_growing_pauses(
+    start: Start, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    parent = start("tell_ready(); (tmp := Path('at')).open('a').write(f'{time.monotonic()} '); os.abort()")
+    wait_until(lambda: len(children(tmp_path)) >= 4, what="four children have died")
+    first, second, third, fourth, *_ = map(float, (tmp_path / "at").read_text().split())
+    assert second - first >= 0.5
+    assert third - second >= 1
+    assert fourth - third >= 2
+    parent.terminate()  # in a pause
+    assert parent.wait(3) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_reaches_the_child_once_whose_status_is_the_parents(
+    start: Start, tmp_path: Path, wait_until: WaitUntil, number: signal.Signals
+) -> None:
+    parent = start(
+        f"""
+        heard = []
+        signal.signal({int(number)}, lambda *_: heard.append(1))
+        tell_ready()
+        Path("ready").touch()
+        while not heard:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os._exit(40 + len(heard))
+        """
+    )
+    wait_until((tmp_path / "ready").exists, what="the child is ready")
+    # As Ctrl-C in a terminal does: to all of its group.
+    subprocess.run(["kill", f"-{int(number)}", "--", f"-{parent.pid}"], check=True)
+    assert parent.wait(30) == 41
+    assert len(children(tmp_path)) == 1
+
+
+def test_a_parent_that_is_told_to_end_before_its_child_listens_ends_with_status_0(
+    start: Start, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    parent = start("time.sleep(60)")
+    wait_until(lambda: children(tmp_path), what="there is a child")
+    parent.terminate()
+    assert parent.wait(30) == 0
+
+
+def test_a_parent_that_is_killed_takes_its_child_along(
+    start: Start, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    parent = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); tell_ready(); time.sleep(60)")
+    wait_until(lambda: children(tmp_path), what="there is a child")
+    [child] = children(tmp_path)
+    assert runs(child)
+    parent.kill()
+    wait_until(lambda: not runs(child), what="the child is gone")
+    assert not (tmp_path / "cleaned").exists()
+
+
+def test_what_a_parent_imports_starts_no_thread_that_a_fork_would_lose(tmp_path: Path) -> None:
+    code = """
+        import os, threading
+        import workers.main
+        from workers import model
+        def others():
+            tasks = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
+            return [open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks]
+        model._import_for_pt2()
+        print(threading.active_count(), *others())
+        import mlflow.pyfunc, mlflow.pytorch
+        print(threading.active_count(), *others())
+        """
+    # These look after their threads in a fork by themselves: OpenBLAS in NumPy, which starts none if it may have but
+    # one, and jemalloc in pyarrow, which MLflow imports.
+    environment = {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OPENBLAS_NUM_THREADS": "1",
+        "HOME": str(tmp_path),
+    }
+    said = subprocess.check_output(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, cwd=tmp_path, text=True
+    )
+    assert said.replace(" jemalloc_bg_thd", "").splitlines() == ["1", "1"]
