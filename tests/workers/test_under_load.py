@@ -25,7 +25,7 @@ from tests.workers.test_process import QUEUE, Start, start_worker
 
 __all__ = ["start_worker"]
 WaitUntil = Callable[..., None]
-AT_LEAST_WAITING = 100
+AT_LEAST_WAITING = 500  # what a worker takes in half a second
 N_EVENTS = 200
 ANSWER_S = 5.0
 
