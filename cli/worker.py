@@ -1,4 +1,4 @@
-"""`modelyard worker`: one process, one model version, one queue."""
+"""`modelyard worker`: one model version, one queue; a parent, and the process that serves."""
 
 from __future__ import annotations
 
