@@ -411,7 +411,8 @@ class ControllerLedger:
     def __init__(self, client: redis.asyncio.Redis, retention_s: float) -> None:
         self._client = client
         self.retention_ms = int(retention_s * 1000)
-        self._accept = client.register_script(ACCEPT_EVEN_IF_FULL)
+        self._accept = client.register_script(ACCEPT)
+        self._accept_stored = client.register_script(ACCEPT_EVEN_IF_FULL)
         self._finish = client.register_script(_FINISH)
         self._cancel = client.register_script(_CANCEL)
         self._requeue = client.register_script(REQUEUE)
@@ -425,12 +426,15 @@ class ControllerLedger:
             LedgerUnavailableError: Redis did not confirm; nobody may be told that the jobs are accepted.
         """
         names, args = accept_call(batch, self.retention_ms)
-        samples, args = samples_apart(names, args)
         with ledger_errors():
+            if len(batch.data) < LARGE_BYTES:
+                await self._accept(keys=names, args=args)
+                return
+            samples, args = samples_apart(names, args)
             async with self._client.pipeline(transaction=True) as transaction:
                 transaction.hset(samples.record, SAMPLES, samples.data)
                 transaction.pexpire(samples.record, samples.ttl_ms)
-                await self._accept(keys=names, args=args, client=transaction)
+                await self._accept_stored(keys=names, args=args, client=transaction)
                 await transaction.execute()
 
     async def read(self, ref: JobRef) -> JobView | None:

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import redis
@@ -30,9 +31,14 @@ N_EVENTS = 200
 ANSWER_S = 5.0
 
 
+@cache
+def template() -> bytes:
+    return message_template(create_celery(Settings(redis_url="redis://unused")))
+
+
 def accept_many(url: str, count: int) -> list[str]:
     """Accept batches of two jobs for version 1, exactly as a controller does."""
-    messages = BatchMessages(message_template(create_celery(Settings(redis_url=url))), QUEUE)
+    messages = BatchMessages(template(), QUEUE)
     made = [new_batch(2, queue=QUEUE, model_name="Scikit", dtype="float64") for _ in range(count)]
 
     async def go() -> None:
