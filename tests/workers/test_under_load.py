@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing.synchronize import Event
 
 import pytest
 import redis
@@ -26,7 +27,8 @@ from tests.workers.test_process import QUEUE, Start, start_worker
 
 __all__ = ["start_worker"]
 WaitUntil = Callable[..., None]
-AT_LEAST_WAITING = 500  # what a worker takes in half a second
+AT_LEAST_WAITING = 100
+FED_AHEAD = 4000  # what a worker takes in three seconds: the feeder may be slower than it where cores are few
 N_EVENTS = 200
 ANSWER_S = 5.0
 
@@ -54,24 +56,28 @@ def accept_many(url: str, count: int) -> list[str]:
     return [each.batch_id for each in made]
 
 
+def feed(url: str, has_begun: Event, stop: Event) -> None:
+    with redis.Redis.from_url(url) as client:
+        while not stop.is_set():
+            if client.llen(QUEUE) < FED_AHEAD:
+                accept_many(url, AT_LEAST_WAITING)
+            else:
+                has_begun.set()
+
+
 @contextmanager
 def never_empty(url: str) -> Iterator[None]:
-    """Keep many batches on the queue, however fast they are taken."""
-    stop = threading.Event()
-
-    def feed() -> None:
-        with redis.Redis.from_url(url) as client:
-            while not stop.is_set():
-                if client.llen(QUEUE) < 2 * AT_LEAST_WAITING:
-                    accept_many(url, AT_LEAST_WAITING)
-
-    feeder = threading.Thread(target=feed)
+    """Keep many batches on the queue, however fast they are taken. To be entered before a worker starts."""
+    spawn = multiprocessing.get_context("spawn")
+    has_begun, stop = spawn.Event(), spawn.Event()
+    feeder = spawn.Process(target=feed, args=(url, has_begun, stop), daemon=True)
     feeder.start()
     try:
+        assert has_begun.wait(60)
         yield
     finally:
         stop.set()
-        feeder.join()
+        feeder.join(30)
 
 
 def ready(client: redis.Redis) -> set[str]:
@@ -103,8 +109,8 @@ def celery(redis_server: RedisServer) -> Iterator[Celery]:
 def test_a_worker_answers_flower_while_its_queue_is_never_empty(
     start_worker: Start, redis_server: RedisServer, celery: Celery, wait_until: WaitUntil
 ) -> None:
-    start_worker("1")
     with redis.Redis.from_url(redis_server.url) as client, never_empty(redis_server.url):
+        start_worker("1")
         wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
         pids = [record.pid for record in records(client)]
         inspect = celery.control.inspect(timeout=ANSWER_S, limit=1)
@@ -162,11 +168,11 @@ def test_replicas_share_a_backlog_and_run_each_batch_once(
 def test_a_worker_that_is_told_to_stop_amid_a_backlog_leaves_the_rest_on_the_queue(
     start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
 ) -> None:
-    worker = start_worker("1")
     with redis.Redis.from_url(redis_server.url) as client:
-        wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
         accepted = accept_many(redis_server.url, 100)
         with never_empty(redis_server.url):
+            worker = start_worker("1")
+            wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
             wait_until(lambda: workers_of(client, accepted), what="some are run")
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(30) == 0
