@@ -120,6 +120,8 @@ def test_children_that_die_as_soon_as_they_are_ready_are_followed_after_growing_
     assert second - first >= 0.5
     assert third - second >= 1
     assert fourth - third >= 2
+    fourth_pid = children(tmp_path)[3]
+    wait_until(lambda: not Path(f"/proc/{fourth_pid}").exists(), what="the parent knows of the last death")
     parent.terminate()  # in a pause
     assert parent.wait(3) == 0
 
