@@ -62,7 +62,7 @@ QUARANTINE_LIMIT = 10_000
 SAMPLES = "data"  # the field of a record
 LARGE_BYTES = (
     16 * 2**10
-)  # of a batch's samples, from where on Lua costs more than a transaction and a round trip
+)  # of a batch's samples; from here on Lua costs more than a transaction and a round trip
 DATA, ACCEPTED_TTL_MS = 3, 7  # among the arguments of `ACCEPT`
 
 # KEYS batch pending deadlines backlog queue open once…

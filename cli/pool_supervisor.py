@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import signal
@@ -10,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -21,6 +20,7 @@ from xmlrpc.client import Fault, ServerProxy, Transport
 
 from app.errors import ServiceError
 from cli.pool_services import Service, Tier
+from workers.parent import signal_at_parents_death
 
 # supervisord binds "<this>.<pid>" first, so a longer name would not fit where Redis's socket just does
 CONTROL_SOCKET = "ctl"
@@ -28,7 +28,6 @@ STARTED_AFTER_S = 10  # a service that dies sooner is started again after 1, 2, 
 POLL_S = 0.05
 START_TIMEOUT_S = 15
 CALL_TIMEOUT_S = 10
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ class Supervisor:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # so that Ctrl-C reaches us only, and the order of stopping is ours
-                preexec_fn=_die_with_parent(),
+                # Were we killed outright, it would go on with nobody to stop it.
+                preexec_fn=signal_at_parents_death(signal.SIGTERM),
             )
         self._wait_until_it_answers()
         return self
@@ -268,11 +268,3 @@ def _section(title: str, **options: str) -> str:
 def _keep_previous(log: Path) -> None:
     if log.exists():
         log.replace(log.with_suffix(".previous.log"))
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    # Were we killed outright, supervisord would go on with nobody to stop it; Linux can signal it then.
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)  # loaded before the fork
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

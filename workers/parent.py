@@ -41,7 +41,7 @@ def keep_serving(clean_up: Callable[[], None]) -> Callable[[], None]:
     Returns:
         What the serving process calls once it is ready.
     """
-    parent, death_signal = os.getpid(), _death_signal()
+    parent, ask_for_signal = os.getpid(), signal_at_parents_death(signal.SIGKILL)
     gc.freeze()  # a collection would write to all objects, and so copy what the child shares with its parent
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # macOS keeps none waiting that is ignored
@@ -51,7 +51,7 @@ def keep_serving(clean_up: Callable[[], None]) -> Callable[[], None]:
         pid = _fork()
         if not pid:
             os.close(told)
-            _become_child(parent, death_signal, mask)
+            _become_child(parent, ask_for_signal, mask)
             return partial(_tell, tell)
         os.close(tell)
         end = _wait_for(pid, told)
@@ -106,10 +106,10 @@ def _fork() -> int:
 
 
 def _become_child(
-    parent: int, death_signal: Callable[[], None] | None, mask: set[int | signal.Signals]
+    parent: int, ask_for_signal: Callable[[], None] | None, mask: set[int | signal.Signals]
 ) -> None:
-    if death_signal:
-        death_signal()
+    if ask_for_signal:
+        ask_for_signal()
     else:
         threading.Thread(target=_end_with, args=[parent], name="orphan", daemon=True).start()
     if os.getppid() != parent:  # it died before it could be asked for
@@ -120,12 +120,12 @@ def _become_child(
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _death_signal() -> Callable[[], None] | None:
-    """What asks Linux for SIGKILL at the parent's death; None on other systems, which know no such thing."""
+def signal_at_parents_death(number: int) -> Callable[[], None] | None:
+    """What a child calls so that Linux signals it at its parent's death; None on other systems, which know no such."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)  # loaded before the fork
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return lambda: libc.prctl(PR_SET_PDEATHSIG, number)
 
 
 def _end_with(parent: int) -> None:

@@ -20,10 +20,9 @@ from celery import Celery
 from app import keys, wire
 from app.celery_app import BatchMessages, create_celery, message_template
 from app.ledger import ControllerLedger, NewBatch
-from app.pool import WorkerRecord, decode_record
 from app.settings import Settings
 from tests.pool_samples import RedisServer, new_batch
-from tests.workers.test_process import QUEUE, Start, start_worker
+from tests.workers.test_process import QUEUE, Start, records, start_worker
 
 __all__ = ["start_worker"]
 WaitUntil = Callable[..., None]
@@ -83,12 +82,6 @@ def never_empty(url: str) -> Iterator[None]:
 def ready(client: redis.Redis) -> set[str]:
     """Ids of the workers that are ready."""
     return {record.worker_id for record in records(client) if record.state == "ready"}
-
-
-def records(client: redis.Redis) -> list[WorkerRecord]:
-    """Records of the workers."""
-    found = [client.get(name) for name in client.scan_iter(keys.worker("*"))]
-    return [decode_record(data) for data in found if isinstance(data, bytes)]
 
 
 def workers_of(client: redis.Redis, batches: list[str]) -> dict[str, str]:
