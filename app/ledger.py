@@ -11,7 +11,7 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | `attempts` | claims so far | claim | the record expires |
 | `at` | job that runs alone now, after a worker died with the batch | progress | claim or finish |
 | `x:<index>` | times that a worker died with this job alone | claim | the record expires |
-| `o:<index>` | `JobOutcome` of a job that ran alone, msgpack | progress | the record expires |
+| `o:<index>` | `JobOutcome` of a job that ran alone, msgpack | progress or keep | the record expires |
 | `out` | `BatchOutcome`, msgpack | finish | the record expires |
 | `q:<index>` | samples of a quarantined job | finish | the record expires |
 | `r:<index>` | id of the job that it was sent again as, see `app.quarantine` | resend | the record expires |
@@ -188,6 +188,12 @@ if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'o:' .. ARGV[4], ARGV[5]) end
 if ARGV[3] == '' then redis.call('HDEL', KEYS[1], 'at') else redis.call('HSET', KEYS[1], 'at', ARGV[3]) end
 return 1
+"""
+
+# KEYS batch; ARGV index outcome. Not for the holder of the claim alone, and never in the place of what one wrote.
+_KEEP = f"""{_EVEN_IF_FULL}
+if redis.call('HEXISTS', KEYS[1], 'data') == 0 then return 0 end
+return redis.call('HSETNX', KEYS[1], 'o:' .. ARGV[1], ARGV[2])
 """
 
 # KEYS batch pending deadlines backlog running open quarantine
@@ -768,6 +774,16 @@ class Samples:
     record: str
     data: bytes
     ttl_ms: int
+
+
+def keep_outcome(client: redis.Redis, batch_id: str, index: int, outcome: JobOutcome) -> None:
+    """Have a job of an open batch end so, once the batch is claimed again, unless it ends by itself before.
+
+    Raises:
+        LedgerUnavailableError: Redis does not answer.
+    """
+    with ledger_errors():
+        client.eval(_KEEP, 1, keys.batch(batch_id), index, wire.encode(outcome))
 
 
 def samples_apart(names: list[str], args: Args) -> tuple[Samples, Args]:

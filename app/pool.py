@@ -108,6 +108,20 @@ if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[5], ARGV[3]) end
 return {time[1], time[2], redis.call('HGET', KEYS[3], ARGV[4])}
 """
 
+
+def withdraw_record(redis: Any, worker_id: str) -> None:
+    """Take a worker's record away, and tell the controllers; what it holds is sent again.
+
+    Args:
+        redis: A synchronous Redis client.
+    """
+    pipe = redis.pipeline(transaction=False)
+    pipe.delete(keys.worker(worker_id))
+    pipe.zrem(keys.WORKERS, worker_id)
+    pipe.publish(keys.POOL_CHANNEL, worker_id)
+    pipe.execute()
+
+
 # KEYS numbers; ARGV queue, number asked for (0: any). Returns {number} or {-1, queue that holds it}.
 _ASSIGN_NUMBER = """
 redis.call('HDEL', KEYS[1], '')

@@ -18,7 +18,15 @@ from app import keys
 from app.clock import PoolClock
 from app.errors import WorkerNumberTakenError
 from app.ledger import ledger_errors
-from app.pool import PUBLISH_RECORD, Latency, WorkerRecord, WorkerState, assign_number, encode_record
+from app.pool import (
+    PUBLISH_RECORD,
+    Latency,
+    WorkerRecord,
+    WorkerState,
+    assign_number,
+    encode_record,
+    withdraw_record,
+)
 from app.settings import HEARTBEATS_TO_LIVE
 from workers.progress import Progress
 
@@ -128,12 +136,7 @@ class Beacon:
         self._try(self._withdraw, reachable=True)
 
     def _withdraw(self) -> None:
-        worker_id = self._record.worker_id
-        pipe = self._client.pipeline(transaction=False)
-        pipe.delete(keys.worker(worker_id))
-        pipe.zrem(keys.WORKERS, worker_id)
-        pipe.publish(keys.POOL_CHANNEL, worker_id)
-        pipe.execute()
+        withdraw_record(self._client, self._record.worker_id)
 
     def _change(self, **fields: Any) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -18,16 +19,18 @@ from app import keys, ledger
 from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
-from app.pool import WorkerRecord, assign_number
+from app.pool import WorkerRecord, assign_number, withdraw_record
 from app.settings import WorkerSettings
 from workers import model, parent
 from workers.beacon import Beacon
 from workers.consumer import consume
+from workers.last_words import LastWords
 from workers.model import LoadedModel
 from workers.registry import ModelVersion
-from workers.task import BatchRunner
+from workers.task import TIMED_OUT, BatchRunner
 from workers.time_limit import TimeLimit, Watchdog
 
+logger = logging.getLogger(__name__)
 EXIT_STUCK = 70  # EX_SOFTWARE in sysexits.h
 # Seconds after which a thread lets another one run. A heartbeat would otherwise keep a batch waiting for 5 ms.
 SWITCH_INTERVAL_S = 0.0005
@@ -49,13 +52,31 @@ def run(settings: WorkerSettings) -> NoReturn:
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
     found = model.find(settings, folder)
-    tell_ready = parent.keep_serving(remove)
+    last_words = LastWords()
+    tell_ready = parent.keep_serving(remove, on_death=last_words.end)
     atexit.unregister(remove)  # the next process that serves reads the files again
-    _serve(settings, found, tell_ready)
+    _settle(last_words, settings)
+    _serve(settings, found, last_words, tell_ready)
     parent.leave(0)
 
 
-def _serve(settings: WorkerSettings, found: ModelVersion, tell_ready: Callable[[], None]) -> None:
+def _settle(last_words: LastWords, settings: WorkerSettings) -> None:
+    """Do what the process before this one no longer could: close the job that it hung in, have its batch sent again."""
+    said = last_words.read()
+    if said is None:
+        return
+    try:
+        with ledger.ledger_errors(), ledger.connect(settings) as client:
+            if said.batch_id and last_words.ended_at_s - said.since_s >= settings.inference_timeout_s:
+                ledger.keep_outcome(client, said.batch_id, said.index, TIMED_OUT)
+            withdraw_record(client, said.worker_id)
+    except LedgerUnavailableError as error:
+        logger.warning("what worker %s had in hand is left for later: %s", said.worker_id, error.detail)
+
+
+def _serve(
+    settings: WorkerSettings, found: ModelVersion, last_words: LastWords, tell_ready: Callable[[], None]
+) -> None:
     loaded = model.load(found, settings)
     record = _new_record(settings, found, loaded)
     clock = PoolClock()
@@ -71,8 +92,11 @@ def _serve(settings: WorkerSettings, found: ModelVersion, tell_ready: Callable[[
         silences=lambda: beacon.silences,
     )
     limit = TimeLimit(settings.inference_timeout_s)
-    runner = BatchRunner(record.worker_id, jobs, loaded, beacon, clock, limit, settings.max_attempts)
+    runner = BatchRunner(
+        record.worker_id, jobs, loaded, beacon, clock, limit, last_words, settings.max_attempts
+    )
     watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, beacon))
+    last_words.serves(record.worker_id)
     limit.install()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     beacon.start()

@@ -28,7 +28,7 @@ ORPHAN_POLL_S = 1.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def keep_serving(clean_up: Callable[[], None]) -> Callable[[], None]:
+def keep_serving(clean_up: Callable[[], None], on_death: Callable[[], None]) -> Callable[[], None]:
     """Fork, and fork again whenever a process that was ready dies. Returns in the serving processes only.
 
     The caller must have started no thread: only the thread that forks lives on in the child. (Threads of OpenBLAS in
@@ -37,6 +37,7 @@ def keep_serving(clean_up: Callable[[], None]) -> Callable[[], None]:
 
     Args:
         clean_up: Called as the parent ends, unless that is killed.
+        on_death: Called in the parent as soon as a child has died that is to be followed by another.
 
     Returns:
         What the serving process calls once it is ready.
@@ -57,6 +58,7 @@ def keep_serving(clean_up: Callable[[], None]) -> Callable[[], None]:
         end = _wait_for(pid, told)
         if end.status == 0 or end.was_stopped or end.served_s is None:
             _end_like(end, clean_up)
+        on_death()
         logger.error("process %d, which served for %.1f s, %s; starting another", pid, end.served_s, end)
         pause_s = _next_pause_s(pause_s, end.served_s)
         if _is_stopped_within(pause_s):

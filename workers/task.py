@@ -24,6 +24,7 @@ from app.ledger import ClaimedBatch, WorkerLedger
 from app.unreadable import Unreadable
 from app.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome
 from workers.beacon import Beacon
+from workers.last_words import LastWords
 from workers.model import LoadedModel, check_output
 from workers.time_limit import TimeLimit
 
@@ -70,6 +71,7 @@ class BatchRunner:
     Args:
         worker_id: The worker's own id.
         limit: Ends a forward pass that takes too long.
+        last_words: Told of each job that runs alone.
         max_attempts: Runs that may each cost a job its worker; then it is quarantined.
     """
 
@@ -81,6 +83,7 @@ class BatchRunner:
         beacon: Beacon,
         clock: PoolClock,
         limit: TimeLimit,
+        last_words: LastWords,
         max_attempts: int,
     ) -> None:
         self._worker_id = worker_id
@@ -89,10 +92,10 @@ class BatchRunner:
         self._beacon = beacon
         self._clock = clock
         self._limit = limit
+        self._last_words = last_words
         self._max_attempts = max_attempts
         self._unreadable = Unreadable()
         self._in_hand: ClaimedBatch | None = None
-        self._alone: int | None = None
 
     def run_on(self, batch_id: str) -> Iterator[Ran]:
         """Run a batch and, until Celery's loop is to turn again, those that follow it on the queue."""
@@ -145,9 +148,10 @@ class BatchRunner:
         A batch that runs together is left as it is: whoever takes it next runs its jobs one by one. Called
         from another thread, while the main one is stuck in the model.
         """
-        batch, alone = self._in_hand, self._alone
-        if batch is None:
+        batch, said = self._in_hand, self._last_words.read()
+        if batch is None or said is None:
             return
+        alone = said.index if said.batch_id else None
         logger.critical(
             "a forward pass does not end (batch %s, job %s); ending the process", batch.batch_id, alone
         )
@@ -250,13 +254,13 @@ class BatchRunner:
         # Others of the batch may have taken their full time before it.
         if batch.head.jobs[index].deadline_ms <= self._clock.now_ms():
             return EXPIRED
-        self._alone = index
+        self._last_words.runs_alone(batch.batch_id, index)
         try:
             return _split(self._forward(array), [len(array)])[0]
         except Exception as error:
             return _failure(error)
         finally:
-            self._alone = None
+            self._last_words.ran()
 
     def _forward(self, samples: Array) -> Array:
         output: Array = self._limit.run(self._model.predict, samples)

@@ -15,6 +15,7 @@ from app.ledger import ControllerLedger, JobView, WorkerLedger
 from app.wire import BatchOutcome
 from tests.pool_samples import PAIR, RedisServer, new_batch, outcome, record
 from workers.beacon import Beacon
+from workers.last_words import LastWords
 from workers.model import LoadedModel
 from workers.task import BatchRunner
 from workers.time_limit import TimeLimit
@@ -39,7 +40,8 @@ class Worker:
         jobs = WorkerLedger(client, worker_id, own.queue, 60)
         beacon = Beacon(client, own, clock, 1)
         model = LoadedModel(PAIR, self._predict, "cpu")
-        self.runner = BatchRunner(worker_id, jobs, model, beacon, clock, TimeLimit(LIMIT_S), MAX_ATTEMPTS)
+        limit = TimeLimit(LIMIT_S)
+        self.runner = BatchRunner(worker_id, jobs, model, beacon, clock, limit, LastWords(), MAX_ATTEMPTS)
 
     def _predict(self, samples: NDArray[Any]) -> NDArray[Any]:
         if POISON in samples:

@@ -20,7 +20,7 @@ from workers import parent
 logging.basicConfig()
 children = Path("children")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-tell_ready = parent.keep_serving(Path("cleaned").touch)
+tell_ready = parent.keep_serving(Path("cleaned").touch, Path("died").touch)
 with children.open("a") as file:
     print(os.getpid(), file=file)
 n = len(children.read_text().split())
@@ -84,6 +84,7 @@ def test_a_child_that_was_ready_and_dies_is_followed_by_another_at_once(start: S
     assert "was ended by signal 9 (Killed); starting another" in log
     assert "ended with status 70; starting another" in log
     assert (tmp_path / "cleaned").exists()
+    assert (tmp_path / "died").exists()
 
 
 @pytest.mark.parametrize(

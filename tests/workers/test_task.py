@@ -16,13 +16,14 @@ import redis.asyncio
 
 from app import keys, wire
 from app.clock import PoolClock
-from app.ledger import ControllerLedger, NewBatch, WorkerLedger
+from app.ledger import ControllerLedger, NewBatch, WorkerLedger, keep_outcome
 from app.settings import Settings
 from app.wire import BatchOutcome, JobEntry
 from tests.pool_samples import PAIR, RedisServer, head, new_batch, now_ms, record
 from workers.beacon import Beacon
+from workers.last_words import LastWords
 from workers.model import LoadedModel
-from workers.task import BatchRunner
+from workers.task import TIMED_OUT, BatchRunner
 from workers.time_limit import TimeLimit
 
 RETENTION_S = 100.0
@@ -43,7 +44,9 @@ class Bench:
         ledger = WorkerLedger(self.client, worker_id, self.queue, RETENTION_S)
         self.beacon = Beacon(self.client, record(worker_id=worker_id), clock, 60)
         model = LoadedModel(PAIR, predict, "cpu")
-        return BatchRunner(worker_id, ledger, model, self.beacon, clock, self.limit, max_attempts)
+        return BatchRunner(
+            worker_id, ledger, model, self.beacon, clock, self.limit, LastWords(), max_attempts
+        )
 
     def accept(self, batch: NewBatch) -> str:
         self._as_controller(lambda ledger: ledger.accept(batch))
@@ -279,6 +282,7 @@ def test_redis_away_leaves_the_batch_to_be_sent_again(bench: Bench, tmp_path: An
         Beacon(client, record(), clock, 60),
         clock,
         TimeLimit(60),
+        LastWords(),
         3,
     )
     assert runner.run("x").startswith("left to be sent again")
@@ -340,6 +344,32 @@ def test_a_job_that_only_the_end_of_the_process_could_end_has_timed_out(bench: B
     outcome = bench.outcome(batch_id)
     assert outcome is not None
     assert [job.error_code for job in outcome.jobs] == ["", "timed_out", ""]
+
+
+def test_a_job_that_its_dead_worker_hung_in_has_timed_out_when_its_batch_is_claimed_next(
+    bench: Bench,
+) -> None:
+    class EndedError(BaseException):
+        """The end of a process that no thread of it could foresee."""
+
+    def ended_on_one(samples: Any) -> Any:
+        if 1 in samples:
+            raise EndedError
+        return score(samples)
+
+    batch_id = bench.accept(new_batch(3))
+    for worker_id in ("together", "alone"):
+        with pytest.raises(EndedError):
+            bench.runner(ended_on_one, worker_id).run(batch_id)
+        bench.requeue(batch_id, worker_id)
+    keep_outcome(bench.client, batch_id, 1, TIMED_OUT)
+    keep_outcome(bench.client, batch_id, 0, TIMED_OUT)  # it had succeeded before
+    bench.runner(score, "last").run(batch_id)
+    outcome = bench.outcome(batch_id)
+    assert outcome is not None
+    assert [job.error_code for job in outcome.jobs] == ["", "timed_out", ""]
+    keep_outcome(bench.client, batch_id, 2, TIMED_OUT)
+    assert not bench.client.hexists(keys.batch(batch_id), "o:2")
 
 
 def test_a_job_whose_deadline_passes_while_its_batch_runs_job_by_job_expires(bench: Bench) -> None:
