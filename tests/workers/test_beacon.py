@@ -135,7 +135,7 @@ def test_a_worker_whose_consumer_asks_for_nothing_any_more_is_ended(
 ) -> None:
     monkeypatch.setattr(progress, "STALLED_S", 0.5)
     ended = threading.Event()
-    beacon = Beacon(client, record(), PoolClock(), 0.02, ended.set)
+    beacon = Beacon(client, record(), PoolClock(), 0.02, on_stall=ended.set)
     beacon.start()
     for _ in range(20):  # longer than the limit, and well
         beacon.progress.note()
