@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 
+import msgspec
+
 from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
@@ -44,8 +46,7 @@ MANY_JOBS = 64  # that cost the controller many times what one more batch does
 _ACCEPT, _ACCEPT_STORED = Script(ACCEPT), Script(ACCEPT_EVEN_IF_FULL)
 
 
-@dataclass(eq=False, slots=True)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """A request on its way: from `submit` until it is accepted, or until its outcome is known.
 
     Attributes:

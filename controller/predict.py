@@ -16,6 +16,8 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from app import ids
 from app.clock import PoolClock
 from app.errors import (
@@ -81,8 +83,7 @@ class Asked:
     content_type: bytes
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A request whose body is still to be looked at.
 
     Attributes:
@@ -95,8 +96,7 @@ class Request:
     received_at_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A whole HTTP answer."""
 
     status: int

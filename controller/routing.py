@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from app import keys
 from app.contract import InputContract
 from app.errors import (
@@ -56,8 +58,7 @@ class Selector:
     version: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Where a request goes, and why."""
 
     candidate: Candidate

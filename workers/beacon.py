@@ -47,6 +47,8 @@ class Beacon:
         record: The record to start from.
         clock: Taught Redis's time by each heartbeat.
         heartbeat_s: Seconds between two records; the record expires after three.
+        predecessor: Id of a dead worker of the same queue, or empty. Its record is taken away, so that its batch is
+            sent again, as soon as this worker's is there: without any, the queue would refuse jobs.
         on_stall: Called, from that thread, when the worker is idle and yet does not ask for work; is to end it.
 
     Attributes:
@@ -60,6 +62,7 @@ class Beacon:
         record: WorkerRecord,
         clock: PoolClock,
         heartbeat_s: float,
+        predecessor: str = "",
         on_stall: Callable[[], None] = end_process,
     ) -> None:
         self.progress = Progress(heartbeat_s)
@@ -70,6 +73,7 @@ class Beacon:
         self._state = record.state
         self._clock = clock
         self._heartbeat_s = heartbeat_s
+        self._predecessor = predecessor
         self._write = client.register_script(PUBLISH_RECORD)
         self._latencies_ms: deque[float] = deque(maxlen=WINDOW_BATCHES)
         self._samples: deque[int] = deque(maxlen=WINDOW_BATCHES)
@@ -193,6 +197,9 @@ class Beacon:
         self._clock.adjust((int(seconds), int(microseconds)), asked_at_s)
         if number is None:
             self._register_again(record)
+        if self._predecessor and record.state == "ready":
+            withdraw_record(self._client, self._predecessor)
+            self._predecessor = ""
 
     def _register_again(self, record: WorkerRecord) -> None:
         """Redis came back without its data: ask for the number that the queue had."""

@@ -19,7 +19,7 @@ from app import keys, ledger
 from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
-from app.pool import WorkerRecord, assign_number, withdraw_record
+from app.pool import WorkerRecord, assign_number
 from app.settings import WorkerSettings
 from workers import model, parent
 from workers.beacon import Beacon
@@ -55,34 +55,20 @@ def run(settings: WorkerSettings) -> NoReturn:
     last_words = LastWords()
     tell_ready = parent.keep_serving(remove, on_death=last_words.end)
     atexit.unregister(remove)  # the next process that serves reads the files again
-    _settle(last_words, settings)
     _serve(settings, found, last_words, tell_ready)
     parent.leave(0)
-
-
-def _settle(last_words: LastWords, settings: WorkerSettings) -> None:
-    """Do what the process before this one no longer could: close the job that it hung in, have its batch sent again."""
-    said = last_words.read()
-    if said is None:
-        return
-    try:
-        with ledger.ledger_errors(), ledger.connect(settings) as client:
-            if said.batch_id and last_words.ended_at_s - said.since_s >= settings.inference_timeout_s:
-                ledger.keep_outcome(client, said.batch_id, said.index, TIMED_OUT)
-            withdraw_record(client, said.worker_id)
-    except LedgerUnavailableError as error:
-        logger.warning("what worker %s had in hand is left for later: %s", said.worker_id, error.detail)
 
 
 def _serve(
     settings: WorkerSettings, found: ModelVersion, last_words: LastWords, tell_ready: Callable[[], None]
 ) -> None:
+    predecessor = _settle(last_words, settings)
     loaded = model.load(found, settings)
     record = _new_record(settings, found, loaded)
     clock = PoolClock()
     # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
     pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
-    beacon = Beacon(pulse, record, clock, settings.heartbeat_s)
+    beacon = Beacon(pulse, record, clock, settings.heartbeat_s, predecessor)
     # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
     jobs = ledger.WorkerLedger(
         ledger.connect(settings),
@@ -106,6 +92,20 @@ def _serve(
     finally:
         watchdog.close()
         beacon.close()
+
+
+def _settle(last_words: LastWords, settings: WorkerSettings) -> str:
+    """Close the job that the process before this one hung in, if it did; its worker id, or empty if there was none."""
+    said = last_words.read()
+    if said is None:
+        return ""
+    if said.batch_id and last_words.ended_at_s - said.since_s >= settings.inference_timeout_s:
+        try:
+            with ledger.connect(settings) as client:
+                ledger.keep_outcome(client, said.batch_id, said.index, TIMED_OUT)
+        except LedgerUnavailableError as error:
+            logger.warning("job %d of batch %s may hang again: %s", said.index, said.batch_id, error.detail)
+    return said.worker_id
 
 
 def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedModel) -> WorkerRecord:

@@ -13,7 +13,7 @@ import redis
 from app import keys
 from app.clock import PoolClock
 from app.pool import WorkerRecord, decode_record
-from tests.pool_samples import RedisServer, record
+from tests.pool_samples import RedisServer, publish, record
 from workers import progress
 from workers.beacon import Beacon
 
@@ -68,6 +68,22 @@ def test_a_change_of_state_is_published_and_announced_at_once(
     pubsub.close()
 
 
+def test_the_record_of_a_dead_predecessor_stays_until_its_successor_is_ready(
+    client: redis.Redis, wait_until: WaitUntil
+) -> None:
+    publish(client, record(worker_id="dead"))
+    beacon = Beacon(client, record(state="starting"), PoolClock(), 60, predecessor="dead")
+    beacon.start()
+    assert client.exists(keys.worker("dead"))
+    beacon.set_state("ready")
+    wait_until(lambda: not client.exists(keys.worker("dead")), what="the dead one's record is gone")
+    assert client.zrange(keys.WORKERS, 0, -1) == [b"host-1"]
+    now = published(client)
+    assert now
+    assert now.state == "ready"
+    beacon.close()
+
+
 def test_a_closed_beacon_leaves_nothing_behind(client: redis.Redis) -> None:
     beacon = Beacon(client, record(), PoolClock(), 60)
     beacon.start()
@@ -119,7 +135,7 @@ def test_a_worker_whose_consumer_asks_for_nothing_any_more_is_ended(
 ) -> None:
     monkeypatch.setattr(progress, "STALLED_S", 0.5)
     ended = threading.Event()
-    beacon = Beacon(client, record(), PoolClock(), 0.02, ended.set)
+    beacon = Beacon(client, record(), PoolClock(), 0.02, on_stall=ended.set)
     beacon.start()
     for _ in range(20):  # longer than the limit, and well
         beacon.progress.note()
