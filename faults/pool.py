@@ -254,7 +254,8 @@ class Pool:
 
     def records(self) -> list[WorkerRecord]:
         """Records of the live workers."""
-        names = list(self.client.scan_iter(f"{keys.worker('*')}"))
+        # By their list: to look through all keys takes a third of a second once there are thousands of jobs.
+        names = [keys.worker(worker_id.decode()) for worker_id in self.client.zrange(keys.WORKERS, 0, -1)]
         found = self.client.mget(names) if names else []
         return [decode_record(data) for data in found if data]
 

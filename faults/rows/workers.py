@@ -262,9 +262,10 @@ def in_hand(trial: Trial, at_work_since_s: dict[int, float]) -> tuple[str, Worke
         at_work_since_s: By id of a process that serves, when it was first seen at work; before `WORKED_S` it is spared.
     """
     now_s = time.monotonic()
-    running = trial.pool.client.hgetall(keys.running(trial.pool.queue()))
     alive = [record for record in map(trial.pool.serving, trial.pool.workers) if record]
     by_id = {record.worker_id: record for record in alive}
+    # Last, as a batch is soon finished.
+    running = trial.pool.client.hgetall(keys.running(trial.pool.queue()))
     for batch, owner in running.items():
         record = by_id.get(owner.decode())
         if record and now_s - at_work_since_s.setdefault(record.pid, now_s) > WORKED_S:
@@ -274,9 +275,9 @@ def in_hand(trial: Trial, at_work_since_s: dict[int, float]) -> tuple[str, Worke
 
 def held_by(trial: Trial, worker: Supervised) -> str | None:
     """The batch that a worker has claimed and not finished, or None."""
-    running = trial.pool.client.hgetall(keys.running(trial.pool.queue()))
     record = trial.pool.serving(worker)
     own = record.worker_id if record else None
+    running = trial.pool.client.hgetall(keys.running(trial.pool.queue()))
     return next((batch.decode() for batch, owner in running.items() if owner.decode() == own), None)
 
 
