@@ -34,7 +34,7 @@ import redis
 import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -689,27 +689,31 @@ class WorkerLedger:
         self._note_taken(taken and taken[0])
         return bool(written)
 
-    def wait(self, limit_s: float) -> bool:
-        """Whether a message is on the queue within `limit_s`. It stays there.
-
-        Raises:
-            LedgerUnavailableError: Redis does not answer.
-        """
-        at_least_s = max(limit_s, 0.01)  # 0 is no limit, and Redis 6.2 makes 0 of a thousandth
-        # From the queue's end to its end: BLMOVE shows the message and takes none, so giving up early loses nothing.
-        command = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
-        with ledger_errors():
-            return self._scripts.ask(*command, within_s=at_least_s + WAIT_GRACE_S) is not None
-
-    def take(self) -> None:
+    def take(self, limit_s: float = 0) -> None:
         """Take the next batch off the queue, if the next message is one's; `taken` then says which.
 
+        Args:
+            limit_s: Seconds to wait for a message.
+
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
         with ledger_errors():
-            names = [keys.running(self._queue), self._queue]
-            self._note_taken(self._scripts.run(self._take, names, [self._worker_id]))
+            self._note_taken(self._wait_and_take(limit_s))
+
+    def _wait_and_take(self, limit_s: float) -> list[bytes] | None:
+        names, args = [keys.running(self._queue), self._queue], [self._worker_id]
+        if limit_s > 0:
+            at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever where it is a thousandth
+            # From the queue's end to its end: BLMOVE shows the message and takes none.
+            wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
+            # A loss: what the script may have taken is this worker's, and is found below.
+            with suppress(NoScriptError, RedisConnectionError):
+                return cast(
+                    list[bytes] | None,
+                    self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, self._take, names, args),
+                )
+        return cast(list[bytes] | None, self._scripts.run(self._take, names, args))
 
     def _note_taken(self, answer: list[bytes] | None) -> None:
         *self._taken_fields, batch_id = answer or [b""]

@@ -6,11 +6,12 @@ What a client retries is retried here, too, by the connection's own rules; so a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import redis
 from redis.commands.core import Script
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 Value = str | bytes | memoryview | int | float
 
@@ -32,7 +33,7 @@ class ScriptConnection:
         Raises:
             redis.RedisError: Redis does not answer, or refuses.
         """
-        call = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        call = _call(script, keys, args)
         try:
             return self._ask_until_answered(*call)
         except NoScriptError:
@@ -47,26 +48,45 @@ class ScriptConnection:
         """
         return self._ask_until_answered(*command)
 
-    def ask(self, *command: Value, within_s: float | None = None) -> Any:
-        """What a command answers, asked once.
+    def run_after(
+        self,
+        command: Sequence[Value],
+        within_s: float,
+        script: Script,
+        keys: Sequence[str],
+        args: Sequence[Value],
+    ) -> Any:
+        """What a script answers that is sent with a command, so that Redis runs it as soon as that has its answer.
 
         Args:
-            within_s: Seconds after which it has failed, where not as for every command of the connection.
+            command: Its answer, or refusal, is passed over.
+            within_s: Seconds that it may take.
 
         Raises:
-            redis.RedisError: Redis does not answer, or refuses.
+            redis.exceptions.NoScriptError: Redis has forgotten the script; `run` loads it.
+            redis.RedisError: Redis does not answer, or refuses. Nothing is sent again.
         """
-        if self._connection is None:
-            self._connection = self._pool.get_connection()
-        self._connection.send_command(*command)  # connects where need be; every error disconnects
-        if within_s is None:
-            return self._connection.read_response()
-        return self._connection.read_response(timeout=within_s)
+        connection = self._connected()
+        packed = connection.pack_commands([command, _call(script, keys, args)])
+        connection.send_packed_command(packed)  # connects where need be; every loss disconnects
+        with suppress(ResponseError):
+            connection.read_response(timeout=within_s)
+        return connection.read_response()
 
     def _ask_until_answered(self, *command: Value) -> Any:
+        connection = self._connected()
+
+        def ask() -> Any:
+            connection.send_command(*command)
+            return connection.read_response()
+
+        return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
+
+    def _connected(self) -> Any:
         if self._connection is None:
             self._connection = self._pool.get_connection()
-        return self._connection.retry.call_with_retry(lambda: self.ask(*command), self._drop)
+        return self._connection
 
-    def _drop(self, _: Exception) -> None:
-        self._connection.disconnect()
+
+def _call(script: Script, keys: Sequence[str], args: Sequence[Value]) -> tuple[Value, ...]:
+    return ("EVALSHA", script.sha, len(keys), *keys, *args)

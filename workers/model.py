@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # PyTorch's own: whatever it loads then goes through an unpickler that makes tensors and plain containers alone.
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+REHEARSED_BYTES = 64 * 2**20  # of a file: beyond, a second load takes longer than what is saved is worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class LoadedModel:
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
     """Find the version asked for, and import what `load` is going to need; both take seconds, at the same time.
 
-    Starts no thread, opens no device and runs nothing on a tensor, so that the process may fork afterwards.
+    Starts no thread, opens no device and runs no model, so that the process may fork afterwards.
 
     Args:
         folder: Where files are downloaded to that are not on this machine.
@@ -67,6 +68,7 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
         found = answer()
     if settings.allow_pickle_models:
         _import_for(found)
+    _rehearse(found, settings)
     return found
 
 
@@ -89,6 +91,17 @@ def _import_for_pt2() -> None:
         import torch.export._trace  # noqa: F401
 
 
+def _rehearse(found: ModelVersion, settings: WorkerSettings) -> None:
+    """Load a small pt2 file once and let it go: what PyTorch keeps of its first one is then shared by all that fork."""
+    with suppress(Exception):  # `load` will tell
+        require_pt2(found.flavors, Path(found.path), found.uri)
+        if pt2_file(found.flavors, Path(found.path)).stat().st_size <= REHEARSED_BYTES:
+            import torch
+
+            torch.set_num_threads(1)  # others would not live through a fork; `load` sets what is asked for
+            _read_pt2(found, settings).module()
+
+
 def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
     """Load a version and warm it up.
 
@@ -97,8 +110,6 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
         ModelContractError: Its signature is not one tensor with a free first dimension, or it breaks it.
         ModelWarmUpError: It cannot be loaded, or fails on a warm-up input.
     """
-    if not settings.allow_pickle_models:
-        os.environ[TORCH_SWITCH] = "1"
     is_pt2 = _is_pt2(found, settings)
     contract = _contract(found)
     if is_pt2:
@@ -174,9 +185,7 @@ def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Pre
     if written_by != torch.__version__:
         logger.warning("%s was written by PyTorch %s, this is %s", found.uri, written_by, torch.__version__)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is refused all the same
-            program = torch.export.load(pt2_file(found.flavors, Path(found.path)))
+        program = _read_pt2(found, settings)
     except pickle.UnpicklingError as error:
         if settings.allow_pickle_models:
             raise
@@ -186,6 +195,16 @@ def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Pre
     # Calling an exported graph checks its input anew, which takes a small model as long as its work. The contract
     # has been checked before the queue, and the guards within the graph stay.
     return _on(device, program.module().forward)
+
+
+def _read_pt2(found: ModelVersion, settings: WorkerSettings) -> Any:
+    import torch
+
+    if not settings.allow_pickle_models:
+        os.environ[TORCH_SWITCH] = "1"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is refused all the same
+        return torch.export.load(pt2_file(found.flavors, Path(found.path)))
 
 
 def _load_pickled(found: ModelVersion, device: str, settings: WorkerSettings) -> Predict:

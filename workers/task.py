@@ -110,9 +110,8 @@ class BatchRunner:
     def _take(self, until_s: float) -> str | None:
         """Wait for the next batch and take it; None where it is Celery's turn."""
         try:
-            waits = self._may_take(until_s) and self._ledger.wait(until_s - time.monotonic())
-            if waits and self._may_take(until_s):
-                self._ledger.take()
+            if self._may_take(until_s):
+                self._ledger.take(until_s - time.monotonic())
         except (LedgerUnavailableError, WireError) as error:
             logger.info("the next batch is left to Celery's consumer: %s", error.detail)
         return self._ledger.taken

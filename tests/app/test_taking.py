@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +75,7 @@ class Bench:
         def lose(**options: Any) -> None:
             monkeypatch.undo()
             read(**options)
+            connection.disconnect()
             raise RedisConnectionError("cut")
 
         monkeypatch.setattr(connection, "read_response", lose)
@@ -121,9 +124,9 @@ def test_a_message_that_names_no_batch_is_left_to_celerys_consumer(bench: Bench,
     assert bench.finish(claimed)
     assert bench.has_outcome(first)
     assert (bench.worker.taken, bench.client.lindex(QUEUE, -1)) == (None, message)
-    assert bench.worker.wait(1)
-    bench.worker.take()
+    bench.worker.take(1)
     assert bench.worker.taken is None
+    assert bench.client.lindex(QUEUE, -1) == message
 
 
 def test_a_message_of_a_batch_that_is_done_or_anothers_is_left_to_celerys_consumer(bench: Bench) -> None:
@@ -201,20 +204,37 @@ def test_a_lost_answer_to_an_outcome_that_took_nothing_is_no_lost_claim(
     assert bench.worker.taken is None
 
 
-def test_a_lost_answer_to_a_take_takes_no_second_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit_s", [0, 1])
+def test_a_lost_answer_to_a_take_takes_no_second_batch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit_s: float
+) -> None:
+    bench.worker.take()  # it is connected, and finds nothing
     first, _ = bench.accept(2)
-    assert bench.worker.wait(1)
     bench.lose_next_answer(monkeypatch)
-    bench.worker.take()
+    bench.worker.take(limit_s)
     assert (bench.worker.taken, bench.client.llen(QUEUE)) == (first, 1)
 
 
-def test_waiting_shows_a_message_and_leaves_it(bench: Bench) -> None:
-    assert not bench.worker.wait(0)
-    bench.accept(2)
-    before = bench.client.lrange(QUEUE, 0, -1)
-    assert bench.worker.wait(5)
-    assert bench.client.lrange(QUEUE, 0, -1) == before
+def test_a_batch_that_comes_while_the_worker_waits_is_taken_at_once(bench: Bench) -> None:
+    bench.worker.take(0.001)
+    assert bench.worker.taken is None
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(bench.worker.take, 30)
+        with redis.Redis.from_url(bench.url) as client:
+            while not client.info("clients")["blocked_clients"]:
+                time.sleep(0.01)
+        first, second = bench.accept(2)
+        waiting.result(10)
+    assert (bench.worker.taken, bench.owner(first), bench.owner(second)) == (first, b"host-1", None)
+    assert bench.client.llen(QUEUE) == 1
+
+
+def test_a_wait_loads_its_script_again_where_redis_has_forgotten_it(bench: Bench) -> None:
+    bench.worker.take(0.001)
+    bench.client.script_flush()
+    first, _ = bench.accept(2)
+    bench.worker.take(30)
+    assert (bench.worker.taken, bench.client.llen(QUEUE)) == (first, 1)
 
 
 def test_scripts_are_loaded_again_by_a_redis_that_has_forgotten_them(bench: Bench) -> None:
@@ -228,6 +248,6 @@ def test_scripts_are_loaded_again_by_a_redis_that_has_forgotten_them(bench: Benc
 def test_a_redis_that_is_not_there_is_told_as_such() -> None:
     with redis.Redis.from_url("unix:///nowhere/redis.sock") as client:
         worker = WorkerLedger(client, "host-1", QUEUE, RETENTION_S)
-        for ask in (worker.take, lambda: worker.wait(1), lambda: worker.claim("B" * 32)):
+        for ask in (worker.take, lambda: worker.take(1), lambda: worker.claim("B" * 32)):
             with pytest.raises(LedgerUnavailableError):
                 ask()

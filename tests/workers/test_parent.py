@@ -171,16 +171,27 @@ def test_a_parent_that_is_killed_takes_its_child_along(
     assert not (tmp_path / "cleaned").exists()
 
 
-def test_what_a_parent_imports_starts_no_thread_that_a_fork_would_lose(tmp_path: Path) -> None:
+EXPORT = """
+import torch
+model = torch.nn.Linear(512, 512)  # more numbers than PyTorch copies with one thread, where it may have several
+torch.export.save(torch.export.export(model, (torch.zeros(2, 512),)), "model.pt2")
+"""
+
+
+def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose(tmp_path: Path) -> None:
     code = """
         import os, threading
         import workers.main
+        from app.settings import WorkerSettings
         from workers import model
+        from workers.registry import ModelVersion
         def others():
             tasks = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
             return [open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks]
         model._import_for_pt2()
-        print(threading.active_count(), *others())
+        found = ModelVersion("M", 1, "run", None, ".", {"pytorch": {}}, [])
+        model._rehearse(found, WorkerSettings(model_name="M", model_version="1"))
+        print(os.environ[model.TORCH_SWITCH], threading.active_count(), *others())
         import mlflow.pyfunc, mlflow.pytorch
         print(threading.active_count(), *others())
         """
@@ -191,7 +202,8 @@ def test_what_a_parent_imports_starts_no_thread_that_a_fork_would_lose(tmp_path:
         "OPENBLAS_NUM_THREADS": "1",
         "HOME": str(tmp_path),
     }
+    subprocess.run([sys.executable, "-c", EXPORT], env=environment, cwd=tmp_path, check=True)
     said = subprocess.check_output(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, cwd=tmp_path, text=True
     )
-    assert said.replace(" jemalloc_bg_thd", "").splitlines() == ["1", "1"]
+    assert said.replace(" jemalloc_bg_thd", "").splitlines() == ["1 1", "1"]
