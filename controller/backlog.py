@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import inf
 
 from app import ids
@@ -55,7 +56,9 @@ class BatchCosts:
             after = (_moved(before[0], jobs), _moved(before[1], took_ms))
         self.usual_jobs = _moved(self.usual_jobs, jobs) if self.known else jobs
         self._classes[size_class] = after
-        self._jobs, self._ms = map(list, zip(*sorted(self._classes.values()), strict=True))
+        sizes, costs = zip(*sorted(self._classes.values()), strict=True)
+        # None costs more than a larger one: the first of its size may have met a worker that stood still.
+        self._jobs, self._ms = list(sizes), list(accumulate(reversed(costs), min))[::-1]
 
     def batch_ms(self, jobs: float) -> float:
         """What a batch of so many jobs takes."""

@@ -75,6 +75,13 @@ def test_what_was_learnt_of_large_batches_outlives_a_quiet_time_of_small_ones() 
     assert costs.batch_ms(256) == pytest.approx(280)
 
 
+def test_a_small_batch_never_costs_more_than_a_large_one() -> None:
+    for batches in ([(1, 10_000), (64, 5)], [(64, 5), (1, 10_000)]):
+        costs = learnt(*batches)
+        assert costs.batch_ms(1) == pytest.approx(5), "its worker stood still"
+        assert costs.batch_ms(64) == pytest.approx(5)
+
+
 def test_a_model_that_became_slower_is_followed_and_one_stray_batch_is_not() -> None:
     costs = learnt(*[(10, 30)] * 10, (10, 30_000))
     assert costs.batch_ms(10) < 40
