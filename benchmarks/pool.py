@@ -27,10 +27,10 @@ class Pool:
 
     Args:
         folder: Scratch folder; short, for the socket.
-        heartbeat_s: Seconds between two records of a worker.
+        variables: More of the environment of its processes.
     """
 
-    def __init__(self, folder: Path, tracking_uri: str, heartbeat_s: float = 1) -> None:
+    def __init__(self, folder: Path, tracking_uri: str, **variables: str) -> None:
         self.folder = folder
         self.port = processes.free_port()
         self.redis_url = f"unix://{folder}/r.sock"
@@ -39,10 +39,10 @@ class Pool:
             "REDIS_URL": self.redis_url,
             "MLFLOW_TRACKING_URI": tracking_uri,
             "MODEL_VERSION": "1",
-            "MODELYARD_HEARTBEAT_S": str(heartbeat_s),
             "MODELYARD_BACKLOG_LIMIT": "4000000",
             "MODELYARD_MAX_DEADLINE_S": str(FAR_S),
             "MODELYARD_INFERENCE_TIMEOUT_S": str(FAR_S),  # one that was stopped would take itself for hung
+            **variables,
         }
 
     def start_redis(self) -> int:
