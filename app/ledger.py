@@ -701,7 +701,7 @@ class WorkerLedger:
         with ledger_errors():
             self._note_taken(self._wait_and_take(limit_s))
 
-    def _wait_and_take(self, limit_s: float) -> list[bytes] | None:
+    def _wait_and_take(self, limit_s: float) -> Any:
         names, args = [keys.running(self._queue), self._queue], [self._worker_id]
         if limit_s > 0:
             at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever where it is a thousandth
@@ -709,11 +709,8 @@ class WorkerLedger:
             wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
             # A loss: what the script may have taken is this worker's, and is found below.
             with suppress(NoScriptError, RedisConnectionError):
-                return cast(
-                    list[bytes] | None,
-                    self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, self._take, names, args),
-                )
-        return cast(list[bytes] | None, self._scripts.run(self._take, names, args))
+                return self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, self._take, names, args)
+        return self._scripts.run(self._take, names, args)
 
     def _note_taken(self, answer: list[bytes] | None) -> None:
         *self._taken_fields, batch_id = answer or [b""]
@@ -780,6 +777,12 @@ class Samples:
     ttl_ms: int
 
 
+def samples_apart(names: list[str], args: Args) -> tuple[Samples, Args]:
+    """What `accept_call` answers, for a transaction: the samples, and the script's arguments without them."""
+    data, ttl_ms = cast(bytes, args[DATA]), cast(int, args[ACCEPTED_TTL_MS])
+    return Samples(names[0], data, ttl_ms), [*args[:DATA], b"", *args[DATA + 1 :]]
+
+
 def keep_outcome(client: redis.Redis, batch_id: str, index: int, outcome: JobOutcome) -> None:
     """Have a job of an open batch end so, once the batch is claimed again, unless it ends by itself before.
 
@@ -788,12 +791,6 @@ def keep_outcome(client: redis.Redis, batch_id: str, index: int, outcome: JobOut
     """
     with ledger_errors():
         client.eval(_KEEP, 1, keys.batch(batch_id), index, wire.encode(outcome))
-
-
-def samples_apart(names: list[str], args: Args) -> tuple[Samples, Args]:
-    """What `accept_call` answers, for a transaction: the samples, and the script's arguments without them."""
-    data, ttl_ms = cast(bytes, args[DATA]), cast(int, args[ACCEPTED_TTL_MS])
-    return Samples(names[0], data, ttl_ms), [*args[:DATA], b"", *args[DATA + 1 :]]
 
 
 def _finish_args(

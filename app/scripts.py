@@ -35,10 +35,10 @@ class ScriptConnection:
         """
         call = _call(script, keys, args)
         try:
-            return self._ask_until_answered(*call)
+            return self.command(*call)
         except NoScriptError:
-            self._ask_until_answered("SCRIPT", "LOAD", script.script)
-            return self._ask_until_answered(*call)
+            self.command("SCRIPT", "LOAD", script.script)
+            return self.command(*call)
 
     def command(self, *command: Value) -> Any:
         """What a command answers, as bytes. A loss is retried.
@@ -46,7 +46,13 @@ class ScriptConnection:
         Raises:
             redis.RedisError: Redis does not answer, or refuses.
         """
-        return self._ask_until_answered(*command)
+        connection = self._connected()
+
+        def ask() -> Any:
+            connection.send_command(*command)
+            return connection.read_response()
+
+        return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
 
     def run_after(
         self,
@@ -72,15 +78,6 @@ class ScriptConnection:
         with suppress(ResponseError):
             connection.read_response(timeout=within_s)
         return connection.read_response()
-
-    def _ask_until_answered(self, *command: Value) -> Any:
-        connection = self._connected()
-
-        def ask() -> Any:
-            connection.send_command(*command)
-            return connection.read_response()
-
-        return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
 
     def _connected(self) -> Any:
         if self._connection is None:

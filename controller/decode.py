@@ -90,9 +90,8 @@ def parse_fast(body: bytes) -> Numbers | None:
         array = document[key]
         values = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
         magnitudes = np.abs(values)
-        largest = float(
-            magnitudes[magnitudes.argmax()]
-        )  # a third of the time that max() takes for a small array
+        # By its place, which takes a third of the time that max() does for a small array.
+        largest = float(magnitudes[magnitudes.argmax()])
         if largest >= EXACT_INTEGERS:
             values = _exact(array, values)
         alone = len(document) == 1

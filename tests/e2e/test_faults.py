@@ -12,7 +12,7 @@ import pytest
 from client import Client
 from tests.e2e.conftest import Digits, Pool
 
-N_JOBS = 400
+N_JOBS = 1000
 SENDERS = 20
 FINAL = {"succeeded", "failed", "expired", "cancelled"}
 
@@ -53,7 +53,7 @@ async def outcomes(url: str, ids: list[str]) -> Counter[str]:
 
 
 @pytest.mark.timeout(300)
-async def test_a_killed_worker_loses_none_of_hundreds_of_jobs(pool: Pool, digits: Digits) -> None:
+async def test_a_killed_worker_loses_none_of_a_thousand_jobs(pool: Pool, digits: Digits) -> None:
     first, second = pool.worker(2, 2), pool.worker(2, 2)
     url = pool.controller()
     pool.wait_for_workers(url, 2)
