@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import orjson
 from app import ids
 from app.errors import WireError
 from app.ids import JobRef
-from app.wire import EXPIRED, BatchHead, BatchOutcome, JobOutcome, Status
+from app.wire import EXPIRED, BatchHead, BatchOutcome, JobEntry, JobOutcome, Status
 
 SCORE = np.dtype("<f4")
 
@@ -36,13 +37,14 @@ class BatchJson:
         alone: Whether no more than one of them is asked for.
     """
 
-    __slots__ = ("_batch_id", "_common", "_head", "_rows")
+    __slots__ = ("_batch_id", "_common", "_head", "_together")
 
     def __init__(self, batch_id: str, head: BatchHead, alone: bool = False) -> None:
         self._batch_id = batch_id
         self._head = head
         self._common: dict[tuple[str, bool, bool], str] = {}
-        self._rows: list[str] | None = [] if alone else None
+        # What each job has to itself, once it is written; nothing where each is written alone.
+        self._together: list[str] | None = [] if alone else None
 
     def job(self, index: int, status: Status, outcome: BatchOutcome | None) -> bytes:
         """The job at `index`.
@@ -60,7 +62,7 @@ class BatchJson:
         job_id = ids.job_id(self._batch_id, index)
         text = f'{{"id":"{job_id}","status":"{status}","result_url":"{result_url(job_id)}",{common}'
         if outcome:
-            text += self._own(index, entry.received_at_ms, outcome)
+            text += self._own(index, outcome)
         elif status == "expired":
             text += f',"error":{_error(EXPIRED)}'
         return f"{text}}}".encode()
@@ -85,54 +87,77 @@ class BatchJson:
         written = self._common[key] = _json(common)[1:-1]
         return written
 
-    def _own(self, index: int, received_at_ms: float, outcome: BatchOutcome) -> str:
+    def _own(self, index: int, outcome: BatchOutcome) -> str:
         """What an outcome says of one job alone."""
-        own = outcome.jobs[index]
-        queue_wait_ms = round(max(0.0, outcome.started_at_ms - received_at_ms), 3)
-        end_to_end_ms = round(max(0.0, outcome.finished_at_ms - received_at_ms), 3)
-        text = f',"queue_wait_ms":{queue_wait_ms},"end_to_end_ms":{end_to_end_ms},'
-        if own.status != "succeeded":
-            return f'{text}"error":{_error(own)}'
-        if self._rows is None:
-            self._rows = _all_scores(outcome)
-        scores = [self._rows[index]] if self._rows else _scores(own)
-        found = [
-            f'{{"class":{_json(each)},"scores":{row}}}' for each, row in zip(own.classes, scores, strict=True)
-        ]
-        return f'{text}"predictions":[{",".join(found)}]'
+        entries = self._head.jobs
+        if self._together is None:
+            results = _all_results(outcome.jobs)
+            self._together = _with_times(entries, outcome, results) if results else []
+        if self._together:
+            return self._together[index]
+        return _with_times([entries[index]], outcome, [_result(outcome.jobs[index])])[0]
 
 
-def _json(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+def _with_times(entries: Sequence[JobEntry], outcome: BatchOutcome, results: Sequence[str]) -> list[str]:
+    """How long jobs of a batch took, and their results."""
+    waits = _ms_between(entries, outcome.started_at_ms)
+    ends = _ms_between(entries, outcome.finished_at_ms)
+    return [
+        f',"queue_wait_ms":{wait},"end_to_end_ms":{end},{result}'
+        for wait, end, result in zip(waits, ends, results, strict=True)
+    ]
+
+
+def _ms_between(entries: Sequence[JobEntry], until_ms: float) -> list[str]:
+    """Milliseconds from each job's arrival, as JSON."""
+    return _each([round(max(0.0, until_ms - entry.received_at_ms), 3) for entry in entries])
+
+
+def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
+    """The result of each job, written in one go; nothing unless each has one sample and as many scores."""
+    sizes = {(len(job.classes), len(job.scores)) for job in jobs}
+    n_samples, n_bytes = sizes.pop() if len(sizes) == 1 else (0, 0)
+    if n_samples != 1 or not n_bytes:
+        return []
+    classes = _each([job.classes[0] for job in jobs])
+    rows = _rows(b"".join([job.scores for job in jobs]), len(jobs))
+    return [
+        f'"predictions":[{{"class":{each},"scores":{row}}}]' for each, row in zip(classes, rows, strict=True)
+    ]
+
+
+def _result(own: JobOutcome) -> str:
+    """What became of one job.
+
+    Raises:
+        WireError: Its scores cannot be read.
+    """
+    if own.status != "succeeded":
+        return f'"error":{_error(own)}'
+    rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
+    found = [
+        f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(own.classes), rows, strict=True)
+    ]
+    return f'"predictions":[{",".join(found)}]'
+
+
+def _rows(scores: bytes, n_rows: int) -> list[str]:
+    """Scores as JSON, a row a sample."""
+    try:
+        table = np.frombuffer(scores, SCORE).reshape(n_rows, -1)
+    except ValueError as error:
+        raise WireError(f"the outcome's scores cannot be read: {error}") from None
+    return [f"[{row}]" for row in _json(table)[2:-2].split("],[")]
+
+
+def _each(numbers: Sequence[float]) -> list[str]:
+    """Numbers as JSON."""
+    return _json(numbers)[1:-1].split(",") if numbers else []
 
 
 def _error(own: JobOutcome) -> str:
     return _json({"code": own.error_code, "detail": own.error_detail})
 
 
-def _all_scores(outcome: BatchOutcome) -> list[str]:
-    """The scores of each job, as JSON, written in one go; nothing unless each has one sample and as many scores."""
-    sizes = {(len(job.classes), len(job.scores)) for job in outcome.jobs}
-    n_samples, n_bytes = sizes.pop() if len(sizes) == 1 else (0, 0)
-    if n_samples != 1 or not n_bytes:
-        return []
-    return _rows(b"".join([job.scores for job in outcome.jobs]), len(outcome.jobs))
-
-
-def _scores(own: JobOutcome) -> list[str]:
-    """The scores of each of a job's samples, as JSON.
-
-    Raises:
-        WireError: They cannot be read.
-    """
-    if not own.scores:
-        return ["null"] * len(own.classes)
-    return _rows(own.scores, len(own.classes))
-
-
-def _rows(scores: bytes, n_rows: int) -> list[str]:
-    try:
-        table = np.frombuffer(scores, SCORE).reshape(n_rows, -1)
-    except ValueError as error:
-        raise WireError(f"the outcome's scores cannot be read: {error}") from None
-    return [f"[{row}]" for row in _json(table)[2:-2].split("],[")]
+def _json(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
