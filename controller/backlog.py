@@ -117,11 +117,12 @@ class QueueBacklog:
 
     def expected_wait_ms(self) -> float:
         """Milliseconds until a worker would take a job that came now."""
-        jobs = self.jobs
+        own = self.held_jobs + self.sent_jobs
+        jobs = own + self.other_jobs
         if not jobs:
             return 0.0
         batches = self.sent_batches + (self.held_jobs > 0)
-        size = (self.held_jobs + self.sent_jobs) / batches if batches else self.costs.usual_jobs
+        size = own / batches if batches else self.costs.usual_jobs
         return jobs / size * self.costs.batch_ms(size) / self.workers
 
     def hear(self, batch_id: str, outcome: BatchOutcome) -> None:

@@ -11,7 +11,9 @@ bytes as it announces, and no more, means what it meant: it is not parsed again.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -20,7 +22,6 @@ from controller.headers import API
 from controller.predict import CLOSE, Asked, Predict, Reply
 
 PATH = b"/predict"
-ALWAYS = b"".join(b"%b: %b\r\n" % header for header in API)
 UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"idempotency-key"})
 HEAD_END = b"\r\n\r\n"
 KNOWN_HEADS = 1024
@@ -164,7 +165,6 @@ class Connection(HttpToolsProtocol):
             self._known_heads.add(self._read, len(body), asked, keep_alive)
 
     def _answer_alike(self, known: KnownHead, body: bytes) -> None:
-        self._unset_keepalive_if_required()
         exchange = self._begin_exchange(known.keep_alive)
         self._predict.answer_alike(known.asked, body, exchange.reply)
 
@@ -212,12 +212,19 @@ class Exchange:
         self.response_started = self.response_complete = True
         if connection.transport.is_closing():
             return
-        lines = [STATUS_LINE[reply.status]]
-        for name, value in (*connection.server_state.default_headers, *reply.headers):
+        lines = [_start(reply.status, tuple(connection.server_state.default_headers))]
+        for name, value in reply.headers:
             lines += (name, b": ", value, b"\r\n")
-        self.keep_alive = self.keep_alive and CLOSE not in reply.headers
-        if not self.keep_alive and CLOSE not in reply.headers:
+        if CLOSE in reply.headers:
+            self.keep_alive = False
+        elif not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        lines += (ALWAYS, b"content-length: %d\r\n\r\n" % len(reply.body), reply.body)
+        lines += (b"content-length: %d\r\n\r\n" % len(reply.body), reply.body)
         connection.outbox.add(connection, b"".join(lines), self.keep_alive)
         connection.on_response_complete()
+
+
+@lru_cache(maxsize=64)
+def _start(status: int, defaults: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """What answers of a status begin with; `defaults`, which hold the date, change each second."""
+    return STATUS_LINE[status] + b"".join([b"%b: %b\r\n" % header for header in (*defaults, *API)])

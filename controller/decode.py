@@ -86,7 +86,9 @@ def parse_fast(body: bytes) -> Numbers | None:
     document: Any = None
     try:
         document = _parser.parse(body)
-        key = next(key for key in SAMPLE_KEYS if key in document)
+        (key,) = document
+        if key not in SAMPLE_KEYS:
+            return None
         array = document[key]
         values = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
         magnitudes = np.abs(values)
@@ -94,13 +96,10 @@ def parse_fast(body: bytes) -> Numbers | None:
         largest = float(magnitudes[magnitudes.argmax()])
         if largest >= EXACT_INTEGERS:
             values = _exact(array, values)
-        alone = len(document) == 1
-    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RuntimeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         return None
     finally:
         array = document = None  # the parser refuses to be used again while a document of its lives
-    if not alone:
-        return None
     return Numbers(values, body.translate(None, _NOT_STRUCTURE), largest)
 
 

@@ -135,9 +135,7 @@ def _result(own: JobOutcome) -> str:
     if own.status != "succeeded":
         return f'"error":{_error(own)}'
     rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
-    found = [
-        f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(own.classes), rows, strict=True)
-    ]
+    found = [f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(own.classes), rows, strict=True)]
     return f'"predictions":[{",".join(found)}]'
 
 

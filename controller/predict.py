@@ -276,17 +276,17 @@ class Predict:
         # Before the body is looked at, where that is possible: under overload most of the work is to refuse.
         certain = foreseen(snapshot, asked.selector)
         if certain:
-            self._backlogs.admit(certain.queue, asked.deadline_s)
+            self._backlogs.admit(certain.candidate.queue, asked.deadline_s)
         given = bodies.parse(asked.content_type, body)
         try:
-            chosen = route(snapshot, asked.selector, given.fit)
+            chosen = certain or route(snapshot, asked.selector, given.fit)
+            contract = chosen.candidate.contract
+            numbers = given.numbers(contract)
+            data = decode.to_samples(numbers, contract, self._settings.max_samples)
         except InputShapeError:
             if isinstance(given, decode.Numbers) and len(body) <= decode.EXPLAINED_BYTES:
                 decode.parse_slow(body)  # a ragged array has a better explanation
             raise
-        contract = chosen.candidate.contract
-        numbers = given.numbers(contract)
-        data = decode.to_samples(numbers, contract, self._settings.max_samples)
         if certain is None:
             self._backlogs.admit(chosen.candidate.queue, asked.deadline_s)
         return Job(

@@ -144,19 +144,25 @@ def route(snapshot: Snapshot, selector: Selector, fits: Callable[[InputContract]
         raise NoCandidateError("no worker is ready for this request; try again shortly", retry_after_s=2)
     for candidate in candidates:
         if fits(candidate.contract):
-            return Route(candidate, FORCED if forced else POLICY, forced)
+            return _route(candidate, forced)
     contracts = dict.fromkeys(candidate.contract.describe() for candidate in candidates[:3])
     raise InputShapeError("the numbers do not fit the model; expected " + ", or ".join(contracts))
 
 
-def foreseen(snapshot: Snapshot, selector: Selector) -> Candidate | None:
-    """The candidate that `route` would choose for any input that it does not refuse; None if that depends on the input.
+def foreseen(snapshot: Snapshot, selector: Selector) -> Route | None:
+    """What `route` answers for any input that it does not refuse; None if that depends on the input.
 
     Raises:
         ModelyardError: As `route` does for the selector.
     """
-    candidates, _ = _selected(snapshot, selector)
-    return candidates[0] if candidates and (len(candidates) == 1 or snapshot.one_contract) else None
+    candidates, forced = _selected(snapshot, selector)
+    if not candidates or (len(candidates) > 1 and not snapshot.one_contract):
+        return None
+    return _route(candidates[0], forced)
+
+
+def _route(candidate: Candidate, forced: bool) -> Route:
+    return Route(candidate, FORCED if forced else POLICY, forced)
 
 
 def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:

@@ -166,8 +166,8 @@ def test_where_all_versions_take_the_same_input_the_choice_is_known_before_it(
     selector: Selector, worker: int
 ) -> None:
     certain = foreseen(POOL, selector)
-    assert certain
-    assert certain.worker == worker
+    assert certain == route(POOL, selector, lambda _: True)
+    assert certain.candidate.worker == worker
 
 
 def test_where_the_input_decides_nothing_is_foreseen() -> None:
@@ -175,7 +175,7 @@ def test_where_the_input_decides_nothing_is_foreseen() -> None:
     assert foreseen(pool, Selector()) is None
     certain = foreseen(pool, Selector(worker=1))
     assert certain
-    assert certain.worker == 1
+    assert certain.candidate.worker == 1
 
 
 def test_an_input_that_fits_no_candidate_is_told_what_each_takes() -> None:
