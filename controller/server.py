@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -28,6 +30,9 @@ MAX_HEADERS = 100
 KEEP_ALIVE_S = 5  # of a connection between two requests, and up to a second more
 CLOSE_S = 5  # after the last wait was ended: for what is being stored, and for slow readers
 TICKS_PER_LOOK = 10  # of a tenth of a second each
+# A listener accepts one connection a turn of the event loop (libuv's `uv__server_io`), and a turn of a busy controller
+# takes milliseconds: the last of a few hundred who come at once would be let in after most of a second.
+LISTENERS = 16
 
 # A stranger's nonsense is counted and no line in the log, which anybody could fill; what breaks in here is one.
 _connection_logger = logging.getLogger(f"{__name__}.connections")
@@ -146,6 +151,21 @@ class PatientServer(Server):
         super().__init__(config)
         self._request_timeout_s = request_timeout_s
         self._on_stop = on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, several times on the same sockets."""
+        await super().startup(sockets)
+        loop, config = asyncio.get_running_loop(), self.config
+        make = partial(
+            config.http_protocol_class,
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        for listening in [each for server in self.servers for each in server.sockets]:
+            for _ in range(LISTENERS - 1):
+                again = socket.socket(fileno=os.dup(listening.fileno()))
+                self.servers.append(await loop.create_server(make, sock=again, backlog=config.backlog))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, wait for open requests, and close."""

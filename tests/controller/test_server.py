@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -18,10 +19,12 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+import uvloop
 
-from controller.server import KEEP_ALIVE_S
+from controller.main import create_app
+from controller.server import KEEP_ALIVE_S, LISTENERS, make_server
 from tests.conftest import RedisServer, running_redis, wait_until_true
-from tests.controller.conftest import nothing_is_queued
+from tests.controller.conftest import nothing_is_queued, settings_for, until
 from tests.e2e.fuzz import settled_rss_mib
 from tests.pool_samples import publish, record
 
@@ -299,6 +302,30 @@ def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(address: tuple[
     with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(asked)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_callers_who_come_at_once_are_let_in_at_once(
+    redis_of_module: RedisServer, free_port: Callable[[], int]
+) -> None:
+    """However busy the event loop is: not one of them a turn."""
+
+    async def turns_until_all_are_in(port: int) -> int:
+        settings = settings_for(redis_of_module.url, host="127.0.0.1", port=port)
+        server = make_server(create_app(settings), settings, access_log=False)
+        serving = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        turns = 0
+        with ExitStack() as stack:
+            for _ in range(LISTENERS):  # Linux connects them although nobody has taken them yet
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            while len(server.server_state.connections) < LISTENERS:
+                turns += 1
+                await asyncio.sleep(0)
+        server.should_exit = True
+        await serving
+        return turns
+
+    assert uvloop.run(turns_until_all_are_in(free_port())) <= 3
 
 
 @pytest.mark.parametrize(
