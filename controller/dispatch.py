@@ -3,7 +3,7 @@
 A queue's lane sends at once until one batch of this controller is out and `batches_ahead` more, which the worker
 finds when it has finished; else it holds its jobs until one returns, the batch is full, or `batch_hold_ms` have
 passed. So an idle pool adds no delay, a busy one batches by itself, and a job is accepted whether or not a worker
-is alive. Where a batch takes a worker long, one may be out for each, and what waits is divided among them.
+is alive. Many callers who wait for acceptance alone are not held up for a worker that keeps up with them. Where a batch takes a worker long, one may be out for each, and what waits is divided among them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
 FEW_JOBS = 8
 QUICK_PASS_MS = 0.05  # a job: what it takes the controller
 MANY_JOBS = 64  # that cost the controller many times what one more batch does
+ENOUGH_RECEIPTS = (
+    48  # beyond, a batch costs hardly less a job, and its callers could have sent more meanwhile
+)
 _ACCEPT, _ACCEPT_STORED = Script(ACCEPT), Script(ACCEPT_EVEN_IF_FULL)
 
 
@@ -189,7 +192,7 @@ class Dispatcher:
         lane.waiting.append(job)
         lane.n_samples += job.n_samples
         lane.backlog.held_jobs += 1
-        self._schedule(lane)
+        self._schedule(lane, job)
 
     def jobs(self) -> list[Job]:
         """Jobs that are not accepted yet, or whose caller waits for the outcome."""
@@ -258,9 +261,11 @@ class Dispatcher:
             lane.flush_due.cancel()
         lane.flush_due = asyncio.get_running_loop().call_soon(self._flush, lane)
 
-    def _schedule(self, lane: Lane) -> None:
+    def _schedule(self, lane: Lane, job: Job) -> None:
         limits = self._settings
         if len(lane.waiting) >= limits.batch_max_jobs or lane.n_samples >= limits.batch_max_samples:
+            self._flush(lane)
+        elif not job.wants_outcome and len(lane.waiting) >= ENOUGH_RECEIPTS and self._keeps_up(lane):
             self._flush(lane)
         elif lane.flush_due is not None:
             return
@@ -269,6 +274,10 @@ class Dispatcher:
         else:
             loop = asyncio.get_running_loop()
             lane.flush_due = loop.call_later(self._hold_ms(lane) / 1000, self._flush, lane)
+
+    def _keeps_up(self, lane: Lane) -> bool:
+        """Whether the workers are soon done with what they have, so that larger batches would help nobody."""
+        return self._is_quick(lane) and self._hold_ms(lane) <= self._settings.batch_hold_ms
 
     def _is_open(self, lane: Lane) -> bool:
         return lane.backlog.sent_batches < self._places(lane, lane.backlog.sent_jobs)
@@ -283,8 +292,12 @@ class Dispatcher:
             n_out: Jobs in them.
         """
         busy = lane.backlog.workers if self._takes_long(lane) else 1
-        is_quick = n_out >= FEW_JOBS and lane.backlog.pass_ms < QUICK_PASS_MS
+        is_quick = n_out >= FEW_JOBS and self._is_quick(lane)
         return busy + (0 if is_quick else self._settings.batches_ahead)
+
+    @staticmethod
+    def _is_quick(lane: Lane) -> bool:
+        return lane.backlog.pass_ms < QUICK_PASS_MS
 
     @staticmethod
     def _takes_long(lane: Lane) -> bool:

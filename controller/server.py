@@ -13,7 +13,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from functools import partial
 
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -155,17 +154,17 @@ class PatientServer(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, several times on the same sockets."""
         await super().startup(sockets)
-        loop, config = asyncio.get_running_loop(), self.config
-        make = partial(
-            config.http_protocol_class,
-            config=config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
+        loop, state, backlog = asyncio.get_running_loop(), self.lifespan.state, self.config.backlog
         for listening in [each for server in self.servers for each in server.sockets]:
             for _ in range(LISTENERS - 1):
                 again = socket.socket(fileno=os.dup(listening.fileno()))
-                self.servers.append(await loop.create_server(make, sock=again, backlog=config.backlog))
+                self.servers.append(
+                    await loop.create_server(
+                        lambda: PatientProtocol(self.config, self.server_state, state),
+                        sock=again,
+                        backlog=backlog,
+                    )
+                )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, wait for open requests, and close."""

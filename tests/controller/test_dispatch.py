@@ -11,6 +11,7 @@ import redis
 
 from app import keys
 from app.ledger import LARGE_BYTES
+from controller.dispatch import ENOUGH_RECEIPTS
 from tests.controller.conftest import HandWorker, Serve, nothing_is_queued, until
 from tests.pool_samples import outcome
 
@@ -99,6 +100,34 @@ async def test_a_batch_waits_ahead_of_a_busy_worker_unless_it_works_off_many_qui
     second = await worker.claimed()
     worker.finish(second)
     assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200}
+
+
+@pytest.mark.parametrize(
+    ("query", "inference_ms", "wait_ms", "n_sent"),
+    [
+        ("", 0.01, 1.0, ENOUGH_RECEIPTS),
+        ("?wait=5", 0.01, 1.0, 0),
+        ("", 1.0, 1.0, 0),
+        ("", 0.01, 10_000.0, 0),
+    ],
+    ids=["keeps up", "the outcome is waited for", "a slow model", "a long backlog"],
+)
+async def test_many_who_wait_for_acceptance_alone_are_not_held_up_for_a_worker_that_keeps_up(
+    serve: Serve, hand_worker: HandWorkers, query: str, inference_ms: float, wait_ms: float, n_sent: int
+) -> None:
+    worker = hand_worker(1)
+    served = await serve(batch_hold_ms=1000, batch_hold_behind_ms=5000)
+    lane = served.services.dispatcher.lane(worker.record.queue)
+    lane.backlog.pass_ms = inference_ms
+    lane.backlog.costs.learn(1, wait_ms)
+    posts = [asyncio.create_task(served.post())]
+    first = await worker.claimed()
+    posts += [asyncio.create_task(served.post(query=query)) for _ in range(ENOUGH_RECEIPTS)]
+    await until(lambda: lane.backlog.jobs == 1 + ENOUGH_RECEIPTS, "all of them are there")
+    assert lane.backlog.sent_jobs == 1 + n_sent
+    worker.finish(first)
+    worker.finish(await worker.claimed())
+    assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200 if query else 202, 202}
 
 
 async def test_where_nobody_waits_the_next_batch_gathers_all_that_has_come(
