@@ -10,7 +10,7 @@ from pathlib import Path
 import redis
 
 from app import keys
-from benchmarks.load import Generator, Load, LoadError, Target
+from benchmarks.load import MARKER, Generator, Load, LoadError, Target
 from benchmarks.systems import LOOPBACK, Place, System
 
 POLL_S = 0.005
@@ -21,30 +21,30 @@ def drain(system: System, place: Place, target: Target, connections: int, n_jobs
     """Post `n_jobs` jobs and wait until as many have their outcome.
 
     Returns:
-        Seconds from the start of the load to the last outcome, and what the load generator saw.
+        Seconds from the first post to the last outcome, and what the load generator saw.
 
     Raises:
         LoadError: Outcomes are missing after the time limit.
     """
     with _missing(system, place, n_jobs) as count:
-        for marker in place.folder.glob("posted-*"):
+        for marker in place.folder.glob(f"{MARKER}*"):
             marker.unlink()
-        started_at = time.monotonic()
+        give_up_at = time.monotonic() + LIMIT_S
         generator = Generator(target, place.folder, connections, LIMIT_S, stop_after=n_jobs)
         # Nothing is asked before all is posted: who looks takes CPU time from those who work.
-        while (missing := _posting(place.folder) or count()) and time.monotonic() < started_at + LIMIT_S:
+        while (missing := _posting(place.folder) or count()) and time.monotonic() < give_up_at:
             time.sleep(POLL_S)
-        took_s = time.monotonic() - started_at
+        done_at = time.time()
         generator.end_early()
         load = generator.finish()
     if missing:
         raise LoadError(f"{system.name} had not written the outcomes of {n_jobs} jobs after {LIMIT_S} s")
-    return took_s, load
+    return done_at - place.folder.joinpath(f"{MARKER}from").stat().st_mtime, load
 
 
 def _posting(folder: Path) -> bool:
     """Whether one of the load generator's threads has yet to say that it is done."""
-    return len(list(folder.glob("posted-*"))) < 2
+    return len(list(folder.glob(f"{MARKER}[0-9]"))) < 2
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 -- The load of one wrk run: posts prepared bodies, checks sampled answers, writes one JSON report.
 --
 -- Arguments: file of bodies (lines "class<TAB>JSON"), Lua pattern of the answer's class ("" checks nothing),
--- report file, responses after which a thread stops (0: at the end of the duration), marker file prefix.
+-- report file, responses after which a thread stops (0: at the end of the duration), prefix of the marker files:
+-- "from" is made as the first thread begins, and one of each thread's number as it stops.
 -- A thread posts digits of one class only, so that each answer it sees must name that class: wrk does not tell
 -- which request an answer belongs to.
 
@@ -11,6 +12,10 @@ local threads = {}
 function setup(thread)
    thread:set("number", #threads)
    threads[#threads + 1] = thread
+end
+
+local function mark(name)
+   io.open(marker .. name, "w"):close()
 end
 
 function init(args)
@@ -33,6 +38,7 @@ function init(args)
    end
    expected = tonumber(expected)
    turn = 0
+   if number == 0 then mark("from") end
 end
 
 function request()
@@ -60,7 +66,7 @@ function response(status, headers, body)
       if class_of(body:match(pattern)) ~= expected then wrong = wrong + 1 end
    end
    if responses == stop_after then
-      io.open(marker .. number, "w"):close()
+      mark(number)
       wrk.thread:stop()
    end
 end

@@ -13,6 +13,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).with_name("load.lua")
 GRACE_S = 15.0
 ANSWER_TIMEOUT_S = 10
+MARKER = "posted-"  # what `load.lua` marks begins with this
 
 
 class LoadError(Exception):
@@ -108,7 +109,7 @@ class Generator:
             *("wrk", "--threads", str(n_threads), "--connections", str(connections)),
             *("--duration", f"{duration_s}s", "--timeout", f"{ANSWER_TIMEOUT_S}s", "--script", str(SCRIPT)),
             *(target.url, "--", str(target.bodies), target.class_pattern, str(self._report)),
-            *(str(stop_after // n_threads), str(folder / "posted-")),
+            *(str(stop_after // n_threads), str(folder / MARKER)),
         ]
         output = subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True)
