@@ -3,7 +3,8 @@
 A queue's lane sends at once until one batch of this controller is out and `batches_ahead` more, which the worker
 finds when it has finished; else it holds its jobs until one returns, the batch is full, or `batch_hold_ms` have
 passed. So an idle pool adds no delay, a busy one batches by itself, and a job is accepted whether or not a worker
-is alive. Many callers who wait for acceptance alone are not held up for a worker that keeps up with them. Where a batch takes a worker long, one may be out for each, and what waits is divided among them.
+is alive. Many callers who wait for acceptance alone are not held up for a worker that keeps up with them. Where a
+batch takes a worker long, one may be out for each, and what waits is divided among them.
 """
 
 from __future__ import annotations
@@ -43,9 +44,7 @@ LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
 FEW_JOBS = 8
 QUICK_PASS_MS = 0.05  # a job: what it takes the controller
 MANY_JOBS = 64  # that cost the controller many times what one more batch does
-ENOUGH_RECEIPTS = (
-    48  # beyond, a batch costs hardly less a job, and its callers could have sent more meanwhile
-)
+ENOUGH_RECEIPTS = 48  # more of them make a job hardly cheaper, and keep those from sending who wait for them
 _ACCEPT, _ACCEPT_STORED = Script(ACCEPT), Script(ACCEPT_EVEN_IF_FULL)
 
 
@@ -262,10 +261,7 @@ class Dispatcher:
         lane.flush_due = asyncio.get_running_loop().call_soon(self._flush, lane)
 
     def _schedule(self, lane: Lane, job: Job) -> None:
-        limits = self._settings
-        if len(lane.waiting) >= limits.batch_max_jobs or lane.n_samples >= limits.batch_max_samples:
-            self._flush(lane)
-        elif not job.wants_outcome and len(lane.waiting) >= ENOUGH_RECEIPTS and self._keeps_up(lane):
+        if self._is_full(lane) or (not job.wants_outcome and self._has_enough_receipts(lane)):
             self._flush(lane)
         elif lane.flush_due is not None:
             return
@@ -275,8 +271,14 @@ class Dispatcher:
             loop = asyncio.get_running_loop()
             lane.flush_due = loop.call_later(self._hold_ms(lane) / 1000, self._flush, lane)
 
-    def _keeps_up(self, lane: Lane) -> bool:
-        """Whether the workers are soon done with what they have, so that larger batches would help nobody."""
+    def _is_full(self, lane: Lane) -> bool:
+        limits = self._settings
+        return len(lane.waiting) >= limits.batch_max_jobs or lane.n_samples >= limits.batch_max_samples
+
+    def _has_enough_receipts(self, lane: Lane) -> bool:
+        """Whether many wait, and the workers are soon done with what they have: larger batches would help nobody."""
+        if len(lane.waiting) < ENOUGH_RECEIPTS:
+            return False
         return self._is_quick(lane) and self._hold_ms(lane) <= self._settings.batch_hold_ms
 
     def _is_open(self, lane: Lane) -> bool:

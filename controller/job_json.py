@@ -114,10 +114,10 @@ def _ms_between(entries: Sequence[JobEntry], until_ms: float) -> list[str]:
 
 
 def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
-    """The result of each job, written in one go; nothing unless each has one sample and as many scores."""
-    sizes = {(len(job.classes), len(job.scores)) for job in jobs}
-    n_samples, n_bytes = sizes.pop() if len(sizes) == 1 else (0, 0)
-    if n_samples != 1 or not n_bytes:
+    """The result of each job, written in one go; nothing unless all succeeded with one sample and as many scores."""
+    kinds = {(job.status, len(job.classes), len(job.scores)) for job in jobs}
+    status, n_samples, n_bytes = kinds.pop() if len(kinds) == 1 else ("", 0, 0)
+    if status != "succeeded" or n_samples != 1 or not n_bytes:
         return []
     classes = _each([job.classes[0] for job in jobs])
     rows = _rows(b"".join([job.scores for job in jobs]), len(jobs))

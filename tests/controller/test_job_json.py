@@ -23,6 +23,7 @@ BATCHES = {
     "without scores": [JobOutcome("succeeded", [n]) for n in range(3)],
     "one fails": [ALIKE[0], FAILED, ALIKE[2]],
     "none succeeds": [FAILED, EXPIRED, CANCELLED],
+    "all fail, with more than they should": [JobOutcome("failed", [1], SCORES[0].tobytes(), "a", "b")] * 2,
     "samples differ": [ALIKE[0], JobOutcome("succeeded", [4, 5], SCORES[1:].tobytes())],
     "two samples each": [JobOutcome("succeeded", [n, n + 1], SCORES[:2].tobytes()) for n in range(2)],
     "values": [JobOutcome("succeeded", [value], b"") for value in (0.1, float("nan"), -1e300)],
