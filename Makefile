@@ -29,7 +29,7 @@ demo: ## train, serve and predict real digits from nothing; ONCE=1 ends after th
 test: ## install what the tests need and run them all; ARGS="tests/cli" runs some
 	@$(BOOTSTRAP) --lock dev
 	@scripts/test_packages.sh
-	@$(BIN)/pytest -n 2 $(if $(ARGS),$(ARGS),$(COVERAGE))
+	@$(BIN)/pytest -n 3 $(if $(ARGS),$(ARGS),$(COVERAGE))
 
 lint: ## check style, formatting, types and the direction of imports
 	@$(BOOTSTRAP) --lock dev
