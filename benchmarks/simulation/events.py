@@ -80,13 +80,17 @@ class Process:
 
     Args:
         wake_s: Seconds from something's arrival to its begin where the process sleeps.
+        vary: Gives what a cost really is this time, where that is not always the same.
 
     Attributes:
         used_s: CPU time so far.
     """
 
-    def __init__(self, clock: Clock, host: Host, wake_s: float = 0.0) -> None:
+    def __init__(
+        self, clock: Clock, host: Host, wake_s: float = 0.0, vary: Callable[[float], float] = float
+    ) -> None:
         self.used_s = 0.0
+        self._vary = vary
         self._clock = clock
         self._host = host
         self._wake_s = wake_s
@@ -104,7 +108,8 @@ class Process:
         if not self._inbox:
             self._is_awake = False
             return
-        cost_s, done = self._inbox.popleft()
+        mean_cost_s, done = self._inbox.popleft()
+        cost_s = self._vary(mean_cost_s)
         self.used_s += cost_s
         self._host.run(cost_s, partial(self._end, done))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
+from random import Random
 
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.events import Action, Clock, Host, Link, Process
@@ -32,6 +33,9 @@ SHARES = {
     "claim": (0.25, 0.40),
     "finish": (0.25, 0.10),
 }
+SEED = 0
+# Assumed, as only means are measured. Without it callers go on as they began, in step or by turns.
+VARIATION = 0.3
 LONG_BATCH_S = LONG_BATCH_MS / 1000
 IN_SHARES = {"accept": (0.4, 0.97), "ask": (0.1, 0.0), "claim": (0.2, 0.0), "finish": (0.3, 0.03)}
 OUT_SHARES = {"accept": (0.1, 0.0), "ask": (0.3, 0.0), "claim": (0.3, 0.96), "finish": (0.3, 0.04)}
@@ -47,6 +51,7 @@ class Plan:
         cores: Of the one host that all processes share; 0 gives each a core of its own.
         link_bytes_per_s: Of Redis's network card, each way; where all share a host, bytes cost no time.
         latency_s: One way between two hosts.
+        variation: Of what a step takes, standard deviation by mean.
     """
 
     n_controllers: int = 1
@@ -59,6 +64,7 @@ class Plan:
     max_jobs: int = 256
     hold_s: float = 0.020
     hold_behind_s: float = 0.200
+    variation: float = 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -120,6 +126,7 @@ class Pool:
     def __init__(self, clock: Clock, costs: Costs, plan: Plan) -> None:
         self.clock, self.costs, self.plan = clock, costs, plan
         self.steps = Steps(costs)
+        self._dice = Random(SEED)
         self._shared = Host(clock, plan.cores) if plan.cores else None
         self.redis = Redis(self)
         self.workers = [Worker(self, number % plan.n_versions) for number in range(plan.n_workers)]
@@ -131,7 +138,12 @@ class Pool:
 
     def process(self) -> Process:
         """A new process, on the shared host or on its own."""
-        return Process(self.clock, self._shared or Host(self.clock, 1), self.costs.wake_us * 1e-6)
+        return Process(self.clock, self._shared or Host(self.clock, 1), self.costs.wake_us * 1e-6, self.vary)
+
+    def vary(self, mean_s: float) -> float:
+        """A cost, gamma distributed."""
+        square = self.plan.variation**2
+        return mean_s * self._dice.gammavariate(1 / square, square) if square else mean_s
 
     def link(self) -> Link:
         """One direction of Redis's network."""

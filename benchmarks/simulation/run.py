@@ -9,9 +9,8 @@ from functools import partial
 
 from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.events import Clock, Host, Process
-from benchmarks.simulation.model import Job, Plan, Pool
+from benchmarks.simulation.model import SEED, Job, Plan, Pool
 
-SEED = 0
 CLIENT_THREADS = 2  # of wrk
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from functools import partial
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
 from benchmarks.simulation import calibrate, check, costs, page, study
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.events import Action, Clock, Host, Link, Process
-from benchmarks.simulation.model import SHARES, Plan
+from benchmarks.simulation.model import SHARES, Plan, Pool
 from benchmarks.simulation.real import Point
 from benchmarks.simulation.run import Run
 
@@ -187,8 +188,19 @@ def test_replicas_of_a_slow_model_share_its_work() -> None:
     assert per_s(4) > 3.4 * alone
 
 
+def test_steps_vary_around_their_cost_as_much_as_is_said() -> None:
+    pool = Pool(Clock(), COSTS, Plan(variation=0.5))
+    process, n_steps = pool.process(), 20_000
+    for _ in range(n_steps):
+        process.do(SERVICE_S, lambda: None)
+    pool.clock.run(2 * n_steps * SERVICE_S)
+    assert process.used_s == pytest.approx(n_steps * SERVICE_S, rel=0.02)
+    taken_s = [pool.vary(SERVICE_S) for _ in range(n_steps)]
+    assert stdev(taken_s) == pytest.approx(0.5 * SERVICE_S, rel=0.05)
+
+
 def test_a_simulation_repeats_itself_exactly() -> None:
-    plan = Plan(n_controllers=2, n_workers=3)
+    plan = Plan(n_controllers=2, n_workers=3, variation=0.3)
     assert study.place(COSTS, plan, 0.1, 0.1) == study.place(COSTS, plan, 0.1, 0.1)
 
 
