@@ -119,11 +119,8 @@ def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
     status, n_samples, n_bytes = kinds.pop() if len(kinds) == 1 else ("", 0, 0)
     if status != "succeeded" or n_samples != 1 or not n_bytes:
         return []
-    classes = _each([job.classes[0] for job in jobs])
     rows = _rows(b"".join([job.scores for job in jobs]), len(jobs))
-    return [
-        f'"predictions":[{{"class":{each},"scores":{row}}}]' for each, row in zip(classes, rows, strict=True)
-    ]
+    return [f'"predictions":[{each}]' for each in _predictions([job.classes[0] for job in jobs], rows)]
 
 
 def _result(own: JobOutcome) -> str:
@@ -135,8 +132,12 @@ def _result(own: JobOutcome) -> str:
     if own.status != "succeeded":
         return f'"error":{_error(own)}'
     rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
-    found = [f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(own.classes), rows, strict=True)]
-    return f'"predictions":[{",".join(found)}]'
+    return f'"predictions":[{",".join(_predictions(own.classes, rows))}]'
+
+
+def _predictions(classes: Sequence[float], rows: Sequence[str]) -> list[str]:
+    """One a sample, with its row of scores."""
+    return [f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(classes), rows, strict=True)]
 
 
 def _rows(scores: bytes, n_rows: int) -> list[str]:
