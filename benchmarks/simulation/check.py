@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.simulation.costs import Costs
-from benchmarks.simulation.model import VARIATION, Plan
+from benchmarks.simulation.model import Plan
 from benchmarks.simulation.run import Run, Seen
 
 WORKERS = (1, 2)
@@ -34,7 +34,7 @@ class Checked:
 
 def predict(known: Costs, n_workers: int, connections: int, cores: int) -> Seen:
     """What the model says of a pool on one host, with its load generator."""
-    run = Run(known, Plan(n_workers=n_workers, cores=cores, ahead=0, variation=VARIATION))
+    run = Run(known, Plan(n_workers=n_workers, cores=cores, ahead=0))
     run.close_loop(connections)
     return run.watch(WARM_S, RUN_S)
 

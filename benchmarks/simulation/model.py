@@ -64,7 +64,7 @@ class Plan:
     max_jobs: int = 256
     hold_s: float = 0.020
     hold_behind_s: float = 0.200
-    variation: float = 0.0
+    variation: float = VARIATION
 
 
 @dataclass(eq=False, slots=True)

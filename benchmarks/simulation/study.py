@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.simulation.costs import Cost, Costs
-from benchmarks.simulation.model import VARIATION, Plan
+from benchmarks.simulation.model import Plan
 from benchmarks.simulation.run import Run, Seen
 
 CONTROLLERS = (1, 2, 4, 8, 16)
@@ -85,13 +85,13 @@ def replicas(known: Costs) -> Iterator[Place]:
     """N controllers and M workers of one version."""
     for n_controllers in CONTROLLERS:
         for n_workers in WORKERS:
-            yield place(known, Plan(n_controllers=n_controllers, n_workers=n_workers, variation=VARIATION))
+            yield place(known, Plan(n_controllers=n_controllers, n_workers=n_workers))
 
 
 def slow_models(known: Costs) -> Iterator[Place]:
     """A slow model with the defaults, with nothing sent ahead, and with small batches."""
     for n_controllers, n_workers in ((1, 1), (1, 4), (1, 16), (4, 16), (4, 64), (16, 64)):
-        plan = Plan(n_controllers=n_controllers, n_workers=n_workers, variation=VARIATION)
+        plan = Plan(n_controllers=n_controllers, n_workers=n_workers)
         for each in (plan, replace(plan, ahead=0), replace(plan, max_jobs=SMALL_BATCH)):
             yield place(slow(known), each, SLOW_WARM_S, SLOW_RUN_S)
 
@@ -101,14 +101,14 @@ def versions(known: Costs) -> Iterator[Place]:
     for n_versions in VERSIONS:
         yield place(
             known,
-            Plan(n_controllers=4, n_workers=max(4, n_versions), n_versions=n_versions, variation=VARIATION),
+            Plan(n_controllers=4, n_workers=max(4, n_versions), n_versions=n_versions),
         )
 
 
 def bursts(known: Costs) -> Iterator[Burst]:
     """As many workers as controllers; ten times the requests for a second."""
     for size in BURST_POOLS:
-        plan = Plan(n_controllers=size, n_workers=size, variation=VARIATION)
+        plan = Plan(n_controllers=size, n_workers=size)
         yield burst(known, plan, BASE * saturated(known, plan).per_s)
 
 

@@ -142,7 +142,7 @@ def test_every_job_is_answered_once_or_still_open(plan: Plan) -> None:
 
 
 def test_a_single_caller_waits_for_the_sum_of_the_steps_in_its_way() -> None:
-    run = Run(COSTS, Plan(latency_s=0.0, link_bytes_per_s=float("inf")))
+    run = Run(COSTS, Plan(latency_s=0.0, link_bytes_per_s=float("inf"), variation=0.0))
     run.close_loop(1)
     seen = run.watch(0.1, 0.5)
     busy_us = sum(cost.of(1) for cost in (COSTS.controller, COSTS.worker, COSTS.redis))
