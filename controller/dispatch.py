@@ -108,6 +108,7 @@ class SentBatch:
     Attributes:
         json: Writes its jobs.
         jobs: Once accepted, only those that wait for their outcome; none once it is known.
+        heard_at_ms: When its outcome came, Redis's clock.
         timer: Ends their waits. One for all of them, as few waits end that way.
     """
 
@@ -117,6 +118,7 @@ class SentBatch:
     jobs: list[Job]
     sent_at_s: float
     outcome: BatchOutcome | None = None
+    heard_at_ms: float = 0.0
     timer: asyncio.TimerHandle | None = None
 
     def end_waits(self) -> None:
@@ -210,16 +212,20 @@ class Dispatcher:
         batch = self.sent.pop(batch_id, None)
         if batch is None:
             return
-        batch.outcome = outcome
+        batch.outcome, batch.heard_at_ms = outcome, self._clock.now_ms()
         # The next batch first: its worker is idle, and answering this one's waiters takes a while, if it has any.
         lane = self._lanes[batch.head.queue]
         self._returned(lane, len(batch.head.jobs), hurry=bool(batch.jobs))
-        lane.backlog.hear(batch_id, outcome)
         if batch.timer:
             batch.timer.cancel()
         for job in batch.jobs:
             if job.wants_outcome:
                 job.settle()
+        # After the answers, which are written at the end of this turn of the loop.
+        asyncio.get_running_loop().call_soon(self._learn, lane, batch, outcome)
+
+    def _learn(self, lane: Lane, batch: SentBatch, outcome: BatchOutcome) -> None:
+        lane.backlog.hear(batch.batch_id, outcome)
         self._recent.settle(batch)
         self._on_outcome(batch)
         batch.jobs = []  # they know their batch: what points in a circle would be the garbage collector's

@@ -32,7 +32,6 @@ class Metrics:
     def __init__(self, watcher: PoolWatcher, clock: PoolClock, unreadable: Unreadable) -> None:
         self._registry = CollectorRegistry()
         self._watcher = watcher
-        self._clock = clock
         self._seen: set[str] = set()
         registry = self._registry
         self._end_to_end = Latencies(
@@ -78,9 +77,9 @@ class Metrics:
     def settled(self, batch: SentBatch) -> None:
         """Count the outcomes of a batch."""
         assert batch.outcome
-        worker, now_ms = str(batch.head.worker), self._clock.now_ms()
+        worker = str(batch.head.worker)
         self._seen.add(worker)
-        latencies_s = [max(0.0, now_ms - entry.received_at_ms) / 1000 for entry in batch.head.jobs]
+        latencies_s = [max(0.0, batch.heard_at_ms - job.received_at_ms) / 1000 for job in batch.head.jobs]
         self._end_to_end.observe(worker, latencies_s)
         self._end_to_end_last.labels(worker).set(latencies_s[-1])
         for status, count in Counts(own.status for own in batch.outcome.jobs).items():

@@ -107,6 +107,30 @@ def test_a_model_that_cannot_be_served_says_why(
         load(settings(registry, version))
 
 
+def test_a_pt2_model_refuses_more_samples_than_it_was_exported_for_each_time(tmp_path: Path) -> None:
+    import torch
+
+    few = torch.export.Dim("n_samples", max=8)
+    program = torch.export.export(torch.nn.Linear(4, 3), (torch.zeros(2, 4),), dynamic_shapes=({0: few},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    predict = model.load(pt2(tmp_path, (-1, 4)), settings("", "1", device="cpu")).predict
+    for n_samples in (8, 3, 9, 9, 8):
+        samples = np.ones((n_samples, 4), np.float32)
+        if n_samples > 8:
+            with pytest.raises(AssertionError, match="<= 8"):
+                predict(samples)
+        else:
+            assert np.allclose(predict(samples), program.module()(torch.from_numpy(samples)).detach())
+
+
+def pt2(folder: Path, shape: tuple[int, ...]) -> ModelVersion:
+    """A version whose exported program lies in a folder."""
+    import torch
+
+    flavors = {"pytorch": {"model_data": ".", "pytorch_version": torch.__version__}}
+    return ModelVersion("Exported", 1, "", None, str(folder), flavors, [("float32", shape)])
+
+
 def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path: Path) -> None:
     import torch
 
@@ -124,8 +148,7 @@ def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path:
     n_samples = torch.export.Dim("n_samples")
     program = torch.export.export(Doubled().eval(), (torch.zeros(2, 4),), dynamic_shapes=({0: n_samples},))
     torch.export.save(program, tmp_path / "model.pt2")
-    flavors = {"pytorch": {"model_data": ".", "pytorch_version": torch.__version__}}
-    found = ModelVersion("Doubled", 1, "", None, str(tmp_path), flavors, [("float32", (-1, 4))])
+    found = pt2(tmp_path, (-1, 4))
     wanted = settings("", "1", device="cpu")
     assert model.load(found, wanted).predict(np.zeros((5, 4), np.float32)).shape == (5, 3)
     # The one device besides the CPU that every machine has: it computes shapes, and no numbers to take back.
