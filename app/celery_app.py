@@ -7,7 +7,6 @@ message of one queue differs from the next only in its ids.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from uuid import uuid4
 
 from celery import Celery
 from kombu import Connection, Queue
@@ -18,7 +17,6 @@ from app.settings import Settings, load
 
 BATCH_TASK = "modelyard.run_batch"
 _ID_PLACEHOLDER = "<batch id>"
-_TAG_PLACEHOLDER = "<delivery tag>"
 _QUEUE_PLACEHOLDER = "<queue>"
 
 
@@ -64,7 +62,7 @@ def message_template(celery: Celery) -> bytes:
         celery.send_task(BATCH_TASK, task_id=_ID_PLACEHOLDER, queue=queue, connection=connection)
         payload = channel._get(_QUEUE_PLACEHOLDER)
         queue.delete()
-    payload["properties"]["delivery_tag"] = _TAG_PLACEHOLDER
+    payload["properties"]["delivery_tag"] = _ID_PLACEHOLDER  # of use to acknowledgements alone, of which there are none
     payload["properties"]["delivery_info"] = {"exchange": "", "routing_key": _QUEUE_PLACEHOLDER}
     written: bytes = dumps(payload).encode()
     return written
@@ -79,12 +77,12 @@ class BatchMessages:
     """
 
     def __init__(self, template: bytes, queue: str) -> None:
-        self._template = template.replace(_QUEUE_PLACEHOLDER.encode(), dumps(queue)[1:-1].encode())
+        written = template.replace(_QUEUE_PLACEHOLDER.encode(), dumps(queue)[1:-1].encode())
+        self._between_ids = written.split(_ID_PLACEHOLDER.encode())
 
     def write(self, batch_id: str) -> bytes:
         """The message that wakes a worker for `batch_id`."""
-        message = self._template.replace(_ID_PLACEHOLDER.encode(), batch_id.encode())
-        return message.replace(_TAG_PLACEHOLDER.encode(), str(uuid4()).encode())
+        return batch_id.encode().join(self._between_ids)
 
 
 def batch_id_of(message: bytes) -> str | None:

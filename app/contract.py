@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 
 import msgspec
@@ -23,7 +23,7 @@ DTYPES = (
 SKELETON_CACHE_SAMPLES = 16
 
 
-class InputContract(msgspec.Struct, frozen=True):
+class InputContract(msgspec.Struct, frozen=True, dict=True):
     """One tensor with a free first dimension.
 
     Attributes:
@@ -34,7 +34,7 @@ class InputContract(msgspec.Struct, frozen=True):
     dtype: str
     sample_shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def sample_size(self) -> int:
         """Elements of one sample."""
         return prod(self.sample_shape)

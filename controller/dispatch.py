@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 
 import msgspec
 
@@ -123,13 +123,14 @@ class SentBatch:
 
     def end_waits(self) -> None:
         """Settle the jobs that have waited long enough, now and as each other one has."""
-        now_s = time.monotonic()
+        now_s, next_s = time.monotonic(), inf
         for job in self.jobs:
             if job.waits_until_s <= now_s:
                 job.stop_waiting()
-        left = [job.waits_until_s for job in self.jobs if not job.is_settled]
-        if left:
-            self.timer = asyncio.get_running_loop().call_later(min(left) - now_s, self.end_waits)
+            elif job.waits_until_s < next_s and not job.is_settled:
+                next_s = job.waits_until_s
+        if next_s < inf:
+            self.timer = asyncio.get_running_loop().call_later(next_s - now_s, self.end_waits)
 
 
 @dataclass(eq=False, slots=True)

@@ -109,8 +109,9 @@ def _with_times(entries: Sequence[JobEntry], outcome: BatchOutcome, results: Seq
 
 
 def _ms_between(entries: Sequence[JobEntry], until_ms: float) -> list[str]:
-    """Milliseconds from each job's arrival, as JSON."""
-    return _each([round(max(0.0, until_ms - entry.received_at_ms), 3) for entry in entries])
+    """Milliseconds from each job's arrival, as JSON; whole microseconds, as `round` takes thrice as long."""
+    each_us = [int((until_ms - entry.received_at_ms) * 1000) for entry in entries]
+    return _each([us / 1000 if us > 0 else 0.0 for us in each_us])
 
 
 def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter as Counts
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,7 +17,7 @@ from prometheus_client.utils import floatToGoString
 from app.clock import PoolClock
 from app.pool import WorkerRecord
 from app.unreadable import WHATS, Unreadable
-from app.wire import FINAL_STATUSES
+from app.wire import FINAL_STATUSES, Status
 from controller.dispatch import SentBatch
 from controller.watch import PoolWatcher
 
@@ -26,13 +26,23 @@ _BOUNDS_S = (*LATENCY_BUCKETS_S, math.inf)
 BATCH_BUCKETS_JOBS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
+@dataclass(frozen=True, slots=True)
+class _OfWorker:
+    """Series of one worker number: to look them up by their labels takes as long as to count."""
+
+    worker: str
+    batch_jobs: Histogram
+    dispatch: Histogram
+    jobs: Mapping[Status, Counter]
+
+
 class Metrics:
     """All series of one controller. Labels come only from known sets: worker numbers, outcomes, error codes."""
 
     def __init__(self, watcher: PoolWatcher, clock: PoolClock, unreadable: Unreadable) -> None:
         self._registry = CollectorRegistry()
         self._watcher = watcher
-        self._seen: set[str] = set()
+        self._seen: dict[str, _OfWorker] = {}
         registry = self._registry
         self._end_to_end = Latencies(
             "modelyard_end_to_end_latency_seconds", "From a request's arrival to its outcome being known here"
@@ -69,21 +79,32 @@ class Metrics:
 
     def sent(self, batch: SentBatch, seconds: float) -> None:
         """Count an accepted batch."""
-        worker = str(batch.head.worker)
-        self._seen.add(worker)
-        self._batch_jobs.labels(worker).observe(len(batch.head.jobs))
-        self._dispatch.labels(worker).observe(seconds)
+        own = self._of(batch)
+        own.batch_jobs.observe(len(batch.head.jobs))
+        own.dispatch.observe(seconds)
 
     def settled(self, batch: SentBatch) -> None:
         """Count the outcomes of a batch."""
         assert batch.outcome
+        own, heard_at_ms = self._of(batch), batch.heard_at_ms
+        latencies_s = [max(0.0, heard_at_ms - job.received_at_ms) / 1000 for job in batch.head.jobs]
+        self._end_to_end.observe(own.worker, latencies_s)
+        self._end_to_end_last.labels(own.worker).set(latencies_s[-1])  # none before there is a value
+        statuses = [job.status for job in batch.outcome.jobs]
+        for status in set(statuses):
+            own.jobs[status].inc(statuses.count(status))
+
+    def _of(self, batch: SentBatch) -> _OfWorker:
         worker = str(batch.head.worker)
-        self._seen.add(worker)
-        latencies_s = [max(0.0, batch.heard_at_ms - job.received_at_ms) / 1000 for job in batch.head.jobs]
-        self._end_to_end.observe(worker, latencies_s)
-        self._end_to_end_last.labels(worker).set(latencies_s[-1])
-        for status, count in Counts(own.status for own in batch.outcome.jobs).items():
-            self._jobs.labels(worker, status).inc(count)
+        own = self._seen.get(worker)
+        if own is None:
+            own = self._seen[worker] = _OfWorker(
+                worker,
+                batch_jobs=self._batch_jobs.labels(worker),
+                dispatch=self._dispatch.labels(worker),
+                jobs={status: self._jobs.labels(worker, status) for status in FINAL_STATUSES},
+            )
+        return own
 
     def rejected(self, code: str) -> None:
         """Count a request answered with a problem."""
@@ -94,12 +115,12 @@ class Metrics:
         view = self._watcher.view
         present = {str(view.numbers.get(record.queue, record.worker)) for record in view.records}
         present |= {str(view.numbers[queue]) for queue in view.backlog_jobs if queue in view.numbers}
-        for worker in self._seen - present:
+        for worker in self._seen.keys() - present:
+            del self._seen[worker]
             for series in (self._end_to_end, self._end_to_end_last, self._batch_jobs, self._dispatch):
                 series.remove(worker)
             for outcome in FINAL_STATUSES:
                 self._jobs.remove(worker, outcome)
-        self._seen &= present
         return generate_latest(self._registry)
 
 
