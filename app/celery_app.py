@@ -62,7 +62,7 @@ def message_template(celery: Celery) -> bytes:
         celery.send_task(BATCH_TASK, task_id=_ID_PLACEHOLDER, queue=queue, connection=connection)
         payload = channel._get(_QUEUE_PLACEHOLDER)
         queue.delete()
-    payload["properties"]["delivery_tag"] = _ID_PLACEHOLDER  # of use to acknowledgements alone, of which there are none
+    payload["properties"]["delivery_tag"] = _ID_PLACEHOLDER  # acknowledgements alone would use it
     payload["properties"]["delivery_info"] = {"exchange": "", "routing_key": _QUEUE_PLACEHOLDER}
     written: bytes = dumps(payload).encode()
     return written

@@ -62,7 +62,8 @@ class InputContract(msgspec.Struct, frozen=True, dict=True):
         )
 
 
-def spellings(sample_shape: tuple[int, ...], n_samples: int) -> set[tuple[int, ...]]:
+@lru_cache(maxsize=256)
+def spellings(sample_shape: tuple[int, ...], n_samples: int) -> frozenset[tuple[int, ...]]:
     """Array shapes that spell `n_samples` samples, all with the same elements in the same order.
 
     With the batch dimension; each sample flat; unit dimensions left out; and for one sample also without the
@@ -71,7 +72,7 @@ def spellings(sample_shape: tuple[int, ...], n_samples: int) -> set[tuple[int, .
     squeezed = tuple(d for d in sample_shape if d != 1) or (1,)
     one = {sample_shape, (prod(sample_shape),), squeezed}
     shapes = {(n_samples, *shape) for shape in one}
-    return shapes | {shape for shape in one if shape} if n_samples == 1 else shapes
+    return frozenset(shapes | {shape for shape in one if shape} if n_samples == 1 else shapes)
 
 
 def skeleton(shape: tuple[int, ...]) -> bytes:

@@ -45,6 +45,11 @@ class BatchCosts:
         """Whether anything was learnt."""
         return bool(self._jobs)
 
+    @property
+    def largest_ms(self) -> float:
+        """The most that any batch takes."""
+        return self._ms[-1] if self._ms else LEAST_BATCH_MS
+
     def learn(self, jobs: float, took_ms: float) -> None:
         """Take in a batch of so many jobs. One that took much longer than its like counts as twice as long."""
         size_class = int(jobs).bit_length()
@@ -201,8 +206,10 @@ class Backlogs:
         backlog = self._queues.get(queue)
         if backlog is None:
             return
-        jobs, wait_s = backlog.jobs, backlog.expected_wait_ms() / 1000
-        longest_s = deadline_s * self._fraction
+        jobs, longest_s = backlog.jobs, deadline_s * self._fraction
+        if jobs < self._jobs_limit and jobs * backlog.costs.largest_ms <= longest_s * 1000:
+            return  # even if each were a batch of its own
+        wait_s = backlog.expected_wait_ms() / 1000
         if jobs >= self._jobs_limit:
             raise QueueFullError(
                 f"{jobs} jobs wait in this queue, as many as it may hold; try again later",

@@ -119,6 +119,10 @@ class Connection(HttpToolsProtocol):
             self._answer_alike(*found)
             return
         self._read = data if is_between else b""
+        self.parse(data)
+
+    def parse(self, data: bytes) -> None:
+        """Take in a read that is not one whole request with a known head."""
         super().data_received(data)
         parts, self._parts = self._parts, None
         if parts is None:

@@ -53,10 +53,10 @@ class PatientProtocol(Connection):
         self._reading_since_s: float | None = time.monotonic()
         self._idle_since_s: float | None = None
 
-    def data_received(self, data: bytes) -> None:
+    def parse(self, data: bytes) -> None:
         """Take in a piece of a request."""
         self._chunk_bytes = len(data)
-        super().data_received(data)
+        super().parse(data)
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:

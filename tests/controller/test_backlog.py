@@ -131,6 +131,32 @@ def test_one_more_job_or_one_worker_less_never_shortens_the_wait(
     assert fewer.expected_wait_ms() <= wait_ms <= more
 
 
+@given(
+    st.lists(st.tuples(sizes, st.floats(0, 1e5)), max_size=9),
+    st.integers(0, 999),
+    st.integers(0, 999),
+    st.integers(0, 999),
+    st.integers(1, 64),
+    st.floats(0.001, 3600),
+)
+def test_whoever_is_let_in_at_first_sight_would_be_in_time(
+    batches: list[tuple[int, float]], held: int, sent: int, other: int, workers: int, deadline_s: float
+) -> None:
+    pool = backlogs()
+    lane = pool.of(QUEUE)
+    for jobs, took_ms in batches:
+        lane.costs.learn(jobs, took_ms)
+    lane.held_jobs, lane.sent_jobs, lane.other_jobs, lane.workers = held, sent, other, workers
+    lane.sent_batches = -(-sent // 64)
+    longest_ms = deadline_s * 1000 * ControllerSettings(redis_url="redis://x").backlog_deadline_fraction
+    try:
+        pool.admit(QUEUE, deadline_s)
+    except QueueFullError:
+        assert lane.expected_wait_ms() > longest_ms
+    else:
+        assert lane.expected_wait_ms() <= longest_ms * (1 + 1e-9)
+
+
 def test_a_batch_costs_what_passed_since_its_worker_could_have_begun_it() -> None:
     queue = QueueBacklog()
     batch_id = SIGNER.new_batch_id(NOW_MS - 1000, 4)
