@@ -83,8 +83,9 @@ def skeleton(shape: tuple[int, ...]) -> bytes:
     return text
 
 
-def _skeletons(sample_shape: tuple[int, ...], n_samples: int) -> frozenset[bytes]:
-    return frozenset(skeleton(shape) for shape in spellings(sample_shape, n_samples))
+def _skeletons(sample_shape: tuple[int, ...], n_samples: int) -> tuple[bytes, ...]:
+    # A few, of different lengths: to compare is quicker than to hash what is looked for.
+    return tuple(skeleton(shape) for shape in spellings(sample_shape, n_samples))
 
 
 _cached_skeletons = lru_cache(maxsize=256)(_skeletons)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from benchmarks import accepted, digits, envs, load, machine, plots, processes, report
@@ -158,11 +159,12 @@ class Bench:
                 target, url=f"http://{LOOPBACK}:{place.port}{system.accept_path}", class_pattern=""
             )
 
-            def drain() -> tuple[float, Load]:
-                took_s, seen = accepted.drain(system, place, posts, ACCEPT_CONNECTIONS, self._plan.n_jobs)
-                return self._plan.n_jobs / took_s, seen
+            def drain(n_jobs: int) -> tuple[float, Load]:
+                took_s, seen = accepted.drain(system, place, posts, ACCEPT_CONNECTIONS, n_jobs)
+                return n_jobs / took_s, seen
 
-            self._round(number, system, ACCEPTED, ACCEPT_CONNECTIONS, drain)
+            drain(self._plan.n_jobs // 10)  # the same load, to warm it
+            self._round(number, system, ACCEPTED, ACCEPT_CONNECTIONS, partial(drain, self._plan.n_jobs))
 
     def _sync(self, place: Place, target: Target, connections: int) -> Callable[[], tuple[float, Load]]:
         def measure() -> tuple[float, Load]:
