@@ -7,6 +7,7 @@ message of one queue differs from the next only in its ids.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from uuid import uuid4
 
 from celery import Celery
 from kombu import Connection, Queue
@@ -17,6 +18,7 @@ from app.settings import Settings, load
 
 BATCH_TASK = "modelyard.run_batch"
 _ID_PLACEHOLDER = "<batch id>"
+_TAG_PLACEHOLDER = "<delivery tag>"
 _QUEUE_PLACEHOLDER = "<queue>"
 
 
@@ -62,7 +64,7 @@ def message_template(celery: Celery) -> bytes:
         celery.send_task(BATCH_TASK, task_id=_ID_PLACEHOLDER, queue=queue, connection=connection)
         payload = channel._get(_QUEUE_PLACEHOLDER)
         queue.delete()
-    payload["properties"]["delivery_tag"] = _ID_PLACEHOLDER  # acknowledgements alone would use it
+    payload["properties"]["delivery_tag"] = _TAG_PLACEHOLDER
     payload["properties"]["delivery_info"] = {"exchange": "", "routing_key": _QUEUE_PLACEHOLDER}
     written: bytes = dumps(payload).encode()
     return written
@@ -77,12 +79,12 @@ class BatchMessages:
     """
 
     def __init__(self, template: bytes, queue: str) -> None:
-        written = template.replace(_QUEUE_PLACEHOLDER.encode(), dumps(queue)[1:-1].encode())
-        self._between_ids = written.split(_ID_PLACEHOLDER.encode())
+        self._template = template.replace(_QUEUE_PLACEHOLDER.encode(), dumps(queue)[1:-1].encode())
 
     def write(self, batch_id: str) -> bytes:
         """The message that wakes a worker for `batch_id`."""
-        return batch_id.encode().join(self._between_ids)
+        message = self._template.replace(_ID_PLACEHOLDER.encode(), batch_id.encode())
+        return message.replace(_TAG_PLACEHOLDER.encode(), str(uuid4()).encode())
 
 
 def batch_id_of(message: bytes) -> str | None:

@@ -42,7 +42,7 @@ def test_a_written_message_equals_what_celery_itself_stores(
 
 def comparable(message: bytes) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(message)
-    assert document["properties"].pop("delivery_tag")
+    assert len(document["properties"].pop("delivery_tag")) == 36
     return document
 
 
@@ -55,6 +55,14 @@ def test_a_message_is_json_whatever_the_models_name(queue: str) -> None:
     assert document["headers"]["task"] == BATCH_TASK
     assert document["properties"]["delivery_info"]["routing_key"] == queue
     assert batch_id_of(message) == batch_id
+
+
+def test_two_messages_of_one_batch_have_different_delivery_tags() -> None:
+    settings = Settings(redis_url="redis://nowhere")
+    template = celery_app.message_template(create_celery(settings))
+    messages = celery_app.BatchMessages(template, QUEUE)
+    tags = {json.loads(messages.write("id"))["properties"]["delivery_tag"] for _ in range(10)}
+    assert len(tags) == 10
 
 
 @pytest.mark.parametrize("message", [b"", b"{}", b'{"correlation_id": "', b"\xff\xfe"])
