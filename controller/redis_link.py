@@ -24,6 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.ledger import SAMPLES, Samples
+from app.scripts import pack
 
 logger = logging.getLogger(__name__)
 RECONNECT_S = 0.1  # and at most `LOOK_S` after the loss
@@ -106,7 +107,7 @@ class RedisLink(asyncio.Protocol):
         transport.set_protocol(self)
         # Written at once rather than at the end of the event loop's turn: a worker waits for it.
         transport.set_write_buffer_limits(0)
-        transport.write(_pack("SUBSCRIBE", *self._channels))
+        transport.write(pack("SUBSCRIBE", *self._channels))
         self._transport = transport
 
     def call(self, done: Done, *words: Word, timeout_s: float | None = None) -> None:
@@ -115,7 +116,7 @@ class RedisLink(asyncio.Protocol):
             done(RedisConnectionError("not connected"))
             return
         self._calls.append((done, time.monotonic() + (timeout_s or self._timeout_s)))
-        self._transport.write(_pack(*words))
+        self._transport.write(pack(*words))
 
     def run_script(self, done: Done, script: Script, keys: Sequence[str], args: Sequence[Word]) -> None:
         """Run a script as `call` does a command."""
@@ -144,8 +145,8 @@ class RedisLink(asyncio.Protocol):
         until_s = time.monotonic() + self._timeout_s
         self._calls.extend([(queued, until_s)] * 4)
         self._calls.append((executed, until_s))
-        expire, run = _pack("PEXPIRE", samples.record, samples.ttl_ms), _pack("EVALSHA", script.sha, *words)
-        store = _pack("HSET", samples.record, SAMPLES, b"")[: -len(b"$0\r\n\r\n")]
+        expire, run = pack("PEXPIRE", samples.record, samples.ttl_ms), pack("EVALSHA", script.sha, *words)
+        store = pack("HSET", samples.record, SAMPLES, b"")[: -len(b"$0\r\n\r\n")]
         start = b"%b%b$%d\r\n" % (_MULTI, store, len(samples.data))
         # As they are, not packed into one: samples are large.
         transport.writelines([start, samples.data, b"\r\n" + expire + run + _EXEC])
@@ -208,9 +209,4 @@ class RedisLink(asyncio.Protocol):
             await connection.disconnect(nowait=True)
 
 
-def _pack(*words: Word) -> bytes:
-    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means tuples of one
-    return packed
-
-
-_MULTI, _EXEC = _pack("MULTI"), _pack("EXEC")
+_MULTI, _EXEC = pack("MULTI"), pack("EXEC")
