@@ -99,10 +99,7 @@ def slow_models(known: Costs) -> Iterator[Place]:
 def versions(known: Costs) -> Iterator[Place]:
     """Four controllers, a worker a version, requests spread evenly over the versions."""
     for n_versions in VERSIONS:
-        yield place(
-            known,
-            Plan(n_controllers=4, n_workers=max(4, n_versions), n_versions=n_versions),
-        )
+        yield place(known, Plan(n_controllers=4, n_workers=max(4, n_versions), n_versions=n_versions))
 
 
 def bursts(known: Costs) -> Iterator[Burst]:
