@@ -41,24 +41,25 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
         """Drops what is not JSON, and connections that may be cut off, which would cost a timeout each to see."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            self._heard_silences = silences()
+            self._heard_silences = dict.fromkeys(("pool", "async_pool"), silences())
             super().__init__(*arguments, **options)
 
         def _brpop_start(self, *arguments: Any) -> None:
             on_asked()
-            if self._drop_suspects():
+            if self._drop_suspects("async_pool"):
                 self.connection.cycle._register(self, self.client, "BRPOP")  # its new socket
             super()._brpop_start(*arguments)
 
         def _put_fanout(self, *arguments: Any, **options: Any) -> None:
-            self._drop_suspects()
+            self._drop_suspects("pool")
             super()._put_fanout(*arguments, **options)
 
-        def _drop_suspects(self) -> bool:
+        def _drop_suspects(self, pool: str) -> bool:
+            # Each pool when it is used: what asks for work is to be dropped while no answer is on its way.
             now = silences()
-            is_suspect, self._heard_silences = now != self._heard_silences, now
+            is_suspect, self._heard_silences[pool] = now != self._heard_silences[pool], now
             if is_suspect:
-                self.pool.disconnect()
+                getattr(self, pool).disconnect()
             return is_suspect
 
         def _brpop_read(self, **options: Any) -> Any:

@@ -28,6 +28,13 @@ def way(redis_server: RedisServer, tmp_path: Path) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.fixture
+def transports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test `transport.use` one, and the next test another."""
+    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
+    monkeypatch.setattr(kombu.transport, "_transport_cache", {})
+
+
 @pytest.mark.timeout(30)
 async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connection(
     redis_server: RedisServer, way: Proxy, wait_until: WaitUntil
@@ -71,11 +78,8 @@ def test_a_worker_that_waits_for_a_batch_soon_finds_out_that_it_is_cut_off(
 
 
 @pytest.mark.timeout(30)
-def test_after_a_failed_heartbeat_events_go_over_a_new_connection(
-    way: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_failed_heartbeat_events_go_over_a_new_connection(way: Proxy, transports: None) -> None:
     silences = 0
-    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
     transport.use(queue_name(MODEL, 1), lambda *_: None, lambda: None, lambda: silences)
     url = way.url.replace("unix://", "redis+socket://")
     with kombu.Connection(url, transport_options={"socket_timeout": LONG_S}) as connection:
@@ -85,3 +89,29 @@ def test_after_a_failed_heartbeat_events_go_over_a_new_connection(
         way.revive()
         silences += 1
         channel._put_fanout("celeryev", {"type": "second"}, "")
+
+
+@pytest.mark.timeout(30)
+def test_after_a_failed_heartbeat_work_is_asked_for_on_a_new_connection_though_an_event_was_sent_first(
+    redis_server: RedisServer, way: Proxy, transports: None
+) -> None:
+    silences = 0
+    transport.use(queue_name(MODEL, 1), lambda *_: None, lambda: None, lambda: silences)
+    url = way.url.replace("unix://", "redis+socket://")
+    heard: list[str] = []
+    with (
+        kombu.Connection(f"redis+socket://{redis_server.socket}").SimpleQueue("wake-ups") as queue,
+        kombu.Connection(url, transport_options={"socket_timeout": LONG_S}) as connection,
+        connection.Consumer(
+            kombu.Queue("wake-ups"), on_message=lambda message: heard.append(message.payload), no_ack=True
+        ),
+    ):
+        queue.put("first")
+        connection.drain_events(timeout=5)
+        way.go_dead()
+        way.revive()
+        silences += 1
+        connection.default_channel._put_fanout("celeryev", {"type": "an event"}, "")
+        queue.put("second")
+        connection.drain_events(timeout=5)
+    assert heard == ["first", "second"]
