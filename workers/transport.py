@@ -50,9 +50,9 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
                 self.connection.cycle._register(self, self.client, "BRPOP")  # its new socket
             super()._brpop_start(*arguments)
 
-        def _put_fanout(self, *arguments: Any, **options: Any) -> None:
+        def conn_or_acquire(self, *arguments: Any, **options: Any) -> Any:
             self._drop_suspects("pool")
-            super()._put_fanout(*arguments, **options)
+            return super().conn_or_acquire(*arguments, **options)
 
         def _drop_suspects(self, pool: str) -> bool:
             # Each pool when it is used: what asks for work is to be dropped while no answer is on its way.
