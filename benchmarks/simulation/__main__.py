@@ -39,13 +39,13 @@ def main() -> int:
     try:
         if "measure" in chosen or not (COSTS.exists() and CHECK.exists()):
             measure()
+        return write("study" in chosen)
     except (LoadError, StartError, TimeoutError) as error:
         print(f"simulate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return write("study" in chosen)
 
 
 def measure() -> None:
