@@ -15,7 +15,7 @@ import redis
 
 from app import ids, keys
 from faults.ledger import End
-from faults.load import POST_TIMEOUT_S, Account, Load, Recipe, Sent, account, good_jobs
+from faults.load import POST_TIMEOUT_S, Account, Load, Recipe, Sent, account, good_jobs, http_client
 from faults.pool import Pool, TooLateError
 from faults.table import Fault, Row
 
@@ -136,7 +136,7 @@ class Trial:
         Raises:
             httpx.HTTPStatusError: It was not accepted.
         """
-        async with httpx.AsyncClient(timeout=POST_TIMEOUT_S) as http:
+        async with http_client(timeout=POST_TIMEOUT_S) as http:
             answer = await http.post(f"{self.pool.urls[0]}/predict?{query}", json={"data": recipe.samples})
         answer.raise_for_status()
         job_id = answer.json()["id"]

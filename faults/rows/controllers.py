@@ -9,7 +9,7 @@ from collections import Counter
 import httpx
 
 from cli.pool_services import http_answers
-from faults.load import POST_TIMEOUT_S, good_jobs, job
+from faults.load import POST_TIMEOUT_S, good_jobs, http_client, job
 from faults.pool import TIGHT_LIMITS
 from faults.table import fault
 from faults.trial import Trial
@@ -40,7 +40,7 @@ async def terminate_while_callers_wait(trial: Trial, n_callers: int, n_plugs: in
         await trial.submit(job(number, seconds=PLUG_S))
         await asyncio.sleep(PLUGS_APART_S)
     limits = httpx.Limits(max_connections=n_callers)
-    async with httpx.AsyncClient(timeout=POST_TIMEOUT_S, limits=limits) as http:
+    async with http_client(timeout=POST_TIMEOUT_S, limits=limits) as http:
         url = trial.pool.url(doomed)
         waiting = [asyncio.create_task(one_caller(trial, http, url, n, answers)) for n in range(n_callers)]
         await trial.until(lambda: answers.total() + trial.pool.backlog() >= n_callers, "all have posted")

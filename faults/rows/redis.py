@@ -8,7 +8,8 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ import httpx
 from app import keys
 from app.clock import to_ms
 from cli.pool_services import redis_answers
-from faults.load import Recipe, account, good_jobs, job
+from faults import model
+from faults.load import Recipe, account, good_jobs, http_client, job
 from faults.pool import PoolPlan, rss_mib, wait_until
 from faults.table import fault
 from faults.trial import Trial
 
 PLAN = PoolPlan(proxied=True)
 RESUME_S = 5.0
-OCCUPIED_S = 6.0  # longer than two refusals take on a busy machine
 REFUSE_S = 5.0  # a Redis timeout, a heartbeat, and what a busy machine adds
 GROWTH_MIB = 48
 CANCELLED = "job_cancelled"
@@ -60,8 +61,7 @@ async def kill_redis_again_and_again(trial: Trial, appendfsync: str, lost_s: flo
         for outage_s in outages_s:
             await asyncio.sleep(1)
             file = append_only_file(trial)
-            since_s, since_ms = time.monotonic(), to_ms(*trial.pool.client.time())
-            size_bytes = file.stat().st_size
+            since_s, since_ms, size_bytes = between_two_writes(trial, file)
             await asyncio.sleep(lost_s)
             await asyncio.to_thread(trial.pool.redis.stop, signal.SIGKILL)
             if lost_s:
@@ -122,14 +122,14 @@ async def redis_full(trial: Trial) -> None:
     pool = trial.pool
     async with trial.load(good_jobs(0.02)):
         await asyncio.sleep(1)
-        await occupy_workers(trial)  # so that something waits when there is no more room
-        cancelled = await to_be_cancelled(trial)
-        await asyncio.sleep(0.5)
-        pool.client.config_set("maxmemory", "1mb")
         try:
-            await refused(trial, "ledger_full")
-            batches = n_batches(trial)
-            await cancel(trial, cancelled)
+            async with occupied_workers(trial):  # so that something waits when there is no more room
+                cancelled = await to_be_cancelled(trial)
+                await asyncio.sleep(0.5)
+                pool.client.config_set("maxmemory", "1mb")
+                await refused(trial, "ledger_full")
+                batches = n_batches(trial)
+                await cancel(trial, cancelled)
             await trial.until(lambda: pool.backlog() == 0, "what was accepted is finished by a full Redis")
             await asyncio.sleep(4 if trial.short else 20)
             trial.require(n_batches(trial) <= batches, "a refused job left a record")
@@ -187,7 +187,7 @@ async def lose_one_that_is_waited_for(trial: Trial, empty: Callable[[Trial], Non
 async def unknown_at_last(trial: Trial, job_id: str) -> None:
     """See that a lost job is unknown once nobody can write it again any more, and 503 until then."""
     give_up_at_s = time.monotonic() + 4 * RESUME_S
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with http_client(timeout=10) as http:
         for url in trial.pool.urls:
             while (answer := await http.get(f"{url}/results/{job_id}")).status_code == 503:
                 trial.require("retry-after" in answer.headers, "a refusal had no Retry-After")
@@ -242,7 +242,7 @@ async def post(
     trial: Trial, query: str = "worker=1&deadline=300", url: str = "", samples: Any = None
 ) -> httpx.Response:
     """One post beside the load."""
-    async with httpx.AsyncClient(timeout=60) as http:
+    async with http_client(timeout=60) as http:
         return await http.post(
             f"{url or trial.pool.urls[0]}/predict?{query}", json={"data": samples or job(1).samples}
         )
@@ -286,6 +286,15 @@ def append_only_file(trial: Trial) -> Path:
     )
 
 
+def between_two_writes(trial: Trial, file: Path) -> tuple[float, float, int]:
+    """A moment to set Redis back to: the time here, s, and there, ms, and the bytes that it has written till then."""
+    trial.pool.client.client_pause(1000, all=False)
+    try:
+        return time.monotonic(), to_ms(*trial.pool.client.time()), file.stat().st_size
+    finally:
+        trial.pool.client.client_unpause()
+
+
 def start_redis(trial: Trial) -> None:
     """Start Redis and wait until it answers."""
     trial.pool.redis.start()
@@ -311,7 +320,7 @@ async def known_again(trial: Trial, numbers: Any) -> None:
     await trial.until(
         lambda: pool.client.hgetall(keys.NUMBERS) == numbers, "workers have their numbers again"
     )
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with http_client(timeout=10) as http:
         rows = (await http.get(f"{pool.urls[0]}/workers")).json()["workers"]
     backlog = [row["backlog_jobs"] for row in rows]
     trial.require(all(0 <= jobs < 1000 for jobs in backlog), f"the backlog is {backlog}")
@@ -322,15 +331,19 @@ def n_batches(trial: Trial) -> int:
     return sum(1 for _ in trial.pool.client.scan_iter(keys.batch("*"), count=1000))
 
 
-async def occupy_workers(trial: Trial) -> None:
-    """Give every worker a pass that lasts; its record goes on beating meanwhile."""
-    running = keys.running(trial.pool.queue())
-    for number in range(len(trial.pool.workers)):
-        answer = await post(trial, samples=job(1, seconds=OCCUPIED_S).samples)
-        trial.sent.accepted[str(answer.json()["id"])] = job(1)
-        batch = str(answer.json()["id"]).partition(".")[0]
-        claimed = partial(trial.pool.client.hexists, running, batch)
-        await trial.until(claimed, f"worker {number} is occupied")
+@asynccontextmanager
+async def occupied_workers(trial: Trial) -> AsyncIterator[None]:
+    """Give every worker a pass that lasts as long as the block; its record goes on beating meanwhile."""
+    gate, running = trial.pool.folder / model.GATE, keys.running(trial.pool.queue())
+    gate.touch()
+    try:
+        for number in range(len(trial.pool.workers)):
+            batch = await trial.submit(job(1, model.WAITS))
+            claimed = partial(trial.pool.client.hexists, running, batch)
+            await trial.until(claimed, f"worker {number} is occupied")
+        yield
+    finally:
+        gate.unlink()
 
 
 async def to_be_cancelled(trial: Trial) -> str:
@@ -343,7 +356,7 @@ async def to_be_cancelled(trial: Trial) -> str:
 
 async def cancel(trial: Trial, job_id: str) -> None:
     """Read and cancel a job that waits."""
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with http_client(timeout=10) as http:
         url = f"{trial.pool.urls[0]}/results/{job_id}"
         read, done = await http.get(url), await http.delete(url)
     for answer, status in ((read, "queued"), (done, "cancelled")):

@@ -17,7 +17,7 @@ import httpx
 from app.pool import WorkerRecord
 from faults import model, series
 from faults.follow import Follower
-from faults.load import Recipe, job
+from faults.load import Recipe, http_client, job
 from faults.pool import PoolPlan, Supervised, TooLateError
 from faults.rows.redis import start_redis
 from faults.series import Reading
@@ -192,7 +192,7 @@ async def serving_pid(trial: Trial, worker: Supervised) -> int:
 
 async def bad_bodies(trial: Trial) -> None:
     """Bodies that no controller can take."""
-    async with httpx.AsyncClient(base_url=random.choice(trial.pool.urls), timeout=30) as http:
+    async with http_client(base_url=random.choice(trial.pool.urls), timeout=30) as http:
         for body in (b"{", b'{"data": [["x"]]}', b"\xff" * 10_000, b"[" * 100_000) * 50:
             try:
                 answer = await http.post("/predict", content=body)

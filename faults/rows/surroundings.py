@@ -7,10 +7,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-import httpx
-
 from app.settings import HEARTBEATS_TO_LIVE
-from faults.load import good_jobs
+from faults.load import good_jobs, http_client
 from faults.pool import Pool, Supervised
 from faults.rows.redis import PLAN
 from faults.table import fault
@@ -63,7 +61,7 @@ def faked(offset_s: int) -> dict[str, str]:
 async def figures_are_right(trial: Trial, url: str, worker: Supervised) -> None:
     """See that nothing which is told of time is minutes off."""
     live, give_up_at = len(trial.pool.workers), time.monotonic() + LISTED_S
-    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with http_client(base_url=url, timeout=30) as http:
         (row,) = (await http.get("/workers")).json()["workers"]
         # On a busy machine a heartbeat may be late, with any clock; with a wrong one all of them would be.
         while row["live_workers"] != live and time.monotonic() < give_up_at:
