@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import msgspec
 
 from benchmarks import load, processes
 from benchmarks.load import LoadError
@@ -23,10 +27,14 @@ COSTS = BENCHMARKS / "results" / "costs.json"
 CHECK = BENCHMARKS / "results" / "check.json"
 PAGE = BENCHMARKS / "scaling.md"
 FIGURE = BENCHMARKS / "scaling.png"
+# Workers and connections.
+PLACES = [
+    (workers, number) for workers in check.WORKERS for number in (*calibrate.CONNECTIONS, *check.CONNECTIONS)
+]
 STEPS = ("measure", "study")
-N_ROUNDS = 3
-MEASURE_S = 4
-TRIES = 4  # of a measurement that the hypervisor disturbs
+N_ROUNDS = 7
+MEASURE_S = 3
+TRIES = 2  # of a measurement that the hypervisor disturbs
 
 
 def main() -> int:
@@ -51,16 +59,20 @@ def main() -> int:
 def measure() -> None:
     """Measure real pools, and write what the model is calibrated with and what it is checked against.
 
-    In turn, as the machine's speed changes within minutes.
+    All places again and again, as the machine's speed changes within minutes, and each time in another order: Redis
+    rewrites its file after so many bytes, which is not to hit the same place each time.
     """
     load.version()
     processes.adopt_orphans()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
-    points: list[Point] = []
     try:
-        for _ in range(N_ROUNDS):
-            for n_workers in check.WORKERS:
-                points += measure_pool(n_workers)
+        with ExitStack() as stack:
+            pools = {number: stack.enter_context(one_pool(number)) for number in check.WORKERS}
+            points = [
+                measure_quietly(pools[number], turn, connections)
+                for turn in range(N_ROUNDS)
+                for number, connections in random.Random(turn).sample(PLACES, len(PLACES))
+            ]
     finally:
         processes.stop_all()
     own = [point for point in points if point.connections in calibrate.CONNECTIONS]
@@ -69,19 +81,18 @@ def measure() -> None:
     CHECK.write_text(json.dumps(checked, indent=1) + "\n")
 
 
-def measure_pool(n_workers: int) -> Iterator[Point]:
-    """A new pool at each number of connections; only one worker calibrates."""
-    calibrating = calibrate.CONNECTIONS if n_workers == 1 else ()
+@contextmanager
+def one_pool(n_workers: int) -> Iterator[RealPool]:
+    """A pool in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="sim-") as folder, running_pool(Path(folder), n_workers) as pool:
-        for connections in sorted((*calibrating, *check.CONNECTIONS)):
-            yield measure_quietly(pool, connections)
+        yield pool
 
 
-def measure_quietly(pool: RealPool, connections: int) -> Point:
+def measure_quietly(pool: RealPool, turn: int, connections: int) -> Point:
     """Measure until the hypervisor takes next to nothing, of which the model knows nothing; at most `TRIES` times."""
     points: list[Point] = []
     while len(points) < TRIES and (not points or points[-1].steal > STEAL_LIMIT):
-        points.append(pool.measure(connections, MEASURE_S))
+        points.append(pool.measure(turn, connections, MEASURE_S))
         print(points[-1].as_dict(), flush=True)
     return min(points, key=lambda point: point.steal)
 
@@ -89,10 +100,11 @@ def measure_quietly(pool: RealPool, connections: int) -> Point:
 def write(with_study: bool) -> int:
     """Simulate from what is in the files, and fill the page."""
     known, about = costs.read(COSTS)
-    points = json.loads(CHECK.read_text())
-    checked = check.compare(known, points, os.cpu_count() or 1)
+    calibrating = msgspec.convert(about["points"], list[Point])
+    points = msgspec.json.decode(CHECK.read_bytes(), type=list[Point])
+    checked = check.compare(calibrating, points, known.wake_us, os.cpu_count() or 1)
     parts = {
-        "costs": page.costs_table(known, about),
+        "costs": page.costs_table(known, about, calibrating),
         "check": check.table(checked, points),
         "limits": page.limits_table(known),
     }

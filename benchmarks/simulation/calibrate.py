@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from struct import Struct
 
 import numpy as np
 
@@ -22,18 +23,20 @@ from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.real import Point
 
 CONNECTIONS = (1, 8, 32, 128)
-N_PINGS = 3000
+N_MESSAGES = 1000
+ASLEEP_S = 0.001  # two processes that never rest share a core, where waking takes a fifth of the time
+CLOCK = Struct("d")
 
 
 def calibrate(points: Sequence[Point], path: Path) -> None:
-    """Write the costs that pools of one worker showed."""
+    """Write the costs that pools of one worker showed, and all points."""
     about = {
         "measured_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": machine.describe(),
         "load": load.version(),
         "points": [point.as_dict() for point in points],
     }
-    costs.write(path, fit(points, wake_up_us()), about)
+    costs.write(path, fit([point for point in points if point.workers == 1], wake_up_us()), about)
 
 
 def fit(points: Sequence[Point], wake_us: float) -> Costs:
@@ -58,21 +61,22 @@ def _fit(points: Sequence[Point], per_request: Sequence[float]) -> Cost:
 
 
 def wake_up_us() -> float:
-    """Median time from a message on a socket to its sleeping reader, half of a round trip of two processes."""
+    """Median time from a message on a socket to the moment at which its reader, asleep for a while, runs."""
     near, far = socket.socketpair()
     child = os.fork()
     if child == 0:
         near.close()
         while far.recv(1):
-            far.send(b"x")
+            far.send(CLOCK.pack(time.monotonic()))
         os._exit(0)
     far.close()
     taken_s = []
-    for _ in range(N_PINGS):
-        start_s = time.perf_counter()
+    for _ in range(N_MESSAGES):
+        time.sleep(ASLEEP_S)
+        sent_s = time.monotonic()
         near.send(b"x")
-        near.recv(1)
-        taken_s.append(time.perf_counter() - start_s)
+        (read_s,) = CLOCK.unpack(near.recv(CLOCK.size))
+        taken_s.append(float(read_s) - sent_s)
     near.close()
     os.waitpid(child, 0)
-    return median(taken_s) / 2 * 1e6
+    return median(taken_s) * 1e6

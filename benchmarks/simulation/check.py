@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
+from benchmarks.simulation.calibrate import fit
 from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.model import Plan
+from benchmarks.simulation.real import Point
 from benchmarks.simulation.run import Run, Seen
 
 WORKERS = (1, 2)
@@ -17,19 +18,28 @@ LIMIT = 0.15
 WARM_S, RUN_S = 0.5, 2.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checked:
-    """A prediction and the median of what was measured."""
+    """Predictions of one place, each with what was measured in the same round.
+
+    Attributes:
+        per_s: Pairs of prediction and measurement, as are `p50_ms`.
+    """
 
     workers: int
     connections: int
-    per_s: tuple[float, float]
-    p50_ms: tuple[float, float]
+    per_s: list[tuple[float, float]] = field(default_factory=list)
+    p50_ms: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def errors(self) -> tuple[float, float]:
-        """Relative errors of the predictions: throughput, median latency."""
-        return self.per_s[0] / self.per_s[1] - 1, self.p50_ms[0] / self.p50_ms[1] - 1
+        """Medians of the rounds' relative errors: throughput, median latency."""
+        return median(errors(self.per_s)), median(errors(self.p50_ms))
+
+
+def errors(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """Relative errors of predictions."""
+    return [predicted / measured - 1 for predicted, measured in pairs]
 
 
 def predict(known: Costs, n_workers: int, connections: int, cores: int) -> Seen:
@@ -39,48 +49,56 @@ def predict(known: Costs, n_workers: int, connections: int, cores: int) -> Seen:
     return run.watch(WARM_S, RUN_S)
 
 
-def compare(known: Costs, points: Sequence[dict[str, Any]], cores: int) -> list[Checked]:
-    """Each measured place beside its prediction."""
-    found = []
-    for n_workers, connections in dict.fromkeys((each["workers"], each["connections"]) for each in points):
-        here = [p for p in points if (p["workers"], p["connections"]) == (n_workers, connections)]
-        seen = predict(known, n_workers, connections, cores)
-        found.append(
-            Checked(
-                n_workers,
-                connections,
-                (seen.per_s, median(each["per_s"] for each in here)),
-                (seen.percentile_ms(50), median(each["p50_ms"] for each in here)),
-            )
-        )
-    return found
+def compare(
+    calibrating: Sequence[Point], points: Sequence[Point], wake_us: float, cores: int
+) -> list[Checked]:
+    """Each measured place beside predictions from what the same pool cost elsewhere in the same round.
+
+    What the hypervisor took from those who wanted to run makes the predicted time longer.
+    """
+    places: dict[tuple[int, int], Checked] = {}
+    for point in points:
+        pool = point.turn, point.workers
+        known = fit([each for each in calibrating if (each.turn, each.workers) == pool], wake_us)
+        seen = predict(known, point.workers, point.connections, cores)
+        place = point.workers, point.connections
+        here = places.setdefault(place, Checked(*place))
+        slowdown = 1 + point.stolen
+        here.per_s.append((seen.per_s / slowdown, point.per_s))
+        here.p50_ms.append((seen.percentile_ms(50) * slowdown, point.p50_ms))
+    return [places[place] for place in sorted(places)]
 
 
-def table(checked: Sequence[Checked], points: Sequence[dict[str, Any]]) -> str:
+def table(checked: Sequence[Checked], points: Sequence[Point]) -> str:
     """The same as Markdown."""
     lines = [
-        "| workers | connections | predicted/s | measured/s | error | predicted p50 ms | measured p50 ms | error | "
-        "measured, lowest to highest /s |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| workers | connections | predicted/s | measured/s | error (of the rounds) | predicted p50 ms | "
+        "measured p50 ms | error (of the rounds) |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for each in checked:
-        rates = [
-            p["per_s"] for p in points if (p["workers"], p["connections"]) == (each.workers, each.connections)
+        cells = [
+            str(each.workers),
+            str(each.connections),
+            *_cells(each.per_s, ",.0f"),
+            *_cells(each.p50_ms, ".1f"),
         ]
-        lines.append(
-            f"| {each.workers} | {each.connections} | {each.per_s[0]:,.0f} | {each.per_s[1]:,.0f} | "
-            f"{each.errors[0]:+.0%} | {each.p50_ms[0]:.1f} | {each.p50_ms[1]:.1f} | {each.errors[1]:+.0%} | "
-            f"{min(rates):,.0f} to {max(rates):,.0f} |"
-        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", noise(points)])
 
 
-def noise(points: Sequence[dict[str, Any]]) -> str:
+def _cells(pairs: Sequence[tuple[float, float]], form: str) -> list[str]:
+    predicted, measured = (format(median(column), form) for column in zip(*pairs, strict=True))
+    found = errors(pairs)
+    return [predicted, measured, f"{median(found):+.0%} ({min(found):+.0%} to {max(found):+.0%})"]
+
+
+def noise(points: Sequence[Point]) -> str:
     """What else the machine did meanwhile."""
-    foreign = [point["foreign"] for point in points]
+    foreign = [point.foreign for point in points]
     return (
         f"Other processes took {min(foreign):.0%} to {max(foreign):.0%} of the CPU time of a round, the hypervisor "
-        f"up to {max(point['steal'] for point in points):.1%}."
+        f"up to {max(point.steal for point in points):.1%}."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.plots import OTHERS, OWN_COLOUR
 from benchmarks.simulation.check import noise
 from benchmarks.simulation.costs import Costs
+from benchmarks.simulation.real import Point
 from benchmarks.simulation.study import BATCH_JOBS, BURST, CONTROLLERS, LOADED, WORKERS, Burst, Place
 
 LINE_BYTES_PER_S = 1.25e9
@@ -30,15 +31,15 @@ def fill(page: Path, parts: Mapping[str, str]) -> None:
     page.write_text(text)
 
 
-def costs_table(known: Costs, about: Mapping[str, Any]) -> str:
+def costs_table(known: Costs, about: Mapping[str, Any], points: Sequence[Point]) -> str:
     """What was measured, and how loud it was."""
-    points = about["points"]
-    connections = dict.fromkeys(point["connections"] for point in points)
+    connections = sorted({point.connections for point in points})
+    n_rounds = len({point.turn for point in points})
     lines = [
-        f"Measured {about['measured_at']} on {about['machine']}; load: {about['load']}; {len(points)} rounds at "
-        f"{', '.join(map(str, connections))} connections. {noise(points)}",
+        f"Measured {about['measured_at']} on {about['machine']}; load: {about['load']}; {n_rounds} "
+        f"rounds, in each once at {', '.join(map(str, connections))} connections. {noise(points)}",
         "",
-        "| | a batch | a job |",
+        "| one worker, all rounds | a batch | a job |",
         "| --- | ---: | ---: |",
     ]
     for label, cost in (

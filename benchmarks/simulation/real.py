@@ -28,12 +28,15 @@ class Point:
     """One measurement.
 
     Attributes:
+        turn: Which of the rounds, in each of which everything is measured once.
         jobs_per_batch: Mean.
         cpu_us: Per request, by process; `generator` is wrk.
         to_redis_bytes: Per request, as is `from_redis_bytes`.
         steal: As in `machine.Noise`, as is `foreign`.
+        stolen: CPU time that the hypervisor took, by that which it left to processes.
     """
 
+    turn: int
     workers: int
     connections: int
     per_s: float
@@ -46,6 +49,7 @@ class Point:
     from_redis_bytes: float
     steal: float
     foreign: float
+    stolen: float
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file, without digits that mean nothing."""
@@ -64,14 +68,14 @@ class RealPool:
     def __init__(self, target: Target, folder: Path, n_workers: int) -> None:
         self._target, self._folder, self._n_workers = target, folder, n_workers
         self._redis = redis.Redis.from_url(f"unix://{folder}/yard/redis.sock")
+        self._pids: list[int] = []
 
-    def measure(self, connections: int, measure_s: int) -> Point:
+    def measure(self, turn: int, connections: int, measure_s: int) -> Point:
         """Load it, after a second of warming."""
         Generator(self._target, self._folder, connections, WARM_S).finish()
-        pids = machine.descendants(os.getpid())
-        before, times_before, own_before = self._counts(pids), machine.times(), time.process_time()
+        before, times_before, own_before = self._counts(), machine.times(), time.process_time()
         seen = Generator(self._target, self._folder, connections, measure_s).finish()
-        after, times_after = self._counts(pids), machine.times()
+        after, times_after = self._counts(), machine.times()
         used = {name: after[name] - before.get(name, 0.0) for name in after}
         jobs, batches, read, written = (used.pop(name) for name in ("jobs", "batches", "read", "written"))
         used["generator"] = seen.generator_cpu_s
@@ -79,6 +83,7 @@ class RealPool:
             times_before, times_after, sum(used.values()) + time.process_time() - own_before
         )
         return Point(
+            turn=turn,
             workers=self._n_workers,
             connections=connections,
             per_s=seen.per_s,
@@ -91,21 +96,25 @@ class RealPool:
             from_redis_bytes=written / jobs,
             steal=noise.steal,
             foreign=noise.foreign,
+            stolen=(times_after.steal_s - times_before.steal_s) / (times_after.busy_s - times_before.busy_s),
         )
 
-    def _counts(self, pids: list[int]) -> dict[str, float]:
+    def _counts(self) -> dict[str, float]:
         told = self._redis.info("stats")
         metrics = self._get("/metrics")
         return {
-            **machine.cpu_by_label(pids, MODELYARD.labels),
+            **machine.cpu_by_label(self._pids, MODELYARD.labels),
             "jobs": _total(metrics, "modelyard_batch_jobs_sum"),
             "batches": _total(metrics, "modelyard_batch_jobs_count"),
             "read": float(told["total_net_input_bytes"]),
             "written": float(told["total_net_output_bytes"]),
         }
 
-    def wait_until_all_are_ready(self) -> None:
+    def wait_until_all_are_ready(self, others: set[int]) -> None:
         """Wait for the workers that are not ready with the first one.
+
+        Args:
+            others: Processes below this one that are not the pool's.
 
         Raises:
             TimeoutError: They are not in time.
@@ -115,6 +124,7 @@ class RealPool:
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"{self._n_workers} workers are not ready within {ALL_READY_LIMIT_S:g} s")
             time.sleep(0.1)
+        self._pids = [pid for pid in machine.descendants(os.getpid()) if pid not in others]
 
     def _get(self, path: str) -> str:
         root = self._target.url.split("/predict")[0]
@@ -157,11 +167,12 @@ def running_pool(folder: Path, n_workers: int) -> Iterator[RealPool]:
 
     bodies = folder / "bodies.txt"
     digits.write_bodies(MODELYARD, model, bodies)
+    others = set(machine.descendants(os.getpid()))
     target = Target(f"http://{LOOPBACK}:{place.port}{MODELYARD.path}", bodies, MODELYARD.class_pattern)
     with processes.running(replace(MODELYARD, commands=commands), place, target):
         pool = RealPool(target, folder, n_workers)
         try:
-            pool.wait_until_all_are_ready()
+            pool.wait_until_all_are_ready(others)
             yield pool
         finally:
             pool.close()
