@@ -83,6 +83,11 @@ class Proxy:
                     self._cuts = None
                     break
                 sink.sendall(data)
+        if not is_answer:
+            # What Redis has answered is still under way, even if it has just been killed.
+            with suppress(OSError):
+                sink.shutdown(socket.SHUT_WR)
+            return
         for each in (source, sink):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
