@@ -51,6 +51,12 @@ def main() -> int:
     except (LoadError, StartError, TimeoutError) as error:
         print(f"simulate: {error}", file=sys.stderr)
         return 1
+    except msgspec.ValidationError as error:
+        print(
+            f"simulate: what was measured is not of this version ({error}); run make simulate",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
