@@ -27,9 +27,10 @@ COSTS = BENCHMARKS / "results" / "costs.json"
 CHECK = BENCHMARKS / "results" / "check.json"
 PAGE = BENCHMARKS / "scaling.md"
 FIGURE = BENCHMARKS / "scaling.png"
-# Workers and connections.
 PLACES = [
-    (workers, number) for workers in check.WORKERS for number in (*calibrate.CONNECTIONS, *check.CONNECTIONS)
+    (n_workers, connections)
+    for n_workers in check.WORKERS
+    for connections in (*calibrate.CONNECTIONS, *check.CONNECTIONS)
 ]
 STEPS = ("measure", "study")
 N_ROUNDS = 7
@@ -73,11 +74,11 @@ def measure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
     try:
         with ExitStack() as stack:
-            pools = {number: stack.enter_context(one_pool(number)) for number in check.WORKERS}
+            pools = {n_workers: stack.enter_context(one_pool(n_workers)) for n_workers in check.WORKERS}
             points = [
-                measure_quietly(pools[number], turn, connections)
+                measure_quietly(pools[n_workers], turn, connections)
                 for turn in range(N_ROUNDS)
-                for number, connections in random.Random(turn).sample(PLACES, len(PLACES))
+                for n_workers, connections in random.Random(turn).sample(PLACES, len(PLACES))
             ]
     finally:
         processes.stop_all()
@@ -95,7 +96,7 @@ def one_pool(n_workers: int) -> Iterator[RealPool]:
 
 
 def measure_quietly(pool: RealPool, turn: int, connections: int) -> Point:
-    """Measure until the hypervisor takes next to nothing, of which the model knows nothing; at most `TRIES` times."""
+    """Measure until the hypervisor takes next to nothing, which makes predictions vague; at most `TRIES` times."""
     points: list[Point] = []
     while len(points) < TRIES and (not points or points[-1].steal > STEAL_LIMIT):
         points.append(pool.measure(turn, connections, MEASURE_S))

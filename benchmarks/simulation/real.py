@@ -6,7 +6,7 @@ import os
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,12 +63,17 @@ def _short(value: Any) -> Any:
 
 
 class RealPool:
-    """`modelyard up` with so many workers of one version."""
+    """`modelyard up` with so many workers of one version.
+
+    Attributes:
+        pids: Its processes, whose CPU time counts; there may be other pools beside it.
+    """
+
+    pids: Sequence[int] = ()
 
     def __init__(self, target: Target, folder: Path, n_workers: int) -> None:
         self._target, self._folder, self._n_workers = target, folder, n_workers
         self._redis = redis.Redis.from_url(f"unix://{folder}/yard/redis.sock")
-        self._pids: list[int] = []
 
     def measure(self, turn: int, connections: int, measure_s: int) -> Point:
         """Load it, after a second of warming."""
@@ -103,18 +108,15 @@ class RealPool:
         told = self._redis.info("stats")
         metrics = self._get("/metrics")
         return {
-            **machine.cpu_by_label(self._pids, MODELYARD.labels),
+            **machine.cpu_by_label(self.pids, MODELYARD.labels),
             "jobs": _total(metrics, "modelyard_batch_jobs_sum"),
             "batches": _total(metrics, "modelyard_batch_jobs_count"),
             "read": float(told["total_net_input_bytes"]),
             "written": float(told["total_net_output_bytes"]),
         }
 
-    def wait_until_all_are_ready(self, others: set[int]) -> None:
+    def wait_until_all_are_ready(self) -> None:
         """Wait for the workers that are not ready with the first one.
-
-        Args:
-            others: Processes below this one that are not the pool's.
 
         Raises:
             TimeoutError: They are not in time.
@@ -124,7 +126,6 @@ class RealPool:
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"{self._n_workers} workers are not ready within {ALL_READY_LIMIT_S:g} s")
             time.sleep(0.1)
-        self._pids = [pid for pid in machine.descendants(os.getpid()) if pid not in others]
 
     def _get(self, path: str) -> str:
         root = self._target.url.split("/predict")[0]
@@ -172,7 +173,8 @@ def running_pool(folder: Path, n_workers: int) -> Iterator[RealPool]:
     with processes.running(replace(MODELYARD, commands=commands), place, target):
         pool = RealPool(target, folder, n_workers)
         try:
-            pool.wait_until_all_are_ready(others)
+            pool.wait_until_all_are_ready()
+            pool.pids = [pid for pid in machine.descendants(os.getpid()) if pid not in others]
             yield pool
         finally:
             pool.close()
