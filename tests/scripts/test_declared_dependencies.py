@@ -1,0 +1,55 @@
+"""Every package that the code imports is declared for the process that imports it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+# Which extras a package's modules may rely on. `cli` starts every kind of process; `app` serves them all.
+READERS = {
+    "app": ["worker", "client"],
+    "controller": ["controller"],
+    "workers": ["worker"],
+    "training": ["training"],
+    "client": ["client"],
+    "cli": ["controller", "worker", "training", "client", "flower", "local"],
+}
+OURS = {*READERS, "scripts", "benchmarks", "faults", "tests"}
+
+
+def declared(package: str) -> set[str]:
+    lines = [*PROJECT["dependencies"], *(line for extra in READERS[package] for line in EXTRAS[extra])]
+    return {re.split(r"[\[<>=!~ ]", line, maxsplit=1)[0].lower().replace("_", "-") for line in lines}
+
+
+def imported(package: str) -> set[str]:
+    names: set[str] = set()
+    for file in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - OURS
+
+
+@pytest.mark.parametrize("package", READERS)
+def test_every_import_is_declared(package: str) -> None:
+    distributions = packages_distributions()
+    undeclared = {
+        name
+        for name in imported(package)
+        if declared(package).isdisjoint(
+            each.lower().replace("_", "-") for each in distributions.get(name, [name])
+        )
+    }
+    assert not undeclared, f"declare them in pyproject.toml for {package}"
