@@ -26,6 +26,7 @@ from cli import pool_redis
 from cli.pool_services import http_answers, redis_answers
 from faults.proxy import Proxy
 from faults.registry import MODEL, tracking_uri
+from faults.shipped import ShippedRedis
 
 READY_S = 90.0
 STOP_S = 30.0
@@ -43,6 +44,7 @@ class PoolPlan:
         environment: Settings besides, as pairs of variable and value.
         redis_options: Lines for Redis's configuration besides the project's own.
         proxied: Whether all reach Redis through `Pool.proxy`.
+        as_shipped: Whether Redis is the one of docker-compose.yml, with a user for each kind of process.
     """
 
     replicas: int = 2
@@ -50,6 +52,7 @@ class PoolPlan:
     environment: tuple[tuple[str, str], ...] = ()
     redis_options: tuple[str, ...] = ()
     proxied: bool = False
+    as_shipped: bool = False
 
 
 TIGHT_LIMITS = PoolPlan(environment=(("MODELYARD_INFERENCE_TIMEOUT_S", "2"), ("MODELYARD_DRAIN_S", "3")))
@@ -155,6 +158,7 @@ class Pool:
 
     Attributes:
         client: Connection to Redis past any fault, for looking.
+        redis_url: The same, as a URL.
     """
 
     def __init__(self, plan: PoolPlan, registry: Path, folder: Path, variables: Mapping[str, str]) -> None:
@@ -166,9 +170,15 @@ class Pool:
             file.writelines(f"{line}\n" for line in plan.redis_options)
         self.redis_socket = settings.redis_socket
         self.redis_url = f"unix://{self.redis_socket}"
-        self.client: Any = redis.Redis.from_url(self.redis_url)
         self.redis = Supervised("redis", [str(pool_redis.find_server()), str(config)], {}, folder)
         self.proxy = Proxy(self.redis_socket, folder / "way.sock")
+        self._access: dict[str, dict[str, str]] = {}
+        if plan.as_shipped:
+            server = ShippedRedis(folder, _free_port())
+            self.redis_url = server.url_with_password("operator")
+            self.redis = Supervised("redis", server.command, {}, folder)
+            self._access = {user: server.variables(user) for user in ("controller", "worker")}
+        self.client: Any = redis.Redis.from_url(self.redis_url)
         self._environment = {
             "REDIS_URL": self.proxy.url if plan.proxied else self.redis_url,
             "MLFLOW_TRACKING_URI": tracking_uri(registry),
@@ -201,7 +211,12 @@ class Pool:
     def add_controller(self, **variables: str) -> Supervised:
         """One more controller, not started."""
         name, port = f"controller-{len(self.controllers) + 1}", _free_port()
-        environment = {**self._environment, "MODELYARD_PORT": str(port), **variables}
+        environment = {
+            **self._environment,
+            **self._access.get("controller", {}),
+            "MODELYARD_PORT": str(port),
+            **variables,
+        }
         self._ports[name] = port
         self.controllers.append(Supervised(name, (*MODELYARD, "serve"), environment, self.folder))
         return self.controllers[-1]
@@ -210,6 +225,7 @@ class Pool:
         """One more worker, not started."""
         environment = {
             **self._environment,
+            **self._access.get("worker", {}),
             "MODEL_VERSION": str(version),
             "WORKER": str(version),
             **variables,
@@ -265,14 +281,18 @@ class Pool:
 
     def stop(self) -> None:
         """Stop everything: what takes work first, what keeps it last."""
+        self.stop_processes()
+        self.client.close()
+        if self.plan.proxied:
+            self.proxy.__exit__()
+
+    def stop_processes(self) -> None:
+        """Stop controllers and workers, then Redis; `start` starts them all again, unless a proxy stands between."""
         threads = [threading.Thread(target=each.stop) for each in (*self.controllers, *self.workers)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        self.client.close()
-        if self.plan.proxied:
-            self.proxy.__exit__()
         self.redis.stop()
 
 

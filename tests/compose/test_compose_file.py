@@ -126,7 +126,7 @@ def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_wa
     )
     subprocess.run(["sh", "-euc", filled], check=True)
     written = (tmp_path / "users.acl").read_text().splitlines()
-    assert written[0] == "user default off resetpass"
+    assert written[0] == "user default off resetpass ~* &* +@all"
     for user, line in zip(("controller", "worker", "flower", "operator"), written[1:], strict=True):
         assert line.startswith(f"user {user} on ")
         assert line.endswith(f" >of-redis-{user}")
