@@ -37,6 +37,7 @@ ModelyardError
 │   ├── LedgerUnavailableError    Redis does not answer
 │   │   └── LedgerFullError       Redis has no room for new jobs
 │   └── RegistryUnavailableError  MLflow does not answer
+│       └── RegistrySchemaError   MLflow would have to migrate its database, or cannot read it
 ├── WireError                     bytes in Redis or on the queue that this version cannot read
 │   └── NewerWireError            they are of a newer release
 ├── ModelError                    a model version cannot be served
@@ -282,6 +283,12 @@ class RegistryUnavailableError(UnavailableError):
     """The MLflow registry does not answer."""
 
     code = "registry_unavailable"
+
+
+class RegistrySchemaError(RegistryUnavailableError):
+    """The registry's database has the schema of another MLflow; opening it would migrate it."""
+
+    code = "registry_schema"
 
 
 class WireError(ModelyardError):

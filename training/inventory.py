@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from app.registry_database import examine, sqlite_path
+
 CHAMPION = "champion"
-_SQLITE = "sqlite:///"
 # Deleting a version leaves its row, in this stage.
 _QUERY = """
 SELECT v.version, v.run_id, arch.value, digest.value, accuracy.value, alias.alias IS NOT NULL
@@ -53,23 +54,20 @@ def registered_versions(tracking_uri: str, model_name: str) -> list[RegisteredVe
     laid out in another way included, is asked through MLflow.
 
     Raises:
+        RegistrySchemaError: Its database has the schema of another MLflow.
         RegistryUnavailableError: The registry does not answer.
     """
-    if not database_exists(tracking_uri):
+    if examine(tracking_uri) in ("missing", "empty"):
         return []
-    if tracking_uri.startswith(_SQLITE) and not os.environ.get("MLFLOW_REGISTRY_URI"):
+    path = sqlite_path(tracking_uri)
+    if path and not os.environ.get("MLFLOW_REGISTRY_URI"):
         try:
-            return _read_sqlite(Path(tracking_uri.removeprefix(_SQLITE)), model_name)
+            return _read_sqlite(path, model_name)
         except sqlite3.Error:
             pass  # MLflow knows better, or says what is wrong
     from training.registry import ask_versions
 
     return ask_versions(tracking_uri, model_name)
-
-
-def database_exists(tracking_uri: str) -> bool:
-    """False for an SQLite file that is not there, which MLflow would create, empty, in seconds."""
-    return not tracking_uri.startswith(_SQLITE) or Path(tracking_uri.removeprefix(_SQLITE)).exists()
 
 
 def best_version(versions: list[RegisteredVersion], dataset_digest: str) -> RegisteredVersion | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.digits import CLASSES, Images
 from app.errors import ModelContractError, ModelNotFoundError, first_line
 from app.model_files import require_pt2
-from training.inventory import database_exists
+from app.registry_database import examine
 from training.registry import MODEL_ARTIFACT, connect, registry_errors
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
         ModelNotFoundError: The registry has no such version, alias or run.
         RegistryUnavailableError: The registry does not answer.
     """
-    if not database_exists(tracking_uri):
+    if examine(tracking_uri) in ("missing", "empty"):
         raise ModelNotFoundError(f"there is no {tracking_uri} to find {model_uri} in; run `modelyard train`")
     # On a machine with CUDA MLflow would ask for it, and a graph that was exported on the CPU refuses.
     os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")

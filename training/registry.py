@@ -20,6 +20,7 @@ import numpy as np
 
 from app.digits import CLASSES, SIDE_PIXELS
 from app.errors import RegistryUnavailableError, first_line
+from app.registry_database import examine
 from training.architectures import Classifier
 from training.datasets import Dataset, Split
 from training.figures import confusion_matrix, learning_curve
@@ -43,8 +44,11 @@ def connect(tracking_uri: str) -> MlflowClient:
     answer is given up after seconds, not minutes, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` is set.
 
     Raises:
+        RegistrySchemaError: Its database has the schema of another MLflow, and would be migrated.
         RegistryUnavailableError: The URI is of no known kind.
     """
+    for uri in (tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI", "")):
+        examine(uri)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from app.registry_database import examine
 from training.inventory import RegisteredVersion, registered_versions
 from training.options import TrainOptions
 
@@ -28,8 +29,10 @@ def train_versions(options: TrainOptions, on_progress: OnProgress) -> list[Regis
 
     Raises:
         DatasetError: The data set is missing, corrupt, or too small for the split.
+        RegistrySchemaError: The registry's database has the schema of another MLflow.
         RegistryUnavailableError: MLflow's registry does not answer.
     """
+    examine(options.tracking_uri)  # before what takes seconds is imported
     from training import registry
     from training.datasets import load_dataset, stratified_split
 

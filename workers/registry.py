@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,17 +21,22 @@ from app.errors import (
     ModelNotFoundError,
     ModelWarmUpError,
     ModelyardError,
+    RegistrySchemaError,
     RegistryUnavailableError,
     first_line,
 )
 from app.logs import configure_logging
+from app.registry_database import examine, sqlite_path
 
 if TYPE_CHECKING:
     from app.settings import WorkerSettings
 
 VAL_ACCURACY = "val_accuracy"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
-ERRORS = {each.code: each for each in (ModelNotFoundError, ModelWarmUpError, RegistryUnavailableError)}
+ERRORS = {
+    each.code: each
+    for each in (ModelNotFoundError, ModelWarmUpError, RegistrySchemaError, RegistryUnavailableError)
+}
 
 
 class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
@@ -76,7 +80,10 @@ def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], M
     Yields:
         What waits for the answer, or raises its error.
     """
-    _require_database(settings.mlflow_tracking_uri)
+    if sqlite_path(
+        settings.mlflow_tracking_uri
+    ):  # at once; of others, the process that imports their drivers
+        _require_database(settings.mlflow_tracking_uri)
     wanted = {
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
         "MODEL_NAME": settings.model_name,
@@ -110,12 +117,13 @@ def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVers
     return answer
 
 
-def _require_database(tracking_uri: str) -> None:
-    # MLflow would create an empty database at a mistyped path, and report only that the model is missing.
-    path = tracking_uri.removeprefix("sqlite:///")
-    if path != tracking_uri and not Path(path).exists():
+def _require_database(uri: str) -> None:
+    """Leave a database alone that MLflow would create or migrate."""
+    found = examine(uri)
+    if found in ("missing", "empty"):
+        what = "names a database that does not exist" if found == "missing" else "names an empty database"
         raise RegistryUnavailableError(
-            f"MLFLOW_TRACKING_URI={tracking_uri} names a database that does not exist; "
+            f"MLFLOW_TRACKING_URI={uri} {what}; "
             "start in the folder that holds it, or run `modelyard train` first"
         )
 
@@ -147,10 +155,13 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
     Raises:
         ModelNotFoundError: The registry has no such model, version or alias.
         ModelWarmUpError: It has, but not its files, or what describes them cannot be read.
+        RegistrySchemaError: Its database has the schema of another MLflow.
         RegistryUnavailableError: The registry does not answer.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for uri in (tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI", "")):
+        _require_database(uri)
     import mlflow
     from mlflow.exceptions import MlflowException
 

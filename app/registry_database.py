@@ -1,0 +1,127 @@
+"""The database of an MLflow registry: looked at before MLflow opens it, because MLflow migrates what it opens.
+
+MLflow offers no check that leaves an older database as it is. So the schema revision is read here, and compared with
+those that the installed MLflow brings. MLflow itself is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from contextlib import closing
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from app.errors import RegistrySchemaError, RegistryUnavailableError, first_line
+
+DATABASES = ("mssql", "mysql", "postgresql", "sqlite")  # those that MLflow knows
+REVISION = re.compile(r'^(down_)?revision = "(\w+)"', re.MULTILINE)
+MYSQL_TLS = {
+    "ssl_ca": "MLFLOW_MYSQL_SSL_CA",
+    "ssl_cert": "MLFLOW_MYSQL_SSL_CERT",
+    "ssl_key": "MLFLOW_MYSQL_SSL_KEY",
+}
+
+Found = Literal["missing", "empty", "current", "not a database"]
+
+
+def examine(uri: str) -> Found:
+    """Look at a registry's database, and change nothing.
+
+    Args:
+        uri: What MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI names.
+
+    Returns:
+        `missing`: an SQLite file that does not exist; `empty`: a database without any table.
+
+    Raises:
+        RegistrySchemaError: MLflow would migrate it, or cannot read it.
+        RegistryUnavailableError: It does not answer.
+    """
+    if uri.partition(":")[0].partition("+")[0] not in DATABASES:
+        return "not a database"
+    path = sqlite_path(uri)
+    if path and not path.exists():
+        return "missing"
+    try:
+        tables, revisions = _read_sqlite(path) if path else _read_other(uri)
+    except Exception as error:  # sqlite3's, SQLAlchemy's, a driver's, or the lack of one
+        raise RegistryUnavailableError(
+            f"the MLflow database {uri} cannot be read: {first_line(error)}; check MLFLOW_TRACKING_URI"
+        ) from error
+    if not tables - {"alembic_version"}:
+        return "empty"
+    known, head = _known_revisions()
+    if revisions != {head}:
+        raise RegistrySchemaError(_refusal(uri, revisions, known))
+    return "current"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite URI; None for any other."""
+    found = re.match(r"sqlite(\+\w+)?:///(?!file:)([^?]+)", uri)
+    return Path(found[2]) if found else None
+
+
+def _refusal(uri: str, revisions: set[str], known: frozenset[str]) -> str:
+    if not revisions:
+        return (
+            f"{uri} holds tables and no MLflow schema revision: it is another program's, or older than MLflow 1.0; "
+            "set MLFLOW_TRACKING_URI to an MLflow database"
+        )
+    named = f"{uri} has the schema revision {', '.join(sorted(revisions))}"
+    server = "run the MLflow server that owns it and set MLFLOW_TRACKING_URI to its http address"
+    if revisions <= known:
+        return (
+            f"{named}, which is older than the installed MLflow's; opening it would migrate it, and its own MLflow "
+            f"could no longer read it. Back it up and run `mlflow db upgrade {uri}`, or {server}"
+        )
+    return f"{named}, which the installed MLflow does not know: a newer one made it. Upgrade MLflow here, or {server}"
+
+
+@cache
+def _known_revisions() -> tuple[frozenset[str], str]:
+    """The schema revisions that the installed MLflow can migrate from, and the one that it works with."""
+    spec = find_spec("mlflow")
+    folders = spec.submodule_search_locations if spec else None
+    if not folders:
+        raise RegistryUnavailableError(
+            "MLflow is not installed; it is needed to read the registry's database"
+        )
+    # Read as text: importing them takes MLflow, and seconds.
+    scripts = Path(next(iter(folders)), "store", "db_migrations", "versions").glob("*.py")
+    found = [match for script in scripts for match in REVISION.finditer(script.read_text("utf-8"))]
+    known = frozenset(match[2] for match in found if not match[1])
+    [head] = known - {match[2] for match in found if match[1]}
+    return known, head
+
+
+def _read_sqlite(path: Path) -> tuple[set[str], set[str]]:
+    place = f"file:{quote(str(path.resolve()))}?mode=ro"
+    with closing(sqlite3.connect(place, uri=True)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        rows = (
+            database.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+        )
+        return tables, {revision for (revision,) in rows}
+
+
+def _read_other(uri: str) -> tuple[set[str], set[str]]:
+    import sqlalchemy
+    from alembic.migration import MigrationContext
+
+    # As MLflow connects.
+    given = (
+        {name: os.environ.get(variable) for name, variable in MYSQL_TLS.items()}
+        if uri.startswith("mysql")
+        else {}
+    )
+    options = {name: value for name, value in given.items() if value}
+    engine = sqlalchemy.create_engine(uri, connect_args=options, poolclass=sqlalchemy.pool.NullPool)
+    with engine.connect() as connection:
+        tables = set(sqlalchemy.inspect(connection).get_table_names())
+        return tables, set(MigrationContext.configure(connection).get_current_heads())

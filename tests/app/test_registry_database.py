@@ -1,0 +1,131 @@
+"""The database of a registry: what is of another MLflow, or of another program, is named and left as it is."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from app.errors import RegistrySchemaError, RegistryUnavailableError
+from app.registry_database import examine
+from tests.conftest import process_environment
+from tests.pool_samples import RedisServer
+
+OF_MLFLOW_2 = "0584bdc529eb"  # the schema of MLflow 2.22
+MAKE = """
+import sys
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+import mlflow
+from pathlib import Path
+from mlflow.store.tracking.dbmodels.initial_models import Base
+
+for uri, revision in zip(sys.argv[1::2], sys.argv[2::2]):
+    engine = sqlalchemy.create_engine(uri)
+    Base.metadata.create_all(engine)
+    config = Config()
+    config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    config.set_main_option("sqlalchemy.url", uri)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+"""
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """URIs of an old database and a current one, as MLflow's own migrations lay them out."""
+    old, current = (f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlruns.db" for _ in range(2))
+    arguments = [old, OF_MLFLOW_2, current, "heads"]
+    subprocess.run([sys.executable, "-c", MAKE, *arguments], check=True, capture_output=True, timeout=150)
+    return old, current
+
+
+@pytest.fixture(scope="module")
+def old(databases: tuple[str, str]) -> str:
+    return databases[0]
+
+
+@pytest.fixture(scope="module")
+def current(databases: tuple[str, str]) -> str:
+    return databases[1]
+
+
+def test_the_schema_of_the_installed_mlflow_is_current(current: str) -> None:
+    assert examine(current) == "current"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["workers"],
+        ["cli", "train", "--arch", "mlp"],
+        ["cli", "up", "--no-views"],
+    ],
+    ids=lambda command: command[:2][-1],
+)
+def test_an_older_database_is_refused_in_one_line_and_keeps_its_bytes(
+    old: str, redis_server: RedisServer, command: list[str], tmp_path: Path
+) -> None:
+    path = Path(old.removeprefix("sqlite:///"))
+    before = path.read_bytes()
+    variables = {
+        "REDIS_URL": redis_server.url,
+        "MLFLOW_TRACKING_URI": old,
+        "MODELYARD_STATE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=process_environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert f"mlflow db upgrade {old}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_database_of_a_newer_mlflow_or_of_another_program_is_refused(current: str, tmp_path: Path) -> None:
+    path = tmp_path / "newer.db"
+    path.write_bytes(Path(current.removeprefix("sqlite:///")).read_bytes())
+    change(path, "UPDATE alembic_version SET version_num = 'fffffffffff0'")
+    with pytest.raises(RegistrySchemaError, match="does not know: a newer one made it"):
+        examine(f"sqlite:///{path}")
+    foreign = tmp_path / "foreign.db"
+    change(foreign, "CREATE TABLE invoices (id INTEGER)")
+    with pytest.raises(RegistrySchemaError, match="another program's"):
+        examine(f"sqlite:///{foreign}")
+
+
+def test_what_is_missing_empty_or_unreadable_is_told_apart_and_not_created(tmp_path: Path) -> None:
+    assert examine(f"sqlite:///{tmp_path}/none.db") == "missing"
+    assert not os.listdir(tmp_path)
+    (tmp_path / "empty.db").touch()
+    assert examine(f"sqlite:///{tmp_path}/empty.db") == "empty"
+    (tmp_path / "text.db").write_text("no database" * 100)
+    with pytest.raises(RegistryUnavailableError, match="cannot be read"):
+        examine(f"sqlite:///{tmp_path}/text.db")
+    assert examine("http://127.0.0.1:1") == examine("mlruns") == "not a database"
+
+
+def test_a_database_server_is_looked_at_through_its_driver_before_mlflow_opens_it(old: str) -> None:
+    """SQLite's own URI form goes the way of PostgreSQL and MySQL: through SQLAlchemy."""
+    with pytest.raises(RegistrySchemaError, match=OF_MLFLOW_2):
+        examine(old.replace("sqlite:///", "sqlite:///file:") + "?mode=ro&uri=true")
+    with pytest.raises(RegistryUnavailableError, match="cannot be read"):
+        examine("postgresql://127.0.0.1:1/mlflow")
+
+
+def change(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(statement)
+        database.commit()
