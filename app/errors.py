@@ -34,6 +34,7 @@ ModelyardError
 ├── UnavailableError
 │   ├── NoCandidateError          no live worker can take the request
 │   ├── DrainingError             the controller is stopping
+│   ├── IdempotencyPendingError   another post with the key is being accepted
 │   ├── LedgerUnavailableError    Redis does not answer
 │   │   └── LedgerFullError       Redis has no room for new jobs
 │   └── RegistryUnavailableError  MLflow does not answer
@@ -226,7 +227,7 @@ class JobNotQuarantinedError(ConflictError):
 
 
 class IdempotencyConflictError(ConflictError):
-    """The idempotency key belongs to a different request, or to one that is still being accepted."""
+    """The idempotency key belongs to a different request."""
 
     code = "idempotency_conflict"
 
@@ -265,6 +266,12 @@ class DrainingError(UnavailableError):
     """The controller is stopping."""
 
     code = "draining"
+
+
+class IdempotencyPendingError(UnavailableError):
+    """Another post with the idempotency key is being accepted, or has come in between."""
+
+    code = "idempotency_pending"
 
 
 class LedgerUnavailableError(UnavailableError):

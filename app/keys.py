@@ -13,7 +13,7 @@
 | `modelyard:numbers` | hash: queue to worker number | one field a queue | worker |
 | `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
 | `modelyard:worker:<id>` | string: JSON record, see `app.pool` | three heartbeats | worker |
-| `modelyard:once:<key>` | string: request digest and job id | retention | controller |
+| `modelyard:once:<key>` | string: see `controller.idempotency` | seconds; with a job: retention | controller |
 | `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |

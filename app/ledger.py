@@ -25,7 +25,7 @@ its record, in `modelyard:open:<queue>`: a lost record takes no count with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -43,6 +43,7 @@ from app.clock import to_ms
 from app.closing import CLOSE_COUNT, CLOSE_UNREADABLE, finish_keys, overdue_outcome, unreadable_args
 from app.errors import (
     ConfigurationError,
+    IdempotencyPendingError,
     JobNotCancellableError,
     LedgerFullError,
     LedgerUnavailableError,
@@ -66,13 +67,30 @@ LARGE_BYTES = (
 DATA, ACCEPTED_TTL_MS = 3, 7  # among the arguments of `ACCEPT`
 
 # KEYS batch pending deadlines backlog queue open once…
-# ARGV batch_id queue head data n_jobs accepted_at_ms last_deadline_ms ttl_ms message once_ttl_ms once_value…
+# ARGV batch_id queue head data n_jobs accepted_at_ms last_deadline_ms ttl_ms message once_ttl_ms once_value… fence…
 # The data are '' where they stand in the record already; which a batch that was accepted before has no more use for.
-ACCEPT = """
+_UNLESS_ACCEPTED = """
 if redis.call('HEXISTS', KEYS[1], 'head') == 1 then
   if redis.call('HEXISTS', KEYS[1], 'out') == 1 then redis.call('HDEL', KEYS[1], 'data') end
   return 0
 end
+"""
+
+# A fence is the value of an idempotency key for as long as the post that reserved it holds it. Where a key has
+# another value, or none, its post was refused long ago, or another post has the key: the whole batch is refused, and
+# the answer is the places, from 0, of those keys. So a command that arrives late cannot make a second job of a key.
+_UNLESS_FENCED_OFF = """
+local lost = {}
+for i = 7, #KEYS do
+  if redis.call('GET', KEYS[i]) ~= ARGV[i + #KEYS - 2] then lost[#lost + 1] = i - 7 end
+end
+if #lost > 0 then
+  redis.call('DEL', KEYS[1])
+  return lost
+end
+"""
+
+_WRITE = """
 redis.call('HSET', KEYS[1], 'head', ARGV[3])
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'data', ARGV[4]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
@@ -85,6 +103,8 @@ for i = 7, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 4], 'PX', ARGV[10]) end
 return 1
 """
 
+ACCEPT = _UNLESS_ACCEPTED + _UNLESS_FENCED_OFF + _WRITE
+
 # Redis refuses to fill up further at a script's first write, and never refuses a deletion (`lua_oom` in 6.2, and
 # `scriptVerifyOOM` in 7). So what ends accepted work deletes first, be it a field that is not there: where Redis
 # is full, only `accept` is refused, whole.
@@ -92,6 +112,9 @@ _EVEN_IF_FULL = "redis.call('HDEL', KEYS[1], '')"
 
 # In a transaction that writes the samples first: a full Redis refuses those, and all of the transaction with them.
 ACCEPT_EVEN_IF_FULL = _EVEN_IF_FULL + ACCEPT
+
+# For what was accepted before, and lost: its idempotency keys are its own, whatever they hold.
+ACCEPT_AGAIN = _EVEN_IF_FULL + _UNLESS_ACCEPTED + _WRITE
 
 # Part of scripts. `fields_of` answers a record's fields, where large samples are '', and, last, the time. `claim`
 # answers them of a batch that the worker holds from now on; one that another worker holds is left to it: if that
@@ -288,7 +311,7 @@ class NewBatch:
     Attributes:
         data: Samples of all jobs, C order, little-endian.
         message: Celery message that wakes a worker of the queue.
-        once: Redis key to value, for the jobs that came with an idempotency key.
+        once: Of each job that came with an idempotency key: Redis key, value while it is reserved, value from now on.
     """
 
     batch_id: str
@@ -296,7 +319,7 @@ class NewBatch:
     data: bytes
     message: bytes
     accepted_at_ms: float
-    once: Mapping[str, str] = field(default_factory=dict)
+    once: Sequence[tuple[str, str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,19 +452,22 @@ class ControllerLedger:
         """Write a batch and its wake-up. Once this returns, its jobs are accepted.
 
         Raises:
+            IdempotencyPendingError: A job's idempotency key is not its post's any more; nothing is accepted.
             LedgerUnavailableError: Redis did not confirm; nobody may be told that the jobs are accepted.
         """
         names, args = accept_call(batch, self.retention_ms)
         with ledger_errors():
             if len(batch.data) < LARGE_BYTES:
-                await self._accept(keys=names, args=args)
-                return
-            samples, args = samples_apart(names, args)
-            async with self._client.pipeline(transaction=True) as transaction:
-                transaction.hset(samples.record, SAMPLES, samples.data)
-                transaction.pexpire(samples.record, samples.ttl_ms)
-                await self._accept_stored(keys=names, args=args, client=transaction)
-                await transaction.execute()
+                reply = await self._accept(keys=names, args=args)
+            else:
+                samples, args = samples_apart(names, args)
+                async with self._client.pipeline(transaction=True) as transaction:
+                    transaction.hset(samples.record, SAMPLES, samples.data)
+                    transaction.pexpire(samples.record, samples.ttl_ms)
+                    await self._accept_stored(keys=names, args=args, client=transaction)
+                    *_, reply = await transaction.execute()
+        if isinstance(reply, list):
+            raise key_lost()
 
     async def read(self, ref: JobRef) -> JobView | None:
         """Look a job up; None where the ledger has no record of its batch.
@@ -751,7 +777,7 @@ def accept_call(batch: NewBatch, retention_ms: int) -> tuple[list[str], Args]:
         keys.BACKLOG,
         queue,
         keys.open_jobs(queue),
-        *batch.once,
+        *[name for name, _, _ in batch.once],
     ]
     return names, [
         batch_id,
@@ -764,8 +790,16 @@ def accept_call(batch: NewBatch, retention_ms: int) -> tuple[list[str], Args]:
         int(last_deadline_ms - batch.accepted_at_ms) + retention_ms,
         batch.message,
         retention_ms,
-        *batch.once.values(),
+        *[value for _, _, value in batch.once],
+        *[fence for _, fence, _ in batch.once],
     ]
+
+
+def key_lost() -> IdempotencyPendingError:
+    """Why a job was not accepted whose idempotency key was no longer its post's."""
+    return IdempotencyPendingError(
+        "the job was not accepted in time for its Idempotency-Key; send it again", retry_after_s=1
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import redis.asyncio
 from app import keys, wire
 from app.closing import CLOSE_COUNT, finish_keys
 from app.ids import JobRef
-from app.ledger import ACCEPT_EVEN_IF_FULL, Args, ledger_errors
+from app.ledger import ACCEPT_AGAIN, Args, ledger_errors
 from app.wire import BatchOutcome
 
 CancelAnswer = Literal["unknown", "finished", "cancelled"]
@@ -67,7 +67,7 @@ class Restore:
     """
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._accept_again = client.register_script(ACCEPT_EVEN_IF_FULL)
+        self._accept_again = client.register_script(ACCEPT_AGAIN)
         self._restore_outcome = client.register_script(_RESTORE_OUTCOME)
         self._cancel_again = client.register_script(_CANCEL_AGAIN)
 
@@ -94,7 +94,8 @@ def outcome_call(
 ) -> tuple[list[str], Args]:
     """Keys and arguments that write an outcome, from those that accepted its batch."""
     batch_id, queue = str(args[BATCH_ID]), str(args[QUEUE])
-    once_names, once_values = names[FIRST_ONCE_KEY:], args[FIRST_ONCE_VALUE:]
+    once_names = names[FIRST_ONCE_KEY:]
+    once_values = args[FIRST_ONCE_VALUE : FIRST_ONCE_VALUE + len(once_names)]
     return (
         [*finish_keys(batch_id, queue), *once_names],
         [batch_id, queue, args[HEAD], wire.encode(outcome), ttl_ms, *once_values],

@@ -9,7 +9,6 @@ from typing import Any
 from tenacity import RetryCallState, stop_after_attempt, wait_random_exponential
 
 from app.errors import (
-    IdempotencyConflictError,
     ModelyardError,
     QueueFullError,
     RateLimitError,
@@ -41,22 +40,14 @@ class RetryPolicy:
         """Arguments for tenacity's `Retrying` and `AsyncRetrying`."""
         return {
             "stop": stop_after_attempt(self.attempts),
-            "retry": lambda state: self.is_worthwhile(_error(state), state.attempt_number),
+            "retry": lambda state: self.is_worthwhile(_error(state)),
             "wait": self.pause_s,
             "before_sleep": _say_what_happens_next,
             "reraise": True,
         }
 
-    def is_worthwhile(self, error: BaseException | None, attempt: int) -> bool:
-        """Whether the same call may succeed later.
-
-        Args:
-            error: What the call raised, if it did.
-            attempt: How often the call was made, from 1.
-        """
-        if isinstance(error, IdempotencyConflictError):
-            # From the second attempt on it is the first, still being accepted, that holds the key.
-            return attempt > 1
+    def is_worthwhile(self, error: BaseException | None) -> bool:
+        """Whether a call that raised this, or nothing, may succeed later."""
         if not isinstance(error, QueueFullError | RateLimitError | UnavailableError):
             return False
         return (error.retry_after_s or 0.0) <= self.max_retry_after_s

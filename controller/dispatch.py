@@ -18,6 +18,7 @@ from math import ceil, inf
 
 import msgspec
 
+from app import ids
 from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
@@ -28,12 +29,14 @@ from app.ledger import (
     LARGE_BYTES,
     NewBatch,
     accept_call,
+    key_lost,
     ledger_errors,
     samples_apart,
 )
 from app.settings import ControllerSettings
 from app.wire import BatchHead, BatchOutcome, JobEntry
 from controller.backlog import Backlogs, QueueBacklog
+from controller.idempotency import Reservation
 from controller.job_json import BatchJson
 from controller.recent import Recent
 from controller.redis_link import RedisLink, Script, Word
@@ -60,7 +63,7 @@ class Job(msgspec.Struct, eq=False):
         on_settled: Called once, with the job, when what is waited for is there, or `error`.
         error: Why the job was not accepted.
         owner: Name of the API key that it came with; empty where there was none.
-        once: Redis key and value of its idempotency key, where it has one.
+        once: Its idempotency key, where it has one.
         expired: Whether its deadline is known to have passed before a worker took it.
     """
 
@@ -73,7 +76,7 @@ class Job(msgspec.Struct, eq=False):
     waits_until_s: float
     on_settled: Callable[[Job], None]
     owner: str = ""
-    once: tuple[str, str] | None = None
+    once: Reservation | None = None
     batch: SentBatch | None = None
     index: int = -1
     accepted: bool = False
@@ -407,6 +410,9 @@ class Dispatcher:
             self.abandon(batch)
             _refuse(jobs, error)
             return
+        if isinstance(reply, list):
+            self._send_again_without(batch, reply)
+            return
         self._recent.keep(batch.batch_id, names, args)
         batch.jobs = [job for job in jobs if job.wants_outcome]
         for job in jobs:
@@ -415,6 +421,22 @@ class Dispatcher:
                 job.settle()
         batch.end_waits()
         self._on_sent(batch, time.monotonic() - batch.sent_at_s)
+
+    def _send_again_without(self, batch: SentBatch, places: list[int]) -> None:
+        """Refuse the jobs whose idempotency keys were no longer their posts', and send the rest in a new batch.
+
+        Args:
+            places: Of those keys, among the keys of the batch.
+        """
+        self.abandon(batch)
+        with_key = [job for job in batch.jobs if job.once]
+        lost = {with_key[place] for place in places}
+        for job in batch.jobs:
+            if job in lost:
+                job.fail(key_lost())
+            else:
+                self.submit(job)
+        self._flush(self._lanes[batch.head.queue])
 
     def _register(self, new: NewBatch, jobs: list[Job], sent_at_s: float) -> SentBatch:
         # Before it is stored: its outcome may come on another connection before the store is confirmed.
@@ -433,9 +455,11 @@ class Dispatcher:
             data=b"".join([job.data for job in jobs]) if len(jobs) > 1 else jobs[0].data,
             message=lane.messages.write(batch_id),
             accepted_at_ms=now_ms,
-            once={
-                job.once[0]: f"{job.once[1]}{batch_id}.{index}" for index, job in enumerate(jobs) if job.once
-            },
+            once=[
+                (job.once.name, job.once.fence, job.once.value(ids.job_id(batch_id, index)))
+                for index, job in enumerate(jobs)
+                if job.once
+            ],
         )
 
     def _head(self, candidate: Candidate, jobs: list[Job]) -> BatchHead:

@@ -133,8 +133,9 @@ PREDICT: dict[str, Any] = {
             s413="More samples or bytes than the limits",
             s422="The samples do not fit the model, or a parameter is out of range",
             s429="The queue is full: a job would wait too long for its deadline; or the client has asked too often",
-            s503="No worker is ready, or Redis does not answer; or the controller is stopping: with `id` and "
-            "`result_url` where the job was accepted and its outcome waited for",
+            s503="No worker is ready, or Redis does not answer, or another post with the Idempotency-Key is being "
+            "accepted; or the controller is stopping: with `id` and `result_url` where the job was accepted and its "
+            "outcome waited for",
         ),
     },
     "openapi_extra": {

@@ -1,27 +1,66 @@
 """Idempotency keys: a repeated post with the same key is answered with the first post's job.
 
-Redis holds `<digest of the request>:<job id>`; the job id is missing while the first post is being accepted,
-and is written by the very script that accepts the job.
+Redis holds one of two values under a key:
+
+| value | meaning | lives |
+| --- | --- | --- |
+| `<token>:<digest of the request>:` | a post holds the key until its job is accepted or refused | a lease of seconds |
+| `<digest of the request>:<job id>` | the key stands for this job | retention |
+
+The script that accepts the job replaces the first by the second, and refuses where it finds another value: see
+`app.ledger`. So a lease may end, or a key be given back, whatever is still under way to Redis.
 """
 
 from __future__ import annotations
 
+import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import cast
 
 import redis.asyncio
 
 from app import keys
-from app.errors import IdempotencyConflictError, LedgerUnavailableError, ParameterError
+from app.errors import (
+    IdempotencyConflictError,
+    IdempotencyPendingError,
+    LedgerUnavailableError,
+    ParameterError,
+)
 from app.ledger import ledger_errors
+from app.settings import ControllerSettings
 
 MAX_KEY_BYTES = 255
-RESERVED_S = 60
+# Many times what it takes to accept a job. A controller that dies in between keeps its keys for as long.
+LEASE_S = 3.0
 
-
-# KEYS once; ARGV value without a job id. An accept whose confirmation was lost has written the job id: it stays.
+# KEYS once; ARGV fence. An accept whose confirmation was lost has written the job id: it stays.
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """An idempotency key as one post holds it.
+
+    Attributes:
+        name: Redis key.
+        digest: Of all that makes a request the same one again.
+        token: No other post's.
+    """
+
+    name: str
+    digest: str
+    token: str
+
+    @property
+    def fence(self) -> str:
+        """What Redis holds until the job is accepted."""
+        return f"{self.token}:{self.digest}:"
+
+    def value(self, job_id: str) -> str:
+        """What Redis holds once the job is accepted."""
+        return f"{self.digest}:{job_id}"
 
 
 class Idempotency:
@@ -29,14 +68,17 @@ class Idempotency:
 
     Args:
         client: Asynchronous Redis client that answers bytes.
+        settings: Say how long a job may be held before it is sent.
     """
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: redis.asyncio.Redis, settings: ControllerSettings) -> None:
         self._client = client
         self._release = client.register_script(_RELEASE)
+        hold_ms = max(settings.batch_hold_ms, settings.batch_hold_behind_ms)
+        self._lease_ms = int(LEASE_S * 1000 + hold_ms)
 
-    def entry(self, key: bytes, request: bytes, owner: str) -> tuple[str, str]:
-        """Redis key, and value without the job id, of a request: all that makes it the same one again.
+    def entry(self, key: bytes, request: bytes, owner: str) -> Reservation:
+        """A reservation to be made for a request.
 
         Args:
             key: The idempotency key.
@@ -48,39 +90,42 @@ class Idempotency:
         """
         if not 0 < len(key) <= MAX_KEY_BYTES:
             raise ParameterError(f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} characters")
-        digest = blake2b(request, digest_size=16).hexdigest()
-        return keys.once(blake2b(key, digest_size=16, key=owner.encode()).hexdigest()), f"{digest}:"
+        name = keys.once(blake2b(key, digest_size=16, key=owner.encode()).hexdigest())
+        return Reservation(name, blake2b(request, digest_size=16).hexdigest(), secrets.token_hex(8))
 
-    async def reserve(self, once: tuple[str, str]) -> str | None:
+    async def reserve(self, once: Reservation) -> str | None:
         """Take the key for a new job, or return the id of the job that it stands for.
 
         Raises:
-            IdempotencyConflictError: The key stands for another request, or its job is being accepted.
+            IdempotencyConflictError: The key stands for another request.
+            IdempotencyPendingError: Another post holds it.
             LedgerUnavailableError: Redis does not answer.
         """
-        name, value = once
         with ledger_errors():
             pipe = self._client.pipeline(transaction=False)
-            pipe.set(name, value, nx=True, ex=RESERVED_S)
-            pipe.get(name)
+            pipe.set(once.name, once.fence, nx=True, px=self._lease_ms)
+            pipe.get(once.name)
             taken, kept = await pipe.execute(raise_on_error=False)
             if kept is None and isinstance(taken, Exception):
                 raise taken  # Redis is full: a new job cannot be taken, an old one can be named
+            if isinstance(kept, Exception):
+                raise kept
             if taken is True:
                 return None
-            stored = cast(bytes | None, kept) or value.encode()
-        digest, _, job_id = stored.decode().partition(":")
-        if f"{digest}:" != value:
+            stored = cast(bytes | None, kept) or once.fence.encode()  # given back in between
+        *_, digest, job_id = stored.decode().split(":")
+        if digest != once.digest:
             raise IdempotencyConflictError(
                 "this Idempotency-Key was used for a different request; choose a new one"
             )
         if not job_id:
-            raise IdempotencyConflictError(
-                "the first request with this Idempotency-Key is being accepted; try again", retry_after_s=1
+            raise IdempotencyPendingError(
+                "another request with this Idempotency-Key is being accepted; send it again",
+                retry_after_s=1,
             )
         return job_id
 
-    async def release(self, once: tuple[str, str]) -> None:
-        """Give the key back where no job was accepted under it; best effort, as it lapses by itself."""
+    async def release(self, once: Reservation) -> None:
+        """Give the key back where no job was accepted under it; best effort, as its lease ends by itself."""
         with suppress(LedgerUnavailableError), ledger_errors():
-            await self._release(keys=[once[0]], args=[once[1]])
+            await self._release(keys=[once.name], args=[once.fence])

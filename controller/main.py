@@ -218,7 +218,7 @@ def _build(
         backlogs,
         dispatcher,
         results,
-        Idempotency(client),
+        Idempotency(client, settings),
         metrics,
         clock,
         drain,

@@ -35,7 +35,7 @@ from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher, Job
 from controller.draining import Drain
 from controller.headers import API, Headers
-from controller.idempotency import Idempotency
+from controller.idempotency import Idempotency, Reservation
 from controller.job_json import job_json, result_url
 from controller.metrics import Metrics
 from controller.problems import problem
@@ -266,7 +266,7 @@ class Predict:
             return await self._repeat(first, request)
         try:
             return await self._submit(request, body, once)
-        except ModelyardError:
+        except Exception:
             await self._idempotency.release(once)
             raise
 
@@ -301,7 +301,7 @@ class Predict:
             owner=request.caller.name,
         )
 
-    async def _submit(self, request: Request, body: bytes, once: tuple[str, str] | None = None) -> Reply:
+    async def _submit(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
         settled = asyncio.Event()
         job = self._new_job(request, body, lambda _: settled.set())
         job.once = once

@@ -1,4 +1,4 @@
-"""A way to Redis that can be cut at a chosen answer, or go dead without a word."""
+"""A way to Redis that can be cut at a chosen answer, hold a chosen command back, or go dead without a word."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 CHUNK_BYTES = 1 << 16
 Cuts = Callable[[bytes], bool]
+Holds = Callable[[bytes], bool]
 
 
 class Proxy:
@@ -18,6 +19,9 @@ class Proxy:
     Args:
         target: Redis's socket.
         path: Where to listen.
+
+    Attributes:
+        held: What was held back, at any time.
     """
 
     def __init__(self, target: Path, path: Path) -> None:
@@ -25,6 +29,9 @@ class Proxy:
         self._target = target
         self._path = path
         self._cuts: Cuts | None = None
+        self._holds: Holds | None = None
+        self._may_pass = threading.Event()
+        self.held: list[bytes] = []
         self._is_dead = False
         self._age = 0  # connections of an earlier age stay open and pass nothing on
 
@@ -39,6 +46,7 @@ class Proxy:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.let_through()
         self._path.unlink(missing_ok=True)
 
     def cut_at(self, cuts: Cuts) -> None:
@@ -47,6 +55,18 @@ class Proxy:
         `cuts` is called in the connection's thread, before anything of the answer is passed on.
         """
         self._cuts = cuts
+
+    def hold_at(self, holds: Holds) -> None:
+        """Keep the next command for which `holds` is true, and what follows it on its connection; just once.
+
+        It comes to Redis after `let_through`, even where its sender has closed the connection by then. `held` has it.
+        """
+        self._may_pass.clear()
+        self._holds = holds
+
+    def let_through(self) -> None:
+        """Pass on what is held."""
+        self._may_pass.set()
 
     def go_dead(self) -> None:
         """Leave all connections open and pass nothing on, now or ever; new ones too, until `revive`."""
@@ -82,6 +102,10 @@ class Proxy:
                 if is_answer and self._cuts and self._cuts(data):
                     self._cuts = None
                     break
+                if not is_answer and self._holds and self._holds(data):
+                    self._holds = None
+                    self.held.append(data)
+                    self._may_pass.wait()
                 sink.sendall(data)
         if not is_answer:
             # What Redis has answered is still under way, even if it has just been killed.

@@ -91,7 +91,7 @@ def head(n_jobs: int = 1, queue_version: int = 1, **fields: Any) -> BatchHead:
 def new_batch(n_jobs: int = 1, signer: IdSigner = SIGNER, **fields: Any) -> NewBatch:
     """A batch ready to be accepted; job `i`'s sample is `[i, i]`."""
     accepted_at_ms = fields.pop("accepted_at_ms", now_ms())
-    once = fields.pop("once", {})
+    once = fields.pop("once", ())
     batch_head = head(n_jobs, **fields)
     n_samples = sum(job.n_samples for job in batch_head.jobs)
     data = np.repeat(np.arange(n_samples), 2).astype(batch_head.dtype).tobytes()

@@ -22,10 +22,10 @@ from app.clock import PoolClock
 from app.errors import LedgerFullError
 from app.ids import JobRef
 from app.ledger import ControllerLedger, WorkerLedger
-from app.settings import Settings
+from app.settings import ControllerSettings, Settings
 from app.wire import JobOutcome
 from cli.pool_services import redis_answers
-from controller.idempotency import Idempotency
+from controller.idempotency import Idempotency, Reservation
 from tests.conftest import wait_until_true
 from tests.pool_samples import MODEL, new_batch, outcome, record
 from workers.beacon import Beacon
@@ -120,12 +120,12 @@ async def test_in_a_full_redis_the_end_of_a_batch_takes_the_next_one(url: str) -
 async def test_in_a_full_redis_an_idempotency_key_still_names_its_job(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         async with redis.asyncio.Redis.from_url(url) as connection:
-            idempotency = Idempotency(connection)
+            idempotency = Idempotency(connection, ControllerSettings())
             client.set("modelyard:once:old", "digest:job")
             fill(client)
-            assert await idempotency.reserve(("modelyard:once:old", "digest:")) == "job"
+            assert await idempotency.reserve(Reservation("modelyard:once:old", "digest", "token")) == "job"
             with pytest.raises(LedgerFullError):
-                await idempotency.reserve(("modelyard:once:new", "digest:"))
+                await idempotency.reserve(Reservation("modelyard:once:new", "digest", "token"))
 
 
 def test_a_worker_stays_alive_in_a_full_redis(url: str) -> None:

@@ -179,15 +179,16 @@ def test_key_of_an_earlier_attempt_that_is_still_being_accepted_is_waited_for(
     ask: Ask, double: ControllerDouble
 ) -> None:
     double.refusals.append(Response("bad gateway", 502))
-    double.refuse(409, "idempotency_conflict")
+    double.refuse(503, "idempotency_pending", retry_after="0")
     assert ask("predict", SEVEN).predictions[0].predicted == 7
 
 
 def test_key_that_belongs_to_another_request_is_an_error_at_once(ask: Ask, double: ControllerDouble) -> None:
+    double.refusals.append(Response("bad gateway", 502))
     double.refuse(409, "idempotency_conflict")
     with pytest.raises(IdempotencyConflictError):
         ask("submit", SEVEN, idempotency_key="taken")
-    assert len(double.requests) == 1
+    assert len(double.requests) == 2
 
 
 def test_no_controller_at_the_address_is_one_clear_error(ask: Ask) -> None:

@@ -35,6 +35,7 @@ STATUSES = {
     "JobNotCancellableError": 409,
     "IdempotencyConflictError": 409,
     "QueueFullError": 429,
+    "IdempotencyPendingError": 503,
     "NoCandidateError": 503,
     "LedgerUnavailableError": 503,
     "LedgerFullError": 503,
