@@ -28,7 +28,8 @@ ModelyardError
 │   ├── JobNotCancellableError
 │   ├── JobNotQuarantinedError
 │   ├── IdempotencyConflictError  the key was used for another request
-│   └── WorkerNumberTakenError
+│   ├── WorkerNumberTakenError
+│   └── QueueTakenError           live workers serve another model under the same name and version
 ├── QueueFullError
 ├── RateLimitError                the client has asked too often
 ├── UnavailableError
@@ -54,26 +55,29 @@ ModelyardError
 
 from __future__ import annotations
 
+from app.redaction import redacted
+
 
 class ModelyardError(Exception):
     """Root of the tree.
 
     Args:
-        detail: One sentence for the person who caused it: what was wrong, what was expected, what to do.
+        detail: One sentence for the person who caused it: what was wrong, what was expected, what to do. Secrets are
+            taken out of it.
         retry_after_s: Seconds after which trying again is worthwhile, where that is known.
     """
 
     code = "internal_error"
 
     def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        self.detail = redacted(detail)
+        super().__init__(self.detail)
         self.retry_after_s = retry_after_s
 
 
 def first_line(error: Exception) -> str:
     """What a foreign error says first; the rest is for its own developers."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return redacted((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
 
 
 class ConfigurationError(ModelyardError):
@@ -236,6 +240,12 @@ class WorkerNumberTakenError(ConflictError):
     """The worker number asked for belongs to another model version."""
 
     code = "worker_number_taken"
+
+
+class QueueTakenError(ConflictError):
+    """Live workers of the queue serve another model that has the same name and version."""
+
+    code = "queue_taken"
 
 
 class QueueFullError(ModelyardError):

@@ -5,12 +5,24 @@ from __future__ import annotations
 import logging
 import sys
 
+from app.redaction import redacted
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CHATTY = ("alembic", "celery.app.trace", "celery.worker.strategy", "mlflow")
 
 
+class RedactingFormatter(logging.Formatter):
+    """Takes secrets out of whatever is logged, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or lines, of a record."""
+        return redacted(super().format(record))
+
+
 def configure_logging() -> None:
     """Set the root logger up; libraries that narrate are kept to warnings."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=FORMAT)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter(FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -42,6 +42,7 @@ class Service:
         name: Unique; also the name of its log file.
         is_ready: Whether it does its work now, given its process id.
         environment: Variables besides the inherited ones.
+        secrets: Variables that all services of the pool inherit, and that are written nowhere.
         url: What a person opens, if anything.
         listens: Host and port that must be free before, if any, and the variable that changes the port.
         stop_wait_s: Seconds it may take to stop before it is killed.
@@ -52,6 +53,7 @@ class Service:
     command: tuple[str, ...]
     is_ready: Callable[[int], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
     url: str = ""
     listens: tuple[str, int, str] | None = None
     stop_wait_s: int = 10
@@ -84,21 +86,15 @@ def controller_services(settings: ControllerSettings, count: int) -> list[Servic
 
 def _controller(settings: ControllerSettings, number: int, port: int) -> Service:
     url = controller_url(settings, port)
-    # A pool at a desk has no load balancer that must notice; whoever has one says so.
-    lame_duck_s = settings.lame_duck_s if "lame_duck_s" in settings.model_fields_set else 0
     return Service(
         "controller" if number == 1 else f"controller-{number}",
         Tier.CONTROLLERS,
         (*MODELYARD, "serve"),
         is_ready=lambda pid: http_answers(f"{url}/healthz"),
-        environment={
-            "MODELYARD_HOST": settings.host,
-            "MODELYARD_PORT": str(port),
-            "MODELYARD_LAME_DUCK_S": str(lame_duck_s),
-        },
+        environment={"MODELYARD_HOST": settings.host, "MODELYARD_PORT": str(port)},
         url=url,
         listens=(settings.host, port, "MODELYARD_PORT"),
-        stop_wait_s=math.ceil(lame_duck_s + settings.drain_s) + 10,
+        stop_wait_s=math.ceil(settings.drain_s) + 10,
     )
 
 
@@ -165,20 +161,14 @@ def mlflow_service(settings: ControllerSettings) -> Service:
         "mlflow",
         Tier.VIEWS,
         (
-            *(
-                sys.executable,
-                "-P",
-                "-m",
-                "mlflow",
-                "server",
-                "--backend-store-uri",
-                settings.mlflow_tracking_uri,
-            ),
+            *(sys.executable, "-P", "-m", "mlflow", "server"),
             *("--host", host, "--port", str(port), "--workers", "1"),
         ),
         is_ready=lambda pid: http_answers(f"{url}/health"),
         # its job runner serves language-model evaluations, and costs several processes
         environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        # other users of the machine can read command lines, and perhaps supervisord's configuration
+        secrets={"MLFLOW_BACKEND_STORE_URI": settings.mlflow_tracking_uri},
         url=url,
         listens=(host, port, "MLFLOW_PORT"),
     )

@@ -1,0 +1,40 @@
+"""Takes secrets out of text for people: messages, logs and command output. Every error of ours passes through here."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from urllib.parse import unquote
+
+HIDDEN = "***"
+LEAST_CHARACTERS = 8  # shorter values are words, which other text holds too
+# User and password of a URL: the user alone may be a token. A path begins with a slash and has neither.
+USERINFO = re.compile(r"""(?<=://)(?!/)[^\s/?#'"<>]*@""")
+PARAMETER = re.compile(
+    r"""([?&][\w.-]*(?:password|passwd|pwd|secret|token|api_?key)[\w.-]*=)[^&#\s'"]+""", re.I
+)
+VARIABLE = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|AUTH)$")
+
+
+def redacted(text: str) -> str:
+    """The text without the passwords and tokens of URLs, and without those that the environment holds."""
+    if "://" in text:
+        text = PARAMETER.sub(rf"\1{HIDDEN}", USERINFO.sub(f"{HIDDEN}@", text))
+    known = _of_environment()
+    return known.sub(HIDDEN, text) if known else text
+
+
+@cache
+def _of_environment() -> re.Pattern[str] | None:
+    """The secrets in this process's environment, however a library may put them into its messages."""
+    found = set[str]()
+    for name, value in os.environ.items():
+        if VARIABLE.search(name):
+            found |= {value, value.partition(":")[2]}  # user:password
+        _, separator, rest = value.partition("://")
+        if separator and "@" in rest and not rest.startswith("/"):
+            user, _, password = rest.rpartition("@")[0].partition(":")
+            found |= {password or user, unquote(password or user)}
+    long = sorted((each for each in found if len(each) >= LEAST_CHARACTERS), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, long))) if long else None
