@@ -17,7 +17,7 @@ from app.errors import NewerWireError, WireError
 from app.examination_scripts import BACKLOG_SUM, LOOK, QUEUE, SURVEY
 from app.findings import BatchState, Examination, text
 from app.ledger import ledger_errors
-from app.pool import decode_record
+from app.pool import WorkerRecord, decode_record, identity, is_same_model
 
 PAGE = 64  # a script holds Redis up: this many take it about a millisecond
 MOST_MESSAGES = 100_000
@@ -124,10 +124,16 @@ class Examiner:
 
     async def _check_workers(self, seen: Examination, names: list[str], live: set[str]) -> None:
         raw = cast(list[bytes | None], await self._client.mget(names)) if names else []
+        first: dict[str, WorkerRecord] = {}
         for name, data in zip(names, raw, strict=True):
             try:
                 if data is not None:
-                    live.add(decode_record(data).queue)
+                    record = decode_record(data)
+                    live.add(record.queue)
+                    other = first.setdefault(record.queue, record)
+                    if not is_same_model(other, record):
+                        detail = f"its workers serve two models: {identity(other)}; {identity(record)}"
+                        seen.add("mixed_models", record.queue, detail, queue=record.queue)
             except NewerWireError as error:
                 seen.notes.append(f"{name}: {error.detail}")
             except WireError as error:

@@ -37,6 +37,10 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         main_pid: Of its parent, which is what was started and takes signals.
         device: `cpu` or `cuda:N`.
         unreadable: Messages and batches that it could not read.
+        model_id: What tells this model from any other of its name and version, besides the run: MLflow's id of it
+            (`m-…`), or the digest of its files where there is neither; None in records of older releases.
+        registry: Where it was found, without secrets.
+        warnings: What is wrong with it and does not keep it from serving.
     """
 
     worker_id: str
@@ -62,11 +66,22 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     main_pid: int = 0
     device: str = "cpu"
     unreadable: int = 0
+    model_id: str | None = None
+    registry: str = ""
+    warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
 encode_record = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(WorkerRecord).decode
+
+
+def quality_problem(val_accuracy: float | None) -> str:
+    """What is wrong with a quality; empty where it is a fraction or none. Any other would win all traffic, or none."""
+    if val_accuracy is None or 0 <= val_accuracy <= 1:  # of NaN, false
+        return ""
+    percentage = ", not a percentage" if 1 < val_accuracy <= 100 else ""
+    return f"val_accuracy {val_accuracy:g} counts as none: expected a fraction in [0, 1]{percentage}"
 
 
 def decode_record(data: bytes) -> WorkerRecord:
@@ -97,16 +112,44 @@ def _check(record: WorkerRecord) -> None:
         raise WireError(f"a worker record has the input contract {record.input}")
 
 
-# KEYS record workers numbers; ARGV record ttl_ms worker_id queue channel ('' where nothing changed). Returns Redis's
-# time and the queue's worker number, where it has one. What deletes first is not refused where Redis is full.
+# KEYS record workers numbers; ARGV record ttl_ms worker_id queue channel ('' where nothing changed) run_id model_id
+# prefix of records, queue as JSON. Returns Redis's time and the queue's worker number, where it has one. Where a worker
+# of the queue serves another model, nothing is published, and that worker's record is returned besides. The others are
+# looked at only where this record was not there: at the start, and after Redis or the worker was away. What deletes
+# first is not refused where Redis is full.
 PUBLISH_RECORD = """
-redis.call('DEL', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local function differs(text)
+  if not text or not string.find(text, ARGV[9], 1, true) then return false end
+  local is_json, other = pcall(cjson.decode, text)
+  if not is_json or type(other) ~= 'table' or other.queue ~= ARGV[4] then return false end
+  if other.run_id ~= ARGV[6] then return true end
+  return type(other.model_id) == 'string' and other.model_id ~= ARGV[7]
+end
 local time = redis.call('TIME')
+local number = redis.call('HGET', KEYS[3], ARGV[4])
+if redis.call('DEL', KEYS[1]) == 0 then
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    local other = redis.call('GET', ARGV[8] .. id)
+    if differs(other) then return {time[1], time[2], number, other} end
+  end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('ZADD', KEYS[2], string.format('%.3f', time[1] * 1000 + time[2] / 1000), ARGV[3])
 if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[5], ARGV[3]) end
-return {time[1], time[2], redis.call('HGET', KEYS[3], ARGV[4])}
+return {time[1], time[2], number}
 """
+
+
+def is_same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
+    """Whether two workers of a queue serve the same model; records of older releases tell the run alone."""
+    are_known = one.model_id is not None and other.model_id is not None
+    return one.run_id == other.run_id and (one.model_id == other.model_id or not are_known)
+
+
+def identity(record: WorkerRecord) -> str:
+    """What a worker serves and where it runs, for people."""
+    model = ", ".join(each for each in (record.model_id, record.run_id and f"run {record.run_id}") if each)
+    return f"{model or 'no run'} of {record.registry or 'an unnamed registry'} on {record.host or record.worker_id}"
 
 
 def withdraw_record(redis: Any, worker_id: str) -> None:

@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app import redis_url
 from app.errors import ConfigurationError
+from app.redaction import redacted
+from app.registry_database import sqlite_path
 
 HEARTBEATS_TO_LIVE = 3  # a worker that has been silent for so many is dead
 UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
@@ -96,6 +98,12 @@ class Settings(BaseSettings):
     def shown_redis_url(self) -> str:
         """The Redis URL for people and logs, without a password."""
         return redis_url.without_secrets(self.redis_url or f"unix://{self.redis_socket}")
+
+    @property
+    def shown_registry(self) -> str:
+        """The MLflow registry for people and logs: without a password, and a file with its whole path."""
+        path = sqlite_path(self.mlflow_tracking_uri)
+        return f"sqlite:///{path.resolve()}" if path else redacted(self.mlflow_tracking_uri)
 
     @property
     def celery_broker_url(self) -> str:
@@ -197,13 +205,6 @@ class ControllerSettings(Settings):
     )
     max_deadline_s: float = Field(
         default=3600.0, gt=0, le=86400, description="largest deadline, in seconds, that a request may ask for"
-    )
-    lame_duck_s: float = Field(
-        default=3.0,
-        ge=0,
-        le=300,
-        description="seconds that a controller serves on after SIGTERM while its health probes say that it stops, for "
-        "load balancers to notice; none after Ctrl-C or a second signal; 0 in `modelyard up` where it is not set",
     )
     drain_s: float = Field(
         default=5.0,

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import msgspec
 import redis.asyncio
 
 from app import keys
@@ -21,7 +22,7 @@ from app.clock import PoolClock, to_ms
 from app.errors import LedgerUnavailableError, WireError
 from app.ids import IdSigner
 from app.ledger import ledger_errors
-from app.pool import WorkerRecord, decode_record
+from app.pool import WorkerRecord, decode_record, quality_problem
 from app.unreadable import Unreadable
 from controller.backlog import Backlogs
 from controller.recent import Recent
@@ -252,10 +253,16 @@ class PoolWatcher:
         if data is None:
             return None
         try:
-            return decode_record(data)
+            record = decode_record(data)
         except WireError as error:
             self._unreadable.note("worker_record", worker_id, f"left out: {error.detail}")
             return None
+        problem = quality_problem(record.val_accuracy)
+        if problem:
+            self._unreadable.note("worker_record", worker_id, problem)
+            warnings = (*record.warnings, problem)
+            return msgspec.structs.replace(record, val_accuracy=None, warnings=warnings)
+        return record
 
 
 def _run(server: dict[str, Any], epoch: bytes | None) -> str:

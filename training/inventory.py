@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from app.pool import quality_problem
 from app.registry_database import examine, sqlite_path
 
 CHAMPION = "champion"
@@ -16,9 +17,11 @@ CHAMPION = "champion"
 _QUERY = """
 SELECT v.version, v.run_id, arch.value, digest.value, accuracy.value, alias.alias IS NOT NULL
 FROM model_versions v
+LEFT JOIN runs run ON run.run_uuid = v.run_id AND run.lifecycle_stage = 'active'
 LEFT JOIN params arch ON arch.run_uuid = v.run_id AND arch.key = 'arch'
 LEFT JOIN params digest ON digest.run_uuid = v.run_id AND digest.key = 'dataset_digest'
-LEFT JOIN latest_metrics accuracy ON accuracy.run_uuid = v.run_id AND accuracy.key = 'val_accuracy'
+LEFT JOIN latest_metrics accuracy
+    ON accuracy.run_uuid = run.run_uuid AND accuracy.key = 'val_accuracy' AND NOT accuracy.is_nan
 LEFT JOIN registered_model_aliases alias
     ON alias.name = v.name AND alias.version = v.version AND alias.alias = :champion
 WHERE v.name = :name AND v.status = 'READY' AND v.current_stage != 'Deleted_Internal'
@@ -35,7 +38,7 @@ class RegisteredVersion:
         run_id: The MLflow run that made it.
         arch: Its architecture.
         dataset_digest: Digest of the data set it was fitted to and measured on.
-        val_accuracy: The final one, a fraction in [0, 1].
+        val_accuracy: The final one, a fraction in [0, 1]; None, too, where the run was deleted.
         champion: Whether it has the alias `CHAMPION`.
     """
 
@@ -77,11 +80,16 @@ def best_version(versions: list[RegisteredVersion], dataset_digest: str) -> Regi
     return max(known, key=lambda entry: entry[:2])[2] if known else None
 
 
+def fraction(val_accuracy: float | None) -> float | None:
+    """A quality, or None for what no worker would take for one."""
+    return None if quality_problem(val_accuracy) else val_accuracy
+
+
 def _read_sqlite(path: Path, model_name: str) -> list[RegisteredVersion]:
     """Read MLflow's tables, without writing to the file or creating it."""
     with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as database:
         rows = database.execute(_QUERY, {"name": model_name, "champion": CHAMPION}).fetchall()
     return [
-        RegisteredVersion(version, run_id, arch, digest, accuracy, bool(champion))
+        RegisteredVersion(version, run_id, arch, digest, fraction(accuracy), bool(champion))
         for version, run_id, arch, digest, accuracy, champion in rows
     ]

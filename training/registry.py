@@ -25,7 +25,7 @@ from training.architectures import Classifier
 from training.datasets import Dataset, Split
 from training.figures import confusion_matrix, learning_curve
 from training.fit import EpochResult, Fitted
-from training.inventory import CHAMPION, RegisteredVersion, best_version, registered_versions
+from training.inventory import CHAMPION, RegisteredVersion, best_version, fraction, registered_versions
 from training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -165,15 +165,30 @@ def ask_versions(tracking_uri: str, model_name: str) -> list[RegisteredVersion]:
 
 def _described(client: MlflowClient, version: Any, champion: Any) -> RegisteredVersion:
     """Join a version of MLflow's with its run."""
-    data = client.get_run(version.run_id).data if version.run_id else None
+    run = _run_of(client, version)
+    data = run.data if run else None
     return RegisteredVersion(
         version=int(version.version),
         run_id=version.run_id or None,
         arch=data.params.get("arch") if data else None,
         dataset_digest=data.params.get("dataset_digest") if data else None,
-        val_accuracy=data.metrics.get("val_accuracy") if data else None,
+        val_accuracy=fraction(data.metrics.get("val_accuracy"))
+        if data and run.info.lifecycle_stage == "active"
+        else None,
         champion=champion is not None and int(champion) == int(version.version),
     )
+
+
+def _run_of(client: MlflowClient, version: Any) -> Any:
+    """A version's run; None where it has none, or none any more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(version.run_id) if version.run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _params(arch: str, dataset: Dataset, split: Split, options: TrainOptions) -> dict[str, str | int | float]:

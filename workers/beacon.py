@@ -16,7 +16,7 @@ import redis
 
 from app import keys
 from app.clock import PoolClock
-from app.errors import WorkerNumberTakenError
+from app.errors import QueueTakenError, WireError, WorkerNumberTakenError
 from app.ledger import ledger_errors
 from app.pool import (
     PUBLISH_RECORD,
@@ -24,7 +24,9 @@ from app.pool import (
     WorkerRecord,
     WorkerState,
     assign_number,
+    decode_record,
     encode_record,
+    identity,
     withdraw_record,
 )
 from app.settings import HEARTBEATS_TO_LIVE
@@ -49,7 +51,8 @@ class Beacon:
         heartbeat_s: Seconds between two records; the record expires after three.
         predecessor: Id of a dead worker of the same queue, or empty. Its record is taken away, so that its batch is
             sent again, as soon as this worker's is there: without any, the queue would refuse jobs.
-        on_stall: Called, from that thread, when the worker is idle and yet does not ask for work; is to end it.
+        on_stall: Called, from that thread, when the worker is idle and yet does not ask for work, or when another model
+            has taken its queue; is to end it.
 
     Attributes:
         progress: Told by the consumer each time that it asks for a message.
@@ -88,6 +91,7 @@ class Beacon:
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
+            QueueTakenError: Live workers serve another model of the same name and version.
         """
         with ledger_errors():
             asked_at_s = time.monotonic()
@@ -153,7 +157,12 @@ class Beacon:
             self._wake.clear()
             if self._closing:
                 return
-            reachable = self._try(self._publish, reachable)
+            try:
+                reachable = self._try(self._publish, reachable)
+            except QueueTakenError as error:  # while this worker was away
+                logger.critical("%s; ending this worker", error.detail)
+                self._on_stall()
+                return
             if not reachable or self._state != "ready" or self._record.running_batch:
                 self.progress.note()
             elif self.progress.has_stalled():
@@ -184,7 +193,7 @@ class Beacon:
         changed, self._changed = self._changed, False
         record = self._snapshot()
         asked_at_s = time.monotonic()
-        seconds, microseconds, number = self._write(
+        seconds, microseconds, number, *other = self._write(
             keys=[keys.worker(record.worker_id), keys.WORKERS, keys.NUMBERS],
             args=[
                 encode_record(record),
@@ -192,8 +201,14 @@ class Beacon:
                 record.worker_id,
                 record.queue,
                 keys.POOL_CHANNEL if changed else "",
+                record.run_id,
+                record.model_id or "",
+                keys.worker(""),
+                msgspec.json.encode(record.queue),
             ],
         )
+        if other:
+            raise _taken(record, other[0])
         self._clock.adjust((int(seconds), int(microseconds)), asked_at_s)
         if number is None:
             self._register_again(record)
@@ -226,3 +241,15 @@ class Beacon:
             batch_samples_mean=round(sum(samples) / len(samples), 2),
             inference_ms=Latency(round(latencies[-1], 3), round(float(p50), 3), round(float(p99), 3)),
         )
+
+
+def _taken(record: WorkerRecord, data: bytes) -> QueueTakenError:
+    try:
+        holder = identity(decode_record(data))
+    except WireError:
+        holder = "a worker whose record cannot be read"
+    return QueueTakenError(
+        f"{record.model_name} / {record.model_version} is served by {holder}; this worker would serve "
+        f"{identity(record)} under the same name. Stop those workers first, register the model under another name, "
+        "or give the pools a Redis each"
+    )

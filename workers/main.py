@@ -45,6 +45,7 @@ def run(settings: WorkerSettings) -> NoReturn:
         ModelError: The version does not exist or cannot be served.
         UnavailableError: MLflow or Redis does not answer.
         WorkerNumberTakenError: The number asked for is another version's.
+        QueueTakenError: Live workers serve another model of the same name and version.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery takes over: nothing is to drain yet
     _require_redis(settings)
@@ -52,6 +53,8 @@ def run(settings: WorkerSettings) -> NoReturn:
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
     found = model.find(settings, folder)
+    for warning in found.warnings:
+        logger.warning("%s: %s", found.uri, warning)
     last_words = LastWords()
     tell_ready = parent.keep_serving(remove, on_death=last_words.end)
     atexit.unregister(remove)  # the next process that serves reads the files again
@@ -128,6 +131,9 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
         pid=os.getpid(),
         main_pid=os.getppid(),
         device=loaded.device,
+        model_id=found.model_id,
+        registry=settings.shown_registry,
+        warnings=found.warnings,
     )
 
 

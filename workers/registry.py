@@ -6,13 +6,17 @@ meanwhile. What the answer is worth is not judged here.
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +30,7 @@ from app.errors import (
     first_line,
 )
 from app.logs import configure_logging
+from app.pool import quality_problem
 from app.registry_database import examine, sqlite_path
 
 if TYPE_CHECKING:
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
 
 VAL_ACCURACY = "val_accuracy"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
+MOST_MODELS, NAMED = 1000, 8  # that are looked at and named where something is not found
+LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 ERRORS = {
     each.code: each
     for each in (ModelNotFoundError, ModelWarmUpError, RegistrySchemaError, RegistryUnavailableError)
@@ -47,6 +54,8 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
         path: Folder of its files, on this machine.
         flavors: Of its MLmodel file.
         inputs: Type and shape of each tensor in its signature; empty where it takes something else.
+        warnings: What is wrong with it and does not keep it from being served.
+        model_id: MLflow's id of the logged model, `m-…`, or the digest of its files where it has no run either.
     """
 
     name: str
@@ -56,6 +65,8 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     path: str
     flavors: dict[str, Any]
     inputs: list[tuple[str, tuple[int, ...]]]
+    warnings: tuple[str, ...] = ()
+    model_id: str = ""
 
     @property
     def uri(self) -> str:
@@ -169,7 +180,7 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
     client = mlflow.MlflowClient()
     try:
         version = _find(client, name, wanted)
-        metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+        val_accuracy, warnings = _quality(client, version)
     except MlflowException as error:
         if error.error_code in NOT_FOUND_CODES:
             raise _not_found(client, tracking_uri, name, wanted) from None
@@ -182,9 +193,45 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
         path, flavors, inputs = _fetch(uri)
     except Exception as error:
         raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
-    return ModelVersion(
-        name, int(version.version), version.run_id or "", metrics.get(VAL_ACCURACY), path, flavors, inputs
-    )
+    run_id, number = version.run_id or "", int(version.version)
+    model_id = _model_id(version.source or "", run_id, Path(path))
+    return ModelVersion(name, number, run_id, val_accuracy, path, flavors, inputs, warnings, model_id)
+
+
+def _model_id(source: str, run_id: str, folder: Path) -> str:
+    """MLflow 3's id of the model; of a version that has neither that nor a run, the digest of its files."""
+    found = LOGGED_MODEL.match(source)
+    if found or run_id:
+        return found[1] if found else ""
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _quality(client: Any, version: Any) -> tuple[float | None, tuple[str, ...]]:
+    """The quality that a version's run logged, and what is wrong with it or the run."""
+    from mlflow.entities import LifecycleStage
+    from mlflow.exceptions import MlflowException
+
+    if not version.run_id:
+        return None, ()
+    try:
+        run = client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None, (f"its run {version.run_id} was purged from the registry, so it has no {VAL_ACCURACY}",)
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        restore = f"`mlflow runs restore --run-id {version.run_id}` brings it back"
+        return None, (
+            f"its run {version.run_id} was deleted, so its {VAL_ACCURACY} does not count; {restore}",
+        )
+    val_accuracy = run.data.metrics.get(VAL_ACCURACY)
+    problem = quality_problem(val_accuracy)
+    return (None, (problem,)) if problem else (val_accuracy, ())
 
 
 def _find(client: Any, name: str, wanted: str) -> Any:
@@ -202,14 +249,37 @@ def _find(client: Any, name: str, wanted: str) -> Any:
 
 
 def _not_found(client: Any, tracking_uri: str, name: str, wanted: str) -> ModelNotFoundError:
+    """The error for a version that is not there; says what is there instead."""
     versions = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
-    known = (
-        f"it has version {', '.join(map(str, versions))}" if versions else "it has no version of that model"
-    )
+    models = [each.name for each in client.search_registered_models(max_results=MOST_MODELS)]
+    if versions:
+        last = versions[-NAMED:]
+        known = (
+            f"it has version{'s' * (len(last) > 1)} {'…, ' * (last != versions)}{', '.join(map(str, last))}"
+        )
+        aliases = client.get_registered_model(name).aliases
+        if not wanted.isdigit() and aliases:
+            known += f"; its aliases, nearest first: {_nearest(wanted, aliases)}"
+    elif name in models:
+        known = "it has no version of that model"
+    else:
+        known = (
+            f"its models, nearest first: {_nearest(name, models)}" if models else "it has no models at all"
+        )
     return ModelNotFoundError(
         f"the registry at {tracking_uri} has no {name} / {wanted}: {known}; "
         "set MODEL_NAME and MODEL_VERSION to one that exists, or register it with `modelyard train`"
     )
+
+
+def _nearest(wanted: str, names: Iterable[str]) -> str:
+    """Names for a message, those first that are most like what was asked for."""
+
+    def unlikeness(name: str) -> float:
+        return -difflib.SequenceMatcher(None, wanted.casefold(), name.casefold()).ratio()
+
+    ordered = sorted(names, key=unlikeness)
+    return ", ".join(ordered[:NAMED]) + (", …" if len(ordered) > NAMED else "")
 
 
 def _fetch(uri: str) -> tuple[str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]:

@@ -69,8 +69,8 @@ class Ward:
         message = next(batch.message for batch in self.batches if batch.batch_id == batch_id)
         await self.client.lrem(QUEUE, 1, message)
 
-    async def publish(self, worker_id: str = "host-1") -> None:
-        made = record(worker_id=worker_id)
+    async def publish(self, worker_id: str = "host-1", **fields: object) -> None:
+        made = record(worker_id=worker_id, **fields)
         await self.client.set(keys.worker(worker_id), encode_record(made), px=60_000)
         await self.client.zadd(keys.WORKERS, {worker_id: now_ms()})
 
@@ -205,6 +205,16 @@ async def test_what_it_does_not_know_is_reported_and_left_alone(ward: Ward) -> N
         }
         await ward.doctor.mend(report)
         assert not report.mended
+
+
+async def test_a_queue_whose_workers_serve_two_models_is_reported_with_both(ward: Ward) -> None:
+    await ward.publish("replica", host="alpha", model_id="m-1")  # the run is that of the older record
+    assert (await ward.examine()).is_healthy
+    await ward.publish("stranger", host="beta", model_id="m-2", run_id="another")
+    [found] = (await ward.examine()).findings
+    assert (found.kind, found.subject) == ("mixed_models", QUEUE)
+    assert "m-2, run another" in found.detail
+    assert not ward.doctor.can_mend(found)
 
 
 async def test_messages_of_batches_that_are_gone_are_no_finding_where_a_worker_takes_them(ward: Ward) -> None:

@@ -61,6 +61,26 @@ async def test_an_unreadable_worker_record_is_left_out_and_the_others_serve(
     assert (await served.post()).json()["worker"] == 1
 
 
+@pytest.mark.parametrize("quality", [97.5, -0.1, 1e308])
+async def test_a_record_that_claims_an_impossible_quality_counts_as_one_without_and_says_so(
+    serve: Serve, hand_worker: HandWorkers, quality: float
+) -> None:
+    hand_worker(1, val_accuracy=0.9)
+    hand_worker(2, val_accuracy=quality)
+    served = await serve()
+    assert (await served.post()).json()["worker"] == 1
+    row = (await served.http.get("/workers")).json()["workers"][1]
+    assert row["val_accuracy"] is None
+    [warning] = row["replicas"][0]["warnings"]
+    assert "counts as none: expected a fraction in [0, 1]" in warning
+    lines = (await served.http.get("/metrics")).text.splitlines()
+    assert [each for each in lines if each.startswith('modelyard_val_accuracy_ratio{worker="2"}')] == []
+    [counted] = [
+        each for each in lines if each.startswith('modelyard_unreadable_total{what="worker_record"}')
+    ]
+    assert float(counted.split()[-1]) >= 1
+
+
 async def test_killed_workers_are_swept_off_the_list(serve: Serve, client: redis.Redis) -> None:
     client.zadd(keys.WORKERS, {"killed": now_ms() - 3_600_000})
     served = await serve()
@@ -128,24 +148,6 @@ async def test_readiness_follows_the_workers_and_says_what_is_missing(
     answer = await served.http.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": []})
     assert (await served.http.get("/healthz")).json() == {"status": "alive"}
-
-
-async def test_a_controller_of_an_empty_pool_stays_with_its_load_balancer_for_reads(
-    serve: Serve, hand_worker: HandWorkers
-) -> None:
-    served, worker = await serve(), hand_worker()
-    await served.services.watcher.refresh()
-    url = (await served.post()).headers["location"]
-    worker.finish(await worker.claimed())
-    worker.stop()
-    await served.services.watcher.refresh()
-    assert (await served.http.get("/readyz")).status_code == 503
-    answer = await served.http.get("/readyz/read")
-    assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": []})
-    assert (await served.http.get(f"{url}?wait=5")).json()["status"] == "succeeded"
-    served.app.announce_stop()
-    answer = await served.http.get("/readyz/read")
-    assert (answer.status_code, answer.json()["reasons"]) == (503, ["the controller is stopping"])
 
 
 async def test_what_nobody_foresaw_in_the_pool_does_not_end_the_refreshing(

@@ -100,7 +100,7 @@ def test_a_database_that_is_none_is_one_clear_error(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "restored at the end")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.db").write_bytes(b"this is no database, and has never been one" * 100)
-    with pytest.raises(RegistryUnavailableError, match=r"bad\.db did not do what was asked"):
+    with pytest.raises(RegistryUnavailableError, match=r"bad\.db cannot be read"):
         registered_versions("sqlite:///bad.db", "Digits")
 
 
