@@ -6,12 +6,14 @@ together is seen together. What is odd here may be on its way to being right; `a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, cast
 
+import redis
 import redis.asyncio
 
-from app import ids, keys, wire
+from app import ids, keys, marks, wire
 from app.celery_app import batch_id_of, unannounced
 from app.errors import NewerWireError, WireError
 from app.examination_scripts import BACKLOG_SUM, LOOK, QUEUE, SURVEY
@@ -22,6 +24,13 @@ from app.pool import WorkerRecord, decode_record, identity, is_same_model
 PAGE = 64  # a script holds Redis up: this many take it about a millisecond
 MOST_MESSAGES = 100_000
 MOST_BATCHES_COUNTED = 100_000
+_OF_THE_LEDGER = (
+    ("EXEC",),
+    ("HSET", keys.batch("any"), "head", ""),
+    ("ZADD", keys.pending("any"), "0", ""),
+    ("LPUSH", keys.queue_name("any", 1), ""),
+    ("DEL", keys.batch("any")),
+)
 GRACE_MS = 3000  # for work on its way, and for a controller to close what is overdue
 
 
@@ -47,6 +56,7 @@ class Examiner:
         """
         seen = Examination()
         with ledger_errors():
+            await self._check_persistence(seen)
             queues, records, live = set[str](), list[str](), set[str]()
             async for page in self._keys():
                 await self._check_keys(seen, page, queues, records)
@@ -57,6 +67,39 @@ class Examiner:
             for queue in sorted(filter(keys.is_queue, queues)):
                 await self._check_queue_once(seen, queue, live)
         return seen
+
+    async def _check_persistence(self, seen: Examination) -> None:
+        """What Redis has lost, and what it would lose at its next start."""
+        with contextlib.suppress(redis.ResponseError):  # of another type: that is a finding of its own
+            data = cast(bytes | None, await self._client.get(keys.LOSS))
+            if data and (loss := marks.decode(data)):
+                seen.add(
+                    "data_lost", "Redis", f"it has lost {loss}; jobs that were accepted then are unknown"
+                )
+        if not (await self._client.info("persistence")).get("aof_enabled"):
+            seen.notes.append("Redis has no append-only file (appendonly no): what it ends with, it may lose")
+        elif refusal := await self._refuses_to_load():
+            detail = (
+                "at its next start Redis may skip its append-only file's transactions, which are the ledger: "
+            )
+            detail += f"{refusal}. Run ACL SETUSER default ~* &* +@all, and write it to the ACL file"
+            seen.add("default_user_restricted", "Redis", detail)
+        policy = (await self._client.info("memory")).get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            seen.notes.append(
+                f"Redis evicts keys when it is full ({policy}), jobs among them: set noeviction"
+            )
+
+    async def _refuses_to_load(self) -> str:
+        """Why the default user, in whose name the append-only file is loaded, may not run it; empty where it may."""
+        for command in _OF_THE_LEDGER:
+            try:
+                answer = await cast(Any, self._client).acl_dryrun("default", *command)
+            except redis.ResponseError:
+                return ""  # older than Redis 7, or this user may not ask
+            if text(answer) != "OK":
+                return text(answer)
+        return ""
 
     async def _keys(self) -> AsyncIterator[list[str]]:
         cursor = 0

@@ -17,6 +17,8 @@
 | `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
+| `modelyard:marks` | hash, see `app.marks`: tells of data that Redis lost | for ever | controller |
+| `modelyard:loss` | string: JSON of the last loss, see `app.marks` | retention | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
 
 | channel | message | published by |
@@ -38,6 +40,8 @@ NUMBERS = f"{PREFIX}:numbers"
 WORKERS = f"{PREFIX}:workers"
 SECRET = f"{PREFIX}:secret"
 EPOCH = f"{PREFIX}:epoch"
+MARKS = f"{PREFIX}:marks"
+LOSS = f"{PREFIX}:loss"
 RATE = f"{PREFIX}:rate"
 QUARANTINE = f"{PREFIX}:quarantine"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
@@ -77,6 +81,8 @@ KINDS = (
     KeyKind(WORKERS, "zset", expires=False),
     KeyKind(SECRET, "string", expires=False),
     KeyKind(EPOCH, "string", expires=False),
+    KeyKind(MARKS, "hash", expires=False),
+    KeyKind(LOSS, "string", expires=True),
     KeyKind(QUARANTINE, "zset", expires=True),
     KeyKind(RECONCILER_LEASE, "string", expires=True),
 )

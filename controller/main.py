@@ -38,6 +38,7 @@ from controller.dispatch import Dispatcher
 from controller.draining import Drain
 from controller.headers import on_answers, on_pages
 from controller.idempotency import Idempotency
+from controller.loss import LossWatch
 from controller.metrics import Metrics
 from controller.predict import Predict, Receive, Scope, Send
 from controller.problems import PROBLEM_JSON, problem, problem_body
@@ -154,6 +155,9 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Acce
         stack.push_async_callback(client.aclose)
         controller_id = uuid4().hex
         services, reconciler = _build(settings, access, client, controller_id)
+        losses = LossWatch(
+            client, settings.heartbeat_s, settings.result_retention_s, services.metrics.ledger_lost
+        )
         fastapi.state.services = services
         try:
             with ledger_errors():
@@ -166,6 +170,7 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Acce
             services.link.run(),
             services.results.check_overdue(),
             reconciler.run(),
+            losses.run(),
             access.watch(),
         ]
         for coroutine in background:

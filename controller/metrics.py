@@ -74,6 +74,11 @@ class Metrics:
         self._rejected = Counter(
             "modelyard_requests_rejected", "Requests answered with a problem", ["code"], registry=registry
         )
+        self._losses = Counter(
+            "modelyard_ledger_losses",
+            "Times that Redis came back without data that it had confirmed, as noticed here",
+            registry=registry,
+        )
         registry.register(_PoolCollector(watcher, clock))
         registry.register(_UnreadableCollector(unreadable))
 
@@ -109,6 +114,10 @@ class Metrics:
     def rejected(self, code: str) -> None:
         """Count a request answered with a problem."""
         self._rejected.labels(code).inc()
+
+    def ledger_lost(self) -> None:
+        """Count a loss of Redis's data."""
+        self._losses.inc()
 
     def exposition(self) -> bytes:
         """All series in Prometheus's text format; those of workers that are gone are dropped first."""

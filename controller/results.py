@@ -116,7 +116,10 @@ class Results:
         # least its retention, so one that is younger was lost with Redis's data, not kept to its end.
         age_ms = self._clock.now_ms() - ids.accepted_at_ms(ref.batch_id)
         if age_ms < self._ledger.retention_ms:
-            return _unknown(caller)
+            return UnknownJobError(
+                "this job was accepted, and Redis has lost its data since; submit it again, and see "
+                "`modelyard doctor`"
+            )
         return JobGoneError("the job's outcome was kept for its retention time and is gone; submit again")
 
     def _hear_outcome(self, notice: bytes) -> None:

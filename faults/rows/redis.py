@@ -154,6 +154,7 @@ async def redis_emptied(trial: Trial) -> None:
             await resumed(trial, time.monotonic())
             await unknown_at_last(trial, gone)
             await known_again(trial, numbers)
+            await said_so(trial)
         # Before the next emptying, which is to find them too old.
         trial.counted.add(await account(trial.pool.urls, trial.sent.accepted, RESUME_S * 4))
         trial.sent.accepted.clear()
@@ -324,6 +325,16 @@ async def known_again(trial: Trial, numbers: Any) -> None:
         rows = (await http.get(f"{pool.urls[0]}/workers")).json()["workers"]
     backlog = [row["backlog_jobs"] for row in rows]
     trial.require(all(0 <= jobs < 1000 for jobs in backlog), f"the backlog is {backlog}")
+
+
+async def said_so(trial: Trial) -> None:
+    """See that a controller tells of the loss in its metrics; another one may have been the first to notice."""
+    async with http_client(timeout=10) as http:
+        pages = [(await http.get(f"{url}/metrics")).text for url in trial.pool.urls]
+    trial.require(
+        any(re.search(r"^modelyard_ledger_losses_total [1-9]", page, re.MULTILINE) for page in pages),
+        "no controller counts the loss",
+    )
 
 
 def n_batches(trial: Trial) -> int:

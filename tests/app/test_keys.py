@@ -34,6 +34,8 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         f"{keys.RATE}:{{<limit of client>}}",
         keys.SECRET,
         keys.EPOCH,
+        keys.MARKS,
+        keys.LOSS,
         keys.RECONCILER_LEASE,
         keys.POOL_CHANNEL,
         keys.reply_channel("<controller>"),
