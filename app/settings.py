@@ -206,6 +206,13 @@ class ControllerSettings(Settings):
     max_deadline_s: float = Field(
         default=3600.0, gt=0, le=86400, description="largest deadline, in seconds, that a request may ask for"
     )
+    lame_duck_s: float = Field(
+        default=3.0,
+        ge=0,
+        le=300,
+        description="seconds that a controller serves on after SIGTERM while its health probes say that it stops, for "
+        "load balancers to notice; none after Ctrl-C or a second signal; 0 in `modelyard up` where it is not set",
+    )
     drain_s: float = Field(
         default=5.0,
         ge=0,

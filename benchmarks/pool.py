@@ -40,6 +40,7 @@ class Pool:
             "MLFLOW_TRACKING_URI": tracking_uri,
             "MODEL_VERSION": "1",
             "MODELYARD_BACKLOG_LIMIT": "4000000",
+            "MODELYARD_LAME_DUCK_S": "0",
             "MODELYARD_MAX_DEADLINE_S": str(FAR_S),
             "MODELYARD_INFERENCE_TIMEOUT_S": str(FAR_S),  # one that was stopped would take itself for hung
             **variables,

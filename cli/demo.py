@@ -37,13 +37,13 @@ def command(once: bool) -> None:
     """
     from rich.console import Console
 
-    from cli.pool import PoolPlan, open_pool, until_interrupted
+    from cli.pool import PoolPlan, claimed, open_pool, until_interrupted
     from cli.pool_preflight import check
 
     started_at = time.monotonic()
     console = Console()
     settings = load(ControllerSettings)
-    with until_interrupted():
+    with until_interrupted(), claimed(settings, console):
         check(settings, PoolPlan([]).services(settings))  # before minutes are spent on training
         with open_pool(settings, PoolPlan(trained_versions(settings)), console) as pool:
             pool.start_core()

@@ -13,15 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.errors import ServiceError
+from app.errors import LedgerUnavailableError, ServiceError
 from app.settings import ControllerSettings
-from cli import pool_preflight, pool_services
+from cli import pool_leftovers, pool_preflight, pool_services
 from cli.pool_services import Service, Tier
 from cli.pool_supervisor import Supervisor
 
 POLL_S = 0.2
 WATCH_S = 1.0
 READY_LIMIT_S = 180.0
+LEFTOVER_WAIT_S = 60.0
 TAIL_LINES = 12
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -133,14 +134,16 @@ class Pool:
 
     def _number_versions(self) -> None:
         # Workers that start together would take their numbers in any order; the lowest version comes first.
-        import redis
-
-        from app import keys
+        from app import keys, ledger
         from app.pool import assign_number
 
-        with redis.Redis.from_url(self._settings.effective_redis_url) as connection:
-            for version in self._plan.versions:
-                assign_number(connection, keys.queue_name(self._settings.model_name, version), None)
+        try:
+            with ledger.ledger_errors(), ledger.connect(self._settings) as connection:
+                for version in self._plan.versions:
+                    assign_number(connection, keys.queue_name(self._settings.model_name, version), None)
+        except LedgerUnavailableError:
+            self._supervisor.statuses()  # says so if that is why
+            raise
 
     def _start(self, *tiers: Tier) -> None:
         services = [service for service in self._services if service.tier in tiers]
@@ -179,22 +182,58 @@ class Pool:
 
 
 @contextmanager
-def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) -> Iterator[Pool]:
-    """Make a pool that stops, whole and in order, when the context is left.
+def claimed(settings: ControllerSettings, console: Console) -> Iterator[None]:
+    """Hold the state directory, once what a killed pool left in it has ended.
 
     Raises:
-        ConfigurationError: Something is in the way: a port, a tool, another pool.
-        ServiceError: The supervisor does not start.
+        ConfigurationError: A pool runs there, or the folder cannot be written.
+        ServiceError: A process that was left cannot be ended.
     """
     with pool_preflight.sole_pool(settings):
-        services = plan.services(settings)
-        pool_preflight.check(settings, services)
-        with Supervisor(settings.state_dir, services) as supervisor:
-            try:
-                yield Pool(settings, plan, services, supervisor, console)
-            finally:
-                with _signals_ignored(), console.status("stopping"):
-                    supervisor.stop()
+        _end_leftovers(settings, console)
+        yield
+
+
+def _end_leftovers(settings: ControllerSettings, console: Console) -> None:
+    found = pool_leftovers.processes(settings.state_dir)
+    if not found:
+        return
+    listed = ", ".join(map(str, found))
+    console.print(
+        f"ending what a killed pool left in {escape(str(settings.state_dir))}: {listed}", highlight=False
+    )
+    patience_s = LEFTOVER_WAIT_S + settings.drain_s
+    with console.status("") as spinner:
+        left = pool_leftovers.end(
+            settings.state_dir,
+            patience_s,
+            lambda left: spinner.update("waiting for " + ", ".join(map(str, left))),
+        )
+    if left:
+        raise ServiceError(
+            f"{', '.join(map(str, left))} of a killed pool cannot be ended; end them, and start again"
+        )
+
+
+@contextmanager
+def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) -> Iterator[Pool]:
+    """Make a pool that stops, whole and in order, when the context is left; the state directory is `claimed`.
+
+    Raises:
+        ConfigurationError: Something is in the way: a port, a tool.
+        ServiceError: The supervisor does not start.
+    """
+    services = plan.services(settings)
+    pool_preflight.check(settings, services)
+    with Supervisor(settings.state_dir, services) as supervisor:
+        try:
+            yield Pool(settings, plan, services, supervisor, console)
+        finally:
+            with _signals_ignored(), console.status("stopping"):
+                left = supervisor.stop()
+            if left:
+                console.print(f"[red]✗[/red] not stopped: {', '.join(map(str, left))}", highlight=False)
+            else:
                 console.print("stopped everything that was started")
 
 

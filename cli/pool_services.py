@@ -86,15 +86,21 @@ def controller_services(settings: ControllerSettings, count: int) -> list[Servic
 
 def _controller(settings: ControllerSettings, number: int, port: int) -> Service:
     url = controller_url(settings, port)
+    # A pool at a desk has no load balancer that must notice; whoever has one says so.
+    lame_duck_s = settings.lame_duck_s if "lame_duck_s" in settings.model_fields_set else 0
     return Service(
         "controller" if number == 1 else f"controller-{number}",
         Tier.CONTROLLERS,
         (*MODELYARD, "serve"),
         is_ready=lambda pid: http_answers(f"{url}/healthz"),
-        environment={"MODELYARD_HOST": settings.host, "MODELYARD_PORT": str(port)},
+        environment={
+            "MODELYARD_HOST": settings.host,
+            "MODELYARD_PORT": str(port),
+            "MODELYARD_LAME_DUCK_S": str(lame_duck_s),
+        },
         url=url,
         listens=(settings.host, port, "MODELYARD_PORT"),
-        stop_wait_s=math.ceil(settings.drain_s) + 10,
+        stop_wait_s=math.ceil(lame_duck_s + settings.drain_s) + 10,
     )
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.pool import WorkerRecord
 from controller import documentation as docs
+from controller import readiness
 from controller.access import caller_of, require
 from controller.job_json import job_json
 from controller.predict import in_range
@@ -111,16 +112,21 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", **docs.READY)
 async def readyz(request: Request) -> Response:
-    """Whether a prediction would be accepted now, and if not, why."""
+    """Whether a prediction would be accepted now, and if not, why. An empty pool makes every controller not ready."""
     services = _services(request)
-    watcher = services.watcher
-    reasons = []
-    if services.drain.has_begun:
-        reasons.append("the controller is stopping")
-    if not (watcher.reachable and services.link.is_connected):
-        reasons.append("Redis does not answer")
-    if not watcher.view.snapshot.candidates:
-        reasons.append("no worker is ready; start one with `modelyard worker`")
+    return _readiness([*readiness.against_serving(services), *readiness.against_accepting(services)])
+
+
+@router.get("/readyz/read", **docs.READY_TO_READ)
+async def readyz_read(request: Request) -> Response:
+    """Whether this controller can serve: it is not stopping and Redis answers, whatever the workers do.
+
+    Load balancers should ask this one: what the pool lacks, every controller lacks, and outcomes can be read.
+    """
+    return _readiness(readiness.against_serving(_services(request)))
+
+
+def _readiness(reasons: list[str]) -> Response:
     body = orjson.dumps({"ready": not reasons, "reasons": reasons})
     return Response(
         body, 503 if reasons else 200, media_type=JSON, headers={"retry-after": "1"} if reasons else None

@@ -18,6 +18,7 @@ from functools import lru_cache
 from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from controller.draining import Drain
 from controller.headers import API
 from controller.predict import CLOSE, Asked, Predict, Reply
 
@@ -104,6 +105,7 @@ class Connection(HttpToolsProtocol):
         """Called at the beginning."""
         super().connection_made(transport)
         self._predict: Predict = self.app.services.predict
+        self._drain: Drain = self.app.services.drain
         self._known_heads: KnownHeads = self.app.known_heads
         self.outbox: Outbox = self.app.outbox
 
@@ -128,7 +130,7 @@ class Connection(HttpToolsProtocol):
         if parts is None:
             return
         try:  # not whole yet: uvicorn waits for the rest
-            super().on_headers_complete()
+            self._begin_cycle()
         except HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
             return
@@ -145,7 +147,7 @@ class Connection(HttpToolsProtocol):
         if self._is_plain_prediction():
             self._parts = []
         else:
-            super().on_headers_complete()
+            self._begin_cycle()
 
     def on_body(self, body: bytes) -> None:
         """Called for each part of a body."""
@@ -172,8 +174,18 @@ class Connection(HttpToolsProtocol):
         exchange = self._begin_exchange(known.keep_alive)
         self._predict.answer_alike(known.asked, body, exchange.reply)
 
+    def _begin_cycle(self) -> None:
+        super().on_headers_complete()
+        if self._drain.is_announced:
+            self.end_after_answer()
+
+    def end_after_answer(self) -> None:
+        """Make the answer that is due, if any, the last on this connection."""
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
     def _begin_exchange(self, keep_alive: bool) -> Exchange:
-        exchange = Exchange(self, keep_alive)
+        exchange = Exchange(self, keep_alive and not self._drain.is_announced)
         self.cycle = exchange  # type: ignore[assignment]  # has what uvicorn looks at
         return exchange
 

@@ -277,3 +277,4 @@ READY: dict[str, Any] = {
     "summary": "Would it accept a prediction?",
     "responses": {503: {"description": "Not ready: `reasons` says why"}},
 }
+READY_TO_READ: dict[str, Any] = {**READY, "summary": "Can it serve? For load balancers"}

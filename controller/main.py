@@ -94,10 +94,14 @@ class Controller:
         services: Services = self.fastapi.state.services
         return services
 
+    def announce_stop(self) -> None:
+        """Tell load balancers to go elsewhere, and serve on."""
+        self.services.drain.is_announced = True
+
     def drain(self) -> None:
         """Take no more work; whoever still waits for an outcome in `drain_s` seconds is told where to read it."""
         services = self.services
-        services.drain.has_begun = True
+        services.drain.is_announced = services.drain.has_begun = True
         asyncio.get_running_loop().call_later(services.settings.drain_s, services.predict.end_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import math
 import os
+import signal
 import socket
 import time
-from collections.abc import Callable
+from types import FrameType
 
 from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -27,6 +28,8 @@ from controller.problems import problem
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
 KEEP_ALIVE_S = 5  # of a connection between two requests, and up to a second more
+# Between the last accepted connection and the first refusal: for requests that have arrived and are not read yet.
+LAST_READ_S = 0.1
 CLOSE_S = 5  # after the last wait was ended: for what is being stored, and for slow readers
 TICKS_PER_LOOK = 10  # of a tenth of a second each
 # A listener accepts one connection a turn of the event loop (libuv's `uv__server_io`), and a turn of a busy controller
@@ -103,6 +106,13 @@ class PatientProtocol(Connection):
         """Answer what is no HTTP, or what was refused, in our own format."""
         self._refuse(_HEAD_TOO_LARGE if self._head_is_too_large else _MALFORMED)
 
+    def shutdown(self) -> None:
+        """Close it, or have it closed after the answer that is due; a request that has begun to come is answered."""
+        if self._in_head:
+            self.outbox.flush()
+        else:
+            super().shutdown()
+
     def end_if_overdue(self, request_timeout_s: float) -> None:
         """Refuse the rest of a request that takes longer than this, and end a connection that nobody uses."""
         now_s = time.monotonic()
@@ -142,14 +152,26 @@ class PatientServer(Server):
 
     Args:
         config: For uvicorn.
+        app: Told when the server will stop, and when it stops. uvicorn tells it only once no request is open.
         request_timeout_s: Seconds that a request may take to arrive.
-        on_stop: Called when it is told to stop. uvicorn itself tells the application only once no request is open.
+        lame_duck_s: Seconds between SIGTERM and the stop, in which everything is served as before.
     """
 
-    def __init__(self, config: Config, request_timeout_s: float, on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, config: Config, app: Controller, *, request_timeout_s: float, lame_duck_s: float
+    ) -> None:
         super().__init__(config)
+        self._app = app
         self._request_timeout_s = request_timeout_s
-        self._on_stop = on_stop
+        self._lame_duck_s = lame_duck_s
+        self._stops_at_s: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Announce the stop at the first SIGTERM; stop now at any other signal, SIGINT being a person's Ctrl-C."""
+        if sig == signal.SIGTERM and self.started and self._lame_duck_s and self._stops_at_s is None:
+            self._stops_at_s = time.monotonic() + self._lame_duck_s
+        else:
+            super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, several times on the same sockets."""
@@ -168,16 +190,32 @@ class PatientServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, wait for open requests, and close."""
-        self._on_stop()
+        for server in self.servers:
+            server.close()
+        self._announce_stop()
+        await asyncio.sleep(LAST_READ_S)
+        self._app.drain()
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Each second, end the connections that take too long."""
+        """Each second, end the connections that take too long; see whether it is time to stop."""
         if counter % TICKS_PER_LOOK == 0:
             for connection in list(self.server_state.connections):
                 if isinstance(connection, PatientProtocol):
                     connection.end_if_overdue(self._request_timeout_s)
+        if self._stops_at_s is not None:
+            self._announce_stop()
+            if self._stops_at_s <= time.monotonic():
+                self.handle_exit(signal.SIGTERM, None)
         return await super().on_tick(counter)
+
+    def _announce_stop(self) -> None:
+        if self._app.services.drain.is_announced:
+            return
+        self._app.announce_stop()
+        for connection in self.server_state.connections:
+            if isinstance(connection, PatientProtocol):
+                connection.end_after_answer()
 
 
 def make_server(app: Controller, settings: ControllerSettings, *, access_log: bool) -> PatientServer:
@@ -195,7 +233,9 @@ def make_server(app: Controller, settings: ControllerSettings, *, access_log: bo
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_s) + CLOSE_S,
     )
-    return PatientServer(config, settings.request_timeout_s, app.drain)
+    return PatientServer(
+        config, app, request_timeout_s=settings.request_timeout_s, lame_duck_s=settings.lame_duck_s
+    )
 
 
 _HEAD_TOO_LARGE = HeadTooLargeError(

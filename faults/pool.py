@@ -184,6 +184,7 @@ class Pool:
             "MLFLOW_TRACKING_URI": tracking_uri(registry),
             "MODEL_NAME": MODEL,
             "ALLOW_PICKLE_MODELS": "true",  # the model is a file of ours, and Python
+            "MODELYARD_LAME_DUCK_S": "0",  # but for rows with a load balancer
             **variables,
             **dict(plan.environment),
         }

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 from rich.console import Console
 
 from app.errors import ServiceError
 from app.settings import ControllerSettings
-from cli.pool import Pool, PoolPlan
+from cli import pool_leftovers
+from cli.pool import Pool, PoolPlan, claimed, open_pool
 from cli.pool_services import Service, Tier
 from cli.pool_supervisor import Supervisor
 
@@ -26,6 +28,14 @@ signal.signal(signal.SIGTERM, stop)
 print("running", flush=True)
 while True:
     signal.pause()
+"""
+# says that it runs, and neither ends on SIGTERM nor when nobody reads what it says
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("running", flush=True)
+while True:
+    time.sleep(600)
 """
 # what `modelyard up` does, with one service, until it is killed
 HOST = """
@@ -96,7 +106,7 @@ def test_nothing_starts_that_was_not_asked_for(folder):
     assert alive == {"asked": True, "other": False}
 
 
-@pytest.mark.parametrize("argument", ["a b", "100%", "%(here)s", "it's", 'say "x"', "back\\slash"])
+@pytest.mark.parametrize("argument", ["a b", "100%", "%(here)s", "it's", 'say "x"', "back\\slash", "a ;b"])
 def test_argument_reaches_the_process_as_it_is(folder, wait_until, argument):
     printer = Service(
         "printer",
@@ -104,7 +114,7 @@ def test_argument_reaches_the_process_as_it_is(folder, wait_until, argument):
         (sys.executable, "-c", "import sys, time; print(sys.argv[1], flush=True); time.sleep(600)", argument),
         is_ready=lambda pid: True,
     )
-    with Supervisor(folder / "state dir", [printer]) as supervisor:
+    with Supervisor(folder / f"state {argument}", [printer]) as supervisor:
         supervisor.start([printer])
         wait_until(lambda: says(supervisor, "printer", argument), what="the argument in the log")
 
@@ -136,16 +146,72 @@ def test_services_go_with_their_host_when_it_is_killed_outright(folder, wait_unt
 
 
 def test_services_go_when_the_supervisor_was_killed(folder, wait_until):
-    worker = service("worker", Tier.WORKERS, folder / "journal")
-    with Supervisor(folder, [worker]) as supervisor:
-        supervisor.start([worker])
-        pid = supervisor.statuses()["worker"].pid
-        wait_until(lambda: says(supervisor, "worker", "running"))
+    journal = folder / "journal"
+    services = [service(tier.name, tier, journal) for tier in Tier]
+    with Supervisor(folder, services) as supervisor:
+        supervisor.start(services)
+        wait_until(lambda: all(says(supervisor, each.name, "running") for each in services))
+        os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
+        with pytest.raises(ServiceError, match="was ended by signal 9"):
+            supervisor.statuses()
+        assert supervisor.stop() == []
+    assert sorted(journal.read_text().split()) == sorted(tier.name for tier in Tier)
+    assert pool_leftovers.processes(folder) == []
+
+
+def test_services_go_when_the_supervisor_and_its_host_were_killed(folder, wait_until):
+    host = subprocess.Popen([sys.executable, "-c", HOST, str(folder)], stdout=subprocess.PIPE, text=True)
+    with host:
+        assert host.stdout is not None
+        assert runs(int(host.stdout.readline()))
+        os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
+        host.kill()
+    wait_until(lambda: not pool_leftovers.processes(folder), what="the service has gone")
+
+
+def test_service_that_outlives_its_killed_supervisor_is_named_and_killed(folder, wait_until):
+    stubborn = Service("stubborn", Tier.WORKERS, (sys.executable, "-c", STUBBORN), is_ready=lambda pid: True)
+    with Supervisor(folder, [stubborn]) as supervisor:
+        supervisor.start([stubborn])
+        wait_until(lambda: says(supervisor, "stubborn", "running"))
+        pid = supervisor.statuses()["stubborn"].pid
         os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
         wait_until(lambda: not supervisor.is_alive)
-        with pytest.raises(ServiceError, match="supervisor"):
-            supervisor.statuses()
+        told = []
+        assert pool_leftovers.end(folder, 0.2, told.append) == []
+    assert str(told[-1][0]) == f"stubborn (process {pid})"
     wait_until(lambda: not runs(pid), what="the service has gone")
+
+
+def test_next_pool_starts_and_has_the_data_of_one_whose_supervisor_was_killed(folder, capsys):
+    settings = ControllerSettings(state_dir=folder, redis_url="")
+    plan, console = PoolPlan([], controllers=0, views=False), Console(width=200)
+    with claimed(settings, console), open_pool(settings, plan, console) as pool:
+        pool.start_core()
+        with redis.Redis.from_url(settings.effective_redis_url) as client:
+            client.set("job", "accepted")
+            os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
+        with pytest.raises(ServiceError, match="was ended by signal 9"):
+            pool.watch()
+    assert pool_leftovers.processes(folder) == []
+    assert "stopped everything" in capsys.readouterr().out
+    with claimed(settings, console), open_pool(settings, plan, console) as pool:
+        pool.start_core()
+        with redis.Redis.from_url(settings.effective_redis_url) as client:
+            assert client.get("job") == b"accepted"
+
+
+def test_supervisor_that_is_killed_while_it_starts_is_one_line_that_says_so(folder, monkeypatch):
+    # an interpreter that kills itself stands for a kill at the first moment
+    fake = folder / "python"
+    fake.write_text("#!/bin/sh\nkill -9 $$\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with (
+        pytest.raises(ServiceError, match=r"did not start \(was ended by signal 9\)"),
+        Supervisor(folder, []),
+    ):
+        pass
 
 
 def test_service_that_dies_while_starting_is_reported_with_its_last_lines(folder, capsys):

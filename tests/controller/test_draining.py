@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import httpx
 
@@ -66,27 +68,77 @@ async def test_a_stopping_controller_refuses_new_work_and_is_not_ready(
 async def test_a_caller_has_its_outcome_from_a_server_that_was_told_to_stop(
     redis_server: RedisServer, hand_worker: HandWorkers, free_port: Callable[[], int]
 ) -> None:
-    worker, url = hand_worker(), f"http://127.0.0.1:{(port := free_port())}"
-    environment = os.environ | {"REDIS_URL": redis_server.url, "MODELYARD_DRAIN_S": "60"}
+    worker = hand_worker()
+    async with process_serving(redis_server, free_port(), MODELYARD_LAME_DUCK_S="0") as (process, http):
+        half = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+        half[1].write(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
+        waiting = asyncio.create_task(http.post("/predict?wait=60", json={"data": [1, 2]}))
+        batch = await worker.claimed()
+        process.send_signal(signal.SIGTERM)
+        await until(lambda: status(f"{http.base_url}/healthz") is None, "nothing listens any more", 60)
+        half[1].write(b"content-length: 14\r\n\r\n" + b'{"data":[1,2]}')
+        rest = await half[0].read()
+        half[1].close()
+        assert worker.finish(batch)
+        answer = await waiting
+        assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+        assert answer.headers["connection"] == "close"
+        assert await process.wait() == 0
+    # Refused, or accepted where the controller was not draining yet; never reset.
+    assert rest.startswith((b"HTTP/1.1 503", b"HTTP/1.1 202"))
+    assert b"connection: close" in rest
+
+
+async def test_a_lame_duck_serves_on_with_last_answers_until_a_second_signal(
+    redis_server: RedisServer, hand_worker: HandWorkers, free_port: Callable[[], int]
+) -> None:
+    worker = hand_worker()
+    async with process_serving(redis_server, free_port(), MODELYARD_LAME_DUCK_S="300") as (process, http):
+        before = await http.post("/predict", json={"data": [1, 2]})
+        waiting = asyncio.create_task(http.post("/predict?wait=60", json={"data": [1, 2]}))
+        batches = [await worker.claimed(), await worker.claimed()]
+        process.send_signal(signal.SIGTERM)
+        await until(lambda: status(f"{http.base_url}/readyz/read") == 503, "the probe says that it stops", 60)
+        assert (await http.get("/readyz")).json()["reasons"] == ["the controller is stopping"]
+        during = await http.post("/predict", json={"data": [1, 2]})
+        # A body with an idempotency key goes uvicorn's way.
+        slowly = await http.post("/predict", json={"data": [1, 2]}, headers={"idempotency-key": "k"})
+        read = await http.get(before.headers["location"])
+        assert all(worker.finish(batch) for batch in batches)
+        answers = [during, slowly, read, await waiting]
+        assert "connection" not in before.headers
+        assert [answer.status_code for answer in answers] == [202, 202, 200, 200]
+        assert [answer.headers["connection"] for answer in answers] == ["close"] * 4
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
+async def test_ctrl_c_stops_a_controller_without_a_lame_duck(
+    redis_server: RedisServer, hand_worker: HandWorkers, free_port: Callable[[], int]
+) -> None:
+    hand_worker()
+    async with process_serving(redis_server, free_port(), MODELYARD_LAME_DUCK_S="300") as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
+@asynccontextmanager
+async def process_serving(
+    redis_server: RedisServer, port: int, **variables: str
+) -> AsyncIterator[tuple[Process, httpx.AsyncClient]]:
+    """`modelyard serve`, ready, and a client; killed where the block does not see its end."""
+    environment = os.environ | {"REDIS_URL": redis_server.url, "MODELYARD_DRAIN_S": "60"} | variables
     command = (sys.executable, "-m", "cli", "serve", "--port", str(port))
-    process, answer = await asyncio.create_subprocess_exec(*command, env=environment), None
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-        try:
-            await until(lambda: status(f"{url}/readyz") == 200, "the controller is ready", 60)
-            waiting = asyncio.create_task(http.post("/predict?wait=60", json={"data": [1, 2]}))
-            batch = await worker.claimed()
-            process.send_signal(signal.SIGTERM)
-            await until(lambda: status(f"{url}/healthz") is None, "nothing listens any more", 60)
-            assert worker.finish(batch)
-            answer = await waiting
-        finally:
-            if answer is None and process.returncode is None:
-                # Left alone it would write its job into the Redis of the next test.
-                process.kill()
-                await process.wait()
-    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
-    assert answer.headers["connection"] == "close"
-    assert await process.wait() == 0
+    process = await asyncio.create_subprocess_exec(*command, env=environment)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+            await until(lambda: status(f"{http.base_url}/readyz") == 200, "the controller is ready", 60)
+            yield process, http
+    finally:
+        if process.returncode is None:
+            # Left alone it would write its job into the Redis of the next test.
+            process.kill()
+            await process.wait()
 
 
 def status(url: str) -> int | None:

@@ -150,6 +150,24 @@ async def test_readiness_follows_the_workers_and_says_what_is_missing(
     assert (await served.http.get("/healthz")).json() == {"status": "alive"}
 
 
+async def test_a_controller_of_an_empty_pool_stays_with_its_load_balancer_for_reads(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    served, worker = await serve(), hand_worker()
+    await served.services.watcher.refresh()
+    url = (await served.post()).headers["location"]
+    worker.finish(await worker.claimed())
+    worker.stop()
+    await served.services.watcher.refresh()
+    assert (await served.http.get("/readyz")).status_code == 503
+    answer = await served.http.get("/readyz/read")
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": []})
+    assert (await served.http.get(f"{url}?wait=5")).json()["status"] == "succeeded"
+    served.app.announce_stop()
+    answer = await served.http.get("/readyz/read")
+    assert (answer.status_code, answer.json()["reasons"]) == (503, ["the controller is stopping"])
+
+
 async def test_what_nobody_foresaw_in_the_pool_does_not_end_the_refreshing(
     serve: Serve,
     hand_worker: HandWorkers,

@@ -53,6 +53,7 @@ class Pool:
         environment = process_environment() | {
             "REDIS_URL": self.redis_url,
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlruns.db",
+            "MODELYARD_LAME_DUCK_S": "0",
         }
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".log", delete=False) as log:
             process = subprocess.Popen(

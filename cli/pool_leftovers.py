@@ -1,0 +1,82 @@
+"""The processes of a pool that outlived its supervisor, found by the mark that supervisord puts on each of them.
+
+Linux only; on other systems none is found.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+CONTROL_SOCKET = "ctl"
+KILL_WAIT_S = 5.0
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A process of a pool.
+
+    Attributes:
+        name: Of the service; supervisord itself is "supervisord".
+    """
+
+    pid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})"
+
+
+def mark(folder: Path) -> tuple[str, str]:
+    """Environment variable, and its value, that every process of a pool has: where supervisord listens.
+
+    Args:
+        folder: State directory, absolute.
+    """
+    return "SUPERVISOR_SERVER_URL", f"unix://{folder / CONTROL_SOCKET}"
+
+
+def processes(folder: Path) -> list[Leftover]:
+    """Every process that runs for the pool of a state directory, by process id."""
+    wanted = "=".join(mark(folder.resolve())).encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has just ended, or is another user's
+            continue
+        if wanted in variables and int(entry.name) != os.getpid():
+            names = [each for each in variables if each.startswith(b"SUPERVISOR_PROCESS_NAME=")]
+            name = names[0].partition(b"=")[2].decode(errors="replace") if names else "supervisord"
+            found.append(Leftover(int(entry.name), name))
+    return sorted(found, key=lambda each: each.pid)
+
+
+def end(folder: Path, patience_s: float, tell: Callable[[Sequence[Leftover]], object]) -> list[Leftover]:
+    """Wait for what is left of a pool, which its supervisor's death has told to stop, and kill what does not.
+
+    Args:
+        folder: State directory.
+        patience_s: Seconds until the rest is killed.
+        tell: Called with what is left, while there is any.
+
+    Returns:
+        What could not be ended.
+    """
+    give_up_at = time.monotonic() + patience_s
+    while (left := processes(folder)) and time.monotonic() < give_up_at:
+        tell(left)
+        time.sleep(POLL_S)
+    for each in left:
+        with suppress(OSError):
+            os.kill(each.pid, signal.SIGKILL)
+    give_up_at = time.monotonic() + KILL_WAIT_S
+    while (left := processes(folder)) and time.monotonic() < give_up_at:
+        time.sleep(POLL_S)
+    return left

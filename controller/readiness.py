@@ -1,0 +1,25 @@
+"""What keeps a controller from its work now, as the health probes tell it: one reason per failed check."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from controller.main import Services
+
+
+def against_serving(services: Services) -> list[str]:
+    """Why this controller cannot serve, be it a read: reasons that need not hold for the next controller."""
+    checks = {
+        "the controller is stopping": services.drain.is_announced,
+        "Redis does not answer": not (services.watcher.reachable and services.link.is_connected),
+    }
+    return [reason for reason, fails in checks.items() if fails]
+
+
+def against_accepting(services: Services) -> list[str]:
+    """Why a controller that can serve would refuse a prediction: reasons that hold for every controller."""
+    checks = {
+        "no worker is ready; start one with `modelyard worker`": not services.watcher.view.snapshot.candidates,
+    }
+    return [reason for reason, fails in checks.items() if fails]
