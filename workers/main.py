@@ -27,11 +27,12 @@ from workers.consumer import consume
 from workers.last_words import LastWords
 from workers.model import LoadedModel
 from workers.registry import ModelVersion
-from workers.task import TIMED_OUT, BatchRunner
+from workers.task import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
 from workers.time_limit import TimeLimit, Watchdog
 
 logger = logging.getLogger(__name__)
-EXIT_STUCK = 70  # EX_SOFTWARE in sysexits.h
+EXIT_STUCK = parent.EX_SOFTWARE
+STOP_GRACE_S = 5.0
 # Seconds after which a thread lets another one run. A heartbeat would otherwise keep a batch waiting for 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 
@@ -56,8 +57,12 @@ def run(settings: WorkerSettings) -> NoReturn:
     for warning in found.warnings:
         logger.warning("%s: %s", found.uri, warning)
     last_words = LastWords()
-    tell_ready = parent.keep_serving(remove, on_death=last_words.end)
+    # A pass that began may take its limit, and its outcome may have to wait for Redis.
+    stop_limit_s = settings.inference_timeout_s + KEEP_OUTCOME_S + STOP_GRACE_S
+    tell_ready = parent.keep_serving(remove, last_words.end, stop_limit_s)
     atexit.unregister(remove)  # the next process that serves reads the files again
+    for number in (signal.SIGTERM, signal.SIGINT):  # no exception: what loads the model may catch it
+        signal.signal(number, lambda *_: os._exit(0))
     _serve(settings, found, last_words, tell_ready)
     parent.leave(0)
 

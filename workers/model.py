@@ -266,8 +266,8 @@ def _warm(
         model = LoadedModel(contract, make(), device)
     except ModelNotAllowedError:
         raise
-    except Exception as error:
-        raise ModelWarmUpError(f"{found.uri} cannot be loaded on {device}: {first_line(error)}") from error
+    except BaseException as error:  # a model may call `sys.exit`
+        raise ModelWarmUpError(f"{found.uri} cannot be loaded on {device}: {_said(error)}") from error
     _warm_up(model, found.uri)
     return model
 
@@ -279,11 +279,15 @@ def _warm_up(model: LoadedModel, uri: str) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 output = model.predict(zeros)
-        except Exception as error:
-            raise ModelWarmUpError(
-                f"{uri} fails on {n_samples} zero sample(s): {first_line(error)}"
-            ) from error
+        except BaseException as error:
+            raise ModelWarmUpError(f"{uri} fails on {n_samples} zero sample(s): {_said(error)}") from error
         check_output(output, n_samples, uri)
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, Exception):
+        return first_line(error)
+    return f"it raised {type(error).__name__}({error}), which would end its worker"
 
 
 def check_output(output: Array, n_samples: int, name: str) -> None:

@@ -1,7 +1,8 @@
-"""The parent of the process that serves: forks it, passes signals on to it, and forks again when it dies.
+"""The parent of the process that serves: forks it, passes signals on to it, and forks again when it ends.
 
 Whatever was imported and read before the fork, each serving process has at once. Nothing here knows of models or
-Redis; when a serving process dies without having been ready, or goes when it was told to, so does its parent.
+Redis. The parent ends with its child in two cases: the parent was told to stop, or the first child never was ready.
+A child that ends in any other way, with status 0 too, is followed by another: a model may call `sys.exit`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -25,19 +28,31 @@ AWAITED = {*STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM}
 SHORT_LIFE_S = 1.0  # from being ready to its death: what dies that soon, time and again, is not to spin
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 ORPHAN_POLL_S = 1.0
+STANDSTILL_S = 60.0
+EX_SOFTWARE = 70  # sysexits.h
+UNTOLD = " although nobody had told it to stop"
+HINT = "; a model must not end its process while it loads"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def keep_serving(clean_up: Callable[[], None], on_death: Callable[[], None]) -> Callable[[], None]:
-    """Fork, and fork again whenever a process that was ready dies. Returns in the serving processes only.
+def keep_serving(
+    clean_up: Callable[[], None],
+    on_death: Callable[[], None],
+    stop_limit_s: float,
+    standstill_s: float = STANDSTILL_S,
+) -> Callable[[], None]:
+    """Fork, and fork again whenever a child ends that nobody told to stop. Returns in the serving processes only.
 
     The caller must have started no thread: only the thread that forks lives on in the child. (Threads of OpenBLAS in
     NumPy and of jemalloc in pyarrow are there; both look after them in a fork.) The parent ends with the status of the
-    last child, or 128 and the number of the signal that ended it.
+    last child, or 128 and the number of the signal that ended it. If the first child ends before it is ready, so does
+    the parent, with a status that is not 0.
 
     Args:
         clean_up: Called as the parent ends, unless that is killed.
         on_death: Called in the parent as soon as a child has died that is to be followed by another.
+        stop_limit_s: Seconds that a child may take to stop; then it is killed.
+        standstill_s: Seconds that a child may be suspended (SIGSTOP); then it is killed.
 
     Returns:
         What the serving process calls once it is ready.
@@ -46,7 +61,7 @@ def keep_serving(clean_up: Callable[[], None], on_death: Callable[[], None]) -> 
     gc.freeze()  # a collection would write to all objects, and so copy what the child shares with its parent
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # macOS keeps none waiting that is ignored
-    pause_s = 0.0
+    pause_s, has_served = 0.0, False
     while True:
         told, tell = os.pipe()
         pid = _fork()
@@ -55,12 +70,15 @@ def keep_serving(clean_up: Callable[[], None], on_death: Callable[[], None]) -> 
             _become_child(parent, ask_for_signal, mask)
             return partial(_tell, tell)
         os.close(tell)
-        end = _wait_for(pid, told)
-        if end.status == 0 or end.was_stopped or end.served_s is None:
+        end = _Child(pid, told, stop_limit_s, standstill_s).wait()
+        has_served = has_served or end.served_s is not None
+        if end.was_stopped or not has_served:
             _end_like(end, clean_up)
         on_death()
-        logger.error("process %d, which served for %.1f s, %s; starting another", pid, end.served_s, end)
-        pause_s = _next_pause_s(pause_s, end.served_s)
+        logger.error(
+            "process %d, which %s, %s%s; starting another", pid, end.life, end, "" if end.status else UNTOLD
+        )
+        pause_s = _next_pause_s(pause_s, end.served_s or 0.0)
         if _is_stopped_within(pause_s):
             clean_up()
             leave(0)
@@ -80,6 +98,11 @@ class _End:
     served_s: float | None
     was_stopped: bool
 
+    @property
+    def life(self) -> str:
+        """How long it served, in words."""
+        return "was not ready yet" if self.served_s is None else f"served for {self.served_s:.1f} s"
+
     def __str__(self) -> str:
         if self.status >= 0:
             return f"ended with status {self.status}"
@@ -87,23 +110,30 @@ class _End:
 
 
 def _end_like(end: _End, clean_up: Callable[[], None]) -> NoReturn:
-    if end.status < 0 and not end.was_stopped:  # else it has said why itself
-        logger.error("the process that was to serve %s", end)
+    status = end.status if end.status >= 0 else 128 - end.status
+    if end.status <= 0 and not end.was_stopped:  # else it has said why itself
+        logger.error("the process that was to serve %s before it was ready%s", end, "" if status else HINT)
+        status = status or EX_SOFTWARE
     clean_up()
-    leave(end.status if end.status >= 0 else 128 - end.status)
+    leave(status)
 
 
 def leave(status: int) -> NoReturn:
     """End this process at once: to take PyTorch down takes Python another second, and nobody needs it."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with suppress(Exception):  # a model may have closed anything
+        logging.shutdown()
+    _flush()
     os._exit(status)
 
 
-def _fork() -> int:
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # else both processes would write what waits here
+        with suppress(Exception):  # a model may have closed it, or put anything in its place
+            stream.flush()
+
+
+def _fork() -> int:
+    _flush()  # else both processes would write what waits here
     return os.fork()
 
 
@@ -141,19 +171,70 @@ def _tell(pipe: int) -> None:
     os.close(pipe)
 
 
-def _wait_for(pid: int, told: int) -> _End:
-    """Pass signals on to a child until it has ended."""
-    was_stopped = False
-    while True:
-        number = signal.sigwait(AWAITED)
-        if number in STOP_SIGNALS:
-            was_stopped = True
-            os.kill(pid, number)
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            ready_at_s = _hear(told)
-            served_s = time.monotonic() - ready_at_s if ready_at_s else None
-            return _End(os.waitstatus_to_exitcode(status), served_s, was_stopped)
+@dataclass
+class _Child:
+    """A child, and the signals that it is passed.
+
+    Attributes:
+        told: The end of a pipe that says when the child was ready.
+        stop_limit_s: Seconds that it may take to stop.
+        standstill_s: Seconds that it may be suspended.
+        was_stopped: Whether it was told to stop.
+        kill_at_s: When it is killed (`time.monotonic()`), if it has not ended by then.
+    """
+
+    pid: int
+    told: int
+    stop_limit_s: float
+    standstill_s: float
+    was_stopped: bool = False
+    kill_at_s: float = math.inf
+
+    def wait(self) -> _End:
+        """Pass signals on until the child has ended."""
+        while True:
+            received = signal.sigwait(AWAITED)
+            if received in STOP_SIGNALS:
+                self._stop(received)
+            elif received == signal.SIGALRM and time.monotonic() >= self.kill_at_s:
+                logger.critical("process %d does not end although it has to; killing it", self.pid)
+                os.kill(self.pid, signal.SIGKILL)
+            pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            if not pid:
+                continue
+            if os.WIFSTOPPED(status):
+                self._note_standstill()
+            elif os.WIFCONTINUED(status):
+                if not self.was_stopped:
+                    self._kill_in(0)
+            else:
+                self._kill_in(0)
+                ready_at_s = _hear(self.told)
+                served_s = time.monotonic() - ready_at_s if ready_at_s else None
+                return _End(os.waitstatus_to_exitcode(status), served_s, self.was_stopped)
+
+    def _stop(self, number: int) -> None:
+        if not self.was_stopped:
+            self._kill_in(self.stop_limit_s)
+        self.was_stopped = True
+        os.kill(self.pid, number)
+        os.kill(self.pid, signal.SIGCONT)  # a child that stands still would not hear of it
+
+    def _note_standstill(self) -> None:
+        if self.was_stopped:
+            os.kill(self.pid, signal.SIGCONT)
+            return
+        logger.warning(
+            "process %d is suspended (SIGSTOP); it is killed after %g s unless it gets SIGCONT",
+            self.pid,
+            self.standstill_s,
+        )
+        self._kill_in(self.standstill_s)
+
+    def _kill_in(self, limit_s: float) -> None:
+        """Kill the child after so many seconds; 0 means not at all."""
+        self.kill_at_s = time.monotonic() + limit_s if limit_s else math.inf
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
 
 
 def _hear(pipe: int) -> float:

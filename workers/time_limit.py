@@ -10,12 +10,16 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 from app.errors import InferenceTimeoutError
 
@@ -37,6 +41,7 @@ class TimeLimit:
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._since_s = 0.0
+        self._pid = 0
 
     @property
     def is_overrun(self) -> bool:
@@ -47,12 +52,16 @@ class TimeLimit:
     def install(self) -> None:
         """Take SIGALRM over; without it the signal ends the process."""
         signal.signal(signal.SIGALRM, self._ring)
+        self._pid = os.getpid()
 
     def run(self, predict: Callable[[Any], Any], samples: Any) -> Any:
         """What `predict` answers.
 
+        A process that the model has forked ends here: it must not go on as a second worker on the same connections.
+
         Raises:
             InferenceTimeoutError: It did not within the limit.
+            RuntimeError: It raised what would end the process, such as `SystemExit`.
         """
         self._since_s = time.monotonic()
         # Again each second after the first time: the model may have code that catches everything.
@@ -62,9 +71,17 @@ class TimeLimit:
                 return predict(samples)
             finally:
                 self._clear()
+                if self._pid not in (0, os.getpid()):
+                    _end_fork()
         except _TimeIsUpError:  # out of `predict`, or out of the `finally` that it just reached
             self._clear()
             raise InferenceTimeoutError(f"the model did not answer within {self._limit_s:g} s") from None
+        except (Exception, WorkerShutdown, WorkerTerminate):  # the last two are Celery's own, from a signal
+            raise
+        except BaseException as error:  # Celery would take it for an order to shut down
+            raise RuntimeError(
+                f"the model raised {type(error).__name__}, which would end its worker"
+            ) from error
 
     def _clear(self) -> None:
         self._since_s = 0.0
@@ -73,6 +90,13 @@ class TimeLimit:
     def _ring(self, number: int, frame: FrameType | None) -> None:
         if self._since_s:  # else the pass has ended while the signal was on its way
             raise _TimeIsUpError
+
+
+def _end_fork() -> NoReturn:
+    """End a process that the model has forked, as Python would at the end of its program."""
+    error = sys.exc_info()[1]
+    status = error.code if isinstance(error, SystemExit) else error and 1
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 class Watchdog:

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.workers import unruly_model
+
 MODEL = "Scikit"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # MLflow's own: on its type hints, and on its use of SQLAlchemy 2.1.
     config.addinivalue_line("filterwarnings", "ignore:.*Any type hint is inferred as AnyType:UserWarning")
+    config.addinivalue_line("filterwarnings", "ignore:.*Add type hints to the `predict` method:UserWarning")
     config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 
@@ -23,7 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Tracking URI: version 1 is good, 2 has no signature, 3 has a fixed first dimension, 4 fails its warm-up.
 
-    The model `Named` answers a dictionary of one output; the model `Emptied` has no version.
+    The model `Named` answers a dictionary of one output; the model `Emptied` has no version; `Unruly` is
+    `tests/workers/unruly_model.py`.
     """
     folder = tmp_path_factory.mktemp("registry")
     uri = f"sqlite:///{folder}/mlruns.db"
@@ -81,5 +85,14 @@ def _register(uri: str, folder: Path) -> None:
             python_model=NamedOutput(),
             signature=shape(-1, 2),
             registered_model_name="Named",
+            pip_requirements=["numpy"],
+        )
+    with mlflow.start_run():
+        mlflow.log_metric("val_accuracy", 0.75)
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=unruly_model.__file__,
+            signature=shape(-1, 2),
+            registered_model_name="Unruly",
             pip_requirements=["numpy"],
         )

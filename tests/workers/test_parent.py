@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from workers import parent
+
 WaitUntil = Callable[..., None]
 Start = Callable[[str], "subprocess.Popen[str]"]
 PROLOGUE = """
@@ -20,7 +22,7 @@ from workers import parent
 logging.basicConfig()
 children = Path("children")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-tell_ready = parent.keep_serving(Path("cleaned").touch, Path("died").touch)
+tell_ready = parent.keep_serving(Path("cleaned").touch, Path("died").touch, stop_limit_s=1, standstill_s=0.5)
 with children.open("a") as file:
     print(os.getpid(), file=file)
 n = len(children.read_text().split())
@@ -67,22 +69,43 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_a_child_that_was_ready_and_dies_is_followed_by_another_at_once(start: Start, tmp_path: Path) -> None:
-    parent = start(
-        """
+UNTOLD = "ended with status 0 although nobody had told it to stop"
+
+
+@pytest.mark.parametrize(
+    ("dies", "how"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by signal 9 (Killed)"),
+        ("os._exit(70)", "ended with status 70"),
+        ("os._exit(0)", UNTOLD),
+        ("sys.exit(0)", UNTOLD),
+        ("os.kill(os.getpid(), signal.SIGTERM)", UNTOLD),
+        ("import atexit; atexit.register(os._exit, 0); 1 / 0", UNTOLD),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", "was ended by signal 9 (Killed)"),
+        ("sys.stdout.close(); os.close(2); sys.exit(3)", "ended with status 3"),
+    ],
+)
+def test_a_child_that_ends_though_nobody_told_it_to_is_followed_by_another(
+    start: Start, tmp_path: Path, wait_until: WaitUntil, dies: str, how: str
+) -> None:
+    process = start(
+        f"""
         tell_ready()
-        if n < 3:
+        if n == 1:
             time.sleep(parent.SHORT_LIFE_S + 0.1)
-            os.kill(os.getpid(), signal.SIGKILL) if n == 1 else os._exit(70)
+            {dies}
+        Path("followed").touch()
+        time.sleep(60)
         """
     )
-    _, log = parent.communicate(timeout=30)
-    assert parent.returncode == 0
-    killed, failed, _ = children(tmp_path)
-    assert len({killed, failed, parent.pid}) == 3
-    assert f"process {killed}, which served for 1." in log
-    assert "was ended by signal 9 (Killed); starting another" in log
-    assert "ended with status 70; starting another" in log
+    wait_until((tmp_path / "followed").exists, what="another child runs")
+    process.terminate()
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    first, second = children(tmp_path)
+    assert len({first, second, process.pid}) == 3
+    assert f"process {first}, which served for 1." in log
+    assert f"{how}; starting another" in log
     assert (tmp_path / "cleaned").exists()
     assert (tmp_path / "died").exists()
 
@@ -92,30 +115,59 @@ def test_a_child_that_was_ready_and_dies_is_followed_by_another_at_once(start: S
     [
         ("sys.exit('no model')", 1, "no model\n"),
         ("os._exit(70)", 70, ""),
-        ("raise SystemExit(0)", 0, ""),
+        (
+            "exit()",
+            parent.EX_SOFTWARE,
+            "ERROR:workers.parent:the process that was to serve ended with status 0 before it was ready; a "
+            "model must not end its process while it loads\n",
+        ),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             128 + signal.SIGKILL,
-            "ERROR:workers.parent:the process that was to serve was ended by signal 9 (Killed)\n",
+            "ERROR:workers.parent:the process that was to serve was ended by signal 9 (Killed) before it was ready\n",
         ),
         # Whatever it has started may outlive it, and hold what it had open.
         ("os.fork() or (time.sleep(2), os._exit(0)); os._exit(3)", 3, ""),
     ],
 )
-def test_a_child_that_was_never_ready_ends_its_parent_with_its_status(
+def test_a_first_child_that_is_never_ready_ends_its_parent_with_a_status_that_tells(
     start: Start, tmp_path: Path, lines: str, status: int, says: str
 ) -> None:
-    parent = start(lines)
-    assert parent.wait(30) == status
+    process = start(lines)
+    assert process.wait(30) == status
     assert len(children(tmp_path)) == 1
-    assert parent.communicate()[1] == says
+    assert process.communicate()[1] == says
     assert (tmp_path / "cleaned").exists()
+
+
+def test_a_later_child_that_is_not_ready_in_its_turn_is_followed_too(
+    start: Start, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    process = start("n == 2 and sys.exit('Redis refuses'); tell_ready(); n == 3 and time.sleep(60)")
+    wait_until(lambda: len(children(tmp_path)) == 3, what="a third child runs")
+    process.terminate()
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "which was not ready yet, ended with status 1; starting another" in log
+
+
+@pytest.mark.parametrize(
+    "deaf", ["signal.signal(signal.SIGTERM, signal.SIG_IGN)", "os.kill(os.getpid(), 19)"]
+)
+def test_a_child_that_does_not_hear_that_it_is_to_stop_ends_nevertheless(
+    start: Start, tmp_path: Path, wait_until: WaitUntil, deaf: str
+) -> None:
+    process = start(f"tell_ready(); Path('ready').touch(); {deaf}; time.sleep(60)")
+    wait_until((tmp_path / "ready").exists, what="the child is ready")
+    process.terminate()
+    assert process.wait(30) in (0, 128 + signal.SIGKILL)
+    assert len(children(tmp_path)) == 1
 
 
 def test_children_that_die_as_soon_as_they_are_ready_are_followed_after_growing_pauses(
     start: Start, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
-    parent = start("tell_ready(); (tmp := Path('at')).open('a').write(f'{time.monotonic()} '); os.abort()")
+    process = start("tell_ready(); (tmp := Path('at')).open('a').write(f'{time.monotonic()} '); os.abort()")
     wait_until(lambda: len(children(tmp_path)) >= 4, what="four children have died")
     first, second, third, fourth, *_ = map(float, (tmp_path / "at").read_text().split())
     assert second - first >= 0.5
@@ -123,15 +175,15 @@ def test_children_that_die_as_soon_as_they_are_ready_are_followed_after_growing_
     assert fourth - third >= 2
     fourth_pid = children(tmp_path)[3]
     wait_until(lambda: not Path(f"/proc/{fourth_pid}").exists(), what="the parent knows of the last death")
-    parent.terminate()  # in a pause
-    assert parent.wait(3) == 0
+    process.terminate()  # in a pause
+    assert process.wait(3) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_reaches_the_child_once_whose_status_is_the_parents(
     start: Start, tmp_path: Path, wait_until: WaitUntil, number: signal.Signals
 ) -> None:
-    parent = start(
+    process = start(
         f"""
         heard = []
         signal.signal({int(number)}, lambda *_: heard.append(1))
@@ -145,28 +197,28 @@ def test_a_signal_reaches_the_child_once_whose_status_is_the_parents(
     )
     wait_until((tmp_path / "ready").exists, what="the child is ready")
     # As Ctrl-C in a terminal does: to all of its group.
-    subprocess.run(["kill", f"-{int(number)}", "--", f"-{parent.pid}"], check=True)
-    assert parent.wait(30) == 41
+    subprocess.run(["kill", f"-{int(number)}", "--", f"-{process.pid}"], check=True)
+    assert process.wait(30) == 41
     assert len(children(tmp_path)) == 1
 
 
 def test_a_parent_that_is_told_to_end_before_its_child_listens_ends_with_status_0(
     start: Start, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
-    parent = start("time.sleep(60)")
+    process = start("time.sleep(60)")
     wait_until(lambda: children(tmp_path), what="there is a child")
-    parent.terminate()
-    assert parent.wait(30) == 0
+    process.terminate()
+    assert process.wait(30) == 0
 
 
 def test_a_parent_that_is_killed_takes_its_child_along(
     start: Start, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
-    parent = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); tell_ready(); time.sleep(60)")
+    process = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); tell_ready(); time.sleep(60)")
     wait_until(lambda: children(tmp_path), what="there is a child")
     [child] = children(tmp_path)
     assert runs(child)
-    parent.kill()
+    process.kill()
     wait_until(lambda: not runs(child), what="the child is gone")
     assert not (tmp_path / "cleaned").exists()
 

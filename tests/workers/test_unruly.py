@@ -1,0 +1,56 @@
+"""Models that end or change their process: the worker serves on, or says why it does not."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+import redis
+
+from tests.conftest import RedisServer
+from tests.controller.conftest import Served, serving, settings_for, until
+from tests.workers import unruly_model as model
+from tests.workers.test_process import Start, ready_pids, start_worker
+
+__all__ = ["start_worker"]
+HEARTBEAT_S = 0.2
+
+
+async def outcome_of(served: Served, behaviour: int) -> dict[str, Any]:
+    """What becomes of a job that makes the model behave so."""
+    posted = await served.post({"data": [behaviour, 1]}, "?wait=30")
+    assert posted.status_code == 200, posted.text
+    body: dict[str, Any] = posted.json()
+    return body
+
+
+@pytest.mark.timeout(180)
+async def test_whatever_a_model_does_to_end_its_worker_the_worker_is_back_and_the_job_comes_to_its_outcome(
+    start_worker: Start, redis_server: RedisServer
+) -> None:
+    worker = start_worker("1", MODEL_NAME="Unruly")
+    with redis.Redis.from_url(redis_server.url) as client:
+        await until(lambda: ready_pids(client), "the worker is ready", timeout_s=60)
+        async with serving(settings_for(redis_server.url, heartbeat_s=HEARTBEAT_S)) as served:
+            pids = ready_pids(client)
+            for behaviour in (model.EXITS, model.INTERRUPTS):
+                assert (await outcome_of(served, behaviour))["error"]["code"] == "model_failed"
+            assert (await outcome_of(served, model.FORKS))["status"] == "succeeded"
+            assert (await outcome_of(served, model.WELL))["status"] == "succeeded"
+            assert ready_pids(client) == pids
+            for behaviour in (model.TERMINATES, model.CLOSES):
+                assert (await outcome_of(served, behaviour))["status"] in ("succeeded", "failed")
+                assert (await outcome_of(served, model.WELL))["status"] == "succeeded"
+            assert (await outcome_of(served, model.ENDS))["error"]["code"] == "job_quarantined"
+            assert (await outcome_of(served, model.WELL))["status"] == "succeeded"
+    worker.send_signal(signal.SIGTERM)
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 0, errors
+
+
+def test_a_model_that_exits_while_it_loads_ends_its_worker_with_an_error(start_worker: Start) -> None:
+    worker = start_worker("1", MODEL_NAME="Unruly", **{model.LOADING: "exit()"})
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "it raised SystemExit(None), which would end its worker" in errors.splitlines()[-1]
