@@ -1,4 +1,4 @@
-"""The database of an MLflow registry: looked at before MLflow opens it, because MLflow migrates what it opens.
+"""Where an MLflow registry lies, and whether it may be opened: looked at first, because MLflow migrates what it opens.
 
 MLflow offers no check that leaves an older database as it is. So the schema revision is read here, and compared with
 those that the installed MLflow brings. MLflow itself is not imported.
@@ -14,7 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from app.errors import RegistrySchemaError, RegistryUnavailableError, first_line
 
@@ -26,7 +26,46 @@ MYSQL_TLS = {
     "ssl_key": "MLFLOW_MYSQL_SSL_KEY",
 }
 
+# In the working directory: ours first, then MLflow 3's default; the folder is that of MLflow 2.
+OWN, MLFLOWS, FOLDER = "sqlite:///mlruns.db", "sqlite:///mlflow.db", "mlruns"
 Found = Literal["missing", "empty", "current", "not a database"]
+
+
+def default_uri() -> str:
+    """The registry that lies in the working directory, or the database that is made there."""
+    return next(iter(_registries_in(Path())), OWN)
+
+
+def others_beside(uri: str) -> str:
+    """For messages about a registry that lacks something: the others in its folder; empty where there are none."""
+    path = sqlite_path(uri) or _folder(uri)
+    own = path.resolve() if path else None
+    found = [each for each in _registries_in(path.parent if path else Path()) if _place(each) != own]
+    return (
+        f" (beside it lies {', '.join(found)}: set MLFLOW_TRACKING_URI to look there)"
+        if found and path
+        else ""
+    )
+
+
+def _registries_in(folder: Path) -> list[str]:
+    databases = [f"sqlite:///{folder / each.removeprefix('sqlite:///')}" for each in (OWN, MLFLOWS)]
+    found = [each for each in databases if _place(each).is_file()]
+    # As MLflow does, it takes a folder for a registry only where that holds an experiment, not just artifacts.
+    if any(each.parent.name.isdigit() for each in (folder / FOLDER).glob("*/meta.yaml")):
+        found.append(str(folder / FOLDER))
+    return found
+
+
+def _place(uri: str) -> Path:
+    return (sqlite_path(uri) or _folder(uri) or Path()).resolve()
+
+
+def _folder(uri: str) -> Path | None:
+    """The folder of a file store, which MLflow takes as a path or as a file URI; None for any other."""
+    if uri.startswith("file:"):
+        return Path(unquote(urlsplit(uri).path))
+    return Path(uri) if uri and ":" not in uri and not uri.startswith("databricks") else None
 
 
 def examine(uri: str) -> Found:
@@ -36,14 +75,15 @@ def examine(uri: str) -> Found:
         uri: What MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI names.
 
     Returns:
-        `missing`: an SQLite file that does not exist; `empty`: a database without any table.
+        `missing`: a file or folder that does not exist; `empty`: a database without any table.
 
     Raises:
         RegistrySchemaError: MLflow would migrate it, or cannot read it.
         RegistryUnavailableError: It does not answer.
     """
     if uri.partition(":")[0].partition("+")[0] not in DATABASES:
-        return "not a database"
+        folder = _folder(uri)
+        return "missing" if folder and not folder.exists() else "not a database"
     path = sqlite_path(uri)
     if path and not path.exists():
         return "missing"

@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app import redis_url
 from app.errors import ConfigurationError
 from app.redaction import redacted
-from app.registry_database import sqlite_path
+from app.registry_database import default_uri, sqlite_path
 
 HEARTBEATS_TO_LIVE = 3  # a worker that has been silent for so many is dead
 UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
@@ -38,9 +38,11 @@ class Settings(BaseSettings):
         description="file that holds the password of the user in `REDIS_URL`",
     )
     mlflow_tracking_uri: str = Field(
-        default="sqlite:///mlruns.db",
+        default="",
+        validate_default=True,
         validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),
-        description="MLflow tracking server or database",
+        description="MLflow tracking server or database; default: `mlruns.db` in the working directory, or MLflow's "
+        "own `mlflow.db` or `mlruns` folder where that is there instead",
     )
     model_name: str = Field(
         default="MNIST_PyTorch_Model",
@@ -63,6 +65,11 @@ class Settings(BaseSettings):
     result_retention_s: float = Field(
         default=3600.0, gt=0, le=30 * 86400, description="seconds an outcome stays readable"
     )
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _where_it_lies(cls, uri: str) -> str:
+        return uri or default_uri()
 
     @property
     def worker_ttl_s(self) -> float:

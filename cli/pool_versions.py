@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.errors import ModelNotFoundError
+from app.registry_database import others_beside
 from app.settings import Settings
 
 DEFAULT_COUNT = 2
@@ -20,7 +21,7 @@ def choose_versions(settings: Settings, asked: list[int]) -> list[int]:
         RegistryUnavailableError: The registry does not answer.
     """
     registered = registered_numbers(settings)
-    place = f"{settings.model_name} in {settings.mlflow_tracking_uri}"
+    place = f"{settings.model_name} in {settings.shown_registry}{others_beside(settings.mlflow_tracking_uri)}"
     if not registered:
         raise ModelNotFoundError(f"there is no version of {place}; train one with `modelyard train`")
     missing = sorted(set(asked) - set(registered))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.digits import CLASSES, Images
 from app.errors import ModelContractError, ModelNotFoundError, first_line
 from app.model_files import require_pt2
-from app.registry_database import examine
+from app.registry_database import examine, others_beside
 from training.registry import MODEL_ARTIFACT, connect, registry_errors
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
         RegistryUnavailableError: The registry does not answer.
     """
     if examine(tracking_uri) in ("missing", "empty"):
-        raise ModelNotFoundError(f"there is no {tracking_uri} to find {model_uri} in; run `modelyard train`")
+        raise ModelNotFoundError(
+            f"there is no {tracking_uri} to find {model_uri} in{others_beside(tracking_uri)}; run `modelyard train`"
+        )
     # On a machine with CUDA MLflow would ask for it, and a graph that was exported on the CPU refuses.
     os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
     connect(tracking_uri)
@@ -58,8 +60,8 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
             if error.error_code not in _NOT_THERE:
                 raise
             raise ModelNotFoundError(
-                f"{tracking_uri} has no {model_uri}: {first_line(error).rstrip('.')}; give models:/name/version, "
-                "models:/name@alias or a run id"
+                f"{tracking_uri} has no {model_uri}: {first_line(error).rstrip('.')}{others_beside(tracking_uri)}; "
+                "give models:/name/version, models:/name@alias or a run id"
             ) from None
 
 

@@ -31,7 +31,7 @@ from app.errors import (
 )
 from app.logs import configure_logging
 from app.pool import quality_problem
-from app.registry_database import examine, sqlite_path
+from app.registry_database import examine, others_beside, sqlite_path
 
 if TYPE_CHECKING:
     from app.settings import WorkerSettings
@@ -134,7 +134,7 @@ def _require_database(uri: str) -> None:
     if found in ("missing", "empty"):
         what = "names a database that does not exist" if found == "missing" else "names an empty database"
         raise RegistryUnavailableError(
-            f"MLFLOW_TRACKING_URI={uri} {what}; "
+            f"MLFLOW_TRACKING_URI={uri} {what}{others_beside(uri)}; "
             "start in the folder that holds it, or run `modelyard train` first"
         )
 
@@ -177,7 +177,12 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(tracking_uri)
-    client = mlflow.MlflowClient()
+    try:
+        client = mlflow.MlflowClient()  # refuses a file store, unless told otherwise
+    except MlflowException as error:
+        raise RegistryUnavailableError(
+            f"the MLflow registry at {tracking_uri} cannot be opened: {first_line(error)}"
+        ) from error
     try:
         version = _find(client, name, wanted)
         val_accuracy, warnings = _quality(client, version)
@@ -267,7 +272,7 @@ def _not_found(client: Any, tracking_uri: str, name: str, wanted: str) -> ModelN
             f"its models, nearest first: {_nearest(name, models)}" if models else "it has no models at all"
         )
     return ModelNotFoundError(
-        f"the registry at {tracking_uri} has no {name} / {wanted}: {known}; "
+        f"the registry at {tracking_uri} has no {name} / {wanted}: {known}{others_beside(tracking_uri)}; "
         "set MODEL_NAME and MODEL_VERSION to one that exists, or register it with `modelyard train`"
     )
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import RegistrySchemaError, RegistryUnavailableError
-from app.registry_database import examine
+from app.registry_database import examine, others_beside
+from app.settings import Settings
 from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 
@@ -114,7 +115,10 @@ def test_what_is_missing_empty_or_unreadable_is_told_apart_and_not_created(tmp_p
     (tmp_path / "text.db").write_text("no database" * 100)
     with pytest.raises(RegistryUnavailableError, match="cannot be read"):
         examine(f"sqlite:///{tmp_path}/text.db")
-    assert examine("http://127.0.0.1:1") == examine("mlruns") == "not a database"
+    assert examine(f"file://{tmp_path}/none") == examine(f"{tmp_path}/none") == "missing"
+    assert {examine(each) for each in ("http://127.0.0.1:1", str(tmp_path), "databricks")} == {
+        "not a database"
+    }
 
 
 def test_a_database_server_is_looked_at_through_its_driver_before_mlflow_opens_it(old: str) -> None:
@@ -129,3 +133,32 @@ def change(path: Path, statement: str) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.execute(statement)
         database.commit()
+
+
+def test_the_registry_that_lies_in_the_folder_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def default() -> str:
+        return Settings().mlflow_tracking_uri
+
+    assert default() == "sqlite:///mlruns.db"
+    (tmp_path / "mlruns" / "1").mkdir(parents=True)  # as artifacts lie there
+    assert default() == "sqlite:///mlruns.db"
+    (tmp_path / "mlruns" / "1" / "meta.yaml").touch()
+    assert default() == "mlruns"
+    (tmp_path / "mlflow.db").touch()
+    assert default() == "sqlite:///mlflow.db"
+    (tmp_path / "mlruns.db").touch()
+    assert default() == "sqlite:///mlruns.db"
+    assert others_beside(default()) == (
+        " (beside it lies sqlite:///mlflow.db, mlruns: set MLFLOW_TRACKING_URI to look there)"
+    )
+    assert others_beside(f"sqlite:///{tmp_path}/mlruns.db").startswith(
+        f" (beside it lies sqlite:///{tmp_path}/mlflow.db"
+    )
+    assert others_beside("http://h:5000") == ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000")
+    assert default() == "http://h:5000"

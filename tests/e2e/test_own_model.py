@@ -1,0 +1,42 @@
+"""The way of a user's own model: the example's script in an empty folder, then a worker there, without any setting."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client import Client
+from tests.conftest import RedisServer, WaitUntil, process_environment
+from tests.e2e.conftest import Pool
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
+
+
+@pytest.mark.timeout(300)
+def test_the_example_registers_a_model_in_an_empty_folder_that_a_worker_there_serves(
+    redis_server: RedisServer, free_port: Callable[[], int], wait_until: WaitUntil, tmp_path: Path
+) -> None:
+    environment = process_environment()
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    shutil.copy(EXAMPLE, tmp_path)
+    subprocess.run([sys.executable, EXAMPLE.name], cwd=tmp_path, env=environment, check=True, timeout=200)
+    assert (tmp_path / "mlflow.db").is_file()
+    pool = Pool(tmp_path, redis_server.url, free_port, wait_until, {"MLFLOW_TRACKING_URI": ""})
+    try:
+        pool.start("workers", MODEL_NAME="My_Model", MODEL_VERSION="1")
+        url = pool.controller()
+        pool.wait_for_workers(url, 1)
+        with Client(url) as client:
+            job = client.predict(np.zeros((1, 64), np.float32))
+            assert job.model_name == "My_Model"
+            assert job.val_accuracy is not None
+            assert job.val_accuracy > 0.8
+            assert sum(job.predictions[0].scores) == pytest.approx(1, abs=1e-3)
+    finally:
+        pool.close()
