@@ -20,6 +20,7 @@ DTYPES = (
     "uint32",
     "uint64",
 )
+OUTPUT_DTYPES = (*DTYPES, "bool")
 SKELETON_CACHE_SAMPLES = 16
 
 
@@ -33,6 +34,11 @@ class InputContract(msgspec.Struct, frozen=True, dict=True):
 
     dtype: str
     sample_shape: tuple[int, ...]
+
+    @cached_property
+    def is_float(self) -> bool:
+        """Whether it takes numbers with a fraction."""
+        return self.dtype.startswith("float")
 
     @cached_property
     def sample_size(self) -> int:

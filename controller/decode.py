@@ -59,8 +59,14 @@ class Numbers(msgspec.Struct, frozen=True):
         """Whether they spell whole samples of the contract."""
         return contract.accepts(len(self.values), self.skeleton)
 
-    def numbers(self, _: InputContract) -> Numbers:
-        """The numbers as they are."""
+    def numbers(self, contract: InputContract) -> Numbers:
+        """The numbers as they are.
+
+        Raises:
+            InputNotNumericError: The contract wants integers, and float64 may not hold one as it was written.
+        """
+        if self.largest >= EXACT_INTEGERS and self.values.dtype.kind == "f" and not contract.is_float:
+            raise _not_whole(little_endian(contract.dtype))
         return self
 
 
@@ -204,11 +210,19 @@ def _cast(numbers: Values, dtype: np.dtype[Any]) -> NDArray[Any]:
             )
         return values.astype(dtype)
     limits = np.iinfo(dtype)
-    whole = values.dtype.kind in "iu" or bool((values == np.floor(values)).all())
+    is_whole = values.dtype.kind in "iu" or bool((values == np.floor(values)).all())
     # Compared as Python integers: as float64, the largest int64 and the number after it are the same.
-    if not whole or int(values.min()) < limits.min or int(values.max()) > limits.max:
-        raise InputNotNumericError(f"expected whole numbers from {limits.min} to {limits.max} ({dtype.name})")
+    if not is_whole or int(values.min()) < limits.min or int(values.max()) > limits.max:
+        raise _not_whole(dtype)
     return values.astype(dtype)
+
+
+def _not_whole(dtype: np.dtype[Any]) -> InputNotNumericError:
+    limits = np.iinfo(dtype)
+    return InputNotNumericError(
+        f"expected whole numbers from {limits.min} to {limits.max} ({dtype.name}); where one is 2**53 or more, write "
+        "every number of the array as an integer, without fraction or exponent"
+    )
 
 
 def _as_array(flat: list[float]) -> NDArray[Any]:
