@@ -47,7 +47,8 @@ ModelyardError
 │   ├── ModelNotAllowedError      loading it would unpickle, which the settings forbid
 │   ├── ModelContractError
 │   ├── ModelWarmUpError
-│   └── InferenceTimeoutError     a forward pass took longer than it may
+│   ├── InferenceTimeoutError     a forward pass took longer than it may
+│   └── OutputNotFiniteError      the model answered NaN or an infinity
 ├── DatasetError                  a data set is missing, corrupt or not what it claims to be
 └── ServiceError                  a process that was started did not come up or stopped
 ```
@@ -354,6 +355,12 @@ class InferenceTimeoutError(ModelError):
     """A forward pass took longer than it may."""
 
     code = "timed_out"
+
+
+class OutputNotFiniteError(ModelError):
+    """The model answered NaN or an infinity to one of the job's samples."""
+
+    code = "output_not_finite"
 
 
 class DatasetError(ModelyardError):

@@ -150,6 +150,11 @@ class WorkerSettings(Settings):
         description="load models that are not `pt2` files, whose loading may run any code (also "
         "`ALLOW_PICKLE_MODELS`)",
     )
+    allow_non_finite: bool = Field(
+        default=False,
+        description="whether a model may answer NaN and infinities, which are `null` in JSON; otherwise such a job "
+        "fails as `output_not_finite`",
+    )
     # A third of the default deadline: what shared a batch with a job that hangs still runs before its own.
     inference_timeout_s: float = Field(
         default=20.0,

@@ -5,13 +5,17 @@ Every value carries `schema_version`. Bytes that cannot be read raise `WireError
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from app.errors import NewerWireError, WireError
 
 SCHEMA_VERSION = 1
+# Of outcomes with scores that name their dtype. Older processes would take their bytes for float32; they read that
+# the outcome is of a newer release instead.
+NAMED_DTYPE_VERSION = 2
 
 Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
 FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
@@ -67,21 +71,25 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
 
 
+Scores: TypeAlias = bytes | tuple[str, bytes]
+
+
 class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
     """What one job left behind.
 
     Attributes:
         status: One of `FINAL_STATUSES`.
-        classes: Predicted class (or value) per sample; empty unless succeeded.
-        scores: Scores per sample, float32 little-endian, shape (n_samples, n_scores); empty where the model
-            has none.
+        classes: Predicted class (or value) per sample; NaN where the sample's scores hold NaN; empty unless
+            succeeded.
+        scores: Scores per sample, little-endian, shape (n_samples, n_scores): bytes of float32, or the NumPy name
+            of another dtype, one of `app.contract.OUTPUT_DTYPES`, and its bytes. Empty where the model has none.
         error_code: Stable code, if failed.
         error_detail: One sentence, if failed.
     """
 
     status: Literal["succeeded", "failed", "expired", "cancelled"]
     classes: list[int | float] = []
-    scores: bytes = b""
+    scores: Scores = b""
     error_code: str = ""
     error_detail: str = ""
 
@@ -102,6 +110,7 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
         inference_ms: Duration of the forward pass of the whole batch.
         n_samples: Samples in that pass.
         jobs: Outcomes, by the index of the job.
+        schema_version: What `outcome_version` says of the jobs.
     """
 
     worker_id: str
@@ -111,6 +120,12 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     n_samples: int
     jobs: list[JobOutcome]
     schema_version: int = SCHEMA_VERSION
+
+
+def outcome_version(jobs: Iterable[JobOutcome]) -> int:
+    """The oldest schema version that has everything these outcomes hold."""
+    kinds: set[type] = {type(job.scores) for job in jobs}
+    return NAMED_DTYPE_VERSION if tuple in kinds else SCHEMA_VERSION
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -140,9 +155,9 @@ def decode_outcome(data: bytes) -> BatchOutcome:
         WireError: The bytes are not an outcome of this schema version.
     """
     try:
-        return _checked(_decode_outcome(data))
+        return _checked(_decode_outcome(data), NAMED_DTYPE_VERSION)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise unreadable("outcome", error, data) from None
+        raise unreadable("outcome", error, data, newest=NAMED_DTYPE_VERSION) from None
 
 
 def decode_job_outcome(data: bytes) -> JobOutcome:
@@ -168,25 +183,33 @@ _decode_version = {
 
 
 def unreadable(
-    what: str, error: Exception, data: bytes, form: Literal["msgpack", "json"] = "msgpack"
+    what: str,
+    error: Exception,
+    data: bytes,
+    form: Literal["msgpack", "json"] = "msgpack",
+    newest: int = SCHEMA_VERSION,
 ) -> WireError:
-    """The error that says why `data` cannot be read: of a newer release, or garbage."""
+    """The error that says why `data` cannot be read: of a newer release, or garbage.
+
+    Args:
+        newest: The last schema version that this process reads.
+    """
     try:
         version = _decode_version[form](data).schema_version
     except (msgspec.DecodeError, UnicodeDecodeError):
         version = 0
-    if version > SCHEMA_VERSION:
-        return _newer(version)
+    if version > newest:
+        return _newer(version, newest)
     return WireError(f"unreadable {what}: {error}")
 
 
-def _newer(version: int) -> NewerWireError:
-    return NewerWireError(f"schema version {version}, this process reads {SCHEMA_VERSION}")
+def _newer(version: int, newest: int) -> NewerWireError:
+    return NewerWireError(f"schema version {version}, this process reads {newest}")
 
 
-def _checked(value: T) -> T:
-    if value.schema_version > SCHEMA_VERSION:
-        raise _newer(value.schema_version)
-    if value.schema_version != SCHEMA_VERSION:
+def _checked(value: T, newest: int = SCHEMA_VERSION) -> T:
+    if value.schema_version > newest:
+        raise _newer(value.schema_version, newest)
+    if value.schema_version < SCHEMA_VERSION:
         raise WireError(f"schema version {value.schema_version}, this process reads {SCHEMA_VERSION}")
     return value

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from math import exp, isclose
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from app.pool import Latency
 from app.wire import FINAL_STATUSES, Status
+
+INT64_MAX = 2**63 - 1
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """What one sample was taken for.
 
     Attributes:
-        predicted: Class, or value of a regression.
-        scores: Score per class as the model gives them, or None where it gives none.
+        predicted: Class, or value of a regression. None where that is no finite number, and where a score is NaN.
+        scores: Score per class as the model gives them, or None where it gives none. A score that is NaN or infinite
+            is None.
     """
 
-    predicted: int | float = msgspec.field(name="class")
-    scores: tuple[float, ...] | None = None
+    predicted: int | float | None = msgspec.field(name="class")
+    scores: tuple[int | float | None, ...] | None = None
 
     @property
     def confidence(self) -> float | None:
-        """Probability of the predicted class, a fraction; scores that are no distribution pass softmax."""
-        if not self.scores:
+        """Probability of the predicted class, a fraction; scores that are no distribution pass softmax.
+
+        None where there are no scores, or not all of them are finite.
+        """
+        scores = [score for score in self.scores or () if score is not None]
+        if not scores or len(scores) != len(self.scores or ()):
             return None
-        top = max(self.scores)
-        if min(self.scores) >= 0 and isclose(sum(self.scores), 1, abs_tol=1e-3):
+        top = max(scores)
+        if min(scores) >= 0 and isclose(sum(scores), 1, abs_tol=1e-3):
             return top
-        return 1 / sum(exp(score - top) for score in self.scores)
+        return 1 / sum(exp(score - top) for score in scores)
 
 
 class JobProblem(msgspec.Struct, frozen=True):
@@ -49,6 +59,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         policy: Rule that chose the queue.
         forced: Whether the request named the queue.
         predictions: One per sample; empty unless succeeded.
+        scores_dtype: NumPy name of the scores' dtype.
         inference_ms: Forward pass of the whole batch.
         queue_wait_ms: From the request's arrival to a worker taking the batch.
         end_to_end_ms: From the request's arrival to the outcome, by Redis's clock.
@@ -66,6 +77,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = ""
     forced: bool = False
     predictions: tuple[Prediction, ...] = ()
+    scores_dtype: str = "float32"
     inference_ms: float | None = None
     queue_wait_ms: float | None = None
     end_to_end_ms: float | None = None
@@ -77,6 +89,24 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def done(self) -> bool:
         """Whether it has its outcome."""
         return self.status in FINAL_STATUSES
+
+    @property
+    def classes(self) -> NDArray[Any]:
+        """Classes or values of all samples: int64, uint64 or float64, shape (n_samples,); None becomes NaN."""
+        values = [each.predicted for each in self.predictions]
+        integers = [value for value in values if isinstance(value, int)]
+        if len(integers) < len(values):
+            return np.array(values, np.float64)
+        return np.array(integers, np.uint64 if max(integers, default=0) > INT64_MAX else np.int64)
+
+    @property
+    def scores(self) -> NDArray[Any] | None:
+        """Scores of all samples: the model's own dtype, shape (n_samples, n_scores); None becomes NaN.
+
+        None where the model gives no scores, or the job did not succeed.
+        """
+        rows = [each.scores for each in self.predictions if each.scores is not None]
+        return np.array(rows, self.scores_dtype) if rows else None
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):

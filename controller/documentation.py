@@ -77,10 +77,18 @@ JOB_SCHEMA = {
             "items": {
                 "type": "object",
                 "properties": {
-                    "class": {"type": "number"},
+                    "class": {
+                        "type": ["number", "null"],
+                        "description": "the class, or the value of a regression; null where it is no finite number, or "
+                        "where a score is NaN",
+                    },
                     "scores": {"type": ["array", "null"], "items": {"type": ["number", "null"]}},
                 },
             },
+        },
+        "scores_dtype": {
+            "type": "string",
+            "description": "NumPy name of the scores' dtype; absent for float32",
         },
         "error": {
             "type": "object",

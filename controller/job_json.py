@@ -9,11 +9,15 @@ import numpy as np
 import orjson
 
 from app import ids
+from app.contract import OUTPUT_DTYPES
 from app.errors import WireError
 from app.ids import JobRef
-from app.wire import EXPIRED, BatchHead, BatchOutcome, JobEntry, JobOutcome, Status
+from app.wire import EXPIRED, BatchHead, BatchOutcome, JobEntry, JobOutcome, Scores, Status
 
-SCORE = np.dtype("<f4")
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in OUTPUT_DTYPES}
+# As they are written where the dtype's own form would not do: booleans as 0 and 1, and float16 with all its digits
+# (orjson writes those that tell float32 numbers apart).
+WRITTEN_AS = {"bool": np.uint8, "float16": np.float64}
 
 
 def result_url(job_id: str) -> str:
@@ -115,13 +119,27 @@ def _ms_between(entries: Sequence[JobEntry], until_ms: float) -> list[str]:
 
 
 def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
-    """The result of each job, written in one go; nothing unless all succeeded with one sample and as many scores."""
-    kinds = {(job.status, len(job.classes), len(job.scores)) for job in jobs}
-    status, n_samples, n_bytes = kinds.pop() if len(kinds) == 1 else ("", 0, 0)
-    if status != "succeeded" or n_samples != 1 or not n_bytes:
+    """The result of each job, written in one go; nothing unless all succeeded with one sample and scores alike."""
+    kinds = {(job.status, len(job.classes), type(job.scores), len(job.scores)) for job in jobs}
+    status, n_samples, _, size = kinds.pop() if len(kinds) == 1 else ("", 0, bytes, 0)
+    if status != "succeeded" or n_samples != 1 or not size:
         return []
-    rows = _rows(b"".join([job.scores for job in jobs]), len(jobs))
-    return [f'"predictions":[{each}]' for each in _predictions([job.classes[0] for job in jobs], rows)]
+    scores = _joined([job.scores for job in jobs])
+    if scores is None:
+        return []
+    predictions = _predictions([job.classes[0] for job in jobs], _rows(scores, len(jobs)))
+    dtype = _dtype_member(scores)
+    return [f'"predictions":[{each}]{dtype}' for each in predictions]
+
+
+def _joined(scores: Sequence[Scores]) -> Scores | None:
+    """Scores of several jobs, all of them bytes of one length or all of them named, as those of one job."""
+    named = [each for each in scores if not isinstance(each, bytes)]
+    if not named:
+        return b"".join([each for each in scores if isinstance(each, bytes)])
+    if len({(name, len(data)) for name, data in named}) > 1:
+        return None
+    return named[0][0], b"".join([data for _, data in named])
 
 
 def _result(own: JobOutcome) -> str:
@@ -133,7 +151,7 @@ def _result(own: JobOutcome) -> str:
     if own.status != "succeeded":
         return f'"error":{_error(own)}'
     rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
-    return f'"predictions":[{",".join(_predictions(own.classes, rows))}]'
+    return f'"predictions":[{",".join(_predictions(own.classes, rows))}]{_dtype_member(own.scores)}'
 
 
 def _predictions(classes: Sequence[float], rows: Sequence[str]) -> list[str]:
@@ -141,12 +159,20 @@ def _predictions(classes: Sequence[float], rows: Sequence[str]) -> list[str]:
     return [f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(classes), rows, strict=True)]
 
 
-def _rows(scores: bytes, n_rows: int) -> list[str]:
+def _dtype_member(scores: Scores) -> str:
+    """The member that names the scores' dtype, where that is not float32."""
+    return "" if isinstance(scores, bytes) else f',"scores_dtype":"{scores[0]}"'
+
+
+def _rows(scores: Scores, n_rows: int) -> list[str]:
     """Scores as JSON, a row a sample."""
+    name, data = ("float32", scores) if isinstance(scores, bytes) else scores
     try:
-        table = np.frombuffer(scores, SCORE).reshape(n_rows, -1)
-    except ValueError as error:
+        table = np.frombuffer(data, DTYPES[name]).reshape(n_rows, -1)
+    except (KeyError, ValueError) as error:
         raise WireError(f"the outcome's scores cannot be read: {error}") from None
+    if name in WRITTEN_AS:
+        table = table.astype(WRITTEN_AS[name])
     return [f"[{row}]" for row in _json(table)[2:-2].split("],[")]
 
 

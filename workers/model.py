@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import DTYPES, InputContract
-from app.errors import ModelContractError, ModelNotAllowedError, ModelWarmUpError, first_line
+from app.errors import (
+    ModelContractError,
+    ModelNotAllowedError,
+    ModelWarmUpError,
+    OutputNotFiniteError,
+    first_line,
+)
 from app.model_files import pt2_file, refusal, require_pt2
 from app.settings import WorkerSettings
 from workers import registry
@@ -32,6 +38,7 @@ logger = logging.getLogger(__name__)
 # PyTorch's own: whatever it loads then goes through an unpickler that makes tensors and plain containers alone.
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+MAX_ITEM_BYTES = 8  # NumPy's longdouble is the one larger number, and no answer can carry it
 REHEARSED_BYTES = 64 * 2**20  # of a file: beyond, a second load takes longer than what is saved is worth
 
 
@@ -42,11 +49,13 @@ class LoadedModel:
     Attributes:
         predict: Takes an array of shape (n, *sample_shape) in the contract's dtype; answers shape (n, …).
         device: `cpu` or `cuda:N`.
+        allows_non_finite: Whether NaN and infinities are among its answers.
     """
 
     contract: InputContract
     predict: Predict
     device: str
+    allows_non_finite: bool = False
 
 
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
@@ -116,7 +125,7 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
         return _load_torch(found, contract, settings, _load_pt2)
     if "pytorch" in found.flavors:
         return _load_torch(found, contract, settings, _load_pickled)
-    return _warm(found, contract, partial(_load_pyfunc, found, settings), "cpu")
+    return _warm(found, contract, partial(_load_pyfunc, found, settings), "cpu", settings)
 
 
 def _is_pt2(found: ModelVersion, settings: WorkerSettings) -> bool:
@@ -163,10 +172,10 @@ def _load_torch(
     *tried_first, last = _torch_devices(settings)
     for device in tried_first:
         try:
-            return _warm(found, contract, partial(make, found, device, settings), device)
+            return _warm(found, contract, partial(make, found, device, settings), device, settings)
         except ModelWarmUpError as error:
             logger.warning("%s; trying %s", error.detail, last)
-    return _warm(found, contract, partial(make, found, last, settings), last)
+    return _warm(found, contract, partial(make, found, last, settings), last, settings)
 
 
 def _torch_devices(settings: WorkerSettings) -> list[str]:
@@ -260,10 +269,14 @@ def _load_pyfunc(found: ModelVersion, settings: WorkerSettings) -> Predict:
 
 
 def _warm(
-    found: ModelVersion, contract: InputContract, make: Callable[[], Predict], device: str
+    found: ModelVersion,
+    contract: InputContract,
+    make: Callable[[], Predict],
+    device: str,
+    settings: WorkerSettings,
 ) -> LoadedModel:
     try:
-        model = LoadedModel(contract, make(), device)
+        model = LoadedModel(contract, make(), device, settings.allow_non_finite)
     except ModelNotAllowedError:
         raise
     except BaseException as error:  # a model may call `sys.exit`
@@ -282,6 +295,14 @@ def _warm_up(model: LoadedModel, uri: str) -> None:
         except BaseException as error:
             raise ModelWarmUpError(f"{uri} fails on {n_samples} zero sample(s): {_said(error)}") from error
         check_output(output, n_samples, uri)
+    # No reason to refuse it: zeros need not be in the model's domain.
+    if not (model.allows_non_finite or np.isfinite(output).all()):
+        logger.warning(
+            "%s answers NaN or infinities to zeros; jobs with such an answer fail as %s: set "
+            "MODELYARD_ALLOW_NON_FINITE=true if the model means them",
+            uri,
+            OutputNotFiniteError.code,
+        )
 
 
 def _said(error: BaseException) -> str:
@@ -291,13 +312,14 @@ def _said(error: BaseException) -> str:
 
 
 def check_output(output: Array, n_samples: int, name: str) -> None:
-    """Check that a model answered one row of numbers per sample.
+    """Check that a model answered one row of numbers per sample. Whether they are finite is a matter of each job.
 
     Raises:
         ModelContractError: It did not.
     """
-    if output.ndim not in (1, 2) or len(output) != n_samples or output.dtype.kind not in "fiub":
+    is_numeric = output.dtype.kind in "fiub" and output.itemsize <= MAX_ITEM_BYTES
+    if not is_numeric or output.ndim not in (1, 2) or len(output) != n_samples or not output.size:
         raise ModelContractError(
             f"{name} answered {output.dtype} of shape {output.shape} to {n_samples} sample(s); "
-            f"expected numbers of shape ({n_samples},) or ({n_samples}, n_scores)"
+            f"expected numbers of at most 64 bits, shape ({n_samples},) or ({n_samples}, n_scores)"
         )

@@ -14,8 +14,8 @@ from tenacity import Future, RetryCallState, Retrying
 
 from app import errors
 from app.errors import ModelyardError, QueueFullError, UnavailableError
-from client import Prediction, RetryPolicy
-from client.protocol import encode_samples, error_classes, error_of
+from client import Job, Prediction, RetryPolicy
+from client.protocol import encode_samples, error_classes, error_of, result
 
 
 def own_classes() -> list[type[ModelyardError]]:
@@ -122,3 +122,49 @@ def test_confidence_is_a_probability_whatever_the_scores_are() -> None:
     softmax = np.exp(logits) / np.exp(logits).sum()
     assert Prediction(predicted=2, scores=(1.0, 2.0, 3.0)).confidence == pytest.approx(softmax[2])
     assert Prediction(predicted=2).confidence is None
+    assert Prediction(predicted=None, scores=(0.1, None)).confidence is None
+
+
+def job(predictions: str, **fields: str) -> Job:
+    """A succeeded job as the client reads it."""
+    receipt = {"id": "a.0", "status": "succeeded", "worker": 1, "model_name": "M", "model_version": 1}
+    body = msgspec.json.encode(receipt | fields)[:-1] + f',"predictions":{predictions}}}'.encode()
+    return result("a.0").read(200, {}, body)
+
+
+def test_numbers_keep_their_dtype_and_every_digit() -> None:
+    scores = job(
+        '[{"class":0,"scores":[9223372036854775807,-1]},{"class":1,"scores":[0,1]}]', scores_dtype="int64"
+    ).scores
+    assert scores is not None
+    assert (scores.dtype, scores.tolist()) == (np.int64, [[2**63 - 1, -1], [0, 1]])
+    shortest = job('[{"class":0,"scores":[0.1,1e-45]}]').scores
+    assert shortest is not None
+    assert (shortest.dtype, shortest.tolist()) == (np.float32, [[float(np.float32(0.1)), 2.0**-149]])
+    assert job('[{"class":3,"scores":null}]').scores is None
+    assert job("[]").scores is None
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([1, 9223372036854775807], np.int64),
+        ([1, 18446744073709551615], np.uint64),
+        ([-1, 0], np.int64),
+        ([123456789.25, 1e300], np.float64),
+        ([1.0, 2.0], np.float64),
+        ([], np.int64),
+    ],
+)
+def test_classes_and_values_are_an_array_that_holds_them_exactly(values: list[float], dtype: type) -> None:
+    predictions = ",".join(f'{{"class":{value!r},"scores":null}}' for value in values)
+    classes = job(f"[{predictions}]").classes
+    assert (classes.dtype, classes.tolist()) == (dtype, values)
+
+
+def test_an_answer_that_is_no_finite_number_is_none_and_nan_in_an_array() -> None:
+    read = job('[{"class":null,"scores":[0.5,null]},{"class":1,"scores":[0.25,0.75]}]')
+    assert [each.predicted for each in read.predictions] == [None, 1]
+    assert read.scores is not None
+    np.testing.assert_array_equal(read.scores, np.array([[0.5, np.nan], [0.25, 0.75]], np.float32))
+    np.testing.assert_array_equal(read.classes, [np.nan, 1])

@@ -26,8 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Tracking URI: version 1 is good, 2 has no signature, 3 has a fixed first dimension, 4 fails its warm-up.
 
-    The model `Named` answers a dictionary of one output; the model `Emptied` has no version; `Unruly` is
-    `tests/workers/unruly_model.py`.
+    The model `Named` answers a dictionary of one output; `Echo` answers its samples, NaN for each 666, version 1 in
+    float64 and 2 in int64; the model `Emptied` has no version; `Unruly` is `tests/workers/unruly_model.py`.
     """
     folder = tmp_path_factory.mktemp("registry")
     uri = f"sqlite:///{folder}/mlruns.db"
@@ -96,3 +96,19 @@ def _register(uri: str, folder: Path) -> None:
             registered_model_name="Unruly",
             pip_requirements=["numpy"],
         )
+
+    class Echo(mlflow.pyfunc.PythonModel):
+        def predict(self, context: object, model_input: np.ndarray) -> np.ndarray:
+            if model_input.dtype.kind == "f":
+                model_input[model_input == 666] = np.nan
+            return model_input
+
+    for dtype in ("float64", "int64"):
+        with mlflow.start_run():
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=Echo(),
+                signature=ModelSignature(inputs=Schema([TensorSpec(np.dtype(dtype), (-1, 3))])),
+                registered_model_name="Echo",
+                pip_requirements=["numpy"],
+            )

@@ -39,13 +39,16 @@ class Bench:
         self.queue = head().queue
         self.limit = TimeLimit(60)
 
-    def runner(self, predict: Predict, worker_id: str = "host-1", max_attempts: int = 3) -> BatchRunner:
+    def runner(
+        self, predict: Predict, worker_id: str = "host-1", max_attempts: int = 3, **model: Any
+    ) -> BatchRunner:
+        """A worker's runner; `model` are more fields of its `LoadedModel`."""
         clock = PoolClock()
         ledger = WorkerLedger(self.client, worker_id, self.queue, RETENTION_S)
         self.beacon = Beacon(self.client, record(worker_id=worker_id), clock, 60)
-        model = LoadedModel(PAIR, predict, "cpu")
+        loaded = LoadedModel(PAIR, predict, "cpu", **model)
         return BatchRunner(
-            worker_id, ledger, model, self.beacon, clock, self.limit, LastWords(), max_attempts
+            worker_id, ledger, loaded, self.beacon, clock, self.limit, LastWords(), max_attempts
         )
 
     def accept(self, batch: NewBatch) -> str:
@@ -128,8 +131,11 @@ def test_a_bad_sample_fails_alone_and_its_details_stay_in_the_log(
         lambda samples: score(samples)[:-1],
         lambda samples: np.array(["a"] * len(samples)),
         lambda samples: np.zeros((len(samples), 1, 1)),
+        lambda samples: np.zeros((len(samples), 0)),
+        lambda samples: samples.astype(np.longdouble),
+        lambda samples: samples.astype(complex),
     ],
-    ids=["too few rows", "text", "too many dimensions"],
+    ids=["too few rows", "text", "too many dimensions", "no columns", "too wide numbers", "complex numbers"],
 )
 def test_a_model_that_breaks_its_contract_fails_its_jobs(bench: Bench, predict: Predict) -> None:
     batch_id = bench.accept(new_batch(2))
