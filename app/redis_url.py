@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from app.errors import ConfigurationError
 
 TLS_PREFIX = "ssl_"
+EXPECTED = "expected redis://host:port/db, rediss://… or unix:///path"
+
+
+def check(url: str) -> None:
+    """Refuse what redis-py and Celery could not connect by, before anything else has begun.
+
+    Raises:
+        ConfigurationError: Says what was expected.
+    """
+    from redis import ConnectionPool
+
+    parts = _split(url)
+    is_socket = parts.scheme == "unix"
+    problem = ""
+    if parts.scheme not in ("redis", "rediss", "unix") or (is_socket and not parts.path):
+        problem = "is not a Redis URL"
+    elif not is_socket and not re.fullmatch(r"/?\d*", parts.path):
+        problem = "names no database by number"
+    else:
+        try:
+            ConnectionPool.from_url(url).make_connection()  # which connects on first use
+        except (TypeError, ValueError):
+            problem = "has an option that is unknown, or has no such value"
+    if problem:
+        raise ConfigurationError(f"REDIS_URL={without_secrets(url)} {problem}; {EXPECTED}")
 
 
 def with_password(url: str, password_file: Path) -> str:
@@ -74,5 +100,7 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         parts.port  # noqa: B018  (raises where it is no number)
     except ValueError as error:
-        raise ConfigurationError(f"REDIS_URL={without_secrets(url)} is not a URL: {error}") from None
+        raise ConfigurationError(
+            f"REDIS_URL={without_secrets(url)} is not a URL: {error}; {EXPECTED}"
+        ) from None
     return parts

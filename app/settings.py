@@ -5,8 +5,10 @@ Unit suffixes: ``_s`` seconds, ``_ms`` milliseconds, ``_bytes`` bytes; counts ha
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,6 +20,10 @@ from app.registry_database import default_uri, sqlite_path
 
 HEARTBEATS_TO_LIVE = 3  # a worker that has been silent for so many is dead
 UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
+REGISTRY_SCHEMES = (
+    *("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file"),
+    *("databricks", "databricks-uc", "uc"),
+)
 
 
 class Settings(BaseSettings):
@@ -86,8 +92,8 @@ class Settings(BaseSettings):
         path = self.state_dir.resolve() / "redis.sock"
         if len(bytes(path)) >= UNIX_SOCKET_PATH_LIMIT_BYTES:
             raise ConfigurationError(
-                f"the socket path {path} is longer than {UNIX_SOCKET_PATH_LIMIT_BYTES} bytes; "
-                "set MODELYARD_STATE_DIR to a shorter folder, or REDIS_URL to a server of yours"
+                f"the socket path {path} is too long for the system, which takes {UNIX_SOCKET_PATH_LIMIT_BYTES - 1} "
+                "bytes; set MODELYARD_STATE_DIR to a shorter folder, such as one in /tmp or /run"
             )
         return path
 
@@ -98,7 +104,7 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: The password's file cannot be read, or the socket's path is too long.
         """
-        url = self.redis_url or f"unix://{self.redis_socket}"
+        url = self.redis_url or f"unix://{quote(str(self.redis_socket))}"
         return redis_url.with_password(url, self.redis_password_file) if self.redis_password_file else url
 
     @property
@@ -173,7 +179,7 @@ class WorkerSettings(Settings):
 class ControllerSettings(Settings):
     """What a controller needs besides."""
 
-    host: str = Field(default="127.0.0.1", description="address to listen on")
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=9000, ge=1, le=65535, description="TCP port to listen on")
     max_samples: int = Field(default=1024, ge=1, le=65535, description="samples that one request may hold")
     max_body_bytes: int = Field(
@@ -253,6 +259,11 @@ class ControllerSettings(Settings):
         description="predictions that one client may ask for, such as `100/second`; default: no limit",
     )
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        return value.strip().removeprefix("[").removesuffix("]")  # as in a URL
+
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -269,13 +280,29 @@ def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return kind(**given)
+        made = kind(**given)
     except ValidationError as error:
         problems = "; ".join(
             f"{variable_name(kind, str(item['loc'][0]))}={item['input']!r}: {item['msg']}"
             for item in error.errors()
         )
         raise ConfigurationError(f"invalid settings: {problems}") from None
+    if made.redis_url:
+        redis_url.check(made.redis_url)
+    _check_registry(made)
+    return made
+
+
+def _check_registry(settings: Settings) -> None:
+    scheme, separator, _ = settings.mlflow_tracking_uri.partition("://")
+    if not separator or scheme.partition("+")[0] in REGISTRY_SCHEMES:
+        return
+    if any(each.name == scheme for each in entry_points(group="mlflow.tracking_store")):
+        return  # a package that is installed brings it
+    raise ConfigurationError(
+        f"MLFLOW_TRACKING_URI={settings.shown_registry} is no MLflow registry; expected a URI that begins with one of "
+        + ", ".join(f"{each}:" for each in REGISTRY_SCHEMES)
+    )
 
 
 def variable_name(kind: type[Settings], field: str) -> str:

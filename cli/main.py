@@ -60,3 +60,7 @@ def main() -> None:
     except ModelyardError as error:
         click.echo(f"modelyard: {error.detail}", err=True)
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that cannot be written, no descriptors left
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"modelyard: {place}{error.strerror or error}", err=True)
+        sys.exit(1)

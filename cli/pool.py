@@ -223,7 +223,7 @@ def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) ->
         ConfigurationError: Something is in the way: a port, a tool.
         ServiceError: The supervisor does not start.
     """
-    services = plan.services(settings)
+    services = plan.services(settings)  # writes Redis's configuration
     pool_preflight.check(settings, services)
     with Supervisor(settings.state_dir, services) as supervisor:
         try:

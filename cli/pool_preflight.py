@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from app.errors import ConfigurationError
 from app.settings import Settings
+from cli.listening import refusal
 from cli.pool_services import Service, redis_answers
 
 
@@ -20,6 +20,7 @@ def sole_pool(settings: Settings) -> Iterator[None]:
     Raises:
         ConfigurationError: A pool runs there, or the folder cannot be written.
     """
+    _ = settings.redis_socket  # supervisord's own socket is about as long
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (settings.state_dir / "pool.lock").open("a+")
@@ -51,30 +52,18 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
             REDIS_URL names does not answer.
     """
     problems = [
-        f"port {port} of {service.name} is taken; stop what listens there, or set {variable} to another port"
+        problem
         for service in services
         if service.listens is not None
-        for host, port, variable in [service.listens]
-        if not port_is_free(host, port)
+        if (problem := refusal(service.name, *service.listens))
     ]
     if not settings.redis_url and redis_answers(settings.effective_redis_url):
         path = settings.redis_socket
         problems.append(f"a Redis server of an earlier run listens on {path}; redis-cli -s {path} shutdown")
     if settings.redis_url and not redis_answers(settings.effective_redis_url):
         problems.append(
-            "no Redis answers at REDIS_URL; start it, or unset REDIS_URL for a server of the pool's own"
+            f"no Redis answers at REDIS_URL={settings.shown_redis_url}; start it, or unset REDIS_URL for a server "
+            "of the pool's own"
         )
     if problems:
         raise ConfigurationError("\nmodelyard: ".join(problems))
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError:
-        return False
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -50,7 +51,7 @@ def write_config(settings: Settings) -> Path:
     data = settings.state_dir.resolve() / "redis"
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = data / "redis.conf"
-    config.write_text(config_text(data, settings.redis_socket))
+    config.write_bytes(os.fsencode(config_text(data, settings.redis_socket)))
     return config
 
 
@@ -70,6 +71,15 @@ def config_text(data: Path, socket: Path) -> str:
             "daemonize no",
             "",
         ]
+    )
+
+
+def unwritable(folder: Path, error: OSError) -> ConfigurationError:
+    """What to tell a person whose state directory cannot be written."""
+    place = f" at {error.filename}" if error.filename and str(error.filename) != str(folder) else ""
+    return ConfigurationError(
+        f"the state directory {folder} cannot be written ({error.strerror}{place}); "
+        "free it, or set MODELYARD_STATE_DIR to a folder that can be written"
     )
 
 

@@ -17,6 +17,7 @@ from app.errors import ConfigurationError, WireError
 from app.settings import ControllerSettings
 from cli import pool_redis
 from cli.flower import check_login
+from cli.listening import local_url
 
 LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
@@ -63,9 +64,13 @@ def redis_service(settings: ControllerSettings) -> Service:
     """The pool's own Redis server.
 
     Raises:
-        ConfigurationError: No usable binary, or the socket's path is too long.
+        ConfigurationError: No usable binary, or the state directory cannot be written.
     """
-    server, config = pool_redis.find_server(), pool_redis.write_config(settings)
+    server = pool_redis.find_server()
+    try:
+        config = pool_redis.write_config(settings)
+    except OSError as error:
+        raise pool_redis.unwritable(settings.state_dir, error) from None
     return Service(
         "redis",
         Tier.REDIS,
@@ -106,8 +111,7 @@ def _controller(settings: ControllerSettings, number: int, port: int) -> Service
 
 def controller_url(settings: ControllerSettings, port: int | None = None) -> str:
     """Address at which this machine reaches a controller."""
-    host = LOOPBACK if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    return f"http://{host}:{port or settings.port}"
+    return local_url(settings.host, port or settings.port)
 
 
 def worker_services(settings: ControllerSettings, versions: list[int], replicas: int) -> list[Service]:
@@ -141,7 +145,7 @@ def flower_service(settings: ControllerSettings) -> Service:
     """
     host, port = os.environ.get("FLOWER_ADDRESS") or LOOPBACK, port_of("FLOWER_PORT", FLOWER_PORT)
     check_login(settings, host, bool(os.environ.get("FLOWER_BASIC_AUTH") or os.environ.get("FLOWER_AUTH")))
-    url = f"http://{LOOPBACK}:{port}"
+    url = local_url(host, port)
     return Service(
         "flower",
         Tier.VIEWS,
@@ -162,7 +166,7 @@ def mlflow_service(settings: ControllerSettings) -> Service:
     check_exposure(
         "MLflow", host, False, "run one that asks for a login, and name it in MLFLOW_TRACKING_URI", settings
     )
-    url = f"http://{LOOPBACK}:{port}"
+    url = local_url(host, port)
     return Service(
         "mlflow",
         Tier.VIEWS,

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, Self
 from xml.parsers.expat import ExpatError
 from xmlrpc.client import Fault, ServerProxy, Transport
 
-from app.errors import ConfigurationError, ServiceError
-from cli import pool_leash, pool_leftovers
+from app.errors import ServiceError
+from cli import pool_leash, pool_leftovers, pool_redis
 from cli.pool_leftovers import CONTROL_SOCKET, Leftover
 from cli.pool_services import Service, Tier
 from workers.parent import signal_at_parents_death
@@ -106,7 +106,7 @@ class Supervisor:
         try:
             output = self._write_files()
         except OSError as error:
-            raise unwritable(self._folder, error) from None
+            raise pool_redis.unwritable(self._folder, error) from None
         name, value = pool_leftovers.mark(self._folder)
         with output:
             self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and file)
@@ -242,15 +242,6 @@ class Supervisor:
         reason = ": ".join([self._end() or "does not answer", *(line[:300] for line in lines[:1])])
         self.stop()
         raise ServiceError(f"supervisord did not start ({reason}); see {output}")
-
-
-def unwritable(folder: Path, error: OSError) -> ConfigurationError:
-    """What to tell a person whose state directory cannot be written."""
-    place = f" at {error.filename}" if error.filename and str(error.filename) != str(folder) else ""
-    return ConfigurationError(
-        f"the state directory {folder} cannot be written ({error.strerror}{place}); "
-        "free it, or set MODELYARD_STATE_DIR to a folder that can be written"
-    )
 
 
 def _stop_with(parent: int) -> Callable[[], None]:

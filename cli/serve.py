@@ -7,9 +7,11 @@ import sys
 
 import click
 
-from app.access import KEYS_REMEDY, check_exposure
+from app.access import KEYS_REMEDY, check_exposure, read_keys
+from app.errors import ConfigurationError
 from app.logs import configure_logging
 from app.settings import ControllerSettings, load
+from cli.listening import refusal
 
 
 @click.command("serve")
@@ -19,6 +21,9 @@ from app.settings import ControllerSettings, load
 @click.option("--access-log", is_flag=True, help="Log every request.")
 def command(host: str | None, port: int | None, redis_url: str | None, access_log: bool) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
+    settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
+    _check(settings)  # before what takes a second to import
+
     from controller.main import create_app
     from controller.server import make_server
 
@@ -26,10 +31,14 @@ def command(host: str | None, port: int | None, redis_url: str | None, access_lo
     for each in (signal.SIGTERM, signal.SIGINT):
         # Once it has shut down, uvicorn raises the signal again; told to stop and stopped is a success.
         signal.signal(each, lambda *_: sys.exit(0))
-    settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
-    app = create_app(settings)
-    check_exposure("the controller", settings.host, app.is_guarded, KEYS_REMEDY, settings)
-    server = make_server(app, settings, access_log=access_log)
+    server = make_server(create_app(settings), settings, access_log=access_log)
     server.run()
     if not server.started:
         sys.exit(1)
+
+
+def _check(settings: ControllerSettings) -> None:
+    _ = settings.effective_redis_url
+    check_exposure("the controller", settings.host, bool(read_keys(settings)), KEYS_REMEDY, settings)
+    if problem := refusal("the controller", settings.host, settings.port, "MODELYARD_PORT"):
+        raise ConfigurationError(problem)
