@@ -14,6 +14,7 @@ The script that accepts the job replaces the first by the second, and refuses wh
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -77,12 +78,12 @@ class Idempotency:
         hold_ms = max(settings.batch_hold_ms, settings.batch_hold_behind_ms)
         self._lease_ms = int(LEASE_S * 1000 + hold_ms)
 
-    def entry(self, key: bytes, request: bytes, owner: str) -> Reservation:
+    def entry(self, key: bytes, request: Iterable[bytes], owner: str) -> Reservation:
         """A reservation to be made for a request.
 
         Args:
             key: The idempotency key.
-            request: What the request asks for.
+            request: What the request asks for, in parts.
             owner: Whose job it is to be; the same idempotency key of another is another one.
 
         Raises:
@@ -91,7 +92,10 @@ class Idempotency:
         if not 0 < len(key) <= MAX_KEY_BYTES:
             raise ParameterError(f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} characters")
         name = keys.once(blake2b(key, digest_size=16, key=owner.encode()).hexdigest())
-        return Reservation(name, blake2b(request, digest_size=16).hexdigest(), secrets.token_hex(8))
+        digest = blake2b(digest_size=16)
+        for part in request:
+            digest.update(part)
+        return Reservation(name, digest.hexdigest(), secrets.token_hex(8))
 
     async def reserve(self, once: Reservation) -> str | None:
         """Take the key for a new job, or return the id of the job that it stands for.

@@ -38,6 +38,7 @@ from controller.dispatch import Dispatcher
 from controller.draining import Drain
 from controller.headers import on_answers, on_pages
 from controller.idempotency import Idempotency
+from controller.large_bodies import LargeBodies
 from controller.loss import LossWatch
 from controller.metrics import Metrics
 from controller.predict import Predict, Receive, Scope, Send
@@ -69,6 +70,7 @@ class Services:
     quarantine: Quarantine
     drain: Drain
     link: RedisLink
+    large_bodies: LargeBodies
 
 
 class Controller:
@@ -163,6 +165,7 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Acce
             client, settings.heartbeat_s, settings.result_retention_s, services.metrics.ledger_lost
         )
         fastapi.state.services = services
+        stack.callback(services.large_bodies.close)
         try:
             with ledger_errors():
                 await services.link.connect()
@@ -218,6 +221,7 @@ def _build(
         metrics.settled,
     )
     results = Results(controller_id, client, ledger, dispatcher, recent, watcher, clock, unreadable, drain)
+    large_bodies = LargeBodies()
     rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
     predict = Predict(
         settings,
@@ -228,6 +232,7 @@ def _build(
         dispatcher,
         results,
         Idempotency(client, settings),
+        large_bodies,
         metrics,
         clock,
         drain,
@@ -249,6 +254,7 @@ def _build(
         quarantine,
         drain,
         link,
+        large_bodies,
     )
     return services, reconciler
 

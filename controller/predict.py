@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -23,13 +23,12 @@ from app.clock import PoolClock
 from app.errors import (
     DrainingError,
     InputError,
-    InputShapeError,
     ModelyardError,
     ParameterError,
     TooLargeError,
 )
 from app.settings import ControllerSettings
-from controller import bodies, decode
+from controller import bodies
 from controller.access import Access, Caller
 from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher, Job
@@ -37,11 +36,13 @@ from controller.draining import Drain
 from controller.headers import API, Headers
 from controller.idempotency import Idempotency, Reservation
 from controller.job_json import job_json, result_url
+from controller.large_bodies import LARGE_BYTES, LargeBodies
 from controller.metrics import Metrics
 from controller.problems import problem
 from controller.rate_limit import RateLimit
 from controller.results import Results
-from controller.routing import Selector, foreseen, route
+from controller.routing import Route, Selector, Snapshot, foreseen
+from controller.samples import Samples, read_samples
 from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Predict:
         dispatcher: Dispatcher,
         results: Results,
         idempotency: Idempotency,
+        large_bodies: LargeBodies,
         metrics: Metrics,
         clock: PoolClock,
         drain: Drain,
@@ -133,6 +135,7 @@ class Predict:
         self._dispatcher = dispatcher
         self._results = results
         self._idempotency = idempotency
+        self._large_bodies = large_bodies
         self._metrics = metrics
         self._clock = clock
         self._drain = drain
@@ -258,9 +261,11 @@ class Predict:
 
     async def _submit_once(self, key: bytes, request: Request, body: bytes) -> Reply:
         # Before anything that may refuse: a repeated post gets its job even where a new one could not be taken.
+        # A large body is digested in a thread, as that releases Python's global lock.
         asked = request.asked
-        digested = repr((asked.selector, asked.deadline_s)).encode() + body
-        once = self._idempotency.entry(key, digested, request.caller.name)
+        parts = (repr((asked.selector, asked.deadline_s)).encode(), body)
+        entry = partial(self._idempotency.entry, key, parts, request.caller.name)
+        once = entry() if len(body) < LARGE_BYTES else await asyncio.to_thread(entry)
         first = await self._idempotency.reserve(once)
         if first:
             return await self._repeat(first, request)
@@ -273,26 +278,38 @@ class Predict:
     def _new_job(self, request: Request, body: bytes, on_settled: Callable[[Job], None]) -> Job:
         asked = request.asked
         snapshot = self._watcher.view.snapshot
+        certain = self._admit_foreseen(asked, snapshot)
+        samples = read_samples(
+            asked.content_type, body, snapshot, asked.selector, certain, self._settings.max_samples
+        )
+        return self._job_of(samples, request, certain, on_settled)
+
+    async def _new_large_job(self, request: Request, body: bytes, on_settled: Callable[[Job], None]) -> Job:
+        asked = request.asked
+        snapshot = self._watcher.view.snapshot
+        certain = self._admit_foreseen(asked, snapshot)
+        samples = await self._large_bodies.read(
+            asked.content_type, body, snapshot, asked.selector, certain, self._settings.max_samples
+        )
+        return self._job_of(samples, request, certain, on_settled)
+
+    def _admit_foreseen(self, asked: Asked, snapshot: Snapshot) -> Route | None:
         # Before the body is looked at, where that is possible: under overload most of the work is to refuse.
         certain = foreseen(snapshot, asked.selector)
         if certain:
             self._backlogs.admit(certain.candidate.queue, asked.deadline_s)
-        given = bodies.parse(asked.content_type, body)
-        try:
-            chosen = certain or route(snapshot, asked.selector, given.fit)
-            contract = chosen.candidate.contract
-            numbers = given.numbers(contract)
-            data = decode.to_samples(numbers, contract, self._settings.max_samples)
-        except InputShapeError:
-            if isinstance(given, decode.Numbers) and len(body) <= decode.EXPLAINED_BYTES:
-                decode.parse_slow(body)  # a ragged array has a better explanation
-            raise
+        return certain
+
+    def _job_of(
+        self, samples: Samples, request: Request, certain: Route | None, on_settled: Callable[[Job], None]
+    ) -> Job:
+        asked = request.asked
         if certain is None:
-            self._backlogs.admit(chosen.candidate.queue, asked.deadline_s)
+            self._backlogs.admit(samples.route.candidate.queue, asked.deadline_s)
         return Job(
-            route=chosen,
-            data=data,
-            n_samples=len(numbers.values) // contract.sample_size,
+            route=samples.route,
+            data=samples.data,
+            n_samples=samples.n_samples,
             received_at_ms=request.received_at_ms,
             deadline_ms=request.received_at_ms + asked.deadline_s * 1000,
             wants_outcome=asked.wait_s > 0,
@@ -303,7 +320,10 @@ class Predict:
 
     async def _submit(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
         settled = asyncio.Event()
-        job = self._new_job(request, body, lambda _: settled.set())
+        if len(body) < LARGE_BYTES:
+            job = self._new_job(request, body, lambda _: settled.set())
+        else:
+            job = await self._new_large_job(request, body, lambda _: settled.set())
         job.once = once
         self._start(job, request.asked.wait_s)
         await settled.wait()
