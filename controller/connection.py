@@ -11,22 +11,26 @@ bytes as it announces, and no more, means what it meant: it is not parsed again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
-from httptools import HttpParserError
+from httptools import HttpParserError, HttpRequestParser
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from controller.draining import Drain
-from controller.headers import API
-from controller.predict import CLOSE, Asked, Predict, Reply
+from controller.headers import API, CLOSE
+from controller.predict import Asked, Predict, Reply
+from controller.request_parser import RequestParser
 
 PATH = b"/predict"
-UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"idempotency-key"})
+UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"idempotency-key"})
 HEAD_END = b"\r\n\r\n"
 KNOWN_HEADS = 1024
 KNOWN_HEAD_BYTES = 2048  # a longer one is not kept
+PIECE_BYTES = 8192  # parsed at a time: after each, what was asked so far may have to be answered first
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,47 @@ class Outbox:
                 transport.close()
 
 
+class Flow(FlowControl):
+    """uvicorn's flow control, which also reads nothing while the caller does not read its answers.
+
+    Args:
+        transport: Of the connection.
+        resume: Called when reading may go on.
+    """
+
+    def __init__(self, transport: asyncio.Transport, resume: Callable[[], None]) -> None:
+        super().__init__(transport)
+        self._resume = resume
+        self._waits_for_answer = False
+
+    def pause_reading(self) -> None:
+        """Read no more until `resume_reading`."""
+        self._waits_for_answer = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again, unless answers wait to be read."""
+        if self.read_paused:
+            self._waits_for_answer = False
+            self._resume_if_free()
+
+    def pause_writing(self) -> None:
+        """The caller does not read its answers: take no more requests."""
+        super().pause_writing()
+        super().pause_reading()
+
+    def resume_writing(self) -> None:
+        """The caller has read most of its answers."""
+        super().resume_writing()
+        if self.read_paused:
+            self._resume_if_free()
+
+    def _resume_if_free(self) -> None:
+        if not (self.write_paused or self._waits_for_answer):
+            self.read_paused = False
+            self._resume()
+
+
 class Connection(HttpToolsProtocol):
     """Serves one connection of the controller."""
 
@@ -100,10 +145,14 @@ class Connection(HttpToolsProtocol):
     _query = b""
     _is_reading = False
     _read = b""  # what the request began with; empty where it did not begin with a read
+    _held: bytes | memoryview = b""  # read, and not parsed yet
+    _is_parsing = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called at the beginning."""
         super().connection_made(transport)
+        self.parser = cast(HttpRequestParser, RequestParser(self))
+        self.flow = Flow(transport, lambda: self._resume())
         self._predict: Predict = self.app.services.predict
         self._drain: Drain = self.app.services.drain
         self._known_heads: KnownHeads = self.app.known_heads
@@ -121,11 +170,49 @@ class Connection(HttpToolsProtocol):
             self._answer_alike(*found)
             return
         self._read = data if is_between else b""
-        self.parse(data)
+        self._held = b"".join((self._held, data)) if self._held else data
+        self._parse_held()
 
-    def parse(self, data: bytes) -> None:
-        """Take in a read that is not one whole request with a known head."""
-        super().data_received(data)
+    def parse(self, piece: bytes | memoryview) -> None:
+        """Take in a piece of what was read."""
+        super().data_received(cast(bytes, piece))
+
+    def _resume(self) -> None:
+        # Not at once: who calls this has not finished with the request that was answered.
+        if self._held:
+            self.loop.call_soon(self._parse_held)
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _parse_held(self) -> None:
+        """Parse what was read, until the flow is paused; what is left then waits, and nothing more is read."""
+        if self._is_parsing:
+            return
+        self._is_parsing = True
+        try:
+            while self._held and not self.flow.read_paused and not self.transport.is_closing():
+                self._parse_piece()
+        finally:
+            self._is_parsing = False
+        self._finish_read()
+
+    def _parse_piece(self) -> None:
+        held = self._held
+        if len(held) <= PIECE_BYTES:
+            self._held = b""
+            self.parse(held)
+            return
+        held = memoryview(held)
+        self._held = held[PIECE_BYTES:]
+        self.parse(held[:PIECE_BYTES])
+        self.outbox.flush()  # so that the flow knows of these answers
+
+    def _finish_read(self) -> None:
+        if self.transport.is_closing():
+            self._held = b""
+            return
+        if not (self._held or self.flow.read_paused):
+            self.transport.resume_reading()
         parts, self._parts = self._parts, None
         if parts is None:
             return
@@ -175,7 +262,10 @@ class Connection(HttpToolsProtocol):
         self._predict.answer_alike(known.asked, body, exchange.reply)
 
     def _begin_cycle(self) -> None:
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # such callers do not know it (RFC 9110, section 10.1.1)
         super().on_headers_complete()
+        self.headers = []  # for trailers, which are no headers of the request (RFC 9110, section 6.5.1)
         if self._drain.is_announced:
             self.end_after_answer()
 

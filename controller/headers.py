@@ -6,7 +6,7 @@ import base64
 import re
 from hashlib import sha256
 
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Send
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -17,6 +17,7 @@ API: Headers = [
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
+CLOSE = (b"connection", b"close")
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -29,6 +30,27 @@ def on_answers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+def on_unread_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """A `receive` and a `send` for a request that expects 100-continue.
+
+    Answered before its body was asked for, it may go on with the body or with the next request (RFC 9110, section
+    10.1.1). Nothing tells these apart, so such an answer is the last one on its connection.
+    """
+    is_asked_for = False
+
+    async def receive_and_note() -> Message:
+        nonlocal is_asked_for
+        is_asked_for = True
+        return await receive()
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start" and not is_asked_for:
+            message["headers"] = [*message.get("headers", []), CLOSE]
+        await send(message)
+
+    return receive_and_note, send_and_close
 
 
 def on_pages(send: Send) -> Send:

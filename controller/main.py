@@ -36,7 +36,7 @@ from controller.backlog import Backlogs
 from controller.connection import KnownHeads, Outbox
 from controller.dispatch import Dispatcher
 from controller.draining import Drain
-from controller.headers import on_answers, on_pages
+from controller.headers import on_answers, on_pages, on_unread_body
 from controller.idempotency import Idempotency
 from controller.large_bodies import LargeBodies
 from controller.loss import LossWatch
@@ -108,6 +108,8 @@ class Controller:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        if scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"]):
+            receive, send = on_unread_body(receive, send)
         if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
             await self.services.predict(scope, receive, send)
         elif scope["type"] == "http":

@@ -33,7 +33,7 @@ from controller.access import Access, Caller
 from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher, Job
 from controller.draining import Drain
-from controller.headers import API, Headers
+from controller.headers import API, CLOSE, Headers
 from controller.idempotency import Idempotency, Reservation
 from controller.job_json import job_json, result_url
 from controller.large_bodies import LARGE_BYTES, LargeBodies
@@ -52,7 +52,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON = (b"content-type", bodies.JSON)
-CLOSE = (b"connection", b"close")
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
 CODINGS = frozenset({b"", b"identity"})
 MAX_QUERY_BYTES = 2048  # a thousand are remembered

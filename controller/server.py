@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError, RequestTimeoutError
 from app.settings import ControllerSettings
-from controller.connection import Connection, Exchange
+from controller.connection import PIECE_BYTES, Connection, Exchange
 from controller.headers import API
 from controller.main import Controller
 from controller.problems import problem
@@ -46,8 +46,13 @@ class PatientProtocol(Connection):
 
     _head_is_too_large = False
     _in_head = False
-    _head_bytes = 0
-    _chunk_bytes = 0
+    _begun = 0  # requests that began in the present piece
+    _unread_bytes = 0  # of a head, or of what stands around chunks, that have come and led to nothing yet
+    _refusal: ModelyardError | None = (
+        None  # of a request that came behind others which are still to be answered
+    )
+    _unsent_bytes = 0  # as the last look found them
+    _unsent_since_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request from now on."""
@@ -56,32 +61,42 @@ class PatientProtocol(Connection):
         self._reading_since_s: float | None = time.monotonic()
         self._idle_since_s: float | None = None
 
-    def parse(self, data: bytes) -> None:
-        """Take in a piece of a request."""
-        self._chunk_bytes = len(data)
-        super().parse(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
+    def parse(self, piece: bytes | memoryview) -> None:
+        """Take in a piece of what was read."""
+        if self._refusal:
+            return
+        is_between = not self._is_reading
+        self._begun = 0
+        super().parse(piece)
+        # A head that began behind another request counts from the next piece on: only its own bytes are its size.
+        if self._is_reading and (self._begun == 0 or (self._begun == 1 and is_between)):
+            self._unread_bytes += len(piece)
+            if self._unread_bytes > MAX_HEAD_BYTES:
                 self._refuse(_HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._begun += 1
+        self._in_head, self._unread_bytes = True, 0
         self._reading_since_s, self._idle_since_s = time.monotonic(), None
 
     def on_headers_complete(self) -> None:
         """The head of a request is there; what is raised here only stops the parser."""
-        self._in_head = False
         if len(self.headers) > MAX_HEADERS or (
-            self._head_bytes + self._chunk_bytes > MAX_HEAD_BYTES
+            self._unread_bytes + 2 * PIECE_BYTES > MAX_HEAD_BYTES
             and len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES
         ):
             self._head_is_too_large = True
             # Not the one below: an error that is raised again and again keeps all that it has come through.
             raise HeadTooLargeError("")
         super().on_headers_complete()
+        self._in_head, self._unread_bytes = False, 0
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body is there."""
+        self._unread_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The whole request is there."""
@@ -98,6 +113,9 @@ class PatientProtocol(Connection):
             super().on_response_complete()
             return
         self.server_state.total_requests += 1
+        if self._refusal:
+            self._refuse(self._refusal)
+            return
         self.flow.resume_reading()
         if self._reading_since_s is None:  # else the next request has begun to come
             self._idle_since_s = time.monotonic()
@@ -114,8 +132,16 @@ class PatientProtocol(Connection):
             super().shutdown()
 
     def end_if_overdue(self, request_timeout_s: float) -> None:
-        """Refuse the rest of a request that takes longer than this, and end a connection that nobody uses."""
+        """End a connection whose caller takes longer than this to send a request or to read an answer, or idles."""
         now_s = time.monotonic()
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes:
+            if unsent_bytes != self._unsent_bytes:
+                self._unsent_bytes, self._unsent_since_s = unsent_bytes, now_s
+            elif self._unsent_since_s < now_s - request_timeout_s:
+                self.transport.abort()
+            return
+        self._unsent_bytes = 0
         if self._idle_since_s is not None and self._idle_since_s < now_s - KEEP_ALIVE_S:
             self.transport.close()
         if self._reading_since_s is None or self._reading_since_s > now_s - request_timeout_s:
@@ -135,8 +161,14 @@ class PatientProtocol(Connection):
         self.outbox.flush()
         if self.transport.is_closing():
             return
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.abort()  # in the middle of another answer
+        if not self._in_head and self.pipeline:
+            self.pipeline.popleft()  # the one that is refused
+        elif not self._in_head and self.cycle is not None and self.cycle.response_started:
+            self.transport.abort()  # in the middle of its answer, or after it
+            return
+        if self.pipeline or (self._in_head and not self._is_idle()):
+            self._refusal, self._reading_since_s = error, None  # after the answers to the requests before it
+            self.flow.pause_reading()
             return
         self.app.services.metrics.rejected(error.code)
         status, headers, body = problem(error)
@@ -241,5 +273,5 @@ def make_server(app: Controller, settings: ControllerSettings, *, access_log: bo
 _HEAD_TOO_LARGE = HeadTooLargeError(
     f"the request's line and headers are larger than {MAX_HEAD_BYTES} bytes, or more than {MAX_HEADERS} headers"
 )
-_MALFORMED = MalformedRequestError("this is not HTTP/1.1")
+_MALFORMED = MalformedRequestError("this is not an HTTP/1.1 request that an origin server can answer")
 _TIMEOUT = RequestTimeoutError("the request did not arrive in time; send it in one go")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -55,6 +56,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
     """Tests of one group run in one process, which makes what they share once."""
     config.option.loadscopereorder = False  # by the number of tests in a group, not by how long they take
     return GroupScheduling(config, log)
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], object]]:
+    """A module's tests run on the event loop that its `new_event_loop` makes, if it has one."""
+    module = item.getparent(pytest.Module)
+    return {"loop": getattr(module and module.obj, "new_event_loop", asyncio.new_event_loop)}
 
 
 def process_environment() -> dict[str, str]:

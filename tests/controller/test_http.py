@@ -1,0 +1,247 @@
+"""HTTP as proxies, browsers and other languages speak it, over real sockets to the server of `modelyard serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvloop
+
+from controller.server import PatientProtocol, PatientServer, make_server
+from tests.controller.conftest import HandWorker, Serve, Served, until
+from tests.controller.test_connection import BODY, Caller
+
+LIMIT_BYTES = 64 * 1024
+SMALL_BUFFER_BYTES = 16 * 1024
+MAX_UNSENT_BYTES = 2**20
+HEALTH = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+new_event_loop = uvloop.new_event_loop  # as in production
+
+
+class Site:
+    """A controller behind a socket, with a worker that answers at once."""
+
+    def __init__(self, served: Served, server: PatientServer, port: int) -> None:
+        self.served = served
+        self.server = server
+        self.address = ("127.0.0.1", port)
+
+    @asynccontextmanager
+    async def caller(self, **options: Any) -> AsyncIterator[Caller]:
+        own = socket.create_connection(self.address)
+        if options:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
+        reader, writer = await asyncio.open_connection(sock=own, **options)
+        try:
+            yield Caller(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def connection(self) -> PatientProtocol:
+        """The one connection that is open."""
+        (connection,) = self.server.server_state.connections
+        assert isinstance(connection, PatientProtocol)
+        return connection
+
+
+OpenSite = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture
+async def open_site(
+    serve: Serve, hand_worker: Callable[..., HandWorker], free_port: Callable[[], int]
+) -> AsyncIterator[OpenSite]:
+    """`await open_site(**settings)` starts a controller that has a worker."""
+    running: list[tuple[PatientServer, asyncio.Task[None], asyncio.Task[None]]] = []
+
+    async def start(**settings: Any) -> Site:
+        worker = hand_worker()
+        fields = {"host": "127.0.0.1", "port": free_port(), "max_body_bytes": LIMIT_BYTES, **settings}
+        served = await serve(**fields)
+        server = make_server(served.app, served.services.settings, access_log=False)
+        server.config.lifespan = "off"  # `serve` has opened it
+        running.append((server, asyncio.create_task(server.serve()), asyncio.create_task(work(worker))))
+        await until(lambda: server.started, "the server listens")
+        return Site(served, server, fields["port"])
+
+    yield start
+    for server, serving, working in running:
+        working.cancel()
+        server.should_exit = True
+        await serving
+
+
+async def work(worker: HandWorker) -> None:
+    while True:
+        worker.finish(await worker.claimed())
+
+
+@pytest.fixture
+async def site(open_site: OpenSite) -> Site:
+    return await open_site()
+
+
+def request(line: bytes, *headers: bytes, body: bytes = b"") -> bytes:
+    return b"\r\n".join((line + b" HTTP/1.1", b"host: localhost", *headers, b"", body))
+
+
+def post(*headers: bytes, body: bytes = BODY, query: bytes = b"?wait=5") -> bytes:
+    length = b"content-length: %d" % len(body)
+    return request(b"POST /predict" + query, *headers, length, body=body)
+
+
+H2C = (b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMAAABkAAQCAAAAAAIAAAAA")
+WEBSOCKET = (b"connection: keep-alive, Upgrade", b"upgrade: websocket", b"sec-websocket-version: 13")
+CHUNKS = b"8\r\n" + BODY[:8] + b"\r\n8\r\n" + BODY[8:] + b"\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("offer", [H2C, WEBSOCKET, (b"upgrade: foo/2", b"connection: upgrade")])
+async def test_an_offer_to_upgrade_is_ignored_however_the_request_arrives(
+    site: Site, offer: tuple[bytes, ...]
+) -> None:
+    chunked = request(b"POST /predict?wait=5", *offer, b"transfer-encoding: chunked", body=CHUNKS)
+    async with site.caller() as caller:
+        for sent in (post(*offer), chunked):
+            head_bytes = sent.index(b"\r\n\r\n") + 4
+            for parts in ([sent], [sent[:head_bytes], sent[head_bytes:]], [bytes([each]) for each in sent]):
+                for part in parts:
+                    await caller.send(part)
+                    await asyncio.sleep(0)
+                await caller.send(HEALTH)
+                answers = [await caller.answer(), await caller.answer()]
+                assert [answer.status for answer in answers] == [200, 200]
+                assert [sorted(answer.json)[-1] for answer in answers] == ["worker_id", "status"]
+
+
+async def test_the_body_of_a_request_that_offers_to_upgrade_is_no_second_request(site: Site) -> None:
+    smuggled = post(body=b"[]")
+    async with site.caller() as caller:
+        sent = post(*H2C, body=smuggled)
+        await caller.send(sent[: -len(smuggled)])
+        await asyncio.sleep(0.05)  # lets the server read the head alone
+        await caller.send(smuggled, HEALTH)
+        assert [(await caller.answer()).status for _ in range(2)] == [400, 200]
+
+
+async def test_bytes_behind_connect_are_not_answered(site: Site) -> None:
+    async with site.caller() as caller:
+        await caller.send(b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n" + HEALTH)
+        assert (await caller.answer()).status == 400
+        assert await caller.closed()
+
+
+async def test_trailers_are_no_headers_of_the_request(site: Site) -> None:
+    async with site.caller() as caller:
+        trailers = b"idempotency-key: a\r\ncontent-encoding: br\r\n"
+        chunks = CHUNKS[:-2] + trailers + b"\r\n"
+        await caller.send(
+            request(b"POST /predict?wait=5", b"transfer-encoding: chunked", body=chunks) + HEALTH
+        )
+        assert [(await caller.answer()).status for _ in range(2)] == [200, 200]
+        endless = CHUNKS[:-2] + b"x-long: " + b"a" * 100_000
+        await caller.send(request(b"POST /predict?wait=5", b"transfer-encoding: chunked", body=endless))
+        assert (await caller.answer()).status == 431
+
+
+async def test_an_answer_given_before_the_body_was_asked_for_is_the_last_one(open_site: OpenSite) -> None:
+    """A caller who expects 100-continue need not send the body then, so nothing after the head can be told apart."""
+    site = await open_site(api_keys="shop predict sha256:" + "0" * 64)
+    for target in (b"POST /predict", b"POST /quarantine/x/resend"):
+        async with site.caller() as caller:
+            await caller.send(request(target, b"expect: 100-continue", b"content-length: 9"))
+            answer = await caller.answer()
+            assert (answer.status, answer.headers["connection"]) == (401, "close")
+            assert await caller.closed()
+
+
+async def test_a_caller_of_http_1_0_is_never_told_to_continue(site: Site) -> None:
+    async with site.caller() as caller:
+        sent = post(b"expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
+        await caller.send(sent)
+        assert (await caller.answer()).status == 200
+
+
+REFUSED = post(body=b"[]", query=b"")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param(REFUSED, 422, id="predictions"),
+        pytest.param(request(b"GET /workers"), 200, id="reads"),
+        pytest.param(request(b"GET /metrics"), 200, id="large answers"),
+        pytest.param(
+            request(b"GET /healthz", b"x-pad: " + b"a" * 60), 200, id="more than a head may have in one read"
+        ),
+    ],
+)
+async def test_requests_whose_answers_are_not_read_wait_and_are_all_answered_in_the_end(
+    site: Site, sent: bytes, status: int
+) -> None:
+    n = 1000 if b"healthz" in sent else 300
+    async with site.caller(limit=SMALL_BUFFER_BYTES) as caller:
+        await caller.send(sent)
+        await caller.answer()
+        connection = site.connection()
+        small(connection)
+        sending = asyncio.create_task(caller.send(sent * n))
+        await until(lambda: not connection.transport.is_reading(), "reading is paused", 20)
+        unsent_bytes = connection.transport.get_write_buffer_size()
+        assert unsent_bytes < MAX_UNSENT_BYTES
+        assert {(await caller.answer()).status for _ in range(n)} == {status}
+        await sending
+        await caller.send(HEALTH)
+        assert (await caller.answer()).status == 200
+
+
+async def test_a_caller_who_reads_no_answer_gets_no_more_requests_read(site: Site) -> None:
+    """One after the other, each in a read of its own with a head that is known."""
+    async with site.caller(limit=SMALL_BUFFER_BYTES) as caller:
+        await caller.send(REFUSED)
+        await caller.answer()
+        connection = site.connection()
+        small(connection)
+        state = site.server.server_state
+        while connection.transport.is_reading():
+            answered = state.total_requests
+            await caller.send(REFUSED)
+            while state.total_requests == answered and connection.transport.is_reading():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert connection.transport.get_write_buffer_size() < MAX_UNSENT_BYTES
+
+
+async def test_a_caller_who_never_reads_an_answer_is_given_up(open_site: OpenSite) -> None:
+    site = await open_site(request_timeout_s=0.5)
+    async with site.caller(limit=1024) as caller:
+        await caller.send(HEALTH)
+        await caller.answer()
+        small(site.connection())
+        with contextlib.suppress(OSError):
+            await caller.send(REFUSED * 2000)
+        await until(lambda: not site.server.server_state.connections, "the connection is closed", 20)
+
+
+def small(connection: PatientProtocol) -> None:
+    """Have the kernel take little of what is sent: what the controller keeps is what is tested."""
+    connection.transport.get_extra_info("socket").setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES
+    )
+
+
+async def test_nonsense_behind_a_request_is_answered_after_it(site: Site) -> None:
+    async with site.caller() as caller:
+        await caller.send(post() + HEALTH + b"NONSENSE\r\n\r\n")
+        answers = [await caller.answer() for _ in range(3)]
+        assert [answer.status for answer in answers] == [200, 200, 400]
+        assert json.loads(answers[0].body)["predictions"]
+        assert await caller.closed()
