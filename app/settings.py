@@ -256,7 +256,7 @@ class ControllerSettings(Settings):
     rate_limit: str = Field(
         default="",
         pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$",
-        description="predictions that one client may ask for, such as `100/second`; default: no limit",
+        description="predictions (samples) that one client may ask for, such as `100/second`; default: no limit",
     )
 
     @field_validator("host")

@@ -226,12 +226,12 @@ class Predict:
         headers = dict(scope["headers"])
         request = self._read_head(headers, scope["query_string"])
         if self._rate_limit:
-            await self._rate_limit.check(request.caller, scope)
+            self._rate_limit.check(request.caller, scope)
         body = await self._read(headers, receive)
         key = headers.get(b"idempotency-key")
         if key is None:
-            return await self._submit(request, body)
-        return await self._submit_once(key, request, body)
+            return await self._submit(request, body, scope)
+        return await self._submit_once(key, request, body, scope)
 
     def _receive(self, asked: Asked) -> Request:
         received_at_ms = self._clock.now_ms()
@@ -258,7 +258,7 @@ class Predict:
                 "this controller is stopping; send to another, or again shortly", retry_after_s=1
             )
 
-    async def _submit_once(self, key: bytes, request: Request, body: bytes) -> Reply:
+    async def _submit_once(self, key: bytes, request: Request, body: bytes, scope: Scope) -> Reply:
         # Before anything that may refuse: a repeated post gets its job even where a new one could not be taken.
         # A large body is digested in a thread, as that releases Python's global lock.
         asked = request.asked
@@ -269,7 +269,7 @@ class Predict:
         if first:
             return await self._repeat(first, request)
         try:
-            return await self._submit(request, body, once)
+            return await self._submit(request, body, scope, once)
         except Exception:
             await self._idempotency.release(once)
             raise
@@ -317,12 +317,21 @@ class Predict:
             owner=request.caller.name,
         )
 
-    async def _submit(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
+    async def _submit(
+        self, request: Request, body: bytes, scope: Scope, once: Reservation | None = None
+    ) -> Reply:
         settled = asyncio.Event()
-        if len(body) < LARGE_BYTES:
-            job = self._new_job(request, body, lambda _: settled.set())
-        else:
-            job = await self._new_large_job(request, body, lambda _: settled.set())
+        try:
+            if len(body) < LARGE_BYTES:
+                job = self._new_job(request, body, lambda _: settled.set())
+            else:
+                job = await self._new_large_job(request, body, lambda _: settled.set())
+        except (InputError, TooLargeError):
+            if self._rate_limit:  # it has cost as much as a prediction
+                await self._rate_limit.count(request.caller, scope, 1)
+            raise
+        if self._rate_limit:
+            await self._rate_limit.count(request.caller, scope, job.n_samples)
         job.once = once
         self._start(job, request.asked.wait_s)
         await settled.wait()
