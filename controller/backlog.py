@@ -6,8 +6,10 @@ taken, divided by the ready workers. Routing breaks ties by it, and a full queue
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
@@ -17,6 +19,7 @@ from app.errors import QueueFullError
 from app.pool import WorkerRecord
 from app.settings import ControllerSettings
 from app.wire import BatchOutcome
+from controller.full_queue import FullQueue
 
 # No batch takes less: what a worker spends on the message alone.
 LEAST_BATCH_MS = 1.0
@@ -24,6 +27,9 @@ LEAST_BATCH_MS = 1.0
 LONGEST_PAUSE_MS = 10.0
 WEIGHT = 0.25
 LARGEST_STEP = 2.0
+# How far callers below their share may go beyond a full queue: of the jobs, and of the way from there to the deadline.
+OVERFLOW = 0.5
+LEAST_OWN_SHARE = 1 / 8  # of a queue's work, that a controller takes its callers to have
 
 
 class BatchCosts:
@@ -150,9 +156,19 @@ class Backlogs:
 
     Args:
         settings: Its limits.
+        open_jobs: This controller's open jobs in a queue, by the name of their API key.
+        now_s: A monotonic clock.
     """
 
-    def __init__(self, settings: ControllerSettings) -> None:
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        open_jobs: Callable[[str], Counter[str]] = lambda _: Counter(),
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_jobs = open_jobs
+        self._now_s = now_s
+        self._full: dict[str, FullQueue] = {}
         self._jobs_limit = settings.backlog_limit
         self._fraction = settings.backlog_deadline_fraction
         self._queues: dict[str, QueueBacklog] = {}
@@ -194,11 +210,14 @@ class Backlogs:
                 _learn_from_records(each.costs, ready.get(queue, ()))
         return {queue: self._queues[queue].expected_wait_ms() for queue in ready}
 
-    def admit(self, queue: str, deadline_s: float) -> None:
+    def admit(self, queue: str, deadline_s: float, caller: str = "") -> None:
         """Check that a job would be taken well before its deadline.
+
+        A full queue still takes callers who have less than their share in it, within limits of its own.
 
         Args:
             deadline_s: Seconds until the job expires.
+            caller: Name of the API key; empty where there is none.
 
         Raises:
             QueueFullError: It would not, or the queue holds as many jobs as it may; says when there will be room.
@@ -210,17 +229,31 @@ class Backlogs:
         if jobs < self._jobs_limit and jobs * backlog.costs.largest_ms <= longest_s * 1000:
             return  # even if each were a batch of its own
         wait_s = backlog.expected_wait_ms() / 1000
+        if jobs < self._jobs_limit and wait_s <= longest_s:
+            return
+        full = self._full.get(queue)
+        if full is None:
+            full = self._full[queue] = FullQueue(lambda: self._open_jobs(queue), self._now_s)
+        overflows = (
+            jobs >= self._jobs_limit * (1 + OVERFLOW)
+            or wait_s > longest_s + (deadline_s - longest_s) * OVERFLOW
+        )
+        most_jobs = min(self._jobs_limit, jobs * longest_s / wait_s)
+        if not overflows and full.take_below_share(caller, most_jobs, n_others=backlog.other_jobs > 0):
+            return
+        own_jobs = max(jobs - backlog.other_jobs, jobs * LEAST_OWN_SHARE)
+        over_jobs_s = wait_s * (jobs + 1 - self._jobs_limit) / jobs
+        retry_after_s = full.return_after_s(caller, max(over_jobs_s, wait_s - longest_s), wait_s / own_jobs)
         if jobs >= self._jobs_limit:
             raise QueueFullError(
                 f"{jobs} jobs wait in this queue, as many as it may hold; try again later",
-                retry_after_s=max(wait_s * (jobs + 1 - self._jobs_limit) / jobs, wait_s - longest_s, 1.0),
+                retry_after_s=retry_after_s,
             )
-        if wait_s > longest_s:
-            raise QueueFullError(
-                f"a job would wait about {wait_s:.1f} s in this queue, longer than the {longest_s:.1f} s that its "
-                "deadline allows for; try again later, or with a later deadline",
-                retry_after_s=max(wait_s - longest_s, 1.0),
-            )
+        raise QueueFullError(
+            f"a job would wait about {wait_s:.1f} s in this queue, longer than the {longest_s:.1f} s that its "
+            "deadline allows for; try again later, or with a later deadline",
+            retry_after_s=retry_after_s,
+        )
 
 
 def _learn_from_records(costs: BatchCosts, records: Iterable[WorkerRecord]) -> None:

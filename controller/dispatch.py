@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -203,6 +204,15 @@ class Dispatcher:
         """Jobs that are not accepted yet, or whose caller waits for the outcome."""
         held = [job for lane in self._lanes.values() for job in lane.waiting]
         return held + [job for batch in self.sent.values() for job in batch.jobs]
+
+    def open_jobs(self, queue: str) -> Counter[str]:
+        """Jobs of a queue whose outcome is not known here, by the name of their API key."""
+        lane = self._lanes.get(queue)
+        counts = Counter([job.owner for job in lane.waiting] if lane else ())
+        for batch in self.sent.values():
+            if batch.head.queue == queue:
+                counts.update([job.owner for job in batch.head.jobs])
+        return counts
 
     def lane(self, queue: str) -> Lane:
         """The queue's lane."""

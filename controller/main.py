@@ -197,7 +197,7 @@ def _build(
 ) -> tuple[Services, Reconciler]:
     clock = PoolClock()
     ledger = ControllerLedger(client, settings.result_retention_s)
-    backlogs = Backlogs(settings)
+    backlogs = Backlogs(settings, lambda queue: dispatcher.open_jobs(queue))
     unreadable, drain = Unreadable(), Drain()
     recent = Recent(Restore(client), clock, settings.result_retention_s)
     watcher = PoolWatcher(

@@ -277,7 +277,7 @@ class Predict:
     def _new_job(self, request: Request, body: bytes, on_settled: Callable[[Job], None]) -> Job:
         asked = request.asked
         snapshot = self._watcher.view.snapshot
-        certain = self._admit_foreseen(asked, snapshot)
+        certain = self._admit_foreseen(request, snapshot)
         samples = read_samples(
             asked.content_type, body, snapshot, asked.selector, certain, self._settings.max_samples
         )
@@ -286,17 +286,18 @@ class Predict:
     async def _new_large_job(self, request: Request, body: bytes, on_settled: Callable[[Job], None]) -> Job:
         asked = request.asked
         snapshot = self._watcher.view.snapshot
-        certain = self._admit_foreseen(asked, snapshot)
+        certain = self._admit_foreseen(request, snapshot)
         samples = await self._large_bodies.read(
             asked.content_type, body, snapshot, asked.selector, certain, self._settings.max_samples
         )
         return self._job_of(samples, request, certain, on_settled)
 
-    def _admit_foreseen(self, asked: Asked, snapshot: Snapshot) -> Route | None:
+    def _admit_foreseen(self, request: Request, snapshot: Snapshot) -> Route | None:
+        asked = request.asked
         # Before the body is looked at, where that is possible: under overload most of the work is to refuse.
         certain = foreseen(snapshot, asked.selector)
         if certain:
-            self._backlogs.admit(certain.candidate.queue, asked.deadline_s)
+            self._backlogs.admit(certain.candidate.queue, asked.deadline_s, request.caller.name)
         return certain
 
     def _job_of(
@@ -304,7 +305,7 @@ class Predict:
     ) -> Job:
         asked = request.asked
         if certain is None:
-            self._backlogs.admit(samples.route.candidate.queue, asked.deadline_s)
+            self._backlogs.admit(samples.route.candidate.queue, asked.deadline_s, request.caller.name)
         return Job(
             route=samples.route,
             data=samples.data,

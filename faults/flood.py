@@ -31,6 +31,8 @@ class Answers:
         job_ids: Ids of the accepted jobs, or of those whose outcome was answered.
         unsent: Posts that were due while every connection still waited for an answer.
         broken: Posts whose connection ended without an answer.
+        returned: Posts made again when Retry-After said, by how often they had been refused.
+        refused_again: Those of them that were refused again.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
@@ -39,6 +41,8 @@ class Answers:
     job_ids: list[str] = field(default_factory=list)
     unsent: int = 0
     broken: int = 0
+    returned: Counter[int] = field(default_factory=Counter)
+    refused_again: Counter[int] = field(default_factory=Counter)
 
     @property
     def refused(self) -> int:
@@ -47,27 +51,35 @@ class Answers:
 
 
 async def flood_from_another_process(
-    url: str, query: str, body: Any, rate_per_s: float, seconds: float
+    url: str, query: str, body: Any, rate_per_s: float, seconds: float, key: str = "", *, obeys: bool = False
 ) -> Answers:
     """The same, so that it keeps its time whatever this process does meanwhile."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as executor:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(executor, _flood, url, query, body, rate_per_s, seconds)
+        return await loop.run_in_executor(executor, _flood, url, query, body, rate_per_s, seconds, key, obeys)
 
 
 def _flood(*arguments: Any) -> Answers:
     return asyncio.run(flood(*arguments))
 
 
-async def flood(url: str, query: str, body: Any, rate_per_s: float, seconds: float) -> Answers:
-    """Post the same body at a steady rate, then wait for the last answers."""
+async def flood(
+    url: str, query: str, body: Any, rate_per_s: float, seconds: float, key: str = "", obeys: bool = False
+) -> Answers:
+    """Post the same body at a steady rate, then wait for the last answers.
+
+    Args:
+        key: API key to post with.
+        obeys: Whether a refused post is made again when Retry-After says; then the last return is waited for, too.
+    """
     where = urlsplit(url)
     assert where.hostname
     assert where.port
     data = orjson.dumps(body)
-    head = f"POST /predict?{query} HTTP/1.1\r\nhost: {where.netloc}\r\ncontent-length: {len(data)}\r\n\r\n"
-    source = _Flood(where.hostname, where.port, head.encode() + data)
+    head = f"POST /predict?{query} HTTP/1.1\r\nhost: {where.netloc}\r\ncontent-length: {len(data)}\r\n"
+    head += f"authorization: Bearer {key}\r\n\r\n" if key else "\r\n"
+    source = _Flood(where.hostname, where.port, head.encode() + data, obeys=obeys)
     try:
         await source.run(rate_per_s, seconds)
     finally:
@@ -78,11 +90,13 @@ async def flood(url: str, query: str, body: Any, rate_per_s: float, seconds: flo
 class _Flood:
     """Connections that are used again as soon as their answer has come."""
 
-    def __init__(self, host: str, port: int, request: bytes) -> None:
+    def __init__(self, host: str, port: int, request: bytes, *, obeys: bool) -> None:
         self.answers = Answers()
         self.idle: list[_Connection] = []
         self._host, self._port, self._request = host, port, request
         self.waiting: set[_Connection] = set()
+        self.obeys = obeys
+        self.returns: set[asyncio.Task[None]] = set()
 
     async def run(self, rate_per_s: float, seconds: float) -> None:
         """Post for so long."""
@@ -92,6 +106,8 @@ class _Flood:
                 sent += 1
                 await self._post()
             await asyncio.sleep(TICK_S)
+        while self.returns:
+            await asyncio.wait(self.returns)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_answered(), LAST_ANSWERS_S)
 
@@ -104,7 +120,18 @@ class _Flood:
         for connection in [*self.idle, *self.waiting]:
             connection.transport.close()
 
-    async def _post(self) -> None:
+    def return_after(self, seconds: float, n_refusals: int) -> None:
+        """Post again after so many seconds."""
+        task = asyncio.create_task(self._return(seconds, n_refusals))
+        self.returns.add(task)
+        task.add_done_callback(self.returns.discard)
+
+    async def _return(self, seconds: float, n_refusals: int) -> None:
+        await asyncio.sleep(seconds)
+        self.answers.returned[n_refusals] += 1
+        await self._post(n_refusals)
+
+    async def _post(self, n_refusals: int = 0) -> None:
         connection = self._fresh()
         if connection is None:
             if len(self.waiting) == MOST_CONNECTIONS:
@@ -113,6 +140,7 @@ class _Flood:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(lambda: _Connection(self), self._host, self._port)
         self.waiting.add(connection)
+        connection.n_refusals = n_refusals
         connection.post(self._request)
 
     def _fresh(self) -> _Connection | None:
@@ -135,6 +163,7 @@ class _Connection(asyncio.Protocol):
         self.answered = asyncio.Event()
         self._received = b""
         self.posted_at = 0.0
+        self.n_refusals = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -170,7 +199,11 @@ class _Connection(asyncio.Protocol):
         latency_ms = (time.monotonic() - self.posted_at) * 1000
         answers.latency_ms.setdefault(status, []).append(latency_ms)
         if status == 429:
-            answers.retry_after_s.append(float(_header(head, b"retry-after")))
+            retry_after_s = float(_header(head, b"retry-after"))
+            answers.retry_after_s.append(retry_after_s)
+            answers.refused_again[self.n_refusals] += self.n_refusals > 0
+            if self._owner.obeys:
+                self._owner.return_after(retry_after_s, self.n_refusals + 1)
         elif status in (200, 202):
             answers.job_ids.append(orjson.loads(body)["id"])
 

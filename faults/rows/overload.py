@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from app import keys
+from app.access import new_key
 from app.clock import to_ms
 from faults.flood import Answers, flood_from_another_process
 from faults.ledger import End, ends
@@ -27,6 +28,9 @@ BATCH_S = 0.02  # what a pass takes besides its samples
 DEADLINE_S = 5.0
 TIMES_CAPACITY = 3
 RECOVERY_S = 5.0
+MOST_REFUSED_AGAIN = 0.2
+LEAST_THROUGH = 0.95
+FILL_S = 4  # more than the queue takes to be full
 PROBES_PER_S = 20.0
 LOOK_S = 0.2
 
@@ -92,6 +96,69 @@ async def fairness(trial: Trial) -> None:
         trial.require(slower_ms < 50, f"the flood made the other version {slower_ms:.0f} ms slower")
 
 
+@fault(
+    "overload-obeyed",
+    f"{TIMES_CAPACITY} times as much load as the worker can take, for 20 s, of callers who obey Retry-After",
+    ONE_OF_EACH,
+    in_tests=False,
+)
+async def overload_obeyed(trial: Trial) -> None:
+    """How many of those who come back when they were told to are refused again."""
+    body, seconds = slow_body(trial), 5 if trial.short else 20
+    capacity_per_s = await capacity(trial, body)
+    begun_ms = redis_ms(trial)
+    answers = await flood(trial, body, TIMES_CAPACITY * capacity_per_s, seconds, obeys=True)
+    await trial.until(lambda: backlog(trial) == 0, "the backlog is empty", DEADLINE_S + 60)
+    done = await asyncio.to_thread(ends, trial.pool.client, trial.pool.queue(), begun_ms)
+    trial.account_for(done, answers.refused)
+    share = answers.refused_again[1] / max(answers.returned[1], 1)
+    trial.note(
+        f"capacity {capacity_per_s:.0f} jobs/s; {answers.returned[1]} callers came back after Retry-After (1 to "
+        f"{max(answers.retry_after_s, default=0):.0f} s), {share:.0%} of them were refused again"
+    )
+    trial.require(answers.returned[1], "nobody was refused")
+    trial.require(share < MOST_REFUSED_AGAIN, f"{share:.0%} of those who came back were refused again")
+
+
+FLOOD_KEY, FLOOD_LINE = new_key("flood", "predict")
+SMALL_KEY, SMALL_LINE = new_key("small", "predict")
+
+
+@fault(
+    "fair-keys",
+    "the key of one client floods a version at 3 times its capacity, another client asks for 5 % of it",
+    PoolPlan(
+        replicas=1,
+        controllers=1,
+        environment=(("MODELYARD_API_KEYS", f"{FLOOD_LINE.line()},{SMALL_LINE.line()}"),),
+    ),
+)
+async def fair_keys(trial: Trial) -> None:
+    """The small client's share of accepted requests beside the flood, once that has filled the queue."""
+    body, seconds = slow_body(trial), 4 if trial.short else 30
+    capacity_per_s = 200 if trial.short else await capacity(trial, body, key=FLOOD_KEY)
+    begun_ms = redis_ms(trial)
+    rate_per_s = TIMES_CAPACITY * capacity_per_s
+    flooding = asyncio.create_task(flood(trial, body, rate_per_s, seconds + FILL_S, key=FLOOD_KEY))
+    await trial.until(lambda: backlog(trial) > capacity_per_s, "the flood has a backlog")
+    small = await flood(trial, body, capacity_per_s / 20, seconds, key=SMALL_KEY)
+    answers = await flooding
+    await trial.until(lambda: backlog(trial) == 0, "the backlog is empty", DEADLINE_S + 60)
+    done = await asyncio.to_thread(ends, trial.pool.client, trial.pool.queue(), begun_ms)
+    trial.account_for(done, answers.refused + small.refused)
+    through = small.statuses[202] / max(small.statuses.total(), 1)
+    trial.note(
+        f"the small client had {through:.0%} of {small.statuses.total()} requests accepted, the flood "
+        f"{answers.statuses[202] / max(answers.statuses.total(), 1):.0%} of {answers.statuses.total()}"
+    )
+    trial.require(answers.refused, "the flood was not refused anything")
+    trial.require(
+        through >= LEAST_THROUGH, f"only {through:.0%} of the small client's requests were accepted"
+    )
+    in_time = sum(end.is_good for end in done) / len(done)
+    trial.require(in_time >= 0.99, f"only {in_time:.1%} of the accepted jobs succeeded within their deadline")
+
+
 def judge(trial: Trial, answers: Answers, done: list[End], capacity_per_s: float) -> None:
     """Account for the flood's jobs, and check that those accepted came in time and were as many as could."""
     good = [end for end in done if end.is_good]
@@ -122,11 +189,11 @@ def slow_body(trial: Trial) -> dict[str, Any]:
     return {"data": recipe.samples}
 
 
-async def capacity(trial: Trial, body: dict[str, Any]) -> float:
+async def capacity(trial: Trial, body: dict[str, Any], key: str = "") -> float:
     """Jobs per second that the worker gets through when it always has full batches."""
     begun_ms, seconds = redis_ms(trial), 1
     rate_per_s = 600 if trial.short else 3000
-    await flood(trial, body, rate_per_s, seconds, deadline_s=300)
+    await flood(trial, body, rate_per_s, seconds, deadline_s=300, key=key)
     await trial.until(lambda: backlog(trial) == 0, "the backlog is empty", 60)
     done = await asyncio.to_thread(ends, trial.pool.client, trial.pool.queue(), begun_ms)
     last_ms = max(end.received_at_ms + end.took_ms for end in done)
@@ -134,11 +201,19 @@ async def capacity(trial: Trial, body: dict[str, Any]) -> float:
 
 
 async def flood(
-    trial: Trial, body: dict[str, Any], rate_per_s: float, seconds: float, deadline_s: float = DEADLINE_S
+    trial: Trial,
+    body: dict[str, Any],
+    rate_per_s: float,
+    seconds: float,
+    deadline_s: float = DEADLINE_S,
+    *,
+    key: str = "",
+    obeys: bool = False,
 ) -> Answers:
     """Post jobs for version 1."""
     query = f"worker=1&deadline={deadline_s:g}"
-    return await flood_from_another_process(trial.pool.urls[0], query, body, rate_per_s, seconds)
+    url = trial.pool.urls[0]
+    return await flood_from_another_process(url, query, body, rate_per_s, seconds, key, obeys=obeys)
 
 
 async def probe(trial: Trial, seconds: float) -> Answers:

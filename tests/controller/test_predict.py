@@ -287,7 +287,8 @@ async def test_a_queue_is_full_for_a_job_that_would_wait_too_long_for_its_deadli
     assert "about 1.0 s" in early.json()["detail"]
     assert (await served.post(query="?deadline=2")).status_code == 202
     late = await served.post(query="?deadline=2")
-    assert (late.status_code, late.headers["retry-after"]) == (429, "1")
+    assert late.status_code == 429
+    assert 1 < int(late.headers["retry-after"]) <= 4, "one was told to come back before"
     assert (await served.post()).status_code == 202, "the default deadline is far away"
 
 
