@@ -5,6 +5,8 @@ Unit suffixes: ``_s`` seconds, ``_ms`` milliseconds, ``_bytes`` bytes; counts ha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,7 +112,7 @@ class Settings(BaseSettings):
     @property
     def shown_redis_url(self) -> str:
         """The Redis URL for people and logs, without a password."""
-        return redis_url.without_secrets(self.redis_url or f"unix://{self.redis_socket}")
+        return redis_url.without_secrets(self.redis_url) if self.redis_url else f"unix://{self.redis_socket}"
 
     @property
     def shown_registry(self) -> str:
@@ -176,11 +178,15 @@ class WorkerSettings(Settings):
     )
 
 
+HOST: Any = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+PORT: Any = Field(default=9000, ge=1, le=65535, description="TCP port to listen on")
+
+
 class ControllerSettings(Settings):
     """What a controller needs besides."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
-    port: int = Field(default=9000, ge=1, le=65535, description="TCP port to listen on")
+    host: str = HOST
+    port: int = PORT
     max_samples: int = Field(default=1024, ge=1, le=65535, description="samples that one request may hold")
     max_body_bytes: int = Field(
         default=8 * 2**20, ge=1024, description="bytes that one request body may hold"
@@ -265,7 +271,29 @@ class ControllerSettings(Settings):
         return value.strip().removeprefix("[").removesuffix("]")  # as in a URL
 
 
-SettingsT = TypeVar("SettingsT", bound=Settings)
+class ClientSettings(BaseSettings):
+    """What a command that talks to a controller needs. The address of a controller means the same as to itself."""
+
+    model_config = Settings.model_config
+
+    url: str = Field(
+        default="",
+        description="controller that `predict` and `benchmark` ask; default: that of `MODELYARD_HOST` and "
+        "`MODELYARD_PORT`",
+    )
+    host: str = HOST
+    port: int = PORT
+
+
+KINDS: tuple[tuple[str, type[BaseSettings]], ...] = (
+    ("every process", Settings),
+    ("worker", WorkerSettings),
+    ("controller", ControllerSettings),
+    ("client command", ClientSettings),
+)
+PREFIX = "MODELYARD_"
+OTHER_VARIABLES = ("MODELYARD_API_KEY",)  # read by the Python client
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
 def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
@@ -287,10 +315,31 @@ def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
             for item in error.errors()
         )
         raise ConfigurationError(f"invalid settings: {problems}") from None
-    if made.redis_url:
-        redis_url.check(made.redis_url)
-    _check_registry(made)
+    if isinstance(made, Settings):
+        if made.redis_url:
+            redis_url.check(made.redis_url)
+        _check_registry(made)
     return made
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str]:
+    """Variables that begin like a setting and are none; with each the nearest one that there is, or nothing.
+
+    Args:
+        names: Names of environment variables.
+    """
+    fields = [(kind, field) for _, kind in KINDS for field in kind.model_fields]
+    known = {variable_name(kind, field) for kind, field in fields} | {*OTHER_VARIABLES}
+    # a name without the prefix is often written with it
+    spelled = {name if name.startswith(PREFIX) else PREFIX + name: name for name in known}
+    known |= {PREFIX + field.upper() for _, field in fields}  # pydantic reads these too
+    found = {}
+    for name in sorted(names):
+        upper = name.upper()
+        if upper.startswith(PREFIX) and upper not in known:
+            nearest = get_close_matches(upper, spelled, 1, 0.75)
+            found[name] = spelled[nearest[0]] if nearest else ""
+    return found
 
 
 def _check_registry(settings: Settings) -> None:
@@ -305,7 +354,7 @@ def _check_registry(settings: Settings) -> None:
     )
 
 
-def variable_name(kind: type[Settings], field: str) -> str:
+def variable_name(kind: type[BaseSettings], field: str) -> str:
     """Environment variable of a field (which pydantic reports by alias where it has one)."""
     alias = kind.model_fields[field].validation_alias if field in kind.model_fields else None
     if isinstance(alias, AliasChoices):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.listening import URL_OPTION, controller_url
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     help="Noise of a digit's shape, or held-out digits.",
 )
 @click.option("--seed", type=int, help="Makes the samples the same in every run.")
-@click.option("--url", default="http://127.0.0.1:9000", show_default=True, help="The controller.")
+@URL_OPTION
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -57,7 +59,7 @@ def command(
     concurrency: int,
     data: str,
     seed: int | None,
-    url: str,
+    url: str | None,
     output: Path,
     plot: Path,
 ) -> None:
@@ -69,6 +71,7 @@ def command(
     from client.samples import drawn_digits, dummies
 
     console = Console()
+    url = controller_url(url)
     samples = (drawn_digits if data == "digits" else dummies)(n, seed)
     with Client(url) as client:
         client.ready()  # no controller: say so before a file is made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from app.errors import ServiceError
-from app.settings import ControllerSettings, load
+from app.registry_database import sqlite_path
+from app.settings import PREFIX, ControllerSettings, Settings, load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,18 +25,36 @@ if TYPE_CHECKING:
     from client.records import Record
 
 VERSIONS = 2
-DIGITS = 10
-SEED = 7  # the same digits in every run
 RECORDS = Path("worker_benchmark_records.json")
+DATABASE = "mlruns.db"
+# What would lead the demo into a registry, a Redis or a model that is someone's own.
+OWN_VARIABLES = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
+    *(
+        "MLFLOW_RUN_ID",
+        "REDIS_URL",
+        "REDIS_PASSWORD_FILE",
+        "MODEL_NAME",
+        "MODEL_VERSION",
+        "WORKER",
+        "WORKER_NUMBER",
+    ),
+)
 HEADINGS = ("digit", "predicted", "", "version", "val_accuracy", "worker", "forced", "took")
 
 
 @click.command("demo")
 @click.option("--once", is_flag=True, help="End after the predictions instead of staying up until Ctrl-C.")
-def command(once: bool) -> None:
+@click.option(
+    "--here",
+    is_flag=True,
+    help="Use the registry, Redis and model of the environment instead of the demo's own.",
+)
+def command(once: bool, here: bool) -> None:
     """Train two versions on handwritten digits, serve them, and send them digits that they never saw.
 
-    Versions that are registered already are served as they are.
+    The demo has a registry and a Redis of its own, in the folder demo of MODELYARD_STATE_DIR. Versions
+    that are registered there already are served as they are.
     """
     from rich.console import Console
 
@@ -42,6 +63,8 @@ def command(once: bool) -> None:
 
     started_at = time.monotonic()
     console = Console()
+    if not here:
+        _move_in(console)
     settings = load(ControllerSettings)
     with until_interrupted(), claimed(settings, console):
         check(settings, PoolPlan([]).services(settings))  # before minutes are spent on training
@@ -53,8 +76,35 @@ def command(once: bool) -> None:
             pool.start_views()
             pool.print_urls()
             if not once:
+                if not here:
+                    _tell_how_to_join(settings, console)
                 console.print("Ctrl-C stops everything that was started, and nothing else")
                 pool.watch()
+
+
+def _move_in(console: Console) -> None:
+    """Let this process and its children use what is the demo's own, whatever the environment names."""
+    named = [name for name in os.environ if name.upper().removeprefix(PREFIX) in OWN_VARIABLES]
+    ignored = [name for name in named if os.environ.pop(name)]
+    folder = load(Settings).state_dir / "demo"
+    os.environ |= {
+        "MODELYARD_STATE_DIR": str(folder),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / DATABASE}",
+    }
+    if ignored:
+        verb = "is" if len(ignored) == 1 else "are"
+        text = f"{', '.join(ignored)} {verb} not used: the demo has its own registry and Redis in {folder}; "
+        console.print(f"{text}--here takes yours", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tell_how_to_join(settings: ControllerSettings, console: Console) -> None:
+    variables = {
+        "MODELYARD_STATE_DIR": str(settings.state_dir),
+        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
+    }
+    joined = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    text = f"other commands join it after: export {joined}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def trained_versions(settings: ControllerSettings) -> list[int]:
@@ -68,10 +118,20 @@ def trained_versions(settings: ControllerSettings) -> list[int]:
 
     if len(registered_numbers(settings)) < VERSIONS:
         # In a process of its own, so that this one does not keep torch and MLflow while the pool runs.
-        train = subprocess.run([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], check=False)  # noqa: S603
-        if train.returncode:
-            raise ServiceError(f"the training failed with status {train.returncode}; its output stands above")
+        _train([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], settings)
     return choose_versions(settings, [])
+
+
+def _train(command: list[str], settings: ControllerSettings) -> None:
+    path = sqlite_path(settings.mlflow_tracking_uri)
+    if path is None:
+        train = subprocess.run(command, check=False)  # noqa: S603
+    else:  # MLflow keeps what belongs to a new database in the folder where it is made
+        path.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{path.name}"}
+        train = subprocess.run(command, cwd=path.parent, env=environment, check=False)  # noqa: S603
+    if train.returncode:
+        raise ServiceError(f"the training failed with status {train.returncode}; its output stands above")
 
 
 def _show_predictions(url: str, console: Console) -> list[Record]:
@@ -92,14 +152,15 @@ def _show_predictions(url: str, console: Console) -> list[Record]:
 
 
 def _predictions(client: Client) -> Iterator[tuple[Job, Record]]:
-    """Digits that training never saw: half of them routed by the policy, the others forced to each worker."""
+    """Digits that training never saw: half of them routed by the policy, the others forced to each worker in turn."""
     from client.benchmark import record_of
-    from client.samples import drawn_digits
+    from client.samples import one_of_each_digit
 
-    samples = drawn_digits(DIGITS, SEED)
+    samples = one_of_each_digit()
     numbers = [info.worker for info in client.workers() if info.live_workers]
-    for index in range(DIGITS):
-        worker = None if index < DIGITS // 2 else numbers[index % len(numbers)]
+    half = len(samples) // 2
+    for index in range(len(samples)):
+        worker = None if index < half else numbers[(index - half) % len(numbers)]
         sent_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         before_s = time.perf_counter()
         job = client.predict(samples.images[index : index + 1], worker=worker)
@@ -112,7 +173,7 @@ def _add_row(table: Table, job: Job, record: Record) -> None:
     table.add_row(
         str(record.true_label),
         str(record.predicted),
-        "[green]right[/]" if record.predicted == record.true_label else "[red]wrong[/]",
+        "[green]right[/]" if record.predicted == record.true_label else "[yellow]wrong[/]",
         str(job.model_version),
         accuracy,
         str(job.worker),

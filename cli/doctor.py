@@ -12,6 +12,7 @@ import click
 
 from app.errors import LedgerUnavailableError
 from app.settings import Settings, load
+from cli.redis_errors import located
 
 if TYPE_CHECKING:
     from app.doctor import Report
@@ -54,7 +55,7 @@ def command(mend: bool, as_json: bool, patience_s: float | None, redis_url: str 
 async def _examine(settings: Settings, patience_s: float | None, mend: bool) -> Report:
     from app import doctor, ledger
 
-    async with ledger.connect_async(settings) as client:
+    async with located(settings), ledger.connect_async(settings) as client:
         made = doctor.Doctor(client, settings)
         report = await made.examine(doctor.patience_s(settings) if patience_s is None else patience_s)
         if mend:

@@ -13,6 +13,7 @@ import click
 
 from app.errors import UnavailableError
 from app.settings import Settings, load
+from cli.redis_errors import located
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -79,7 +80,7 @@ async def _with_quarantine(redis_url: str | None, act: Act[T]) -> T:
     from app.quarantine import Quarantine
 
     settings = load(Settings, redis_url=redis_url)
-    async with ledger.connect_async(settings) as client:
+    async with located(settings), ledger.connect_async(settings) as client:
         template = message_template(create_celery(settings))
         return await act(Quarantine(client, template, settings.result_retention_s), client)
 

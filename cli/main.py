@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -51,6 +52,17 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="modelyard")
 def cli() -> None:
     """Serve MLflow model versions behind one endpoint: a queue per version, routed by measured quality."""
+    if "SUPERVISOR_ENABLED" not in os.environ:  # a pool's processes need not repeat what `up` has said
+        _warn_of_unknown_variables()
+
+
+def _warn_of_unknown_variables() -> None:
+    if any(name.upper().startswith("MODELYARD_") for name in os.environ):
+        from app.settings import unknown_variables
+
+        for name, nearest in unknown_variables(os.environ).items():
+            hint = f"; did you mean {nearest}?" if nearest else "; the README lists the settings"
+            click.echo(f"modelyard: warning: {name} is not a setting, and is ignored{hint}", err=True)
 
 
 def main() -> None:

@@ -152,6 +152,8 @@ class Pool:
         statuses = self._supervisor.statuses()
         self._pids.update({service.name: statuses[service.name].pid for service in services})
         waiting = {service.name: service for service in services}
+        if not self._console.is_terminal and waiting:
+            self._console.print("starting " + ", ".join(waiting), highlight=False)
         with self._console.status("") as spinner:
             while waiting:
                 spinner.update("waiting for " + ", ".join(waiting))
@@ -229,12 +231,23 @@ def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) ->
         try:
             yield Pool(settings, plan, services, supervisor, console)
         finally:
-            with _signals_ignored(), console.status("stopping"):
+            with _signals_ignored(), doing("stopping", console):
                 left = supervisor.stop()
             if left:
                 console.print(f"[red]✗[/red] not stopped: {', '.join(map(str, left))}", highlight=False)
             else:
                 console.print("stopped everything that was started")
+
+
+@contextmanager
+def doing(what: str, console: Console) -> Iterator[None]:
+    """Say what is done meanwhile: on a terminal for as long as it takes, elsewhere in a line."""
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        console.print(what, highlight=False)
+        yield
 
 
 @contextmanager

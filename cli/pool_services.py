@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from app.access import KEYS_REMEDY, check_exposure, read_keys
 from app.errors import ConfigurationError, WireError
@@ -179,7 +179,8 @@ def mlflow_service(settings: ControllerSettings) -> Service:
         environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         # other users of the machine can read command lines, and perhaps supervisord's configuration
         secrets={"MLFLOW_BACKEND_STORE_URI": settings.mlflow_tracking_uri},
-        url=url,
+        # the page of the model; what MLflow opens by itself is about language models
+        url=f"{url}/#/models/{quote(settings.model_name, safe='')}",
         listens=(host, port, "MLFLOW_PORT"),
     )
 

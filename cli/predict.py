@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from cli.listening import URL_OPTION, controller_url
 from cli.sample import chosen_sample
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Time to wait for the outcome; 0 only submits.",
 )
-@click.option("--url", default="http://127.0.0.1:9000", show_default=True, help="The controller.")
+@URL_OPTION
 def command(
     image: Path | None,
     digit: int | None,
@@ -43,7 +44,7 @@ def command(
     model: str | None,
     version: int | None,
     wait_s: float,
-    url: str,
+    url: str | None,
 ) -> None:
     """Send IMAGE (a PNG of one digit), or a held-out digit, to a controller."""
     from rich.console import Console
@@ -52,6 +53,7 @@ def command(
 
     if image is not None and digit is not None:
         raise click.UsageError("give an IMAGE or --digit, not both")
+    url = controller_url(url)
     sample, source, true_label = chosen_sample(image, digit)
     options: SubmitOptions = {"worker": worker, "model": model, "version": version}
     with Client(url) as client:

@@ -33,13 +33,13 @@ def command(versions: list[int], replicas: int, controllers: int, views: bool) -
     from rich.console import Console
 
     from app.settings import ControllerSettings, load
-    from cli.pool import PoolPlan, claimed, open_pool, until_interrupted
+    from cli.pool import PoolPlan, claimed, doing, open_pool, until_interrupted
     from cli.pool_versions import choose_versions
 
     console = Console()
     settings = load(ControllerSettings)
     with until_interrupted(), claimed(settings, console):
-        with console.status("reading the registry"):
+        with doing("reading the registry", console):
             chosen = choose_versions(settings, versions)
         with open_pool(settings, PoolPlan(chosen, replicas, controllers, views), console) as pool:
             pool.start_core()

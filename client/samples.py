@@ -52,6 +52,14 @@ def drawn_digits(n: int, seed: int | None = None) -> LabelledSamples:
     return LabelledSamples(digits.images[order], digits.labels[order])
 
 
+def one_of_each_digit() -> LabelledSamples:
+    """The first held-out digit of every class, 0 to 9: the same ones each time, whatever a model makes of them."""
+    digits = heldout_digits()
+    assert digits.labels is not None
+    _, first = np.unique(digits.labels, return_index=True)
+    return LabelledSamples(digits.images[first], digits.labels[first])
+
+
 def dummies(n: int, seed: int | None = None) -> LabelledSamples:
     """Make `n` samples of uniform noise, as many bytes and as much work as a digit."""
     noise = np.random.default_rng(seed).random((n, 1, SIDE_PIXELS, SIDE_PIXELS), dtype=np.float32)

@@ -173,7 +173,8 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Acce
                 await services.link.connect()
             await services.watcher.refresh()
         except LedgerUnavailableError as error:
-            logger.warning("%s; serving 503 until it does", error.detail)
+            reason = error.detail.partition(";")[0]
+            logger.warning("%s (%s); serving 503 until it does", reason, settings.shown_redis_url)
         background = [
             services.watcher.run(),
             services.link.run(),

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from app.settings import ControllerSettings, Settings, WorkerSettings, variable_name
-
-KINDS: tuple[tuple[str, type[Settings]], ...] = (
-    ("every process", Settings),
-    ("worker", WorkerSettings),
-    ("controller", ControllerSettings),
-)
+from app.settings import KINDS, variable_name
 
 
 def rows() -> list[str]:
     """One row a setting: variable, reader, default, meaning."""
     lines = ["| variable | read by | default | meaning |", "| --- | --- | --- | --- |"]
+    seen: set[str] = set()
     for reader, kind in KINDS:
         for name, field in kind.model_fields.items():
-            if kind is not Settings and name in Settings.model_fields:
+            if name in seen:
                 continue
+            seen.add(name)
             default = f"`{field.default}`" if field.default not in (None, "") else "none"
             lines.append(f"| `{variable_name(kind, name)}` | {reader} | {default} | {field.description} |")
     return lines

@@ -74,7 +74,9 @@ def unregistered(archs: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
 
 
 def train_with_progress(options: TrainOptions, console: Console) -> list[RegisteredVersion]:
-    """Run `train_versions` under a progress bar; see there for what is returned and raised."""
+    """Run `train_versions` under a progress bar, or a line a step where nobody looks; see there for the rest."""
+    if not console.is_terminal:
+        return train_versions(options, _PlainProgress(console))
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
         TextColumn("{task.description:<30}"),
@@ -94,6 +96,20 @@ def train_with_progress(options: TrainOptions, console: Console) -> list[Registe
         versions = train_versions(options, on_progress)
         _finish(progress)
     return versions
+
+
+class _PlainProgress:
+    """Writes a line for each step that begins, and for each remark on it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = ""
+
+    def __call__(self, what: str, done: int, total: int, remark: str) -> None:
+        line = f"{what} {done}/{total}: {remark}" if remark and total else what
+        if line != self._last:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._last = line
 
 
 def _finish(progress: Progress) -> None:

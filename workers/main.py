@@ -157,5 +157,6 @@ def _require_redis(settings: WorkerSettings) -> None:
             client.ping()
     except LedgerUnavailableError as error:
         raise LedgerUnavailableError(
-            "Redis does not answer; start a pool here with `modelyard up`, or set REDIS_URL to a server that runs"
+            f"Redis does not answer at {settings.shown_redis_url}; start a pool here with `modelyard up`, or set "
+            "REDIS_URL to a server that runs"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -62,9 +63,13 @@ def keys(tmp_path: Path) -> Keys:
 
 
 def logs_of(environment: dict[str, str]) -> str:
-    folder = Path(environment["MODELYARD_STATE_DIR"])
+    state = Path(environment["MODELYARD_STATE_DIR"])
+    patterns = ("logs/*", "*.conf", "*.json", "*.txt")
     return "\n".join(
-        file.read_text() for file in [*folder.glob("logs/*"), *folder.glob("*.conf"), *folder.glob("*.txt")]
+        file.read_text()
+        for folder in (state, state / "demo")
+        for each in patterns
+        for file in folder.glob(each)
     )
 
 
@@ -81,8 +86,8 @@ def modelyard(environment: dict[str, str], *arguments: str) -> subprocess.Comple
 
 
 def processes_of(environment: dict[str, str]) -> list[str]:
-    """Command lines of everything that runs with this state directory."""
-    mark = f"MODELYARD_STATE_DIR={environment['MODELYARD_STATE_DIR']}\0".encode()
+    """Command lines of everything that runs with this state directory, or the demo's in it."""
+    mark = f"MODELYARD_STATE_DIR={environment['MODELYARD_STATE_DIR']}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -134,19 +139,30 @@ def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
 
 
 @pytest.mark.timeout(300)
-def test_demo_predicts_digits_writes_records_starts_everything_and_ends(
-    environment: dict[str, str], keys: Keys
+def test_demo_serves_its_own_registry_whatever_is_exported_writes_records_and_ends(
+    environment: dict[str, str], keys: Keys, tmp_path: Path
 ) -> None:
-    environment = environment | keys.variables | {"MODELYARD_API_KEY": keys.operator}
+    state = Path(environment["MODELYARD_STATE_DIR"])
+    own = state / "demo" / "mlruns.db"
+    own.parent.mkdir()
+    shutil.copy(environment["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///"), own)
+    mine = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mine.db",
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "MODEL_NAME": "Mine",
+    }
+    environment = environment | keys.variables | {"MODELYARD_API_KEY": keys.operator} | mine
     demo = modelyard(environment, "demo", "--once")
     assert demo.returncode == 0, demo.stdout + demo.stderr
+    (told,) = [line for line in demo.stdout.splitlines() if " are not used" in line]
+    assert all(name in told for name in mine)
+    assert not (tmp_path / "mine.db").exists()
     assert "training" not in demo.stdout
     for name in ("redis", "controller", "worker-v1", "worker-v2", "flower", "mlflow"):
         assert f"✓ {name} " in demo.stdout
-    records = json.loads(
-        (Path(environment["MODELYARD_STATE_DIR"]) / "worker_benchmark_records.json").read_text()
-    )
-    assert len(records) == 10
+    assert f":{environment['MLFLOW_PORT']}/#/models/MNIST_PyTorch_Model" in demo.stdout
+    records = json.loads((state / "worker_benchmark_records.json").read_text())
+    assert [record["true_label"] for record in records] == list(range(10))
     assert all(record["status"] == "succeeded" for record in records)
     assert {record["model_version"] for record in records} == {1, 2}
     assert sum(record["predicted"] == record["true_label"] for record in records) >= 8

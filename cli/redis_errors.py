@@ -1,0 +1,29 @@
+"""Says where a command looked for the Redis that does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from app.errors import LedgerFullError, LedgerUnavailableError
+from app.settings import Settings
+
+
+@asynccontextmanager
+async def located(settings: Settings) -> AsyncIterator[None]:
+    """Let an error about a Redis that does not answer name its address, without a password.
+
+    Raises:
+        LedgerUnavailableError: As inside, with the address.
+    """
+    try:
+        yield
+    except LedgerFullError:
+        raise
+    except LedgerUnavailableError as error:
+        remedy = "start it, or set REDIS_URL to one that runs"
+        if not settings.redis_url:
+            remedy = "start a pool here with `modelyard up`, or set REDIS_URL or MODELYARD_STATE_DIR"
+        raise LedgerUnavailableError(
+            f"{error.detail.partition(';')[0]} at {settings.shown_redis_url}; {remedy}"
+        ) from error
