@@ -259,6 +259,10 @@ class ControllerSettings(Settings):
     allow_anonymous: bool = Field(
         default=False, description="whether to listen beyond loopback without API keys"
     )
+    audit_log: Path | None = Field(
+        default=None,
+        description="file for the audit log, a JSON object a line; default: standard error",
+    )
     rate_limit: str = Field(
         default="",
         pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$",

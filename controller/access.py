@@ -148,7 +148,12 @@ def require(role: Role) -> Any:
         request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> None:
         if role == "operate" and not caller_of(request).is_operator:
-            raise ForbiddenError("this needs an API key with the role `operate`")
+            error = ForbiddenError("this needs an API key with the role `operate`")
+            method, path = request.method, request.url.path
+            request.app.state.services.audit.refuse(
+                "request", error, request.client, key=caller_of(request).name, method=method, path=path
+            )
+            raise error
 
     return Depends(check)
 

@@ -50,11 +50,12 @@ async def result(
 @router.delete("/results/{job_id}", dependencies=[require("predict")], **docs.CANCEL)
 async def cancel(request: Request, job_id: str) -> Response:
     """Cancel a job that no worker has taken yet."""
-    services = _services(request)
-    view = await services.results.job(job_id, caller_of(request))
-    if view.status != "cancelled":
-        await services.ledger.cancel(view.ref, view.head)
-        services.recent.cancelled(view.ref, view.head)
+    services, caller = _services(request), caller_of(request)
+    with services.audit.act("cancel", "cancelled", caller.name, request.client, job_id):
+        view = await services.results.job(job_id, caller)
+        if view.status != "cancelled":
+            await services.ledger.cancel(view.ref, view.head)
+            services.recent.cancelled(view.ref, view.head)
     return Response(job_json(view.ref, view.head, "cancelled", view.outcome), media_type=JSON)
 
 
@@ -86,12 +87,14 @@ async def resend(
     again: Annotated[bool, Query(description="send even what was sent again before")] = False,
 ) -> Response:
     """Send a quarantined job again, as a new job; said twice, it is done once."""
-    services = _services(request)
+    services, caller = _services(request), caller_of(request)
     settings = services.settings
     deadline_s = settings.default_deadline_s if deadline is None else deadline
     in_range("deadline", deadline_s, 0.001, settings.max_deadline_s)
-    sent = await services.quarantine.resend(job_id, services.watcher.signer, deadline_s, again=again)
-    view = await services.results.job(sent.job_id, caller_of(request))
+    with services.audit.act("resend", "resent", caller.name, request.client, job_id) as entry:
+        sent = await services.quarantine.resend(job_id, services.watcher.signer, deadline_s, again=again)
+        entry |= {"resent_as": sent.job_id}
+    view = await services.results.job(sent.job_id, caller)
     body = job_json(view.ref, view.head, view.status, view.outcome)
     return Response(body, 202, {"location": f"/results/{sent.job_id}"}, media_type=JSON)
 

@@ -253,13 +253,13 @@ class Connection(HttpToolsProtocol):
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         exchange = self._begin_exchange(keep_alive)
         body = b"".join(parts)
-        asked = self._predict.answer(self.headers, self._query, body, exchange.reply)
+        asked = self._predict.answer(self.headers, self._query, body, self.client, exchange.reply)
         if asked:
             self._known_heads.add(self._read, len(body), asked, keep_alive)
 
     def _answer_alike(self, known: KnownHead, body: bytes) -> None:
         exchange = self._begin_exchange(known.keep_alive)
-        self._predict.answer_alike(known.asked, body, exchange.reply)
+        self._predict.answer_alike(known.asked, body, self.client, exchange.reply)
 
     def _begin_cycle(self) -> None:
         if self.parser.get_http_version() == "1.0":

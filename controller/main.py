@@ -32,6 +32,7 @@ from app.settings import ControllerSettings, load
 from app.unreadable import Unreadable
 from controller import api, documentation
 from controller.access import ANONYMOUS, DOCUMENTATION_PATHS, Access, is_open
+from controller.audit import Audit, audit_log, check_writable
 from controller.backlog import Backlogs
 from controller.connection import KnownHeads, Outbox
 from controller.dispatch import Dispatcher
@@ -71,6 +72,7 @@ class Services:
     drain: Drain
     link: RedisLink
     large_bodies: LargeBodies
+    audit: Audit
 
 
 class Controller:
@@ -123,6 +125,9 @@ class Controller:
         try:
             caller = ANONYMOUS if is_open(path) else self._access.caller(_authorization(scope))
         except UnauthenticatedError as error:
+            self.services.audit.refuse(
+                "request", error, scope.get("client"), method=scope["method"], path=path
+            )
             await _answer(self.services, error)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
@@ -138,9 +143,10 @@ def create_app(settings: ControllerSettings) -> Controller:
     """Make the application. Nothing connects before its lifespan begins.
 
     Raises:
-        ConfigurationError: The API keys are malformed.
+        ConfigurationError: The API keys are malformed, or the audit log cannot be written.
     """
     access = Access(settings)
+    check_writable(settings.audit_log)
     fastapi = FastAPIOffline(
         redoc_url=None,
         title="Modelyard",
@@ -162,7 +168,8 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Acce
         client = ledger_module.connect_async(settings)
         stack.push_async_callback(client.aclose)
         controller_id = uuid4().hex
-        services, reconciler = _build(settings, access, client, controller_id)
+        audit = stack.enter_context(audit_log(settings.audit_log))
+        services, reconciler = _build(settings, access, audit, client, controller_id)
         losses = LossWatch(
             client, settings.heartbeat_s, settings.result_retention_s, services.metrics.ledger_lost
         )
@@ -194,7 +201,7 @@ async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Acce
 
 
 def _build(
-    settings: ControllerSettings, access: Access, client: Any, controller_id: str
+    settings: ControllerSettings, access: Access, audit: Audit, client: Any, controller_id: str
 ) -> tuple[Services, Reconciler]:
     clock = PoolClock()
     ledger = ControllerLedger(client, settings.result_retention_s)
@@ -229,6 +236,7 @@ def _build(
     predict = Predict(
         settings,
         access,
+        audit,
         rate_limit,
         watcher,
         backlogs,
@@ -258,6 +266,7 @@ def _build(
         drain,
         link,
         large_bodies,
+        audit,
     )
     return services, reconciler
 

@@ -26,10 +26,12 @@ from app.errors import (
     ModelyardError,
     ParameterError,
     TooLargeError,
+    UnauthenticatedError,
 )
 from app.settings import ControllerSettings
 from controller import bodies
 from controller.access import Access, Caller
+from controller.audit import Audit, Client
 from controller.backlog import Backlogs
 from controller.dispatch import Dispatcher, Job
 from controller.draining import Drain
@@ -115,6 +117,7 @@ class Predict:
         self,
         settings: ControllerSettings,
         access: Access,
+        audit: Audit,
         rate_limit: RateLimit | None,
         watcher: PoolWatcher,
         backlogs: Backlogs,
@@ -128,6 +131,7 @@ class Predict:
     ) -> None:
         self._settings = settings
         self._access = access
+        self._audit = audit
         self._rate_limit = rate_limit
         self._watcher = watcher
         self._backlogs = backlogs
@@ -158,10 +162,15 @@ class Predict:
         try:
             return await self._respond(scope, receive)
         except Exception as error:
-            return self._refusal(error)
+            return self._refusal(error, scope.get("client"))
 
     def answer(
-        self, headers: Headers, query_string: bytes, body: bytes, done: Callable[[Reply], None]
+        self,
+        headers: Headers,
+        query_string: bytes,
+        body: bytes,
+        client: Client,
+        done: Callable[[Reply], None],
     ) -> Asked | None:
         """The same for a request that is there whole, without a task: `done` is called with its answer.
 
@@ -174,17 +183,17 @@ class Predict:
         try:
             request = self._read_head(dict(headers), query_string)
         except Exception as error:
-            done(self._refusal(error))
+            done(self._refusal(error, client))
             return None
         self._answer(request, body, done)
         return request.asked
 
-    def answer_alike(self, asked: Asked, body: bytes, done: Callable[[Reply], None]) -> None:
+    def answer_alike(self, asked: Asked, body: bytes, client: Client, done: Callable[[Reply], None]) -> None:
         """Answer a request with a head that `answer` has read before."""
         try:
             request = self._receive(asked)
         except Exception as error:
-            done(self._refusal(error))
+            done(self._refusal(error, client))
         else:
             self._answer(request, body, done)
 
@@ -212,11 +221,13 @@ class Predict:
         for job in self._dispatcher.jobs():
             job.stop_waiting()
 
-    def _refusal(self, error: Exception) -> Reply:
+    def _refusal(self, error: Exception, client: Client = None) -> Reply:
         if not isinstance(error, ModelyardError):
             logger.error("unforeseen error", exc_info=error)
             error = ModelyardError("an unforeseen error; the controller's log has it")
         self._metrics.rejected(error.code)
+        if isinstance(error, UnauthenticatedError):
+            self._audit.refuse("request", error, client, method="POST", path="/predict")
         status, headers, body = problem(error)
         if isinstance(error, TooLargeError):
             headers.append(CLOSE)  # the rest of the body is not read
