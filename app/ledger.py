@@ -38,7 +38,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from app import ids, keys, wire
+from app import ids, keys, redis_url, wire
 from app.clock import to_ms
 from app.closing import CLOSE_COUNT, CLOSE_UNREADABLE, finish_keys, overdue_outcome, unreadable_args
 from app.errors import (
@@ -47,12 +47,14 @@ from app.errors import (
     JobNotCancellableError,
     LedgerFullError,
     LedgerUnavailableError,
+    ModelyardError,
     NewerWireError,
     UnknownJobError,
     WireError,
     first_line,
 )
 from app.ids import JobRef
+from app.redis_errors import async_renewing, refusal, renewing
 from app.scripts import ScriptConnection
 from app.settings import Settings
 from app.wire import BatchHead, BatchOutcome, JobOutcome, Status
@@ -370,13 +372,16 @@ def connect(settings: Settings, timeout_s: float | None = None, **options: Any) 
         timeout_s: Seconds after which a command has failed, where not as the settings say.
     """
     with _url_errors(settings):
-        return redis.Redis.from_url(
+        pool = redis.ConnectionPool.from_url(
             settings.effective_redis_url,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
             **_connection_options(timeout_s or settings.redis_timeout_s),
-            **options,
         )
+    pool.connection_class = renewing(pool.connection_class)
+    client = redis.Redis(connection_pool=pool, **options)
+    client.auto_close_connection_pool = True
+    return client
 
 
 def connect_async(settings: Settings) -> redis.asyncio.Redis:
@@ -391,6 +396,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
             timeout=settings.redis_timeout_s,
             **_connection_options(settings.redis_timeout_s),
         )
+    pool.connection_class = async_renewing(pool.connection_class)
     return redis.asyncio.Redis.from_pool(pool)
 
 
@@ -400,8 +406,7 @@ def _url_errors(settings: Settings) -> Iterator[None]:
         yield
     except ValueError:  # whose text may quote the password
         raise ConfigurationError(
-            f"REDIS_URL={settings.shown_redis_url} is not a Redis URL; "
-            "expected redis://host:port/db, rediss://… or unix:///path"
+            f"REDIS_URL={settings.shown_redis_url} is not a Redis URL; {redis_url.EXPECTED}"
         ) from None
 
 
@@ -414,19 +419,24 @@ def ledger_errors() -> Iterator[None]:
     """Turn every redis-py error into `LedgerUnavailableError`, or `WireError` where only the values are at fault."""
     try:
         yield
-    except ResponseError as error:
-        if any(sign in str(error) for sign in _DAMAGE):
-            raise WireError(
-                f"Redis holds a value of another kind than expected: {first_line(error)}"
-            ) from error
-        if "maxmemory" in str(error):  # before Redis 7 a script's error has no class of its own
-            raise LedgerFullError(
-                "Redis is full; jobs are accepted again once outcomes have expired or it is given more memory",
-                retry_after_s=RETRY_FULL_S,
-            ) from error
-        raise LedgerUnavailableError(f"Redis refused the command: {error}", retry_after_s=1) from error
     except (RedisError, OSError) as error:
-        raise LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1) from error
+        raise _ledger_error(error) from error
+
+
+def _ledger_error(error: Exception) -> ModelyardError:
+    text = str(error)
+    if isinstance(error, ResponseError) and any(sign in text for sign in _DAMAGE):
+        return WireError(f"Redis holds a value of another kind than expected: {first_line(error)}")
+    if isinstance(error, ResponseError) and "maxmemory" in text:  # before Redis 7 it has no class of its own
+        return LedgerFullError(
+            "Redis is full; jobs are accepted again once outcomes have expired or it is given more memory",
+            retry_after_s=RETRY_FULL_S,
+        )
+    if said := refusal(error):
+        return LedgerUnavailableError(f"Redis refuses: {said}", retry_after_s=1)
+    if isinstance(error, ResponseError):
+        return LedgerUnavailableError(f"Redis refused the command: {error}", retry_after_s=1)
+    return LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1)
 
 
 class ControllerLedger:

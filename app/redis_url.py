@@ -8,8 +8,46 @@ from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, url
 
 from app.errors import ConfigurationError
 
-TLS_PREFIX = "ssl_"
 EXPECTED = "expected redis://host:port/db, rediss://… or unix:///path"
+TLS_PREFIX = "ssl_"
+# Of redis-py's own. All others are refused: some would break what relies on their default (answers as bytes, RESP3,
+# timeouts of the settings), and kombu would know none of them.
+TLS_OPTIONS = frozenset(
+    {
+        *("ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile"),
+        *("ssl_check_hostname", "ssl_keyfile", "ssl_password"),
+    }
+)
+LOGIN = ("username", "password")
+CERT_REQS = ("required", "optional", "none")
+
+
+def normalized(url: str) -> str:
+    """The URL with only such options in its query as redis-py and kombu read alike; the user stands before the host.
+
+    Raises:
+        ConfigurationError: It is no URL, or an option is another.
+    """
+    parts = _split(url)
+    allowed = {"db", *LOGIN, *(TLS_OPTIONS if parts.scheme == "rediss" else ())}
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    shown = without_secrets(url)
+    if unknown := sorted(options.keys() - allowed):  # their values may be anything
+        raise ConfigurationError(
+            f"REDIS_URL={shown} has an option that is unknown, {unknown[0]!r}; expected of "
+            f"{', '.join(sorted(allowed))} (a timeout is MODELYARD_REDIS_TIMEOUT_S)"
+        )
+    if (required := options.get("ssl_cert_reqs", CERT_REQS[0])) not in CERT_REQS:
+        raise ConfigurationError(
+            f"REDIS_URL={shown} has ssl_cert_reqs={required!r}; expected {', '.join(CERT_REQS)}"
+        )
+    if not options.get("db", "0").isdecimal():
+        raise ConfigurationError(f"REDIS_URL={shown} has db={options['db']!r}; expected a number")
+    if not options.keys() & set(LOGIN):
+        return url
+    username, password = (quote(options.pop(name, ""), safe="") for name in LOGIN)
+    place = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{username}:{password}@{place}", query=urlencode(options)))
 
 
 def check(url: str) -> None:
@@ -29,7 +67,7 @@ def check(url: str) -> None:
         problem = "names no database by number"
     else:
         try:
-            ConnectionPool.from_url(url).make_connection()  # which connects on first use
+            ConnectionPool.from_url(normalized(url)).make_connection()  # which connects on first use
         except (TypeError, ValueError):
             problem = "has an option that is unknown, or has no such value"
     if problem:
@@ -99,8 +137,6 @@ def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  (raises where it is no number)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"REDIS_URL={without_secrets(url)} is not a URL: {error}; {EXPECTED}"
-        ) from None
+    except ValueError:  # whose text may quote the password
+        raise ConfigurationError(f"REDIS_URL={without_secrets(url)} is not a URL; {EXPECTED}") from None
     return parts

@@ -104,9 +104,10 @@ class Settings(BaseSettings):
         """The Redis URL in redis-py's form (``redis://``, ``rediss://`` or ``unix://``), password and all.
 
         Raises:
-            ConfigurationError: The password's file cannot be read, or the socket's path is too long.
+            ConfigurationError: The URL has options that do not serve, the password's file cannot be read, or the
+                socket's path is too long.
         """
-        url = self.redis_url or f"unix://{quote(str(self.redis_socket))}"
+        url = redis_url.normalized(self.redis_url or f"unix://{quote(str(self.redis_socket))}")
         return redis_url.with_password(url, self.redis_password_file) if self.redis_password_file else url
 
     @property

@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 
 def against_serving(services: Services) -> list[str]:
     """Why this controller cannot serve, be it a read: reasons that need not hold for the next controller."""
+    is_served = services.watcher.reachable and services.link.is_connected
+    said = services.watcher.refusal or services.link.refusal
     checks = {
         "the controller is stopping": services.drain.is_announced,
-        "Redis does not answer": not (services.watcher.reachable and services.link.is_connected),
+        f"Redis refuses: {said}" if said else "Redis does not answer": not is_served,
     }
     return [reason for reason, fails in checks.items() if fails]
 

@@ -12,7 +12,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Any
@@ -24,6 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.ledger import SAMPLES, Samples
+from app.redis_errors import PROBE, refusal
 from app.scripts import pack
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ class RedisLink(asyncio.Protocol):
         channels: What to subscribe to.
         hear: Called with the channel and the data of everything that is published there.
         timeout_s: Seconds after which a call has failed, and the connection with it.
+
+    Attributes:
+        refusal: What Redis said to what it refused last, until it takes commands again. Each refusal ends the
+            connection: the next one may lead to another server, and authenticates anew.
     """
 
     def __init__(
@@ -73,20 +77,22 @@ class RedisLink(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._calls: deque[tuple[Done, float]] = deque()
         self._heard_at_s = 0.0
-        self._refusal = ""
+        self.refusal = ""
 
     @property
     def is_connected(self) -> bool:
         """Whether batches can be stored now."""
-        return self._transport is not None
+        return self._transport is not None and not self.refusal
 
     async def run(self) -> None:
         """Keep connected until cancelled."""
         try:
             while True:
                 if self._transport is None:
-                    with suppress(RedisError, OSError):
+                    try:
                         await self.connect()
+                    except (RedisError, OSError) as error:
+                        self._note_refusal(refusal(error))
                 await asyncio.sleep(LOOK_S if self._transport else RECONNECT_S)
                 self._look()
         finally:
@@ -109,6 +115,7 @@ class RedisLink(asyncio.Protocol):
         transport.set_write_buffer_limits(0)
         transport.write(pack("SUBSCRIBE", *self._channels))
         self._transport = transport
+        self._probe()
 
     def call(self, done: Done, *words: Word, timeout_s: float | None = None) -> None:
         """Send a command; `done` is called with the answer, or with the `RedisError` there was instead."""
@@ -179,16 +186,32 @@ class RedisLink(asyncio.Protocol):
         if isinstance(reply, hiredis.PushNotification):
             if reply[0] == b"message":
                 self._hear(reply[1], reply[2])
-        elif self._calls:
+            return
+        if self._calls:
             self._calls.popleft()[0](reply)
-        elif self._transport:  # such as a refusal to subscribe
-            if str(reply) != self._refusal:
-                logger.error("Redis refuses to tell of outcomes (%s); trying again and again", reply)
-            self._refusal = str(reply)
-            self._transport.abort()
+        if isinstance(reply, ResponseError) and (said := refusal(reply)):
+            self._note_refusal(said)
+            if self._transport:
+                self._transport.abort()
+
+    def _note_refusal(self, said: str) -> None:
+        if said and said != self.refusal:
+            logger.error(
+                "Redis refuses to store jobs and tell of outcomes (%s); trying until it does not", said
+            )
+        self.refusal = said
+
+    def _probe(self) -> None:
+        """Ask for what the ledger's scripts ask for; a refusal to subscribe comes first, and is taken for its own."""
+        self.call(self._probed, "EVAL", *PROBE, timeout_s=SILENCE_S)
+
+    def _probed(self, reply: Any) -> None:
+        if self.refusal and not isinstance(reply, Exception):
+            logger.info("Redis takes jobs again")
+            self.refusal = ""
 
     def _look(self) -> None:
-        """Notice a connection that is only cut off: it does not answer in time, be it a ping."""
+        """Notice a connection that is only cut off: it does not answer in time, be it a probe."""
         now_s = time.monotonic()
         if self._transport is None:
             return
@@ -196,7 +219,7 @@ class RedisLink(asyncio.Protocol):
             self._transport.abort()
             self._fail_all(RedisTimeoutError("no answer in time"))
         elif not self._calls and now_s - self._heard_at_s > SILENCE_S:
-            self.call(lambda _: None, "PING", timeout_s=SILENCE_S)
+            self._probe()
 
     def _fail_all(self, error: RedisError) -> None:
         calls, self._calls = self._calls, deque()

@@ -23,6 +23,7 @@ from app.errors import LedgerUnavailableError, WireError
 from app.ids import IdSigner
 from app.ledger import ledger_errors
 from app.pool import WorkerRecord, decode_record, quality_problem
+from app.redis_errors import PROBE, refusal
 from app.unreadable import Unreadable
 from controller.backlog import Backlogs
 from controller.recent import Recent
@@ -63,6 +64,10 @@ class PoolWatcher:
         recent: Told of each answer of Redis, and which run of it has answered.
         interval_s: Seconds between two refreshes.
         worker_ttl_s: Seconds after which a silent worker is dead.
+
+    Attributes:
+        reachable: Whether Redis answers, and takes writes.
+        refusal: What it said, where it answers and refuses.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class PoolWatcher:
     ) -> None:
         self.view = PoolView()
         self.reachable = False
+        self.refusal = ""
         self._client = client
         self._clock = clock
         self._backlogs = backlogs
@@ -100,7 +106,12 @@ class PoolWatcher:
                 each waiting for a timeout of their own.
         """
         if self._signer is None or not self.reachable:
-            raise LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1)
+            why = (
+                f"Redis refuses: {self.refusal}"
+                if self.refusal
+                else "Redis does not answer; try again shortly"
+            )
+            raise LedgerUnavailableError(why, retry_after_s=1)
         return self._signer
 
     @property
@@ -134,9 +145,10 @@ class PoolWatcher:
             try:
                 await self.refresh()
             except LedgerUnavailableError as error:
-                if self.reachable:
-                    logger.warning("%s; the pool is as last seen, trying until it does", error.detail)
-                self.reachable, self._was_away = False, True
+                said = refusal(error)
+                if self.reachable or said not in ("", self.refusal):
+                    logger.warning("%s; the pool is as last seen, trying on", error.detail)
+                self.reachable, self._was_away, self.refusal = False, True, said
                 # What sits in the pool may be cut off without knowing, and each would cost a timeout to find out.
                 await self._client.connection_pool.disconnect(inuse_connections=False)
             except WireError as error:
@@ -160,6 +172,7 @@ class PoolWatcher:
             pipe = self._client.pipeline(transaction=False)
             asked_at_s = time.monotonic()
             self._backlogs.begin_reading()
+            pipe.eval(*PROBE)  # first: what only reads says nothing of whether jobs can be accepted
             pipe.time()
             pipe.info("server")
             pipe.get(keys.EPOCH)
@@ -167,7 +180,7 @@ class PoolWatcher:
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
-            redis_time, server, epoch, secret, workers, numbers, backlog = await pipe.execute()
+            _, redis_time, server, epoch, secret, workers, numbers, backlog = await pipe.execute()
             self._clock.adjust(redis_time, asked_at_s)
             # By Redis's time alone: this host's clock may be minutes off.
             dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms
@@ -182,7 +195,7 @@ class PoolWatcher:
             await self._read_workers(worker_ids, numbers, self._counts(backlog))
         if not self.reachable:
             logger.info("Redis answers")
-        self.reachable = True
+        self.reachable, self.refusal = True, ""
 
     def _note_run(self, run: str) -> None:
         if self._was_away or self._run not in ("", run):

@@ -68,6 +68,10 @@ class Proxy:
         """Pass on what is held."""
         self._may_pass.set()
 
+    def lead_to(self, target: Path) -> None:
+        """Pass new connections on to another server, as a name does after a failover; those that are open stay."""
+        self._target = target
+
     def go_dead(self) -> None:
         """Leave all connections open and pass nothing on, now or ever; new ones too, until `revive`."""
         self._is_dead, self._age = True, self._age + 1

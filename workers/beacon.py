@@ -29,6 +29,7 @@ from app.pool import (
     identity,
     withdraw_record,
 )
+from app.redis_errors import refusal
 from app.settings import HEARTBEATS_TO_LIVE
 from workers.progress import Progress
 
@@ -181,7 +182,7 @@ class Beacon:
             if reachable:
                 logger.warning(
                     "Redis does not take the record (%s)%s",
-                    error,
+                    refusal(error) or error,
                     "" if self._closing else "; trying each heartbeat",
                 )
             return False

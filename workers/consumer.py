@@ -20,6 +20,7 @@ from kombu import Connection, Queue
 from app.celery_app import BATCH_TASK
 from app.errors import ServiceError, first_line
 from app.pool import WorkerRecord
+from app.redis_errors import refusal
 from app.unreadable import Unreadable, What
 from workers import transport
 from workers.beacon import Beacon
@@ -105,7 +106,9 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
         def tell(error: Exception, interval_s: float) -> None:
             nonlocal is_told
             if not is_told:
-                logger.warning("Redis does not answer the consumer (%s); trying until it does", error)
+                logger.warning(
+                    "Redis does not serve the consumer (%s); trying until it does", refusal(error) or error
+                )
             is_told = True
 
         conn.ensure_connection(

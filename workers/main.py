@@ -20,6 +20,7 @@ from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
 from app.pool import WorkerRecord, assign_number
+from app.redis_errors import refusal
 from app.settings import WorkerSettings
 from workers import model, parent
 from workers.beacon import Beacon
@@ -156,6 +157,8 @@ def _require_redis(settings: WorkerSettings) -> None:
         with ledger.ledger_errors(), ledger.connect(settings) as client:
             client.ping()
     except LedgerUnavailableError as error:
+        if refusal(error):
+            raise
         raise LedgerUnavailableError(
             f"Redis does not answer at {settings.shown_redis_url}; start a pool here with `modelyard up`, or set "
             "REDIS_URL to a server that runs"

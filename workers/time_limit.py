@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
@@ -76,9 +77,9 @@ class TimeLimit:
         except _TimeIsUpError:  # out of `predict`, or out of the `finally` that it just reached
             self._clear()
             raise InferenceTimeoutError(f"the model did not answer within {self._limit_s:g} s") from None
-        except (Exception, WorkerShutdown, WorkerTerminate):  # the last two are Celery's own, from a signal
+        except (WorkerShutdown, WorkerTerminate):  # Celery's own, from a signal
             raise
-        except BaseException as error:  # Celery would take it for an order to shut down
+        except (SystemExit, KeyboardInterrupt, CancelledError) as error:  # Celery would take it for an order
             raise RuntimeError(
                 f"the model raised {type(error).__name__}, which would end its worker"
             ) from error

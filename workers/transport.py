@@ -14,6 +14,7 @@ from kombu.transport import redis as stock
 
 from app import ids
 from app.celery_app import BATCH_TASK
+from app.redis_errors import PROBE, renewing
 from app.unreadable import What
 
 OnGarbage = Callable[[What, Exception], None]
@@ -43,6 +44,15 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self._heard_silences = dict.fromkeys(("pool", "async_pool"), silences())
             super().__init__(*arguments, **options)
+            try:
+                self.client.eval(*PROBE)  # it has answered a ping, and may yet refuse to be written to
+            except Exception:
+                self._disconnect_pools()
+                raise
+
+        def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+            parameters: dict[str, Any] = super()._connparams(asynchronous)
+            return parameters | {"connection_class": renewing(parameters["connection_class"])}
 
         def _brpop_start(self, *arguments: Any) -> None:
             on_asked()

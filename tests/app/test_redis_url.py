@@ -53,6 +53,39 @@ def test_celery_checks_certificates_unless_told_otherwise() -> None:
     assert Settings(redis_url="redis://h").celery_tls == {}
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (
+            "redis://h/0?protocol=2",
+            "an option that is unknown, 'protocol'; expected of db, password, username",
+        ),
+        ("redis://h/0?decode_responses=True", "'decode_responses'"),
+        ("redis://h/0?socket_timeout=0.001", "MODELYARD_REDIS_TIMEOUT_S"),
+        ("redis://h/0?ssl_cert_reqs=none", "'ssl_cert_reqs'"),
+        ("rediss://h/0?ssl_cert_reqs=CERT_NONE", "expected required, optional, none"),
+        ("unix:///redis.sock?db=zero", "expected a number"),
+    ],
+)
+def test_an_option_of_a_url_that_does_not_serve_is_refused_in_one_line(url: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        connect(Settings(redis_url=url))
+    with pytest.raises(ConfigurationError, match=says):
+        Settings(redis_url=url).celery_broker_url  # noqa: B018
+
+
+def test_a_login_in_the_query_is_one_for_celery_too() -> None:
+    for url in ("redis://h:1/2?username=a&password=p@s", "unix:///redis.sock?username=a&password=p@s"):
+        settings = Settings(redis_url=url)
+        for each in (settings.effective_redis_url, settings.celery_broker_url):
+            assert "a:p%40s@" in each
+
+
+def test_the_database_may_stand_in_the_query() -> None:
+    for url in ("redis://h/?db=3", "unix:///redis.sock?db=3"):
+        assert connect(Settings(redis_url=url)).get_connection_kwargs()["db"] == 3
+
+
 BAD_URLS = [
     f"redis://user:{SECRET}@localhost:port/0",
     f"redis://user:{SECRET}@[localhost/0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,13 +30,6 @@ class WorkerDiedError(BaseException):
     """Stands for a signal: no `except Exception` sees it, and nothing after it is written."""
 
 
-class Unlimited(TimeLimit):
-    """Lets pass what stands for a signal."""
-
-    def run(self, predict: Callable[[Any], Any], samples: Any) -> Any:
-        return predict(samples)
-
-
 class Worker:
     """A worker that dies when it meets `POISON`, and counts the forward passes that it lived through."""
 
@@ -48,7 +40,7 @@ class Worker:
         jobs = WorkerLedger(client, worker_id, own.queue, 60)
         beacon = Beacon(client, own, clock, 1)
         model = LoadedModel(PAIR, self._predict, "cpu")
-        limit = Unlimited(LIMIT_S)
+        limit = TimeLimit(LIMIT_S)
         self.runner = BatchRunner(worker_id, jobs, model, beacon, clock, limit, LastWords(), MAX_ATTEMPTS)
 
     def _predict(self, samples: NDArray[Any]) -> NDArray[Any]:
