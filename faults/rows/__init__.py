@@ -1,5 +1,5 @@
 """The rows of the table, by what they are done to. Importing this registers them all."""
 
-from faults.rows import controllers, overload, redis, shipped, soak, surroundings, workers
+from faults.rows import controllers, deploys, overload, redis, shipped, soak, surroundings, workers
 
-__all__ = ["controllers", "overload", "redis", "shipped", "soak", "surroundings", "workers"]
+__all__ = ["controllers", "deploys", "overload", "redis", "shipped", "soak", "surroundings", "workers"]

@@ -1,0 +1,40 @@
+"""Deploys: processes told to stop and replaced one by one, under load, which nobody is to notice."""
+
+from __future__ import annotations
+
+import time
+
+from cli.pool_services import http_answers
+from faults.balancer import PROBE, Balancer
+from faults.load import good_jobs
+from faults.pool import PoolPlan
+from faults.table import fault
+from faults.trial import Trial
+
+BEHIND_A_BALANCER = PoolPlan(environment=(("MODELYARD_LAME_DUCK_S", "2"),))
+
+
+@fault(
+    "roll",
+    "SIGTERM of each controller behind a load balancer and of each worker in turn, replaced before the next",
+    BEHIND_A_BALANCER,
+)
+async def roll(trial: Trial) -> None:
+    """No request fails: clients keep their connections to a balancer that asks the controllers' probe."""
+    pool = trial.pool
+    n_rolled = 1 if trial.short else 2
+    async with Balancer(pool.urls) as balancer, trial.load(good_jobs(), urls=lambda: [balancer.url]):
+        for controller in pool.controllers[:n_rolled]:
+            exits, stopped_at = len(controller.exits), time.monotonic()
+            controller.terminate()
+            await trial.until(lambda: len(controller.exits) > exits, "the controller has ended", 60)  # noqa: B023
+            url = pool.url(controller)
+            await trial.until(lambda: http_answers(url + PROBE), "it is back", 60)  # noqa: B023
+            trial.recovered(time.monotonic() - stopped_at)
+        for worker in pool.workers[:n_rolled]:
+            exits = len(worker.exits)
+            worker.terminate()
+            await trial.until(lambda: len(worker.exits) > exits, "the worker has ended", 60)  # noqa: B023
+            await trial.until(lambda: pool.is_ready(worker), "it is back", 60)  # noqa: B023
+    failed = trial.sent.refused.total() + trial.sent.broken
+    trial.require(not failed, f"{failed} requests failed")
