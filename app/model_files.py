@@ -1,16 +1,19 @@
-"""Which model files load without unpickling: `torch.export` archives (`pt2`) that bring no Python code of their own.
+"""Which model files load without running code of their author's, and what keeps the others from it.
 
-Everything else (pickled PyTorch and scikit-learn models, and whatever `mlflow.pyfunc` loads) runs code that the
-model's author chose, as soon as it is loaded. So does a pickled tensor inside an archive, unless whoever loads it
-makes PyTorch refuse that.
+Four kinds do: `torch.export` archives (`pt2`), skops files that name no types of their own, the own formats of XGBoost
+and LightGBM, and ONNX. Everything else (pickled PyTorch and scikit-learn models, and whatever else `mlflow.pyfunc`
+loads) runs code that the author chose, as soon as it is loaded. So does a pickled tensor inside an archive, unless
+PyTorch is made to refuse that.
 """
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from app.errors import ModelNotAllowedError
 
@@ -20,52 +23,103 @@ TORCH_LOADER = "mlflow.pytorch"
 # Below an archive's root: compiled code, and constants that are objects rather than tensors.
 COMPILED = "data/aotinductor/"
 CONSTANTS, TENSOR_CONSTANTS = "data/constants/", ("tensor_", "model_constants_config.json", "model.pt")
+# Classes whose `load_model` reads the library's own format; MLflow imports whatever class the description names.
+XGBOOST_CLASS = re.compile(r"xgboost\.(core\.Booster|sklearn\.XGB\w+)")
+LIGHTGBM_CLASS = "lightgbm.basic.Booster"
+ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # others load libraries that options name
+
+Kind = Literal["pt2", "skops", "library", "code"]
 
 
-def require_pt2(flavors: Mapping[str, Any], folder: Path, uri: str) -> None:
-    """Let only `pt2` pass.
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How a model loads.
+
+    Attributes:
+        kind: `pt2` by PyTorch, `skops` by skops, `library` by its MLflow flavor, which unpickles nothing; `code` runs
+            code that came with it.
+        file: What is loaded, within the model's folder; empty where that is not known.
+        reason: Why it is `code`, after the model's name; empty where it is not.
+    """
+
+    kind: Kind
+    file: str = ""
+    reason: str = ""
+
+
+def loading(flavors: Mapping[str, Any], folder: Path) -> Loading:
+    """Judge a model by its files.
 
     Args:
         flavors: Of the model's MLmodel file.
         folder: The model, downloaded.
-        uri: What a person calls it.
+    """
+    pyfunc = _conf(flavors, "python_function")
+    if any(conf.get("code") for conf in flavors.values() if isinstance(conf, Mapping)):
+        return Loading("code", reason="brings Python code of its own")
+    if "pytorch" in flavors:
+        return _torch(flavors, folder)
+    loader = str(pyfunc.get("loader_module", ""))
+    # A flavor reads the description beside the file that this one names: in a subfolder that would be another one.
+    data = str(pyfunc.get("model_path") or pyfunc.get("data") or "")
+    if data and not _is_plain(data):
+        return Loading("code", data, f"is loaded from {data}, which is outside the top folder of its files")
+    if loader == "mlflow.sklearn":
+        return _sklearn(_conf(flavors, "sklearn"), folder, data)
+    if loader in ("mlflow.xgboost", "mlflow.lightgbm", "mlflow.onnx"):
+        return _library(_conf(flavors, loader.removeprefix("mlflow.")), loader, folder)
+    named = f"{data} by {loader}" if data else loader or "no loader that MLflow knows"
+    return Loading(
+        "code", data, f"is pickled or code ({', '.join(sorted(flavors)) or 'no flavor'}): loads {named}"
+    )
+
+
+def require_safe(flavors: Mapping[str, Any], folder: Path, uri: str) -> Loading:
+    """Let pass what loads without running code.
+
+    Args:
+        uri: What a person calls the model.
 
     Raises:
         ModelNotAllowedError: It is anything else.
     """
-    reason = _reason(flavors, folder)
-    if reason:
-        raise refusal(uri, reason)
+    found = loading(flavors, folder)
+    if found.reason:
+        raise refusal(uri, found.reason)
+    return found
 
 
 def pt2_file(flavors: Mapping[str, Any], folder: Path) -> Path:
-    """The one file of a model that passes."""
+    """The one file of a `pt2` model."""
     return folder / str(flavors["pytorch"].get("model_data", "")) / PT2_FILE
 
 
 def refusal(uri: str, reason: str) -> ModelNotAllowedError:
     """What a person is told who wants a model that does not pass."""
     return ModelNotAllowedError(
-        f"{uri} {reason}, so that loading it may run any code; log it with mlflow.pytorch and "
-        'serialization_format="pt2", or, where everyone who can write to the registry is trusted with this '
-        "process, set MODELYARD_ALLOW_PICKLE_MODELS=true"
+        f"{uri} {reason}, so that loading it may run any code; log it as mlflow.pytorch with "
+        'serialization_format="pt2", as mlflow.sklearn with serialization_format="skops" and no trusted types, or as '
+        "ONNX, XGBoost or LightGBM in their own formats; or, where everyone who can write to the registry is trusted "
+        "with this process, set MODELYARD_ALLOW_PICKLE_MODELS=true"
     )
 
 
-def _reason(flavors: Mapping[str, Any], folder: Path) -> str:
-    """What keeps a model from passing; empty where nothing does."""
-    torch, pyfunc = flavors.get("pytorch"), flavors.get("python_function", {})
-    if torch is None:
-        return f"is pickled or code ({', '.join(sorted(flavors)) or 'no flavour'}), not a pt2 file"
-    if torch.get("code") or pyfunc.get("code") or pyfunc.get("loader_module", TORCH_LOADER) != TORCH_LOADER:
-        return "brings Python code of its own"
+def _torch(flavors: Mapping[str, Any], folder: Path) -> Loading:
+    loader = _conf(flavors, "python_function").get("loader_module", TORCH_LOADER)
+    if loader != TORCH_LOADER:
+        return Loading("code", reason=f"brings Python code of its own (its loader is {loader})")
     file = pt2_file(flavors, folder)
-    if file.with_name(PICKLED_FILE).exists() or not zipfile.is_zipfile(file):
-        return "is pickled, not a pt2 file"
+    name = _within(file, folder)
+    pickled = file.with_name(PICKLED_FILE)
+    if pickled.exists() or not zipfile.is_zipfile(file):
+        shown = _within(pickled if pickled.exists() else file, folder)
+        return Loading("code", shown, f"is pickled ({shown}), not a pt2 file")
     with zipfile.ZipFile(file) as archive:
         # PyTorch finds records whatever their case.
-        records = [name.partition("/")[2].lower() for name in archive.namelist()]
-    return "is a pt2 file with code or a pickle inside" if any(map(_is_code, records)) else ""
+        records = [record.partition("/")[2].lower() for record in archive.namelist()]
+    if any(map(_is_code, records)):
+        return Loading("code", name, f"is a pt2 file with code or a pickle inside ({name})")
+    return Loading("pt2", name)
 
 
 def _is_code(record: str) -> bool:
@@ -73,3 +127,45 @@ def _is_code(record: str) -> bool:
     if record.startswith(CONSTANTS):
         return not record.removeprefix(CONSTANTS).startswith(TENSOR_CONSTANTS)
     return record.startswith(COMPILED)
+
+
+def _sklearn(conf: Mapping[str, Any], folder: Path, data: str) -> Loading:
+    file, form = str(conf.get("pickled_model") or data), conf.get("serialization_format", "pickle")
+    if form != "skops":
+        return Loading("code", file, f"is pickled ({file}, by scikit-learn's {form})")
+    trusted = conf.get("skops_trusted_types")
+    if trusted:
+        return Loading("code", file, f"trusts types of its author's choice ({file}: {str(trusted)[:200]})")
+    if not _is_plain(file) or not zipfile.is_zipfile(folder / file):
+        return Loading("code", file, f"says that {file or 'no file'} is skops, which it is not")
+    return Loading("skops", file)
+
+
+def _library(conf: Mapping[str, Any], loader: str, folder: Path) -> Loading:
+    file, of_class = str(conf.get("data", "")), str(conf.get("model_class", ""))
+    if not _is_plain(file) or not (folder / file).is_file():
+        return Loading(
+            "code", file, f"names {file or 'no file'} as its {loader} model, which is not in its top folder"
+        )
+    if loader == "mlflow.xgboost" and of_class and not XGBOOST_CLASS.fullmatch(of_class):
+        return Loading("code", file, f"is loaded by the class {of_class}, which is not XGBoost's")
+    if loader == "mlflow.lightgbm" and of_class not in ("", LIGHTGBM_CLASS):
+        return Loading("code", file, f"is pickled ({file}, a {of_class}; log its booster_ instead)")
+    if loader == "mlflow.onnx":
+        providers = conf.get("providers") or ()
+        if conf.get("onnx_session_options") or any(each not in ONNX_PROVIDERS for each in providers):
+            return Loading("code", file, "asks ONNX Runtime for options that may load libraries")
+    return Loading("library", file)
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and "/" not in name and "\\" not in name
+
+
+def _within(file: Path, folder: Path) -> str:
+    return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
+
+
+def _conf(flavors: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    conf = flavors.get(name)
+    return conf if isinstance(conf, Mapping) else {}

@@ -13,6 +13,7 @@ from app.errors import ModelyardError
 # subcommand -> (module that holds a click command named ``command``, one line of help)
 COMMANDS = {
     "train": ("cli.train", "Train a model version and register it in MLflow."),
+    "check": ("cli.check", "Say whether a model version would be served, and what keeps it from that."),
     "inference": ("cli.inference", "Predict with one model version, without any server."),
     "worker": ("cli.worker", "Serve one model version from its queue."),
     "serve": ("cli.serve", "Run the controller."),

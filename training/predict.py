@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.digits import CLASSES, Images
 from app.errors import ModelContractError, ModelNotFoundError, first_line
-from app.model_files import require_pt2
+from app.model_files import require_safe
 from app.registry_database import examine, others_beside
 from training.registry import MODEL_ARTIFACT, connect, registry_errors
 
@@ -29,10 +29,10 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
     Args:
         model_uri: ``models:/name/version``, ``models:/name@alias``, a run id, or another of MLflow's model URIs.
         tracking_uri: The registry it is in.
-        allow_pickle: Whether to load other files than `pt2`, which may run any code.
+        allow_pickle: Whether to load what may run any code.
 
     Raises:
-        ModelNotAllowedError: It is not a `pt2` file.
+        ModelNotAllowedError: Loading it may run any code.
         ModelNotFoundError: The registry has no such version, alias or run.
         RegistryUnavailableError: The registry does not answer.
     """
@@ -48,13 +48,14 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = str(allow_pickle).lower()
     uri = f"runs:/{model_uri}/{MODEL_ARTIFACT}" if _RUN_ID.fullmatch(model_uri) else model_uri
     with registry_errors(tracking_uri):
         try:
             path = mlflow.artifacts.download_artifacts(uri)
-            if not allow_pickle:
-                require_pt2(Model.load(path).flavors, Path(path), model_uri)
+            flavors = Model.load(path).flavors
+            # MLflow counts skops as a pickle, because a model may name types of its own; this one does not.
+            may_load = allow_pickle or require_safe(flavors, Path(path), model_uri).kind == "skops"
+            os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = str(may_load).lower()
             return mlflow.pyfunc.load_model(path)
         except MlflowException as error:
             if error.error_code not in _NOT_THERE:

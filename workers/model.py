@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from app.contract import DTYPES, InputContract
 from app.errors import (
     ModelContractError,
+    ModelError,
     ModelNotAllowedError,
     ModelWarmUpError,
     OutputNotFiniteError,
     first_line,
 )
-from app.model_files import pt2_file, refusal, require_pt2
+from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.settings import WorkerSettings
 from workers import registry
 from workers.registry import ModelVersion
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 MAX_ITEM_BYTES = 8  # NumPy's longdouble is the one larger number, and no answer can carry it
+SKLEARN_METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
 REHEARSED_BYTES = 64 * 2**20  # of a file: beyond, a second load takes longer than what is saved is worth
 
 
@@ -68,29 +70,34 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
 
     Raises:
         ModelNotFoundError: The version does not exist.
-        ModelWarmUpError: Its files do not, or cannot be read.
+        ModelError: It cannot be served.
         RegistryUnavailableError: The registry does not answer.
     """
     with registry.looking_up(settings, folder) as answer:
-        if not settings.allow_pickle_models:  # then it takes PyTorch or is refused
+        if not settings.allow_pickle_models:  # then it most likely takes PyTorch or is refused
             _import_for_pt2()
         found = answer()
-    if settings.allow_pickle_models:
-        _import_for(found)
+    _require_servable(found, settings)
+    _import_for(found)
     _rehearse(found, settings)
     return found
 
 
 def _import_for(found: ModelVersion) -> None:
+    kind = _loading(found).kind
     with suppress(ImportError):  # `load` will tell
-        try:
-            require_pt2(found.flavors, Path(found.path), found.uri)
+        if kind == "pt2":
             _import_for_pt2()
-        except ModelNotAllowedError:
-            if "pytorch" in found.flavors:
-                import mlflow.pytorch
-            else:
-                import mlflow.pyfunc  # noqa: F401
+        elif kind == "skops":
+            import skops.io  # noqa: F401
+        elif "pytorch" in found.flavors:
+            import mlflow.pytorch
+        else:
+            import mlflow.pyfunc  # noqa: F401
+
+
+def _loading(found: ModelVersion) -> Loading:
+    return loading(found.flavors, Path(found.path))
 
 
 def _import_for_pt2() -> None:
@@ -103,8 +110,10 @@ def _import_for_pt2() -> None:
 def _rehearse(found: ModelVersion, settings: WorkerSettings) -> None:
     """Load a small pt2 file once and let it go: what PyTorch keeps of its first one is then shared by all that fork."""
     with suppress(Exception):  # `load` will tell
-        require_pt2(found.flavors, Path(found.path), found.uri)
-        if pt2_file(found.flavors, Path(found.path)).stat().st_size <= REHEARSED_BYTES:
+        if (
+            _loading(found).kind == "pt2"
+            and pt2_file(found.flavors, Path(found.path)).stat().st_size <= REHEARSED_BYTES
+        ):
             import torch
 
             torch.set_num_threads(1)  # others would not live through a fork; `load` sets what is asked for
@@ -115,33 +124,42 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
     """Load a version and warm it up.
 
     Raises:
-        ModelNotAllowedError: It is not a `pt2` file, and the settings allow no other.
+        ModelNotAllowedError: Loading it runs code, and the settings do not allow that; its signature may be wrong, too.
         ModelContractError: Its signature is not one tensor with a free first dimension, or it breaks it.
         ModelWarmUpError: It cannot be loaded, or fails on a warm-up input.
     """
-    is_pt2 = _is_pt2(found, settings)
-    contract = _contract(found)
-    if is_pt2:
+    _require_servable(found, settings)
+    how, contract = _loading(found), _contract(found)
+    if how.kind == "pt2":
         return _load_torch(found, contract, settings, _load_pt2)
+    if how.kind == "skops":
+        return _warm(found, contract, partial(_load_skops, found, how.file), "cpu", settings)
+    if how.kind == "code":
+        logger.warning("MODELYARD_ALLOW_PICKLE_MODELS is set: %s %s", found.uri, how.reason)
     if "pytorch" in found.flavors:
         return _load_torch(found, contract, settings, _load_pickled)
-    return _warm(found, contract, partial(_load_pyfunc, found, settings), "cpu", settings)
+    return _warm(found, contract, partial(_load_pyfunc, found, settings, how.kind == "code"), "cpu", settings)
 
 
-def _is_pt2(found: ModelVersion, settings: WorkerSettings) -> bool:
-    """Whether it loads without MLflow.
-
-    Raises:
-        ModelNotAllowedError: It does not, and the settings allow no other.
-    """
+def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelError]:
+    """Everything that keeps a version from being served, so far as that shows before it is loaded."""
+    problems: list[ModelError] = []
     try:
-        require_pt2(found.flavors, Path(found.path), found.uri)
-    except ModelNotAllowedError as error:
         if not settings.allow_pickle_models:
-            raise
-        logger.warning("MODELYARD_ALLOW_PICKLE_MODELS is set: %s", error.detail.partition(";")[0])
-        return False
-    return True
+            require_safe(found.flavors, Path(found.path), found.uri)
+    except ModelNotAllowedError as error:
+        problems.append(error)
+    try:
+        _contract(found)
+    except ModelContractError as error:
+        problems.append(error)
+    return problems
+
+
+def _require_servable(found: ModelVersion, settings: WorkerSettings) -> None:
+    problems = obstacles(found, settings)
+    if problems:
+        raise type(problems[0])(". Besides, ".join(each.detail for each in problems))
 
 
 def _contract(found: ModelVersion) -> InputContract:
@@ -252,10 +270,29 @@ def _on(device: str, run: Callable[[Any], Any]) -> Predict:
     return predict
 
 
-def _load_pyfunc(found: ModelVersion, settings: WorkerSettings) -> Predict:
+def _load_skops(found: ModelVersion, file: str) -> Predict:
+    """A scikit-learn model in the one of its formats that unpickles nothing; MLflow would want its pickle switch on."""
+    import skops.io
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    asked = found.flavors["python_function"].get("predict_fn", "predict")
+    if asked not in SKLEARN_METHODS:
+        raise ModelWarmUpError(
+            f"{found.uri} predicts by {asked}; expected one of {', '.join(SKLEARN_METHODS)}"
+        )
+    try:
+        predict = getattr(skops.io.load(Path(found.path, file), trusted=[]), asked)
+    except UntrustedTypesFoundException as error:
+        raise refusal(
+            found.uri, f"holds types that skops does not trust ({file}: {first_line(error)})"
+        ) from error
+    return lambda samples: np.asarray(predict(samples))
+
+
+def _load_pyfunc(found: ModelVersion, settings: WorkerSettings, may_unpickle: bool) -> Predict:
     import mlflow.pyfunc
 
-    os.environ[MLFLOW_SWITCH] = "true"
+    os.environ[MLFLOW_SWITCH] = str(may_unpickle).lower()
     mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
     model = mlflow.pyfunc.load_model(found.path)
 

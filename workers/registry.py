@@ -56,6 +56,7 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
         inputs: Type and shape of each tensor in its signature; empty where it takes something else.
         warnings: What is wrong with it and does not keep it from being served.
         model_id: MLflow's id of the logged model, `m-…`, or the digest of its files where it has no run either.
+        place: Of files that are in no registry; else empty.
     """
 
     name: str
@@ -67,11 +68,12 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     inputs: list[tuple[str, tuple[int, ...]]]
     warnings: tuple[str, ...] = ()
     model_id: str = ""
+    place: str = ""
 
     @property
     def uri(self) -> str:
         """What a person calls it."""
-        return f"models:/{self.name}/{self.version}"
+        return self.place or f"models:/{self.name}/{self.version}"
 
 
 class _Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -195,7 +197,8 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
         ) from error
     uri = f"models:/{name}/{version.version}"
     try:
-        path, flavors, inputs = _fetch(uri)
+        path = mlflow.artifacts.download_artifacts(uri)
+        flavors, inputs = read_description(path)
     except Exception as error:
         raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
     run_id, number = version.run_id or "", int(version.version)
@@ -287,16 +290,14 @@ def _nearest(wanted: str, names: Iterable[str]) -> str:
     return ", ".join(ordered[:NAMED]) + (", …" if len(ordered) > NAMED else "")
 
 
-def _fetch(uri: str) -> tuple[str, dict[str, Any], list[tuple[str, tuple[int, ...]]]]:
-    """The folder of a version's files, and what the description in it says."""
-    import mlflow
+def read_description(folder: str) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...]]]]:
+    """Flavors and input tensors of a model, from the description among its files."""
     from mlflow.models import Model
 
-    path = mlflow.artifacts.download_artifacts(uri)
-    description = Model.load(path)
+    description = Model.load(folder)
     inputs = description.signature.inputs if description.signature else None
     specs = inputs.inputs if inputs and inputs.is_tensor_spec() else []
-    return path, description.flavors, [(each.type.name, tuple(map(int, each.shape))) for each in specs]
+    return description.flavors, [(each.type.name, tuple(map(int, each.shape))) for each in specs]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""Models in formats without code: loaded without any setting; `modelyard check` says so, and what else it found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skops.io
+import yaml
+from click.testing import CliRunner
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import FunctionTransformer
+
+from app.errors import ModelNotAllowedError
+from app.settings import WorkerSettings
+from cli.check import command
+from workers import model
+from workers.registry import ModelVersion, look_up, read_description
+
+ALLOWED = "MODELYARD_ALLOW_PICKLE_MODELS"
+
+
+def write(folder: Path, estimator: object, **conf: Any) -> str:
+    """A scikit-learn model as MLflow saves one in the format skops, with a signature of pairs."""
+    skops.io.dump(estimator, folder / "model.skops")
+    description = {
+        "flavors": {
+            "python_function": {"loader_module": "mlflow.sklearn", "model_path": "model.skops"},
+            "sklearn": {"pickled_model": "model.skops", "serialization_format": "skops", **conf},
+        },
+        "signature": {
+            "inputs": '[{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, 2]}}]'
+        },
+    }
+    (folder / "MLmodel").write_text(yaml.safe_dump(description))
+    return str(folder)
+
+
+def fitted() -> LogisticRegression:
+    return LogisticRegression().fit([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [3, 3, 8, 8])
+
+
+def load(folder: str) -> model.LoadedModel:
+    flavors, inputs = read_description(folder)
+    found = ModelVersion("Plain", 1, "", None, folder, flavors, inputs)
+    return model.load(found, WorkerSettings(allow_pickle_models=False))
+
+
+def test_a_skops_model_loads_without_any_setting(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, fitted()))
+    assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]])).tolist() == [3, 8]
+
+
+def test_a_skops_model_with_types_of_its_own_is_refused_and_its_code_does_not_run(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    trap = FunctionTransformer(os.mkdir, kw_args={"path": str(sprung)})
+    with pytest.raises(ModelNotAllowedError, match=f"types that skops does not trust.*{ALLOWED}=true"):
+        load(write(tmp_path, trap))
+    with pytest.raises(ModelNotAllowedError, match="trusts types of its author's choice"):
+        load(write(tmp_path, trap, skops_trusted_types=["posix.mkdir"]))
+    assert not sprung.exists()
+
+
+def test_check_says_what_a_model_is_and_that_it_would_be_served(tmp_path: Path, registry: str) -> None:
+    done = CliRunner().invoke(command, [write(tmp_path, fitted())], env={"MLFLOW_TRACKING_URI": registry})
+    assert done.exit_code == 0, done.output
+    for part in (
+        "python_function, sklearn",
+        "model.skops, without running code",
+        "float64",
+        "would be served: yes",
+    ):
+        assert part in done.output
+
+
+def test_check_names_every_obstacle_of_a_registered_version(registry: str) -> None:
+    done = CliRunner().invoke(command, ["models:/Scikit/2"], env={"MLFLOW_TRACKING_URI": registry})
+    assert done.exit_code == 1, done.output
+    for part in (
+        "0.75",
+        "would be served: no",
+        f"{ALLOWED}=true",
+        "[model_not_allowed]",
+        "exactly one tensor input",
+    ):
+        assert part in done.output
+    done = CliRunner().invoke(
+        command, ["models:/Scikit@champion"], env={"MLFLOW_TRACKING_URI": registry, ALLOWED: "true"}
+    )
+    assert done.exit_code == 0, done.output
+    assert "is pickled (" in done.output
+
+
+def test_a_worker_is_told_of_both_obstacles_at_once(registry: str) -> None:
+    found = look_up(registry, "Scikit", "2")
+    with pytest.raises(ModelNotAllowedError, match=f"{ALLOWED}=true. Besides, .*exactly one tensor input"):
+        model.load(found, WorkerSettings(allow_pickle_models=False))
