@@ -203,11 +203,12 @@ class BatchRunner:
                 time.sleep(TRY_AGAIN_S)
 
     def _infer(self, batch: ClaimedBatch) -> BatchOutcome:
-        outcomes = [self._exclude(batch, i, job) for i, job in enumerate(batch.head.jobs)]
+        entries = batch.head.jobs
+        outcomes = [self._exclude(batch, i, job) for i, job in enumerate(entries)]
         to_run = [i for i, outcome in enumerate(outcomes) if outcome is None]
         samples, inference_ms = 0, 0.0
         if to_run:
-            samples = sum([batch.head.jobs[i].n_samples for i in to_run])
+            samples = sum([entries[i].n_samples for i in to_run])
             start = time.perf_counter()
             # A worker died with this batch: which job it was shows when each runs alone.
             run = self._run_alone if batch.attempts > 1 else self._run_together
@@ -240,10 +241,11 @@ class BatchRunner:
     def _run_together(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
         if len(indexes) > 1:
-            everything = len(indexes) == len(batch.head.jobs)
+            entries = batch.head.jobs
+            everything = len(indexes) == len(entries)
             samples = _samples(batch) if everything else np.concatenate(_inputs(batch, indexes))
             try:
-                return self._outcomes(samples, [batch.head.jobs[i].n_samples for i in indexes])
+                return self._outcomes(samples, [entries[i].n_samples for i in indexes])
             except Exception as error:
                 logger.info("batch %s runs job by job: %s", batch.batch_id, first_line(error))
         # Read anew: a model may have written to the samples that it failed on.
