@@ -150,7 +150,8 @@ def _library(conf: Mapping[str, Any], loader: str, folder: Path) -> Loading:
     if loader == "mlflow.xgboost" and of_class and not XGBOOST_CLASS.fullmatch(of_class):
         return Loading("code", file, f"is loaded by the class {of_class}, which is not XGBoost's")
     if loader == "mlflow.lightgbm" and of_class not in ("", LIGHTGBM_CLASS):
-        return Loading("code", file, f"is pickled ({file}, a {of_class}; log its booster_ instead)")
+        form = "in skops" if conf.get("serialization_format") == "skops" else "pickled"
+        return Loading("code", file, f"is a {of_class} {form} ({file}; log its booster_, which is text)")
     if loader == "mlflow.onnx":
         providers = conf.get("providers") or ()
         if conf.get("onnx_session_options") or any(each not in ONNX_PROVIDERS for each in providers):

@@ -156,8 +156,7 @@ class WorkerSettings(Settings):
         validation_alias=AliasChoices(
             "allow_pickle_models", "ALLOW_PICKLE_MODELS", "MODELYARD_ALLOW_PICKLE_MODELS"
         ),
-        description="load models that are not `pt2` files, whose loading may run any code (also "
-        "`ALLOW_PICKLE_MODELS`)",
+        description="load models whose loading may run any code, such as pickled ones (also `ALLOW_PICKLE_MODELS`)",
     )
     allow_non_finite: bool = Field(
         default=False,

@@ -75,7 +75,7 @@ def test_formats_without_code_are_known(folder: Path, flavors: dict[str, Any], k
         (library("xgboost", data="../model.ubj"), "not in its top folder"),
         (
             library("lightgbm", data="model.pkl", model_class="lightgbm.LGBMRegressor"),
-            "is pickled (model.pkl, a lightgbm.LGBM",
+            "is a lightgbm.LGBMRegressor pickled (model.pkl; log its booster_",
         ),
         (
             library("onnx", data="model.onnx", providers=[["QNN", {"backend_path": "x.so"}]]),
