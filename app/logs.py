@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from types import TracebackType
 
 from app.redaction import redacted
 
@@ -19,8 +21,14 @@ class RedactingFormatter(logging.Formatter):
         return redacted(super().format(record))
 
 
+def _show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python shows what nobody caught, without the secrets."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+
+
 def configure_logging() -> None:
     """Set the root logger up; libraries that narrate are kept to warnings."""
+    sys.excepthook = _show_uncaught
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactingFormatter(FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
