@@ -167,7 +167,9 @@ class Pool:
 
     def _print_ready(self, service: Service, took_s: float) -> None:
         self._console.print(
-            f"[green]✓[/green] {service.name:<14} ready after {took_s:4.1f} s  {service.url}", highlight=False
+            f"[green]✓[/green] {service.name:<14} ready after {took_s:4.1f} s  {escape(service.url)}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     def _refuse_dead(self, waiting: dict[str, Service]) -> None:

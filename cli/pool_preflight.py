@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from app.errors import ConfigurationError
 from app.settings import Settings
 from cli.listening import refusal
+from cli.pool_redis import unwritable
 from cli.pool_services import Service, redis_answers
 
 
@@ -25,10 +26,7 @@ def sole_pool(settings: Settings) -> Iterator[None]:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (settings.state_dir / "pool.lock").open("a+")
     except OSError as error:
-        raise ConfigurationError(
-            f"the state directory {settings.state_dir} cannot be written ({error.strerror}); "
-            "set MODELYARD_STATE_DIR to one that can"
-        ) from None
+        raise unwritable(settings.state_dir, error) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,9 +36,11 @@ def sole_pool(settings: Settings) -> Iterator[None]:
                 f"a pool already runs in {settings.state_dir} (process {lock.read().strip()}); stop it, "
                 "or set MODELYARD_STATE_DIR to another folder for a second one"
             ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        try:
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), b"%d\n" % os.getpid())
+        except OSError as error:
+            raise unwritable(settings.state_dir, error) from None
         yield
 
 

@@ -79,7 +79,7 @@ def unwritable(folder: Path, error: OSError) -> ConfigurationError:
     place = f" at {error.filename}" if error.filename and str(error.filename) != str(folder) else ""
     return ConfigurationError(
         f"the state directory {folder} cannot be written ({error.strerror}{place}); "
-        "free it, or set MODELYARD_STATE_DIR to a folder that can be written"
+        "make room or give leave to write, or set MODELYARD_STATE_DIR to another folder"
     )
 
 

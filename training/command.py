@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from app.errors import ConfigurationError
+from app.registry_database import sqlite_path
 from app.settings import Settings, load
 from training.inventory import RegisteredVersion, registered_versions
 from training.options import ARCHS, DATASETS, TrainOptions
@@ -53,6 +56,7 @@ def command(archs: tuple[str, ...], model_name: str | None, missing: bool, **opt
     moves to the version with the best validation accuracy on the same data set.
     """
     settings = load(Settings, model_name=model_name)
+    _check_place(settings)
     console = Console()
     archs = archs or TrainOptions.archs
     if missing:
@@ -65,6 +69,24 @@ def command(archs: tuple[str, ...], model_name: str | None, missing: bool, **opt
     )
     versions = train_with_progress(chosen, console)
     console.print(versions_table(chosen.model_name, versions, new=len(chosen.archs)))
+
+
+def _check_place(settings: Settings) -> None:
+    """Refuse a database that could not be written, which MLflow tries for minutes.
+
+    Raises:
+        ConfigurationError: It cannot be.
+    """
+    path = sqlite_path(settings.mlflow_tracking_uri)
+    if path is None:
+        return
+    place = path if path.exists() else path.absolute().parent
+    if not os.access(place, os.W_OK):
+        reason = "cannot be written" if place.exists() else "does not exist"
+        raise ConfigurationError(
+            f"the registry {settings.shown_registry} is of no use: {place} {reason}; set MLFLOW_TRACKING_URI to a "
+            "database in a folder that can be written"
+        )
 
 
 def unregistered(archs: tuple[str, ...], settings: Settings) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -143,6 +144,22 @@ def test_services_go_with_their_host_when_it_is_killed_outright(folder, wait_unt
         assert runs(pid)
         host.kill()
     wait_until(lambda: not runs(pid), what="the service has gone")
+
+
+def test_pool_starts_under_a_hard_limit_of_256_descriptors(folder):
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)),
+    )
+    with host:
+        assert host.stdout is not None
+        assert runs(int(host.stdout.readline()))
+        supervisor = int((folder / "supervisord.pid").read_text())
+        # root could raise the limit, which others cannot
+        assert resource.prlimit(supervisor, resource.RLIMIT_NOFILE) == (256, 256)
+        host.kill()
 
 
 def test_services_go_when_the_supervisor_was_killed(folder, wait_until):

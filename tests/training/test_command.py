@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from app.digits import heldout_indices, load_digits_28
-from app.errors import InputError, ModelNotFoundError
+from app.errors import ConfigurationError, InputError, ModelNotFoundError
 from app.images import load_png_28
 from app.settings import Settings
 from cli.main import cli
@@ -33,6 +33,7 @@ def test_training_from_nothing_prints_a_table_and_none_of_mlflows_chatter(
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "champion" in done.stdout
+    assert "training mlp 1/1: val_accuracy" in done.stdout  # a line for each step, as this is no terminal
     assert "registering mlp" in done.stdout
     monkeypatch.chdir(tmp_path)
     (version,) = registered_versions("sqlite:///mlruns.db", "Mine")
@@ -111,3 +112,11 @@ def test_missing_trains_only_what_the_registry_has_no_version_of(trained: Traine
     )
     assert registered_versions(trained.tracking_uri, "Digits") == trained.versions
     assert unregistered(("mlp", "cnn"), Settings(model_name="Another")) == ("mlp", "cnn")
+
+
+def test_registry_that_could_not_be_written_is_one_line_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/absent/mlruns.db"
+    done = CliRunner().invoke(cli, ["train", "--epochs", "1"], env={"MLFLOW_TRACKING_URI": uri})
+    assert isinstance(done.exception, ConfigurationError)
+    assert f"{tmp_path}/absent does not exist; set MLFLOW_TRACKING_URI" in str(done.exception)
+    assert done.output == ""
