@@ -213,7 +213,10 @@ class ControllerSettings(Settings):
         description="the same behind a backlog of at least four times as much work",
     )
     backlog_limit: int = Field(
-        default=1_000_000, ge=1, description="jobs that may wait in one queue, however fast it is"
+        default=1_000_000,
+        ge=1,
+        description="jobs that may wait in one queue, however fast it is; half more with those of callers below their "
+        "share",
     )
     backlog_deadline_fraction: float = Field(
         default=0.5,

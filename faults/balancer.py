@@ -14,7 +14,7 @@ import httpx
 from faults.load import http_client
 
 PROBE = "/readyz/read"
-PROBE_S = 0.2
+PROBE_S = 1.0  # seconds in which a balancer does not know that a controller stops
 PROBE_TIMEOUT_S = 2.0
 CHUNK_BYTES = 1 << 16
 

@@ -11,7 +11,7 @@ from faults.pool import PoolPlan
 from faults.table import fault
 from faults.trial import Trial
 
-BEHIND_A_BALANCER = PoolPlan(environment=(("MODELYARD_LAME_DUCK_S", "2"),))
+BEHIND_A_BALANCER = PoolPlan(environment=(("MODELYARD_LAME_DUCK_S", "3"),))
 
 
 @fault(
