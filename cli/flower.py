@@ -9,6 +9,7 @@ import click
 from app.access import check_exposure, read_keys
 from app.errors import ConfigurationError
 from app.settings import ControllerSettings, load
+from cli.listening import refusal
 
 LOOPBACK = "127.0.0.1"
 LOGIN_REMEDY = "set FLOWER_BASIC_AUTH=user:password"
@@ -44,6 +45,8 @@ def _check_options(settings: ControllerSettings, options: tuple[str, ...]) -> No
     apply_options("flower", options)
     address = LOOPBACK if flower.unix_socket else flower.address
     check_login(settings, address, bool(flower.basic_auth or flower.auth))
+    if not flower.unix_socket and (problem := refusal("Flower", address, flower.port, "FLOWER_PORT")):
+        raise ConfigurationError(problem)
 
 
 def check_login(settings: ControllerSettings, address: str, has_login: bool) -> None:

@@ -54,7 +54,7 @@ def refusal(what: str, host: str, port: int, variable: str) -> str:
 
     Args:
         what: Name of the server, for the message.
-        host: Address or name.
+        host: Address or name; empty for every address.
         port: TCP port.
         variable: Environment variable that sets the port.
     """
@@ -63,7 +63,7 @@ def refusal(what: str, host: str, port: int, variable: str) -> str:
     address = ADDRESS_VARIABLES[variable]
     try:
         for family, kind, _, _, place in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
             with socket.socket(family, kind) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

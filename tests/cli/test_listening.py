@@ -51,9 +51,9 @@ def test_wildcard_of_ipv6_is_free_beside_a_server_of_ipv4() -> None:
         assert "is taken" in refusal("x", "0.0.0.0", port, "MODELYARD_PORT")
 
 
-def serve(**variables: str) -> subprocess.CompletedProcess[str]:
+def modelyard(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli", "serve"],
+        [sys.executable, "-m", "cli", command],
         env=os.environ | variables,
         capture_output=True,
         text=True,
@@ -73,15 +73,19 @@ def serve(**variables: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_controller_that_cannot_serve_is_one_line(variables: dict[str, str], told: str) -> None:
-    done = serve(**{"REDIS_URL": "redis://127.0.0.1:1/0"} | variables)
+    done = modelyard("serve", **{"REDIS_URL": "redis://127.0.0.1:1/0"} | variables)
     assert done.returncode == 1
     assert told in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_controller_whose_port_is_taken_is_one_line() -> None:
+@pytest.mark.parametrize(
+    ("command", "variable", "name"),
+    [("serve", "MODELYARD_PORT", "the controller"), ("flower", "FLOWER_PORT", "Flower")],
+)
+def test_server_whose_port_is_taken_is_one_line(command: str, variable: str, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        done = serve(REDIS_URL="redis://127.0.0.1:1/0", MODELYARD_PORT=str(port))
+        done = modelyard(command, REDIS_URL="redis://127.0.0.1:1/0", **{variable: str(port)})
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
-    assert f"port {port} of the controller is taken" in done.stderr
+    assert f"port {port} of {name} is taken; stop what listens there, or set {variable}" in done.stderr
