@@ -262,9 +262,7 @@ def _not_found(client: Any, tracking_uri: str, name: str, wanted: str) -> ModelN
     models = [each.name for each in client.search_registered_models(max_results=MOST_MODELS)]
     if versions:
         last = versions[-NAMED:]
-        known = (
-            f"it has version{'s' * (len(last) > 1)} {'…, ' * (last != versions)}{', '.join(map(str, last))}"
-        )
+        known = f"it has version {'…, ' * (last != versions)}{', '.join(map(str, last))}"
         aliases = client.get_registered_model(name).aliases
         if not wanted.isdigit() and aliases:
             known += f"; its aliases, nearest first: {_nearest(wanted, aliases)}"

@@ -78,7 +78,7 @@ def test_a_version_is_told_apart_by_its_logged_model_or_its_files(odd: str) -> N
         ("Scikt", "latest", "its models, nearest first: Scikit"),
         ("odd", "1", "its models, nearest first: Odd"),
         (MODEL, "winer", "its aliases, nearest first: winner"),
-        (MODEL, "99", "it has versions 1, 2, 3, 4, 5, 6"),
+        (MODEL, "99", "it has version 1, 2, 3, 4, 5, 6"),
         ("Emptied", "latest", "it has no version of that model"),
     ],
 )
