@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import msgspec
 import numpy as np
+import orjson
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from app.contract import InputContract, spellings
+from app.contract import InputContract, skeleton, spellings
 from app.errors import (
     BodyKeyError,
     BodyNotArrayError,
@@ -140,7 +143,26 @@ def _read_msgpack(body: bytes) -> Body:
         raise TooLargeError(
             f"{len(body)} bytes of lists; at most {MAX_LISTS_BYTES} are walked: send the samples as raw bytes (bin)"
         )
-    return _read_octets(value) if isinstance(value, bytes) else decode.from_list(value)
+    return _read_octets(value) if isinstance(value, bytes) else _read_lists(value)
+
+
+def _read_lists(value: Any) -> Numbers:
+    # By way of JSON, as that takes a tenth of the time; what it cannot say, or is wrong, is walked.
+    with suppress(orjson.JSONEncodeError):
+        numbers = decode.parse_fast(orjson.dumps({SAMPLE_KEYS[0]: value}))
+        shape = _outer_shape(value)
+        if numbers is not None and len(numbers.values) == prod(shape) and numbers.skeleton == skeleton(shape):
+            return numbers
+    return decode.from_list(value)
+
+
+def _outer_shape(value: Any) -> tuple[int, ...]:
+    """The shape of nested lists, if they are not ragged."""
+    shape = []
+    while isinstance(value, list) and value:
+        shape.append(len(value))
+        value = value[0]
+    return tuple(shape)
 
 
 def _tensor(values: NDArray[Any], shape: tuple[int, ...]) -> Tensor:

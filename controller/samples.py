@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
-from app.errors import InputShapeError
+from app.errors import BodyNotJsonError, InputShapeError
 from controller import bodies, decode
 from controller.routing import Route, Selector, Snapshot, route
 
@@ -47,6 +49,7 @@ def read_samples(
         data = decode.to_samples(numbers, contract, max_samples)
     except InputShapeError:
         if isinstance(given, decode.Numbers) and len(body) <= decode.EXPLAINED_BYTES:
-            decode.parse_slow(body)  # a ragged array has a better explanation
+            with suppress(BodyNotJsonError):  # it is MessagePack
+                decode.parse_slow(body)  # a ragged array has a better explanation
         raise
     return Samples(chosen, data, len(numbers.values) // contract.sample_size)

@@ -59,6 +59,22 @@ CASES: dict[str, Case] = {
     "long query": ("?model=" + "m" * 2048, GOOD, {}, 422, "parameter_invalid", "longer than 2048 bytes"),
     "compressed": ("", GOOD, {"content-encoding": "gzip"}, 422, "input_invalid", "compressed"),
     "empty idempotency key": ("", GOOD, {"idempotency-key": ""}, 422, "parameter_invalid", "1 to 255"),
+    "MessagePack of another shape": (
+        "",
+        b"\x81\xa4data\x93\x01\x02\x03",
+        {"content-type": "application/msgpack"},
+        422,
+        "input_wrong_shape",
+        "expected",
+    ),
+    "ragged MessagePack": (
+        "",
+        b"\x81\xa4data\x92\x01\x91\x02",
+        {"content-type": "application/msgpack"},
+        422,
+        "input_wrong_shape",
+        "ragged",
+    ),
     "long idempotency key": ("", GOOD, {"idempotency-key": "k" * 256}, 422, "parameter_invalid", "1 to 255"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -69,6 +70,32 @@ def test_every_form_of_body_gives_the_samples_that_were_meant(array: NDArray[Any
     ]:
         assert bodies.parse(content_type, body).fit(contract)
         assert samples(content_type, body, contract) == octets
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(-(2**63), 2**64 - 1),
+            st.floats(),
+            st.integers(2**53 - 2, 2**53 + 2),
+            st.sampled_from([None, True, "1", b"1", {"a": 1}, [1]]),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_lists_in_messagepack_are_the_numbers_that_walking_them_finds_or_the_same_error(
+    given: list[Any],
+) -> None:
+    def told(read: Callable[[], bodies.Body]) -> Any:
+        try:
+            numbers = read()
+        except InputError as error:
+            return type(error), error.detail
+        return numbers.values.dtype, numbers.values.tolist()
+
+    found = told(lambda: bodies.parse(MSGPACK, msgspec.msgpack.encode({"data": given})))
+    assert found == told(lambda: decode.from_list(given))
 
 
 @given(st.binary(max_size=200), st.sampled_from([NPY, MSGPACK, OCTETS]))
