@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.digits import CLASSES, Images
 from app.errors import ModelContractError, ModelNotFoundError, first_line
-from app.model_files import require_safe
+from app.model_files import refusal, require_safe
 from app.registry_database import examine, others_beside
 from training.registry import MODEL_ARTIFACT, connect, registry_errors
 
@@ -57,6 +57,8 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
             may_load = allow_pickle or require_safe(flavors, Path(path), model_uri).kind == "skops"
             os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = str(may_load).lower()
             return mlflow.pyfunc.load_model(path)
+        except TypeError as error:  # of skops
+            raise refusal(model_uri, f"holds types that skops does not trust: {first_line(error)}") from error
         except MlflowException as error:
             if error.error_code not in _NOT_THERE:
                 raise
