@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from types import FrameType
 
 from uvicorn import Config, Server
@@ -208,26 +209,38 @@ class PatientServer(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, several times on the same sockets."""
         await super().startup(sockets)
-        loop, state, backlog = asyncio.get_running_loop(), self.lifespan.state, self.config.backlog
+        loop, backlog = asyncio.get_running_loop(), self.config.backlog
         for listening in [each for server in self.servers for each in server.sockets]:
             for _ in range(LISTENERS - 1):
                 again = socket.socket(fileno=os.dup(listening.fileno()))
-                self.servers.append(
-                    await loop.create_server(
-                        lambda: PatientProtocol(self.config, self.server_state, state),
-                        sock=again,
-                        backlog=backlog,
-                    )
-                )
+                self.servers.append(await loop.create_server(self._new_protocol, sock=again, backlog=backlog))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, wait for open requests, and close."""
-        for server in self.servers:
-            server.close()
         self._announce_stop()
+        await self._stop_listening()
         await asyncio.sleep(LAST_READ_S)
         self._app.drain()
         await super().shutdown(sockets)
+
+    async def _stop_listening(self) -> None:
+        # Connections that the kernel has accepted and uvicorn has not would be reset.
+        listening = [socket.socket(fileno=os.dup(each.fileno())) for each in self.servers[0].sockets]
+        for server in self.servers:
+            server.close()
+        accepted = []
+        for each in listening:
+            each.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    accepted.append(each.accept()[0])
+            each.close()
+        for connection in accepted:
+            connection.setblocking(False)
+            await asyncio.get_running_loop().connect_accepted_socket(self._new_protocol, connection)
+
+    def _new_protocol(self) -> PatientProtocol:
+        return PatientProtocol(self.config, self.server_state, self.lifespan.state)
 
     async def on_tick(self, counter: int) -> bool:
         """Each second, end the connections that take too long; see whether it is time to stop."""

@@ -16,6 +16,7 @@ from tests.conftest import RedisServer
 from tests.controller.conftest import HandWorker, Serve, until
 
 HandWorkers = Callable[..., HandWorker]
+N_CALLERS = 50
 
 
 async def test_a_caller_who_waits_too_long_is_told_where_the_outcome_will_be(
@@ -110,6 +111,27 @@ async def test_a_lame_duck_serves_on_with_last_answers_until_a_second_signal(
         assert [answer.status_code for answer in answers] == [202, 202, 200, 200]
         assert [answer.headers["connection"] for answer in answers] == ["close"] * 4
         process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
+async def test_connections_that_wait_to_be_accepted_when_the_listener_closes_are_answered(
+    redis_server: RedisServer, hand_worker: HandWorkers, free_port: Callable[[], int]
+) -> None:
+    hand_worker()
+    async with process_serving(redis_server, free_port(), MODELYARD_LAME_DUCK_S="0") as (process, http):
+        process.send_signal(signal.SIGSTOP)
+        where = http.base_url.host, http.base_url.port
+        callers = [await asyncio.open_connection(*where) for _ in range(N_CALLERS)]
+        for _, writer in callers:
+            writer.write(
+                b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 14\r\n\r\n" + b'{"data":[1,2]}'
+            )
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        answers = await asyncio.gather(*(reader.read() for reader, _ in callers))
+        for _, writer in callers:
+            writer.close()
+        assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 202", b"HTTP/1.1 503"}
         assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
