@@ -14,9 +14,11 @@ from kombu import Connection, Queue
 from kombu.utils.json import dumps
 
 from app import ids, keys
+from app.redis_credentials import PasswordFile
 from app.settings import Settings, load
 
 BATCH_TASK = "modelyard.run_batch"
+_credentials: PasswordFile | None = None  # a global, as kombu takes a name and passes no argument
 _ID_PLACEHOLDER = "<batch id>"
 _TAG_PLACEHOLDER = "<delivery tag>"
 _QUEUE_PLACEHOLDER = "<queue>"
@@ -24,7 +26,14 @@ _QUEUE_PLACEHOLDER = "<queue>"
 
 def create_celery(settings: Settings) -> Celery:
     """Make the Celery application. Nothing connects."""
-    celery = Celery("modelyard", broker=settings.celery_broker_url, set_as_current=False)
+    global _credentials
+    broker = settings.celery_broker_url
+    _credentials = PasswordFile(settings) if settings.redis_password_file else None
+    if _credentials:
+        broker += (
+            f"{'&' if '?' in broker else '?'}credential_provider={__name__}.{redis_credentials.__name__}"
+        )
+    celery = Celery("modelyard", broker=broker, set_as_current=False)
     celery.conf.update(
         accept_content=["json"],
         broker_connection_retry_on_startup=True,
@@ -49,6 +58,11 @@ def create_celery(settings: Settings) -> Celery:
         worker_send_task_events=True,
     )
     return celery
+
+
+def redis_credentials() -> PasswordFile | None:
+    """What kombu's connections authenticate by, which finds it by name in the broker's URL."""
+    return _credentials
 
 
 def message_template(celery: Celery) -> bytes:

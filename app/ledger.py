@@ -54,6 +54,7 @@ from app.errors import (
     first_line,
 )
 from app.ids import JobRef
+from app.redis_credentials import read_at_each_connect
 from app.redis_errors import async_renewing, refusal, renewing
 from app.scripts import ScriptConnection
 from app.settings import Settings
@@ -379,6 +380,7 @@ def connect(settings: Settings, timeout_s: float | None = None, **options: Any) 
             **_connection_options(timeout_s or settings.redis_timeout_s),
         )
     pool.connection_class = renewing(pool.connection_class)
+    read_at_each_connect(pool, settings)
     client = redis.Redis(connection_pool=pool, **options)
     client.auto_close_connection_pool = True
     return client
@@ -397,6 +399,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
             **_connection_options(settings.redis_timeout_s),
         )
     pool.connection_class = async_renewing(pool.connection_class)
+    read_at_each_connect(pool, settings)
     return redis.asyncio.Redis.from_pool(pool)
 
 

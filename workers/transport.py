@@ -13,7 +13,7 @@ from kombu import transport
 from kombu.transport import redis as stock
 
 from app import ids
-from app.celery_app import BATCH_TASK
+from app.celery_app import BATCH_TASK, redis_credentials
 from app.redis_errors import PROBE, renewing
 from app.unreadable import What
 
@@ -52,6 +52,7 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
 
         def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
             parameters: dict[str, Any] = super()._connparams(asynchronous)
+            self._process_credential_provider(redis_credentials(), parameters)
             return parameters | {"connection_class": renewing(parameters["connection_class"])}
 
         def _brpop_start(self, *arguments: Any) -> None:
