@@ -23,6 +23,7 @@ from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError,
 from app.settings import ControllerSettings
 from controller.connection import PIECE_BYTES, Connection, Exchange
 from controller.headers import API
+from controller.lingering import LingeringTransport
 from controller.main import Controller
 from controller.problems import problem
 
@@ -49,16 +50,15 @@ class PatientProtocol(Connection):
     _in_head = False
     _begun = 0  # requests that began in the present piece
     _unread_bytes = 0  # of a head, or of what stands around chunks, that have come and led to nothing yet
-    _refusal: ModelyardError | None = (
-        None  # of a request that came behind others which are still to be answered
-    )
+    _refusal: ModelyardError | None = None  # of a request behind others which are still to be answered
     _unsent_bytes = 0  # as the last look found them
     _unsent_since_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request from now on."""
         self.logger = _connection_logger
-        super().connection_made(transport)
+        linger_s = self.app.services.settings.request_timeout_s
+        super().connection_made(LingeringTransport(transport, self, self._is_mid_request, linger_s))
         self._reading_since_s: float | None = time.monotonic()
         self._idle_since_s: float | None = None
 
@@ -127,7 +127,7 @@ class PatientProtocol(Connection):
 
     def shutdown(self) -> None:
         """Close it, or have it closed after the answer that is due; a request that has begun to come is answered."""
-        if self._in_head:
+        if self._in_head and not self.transport.is_closing():
             self.outbox.flush()
         else:
             super().shutdown()
@@ -143,6 +143,8 @@ class PatientProtocol(Connection):
                 self.transport.abort()
             return
         self._unsent_bytes = 0
+        if self.transport.is_closing():
+            return
         if self._idle_since_s is not None and self._idle_since_s < now_s - KEEP_ALIVE_S:
             self.transport.close()
         if self._reading_since_s is None or self._reading_since_s > now_s - request_timeout_s:
@@ -154,6 +156,9 @@ class PatientProtocol(Connection):
             self._refuse(_TIMEOUT)
         else:
             self.transport.close()  # nothing was asked
+
+    def _is_mid_request(self) -> bool:
+        return self._is_reading or bool(self._held)
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -177,7 +182,8 @@ class PatientProtocol(Connection):
         lines = [*headers, *API, length, (b"connection", b"close")]
         head = b"".join(name + b": " + value + b"\r\n" for name, value in lines)
         self.transport.write(STATUS_LINE[status] + head + b"\r\n" + body)
-        self.transport.close()
+        assert isinstance(self.transport, LingeringTransport)
+        self.transport.linger()
 
 
 class PatientServer(Server):

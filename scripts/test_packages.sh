@@ -9,6 +9,7 @@ command -v prometheus >/dev/null || missing="$missing prometheus"
 command -v chromium >/dev/null || missing="$missing chromium"
 command -v wrk >/dev/null || missing="$missing wrk"
 command -v faketime >/dev/null || missing="$missing faketime"
+command -v nginx >/dev/null || missing="$missing nginx"
 
 [ -n "$missing" ] || exit 0
 command -v apt-get >/dev/null || exit 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,3 +248,89 @@ async def test_nonsense_behind_a_request_is_answered_after_it(site: Site) -> Non
         assert [answer.status for answer in answers] == [200, 200, 400]
         assert json.loads(answers[0].body)["predictions"]
         assert await caller.closed()
+
+
+KEYS = "shop predict sha256:" + "0" * 64
+LARGE = b" " * 5_000_000
+UNREAD: dict[str, tuple[int, str, dict[str, Any], dict[str, str], Any]] = {
+    "a body over the limit": (413, "/predict", {}, {}, LARGE),
+    "chunks over the limit": (413, "/predict", {}, {}, [LARGE] * 3),
+    "chunks without a key": (401, "/predict", {"api_keys": KEYS}, {}, [LARGE] * 3),
+    "a body without a key": (401, "/results/x", {"api_keys": KEYS}, {}, LARGE),
+    "a head that is too large": (431, "/predict", {}, {"x-large": "a" * 1_000_000}, LARGE),
+    "a length that is none": (400, "/predict", {}, {"content-length": "x"}, LARGE),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+async def test_a_caller_who_sends_all_before_reading_sees_why_it_was_refused(
+    open_site: OpenSite, case: str
+) -> None:
+    status, path, settings, headers, body = UNREAD[case]
+    site = await open_site(**settings)
+    for _ in range(10):
+        assert await asyncio.to_thread(status_of, site.address, path, headers, body) == status
+
+
+def status_of(address: tuple[str, int], path: str, headers: dict[str, str], body: Any) -> int:
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    connection.request("POST", path, body, headers)
+    answer = connection.getresponse()
+    assert json.loads(answer.read())["status"] == answer.status
+    connection.close()
+    return answer.status
+
+
+async def test_a_caller_who_never_ends_a_refused_request_is_cut_off(open_site: OpenSite) -> None:
+    site = await open_site(request_timeout_s=0.5)
+    async with site.caller() as caller:
+        await caller.send(request(b"POST /predict", b"content-length: 1000000", body=b"{"))
+        assert (await caller.answer()).status == 413
+        await until(lambda: not site.server.server_state.connections, "the connection is closed", 20)
+
+
+async def test_nginx_passes_on_why_a_request_was_refused(
+    open_site: OpenSite,
+    tmp_path: Path,
+    free_port: Callable[[], int],
+    system_tool: Callable[[str, str], str],
+) -> None:
+    site = await open_site()
+    with proxying(
+        system_tool("nginx", "nginx"), tmp_path, free_port(), f"http://127.0.0.1:{site.address[1]}"
+    ) as proxy:
+        await until(lambda: can_connect(proxy), "nginx listens")
+        for _ in range(3):
+            assert await asyncio.to_thread(status_of, proxy, "/predict", {}, LARGE) == 413
+
+
+@contextlib.contextmanager
+def proxying(nginx: str, folder: Path, port: int, upstream: str) -> Iterator[tuple[str, int]]:
+    """nginx in front of a controller: all as it is at /, and at /yard/ with the prefix stripped."""
+    config = folder / "nginx.conf"
+    config.write_text(f"""
+        daemon off; pid {folder}/pid; error_log stderr; worker_processes 1;
+        events {{ worker_connections 64; }}
+        http {{
+            access_log off; client_max_body_size 0; client_body_temp_path {folder}/body;
+            proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+            scgi_temp_path {folder}/scgi; proxy_http_version 1.1; proxy_set_header Host $http_host;
+            server {{
+                listen 127.0.0.1:{port};
+                location / {{ proxy_pass {upstream}; proxy_request_buffering off; }}
+                location /stripped/ {{ proxy_pass {upstream}/; }}
+            }}
+        }}
+    """)
+    process = subprocess.Popen([nginx, "-p", str(folder), "-c", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        yield "127.0.0.1", port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def can_connect(address: tuple[str, int]) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+        return True
+    return False
