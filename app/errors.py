@@ -11,12 +11,18 @@ ModelyardError
 │   ├── InputNotNumericError
 │   ├── InputNotFiniteError
 │   ├── InputEmptyError
+│   ├── BodyCodingError           not the gzip or deflate that its content coding says
 │   ├── ParameterError
 │   ├── ContradictionError
 │   └── MalformedRequestError     what was sent is not HTTP
 ├── TooLargeError                 more bytes or samples than the limits
 │   └── HeadTooLargeError         the request's line and headers
 ├── RequestTimeoutError           the request did not arrive in time
+├── UnsupportedError              a body of a kind that is not read
+│   ├── UnsupportedTypeError
+│   └── UnsupportedCodingError
+├── HostNotAllowedError           sent to a name that may be anybody's
+├── OriginNotAllowedError         sent by a web page of another site
 ├── UnauthenticatedError          no API key, or none of ours
 ├── ForbiddenError                the API key lacks the role
 ├── NotFoundError
@@ -111,6 +117,12 @@ class BodyNotArrayError(InputError):
     code = "body_not_array"
 
 
+class BodyCodingError(InputError):
+    """The body cannot be unpacked as its content coding says."""
+
+    code = "body_wrong_coding"
+
+
 class InputShapeError(InputError):
     """The array is ragged or does not fit the input contract."""
 
@@ -169,6 +181,36 @@ class RequestTimeoutError(ModelyardError):
     """The request did not arrive in time."""
 
     code = "request_timeout"
+
+
+class UnsupportedError(ModelyardError):
+    """The body is of a kind that is not read."""
+
+    code = "unsupported"
+
+
+class UnsupportedTypeError(UnsupportedError):
+    """The body's content type is not one that is read."""
+
+    code = "media_type_unsupported"
+
+
+class UnsupportedCodingError(UnsupportedError):
+    """The body's content coding is not one that is read."""
+
+    code = "content_coding_unsupported"
+
+
+class HostNotAllowedError(ModelyardError):
+    """The request was sent to a name that is not allowed, where there are no API keys."""
+
+    code = "host_not_allowed"
+
+
+class OriginNotAllowedError(ModelyardError):
+    """A web page of another site sent the request, where there are no API keys."""
+
+    code = "origin_not_allowed"
 
 
 class UnauthenticatedError(ModelyardError):

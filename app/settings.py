@@ -266,6 +266,24 @@ class ControllerSettings(Settings):
         default=None,
         description="file for the audit log, a JSON object a line; default: standard error",
     )
+    allowed_hosts: str = Field(
+        default="",
+        pattern=r"^[^\s/@]*(\s*,\s*[^\s/@]+)*$",
+        description="names that a controller without API keys answers to besides localhost and IP addresses, separated "
+        "by commas; `*.example.com` allows all below, `*` every name",
+    )
+    cors_origins: str = Field(
+        default="",
+        pattern=r"^(\*|https?://[^\s/,]+(\s*,\s*https?://[^\s/,]+)*)?$",
+        description="web pages that may call the API, as origins such as `https://app.example.com`, separated by "
+        "commas; `*` allows every page",
+    )
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[\w.~-]+)*/?$",
+        description="path under which a proxy publishes the controller, such as `/yard`, whether or not the proxy "
+        "strips it; it begins every reference in answers",
+    )
     rate_limit: str = Field(
         default="",
         pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$",
@@ -276,6 +294,11 @@ class ControllerSettings(Settings):
     @classmethod
     def _without_brackets(cls, value: str) -> str:
         return value.strip().removeprefix("[").removesuffix("]")  # as in a URL
+
+    @property
+    def prefix(self) -> str:
+        """`root_path` without a slash at its end."""
+        return self.root_path.rstrip("/")
 
 
 class ClientSettings(BaseSettings):

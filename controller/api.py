@@ -11,7 +11,7 @@ from app.pool import WorkerRecord
 from controller import documentation as docs
 from controller import readiness
 from controller.access import caller_of, require
-from controller.job_json import job_json
+from controller.job_json import job_json, result_url
 from controller.predict import in_range
 from controller.watch import PoolView
 
@@ -44,7 +44,8 @@ async def result(
     services = _services(request)
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
     view = await services.results.job(job_id, caller_of(request), wait_s)
-    return Response(job_json(view.ref, view.head, view.status, view.outcome), media_type=JSON)
+    prefix = services.settings.prefix
+    return Response(job_json(view.ref, view.head, view.status, view.outcome, prefix), media_type=JSON)
 
 
 @router.delete("/results/{job_id}", dependencies=[require("predict")], **docs.CANCEL)
@@ -56,7 +57,8 @@ async def cancel(request: Request, job_id: str) -> Response:
         if view.status != "cancelled":
             await services.ledger.cancel(view.ref, view.head)
             services.recent.cancelled(view.ref, view.head)
-    return Response(job_json(view.ref, view.head, "cancelled", view.outcome), media_type=JSON)
+    prefix = services.settings.prefix
+    return Response(job_json(view.ref, view.head, "cancelled", view.outcome, prefix), media_type=JSON)
 
 
 @router.get("/workers", dependencies=[require("operate")], **docs.WORKERS)
@@ -95,8 +97,9 @@ async def resend(
         sent = await services.quarantine.resend(job_id, services.watcher.signer, deadline_s, again=again)
         entry |= {"resent_as": sent.job_id}
     view = await services.results.job(sent.job_id, caller)
-    body = job_json(view.ref, view.head, view.status, view.outcome)
-    return Response(body, 202, {"location": f"/results/{sent.job_id}"}, media_type=JSON)
+    body = job_json(view.ref, view.head, view.status, view.outcome, settings.prefix)
+    location = result_url(sent.job_id, settings.prefix)
+    return Response(body, 202, {"location": location}, media_type=JSON)
 
 
 @router.get("/metrics", dependencies=[require("operate")], **docs.METRICS)

@@ -19,11 +19,13 @@ from app.contract import InputContract, skeleton, spellings
 from app.errors import (
     BodyKeyError,
     BodyNotArrayError,
+    BodyNotJsonError,
     InputEmptyError,
     InputNotFiniteError,
     InputNotNumericError,
     InputShapeError,
     TooLargeError,
+    UnsupportedTypeError,
 )
 from controller import decode
 from controller.decode import SAMPLE_KEYS, Numbers, little_endian
@@ -32,6 +34,9 @@ JSON = b"application/json"
 OCTETS = b"application/octet-stream"
 MSGPACK = b"application/msgpack"
 NPY = b"application/x-npy"
+ACCEPTED_TYPES = ", ".join(each.decode() for each in (JSON, OCTETS, NPY, MSGPACK))
+# What senders say of JSON, such as curl by default.
+ALSO_JSON = frozenset({b"", b"text/plain", b"text/json", b"application/x-www-form-urlencoded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +94,26 @@ MAX_LISTS_BYTES = 2**19  # walking Python lists takes about two seconds a MiB, a
 
 
 def parse(content_type: bytes, body: bytes) -> Body:
-    """Read a body. One of a type that is not known here is read as JSON.
+    """Read a body. One of a type that is not known here is read as JSON, if it is JSON.
 
     Raises:
+        UnsupportedTypeError: It is of a type that is not known here, and not JSON.
         InputError: It is not what its type says, or holds something else than numbers.
     """
     if content_type == JSON:
         return decode.parse(body)
-    read = _READERS.get(content_type.partition(b";")[0].strip().lower(), decode.parse)
-    return read(body)
+    kind = content_type.partition(b";")[0].strip().lower()
+    read = _READERS.get(kind)
+    if read:
+        return read(body)
+    try:
+        return decode.parse(body)
+    except BodyNotJsonError:
+        if kind in ALSO_JSON or kind.endswith(b"+json"):
+            raise
+        raise UnsupportedTypeError(
+            f"the body's content type is not one that is read; expected one of {ACCEPTED_TYPES}"
+        ) from None
 
 
 def _read_octets(body: bytes) -> Body:

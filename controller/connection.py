@@ -21,12 +21,12 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from controller.draining import Drain
+from controller.gate import Gate
 from controller.headers import API, CLOSE
 from controller.predict import Asked, Predict, Reply
 from controller.request_parser import RequestParser
 
-PATH = b"/predict"
-UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"idempotency-key"})
+UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"idempotency-key", b"content-encoding", b"origin"})
 HEAD_END = b"\r\n\r\n"
 KNOWN_HEADS = 1024
 KNOWN_HEAD_BYTES = 2048  # a longer one is not kept
@@ -140,6 +140,7 @@ class Flow(FlowControl):
 class Connection(HttpToolsProtocol):
     """Serves one connection of the controller."""
 
+    fault = ""  # of the request that is refused, where it is known
     # The parts of a prediction's body so far; None while something else is read.
     _parts: list[bytes] | None = None
     _query = b""
@@ -155,6 +156,8 @@ class Connection(HttpToolsProtocol):
         self.flow = Flow(transport, lambda: self._resume())
         self._predict: Predict = self.app.services.predict
         self._drain: Drain = self.app.services.drain
+        self._paths: frozenset[bytes] = self.app.predict_paths
+        self._gate: Gate = self.app.gate
         self._known_heads: KnownHeads = self.app.known_heads
         self.outbox: Outbox = self.app.outbox
 
@@ -231,6 +234,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Called once a request's headers are parsed."""
+        self._check_headers()
         if self._is_plain_prediction():
             self._parts = []
         else:
@@ -261,6 +265,19 @@ class Connection(HttpToolsProtocol):
         exchange = self._begin_exchange(known.keep_alive)
         self._predict.answer_alike(known.asked, body, self.client, exchange.reply)
 
+    def _check_headers(self) -> None:
+        """Refuse what servers and proxies may understand differently (RFC 9112, sections 3.2 and 6.1)."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            self.fault = "a request of HTTP/1.1 has exactly one Host header"
+        elif any(
+            name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers
+        ):
+            self.fault = "the only Transfer-Encoding that is read is chunked"
+        else:
+            return
+        raise HttpParserError(self.fault)
+
     def _begin_cycle(self) -> None:
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # such callers do not know it (RFC 9110, section 10.1.1)
@@ -281,7 +298,7 @@ class Connection(HttpToolsProtocol):
 
     def _is_plain_prediction(self) -> bool:
         path, _, query = self.url.partition(b"?")
-        if path != PATH or self.parser.get_method() != b"POST" or b"#" in query:
+        if path not in self._paths or self.parser.get_method() != b"POST" or b"#" in query:
             return False
         busy = self.cycle is not None and not self.cycle.response_complete
         if busy or self.config.access_log or self.limit_concurrency is not None:
@@ -290,7 +307,7 @@ class Connection(HttpToolsProtocol):
             return False
         self._query = query
         names = {name for name, _ in self.headers}
-        return b"content-length" in names and UNUSUAL.isdisjoint(names)
+        return b"content-length" in names and UNUSUAL.isdisjoint(names) and self._gate.passes(self.headers)
 
 
 class _NoEvent:

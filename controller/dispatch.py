@@ -450,7 +450,8 @@ class Dispatcher:
 
     def _register(self, new: NewBatch, jobs: list[Job], sent_at_s: float) -> SentBatch:
         # Before it is stored: its outcome may come on another connection before the store is confirmed.
-        batch = SentBatch(new.batch_id, new.head, BatchJson(new.batch_id, new.head), jobs, sent_at_s)
+        json = BatchJson(new.batch_id, new.head, prefix=self._settings.prefix)
+        batch = SentBatch(new.batch_id, new.head, json, jobs, sent_at_s)
         for index, job in enumerate(jobs):
             job.batch, job.index = batch, index
         self.sent[new.batch_id] = batch

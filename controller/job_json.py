@@ -21,18 +21,23 @@ DTYPES = {name: np.dtype(name).newbyteorder("<") for name in OUTPUT_DTYPES}
 WRITTEN_AS = {"bool": np.uint8, "float16": np.float64}
 
 
-def result_url(job_id: str) -> str:
-    """Where a job is read."""
-    return f"/results/{job_id}"
+def result_url(job_id: str, prefix: str = "") -> str:
+    """Where a job is read; `prefix` as in the settings."""
+    return f"{prefix}/results/{job_id}"
 
 
-def job_json(ref: JobRef, head: BatchHead, status: Status, outcome: BatchOutcome | None) -> bytes:
+def job_json(
+    ref: JobRef, head: BatchHead, status: Status, outcome: BatchOutcome | None, prefix: str = ""
+) -> bytes:
     """A job as JSON: its receipt, and its outcome where it has one.
+
+    Args:
+        prefix: What the path of its `result_url` begins with.
 
     Raises:
         WireError: Its scores cannot be read.
     """
-    return BatchJson(ref.batch_id, head, alone=True).job(ref.index, status, outcome)
+    return BatchJson(ref.batch_id, head, alone=True, prefix=prefix).job(ref.index, status, outcome)
 
 
 class BatchJson:
@@ -40,11 +45,13 @@ class BatchJson:
 
     Args:
         alone: Whether no more than one of them is asked for.
+        prefix: What the path of each `result_url` begins with.
     """
 
-    __slots__ = ("_batch_id", "_common", "_head", "_together")
+    __slots__ = ("_batch_id", "_common", "_head", "_results", "_together")
 
-    def __init__(self, batch_id: str, head: BatchHead, alone: bool = False) -> None:
+    def __init__(self, batch_id: str, head: BatchHead, alone: bool = False, prefix: str = "") -> None:
+        self._results = result_url("", prefix)
         self._batch_id = batch_id
         self._head = head
         self._common: dict[tuple[str, bool, bool], str] = {}
@@ -65,7 +72,7 @@ class BatchJson:
         key = (entry.policy, entry.forced, outcome is not None)
         common = self._common.get(key) or self._write_common(key, outcome)
         job_id = ids.job_id(self._batch_id, index)
-        text = f'{{"id":"{job_id}","status":"{status}","result_url":"{result_url(job_id)}",{common}'
+        text = f'{{"id":"{job_id}","status":"{status}","result_url":"{self._results}{job_id}",{common}'
         if outcome:
             text += self._own(index, outcome)
         elif status == "expired":

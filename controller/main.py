@@ -19,6 +19,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from app import keys
 from app import ledger as ledger_module
@@ -37,6 +39,7 @@ from controller.backlog import Backlogs
 from controller.connection import KnownHeads, Outbox
 from controller.dispatch import Dispatcher
 from controller.draining import Drain
+from controller.gate import Gate, listed
 from controller.headers import on_answers, on_pages, on_unread_body
 from controller.idempotency import Idempotency
 from controller.large_bodies import LargeBodies
@@ -52,6 +55,8 @@ from controller.results import Results
 from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
+PREDICT = b"/predict"
+CORS_HEADERS = ("authorization", "content-type", "content-encoding", "idempotency-key", "prefer")
 CANCEL_AGAIN_S = 0.2
 
 
@@ -81,11 +86,28 @@ class Controller:
     What is not open to all passes only with a valid API key, whatever route it leads to, and even if to none.
     """
 
-    def __init__(self, fastapi: FastAPI, access: Access) -> None:
+    def __init__(self, fastapi: FastAPI, access: Access, settings: ControllerSettings) -> None:
         self.fastapi = fastapi
         self.known_heads = KnownHeads()
         self.outbox = Outbox()
+        self.gate = Gate(settings, access)
+        prefix = settings.prefix.encode()
+        self.predict_paths = frozenset({PREDICT, PREDICT + b"/", prefix + PREDICT, prefix + PREDICT + b"/"})
         self._access = access
+        self._prefix = settings.prefix
+        origins = listed(settings.cors_origins)
+        self._cross_origin: ASGIApp = (
+            CORSMiddleware(
+                self._guarded,
+                allow_origins=origins,
+                allow_methods=("GET", "HEAD", "POST", "DELETE"),
+                allow_headers=CORS_HEADERS,
+                allow_private_network=True,
+                expose_headers=("location", "retry-after"),
+            )
+            if origins
+            else self._guarded
+        )
 
     @property
     def is_guarded(self) -> bool:
@@ -109,18 +131,43 @@ class Controller:
         asyncio.get_running_loop().call_later(services.settings.drain_s, services.predict.end_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"]):
-            receive, send = on_unread_body(receive, send)
-        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
-            await self.services.predict(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._guarded(scope, receive, send)
-        else:
+        """Serve one request, or the lifespan."""
+        if scope["type"] != "http":
             await self.fastapi(scope, receive, send)
+            return
+        if any(name == b"expect" for name, _ in scope["headers"]):
+            receive, send = on_unread_body(receive, send)
+        scope = self._as_published(scope)
+        try:
+            self.gate.check(scope["headers"], self._path(scope))
+        except ModelyardError as error:
+            await _answer(self.services, error)(scope, receive, on_answers(send))
+            return
+        await self._cross_origin(scope, receive, send)
+
+    def _as_published(self, scope: Scope) -> Scope:
+        """The request as FastAPI is to see it.
+
+        Its path begins with the prefix, whether or not a proxy has stripped it, and ends without a slash: `/predict/`
+        is `/predict`. HEAD is GET, whose body the server leaves out.
+        """
+        prefix = self._prefix or scope.get("root_path", "")
+        path = scope["path"]
+        path = path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+        path = path[:-1] if len(path) > 1 and path.endswith("/") else path
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        return {**scope, "root_path": prefix, "path": prefix + path, "method": method}
+
+    @staticmethod
+    def _path(scope: Scope) -> str:
+        path: str = scope["path"]
+        return path.removeprefix(scope["root_path"])
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
+        path = self._path(scope)
+        if path == "/predict" and scope["method"] == "POST":
+            await self.services.predict(scope, receive, send)
+            return
         send = on_pages(send) if path in DOCUMENTATION_PATHS else on_answers(send)
         try:
             caller = ANONYMOUS if is_open(path) else self._access.caller(_authorization(scope))
@@ -152,6 +199,7 @@ def create_app(settings: ControllerSettings) -> Controller:
         title="Modelyard",
         version=version("modelyard"),
         description=documentation.INTRODUCTION,
+        redirect_slashes=False,
         lifespan=lambda fastapi: _lifespan(fastapi, settings, access),
     )
     fastapi.include_router(api.router)
@@ -159,7 +207,7 @@ def create_app(settings: ControllerSettings) -> Controller:
     fastapi.add_exception_handler(RequestValidationError, _on_validation_error)
     fastapi.add_exception_handler(HTTPException, _on_http_error)
     fastapi.add_exception_handler(Exception, _on_unforeseen_error)
-    return Controller(fastapi, access)
+    return Controller(fastapi, access, settings)
 
 
 @asynccontextmanager

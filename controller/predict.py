@@ -33,6 +33,7 @@ from controller import bodies
 from controller.access import Access, Caller
 from controller.audit import Audit, Client
 from controller.backlog import Backlogs
+from controller.codings import IDENTITY, check_coding, unpack
 from controller.dispatch import Dispatcher, Job
 from controller.draining import Drain
 from controller.headers import API, CLOSE, Headers
@@ -55,7 +56,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON = (b"content-type", bodies.JSON)
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
-CODINGS = frozenset({b"", b"identity"})
 MAX_QUERY_BYTES = 2048  # a thousand are remembered
 EXPIRY_POLL_S = 0.2  # Redis's clock, which decides, may be a little behind this process's
 
@@ -130,6 +130,7 @@ class Predict:
         drain: Drain,
     ) -> None:
         self._settings = settings
+        self._prefix = settings.prefix
         self._access = access
         self._audit = audit
         self._rate_limit = rate_limit
@@ -239,6 +240,9 @@ class Predict:
         if self._rate_limit:
             self._rate_limit.check(request.caller, scope)
         body = await self._read(headers, receive)
+        coding = headers.get(b"content-encoding", b"")
+        if coding not in IDENTITY:
+            body = await asyncio.to_thread(unpack, coding, body, self._settings.max_body_bytes)
         key = headers.get(b"idempotency-key")
         if key is None:
             return await self._submit(request, body, scope)
@@ -257,8 +261,7 @@ class Predict:
         query = parse_query(query_string)
         wait_s = self._wait_s(query, headers.get(b"prefer"))
         deadline_s = self._deadline_s(query)
-        if headers.get(b"content-encoding", b"") not in CODINGS:
-            raise InputError("the body is compressed; send it as it is, without Content-Encoding")
+        check_coding(headers.get(b"content-encoding", b""))
         content_type = headers.get(b"content-type", bodies.JSON)
         asked = Asked(query.selector, wait_s, deadline_s, authorization, content_type)
         return Request(asked, caller, received_at_ms)
@@ -368,7 +371,7 @@ class Predict:
         job_id = ids.job_id(batch.batch_id, job.index)
         if self._drain.is_over and wait_s > 0:
             return self._interrupted(job_id)
-        location = (b"location", result_url(job_id).encode())
+        location = (b"location", result_url(job_id, self._prefix).encode())
         return Reply(202, [JSON, location], batch.json.job(job.index, "queued", None))
 
     def _interrupted(self, job_id: str) -> Reply:
@@ -377,7 +380,7 @@ class Predict:
             retry_after_s=1,
         )
         self._metrics.rejected(error.code)
-        url = result_url(job_id)
+        url = result_url(job_id, self._prefix)
         status, headers, body = problem(error, id=job_id, result_url=url)
         return Reply(status, [*headers, (b"location", url.encode())], body)
 
@@ -403,8 +406,8 @@ class Predict:
         done = view.outcome is not None and wait_s > 0
         if self._drain.is_over and wait_s > 0 and not done:
             return self._interrupted(first_job_id)
-        location: Headers = [] if done else [(b"location", result_url(first_job_id).encode())]
-        body = job_json(view.ref, view.head, view.status, view.outcome if done else None)
+        location: Headers = [] if done else [(b"location", result_url(first_job_id, self._prefix).encode())]
+        body = job_json(view.ref, view.head, view.status, view.outcome if done else None, self._prefix)
         return Reply(200 if done else 202, [JSON, *location], body)
 
     async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:

@@ -9,6 +9,7 @@ import orjson
 
 from app import errors
 from app.errors import ModelyardError
+from controller.bodies import ACCEPTED_TYPES
 
 PROBLEM_JSON = b"application/problem+json"
 
@@ -18,10 +19,14 @@ STATUS: dict[type[ModelyardError], HTTPStatus] = {
     errors.InputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.BodyNotJsonError: HTTPStatus.BAD_REQUEST,
     errors.BodyNotArrayError: HTTPStatus.BAD_REQUEST,
+    errors.BodyCodingError: HTTPStatus.BAD_REQUEST,
     errors.MalformedRequestError: HTTPStatus.BAD_REQUEST,
     errors.TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.HeadTooLargeError: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     errors.RequestTimeoutError: HTTPStatus.REQUEST_TIMEOUT,
+    errors.UnsupportedError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.HostNotAllowedError: HTTPStatus.MISDIRECTED_REQUEST,
+    errors.OriginNotAllowedError: HTTPStatus.FORBIDDEN,
     errors.UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
     errors.ForbiddenError: HTTPStatus.FORBIDDEN,
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
@@ -32,6 +37,11 @@ STATUS: dict[type[ModelyardError], HTTPStatus] = {
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 DEFAULT_RETRY_AFTER_S = 1.0
+# What an answer of a class names besides: what would have been read (RFC 9110, section 12.5.3; W3C LDP, section 7.1).
+HEADERS: dict[type[ModelyardError], tuple[bytes, bytes]] = {
+    errors.UnsupportedTypeError: (b"accept-post", ACCEPTED_TYPES.encode()),
+    errors.UnsupportedCodingError: (b"accept-encoding", b"gzip, deflate"),
+}
 CHALLENGE = (b"www-authenticate", b'Bearer realm="modelyard"')
 
 
@@ -48,6 +58,8 @@ def problem(error: ModelyardError, **members: str) -> tuple[int, list[tuple[byte
     """
     status = status_of(error)
     headers = [(b"content-type", PROBLEM_JSON)]
+    if type(error) in HEADERS:
+        headers.append(HEADERS[type(error)])
     if status is HTTPStatus.UNAUTHORIZED:
         headers.append(CHALLENGE)
     retry_after_s = error.retry_after_s

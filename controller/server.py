@@ -123,7 +123,8 @@ class PatientProtocol(Connection):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or what was refused, in our own format."""
-        self._refuse(_HEAD_TOO_LARGE if self._head_is_too_large else _MALFORMED)
+        fault = MalformedRequestError(self.fault) if self.fault else _MALFORMED
+        self._refuse(_HEAD_TOO_LARGE if self._head_is_too_large else fault)
 
     def shutdown(self) -> None:
         """Close it, or have it closed after the answer that is due; a request that has begun to come is answered."""

@@ -57,7 +57,8 @@ CASES: dict[str, Case] = {
     "parameter twice": ("?worker=1&worker=2", GOOD, {}, 422, "parameter_invalid", "at most one each"),
     "too many parameters": ("?" + "a=1&" * 40, GOOD, {}, 422, "parameter_invalid", "malformed"),
     "long query": ("?model=" + "m" * 2048, GOOD, {}, 422, "parameter_invalid", "longer than 2048 bytes"),
-    "compressed": ("", GOOD, {"content-encoding": "gzip"}, 422, "input_invalid", "compressed"),
+    "not packed": ("", GOOD, {"content-encoding": "gzip"}, 400, "body_wrong_coding", "not gzip"),
+    "packed otherwise": ("", GOOD, {"content-encoding": "br"}, 415, "content_coding_unsupported", "gzip"),
     "empty idempotency key": ("", GOOD, {"idempotency-key": ""}, 422, "parameter_invalid", "1 to 255"),
     "MessagePack of another shape": (
         "",

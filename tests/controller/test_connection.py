@@ -56,6 +56,13 @@ class Caller:
             body = await self._reader.readexactly(int(headers.get("content-length", 0)))
         return Answer(int(head[0].split()[1]), headers, body)
 
+    async def head(self) -> Answer:
+        """An answer that has no body, whatever its headers say."""
+        async with asyncio.timeout(5):
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:-2])
+        return Answer(int(head[0].split()[1]), headers, b"")
+
     async def closed(self) -> bool:
         async with asyncio.timeout(5):
             return await self._reader.read(1) == b""
@@ -250,7 +257,7 @@ async def test_what_is_not_a_prediction_goes_the_usual_way(site: Site) -> None:
     for line, status in [
         (b"GET /predict", 405),
         (b"POST /predictions", 404),
-        (b"POST /predict/", 307),
+        (b"POST /predict/?wait=5", 200),
         (b"POST /predict?wait=-1", 422),
         (b"POST /predict?wait=5#", 200),
     ]:

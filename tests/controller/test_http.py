@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import json
 import socket
 import subprocess
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvloop
 
@@ -289,24 +292,226 @@ async def test_a_caller_who_never_ends_a_refused_request_is_cut_off(open_site: O
         await until(lambda: not site.server.server_state.connections, "the connection is closed", 20)
 
 
-async def test_nginx_passes_on_why_a_request_was_refused(
-    open_site: OpenSite,
-    tmp_path: Path,
-    free_port: Callable[[], int],
-    system_tool: Callable[[str, str], str],
+@pytest.fixture
+async def nginx(
+    tmp_path: Path, free_port: Callable[[], int], system_tool: Callable[[str, str], str]
+) -> AsyncIterator[Callable[[Site], Awaitable[tuple[str, int]]]]:
+    """`await nginx(site)` is the address of an nginx in front of a site."""
+    with contextlib.ExitStack() as stack:
+
+        async def start(site: Site) -> tuple[str, int]:
+            program, port = system_tool("nginx", "nginx"), free_port()
+            upstream = f"http://127.0.0.1:{site.address[1]}"
+            proxy = stack.enter_context(proxying(program, tmp_path, port, upstream))
+            await until(lambda: can_connect(proxy), "nginx listens", 20)
+            return proxy
+
+        yield start
+
+
+Nginx = Callable[[Site], Awaitable[tuple[str, int]]]
+
+
+async def test_nginx_passes_on_why_a_request_was_refused(open_site: OpenSite, nginx: Nginx) -> None:
+    proxy = await nginx(await open_site())
+    for _ in range(3):
+        assert await asyncio.to_thread(status_of, proxy, "/predict", {}, LARGE) == 413
+
+
+@pytest.mark.parametrize("way", ["/yard", "/yard/kept"], ids=["stripped by the proxy", "kept by the proxy"])
+async def test_every_reference_leads_through_the_proxy(open_site: OpenSite, nginx: Nginx, way: str) -> None:
+    site = await open_site(root_path=way)
+    host, port = await nginx(site)
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=30) as browser:
+        for headers in (
+            {},
+            {"idempotency-key": "a"},
+            {"idempotency-key": "a"},
+        ):  # the short way, the long, a repeat
+            for path in (f"{way}/predict", f"{way}/predict/"):
+                accepted = await browser.post(path, json={"data": [1, 2]}, headers=headers)
+                assert accepted.status_code == 202
+                told = accepted.json()["result_url"]
+                assert told == accepted.headers["location"] == f"{way}/results/{accepted.json()['id']}"
+                read = await browser.get(f"{told}?wait=5")
+                assert (read.status_code, read.json()["result_url"]) == (200, told)
+        page = await browser.get(f"{way}/docs/")
+        for reference in (f"{way}/openapi.json", f"{way}/static-offline-docs/swagger-ui-bundle.js"):
+            assert reference in page.text
+            assert (await browser.get(reference)).status_code == 200
+        document = (await browser.get(f"{way}/openapi.json")).json()
+        assert document["servers"] == [{"url": way}]
+
+
+async def test_a_trailing_slash_leads_to_the_same_resource_and_never_elsewhere(site: Site) -> None:
+    async with site.caller() as caller:
+        for path, status in (
+            (b"/healthz/", 200),
+            (b"/workers/", 200),
+            (b"/results/x/", 404),
+            (b"/none/", 404),
+        ):
+            await caller.send(request(b"GET " + path))
+            answer = await caller.answer()
+            assert (answer.status, "location" in answer.headers) == (status, False)
+
+
+async def test_head_is_answered_like_get_without_the_body(site: Site) -> None:
+    async with site.caller() as caller:
+        for path in (b"/healthz", b"/readyz", b"/workers", b"/docs", b"/openapi.json", b"/none"):
+            await caller.send(request(b"GET " + path))
+            got = await caller.answer()
+            await caller.send(request(b"HEAD " + path))
+            head = await caller.head()
+            assert (head.status, head.headers.keys()) == (got.status, got.headers.keys())
+            if path not in (b"/workers",):  # which tells how old things are
+                assert head.headers["content-length"] == got.headers["content-length"]
+        await caller.send(request(b"HEAD /predict"))
+        assert (await caller.head()).status == 405
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param(b"GET /healthz HTTP/1.1\r\n\r\n", 400, id="no host"),
+        pytest.param(request(b"GET /healthz", b"Host: localhost"), 400, id="two hosts"),
+        pytest.param(post(b"host: other"), 400, id="two hosts of a prediction"),
+        pytest.param(b"GET /healthz HTTP/1.0\r\n\r\n", 200, id="no host in HTTP/1.0"),
+        pytest.param(
+            request(b"POST /predict", b"transfer-encoding: gzip, chunked", body=CHUNKS),
+            400,
+            id="other codings",
+        ),
+    ],
+)
+async def test_a_request_that_proxies_may_read_differently_is_refused(
+    site: Site, sent: bytes, status: int
 ) -> None:
-    site = await open_site()
-    with proxying(
-        system_tool("nginx", "nginx"), tmp_path, free_port(), f"http://127.0.0.1:{site.address[1]}"
-    ) as proxy:
-        await until(lambda: can_connect(proxy), "nginx listens")
-        for _ in range(3):
-            assert await asyncio.to_thread(status_of, proxy, "/predict", {}, LARGE) == 413
+    async with site.caller() as caller:
+        await caller.send(sent)
+        assert (await caller.answer()).status == status
+        assert await caller.closed()
+
+
+PACKED = {
+    "gzip": gzip.compress(BODY),
+    "x-gzip": gzip.compress(BODY[:8]) + gzip.compress(BODY[8:]),
+    "GZIP": gzip.compress(BODY),
+    "deflate": zlib.compress(BODY),
+    "identity": BODY,
+}
+
+
+async def test_packed_bodies_are_unpacked_within_the_limit(site: Site) -> None:
+    raw = zlib.compressobj(wbits=-15)
+    bomb = gzip.compress(b" " * 50_000_000)
+    cases: list[tuple[str, bytes, int]] = [(coding, body, 200) for coding, body in PACKED.items()]
+    cases += [("deflate", raw.compress(BODY) + raw.flush(), 200)]
+    cases += [("gzip", bomb, 413), ("gzip", gzip.compress(b" " * LIMIT_BYTES + BODY), 413)]
+    cases += [("gzip", BODY, 400), ("gzip", PACKED["gzip"][:-9], 400), ("gzip", PACKED["gzip"] + b"x", 400)]
+    cases += [("gzip", gzip.compress(b"") * 2000 + PACKED["gzip"], 400)]
+    cases += [("br", BODY, 415), ("gzip, gzip", BODY, 415), ("gzip", b"", 400), ("deflate", b"", 400)]
+    for coding, body, status in cases:
+        async with site.caller() as caller:
+            sent = post(b"content-encoding: " + coding.encode(), body=body)
+            await caller.send(sent)
+            answer = await caller.answer()
+            assert (coding, answer.status) == (coding, status)
+            if status == 415:
+                assert answer.headers["accept-encoding"] == "gzip, deflate"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status"),
+    [
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n1\r\n--x--", 415),
+        ("image/png", b"\x89PNG\r\n", 415),
+        ("text/csv", b"1,2", 415),
+        ("text/csv", BODY, 200),
+        ("application/x-www-form-urlencoded", b"data=1", 400),
+        ("application/vnd.x+json", b"{", 400),
+    ],
+)
+async def test_a_type_that_is_not_read_is_refused_with_those_that_are(
+    site: Site, content_type: str, body: bytes, status: int
+) -> None:
+    async with site.caller() as caller:
+        for way in ((), (b"idempotency-key: once",)):
+            await caller.send(post(b"content-type: " + content_type.encode(), *way, body=body))
+            answer = await caller.answer()
+            assert answer.status == status
+            if status == 415:
+                assert "application/json" in answer.json["detail"]
+                assert answer.headers["accept-post"].startswith("application/json, ")
+
+
+HERE, PAGE = b"host: localhost", b"origin: https://app.example.com"
+# Headers instead of `Host: localhost`, a path, and the status by settings: none, allowed ones, with keys (none sent).
+VISITORS: list[tuple[tuple[bytes, ...], bytes, tuple[int, int, int]]] = [
+    ((HERE,), b"GET /workers", (200, 200, 401)),
+    ((b"host: LOCALHOST.:9000",), b"GET /workers", (200, 200, 401)),
+    ((b"host: 127.0.0.1:1",), b"GET /workers", (200, 200, 401)),
+    ((b"host: [::1]:9000",), b"GET /workers", (200, 200, 401)),
+    ((b"host: 10.0.0.7",), b"GET /workers", (200, 200, 401)),
+    ((b"host: yard.example.com:80",), b"GET /workers", (421, 200, 401)),
+    ((b"host: a.internal",), b"GET /workers", (421, 200, 401)),
+    ((b"host: evil.example",), b"GET /workers", (421, 421, 401)),
+    ((b"host: localhost.evil.example",), b"GET /docs", (421, 421, 200)),
+    ((b"host: 127.0.0.1.evil.example",), b"POST /predict", (421, 421, 401)),
+    ((b"host: evil.example",), b"GET /healthz", (200, 200, 200)),
+    ((b"host: evil.example",), b"GET /readyz", (200, 200, 200)),
+    ((HERE, PAGE), b"POST /predict", (403, 202, 401)),
+    ((HERE, b"origin: null"), b"POST /predict", (403, 403, 401)),
+    ((HERE, b"origin: http://localhost:3000"), b"DELETE /results/x", (403, 403, 401)),
+    ((HERE, b"origin: http://localhost"), b"POST /predict", (202, 202, 401)),
+    ((HERE,), b"POST /predict", (202, 202, 401)),
+]
+
+
+async def test_web_pages_and_names_of_strangers_are_refused_where_there_are_no_keys(
+    open_site: OpenSite,
+) -> None:
+    allowed = {"allowed_hosts": "yard.example.com, *.internal", "cors_origins": "https://app.example.com"}
+    all_settings: list[dict[str, Any]] = [{"allowed_hosts": ""}, allowed, {**allowed, "api_keys": KEYS}]
+    for number, settings in enumerate(all_settings):
+        site = await open_site(**settings)
+        async with site.caller() as caller:
+            for headers, line, statuses in VISITORS:
+                for _ in range(2):  # also with a head that is known
+                    body = BODY if line.startswith(b"POST") else b""
+                    length = b"content-length: %d" % len(body)
+                    await caller.send(b"\r\n".join((line + b" HTTP/1.1", *headers, length, b"", body)))
+                    answer = await caller.answer()
+                    assert (number, headers, answer.status) == (number, headers, statuses[number])
+                    setting = {421: "MODELYARD_ALLOWED_HOSTS", 403: "MODELYARD_CORS_ORIGINS"}.get(
+                        answer.status
+                    )
+                    assert setting is None or setting in answer.json["detail"]
+                    is_known_page = PAGE in headers and bool(number)
+                    assert ("access-control-allow-origin" in answer.headers) == is_known_page
+
+
+async def test_a_page_that_is_allowed_may_ask_before_it_sends(open_site: OpenSite) -> None:
+    asking = (
+        b"access-control-request-method: POST",
+        b"access-control-request-headers: content-type,authorization",
+    )
+    site = await open_site(cors_origins="https://app.example.com", api_keys=KEYS)
+    async with site.caller() as caller:
+        await caller.send(request(b"OPTIONS /predict", PAGE, *asking))
+        answer = await caller.answer()
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (
+            200,
+            "https://app.example.com",
+        )
+        assert "post" in answer.headers["access-control-allow-methods"]
+        await caller.send(request(b"OPTIONS /predict", b"origin: https://evil.example", *asking))
+        assert "access-control-allow-origin" not in (await caller.answer()).headers
 
 
 @contextlib.contextmanager
 def proxying(nginx: str, folder: Path, port: int, upstream: str) -> Iterator[tuple[str, int]]:
-    """nginx in front of a controller: all as it is at /, and at /yard/ with the prefix stripped."""
+    """nginx in front of a controller: `/yard/` with the prefix stripped, `/yard/kept/` and the rest as they are."""
     config = folder / "nginx.conf"
     config.write_text(f"""
         daemon off; pid {folder}/pid; error_log stderr; worker_processes 1;
@@ -318,7 +523,8 @@ def proxying(nginx: str, folder: Path, port: int, upstream: str) -> Iterator[tup
             server {{
                 listen 127.0.0.1:{port};
                 location / {{ proxy_pass {upstream}; proxy_request_buffering off; }}
-                location /stripped/ {{ proxy_pass {upstream}/; }}
+                location /yard/ {{ proxy_pass {upstream}/; }}
+                location /yard/kept/ {{ proxy_pass {upstream}; }}
             }}
         }}
     """)
