@@ -1,8 +1,10 @@
 """Which hosts and which web pages are answered.
 
 A browser lets any page send simple requests anywhere, and a page whose name is made to lead to this machine (DNS
-rebinding) reads the answers. API keys keep such pages out. Without keys this does: only names that nobody else can
-make lead here are answered, and only pages of this host or of `MODELYARD_CORS_ORIGINS`.
+rebinding) reads the answers. API keys keep such pages out. Without keys this does: a request is answered if it was
+sent to an IP address, to a name without a dot (localhost, or a service of Docker or Kubernetes, none of which anybody
+can register) or to one in `MODELYARD_ALLOWED_HOSTS`, and came from no page, or from one of this host or of
+`MODELYARD_CORS_ORIGINS`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from app.errors import HostNotAllowedError, ModelyardError, OriginNotAllowedErro
 from app.settings import ControllerSettings
 from controller.access import HEALTH_PATHS, Access
 
-LOOPBACK_NAMES = frozenset({"localhost"})
 ANY = "*"
 
 
@@ -28,7 +29,7 @@ class Gate:
 
     def __init__(self, settings: ControllerSettings, access: Access) -> None:
         self._access = access
-        self._names = LOOPBACK_NAMES | {_name(each) for each in listed(settings.allowed_hosts)}
+        self._names = {_name(each) for each in listed(settings.allowed_hosts)}
         self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
         self._origins = frozenset(listed(settings.cors_origins))
 
@@ -45,8 +46,8 @@ class Gate:
         for host in hosts:
             if not self._is_own(_name(host)):
                 raise HostNotAllowedError(
-                    "this controller has no API keys, and answers only requests to localhost, to an IP address and to "
-                    "the names in MODELYARD_ALLOWED_HOSTS; add the name that you use"
+                    "this controller has no API keys, and answers only requests to IP addresses, to names without a "
+                    "dot, such as localhost, and to those in MODELYARD_ALLOWED_HOSTS; add the name that you use"
                 )
         for origin in (value.decode("latin-1") for name, value in headers if name == b"origin"):
             if not self._is_of(origin, hosts):
@@ -65,7 +66,8 @@ class Gate:
 
     def _is_own(self, name: str) -> bool:
         return (
-            name in self._names
+            "." not in name
+            or name in self._names
             or ANY in self._names
             or name.endswith(self._suffixes)
             or _is_address(name)  # an address cannot be made to lead elsewhere

@@ -154,9 +154,10 @@ class Controller:
         prefix = self._prefix or scope.get("root_path", "")
         path = scope["path"]
         path = path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+        state = {**scope.get("state", {}), "is_open": is_open(path)}  # as it is written, whatever it leads to
         path = path[:-1] if len(path) > 1 and path.endswith("/") else path
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        return {**scope, "root_path": prefix, "path": prefix + path, "method": method}
+        return {**scope, "root_path": prefix, "path": prefix + path, "method": method, "state": state}
 
     @staticmethod
     def _path(scope: Scope) -> str:
@@ -170,14 +171,14 @@ class Controller:
             return
         send = on_pages(send) if path in DOCUMENTATION_PATHS else on_answers(send)
         try:
-            caller = ANONYMOUS if is_open(path) else self._access.caller(_authorization(scope))
+            caller = ANONYMOUS if scope["state"]["is_open"] else self._access.caller(_authorization(scope))
         except UnauthenticatedError as error:
             self.services.audit.refuse(
                 "request", error, scope.get("client"), method=scope["method"], path=path
             )
             await _answer(self.services, error)(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
+        scope["state"]["caller"] = caller
         await self.fastapi(scope, receive, send)
 
 

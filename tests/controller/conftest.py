@@ -71,7 +71,6 @@ def settings_for(url: str, **fields: Any) -> ControllerSettings:
         "result_retention_s": RETENTION_S,
         "redis_timeout_s": 1.0,
         "batch_hold_ms": 5.0,
-        "allowed_hosts": "controller",
         "batches_ahead": 0,  # one batch at a time, so that the next one gathers
     }
     return ControllerSettings(**{**defaults, **fields})

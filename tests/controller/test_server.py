@@ -61,7 +61,6 @@ def running(
         "REDIS_URL": redis_of_module.url,
         "MODELYARD_REQUEST_TIMEOUT_S": str(TIMEOUT_S),
         "MODELYARD_MAX_BODY_BYTES": "1024",
-        "MODELYARD_ALLOWED_HOSTS": "x",
         "MODELYARD_LAME_DUCK_S": "0",
     }
     with log.open("wb") as output:
