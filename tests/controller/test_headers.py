@@ -23,7 +23,7 @@ MARK = "mark<script>"
         ("GET", "/predict", 405),
         ("GET", "/results/x", 404),
         ("GET", "/workers", 200),
-        ("GET", "/workers/", 307),
+        ("GET", "/workers/", 200),
         ("GET", "/metrics", 200),
         ("GET", "/healthz", 200),
         ("GET", "/no-such-path", 404),
