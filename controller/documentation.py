@@ -139,6 +139,7 @@ PREDICT: dict[str, Any] = {
             s404="No such worker number, model or version",
             s409="The idempotency key stands for another request",
             s413="More samples or bytes than the limits",
+            s415="The body's type or coding is not one that is read; `Accept-Post` or `Accept-Encoding` says which are",
             s422="The samples do not fit the model, or a parameter is out of range",
             s429="The queue is full: a job would wait too long for its deadline; or the client has asked too often",
             s503="No worker is ready, or Redis does not answer, or another post with the Idempotency-Key is being "
