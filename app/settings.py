@@ -59,7 +59,9 @@ class Settings(BaseSettings):
         description="registered model that workers serve and training registers",
     )
     state_dir: Path = Field(
-        default=Path(".modelyard"), description="folder for the pool's own Redis data, sockets and logs"
+        default=Path(".modelyard"),
+        validate_default=True,
+        description="folder for the pool's own Redis data, sockets and logs",
     )
     heartbeat_s: float = Field(
         default=1.0,
@@ -78,6 +80,11 @@ class Settings(BaseSettings):
     @classmethod
     def _where_it_lies(cls, uri: str) -> str:
         return uri or default_uri()
+
+    @field_validator("state_dir", "redis_password_file")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.absolute() if path else None  # a model may change the working directory
 
     @property
     def worker_ttl_s(self) -> float:

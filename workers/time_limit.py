@@ -26,6 +26,7 @@ from app.errors import InferenceTimeoutError
 
 GRACE_S = 1.0  # between two of the three ways
 EVERY_S = 0.5
+STDERR = 2  # its number: a model may have replaced `sys.stderr`
 
 
 class _TimeIsUpError(BaseException):
@@ -135,4 +136,4 @@ class Watchdog:
 
     def _postpone_the_end(self) -> None:
         # A thread written in C: it fires where this one, like all of Python, stands still until then.
-        faulthandler.dump_traceback_later(self._standstill_s, exit=True)
+        faulthandler.dump_traceback_later(self._standstill_s, exit=True, file=STDERR)

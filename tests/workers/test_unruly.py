@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +56,41 @@ def test_a_model_that_exits_while_it_loads_ends_its_worker_with_an_error(start_w
     _, errors = worker.communicate(timeout=60)
     assert worker.returncode == 1
     assert "it raised SystemExit(None), which would end its worker" in errors.splitlines()[-1]
+
+
+CHANGES = """
+import locale, logging, socket, warnings
+os.chdir("/")
+os.environ.clear()
+os.umask(0o777)
+socket.setdefaulttimeout(1e-6)
+locale.setlocale(locale.LC_ALL, "C")
+logging.getLogger().handlers.clear()
+warnings.simplefilter("error")
+sys.stdout = sys.stderr = None
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+"""
+
+
+def relative(folder: Path) -> str:
+    return os.path.relpath(folder)
+
+
+async def test_a_model_that_changes_its_process_while_it_loads_is_served_all_the_same(
+    start_worker: Start, redis_server: RedisServer
+) -> None:
+    worker = start_worker(
+        "1",
+        MODEL_NAME="Unruly",
+        REDIS_URL="",
+        MODELYARD_STATE_DIR=relative(redis_server.socket.parent),
+        **{model.LOADING: CHANGES},
+    )
+    with redis.Redis.from_url(redis_server.url) as client:
+        await until(lambda: ready_pids(client) or worker.poll() is not None, "it starts", timeout_s=60)
+        assert worker.poll() is None, worker.communicate()
+        async with serving(settings_for(redis_server.url, heartbeat_s=HEARTBEAT_S)) as served:
+            assert (await outcome_of(served, model.WELL))["status"] == "succeeded"
+    worker.send_signal(signal.SIGTERM)
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == 0, errors
