@@ -557,6 +557,8 @@ class ControllerLedger:
             if not fields:
                 return await self.forget(batch_id, queue)
             head = wire.decode_head(fields.get(b"head", b""))
+            if head.queue != queue or len(head.jobs) != ids.n_jobs(batch_id):
+                raise WireError("the record's head is another batch's")
             return await self.close_unclaimed(batch_id, head, overdue_outcome(head, fields, now_ms))
 
     async def close_unreadable(self, batch_id: str, queue: str, now_ms: float) -> bool:
