@@ -106,6 +106,7 @@ CMD ["server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", \
 
 FROM worker-packages AS worker
 COPY --from=project /opt/venv /opt/venv
+ENV MODELYARD_READY_FILE=/tmp/worker.ready
 USER modelyard
 WORKDIR /tmp
 ENTRYPOINT ["modelyard"]

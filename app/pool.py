@@ -152,6 +152,18 @@ def identity(record: WorkerRecord) -> str:
     return f"{model or 'no run'} of {record.registry or 'an unnamed registry'} on {record.host or record.worker_id}"
 
 
+def records_of_host(redis: Any, host: str) -> list[WorkerRecord]:
+    """Records of the live workers of a host. A dead worker's has expired.
+
+    Raises:
+        WireError: One cannot be read.
+    """
+    worker_ids = redis.zrange(keys.WORKERS, 0, -1)
+    own = [keys.worker(each.decode()) for each in worker_ids if each.startswith(f"{host}-".encode())]
+    records = [decode_record(data) for data in (redis.mget(own) if own else []) if data]
+    return [record for record in records if record.host == host]
+
+
 def withdraw_record(redis: Any, worker_id: str) -> None:
     """Take a worker's record away, and tell the controllers; what it holds is sent again.
 

@@ -183,6 +183,10 @@ class WorkerSettings(Settings):
         le=100,
         description="times that jobs may lose their worker before they are quarantined",
     )
+    ready_file: Path | None = Field(
+        default=None,
+        description="file that a worker keeps while it is ready, for `python -m workers.health`",
+    )
 
 
 HOST: Any = Field(default="127.0.0.1", min_length=1, description="address to listen on")

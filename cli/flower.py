@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
@@ -12,11 +13,14 @@ from app.settings import ControllerSettings, load
 from cli.listening import refusal
 
 LOOPBACK = "127.0.0.1"
-LOGIN_REMEDY = "set FLOWER_BASIC_AUTH=user:password"
+LOGIN_FILE = "FLOWER_BASIC_AUTH_FILE"
+LOGIN_REMEDY = "set FLOWER_BASIC_AUTH=user:password, or FLOWER_BASIC_AUTH_FILE to a file of that"
 
 
 @click.command(
-    "flower", context_settings={"ignore_unknown_options": True}, epilog="Every FLOWER_* variable works too."
+    "flower",
+    context_settings={"ignore_unknown_options": True},
+    epilog="Every FLOWER_* variable works too, and FLOWER_BASIC_AUTH_FILE, a file of the login.",
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[FLOWER OPTIONS]...")
 def command(options: tuple[str, ...]) -> None:
@@ -27,6 +31,7 @@ def command(options: tuple[str, ...]) -> None:
         raise ConfigurationError(
             "a login on the command line can be read by every user of this machine; " + LOGIN_REMEDY
         )
+    _read_login()
     for name in [name for name, value in os.environ.items() if name.startswith("FLOWER_") and not value]:
         del os.environ[name]  # to Flower, an empty login is one
     # Flower by itself listens on every interface.
@@ -34,6 +39,27 @@ def command(options: tuple[str, ...]) -> None:
     settings = load(ControllerSettings)
     _check_options(settings, options)
     create_celery(settings).start(["flower", *options])
+
+
+def _read_login() -> None:
+    """Take Flower's login from the file that FLOWER_BASIC_AUTH_FILE names; an empty file is no login.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or the login is given twice.
+    """
+    path = os.environ.pop(LOGIN_FILE, "")
+    if not path:
+        return
+    try:
+        login = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{LOGIN_FILE}={path} cannot be read: {error}") from None
+    if login and os.environ.get("FLOWER_BASIC_AUTH"):
+        raise ConfigurationError(
+            f"FLOWER_BASIC_AUTH and {LOGIN_FILE} both hold a login; leave one of them out"
+        )
+    if login:
+        os.environ["FLOWER_BASIC_AUTH"] = login
 
 
 def _check_options(settings: ControllerSettings, options: tuple[str, ...]) -> None:

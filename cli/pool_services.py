@@ -220,7 +220,7 @@ def serving_pids(redis_url: str) -> dict[int, int]:
     """
     import redis
 
-    from workers.health import records_of_host
+    from app.pool import records_of_host
 
     try:
         with redis.Redis.from_url(redis_url, socket_timeout=PROBE_TIMEOUT_S) as connection:

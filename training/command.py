@@ -14,7 +14,7 @@ from rich.table import Table
 from app.errors import ConfigurationError
 from app.registry_database import sqlite_path
 from app.settings import Settings, load
-from training.inventory import RegisteredVersion, registered_versions
+from training.inventory import RegisteredVersion, quickly_known_archs, registered_versions
 from training.options import ARCHS, DATASETS, TrainOptions
 from training.versions import train_versions
 
@@ -91,7 +91,10 @@ def _check_place(settings: Settings) -> None:
 
 def unregistered(archs: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     """The architectures, of those given, that the settings' model has no version of."""
-    known = {each.arch for each in registered_versions(settings.mlflow_tracking_uri, settings.model_name)}
+    uri, name = settings.mlflow_tracking_uri, settings.model_name
+    if not set(archs) - quickly_known_archs(uri, name):
+        return ()
+    known = {each.arch for each in registered_versions(uri, name)}
     return tuple(arch for arch in archs if arch not in known)
 
 

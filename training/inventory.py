@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
+from urllib.request import urlopen
 
 from app.pool import quality_problem
 from app.registry_database import examine, sqlite_path
 
 CHAMPION = "champion"
+_SEARCH_PATH = "/api/2.0/mlflow/model-versions/search"
+_QUICK_TIMEOUT_S = 10.0
 # Deleting a version leaves its row, in this stage.
 _QUERY = """
 SELECT v.version, v.run_id, arch.value, digest.value, accuracy.value, alias.alias IS NOT NULL
@@ -71,6 +76,31 @@ def registered_versions(tracking_uri: str, model_name: str) -> list[RegisteredVe
     from training.registry import ask_versions
 
     return ask_versions(tracking_uri, model_name)
+
+
+def quickly_known_archs(tracking_uri: str, model_name: str) -> set[str]:
+    """Architectures that a model surely has a version of, asked of a tracking server without importing MLflow.
+
+    What MLflow's client would do otherwise (a login, a registry elsewhere, more than a page) is left to it: the answer
+    then may lack some.
+    """
+    special = [name for name in os.environ if name.startswith(("MLFLOW_TRACKING_", "MLFLOW_REGISTRY_"))]
+    if not tracking_uri.startswith(("http://", "https://")) or set(special) - {"MLFLOW_TRACKING_URI"}:
+        return set()
+    escaped = model_name.replace("'", "''")
+    query = urlencode({"filter": f"name='{escaped}'"})
+    try:
+        with urlopen(f"{tracking_uri.rstrip('/')}{_SEARCH_PATH}?{query}", timeout=_QUICK_TIMEOUT_S) as answer:  # noqa: S310
+            versions = json.load(answer).get("model_versions", [])
+        return {
+            tag["value"]
+            for version in versions
+            if version["name"] == model_name and version["status"] == "READY"
+            for tag in version.get("tags", [])
+            if tag["key"] == "arch"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HTTPException):
+        return set()  # MLflow's client says what is wrong
 
 
 def best_version(versions: list[RegisteredVersion], dataset_digest: str) -> RegisteredVersion | None:

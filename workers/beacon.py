@@ -8,6 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +18,7 @@ import redis
 
 from app import keys
 from app.clock import PoolClock
-from app.errors import QueueTakenError, WireError, WorkerNumberTakenError
+from app.errors import ConfigurationError, QueueTakenError, WireError, WorkerNumberTakenError
 from app.ledger import ledger_errors
 from app.pool import (
     PUBLISH_RECORD,
@@ -31,6 +33,7 @@ from app.pool import (
 )
 from app.redis_errors import refusal
 from app.settings import HEARTBEATS_TO_LIVE
+from workers import health
 from workers.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class Beacon:
             sent again, as soon as this worker's is there: without any, the queue would refuse jobs.
         on_stall: Called, from that thread, when the worker is idle and yet does not ask for work, or when another model
             has taken its queue; is to end it.
+        ready_file: Kept while Redis has the record of a worker that is ready, for its container's health check.
 
     Attributes:
         progress: Told by the consumer each time that it asks for a message.
@@ -68,11 +72,13 @@ class Beacon:
         heartbeat_s: float,
         predecessor: str = "",
         on_stall: Callable[[], None] = end_process,
+        ready_file: Path | None = None,
     ) -> None:
         self.progress = Progress(heartbeat_s)
         self._on_stall = on_stall
         self.silences = 0
         self._client = client
+        self._ready_file = ready_file
         self._record = record
         self._state = record.state
         self._clock = clock
@@ -93,7 +99,15 @@ class Beacon:
         Raises:
             LedgerUnavailableError: Redis does not answer.
             QueueTakenError: Live workers serve another model of the same name and version.
+            ConfigurationError: The file that tells that it is ready cannot be written.
         """
+        if self._ready_file:
+            try:
+                health.tell_ready(str(self._ready_file), 0)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"MODELYARD_READY_FILE={self._ready_file} cannot be written: {error}"
+                ) from None
         with ledger_errors():
             asked_at_s = time.monotonic()
             self._clock.adjust(self._client.time(), asked_at_s)
@@ -142,6 +156,8 @@ class Beacon:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=self._heartbeat_s + 5)
+        if self._ready_file:
+            health.tell_not_ready(str(self._ready_file))
         self._try(self._withdraw, reachable=True)
 
     def _withdraw(self) -> None:
@@ -211,11 +227,21 @@ class Beacon:
         if other:
             raise _taken(record, other[0])
         self._clock.adjust((int(seconds), int(microseconds)), asked_at_s)
+        self._tell_health(record.state)
         if number is None:
             self._register_again(record)
         if self._predecessor and record.state == "ready":
             withdraw_record(self._client, self._predecessor)
             self._predecessor = ""
+
+    def _tell_health(self, state: WorkerState) -> None:
+        if not self._ready_file:
+            return
+        if state != "ready":
+            health.tell_not_ready(str(self._ready_file))
+            return
+        with suppress(OSError):  # a full disk must not silence the worker: its container then is unhealthy
+            health.tell_ready(str(self._ready_file), HEARTBEATS_TO_LIVE * self._heartbeat_s)
 
     def _register_again(self, record: WorkerRecord) -> None:
         """Redis came back without its data: ask for the number that the queue had."""

@@ -77,7 +77,7 @@ def _serve(
     clock = PoolClock()
     # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
     pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
-    beacon = Beacon(pulse, record, clock, settings.heartbeat_s, predecessor)
+    beacon = Beacon(pulse, record, clock, settings.heartbeat_s, predecessor, ready_file=settings.ready_file)
     # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
     jobs = ledger.WorkerLedger(
         ledger.connect(settings),

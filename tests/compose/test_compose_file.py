@@ -87,8 +87,10 @@ def test_no_secret_is_written_down_or_in_an_environment() -> None:
             assert not re.search(r"requirepass|://[^/]*:[^/]*@", line)
     for name in SERVICES:
         for variable, value in environment_of(name).items():
-            if re.search(r"PASS|SECRET|TOKEN|KEY", variable):  # a file, or from the caller's environment
-                assert re.fullmatch(r"/run/secrets/[\w-]+|\$\{\w+:-\}", value)
+            if variable == "MODELYARD_API_KEYS":  # hashes
+                assert value == "${MODELYARD_API_KEYS:-}"
+            elif re.search(r"PASS|SECRET|TOKEN|KEY|AUTH", variable):
+                assert re.fullmatch(r"/run/secrets/[\w-]+", value)
 
 
 def test_the_files_that_hold_secrets_are_neither_committed_nor_copied_into_an_image() -> None:
@@ -104,12 +106,60 @@ def test_the_files_that_hold_secrets_are_neither_committed_nor_copied_into_an_im
 def test_every_service_gets_the_secrets_of_its_own_user_only(name: str) -> None:
     variables, secrets = environment_of(name), SERVICES[name].get("secrets", [])
     if name == "redis":
-        assert set(secrets) == set(COMPOSE["secrets"])
+        assert set(secrets) == {secret for secret in COMPOSE["secrets"] if secret.startswith("redis-")}
         return
+    others = {"flower": ["flower-login"], "prometheus": ["prometheus-key"]}.get(name, [])
     user = re.fullmatch(r"redis://(\w+)@redis:6379/0", variables.get("REDIS_URL", ""))
-    assert secrets == ([f"redis-{user[1]}"] if user else [])
+    assert secrets == [*([f"redis-{user[1]}"] if user else []), *others]
     if user:
         assert variables["REDIS_PASSWORD_FILE"] == f"/run/secrets/{secrets[0]}"
+
+
+def test_every_secret_is_made_by_what_the_head_of_the_file_says() -> None:
+    head = (ROOT / "docker-compose.yml").read_text().partition("name: modelyard")[0]
+    users = re.search(r"for user in ([\w ]+); do .* > \.secrets/redis-\$user; done", head)
+    touched = re.search(r"touch ((?:\.secrets/[\w-]+ ?)+)", head)
+    assert users
+    assert touched
+    made = [f".secrets/redis-{user}" for user in users[1].split()] + touched[1].split()
+    assert sorted(made) == sorted(secret["file"] for secret in COMPOSE["secrets"].values())
+
+
+def test_flower_and_prometheus_read_their_secrets_where_they_are_mounted() -> None:
+    assert environment_of("flower")["FLOWER_BASIC_AUTH_FILE"] == "/run/secrets/flower-login"
+    scraped = yaml.safe_load((ROOT / "prometheus.yml").read_text())["scrape_configs"][0]
+    assert scraped["authorization"] == {"credentials_file": "/run/secrets/prometheus-key"}
+
+
+@every_service
+def test_the_log_of_every_service_is_bounded(name: str) -> None:
+    logging = SERVICES[name]["logging"]
+    assert logging["driver"] == "json-file"
+    assert set(logging["options"]) == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize(
+    ("model_name", "expected"),
+    [
+        ("Churn", "MODEL_NAME=Churn is not the model of the demo: nothing is trained\n"),
+        ("MNIST_PyTorch_Model", "train --arch mlp --arch cnn --missing\n"),
+    ],
+)
+def test_the_trainer_registers_digits_only_as_the_model_of_the_demo(
+    tmp_path: Path, model_name: str, expected: str
+) -> None:
+    (tmp_path / "modelyard").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "modelyard").chmod(0o755)
+    *words, script = SERVICES["trainer"]["entrypoint"]
+    done = subprocess.run(
+        [*words, script.replace("$$", "$")],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "MODEL_NAME": model_name},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == expected
+    assert environment_of("trainer")["MODEL_NAME"] == "${MODEL_NAME:-MNIST_PyTorch_Model}"
 
 
 def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_was_given(
@@ -117,7 +167,7 @@ def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_wa
 ) -> None:
     script = SERVICES["redis"]["command"][-1].replace("$$", "$")
     users, server = script.split("exec ")
-    for secret in COMPOSE["secrets"]:
+    for secret in SERVICES["redis"]["secrets"]:
         (tmp_path / secret).write_text(f"of-{secret}\n")
     filled = (
         users.replace("/run/secrets", str(tmp_path))

@@ -1,69 +1,112 @@
-"""`python -m workers.health`, the check of the workers' containers, against worker records in a real Redis."""
+"""`python -m workers.health`, the check of the workers' containers, beside a worker's heartbeat on a real Redis."""
+
+from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
-from app.pool import WorkerState
-from tests.pool_samples import RedisServer, publish, record
+from app.clock import PoolClock
+from app.errors import ConfigurationError
+from tests.pool_samples import RedisServer, record
+from workers.beacon import Beacon
 
-HOST = socket.gethostname()
+StartBeacon = Callable[..., Beacon]
 
 
 @pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_server.url) as connection:
-        yield connection
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "worker.ready"
 
 
-def publish_worker(client: redis.Redis, state: WorkerState, host: str = HOST) -> None:
-    publish(client, record(7, worker_id=f"{host}-1-{state}", worker=4, host=host, state=state))
+@pytest.fixture
+def start_beacon(redis_server: RedisServer, file: Path) -> Iterator[StartBeacon]:
+    """Starts a worker's heartbeat, which ends with the test."""
+    made: list[Beacon] = []
+    with redis.Redis.from_url(redis_server.url) as client:
+
+        def start(heartbeat_s: float, ready_file: Path = file) -> Beacon:
+            beacon = Beacon(client, record(state="starting"), PoolClock(), heartbeat_s, ready_file=ready_file)
+            beacon.start()
+            made.append(beacon)
+            return beacon
+
+        yield start
+        for beacon in made:
+            beacon.close()
 
 
-def check(url: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "workers.health"]
-    return subprocess.run(
-        command, env={**os.environ, "REDIS_URL": url}, capture_output=True, text=True, check=False
+def check(file: Path | str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.health"],
+        env={**os.environ, "MODELYARD_READY_FILE": str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.stdout
+    return done.returncode, done.stderr
+
+
+def test_a_worker_is_healthy_while_it_is_ready_and_not_before_or_after(
+    start_beacon: StartBeacon, file: Path, wait_until: Callable[..., None]
+) -> None:
+    beacon = start_beacon(60)
+    assert check(file)[0] == 1
+    beacon.set_state("ready")
+    wait_until(lambda: check(file) == (0, ""), what="it is healthy")
+    beacon.set_state("draining")
+    wait_until(lambda: check(file)[0] == 1, what="one that drains is not")
+    beacon.set_state("ready")
+    wait_until(lambda: check(file)[0] == 0, what="it is healthy again")
+    beacon.close()
+    assert check(file)[0] == 1
+
+
+def test_a_worker_whose_record_redis_no_longer_takes_is_unhealthy_once_it_has_expired(
+    start_beacon: StartBeacon, redis_server: RedisServer, file: Path, wait_until: Callable[..., None]
+) -> None:
+    beacon = start_beacon(0.1)
+    beacon.set_state("ready")
+    wait_until(lambda: check(file)[0] == 0, what="it is healthy")
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.client_pause(3000)
+        wait_until(lambda: "its last record expired" in check(file)[1], what="it is not")
+        client.client_unpause()
+    wait_until(lambda: check(file)[0] == 0, what="it is healthy again")
+
+
+def test_what_a_killed_worker_left_behind_does_not_count_for_the_next_one(
+    start_beacon: StartBeacon, file: Path
+) -> None:
+    file.touch()
+    os.utime(file, (2**32, 2**32))
+    assert check(file)[0] == 0
+    start_beacon(60)
+    assert check(file)[0] == 1
+
+
+def test_a_file_that_cannot_be_written_stops_the_worker_with_a_line(
+    start_beacon: StartBeacon, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"MODELYARD_READY_FILE=.*nowhere.* cannot be written"):
+        start_beacon(60, tmp_path / "nowhere" / "ready")
+
+
+def test_a_check_without_a_file_says_what_to_set() -> None:
+    assert check("") == (
+        1,
+        "MODELYARD_READY_FILE is not set; set it to the same path for the worker and for this check\n",
     )
 
 
-def test_a_ready_worker_on_this_host_is_healthy(redis_server: RedisServer, client: redis.Redis) -> None:
-    publish_worker(client, "ready")
-    publish_worker(client, "starting")
-    done = check(redis_server.url)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "worker 4 serves MNIST_PyTorch_Model / 7\n"
-
-
-@pytest.mark.parametrize("state", ["starting", "draining"])
-def test_a_worker_that_takes_no_jobs_is_unhealthy(
-    redis_server: RedisServer, client: redis.Redis, state: WorkerState
-) -> None:
-    publish_worker(client, state)
-    done = check(redis_server.url)
-    assert (done.returncode, done.stderr) == (1, f"no worker is ready on {HOST}: {state}\n")
-
-
-def test_a_worker_on_another_host_does_not_count(redis_server: RedisServer, client: redis.Redis) -> None:
-    publish_worker(client, "ready", "elsewhere")
-    publish_worker(client, "ready", f"{HOST}-too")
-    assert "no record" in check(redis_server.url).stderr
-
-
-def test_redis_away_is_one_line_and_unhealthy() -> None:
-    done = check("redis://127.0.0.1:1/0")
-    assert done.returncode == 1
-    assert done.stderr.startswith("Redis does not answer")
-    assert done.stderr.count("\n") == 1
-
-
-def test_the_check_loads_neither_celery_nor_a_model_library() -> None:
-    heavy = "{'celery', 'torch', 'mlflow', 'numpy'}"
+def test_the_check_imports_nothing_beside_the_standard_library() -> None:
+    heavy = "{'app', 'celery', 'msgspec', 'mlflow', 'numpy', 'pydantic', 'redis', 'torch'}"
     code = f"import sys, workers.health; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

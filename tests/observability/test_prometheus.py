@@ -124,14 +124,16 @@ def flower(
     operator: tuple[str, str],
     free_port: Any,
     wait_until: WaitUntil,
+    tmp_path: Path,
 ) -> str:
     """URL of Flower, which has a login."""
-    port = free_port()
+    port, login = free_port(), tmp_path / "login"
+    login.write_text(":".join(LOGIN) + "\n")
     start(
         [sys.executable, "-m", "cli", "flower"],
         REDIS_URL=redis_server.url,
         FLOWER_PORT=str(port),
-        FLOWER_BASIC_AUTH=":".join(LOGIN),
+        FLOWER_BASIC_AUTH_FILE=str(login),
         MODELYARD_API_KEYS=operator[1],
     )
     url = f"http://127.0.0.1:{port}"
@@ -152,7 +154,7 @@ def prometheus(
 ) -> Prometheus:
     """Prometheus on the project's configuration, but for the targets' addresses and a quicker pace."""
     program = system_tool("prometheus", "prometheus")
-    text = CONFIG.read_text().replace("/tmp/modelyard.key", f"{tmp_path}/key")
+    text = CONFIG.read_text().replace("/run/secrets/prometheus-key", f"{tmp_path}/key")
     (tmp_path / "key").write_text("")
     for name, url in (("controller:9000", controller), ("flower:5555", flower)):
         assert f'"{name}"' in text
