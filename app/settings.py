@@ -280,8 +280,8 @@ class ControllerSettings(Settings):
     allowed_hosts: str = Field(
         default="",
         pattern=r"^[^\s/@]*(\s*,\s*[^\s/@]+)*$",
-        description="names that a controller without API keys answers to besides IP addresses and names without a "
-        "dot, separated by commas; `*.example.com` allows all below, `*` every name",
+        description="names that a controller without API keys answers to besides IP addresses and localhost, separated "
+        "by commas; `*.example.com` allows all below, `*` every name",
     )
     cors_origins: str = Field(
         default="",

@@ -2,9 +2,8 @@
 
 A browser lets any page send simple requests anywhere, and a page whose name is made to lead to this machine (DNS
 rebinding) reads the answers. API keys keep such pages out. Without keys this does: a request is answered if it was
-sent to an IP address, to a name without a dot (localhost, or a service of Docker or Kubernetes, none of which anybody
-can register) or to one in `MODELYARD_ALLOWED_HOSTS`, and came from no page, or from one of this host or of
-`MODELYARD_CORS_ORIGINS`.
+sent to an IP address, to localhost or to a name in `MODELYARD_ALLOWED_HOSTS`, and came from no page, or from one of
+this host or of `MODELYARD_CORS_ORIGINS`.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ class Gate:
         for host in hosts:
             if not self._is_own(_name(host)):
                 raise HostNotAllowedError(
-                    "this controller has no API keys, and answers only requests to IP addresses, to names without a "
-                    "dot, such as localhost, and to those in MODELYARD_ALLOWED_HOSTS; add the name that you use"
+                    "this controller has no API keys, and answers only requests to IP addresses, to localhost and to "
+                    "the names in MODELYARD_ALLOWED_HOSTS; add the name that you use"
                 )
         for origin in (value.decode("latin-1") for name, value in headers if name == b"origin"):
             if not self._is_of(origin, hosts):
@@ -66,7 +65,7 @@ class Gate:
 
     def _is_own(self, name: str) -> bool:
         return (
-            "." not in name
+            name == "localhost"
             or name in self._names
             or ANY in self._names
             or name.endswith(self._suffixes)

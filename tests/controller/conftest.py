@@ -59,7 +59,7 @@ async def serving(settings: ControllerSettings) -> AsyncIterator[Served]:
     transport = httpx.ASGITransport(app=app)
     async with (
         app.fastapi.router.lifespan_context(app.fastapi),
-        httpx.AsyncClient(transport=transport, base_url="http://controller") as http,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
     ):
         yield Served(app, http)
 

@@ -76,7 +76,7 @@ class Caller:
 def post(
     body: bytes = BODY, *headers: bytes, query: bytes = b"?wait=5", version: bytes = b"HTTP/1.1"
 ) -> bytes:
-    named = (b"host: controller", b"content-type: application/json", b"content-length: %d" % len(body))
+    named = (b"host: localhost", b"content-type: application/json", b"content-length: %d" % len(body))
     return b"\r\n".join((b"POST /predict" + query + b" " + version, *named, *headers, b"", body))
 
 
@@ -137,7 +137,7 @@ async def site(serve: Serve, hand_worker: HandWorkers) -> AsyncIterator[Site]:
 
 
 CHUNKED = (
-    b"POST /predict?wait=5 HTTP/1.1\r\nhost: controller\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"POST /predict?wait=5 HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     b"8\r\n" + BODY[:8] + b"\r\n8\r\n" + BODY[8:] + b"\r\n0\r\n\r\n"
 )
 
@@ -206,7 +206,7 @@ async def test_either_way_counts_towards_the_rate_limit(serve: Serve, hand_worke
 
 async def test_pipelined_requests_are_answered_in_their_order(site: Site) -> None:
     caller = await site.call()
-    health = b"GET /healthz HTTP/1.1\r\nhost: controller\r\n\r\n"
+    health = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
     await caller.send(post() + health + post(b"[]") + post() + health)
     answers = [await caller.answer() for _ in range(5)]
     assert [answer.status for answer in answers] == [200, 200, 422, 200, 200]
@@ -332,7 +332,7 @@ async def test_a_known_head_in_unusual_reads_is_parsed(site: Site, parts: list[b
         pytest.param(post(b"[]", query=b"?wait=nonsense"), id="a head that is refused"),
         pytest.param(post(BODY, b"idempotency-key: once"), id="an idempotency key"),
         pytest.param(CHUNKED, id="chunks"),
-        pytest.param(b"GET /healthz HTTP/1.1\r\nhost: controller\r\n\r\n", id="another path"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n", id="another path"),
     ],
 )
 async def test_only_the_head_of_one_plain_prediction_is_kept(site: Site, request_: bytes) -> None:

@@ -72,7 +72,7 @@ async def test_a_caller_has_its_outcome_from_a_server_that_was_told_to_stop(
     worker = hand_worker()
     async with process_serving(redis_server, free_port(), MODELYARD_LAME_DUCK_S="0") as (process, http):
         half = await asyncio.open_connection(http.base_url.host, http.base_url.port)
-        half[1].write(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
+        half[1].write(b"POST /predict HTTP/1.1\r\nhost: localhost\r\n")
         waiting = asyncio.create_task(http.post("/predict?wait=60", json={"data": [1, 2]}))
         batch = await worker.claimed()
         process.send_signal(signal.SIGTERM)
@@ -124,7 +124,7 @@ async def test_connections_that_wait_to_be_accepted_when_the_listener_closes_are
         callers = [await asyncio.open_connection(*where) for _ in range(N_CALLERS)]
         for _, writer in callers:
             writer.write(
-                b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 14\r\n\r\n" + b'{"data":[1,2]}'
+                b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 14\r\n\r\n" + b'{"data":[1,2]}'
             )
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)

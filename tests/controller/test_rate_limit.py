@@ -52,7 +52,7 @@ async def test_without_keys_a_client_is_its_address(serve: Serve, hand_worker: H
     served = await serve(rate_limit="1/hour")
     assert [(await post(served)).status_code for _ in range(2)] == [202, 429]
     transport = httpx.ASGITransport(app=served.app, client=("192.0.2.7", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://controller") as elsewhere:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as elsewhere:
         answer = await elsewhere.post(
             "/predict", json={"data": [1, 2]}, headers={"x-forwarded-for": "192.0.2.8"}
         )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from controller.request_parser import RequestParser
 
-BODY = b'GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n{"data": [1, 2]}'
+BODY = b'GET /smuggled HTTP/1.1\r\nhost: localhost\r\n\r\n{"data": [1, 2]}'
 FRAMED = {
     "a length": b"content-length: %d\r\n\r\n" % len(BODY) + BODY,
     "chunks": b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n",
@@ -61,8 +61,8 @@ class Recorder:
 def test_a_request_that_offers_to_upgrade_is_read_like_any_other_in_whatever_pieces(
     method: bytes, offer: bytes, framed: str, cuts: list[int]
 ) -> None:
-    request = method + b" /predict?wait=5 HTTP/1.1\r\nhost: x\r\n" + offer + FRAMED[framed]
-    sent = request + request + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    request = method + b" /predict?wait=5 HTTP/1.1\r\nhost: localhost\r\n" + offer + FRAMED[framed]
+    sent = request + request + b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
     recorder = Recorder()
     parser = RequestParser(recorder)
     bounds = [0, *sorted({min(cut, len(sent)) for cut in cuts}), len(sent)]

@@ -30,7 +30,7 @@ from tests.pool_samples import publish, record
 
 TIMEOUT_S = 0.5
 LONGER_S = 2.0  # than that, and than the second between two looks
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ SLOW: dict[str, tuple[list[bytes], int | None]] = {
     "half a body": ([HEAD + b"Content-Length: 15\r\n\r\n", b'{"data"'], 408),
     "half a chunk": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"], 408),
     "no body where one was announced": (
-        [b"GET /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"],
+        [b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"],
         200,
     ),
 }
@@ -172,7 +172,7 @@ def test_a_request_that_does_not_arrive_is_given_up(
 def test_a_caller_who_sends_a_little_at_a_time_is_given_up_too(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=30) as header, socket.create_connection(address) as lines:
         header.sendall(HEAD)
-        lines.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        lines.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert lines.recv(65536).startswith(b"HTTP/1.1 200")
         still_open = {header: b"X-A: b\r\n", lines: b"\r\n"}
         give_up_at_s = time.monotonic() + 30
@@ -186,8 +186,8 @@ def test_a_caller_who_sends_a_little_at_a_time_is_given_up_too(address: tuple[st
 
 def test_a_connection_is_kept_as_long_as_it_is_used(address: tuple[str, int]) -> None:
     body = b'{"data": [1, 2]}'
-    post = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    post = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    get = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with ExitStack() as stack:
         used, idle, idle_prediction = (
             stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)
@@ -282,12 +282,13 @@ def test_waiting_for_an_outcome_takes_as_long_as_it_takes(address: tuple[str, in
 
 def test_a_pipelined_request_waits_for_its_turn(address: tuple[str, int]) -> None:
     body = b'{"data": [1, 2]}'
-    first = b"POST /predict?wait=%g HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (
+    first = b"POST /predict?wait=%g HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (
         3 * TIMEOUT_S,
         len(body),
     )
-    second = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(
-        body
+    second = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
     )
     with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(first + body + second)
@@ -299,7 +300,7 @@ def test_a_pipelined_request_waits_for_its_turn(address: tuple[str, int]) -> Non
 
 
 def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(address: tuple[str, int]) -> None:
-    asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    asked = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(asked)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")

@@ -210,7 +210,7 @@ QUERIES = st.sampled_from(
 
 
 def _framed(head: bytes, body: bytes) -> bytes:
-    return b"POST /predict HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n" + body
+    return b"POST /predict HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n" + body
 
 
 CHUNKS = st.sampled_from(
@@ -297,9 +297,13 @@ REQUEST_LINES = st.sampled_from(
 RAW = st.one_of(
     st.builds(_framed, HEADS, st.binary(max_size=30) | CHUNKS),
     st.lists(CHUNKS, max_size=4).map(lambda parts: _framed(b"Transfer-Encoding: chunked", b"".join(parts))),
-    st.builds(lambda line, head: line + b"\r\nHost: x\r\n" + head + b"\r\n\r\n", REQUEST_LINES, HEADS),
+    st.builds(
+        lambda line, head: line + b"\r\nHost: localhost\r\n" + head + b"\r\n\r\n", REQUEST_LINES, HEADS
+    ),
     st.lists(
-        st.sampled_from([_framed(b"Content-Length: 2", b"{}"), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"]),
+        st.sampled_from(
+            [_framed(b"Content-Length: 2", b"{}"), b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"]
+        ),
         min_size=2,
         max_size=30,
     ).map(b"".join),
