@@ -71,7 +71,7 @@ def test_a_request_that_offers_to_upgrade_is_read_like_any_other_in_whatever_pie
     assert [url for url, _, _ in recorder.requests] == [b"/predict?wait=5"] * 2 + [b"/healthz"]
     body = b"" if framed == "no body" else BODY
     assert [body for _, _, body in recorder.requests] == [body, body, b""]
-    assert (b"host", b"x") in recorder.requests[0][1]
+    assert (b"host", b"localhost") in recorder.requests[0][1]
 
 
 def test_bytes_behind_connect_are_never_read_as_a_request() -> None:
