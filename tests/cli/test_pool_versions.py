@@ -8,9 +8,6 @@ from app.errors import ModelNotFoundError
 from app.settings import Settings
 from cli.pool_versions import choose_versions
 
-# MLflow's own tables use it
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -23,12 +23,6 @@ from training.registry import connect
 from training.versions import train_versions
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # Two of MLflow's own: on its type hints, and on its use of SQLAlchemy 2.1.
-    config.addinivalue_line("filterwarnings", "ignore:.*Any type hint is inferred as AnyType:UserWarning")
-    config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy:DeprecationWarning")
-
-
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow needs seconds to lay out a database; every test gets a copy of this one."""

@@ -15,13 +15,6 @@ from tests.workers import unruly_model
 MODEL = "Scikit"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # MLflow's own: on its type hints, and on its use of SQLAlchemy 2.1.
-    config.addinivalue_line("filterwarnings", "ignore:.*Any type hint is inferred as AnyType:UserWarning")
-    config.addinivalue_line("filterwarnings", "ignore:.*Add type hints to the `predict` method:UserWarning")
-    config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy:DeprecationWarning")
-
-
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Tracking URI: version 1 is good, 2 has no signature, 3 has a fixed first dimension, 4 fails its warm-up.
