@@ -51,7 +51,7 @@ fuzz: ## send 24,000 requests of ill will to a real controller; FUZZ_REQUESTS=10
 
 bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of them, QUICK=1 in short rounds
 	@$(BOOTSTRAP) --lock dev
-	@$(BIN)/python -m benchmarks.run $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(QUICK)),--quick)
+	@$(BIN)/python -m benchmarks.bench $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(QUICK)),--quick)
 
 faults: ## kill, stop and cut what serves, under load, and account for every job; ONLY=…, SHORT=1, PUBLISH=1; ONLY=soak MINUTES=30 RATE=250
 	@$(BOOTSTRAP) --lock dev

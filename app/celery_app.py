@@ -13,8 +13,9 @@ from celery import Celery
 from kombu import Connection, Queue
 from kombu.utils.json import dumps
 
-from app import ids, keys
-from app.redis_credentials import PasswordFile
+from app.ledger import ids
+from app.redis import keys
+from app.redis.credentials import PasswordFile
 from app.settings import Settings, load
 
 BATCH_TASK = "modelyard.run_batch"

@@ -15,9 +15,9 @@ from urllib.parse import quote
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app import redis_url
 from app.errors import ConfigurationError
 from app.redaction import redacted
+from app.redis import url as redis_url
 from app.registry_database import default_uri, sqlite_path
 
 HEARTBEATS_TO_LIVE = 3  # a worker that has been silent for so many is dead
@@ -185,7 +185,7 @@ class WorkerSettings(Settings):
     )
     ready_file: Path | None = Field(
         default=None,
-        description="file that a worker keeps while it is ready, for `python -m workers.health`",
+        description="file that a worker keeps while it is ready, for `python -m workers.process.health`",
     )
 
 

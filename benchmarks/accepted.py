@@ -9,9 +9,9 @@ from pathlib import Path
 
 import redis
 
-from app import keys
-from benchmarks.load import MARKER, Generator, Load, LoadError, Target
+from app.redis import keys
 from benchmarks.systems import LOOPBACK, Place, System
+from benchmarks.wrk_load import MARKER, Generator, Load, LoadError, Target
 
 POLL_S = 0.005
 LIMIT_S = 240

@@ -19,17 +19,18 @@ from pathlib import Path
 
 import redis
 
-from app import keys, ledger
 from app.celery_app import BatchMessages, create_celery, message_template
 from app.clock import to_ms
-from app.ids import IdSigner
-from app.ledger import ControllerLedger, NewBatch
+from app.ledger import ledger
+from app.ledger.ids import IdSigner
+from app.ledger.ledger import ControllerLedger, NewBatch
+from app.ledger.wire import BatchHead, JobEntry
+from app.redis import keys
 from app.settings import ControllerSettings
-from app.wire import BatchHead, JobEntry
-from benchmarks import digits, envs, machine, processes, versions
-from benchmarks.load import Generator, Load, Target
-from benchmarks.pool import FAR_S, Pool
+from benchmarks import digit_bodies, envs, machine, package_versions, processes
+from benchmarks.bench_pool import FAR_S, Pool
 from benchmarks.systems import LOOPBACK, SYSTEMS
+from benchmarks.wrk_load import Generator, Load, Target
 
 PAGE = Path(__file__).with_name("limits.md")
 MODELYARD = SYSTEMS[0]
@@ -70,7 +71,7 @@ def main() -> int:
     """Measure everything and write the page."""
     processes.adopt_orphans()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
-    model = digits.make_model(envs.ENVIRONMENTS)
+    model = digit_bodies.make_model(envs.ENVIRONMENTS)
     rows: list[Row] = []
     for measure in (start_and_memory, many_versions, two_controllers, long_backlog):
         with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as folder:
@@ -86,7 +87,7 @@ def main() -> int:
     return 0
 
 
-def start_and_memory(folder: Path, model: digits.Model) -> Iterator[Row]:
+def start_and_memory(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
     """How long processes take to start and what they hold, beside what Python and PyTorch take by themselves.
 
     A worker is two processes that share most of their memory: `machine.held_bytes` counts each page once.
@@ -124,7 +125,7 @@ def start_and_memory(folder: Path, model: digits.Model) -> Iterator[Row]:
     yield "worker, its two processes together, afterwards", mib(machine.held_bytes(worker))
 
 
-def _start_each(pool: Pool, model: digits.Model) -> dict[str, tuple[float, float]]:
+def _start_each(pool: Pool, model: digit_bodies.Model) -> dict[str, tuple[float, float]]:
     """Seconds that each takes to start, and bytes that it holds then."""
     found = {}
     for name, load in (
@@ -152,10 +153,10 @@ def _spread(rounds: Sequence[dict[str, tuple[float, float]]], which: int, bare: 
     return f"{ratios[0]:.2f} to {ratios[-1]:.2f} by round"
 
 
-def many_versions(_: Path, __: digits.Model) -> Iterator[Row]:
+def many_versions(_: Path, __: digit_bodies.Model) -> Iterator[Row]:
     """What routing and the background refresh cost with 2 and with 1,000 model versions."""
     for n_versions, n_workers in ((2, 2), (1000, 2000)):
-        found = versions.measure(n_versions, n_workers)
+        found = package_versions.measure(n_versions, n_workers)
         yield (
             f"routing one request among {n_versions:,} versions, {n_workers:,} workers",
             f"{found.route_us:.2f} µs; by number {found.route_forced_us:.2f} µs",
@@ -166,7 +167,7 @@ def many_versions(_: Path, __: digits.Model) -> Iterator[Row]:
         )
 
 
-def two_controllers(folder: Path, model: digits.Model) -> Iterator[Row]:
+def two_controllers(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
     """One controller against two on the same cores, 256 connections."""
     pool = Pool(folder, model.tracking_uri)
     ports = (pool.port, processes.free_port())
@@ -187,7 +188,7 @@ def two_controllers(folder: Path, model: digits.Model) -> Iterator[Row]:
     )
 
 
-def long_backlog(folder: Path, model: digits.Model) -> Iterator[Row]:
+def long_backlog(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
     """Accepting and polling on an empty queue and behind a million jobs, and draining few jobs and a million."""
     pool = Pool(folder, model.tracking_uri, **LONG_BACKLOG)
     pool.start_redis()
@@ -217,7 +218,7 @@ def _refill(pool: Pool, client: redis.Redis, worker: int, n_jobs: int) -> int:
     return int(client.info("memory")["used_memory"]) - before
 
 
-def _accepting_and_polling(pool: Pool, model: digits.Model, when: str) -> Iterator[Row]:
+def _accepting_and_polling(pool: Pool, model: digit_bodies.Model, when: str) -> Iterator[Row]:
     """CPU per accepted job and per poll; the worker is stopped."""
     _wait_for_rewrite(pool)
     used, load = _cpu_of(Generator(_target(pool, model, f"?deadline={FAR_S}"), pool.folder, 64, MEASURE_S))
@@ -319,13 +320,13 @@ async def _fill(pool: Pool, n_jobs: int) -> None:
     await client.aclose()
 
 
-def _target(pool: Pool, model: digits.Model, query: str, port: int | None = None) -> Target:
+def _target(pool: Pool, model: digit_bodies.Model, query: str, port: int | None = None) -> Target:
     bodies = pool.folder / "bodies.txt"
-    digits.write_bodies(MODELYARD, model, bodies)
+    digit_bodies.write_bodies(MODELYARD, model, bodies)
     return Target(f"http://{LOOPBACK}:{port or pool.port}/predict{query}", bodies, "")
 
 
-def _together(pool: Pool, model: digits.Model, ports: Sequence[int], connections: int) -> float:
+def _together(pool: Pool, model: digit_bodies.Model, ports: Sequence[int], connections: int) -> float:
     """Predictions per second of all controllers under one load."""
     generators = []
     for port in ports:
@@ -336,8 +337,8 @@ def _together(pool: Pool, model: digits.Model, ports: Sequence[int], connections
     return sum(generator.finish().per_s for generator in generators)
 
 
-def _body(model: digits.Model) -> str:
-    return digits.spell(MODELYARD.body(model.samples[0][1]))
+def _body(model: digit_bodies.Model) -> str:
+    return digit_bodies.spell(MODELYARD.body(model.samples[0][1]))
 
 
 def mib(n_bytes: float) -> str:

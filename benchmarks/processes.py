@@ -15,8 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks import machine
-from benchmarks.load import Target
 from benchmarks.systems import Place, System
+from benchmarks.wrk_load import Target
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 READY_LIMIT_S = 120.0

@@ -12,19 +12,22 @@ from app.errors import ModelyardError
 
 # subcommand -> (module that holds a click command named ``command``, one line of help)
 COMMANDS = {
-    "train": ("cli.train", "Train a model version and register it in MLflow."),
-    "check": ("cli.check", "Say whether a model version would be served, and what keeps it from that."),
-    "inference": ("cli.inference", "Predict with one model version, without any server."),
-    "worker": ("cli.worker", "Serve one model version from its queue."),
-    "serve": ("cli.serve", "Run the controller."),
-    "predict": ("cli.predict", "Send an image or a held-out digit to a controller."),
-    "benchmark": ("cli.benchmark", "Send many samples, record and plot their latencies."),
-    "doctor": ("cli.doctor", "Check a running pool, and mend it."),
-    "jobs": ("cli.jobs", "List quarantined jobs, and send them again."),
-    "key": ("cli.key", "Make an API key."),
-    "flower": ("cli.flower", "Watch workers, queues and batches in Flower."),
-    "up": ("cli.up", "Run a whole pool on this machine."),
-    "demo": ("cli.demo", "Train, register, serve and predict, from nothing."),
+    "train": ("cli.commands.train_command", "Train a model version and register it in MLflow."),
+    "check": (
+        "cli.commands.check_command",
+        "Say whether a model version would be served, and what keeps it from that.",
+    ),
+    "inference": ("cli.commands.inference_command", "Predict with one model version, without any server."),
+    "worker": ("cli.commands.worker_command", "Serve one model version from its queue."),
+    "serve": ("cli.commands.serve_command", "Run the controller."),
+    "predict": ("cli.commands.predict_command", "Send an image or a held-out digit to a controller."),
+    "benchmark": ("cli.commands.benchmark_command", "Send many samples, record and plot their latencies."),
+    "doctor": ("cli.commands.doctor_command", "Check a running pool, and mend it."),
+    "jobs": ("cli.commands.jobs_command", "List quarantined jobs, and send them again."),
+    "key": ("cli.commands.key_command", "Make an API key."),
+    "flower": ("cli.commands.flower_command", "Watch workers, queues and batches in Flower."),
+    "up": ("cli.commands.up_command", "Run a whole pool on this machine."),
+    "demo": ("cli.commands.demo_command", "Train, register, serve and predict, from nothing."),
 }
 
 

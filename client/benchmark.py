@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from app.errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
-from client.errors import ControllerUnreachableError, JobUnsuccessfulError, WaitTimeoutError
+from client.exceptions import ControllerUnreachableError, JobUnsuccessfulError, WaitTimeoutError
 from client.http import AsyncClient
+from client.jobs import Job
 from client.records import Record
-from client.results import Job
 from client.samples import LabelledSamples
 
 OUTCOME_TIMEOUT_S = 60.0

@@ -1,4 +1,4 @@
-"""The clients: httpx carries out the calls that `client.protocol` builds. The one file that imports httpx."""
+"""The clients: httpx carries out the calls that `client.schemas` builds. The one file that imports httpx."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import httpx
 from tenacity import AsyncRetrying, Retrying
 
 from app.errors import ConfigurationError
-from client import protocol
-from client.errors import AnswerUnreadableError, ControllerUnreachableError
-from client.protocol import Call, Flow, Samples, SubmitOptions
-from client.results import Job, Readiness, WorkerInfo
+from client import schemas
+from client.exceptions import AnswerUnreadableError, ControllerUnreachableError
+from client.jobs import Job, Readiness, WorkerInfo
 from client.retries import RetryPolicy
+from client.schemas import Call, Flow, Samples, SubmitOptions
 
 T = TypeVar("T")
 
@@ -83,11 +83,11 @@ class Client:
             JobUnsuccessfulError: The job failed, expired or was cancelled.
             WaitTimeoutError: The job has no outcome yet; it goes on.
         """
-        return self._run(protocol.predict(samples, wait_s, options))
+        return self._run(schemas.predict(samples, wait_s, options))
 
     def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
         """Submit samples and return as soon as the job is accepted; raises as `predict` does until then."""
-        return self._send(protocol.submit(samples, **options))
+        return self._send(schemas.submit(samples, **options))
 
     def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded.
@@ -98,7 +98,7 @@ class Client:
             JobUnsuccessfulError: It failed, expired or was cancelled.
             WaitTimeoutError: It has no outcome yet; it goes on.
         """
-        return self._run(protocol.wait(job_id, timeout_s))
+        return self._run(schemas.wait(job_id, timeout_s))
 
     def result(self, job_id: str) -> Job:
         """Read a job in whatever state it is.
@@ -107,7 +107,7 @@ class Client:
             UnknownJobError: No job has this id.
             JobGoneError: Its outcome was kept for its time and is no longer.
         """
-        return self._send(protocol.result(job_id))
+        return self._send(schemas.result(job_id))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not run.
@@ -116,7 +116,7 @@ class Client:
             UnknownJobError: No job has this id.
             JobNotCancellableError: It is running or has an outcome already.
         """
-        return self._send(protocol.cancel(job_id))
+        return self._send(schemas.cancel(job_id))
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """Read what stands behind each worker number.
@@ -124,11 +124,11 @@ class Client:
         Raises:
             ForbiddenError: The API key is not an operator's.
         """
-        return self._send(protocol.workers()).workers
+        return self._send(schemas.workers()).workers
 
     def ready(self) -> Readiness:
         """Ask whether the controller can accept jobs, and why not."""
-        return self._send(protocol.ready())
+        return self._send(schemas.ready())
 
     def _run(self, flow: Flow[T]) -> T:
         answer: Any = None
@@ -190,31 +190,31 @@ class AsyncClient:
         self, samples: Samples, *, wait_s: float = 30.0, **options: Unpack[SubmitOptions]
     ) -> Job:
         """Submit samples and wait until the job has succeeded; see `Client.predict`."""
-        return await self._run(protocol.predict(samples, wait_s, options))
+        return await self._run(schemas.predict(samples, wait_s, options))
 
     async def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
         """Submit samples and return as soon as the job is accepted; see `Client.submit`."""
-        return await self._send(protocol.submit(samples, **options))
+        return await self._send(schemas.submit(samples, **options))
 
     async def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded; see `Client.wait`."""
-        return await self._run(protocol.wait(job_id, timeout_s))
+        return await self._run(schemas.wait(job_id, timeout_s))
 
     async def result(self, job_id: str) -> Job:
         """Read a job in whatever state it is; see `Client.result`."""
-        return await self._send(protocol.result(job_id))
+        return await self._send(schemas.result(job_id))
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not run; see `Client.cancel`."""
-        return await self._send(protocol.cancel(job_id))
+        return await self._send(schemas.cancel(job_id))
 
     async def workers(self) -> tuple[WorkerInfo, ...]:
         """Read what stands behind each worker number."""
-        return (await self._send(protocol.workers())).workers
+        return (await self._send(schemas.workers())).workers
 
     async def ready(self) -> Readiness:
         """Ask whether the controller can accept jobs, and why not."""
-        return await self._send(protocol.ready())
+        return await self._send(schemas.ready())
 
     async def _run(self, flow: Flow[T]) -> T:
         answer: Any = None

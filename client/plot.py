@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import ConfigurationError
-from client.errors import RecordsError
+from client.exceptions import RecordsError
 from client.records import Record
 from client.summary import by_worker, served_by
 

@@ -19,12 +19,12 @@ from math import ceil, inf
 
 import msgspec
 
-from app import ids
 from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
-from app.ids import IdSigner
-from app.ledger import (
+from app.ledger import ids
+from app.ledger.ids import IdSigner
+from app.ledger.ledger import (
     ACCEPT,
     ACCEPT_EVEN_IF_FULL,
     LARGE_BYTES,
@@ -34,12 +34,12 @@ from app.ledger import (
     ledger_errors,
     samples_apart,
 )
+from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
 from app.settings import ControllerSettings
-from app.wire import BatchHead, BatchOutcome, JobEntry
-from controller.backlog import Backlogs, QueueBacklog
-from controller.idempotency import Reservation
-from controller.job_json import BatchJson
-from controller.recent import Recent
+from controller.admission.idempotency import Reservation
+from controller.admission.wait_estimate import Backlogs, QueueBacklog
+from controller.http.job_json import BatchJson
+from controller.recovery.replay_buffer import ReplayBuffer
 from controller.redis_link import RedisLink, Script, Word
 from controller.routing import Candidate, Route
 
@@ -170,7 +170,7 @@ class Dispatcher:
         clock: PoolClock,
         settings: ControllerSettings,
         backlogs: Backlogs,
-        recent: Recent,
+        recent: ReplayBuffer,
         signer: Callable[[], IdSigner],
         on_sent: Callable[[SentBatch, float], None],
         on_outcome: Callable[[SentBatch], None],

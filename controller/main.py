@@ -22,37 +22,37 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from app import keys
-from app import ledger as ledger_module
 from app.celery_app import create_celery, message_template
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, ParameterError, UnauthenticatedError
-from app.ledger import ControllerLedger, ledger_errors
-from app.quarantine import Quarantine
-from app.restore import Restore
+from app.ledger import ledger as ledger_module
+from app.ledger.ledger import ControllerLedger, ledger_errors
+from app.ledger.quarantine import Quarantine
+from app.ledger.replay import Restore
+from app.redis import keys
 from app.settings import ControllerSettings, load
 from app.unreadable import Unreadable
-from controller import api, documentation
-from controller.access import ANONYMOUS, DOCUMENTATION_PATHS, Access, is_open
-from controller.audit import Audit, audit_log, check_writable
-from controller.backlog import Backlogs
-from controller.connection import KnownHeads, Outbox
+from controller.admission.audit_log import Audit, audit_log, check_writable
+from controller.admission.authentication import ANONYMOUS, DOCUMENTATION_PATHS, Access, is_open
+from controller.admission.gate import Gate, listed
+from controller.admission.idempotency import Idempotency
+from controller.admission.rate_limit import RateLimit
+from controller.admission.wait_estimate import Backlogs
 from controller.dispatch import Dispatcher
-from controller.draining import Drain
-from controller.gate import Gate, listed
-from controller.headers import on_answers, on_pages, on_unread_body
-from controller.idempotency import Idempotency
-from controller.large_bodies import LargeBodies
-from controller.loss import LossWatch
+from controller.http import documentation, routes
+from controller.http.draining import Drain
+from controller.http.fast_protocol import KnownHeads, Outbox
+from controller.http.problems import PROBLEM_JSON, problem, problem_body
+from controller.http.response_headers import on_answers, on_pages, on_unread_body
+from controller.input.large_bodies import LargeBodies
 from controller.metrics import Metrics
+from controller.pool_watcher import PoolWatcher
 from controller.predict import Predict, Receive, Scope, Send
-from controller.problems import PROBLEM_JSON, problem, problem_body
-from controller.rate_limit import RateLimit
-from controller.recent import Recent
-from controller.reconciler import Reconciler
+from controller.recovery.data_loss import LossWatch
+from controller.recovery.reconciler import Reconciler
+from controller.recovery.replay_buffer import ReplayBuffer
 from controller.redis_link import RedisLink
 from controller.results import Results
-from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
 PREDICT = b"/predict"
@@ -69,7 +69,7 @@ class Services:
     ledger: ControllerLedger
     watcher: PoolWatcher
     dispatcher: Dispatcher
-    recent: Recent
+    recent: ReplayBuffer
     results: Results
     metrics: Metrics
     predict: Predict
@@ -203,7 +203,7 @@ def create_app(settings: ControllerSettings) -> Controller:
         redirect_slashes=False,
         lifespan=lambda fastapi: _lifespan(fastapi, settings, access),
     )
-    fastapi.include_router(api.router)
+    fastapi.include_router(routes.router)
     fastapi.add_exception_handler(ModelyardError, _on_modelyard_error)
     fastapi.add_exception_handler(RequestValidationError, _on_validation_error)
     fastapi.add_exception_handler(HTTPException, _on_http_error)
@@ -256,7 +256,7 @@ def _build(
     ledger = ControllerLedger(client, settings.result_retention_s)
     backlogs = Backlogs(settings, lambda queue: dispatcher.open_jobs(queue))
     unreadable, drain = Unreadable(), Drain()
-    recent = Recent(Restore(client), clock, settings.result_retention_s)
+    recent = ReplayBuffer(Restore(client), clock, settings.result_retention_s)
     watcher = PoolWatcher(
         client, clock, backlogs, recent, settings.heartbeat_s, settings.worker_ttl_s, unreadable
     )

@@ -18,7 +18,6 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from app import ids
 from app.clock import PoolClock
 from app.errors import (
     DrainingError,
@@ -28,25 +27,26 @@ from app.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
+from app.ledger import ids
 from app.settings import ControllerSettings
-from controller import bodies
-from controller.access import Access, Caller
-from controller.audit import Audit, Client
-from controller.backlog import Backlogs
-from controller.codings import IDENTITY, check_coding, unpack
+from controller.admission.audit_log import Audit, Client
+from controller.admission.authentication import Access, Caller
+from controller.admission.idempotency import Idempotency, Reservation
+from controller.admission.rate_limit import RateLimit
+from controller.admission.wait_estimate import Backlogs
 from controller.dispatch import Dispatcher, Job
-from controller.draining import Drain
-from controller.headers import API, CLOSE, Headers
-from controller.idempotency import Idempotency, Reservation
-from controller.job_json import job_json, result_url
-from controller.large_bodies import LARGE_BYTES, LargeBodies
+from controller.http.draining import Drain
+from controller.http.job_json import job_json, result_url
+from controller.http.problems import problem
+from controller.http.response_headers import API, CLOSE, Headers
+from controller.input import bodies
+from controller.input.content_coding import IDENTITY, check_coding, unpack
+from controller.input.job_samples import Samples, read_samples
+from controller.input.large_bodies import LARGE_BYTES, LargeBodies
 from controller.metrics import Metrics
-from controller.problems import problem
-from controller.rate_limit import RateLimit
+from controller.pool_watcher import PoolWatcher
 from controller.results import Results
 from controller.routing import Route, Selector, Snapshot, foreseen
-from controller.samples import Samples, read_samples
-from controller.watch import PoolWatcher
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.ledger import SAMPLES, Samples
-from app.redis_errors import PROBE, refusal
-from app.scripts import pack
+from app.ledger.ledger import SAMPLES, Samples
+from app.redis.refusals import PROBE, refusal
+from app.redis.script_connection import pack
 
 logger = logging.getLogger(__name__)
 RECONNECT_S = 0.1  # and at most `LOOK_S` after the loss

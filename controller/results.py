@@ -10,18 +10,19 @@ from typing import cast
 
 import redis.asyncio
 
-from app import ids, keys, wire
 from app.clock import PoolClock
 from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, UnknownJobError, WireError
-from app.ids import BATCH_ID_LENGTH, JobRef
-from app.ledger import ControllerLedger, JobView, ledger_errors
+from app.ledger import ids, wire
+from app.ledger.ids import BATCH_ID_LENGTH, JobRef
+from app.ledger.ledger import ControllerLedger, JobView, ledger_errors
+from app.ledger.wire import FINAL_STATUSES, BatchOutcome
+from app.redis import keys
 from app.unreadable import Unreadable
-from app.wire import FINAL_STATUSES, BatchOutcome
-from controller.access import Caller
+from controller.admission.authentication import Caller
 from controller.dispatch import Dispatcher, SentBatch
-from controller.draining import Drain
-from controller.recent import Recent
-from controller.watch import PoolWatcher
+from controller.http.draining import Drain
+from controller.pool_watcher import PoolWatcher
+from controller.recovery.replay_buffer import ReplayBuffer
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Results:
         client: redis.asyncio.Redis,
         ledger: ControllerLedger,
         dispatcher: Dispatcher,
-        recent: Recent,
+        recent: ReplayBuffer,
         watcher: PoolWatcher,
         clock: PoolClock,
         unreadable: Unreadable,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from app import keys
 from app.contract import InputContract
 from app.errors import (
     ContradictionError,
@@ -17,7 +16,8 @@ from app.errors import (
     UnknownModelError,
     UnknownWorkerError,
 )
-from app.pool import WorkerRecord
+from app.redis import keys
+from app.worker_record import WorkerRecord
 
 POLICY = "highest_val_accuracy"
 FORCED = "forced"
@@ -31,7 +31,7 @@ class Candidate:
         worker: Worker number.
         val_accuracy: Fraction in [0, 1], or None.
         live_workers: Ready workers of the queue.
-        expected_wait_ms: As `controller.backlog` defines it, when the pool was last read.
+        expected_wait_ms: As `controller.admission.wait_estimate` defines it, when the pool was last read.
     """
 
     queue: str

@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import machine
-from faults import registry, rows, table, trial
-from faults.pool import open_pool
+from faults import fault_registry, rows, table, trial
+from faults.fault_pool import open_pool
 from faults.table import FAULTS, Fault, Row
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
@@ -51,7 +51,7 @@ def run(faults: Sequence[Fault], console: Console, *, short: bool) -> Iterator[R
     """Do the faults, those with equal pools on the same one, and say how each went."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
-        registry.lay_out(folder)
+        fault_registry.lay_out(folder)
         for plan, group in groupby(table.by_plan(faults), key=lambda each: each.plan):
             with open_pool(plan, folder, short=short) as pool:
                 for each in group:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from faults.load import http_client
+from faults.job_load import http_client
 
 PROBE = "/readyz/read"
 PROBE_S = 1.0  # seconds in which a balancer does not know that a controller stops

@@ -9,8 +9,9 @@ from typing import Any
 
 import redis
 
-from app import keys, wire
-from faults.load import Account, Recipe, account, count
+from app.ledger import wire
+from app.redis import keys
+from faults.job_load import Account, Recipe, account, count
 from faults.trial import SETTLE_S, Trial
 
 ONE_OVER_HTTP_IN = 20

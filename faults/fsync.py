@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks.load import Generator, Target
-from faults import registry
-from faults.pool import Pool, PoolPlan, open_pool
+from benchmarks.wrk_load import Generator, Target
+from faults import fault_registry
+from faults.fault_pool import Pool, PoolPlan, open_pool
 
 POLICIES = ("everysec", "always")
 ROUNDS = 3
@@ -27,7 +27,7 @@ def main() -> None:
     """Measure both in turn, on pools that run side by side, and print medians."""
     with tempfile.TemporaryDirectory(prefix="fsync-") as name, ExitStack() as stack:
         folder = Path(name)
-        registry.lay_out(folder)
+        fault_registry.lay_out(folder)
         (folder / "bodies").write_text(BODY)
         pools = {policy: stack.enter_context(pool_with(policy, folder)) for policy in POLICIES}
         fsyncs_ms = fsync_ms(pools["always"].folder)

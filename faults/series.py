@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from faults.pool import Pool, rss_mib
+from faults.fault_pool import Pool, rss_mib
 
 TABLE, PLOT = Path("soak.csv"), Path("soak.png")
 OF_PROCESS = {"RSS": "resident memory, MiB", "descriptors": "open file descriptors"}

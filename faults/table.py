@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from faults.pool import PoolPlan
+from faults.fault_pool import PoolPlan
 
 if TYPE_CHECKING:
     from faults.trial import Trial

@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 import redis
 
-from app import ids, keys
-from faults.ledger import End
-from faults.load import POST_TIMEOUT_S, Account, Load, Recipe, Sent, account, good_jobs, http_client
-from faults.pool import Pool, TooLateError
+from app.ledger import ids
+from app.redis import keys
+from faults.accounting import End
+from faults.fault_pool import Pool, TooLateError
+from faults.job_load import POST_TIMEOUT_S, Account, Load, Recipe, Sent, account, good_jobs, http_client
 from faults.table import Fault, Row
 
 RATE_PER_S = 200.0

@@ -20,7 +20,7 @@ import redis
 from xdist.scheduler import LoadScopeScheduling
 
 from app.settings import Settings
-from cli import pool_redis
+from cli.local_pool import redis_server as pool_redis
 
 # Judge answers, not the speed of a busy machine, and the same ones in every run: what is red is red again.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)

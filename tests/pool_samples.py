@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import redis
 
-from app import keys
 from app.contract import InputContract
-from app.ids import IdSigner
-from app.ledger import NewBatch
-from app.pool import WorkerRecord, encode_record
-from app.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
+from app.ledger.ids import IdSigner
+from app.ledger.ledger import NewBatch
+from app.ledger.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
+from app.redis import keys
+from app.worker_record import WorkerRecord, encode_record
 
 MODEL = "MNIST_PyTorch_Model"
 CONTRACT = InputContract("float32", (1, 28, 28))

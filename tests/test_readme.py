@@ -11,7 +11,7 @@ import pytest
 
 from app.contract import InputContract
 from cli.main import COMMANDS
-from controller.decode import parse
+from controller.input.json_numbers import parse
 from scripts.settings_table import rows
 
 ROOT = Path(__file__).parent.parent

@@ -15,24 +15,26 @@ from functools import partial
 from typing import NoReturn
 from uuid import uuid4
 
-from app import keys, ledger
 from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
-from app.pool import WorkerRecord, assign_number
-from app.redis_errors import refusal
+from app.ledger import ledger
+from app.redis import keys
+from app.redis.refusals import refusal
 from app.settings import WorkerSettings
-from workers import model, parent
-from workers.beacon import Beacon
-from workers.consumer import consume
-from workers.last_words import LastWords
+from app.worker_record import WorkerRecord, assign_number
+from workers import model
+from workers.batch_runner import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
+from workers.consumer.celery_worker import consume
 from workers.model import LoadedModel
-from workers.registry import ModelVersion
-from workers.task import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
-from workers.time_limit import TimeLimit, Watchdog
+from workers.model_lookup import ModelVersion
+from workers.process import prefork_supervisor
+from workers.process.heartbeat import Heartbeat
+from workers.process.in_flight_marker import InFlightMarker
+from workers.process.time_limit import TimeLimit, Watchdog
 
 logger = logging.getLogger(__name__)
-EXIT_STUCK = parent.EX_SOFTWARE
+EXIT_STUCK = prefork_supervisor.EX_SOFTWARE
 STOP_GRACE_S = 5.0
 # Seconds after which a thread lets another one run. A heartbeat would otherwise keep a batch waiting for 5 ms.
 SWITCH_INTERVAL_S = 0.0005
@@ -57,19 +59,19 @@ def run(settings: WorkerSettings) -> NoReturn:
     found = model.find(settings, folder)
     for warning in found.warnings:
         logger.warning("%s: %s", found.uri, warning)
-    last_words = LastWords()
+    last_words = InFlightMarker()
     # A pass that began may take its limit, and its outcome may have to wait for Redis.
     stop_limit_s = settings.inference_timeout_s + KEEP_OUTCOME_S + STOP_GRACE_S
-    tell_ready = parent.keep_serving(remove, last_words.end, stop_limit_s)
+    tell_ready = prefork_supervisor.keep_serving(remove, last_words.end, stop_limit_s)
     atexit.unregister(remove)  # the next process that serves reads the files again
     for number in (signal.SIGTERM, signal.SIGINT):  # no exception: what loads the model may catch it
         signal.signal(number, lambda *_: os._exit(0))
     _serve(settings, found, last_words, tell_ready)
-    parent.leave(0)
+    prefork_supervisor.leave(0)
 
 
 def _serve(
-    settings: WorkerSettings, found: ModelVersion, last_words: LastWords, tell_ready: Callable[[], None]
+    settings: WorkerSettings, found: ModelVersion, last_words: InFlightMarker, tell_ready: Callable[[], None]
 ) -> None:
     predecessor = _settle(last_words, settings)
     loaded = model.load(found, settings)
@@ -77,7 +79,9 @@ def _serve(
     clock = PoolClock()
     # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
     pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
-    beacon = Beacon(pulse, record, clock, settings.heartbeat_s, predecessor, ready_file=settings.ready_file)
+    beacon = Heartbeat(
+        pulse, record, clock, settings.heartbeat_s, predecessor, ready_file=settings.ready_file
+    )
     # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
     jobs = ledger.WorkerLedger(
         ledger.connect(settings),
@@ -103,7 +107,7 @@ def _serve(
         beacon.close()
 
 
-def _settle(last_words: LastWords, settings: WorkerSettings) -> str:
+def _settle(last_words: InFlightMarker, settings: WorkerSettings) -> str:
     """Close the job that the process before this one hung in, if it did; its worker id, or empty if there was none."""
     said = last_words.read()
     if said is None:
@@ -143,7 +147,7 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
     )
 
 
-def _end(runner: BatchRunner, beacon: Beacon) -> None:
+def _end(runner: BatchRunner, beacon: Heartbeat) -> None:
     """End the process from a thread, while the main one is stuck: its parent starts another."""
     try:
         runner.give_up()

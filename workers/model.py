@@ -30,8 +30,8 @@ from app.errors import (
 )
 from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.settings import WorkerSettings
-from workers import registry
-from workers.registry import ModelVersion
+from workers import model_lookup
+from workers.model_lookup import ModelVersion
 
 Array = NDArray[Any]
 Predict = Callable[[Array], Array]
@@ -73,7 +73,7 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
         ModelError: It cannot be served.
         RegistryUnavailableError: The registry does not answer.
     """
-    with registry.looking_up(settings, folder) as answer:
+    with model_lookup.looking_up(settings, folder) as answer:
         if not settings.allow_pickle_models:  # then it most likely takes PyTorch or is refused
             _import_for_pt2()
         found = answer()

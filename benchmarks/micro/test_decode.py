@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.micro.conftest import CONTRACT
-from controller import decode
+from controller.input import json_numbers
 
 
 def test_decode_json(benchmark: Any, body: bytes) -> None:
     """The SIMD way, with the contract checked and the cast to float32."""
-    assert decode.parse_fast(body) is not None
+    assert json_numbers.parse_fast(body) is not None
 
     def read() -> bytes:
-        numbers = decode.parse(body)
+        numbers = json_numbers.parse(body)
         assert numbers.fit(CONTRACT)
-        return decode.to_samples(numbers, CONTRACT, 1)
+        return json_numbers.to_samples(numbers, CONTRACT, 1)
 
     assert len(benchmark(read)) == 784 * 4
 
 
 def test_decode_json_the_slow_way(benchmark: Any, body: bytes) -> None:
     """The exact way, for bodies that the quick one cannot vouch for."""
-    assert len(benchmark(decode.parse_slow, body).values) == 784
+    assert len(benchmark(json_numbers.parse_slow, body).values) == 784

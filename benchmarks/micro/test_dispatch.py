@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app import wire
 from app.celery_app import BatchMessages, create_celery, message_template
+from app.ledger import wire
 from app.settings import Settings
 from tests.pool_samples import SIGNER, head, now_ms
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.settings import WorkerSettings
-from benchmarks import digits, envs
+from benchmarks import digit_bodies, envs
 from workers import model as models
 from workers.model import LoadedModel
 
@@ -17,7 +17,7 @@ from workers.model import LoadedModel
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """The benchmark's model version, loaded as a worker does; trained on first use."""
-    made = digits.make_model(Path(envs.ENVIRONMENTS))
+    made = digit_bodies.make_model(Path(envs.ENVIRONMENTS))
     settings = WorkerSettings(mlflow_tracking_uri=made.tracking_uri, model_version="1", device="cpu")
     return models.load(models.find(settings, str(tmp_path_factory.mktemp("model"))), settings)
 

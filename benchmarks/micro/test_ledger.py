@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from app.ledger import ControllerLedger, NewBatch, WorkerLedger, connect, connect_async
+from app.ledger.ledger import ControllerLedger, NewBatch, WorkerLedger, connect, connect_async
 from app.settings import Settings
 from tests.pool_samples import head, new_batch, outcome
 

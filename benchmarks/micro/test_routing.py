@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from app import keys
-from app.pool import WorkerRecord
+from app.redis import keys
+from app.worker_record import WorkerRecord
 from benchmarks.micro.conftest import CONTRACT
-from controller import decode
+from controller.input import json_numbers
 from controller.routing import Selector, build_snapshot, route
 from tests.pool_samples import MODEL, record
 
@@ -39,7 +39,7 @@ def numbers(n_versions: int) -> dict[str, int]:
 def test_route(benchmark: Any, body: bytes, n_versions: int, n_workers: int, selector: Selector) -> None:
     """By the default policy, by worker number, by model and version."""
     snapshot = build_snapshot(workers(n_versions, n_workers), numbers(n_versions), {})
-    fits = decode.parse(body).fit
+    fits = json_numbers.parse(body).fit
     assert benchmark(route, snapshot, selector, fits).candidate.contract == CONTRACT
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import load, processes
-from benchmarks.load import LoadError
+from benchmarks import processes, wrk_load
 from benchmarks.machine import STEAL_LIMIT
 from benchmarks.processes import StartError
 from benchmarks.simulation import calibrate, check, costs, page, study
 from benchmarks.simulation.real import Point, RealPool, running_pool
+from benchmarks.wrk_load import LoadError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 COSTS = BENCHMARKS / "results" / "costs.json"
@@ -69,7 +69,7 @@ def measure() -> None:
     All places again and again, as the machine's speed changes within minutes, and each time in another order: Redis
     rewrites its file after so many bytes, which is not to hit the same place each time.
     """
-    load.version()
+    wrk_load.version()
     processes.adopt_orphans()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
     try:

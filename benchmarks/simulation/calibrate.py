@@ -17,7 +17,7 @@ from struct import Struct
 
 import numpy as np
 
-from benchmarks import load, machine
+from benchmarks import machine, wrk_load
 from benchmarks.simulation import costs
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.real import Point
@@ -33,7 +33,7 @@ def calibrate(points: Sequence[Point], path: Path) -> None:
     about = {
         "measured_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": machine.describe(),
-        "load": load.version(),
+        "load": wrk_load.version(),
         "points": [point.as_dict() for point in points],
     }
     costs.write(path, fit([point for point in points if point.workers == 1], wake_up_us()), about)

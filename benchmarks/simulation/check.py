@@ -8,9 +8,9 @@ from statistics import median
 
 from benchmarks.simulation.calibrate import fit
 from benchmarks.simulation.costs import Costs
-from benchmarks.simulation.model import Plan
+from benchmarks.simulation.pool_model import Plan
 from benchmarks.simulation.real import Point
-from benchmarks.simulation.run import Run, Seen
+from benchmarks.simulation.simulate import Run, Seen
 
 WORKERS = (1, 2)
 CONNECTIONS = (64, 256)

@@ -14,9 +14,9 @@ from typing import Any
 
 import redis
 
-from benchmarks import digits, envs, machine, processes
-from benchmarks.load import Generator, Target
+from benchmarks import digit_bodies, envs, machine, processes
 from benchmarks.systems import LOOPBACK, SYSTEMS, Command, Place
+from benchmarks.wrk_load import Generator, Target
 
 MODELYARD = next(system for system in SYSTEMS if system.name == "modelyard")
 ALL_READY_LIMIT_S = 60.0
@@ -149,7 +149,7 @@ def running_pool(folder: Path, n_workers: int) -> Iterator[RealPool]:
     Args:
         folder: An empty scratch folder; short, for sockets.
     """
-    model = digits.make_model(envs.ENVIRONMENTS)
+    model = digit_bodies.make_model(envs.ENVIRONMENTS)
     place = Place(
         bin=envs.bin_folder(MODELYARD),
         port=processes.free_port(),
@@ -167,7 +167,7 @@ def running_pool(folder: Path, n_workers: int) -> Iterator[RealPool]:
         return [replace(up, arguments=arguments, environment=environment)]
 
     bodies = folder / "bodies.txt"
-    digits.write_bodies(MODELYARD, model, bodies)
+    digit_bodies.write_bodies(MODELYARD, model, bodies)
     others = set(machine.descendants(os.getpid()))
     target = Target(f"http://{LOOPBACK}:{place.port}{MODELYARD.path}", bodies, MODELYARD.class_pattern)
     with processes.running(replace(MODELYARD, commands=commands), place, target):

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.simulation.costs import Cost, Costs
-from benchmarks.simulation.model import Plan
-from benchmarks.simulation.run import Run, Seen
+from benchmarks.simulation.pool_model import Plan
+from benchmarks.simulation.simulate import Run, Seen
 
 CONTROLLERS = (1, 2, 4, 8, 16)
 WORKERS = (1, 4, 16, 64)

@@ -8,9 +8,9 @@ from collections import Counter
 
 import httpx
 
-from cli.pool_services import http_answers
-from faults.load import POST_TIMEOUT_S, good_jobs, http_client, job
-from faults.pool import TIGHT_LIMITS
+from cli.local_pool.programs import http_answers
+from faults.fault_pool import TIGHT_LIMITS
+from faults.job_load import POST_TIMEOUT_S, good_jobs, http_client, job
 from faults.table import fault
 from faults.trial import Trial
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from cli.pool_services import http_answers
+from cli.local_pool.programs import http_answers
 from faults.balancer import PROBE, Balancer
-from faults.load import good_jobs
-from faults.pool import PoolPlan
+from faults.fault_pool import PoolPlan
+from faults.job_load import good_jobs
 from faults.table import fault
 from faults.trial import Trial
 

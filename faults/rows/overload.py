@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from app import keys
-from app.access import new_key
+from app.api_keys import new_key
 from app.clock import to_ms
+from app.redis import keys
+from faults.accounting import End, ends
+from faults.fault_pool import Pool, PoolPlan
 from faults.flood import Answers, flood_from_another_process
-from faults.ledger import End, ends
-from faults.load import job
-from faults.pool import Pool, PoolPlan
+from faults.job_load import job
 from faults.table import fault
 from faults.trial import Trial
 

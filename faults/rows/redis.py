@@ -16,12 +16,12 @@ from typing import Any
 
 import httpx
 
-from app import keys
 from app.clock import to_ms
-from cli.pool_services import redis_answers
-from faults import model
-from faults.load import Recipe, account, good_jobs, http_client, job
-from faults.pool import PoolPlan, rss_mib, wait_until
+from app.redis import keys
+from cli.local_pool.programs import redis_answers
+from faults import fault_models
+from faults.fault_pool import PoolPlan, rss_mib, wait_until
+from faults.job_load import Recipe, account, good_jobs, http_client, job
 from faults.table import fault
 from faults.trial import Trial
 
@@ -30,7 +30,7 @@ RESUME_S = 5.0
 REFUSE_S = 5.0  # a Redis timeout, a heartbeat, and what a busy machine adds
 GROWTH_MIB = 48
 CANCELLED = "job_cancelled"
-COPIES_KEPT_S = 6.0  # longer than `controller.recent.KEEP_S`, two heartbeats, and what a busy machine adds
+COPIES_KEPT_S = 6.0  # longer than `controller.recovery.replay_buffer.KEEP_S`, two heartbeats, and what a busy machine adds
 
 
 # In tests the next row, which loses more and does so each time.
@@ -345,11 +345,11 @@ def n_batches(trial: Trial) -> int:
 @asynccontextmanager
 async def occupied_workers(trial: Trial) -> AsyncIterator[None]:
     """Give every worker a pass that lasts as long as the block; its record goes on beating meanwhile."""
-    gate, running = trial.pool.folder / model.GATE, keys.running(trial.pool.queue())
+    gate, running = trial.pool.folder / fault_models.GATE, keys.running(trial.pool.queue())
     gate.touch()
     try:
         for number in range(len(trial.pool.workers)):
-            batch = await trial.submit(job(1, model.WAITS))
+            batch = await trial.submit(job(1, fault_models.WAITS))
             claimed = partial(trial.pool.client.hexists, running, batch)
             await trial.until(claimed, f"worker {number} is occupied")
         yield

@@ -7,8 +7,8 @@ import itertools
 import signal
 import time
 
-from faults.load import good_jobs
-from faults.pool import PoolPlan
+from faults.fault_pool import PoolPlan
+from faults.job_load import good_jobs
 from faults.rows.redis import n_batches, n_written_again, occupied_workers, refused, resumed, start_redis
 from faults.table import fault
 from faults.trial import Trial

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import httpx
 
-from app.pool import WorkerRecord
-from faults import model, series
+from app.worker_record import WorkerRecord
+from faults import fault_models, series
+from faults.fault_pool import PoolPlan, Supervised, TooLateError
 from faults.follow import Follower
-from faults.load import Recipe, http_client, job
-from faults.pool import PoolPlan, Supervised, TooLateError
+from faults.job_load import Recipe, http_client, job
 from faults.rows.redis import start_redis
 from faults.series import Reading
 from faults.table import fault
@@ -118,7 +118,7 @@ def judge(trial: Trial, before: Reading, during: list[Reading], after: Reading) 
 
 def jobs(size: Size) -> Iterator[Recipe]:
     """Jobs that take their worker as long as the size says."""
-    return (job(number, model.WELL, sample_seconds=size.job_s) for number in itertools.count())
+    return (job(number, fault_models.WELL, sample_seconds=size.job_s) for number in itertools.count())
 
 
 async def do_harm(trial: Trial, until_s: float) -> Counter[str]:

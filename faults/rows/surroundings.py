@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from app.settings import HEARTBEATS_TO_LIVE
-from faults.load import good_jobs, http_client
-from faults.pool import Pool, Supervised
+from faults.fault_pool import Pool, Supervised
+from faults.job_load import good_jobs, http_client
 from faults.rows.redis import PLAN
 from faults.table import fault
 from faults.trial import ToolMissingError, Trial

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 
-from app import keys
 from app.celery_app import batch_id_of
-from app.pool import WorkerRecord
-from faults import model
-from faults.load import Recipe, good_jobs, job
-from faults.pool import TIGHT_LIMITS, Supervised, runs
+from app.redis import keys
+from app.worker_record import WorkerRecord
+from faults import fault_models
+from faults.fault_pool import TIGHT_LIMITS, Supervised, runs
+from faults.job_load import Recipe, good_jobs, job
 from faults.proxy import Proxy
 from faults.table import fault
 from faults.trial import Trial
@@ -139,7 +139,7 @@ async def worker_stopped(trial: Trial) -> None:
 async def model_hangs(trial: Trial) -> None:
     """Interrupted: the worker goes on, and what shared the batch succeeds."""
     before = [trial.pool.serving(worker) for worker in trial.pool.workers]
-    await hang(trial, model.HANGS, "timed_out", 1 if trial.short else 5)
+    await hang(trial, fault_models.HANGS, "timed_out", 1 if trial.short else 5)
     trial.require(all(record and runs(record.pid) for record in before), "a worker ended")
 
 
@@ -148,7 +148,7 @@ async def model_hangs(trial: Trial) -> None:
 )
 async def model_hangs_native(trial: Trial) -> None:
     """Nothing can interrupt it: the worker ends itself once it has noted whose job it was."""
-    await hang(trial, model.HANGS_NATIVE, "timed_out", 1 if trial.short else 3)
+    await hang(trial, fault_models.HANGS_NATIVE, "timed_out", 1 if trial.short else 3)
 
 
 @fault(
@@ -159,7 +159,7 @@ async def model_hangs_native(trial: Trial) -> None:
 )
 async def model_hangs_with_gil(trial: Trial) -> None:
     """It falls silent as if it were dead, and its process ends; the one that is forked next knows whose job it was."""
-    await hang(trial, model.HANGS_WITH_GIL, "timed_out", 1 if trial.short else 3)
+    await hang(trial, fault_models.HANGS_WITH_GIL, "timed_out", 1 if trial.short else 3)
 
 
 async def hang(trial: Trial, behaviour: int, failure: str, times: int) -> None:
@@ -175,7 +175,11 @@ async def hang(trial: Trial, behaviour: int, failure: str, times: int) -> None:
 @fault("job-kills-worker", f"a job that kills its worker each time, among {N_GOOD} good ones", TIGHT_LIMITS)
 async def job_kills_worker(trial: Trial) -> None:
     """Crash, out of memory, killed by the kernel: quarantined after three attempts, and all others succeed."""
-    for behaviour in (model.ABORTS,) if trial.short else (model.ABORTS, model.OUT_OF_MEMORY, model.KILLED):
+    for behaviour in (
+        (fault_models.ABORTS,)
+        if trial.short
+        else (fault_models.ABORTS, fault_models.OUT_OF_MEMORY, fault_models.KILLED)
+    ):
         crashes = n_crashes(trial)
         async with trial.load(killer_among_good_jobs(behaviour)) as load:
             await load.finished()
@@ -197,7 +201,7 @@ def killer_among_good_jobs(behaviour: int) -> Iterator[Recipe]:
 async def bad_sample(trial: Trial) -> None:
     """It fails alone; the jobs of its batch succeed."""
     async with trial.load(
-        job(n, model.RAISES, BATCH_S, "model_failed") if n % 20 == 7 else job(n, seconds=BATCH_S)
+        job(n, fault_models.RAISES, BATCH_S, "model_failed") if n % 20 == 7 else job(n, seconds=BATCH_S)
         for n in count()
     ):
         await asyncio.sleep(2 if trial.short else 20)

@@ -10,8 +10,9 @@ import pytest
 import redis
 from celery import Celery
 
-from app import celery_app, keys
+from app import celery_app
 from app.celery_app import BATCH_TASK, batch_id_of, create_celery
+from app.redis import keys
 from app.settings import Settings
 from tests.pool_samples import MODEL, SIGNER, RedisServer
 

@@ -17,18 +17,18 @@ import pytest
 import redis
 import redis.asyncio
 
-from app import keys
 from app.clock import PoolClock
 from app.errors import LedgerFullError
-from app.ids import JobRef
-from app.ledger import ControllerLedger, WorkerLedger
+from app.ledger.ids import JobRef
+from app.ledger.ledger import ControllerLedger, WorkerLedger
+from app.ledger.wire import JobOutcome
+from app.redis import keys
 from app.settings import ControllerSettings, Settings
-from app.wire import JobOutcome
-from cli.pool_services import redis_answers
-from controller.idempotency import Idempotency, Reservation
+from cli.local_pool.programs import redis_answers
+from controller.admission.idempotency import Idempotency, Reservation
 from tests.conftest import wait_until_true
 from tests.pool_samples import MODEL, new_batch, outcome, record
-from workers.beacon import Beacon
+from workers.process.heartbeat import Heartbeat
 
 QUEUE = keys.queue_name(MODEL, 1)
 
@@ -132,7 +132,7 @@ def test_a_worker_stays_alive_in_a_full_redis(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         fill(client)
         own = record(worker=5)
-        beacon = Beacon(client, own, PoolClock(), 0.05)
+        beacon = Heartbeat(client, own, PoolClock(), 0.05)
         beacon.start()
         first = client.zscore(keys.WORKERS, own.worker_id)
         wait_until_true(lambda: client.zscore(keys.WORKERS, own.worker_id) != first, what="it beats")

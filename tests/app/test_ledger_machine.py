@@ -18,12 +18,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from app import keys, wire
 from app.errors import JobNotCancellableError, UnknownJobError
-from app.ids import JobRef
-from app.ledger import ClaimedBatch, ControllerLedger, NewBatch, WorkerLedger, accept_call
-from app.restore import Restore, outcome_call
-from app.wire import BatchOutcome
+from app.ledger import wire
+from app.ledger.ids import JobRef
+from app.ledger.ledger import ClaimedBatch, ControllerLedger, NewBatch, WorkerLedger, accept_call
+from app.ledger.replay import Restore, outcome_call
+from app.ledger.wire import BatchOutcome
+from app.redis import keys
 from tests.pool_samples import RedisServer, head, new_batch, outcome
 
 QUEUE = head().queue

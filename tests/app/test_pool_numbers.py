@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from app import keys
 from app.errors import WorkerNumberTakenError
-from app.pool import assign_number
+from app.redis import keys
+from app.worker_record import assign_number
 from tests.pool_samples import RedisServer
 
 QUEUES = [keys.queue_name("M", version) for version in range(1, 9)]

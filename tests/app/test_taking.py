@@ -17,9 +17,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from app import keys, wire
 from app.errors import LedgerUnavailableError, NewerWireError, WireError
-from app.ledger import ClaimedBatch, ControllerLedger, WorkerLedger
+from app.ledger import wire
+from app.ledger.ledger import ClaimedBatch, ControllerLedger, WorkerLedger
+from app.redis import keys
 from tests.pool_samples import RedisServer, head, new_batch, outcome
 
 QUEUE = head().queue

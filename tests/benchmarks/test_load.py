@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import Generator, Load, LoadError, Target, parse_report
+from benchmarks.wrk_load import Generator, Load, LoadError, Target, parse_report
 
 REPORT = (
     '{"duration_us":2000000,"requests":1000,"socket_errors":1,"timeouts":2,"not_2xx":7,"checked":62,"wrong":3,'

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import machine
+from benchmarks.bench import make_plan
 from benchmarks.report import ACCEPTED, SYNC, Round, ratios, summarise, table, write_csv
-from benchmarks.run import make_plan
 
 ROUND = Round(
     number=1,

@@ -13,9 +13,9 @@ import pytest
 from benchmarks.simulation import calibrate, check, costs, page, study
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.events import Action, Clock, Host, Link, Process
-from benchmarks.simulation.model import SHARES, Plan, Pool
+from benchmarks.simulation.pool_model import SHARES, Plan, Pool
 from benchmarks.simulation.real import Point
-from benchmarks.simulation.run import Run
+from benchmarks.simulation.simulate import Run
 
 COSTS = Costs(
     controller=Cost(300.0, 100.0),

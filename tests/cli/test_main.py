@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.settings import unknown_variables
-from cli.listening import controller_url
+from cli.local_pool.listening import controller_url
 from cli.main import cli
 
 ADDRESS = ("MODELYARD_URL", "MODELYARD_HOST", "MODELYARD_PORT")

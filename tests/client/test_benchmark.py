@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from app.errors import ParameterError, UnknownWorkerError
-from cli.benchmark import command as benchmark
-from cli.predict import command as predict
+from cli.commands.benchmark_command import command as benchmark
+from cli.commands.predict_command import command as predict
 from client import AsyncClient, RetryPolicy
 from client.benchmark import Benchmark
-from client.errors import ControllerUnreachableError, JobFailedError
+from client.exceptions import ControllerUnreachableError, JobFailedError
 from client.picture import half_blocks
 from client.plot import draw_latencies
 from client.records import Record, append_records, read_records

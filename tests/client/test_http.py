@@ -31,7 +31,7 @@ from app.errors import (
     UnknownWorkerError,
 )
 from client import AsyncClient, Client, RetryPolicy
-from client.errors import (
+from client.exceptions import (
     AnswerUnreadableError,
     ControllerUnreachableError,
     JobCancelledError,

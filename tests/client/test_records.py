@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.errors import RecordsError
+from client.exceptions import RecordsError
 from client.records import Record, append_records, read_records
 
 ONE = Record(timestamp="2026-01-02T03:04:05.678+00:00", client_latency_ms=1.5, status="succeeded")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from app.settings import ControllerSettings, WorkerSettings, load
-from cli.pool_redis import REWRITE_SIZE
+from cli.local_pool.redis_server import REWRITE_SIZE
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

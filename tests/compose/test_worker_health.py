@@ -1,4 +1,4 @@
-"""`python -m workers.health`, the check of the workers' containers, beside a worker's heartbeat on a real Redis."""
+"""`python -m workers.process.health`, the check of the workers' containers, beside a worker's heartbeat on a real Redis."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import redis
 from app.clock import PoolClock
 from app.errors import ConfigurationError
 from tests.pool_samples import RedisServer, record
-from workers.beacon import Beacon
+from workers.process.heartbeat import Heartbeat
 
-StartBeacon = Callable[..., Beacon]
+StartBeacon = Callable[..., Heartbeat]
 
 
 @pytest.fixture
@@ -27,11 +27,13 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def start_beacon(redis_server: RedisServer, file: Path) -> Iterator[StartBeacon]:
     """Starts a worker's heartbeat, which ends with the test."""
-    made: list[Beacon] = []
+    made: list[Heartbeat] = []
     with redis.Redis.from_url(redis_server.url) as client:
 
-        def start(heartbeat_s: float, ready_file: Path = file) -> Beacon:
-            beacon = Beacon(client, record(state="starting"), PoolClock(), heartbeat_s, ready_file=ready_file)
+        def start(heartbeat_s: float, ready_file: Path = file) -> Heartbeat:
+            beacon = Heartbeat(
+                client, record(state="starting"), PoolClock(), heartbeat_s, ready_file=ready_file
+            )
             beacon.start()
             made.append(beacon)
             return beacon
@@ -43,7 +45,7 @@ def start_beacon(redis_server: RedisServer, file: Path) -> Iterator[StartBeacon]
 
 def check(file: Path | str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "workers.health"],
+        [sys.executable, "-m", "workers.process.health"],
         env={**os.environ, "MODELYARD_READY_FILE": str(file)},
         capture_output=True,
         text=True,
@@ -107,6 +109,6 @@ def test_a_check_without_a_file_says_what_to_set() -> None:
 
 def test_the_check_imports_nothing_beside_the_standard_library() -> None:
     heavy = "{'app', 'celery', 'msgspec', 'mlflow', 'numpy', 'pydantic', 'redis', 'torch'}"
-    code = f"import sys, workers.health; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, workers.process.health; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -17,13 +17,13 @@ import httpx
 import pytest
 import redis
 
-from app import keys
 from app.celery_app import batch_id_of
-from app.ledger import ClaimedBatch, WorkerLedger
-from app.pool import WorkerRecord
+from app.ledger.ledger import ClaimedBatch, WorkerLedger
+from app.ledger.wire import BatchOutcome
+from app.redis import keys
 from app.settings import ControllerSettings, Settings
-from app.wire import BatchOutcome
-from cli import pool_redis
+from app.worker_record import WorkerRecord
+from cli.local_pool import redis_server as pool_redis
 from controller.main import Controller, Services, create_app
 from tests.pool_samples import RedisServer, outcome, publish, record, unpublish
 

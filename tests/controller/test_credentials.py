@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from app.celery_app import create_celery
-from app.ledger import connect, connect_async
+from app.ledger.ledger import connect, connect_async
 from controller.redis_link import RedisLink
 from tests.controller.conftest import settings_for, until
 from tests.pool_samples import RedisServer

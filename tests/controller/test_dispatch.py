@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import redis
 
-from app import keys
-from app.ledger import LARGE_BYTES
+from app.ledger.ledger import LARGE_BYTES
+from app.redis import keys
 from controller.dispatch import ENOUGH_RECEIPTS
 from tests.controller.conftest import HandWorker, Serve, nothing_is_queued, until
 from tests.pool_samples import outcome

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from app.contract import DTYPES, InputContract
 from app.errors import InputError, InputNotFiniteError, InputNotNumericError
-from controller import bodies, decode
-from controller.bodies import JSON, MSGPACK, NPY
-from controller.problems import status_of
+from controller.http.problems import status_of
+from controller.input import bodies, json_numbers
+from controller.input.bodies import JSON, MSGPACK, NPY
 
 LITERALS = [
     "0", "-0", "-0.0", "1", "1.0", "1.5e3", "1e3", "1E+3", "0.5", "-1", "127", "128", "-129", "255", "256", "65504",
@@ -57,8 +57,8 @@ NOT_NUMBERS = [
 def samples(content_type: bytes, body: bytes, contract: InputContract) -> list[Any]:
     """The numbers that the model gets."""
     numbers = bodies.parse(content_type, body).numbers(contract)
-    data = decode.to_samples(numbers, contract, 100)
-    return np.frombuffer(data, decode.little_endian(contract.dtype)).tolist()
+    data = json_numbers.to_samples(numbers, contract, 100)
+    return np.frombuffer(data, json_numbers.little_endian(contract.dtype)).tolist()
 
 
 def expected(numbers: list[Any], dtype: str) -> list[Any] | None:
@@ -104,7 +104,7 @@ def check(
 def test_a_json_number_is_exact_or_refused(texts: list[str], dtype: str) -> None:
     body = f'{{"data": [{", ".join(texts)}]}}'.encode()
     written = [Fraction(text) for text in texts]
-    if any(abs(number) > decode.MAX_FLOAT for number in written):
+    if any(abs(number) > json_numbers.MAX_FLOAT for number in written):
         with pytest.raises(InputNotFiniteError):
             samples(JSON, body, InputContract(dtype, (len(texts),)))
         return

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 import redis
 
-from app import keys, wire
-from controller import reconciler, results
+from app.ledger import wire
+from app.redis import keys
+from controller import results
+from controller.recovery import reconciler
 from tests.controller.conftest import HandWorker, OwnRedis, Serve, serving, settings_for, until
 from tests.pool_samples import MODEL, outcome, record
 

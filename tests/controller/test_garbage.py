@@ -9,9 +9,10 @@ import msgspec
 import pytest
 import redis
 
-from app import keys, wire
 from app.contract import InputContract
-from app.pool import encode_record
+from app.ledger import wire
+from app.redis import keys
+from app.worker_record import encode_record
 from tests.controller.conftest import HandWorker, Serve, Served, until
 from tests.pool_samples import MODEL, head, new_batch, now_ms, outcome, record
 

@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import pytest
 import uvloop
-
-from controller.server import PatientProtocol, PatientServer, make_server
-from tests.controller.conftest import HandWorker, Serve, Served, until
 from tests.controller.test_connection import BODY, Caller
+
+from controller.http.uvicorn_server import ControllerServer, LimitedProtocol, make_server
+from tests.controller.conftest import HandWorker, Serve, Served, until
 
 LIMIT_BYTES = 64 * 1024
 SMALL_BUFFER_BYTES = 16 * 1024
@@ -35,7 +35,7 @@ new_event_loop = uvloop.new_event_loop  # as in production
 class Site:
     """A controller behind a socket, with a worker that answers at once."""
 
-    def __init__(self, served: Served, server: PatientServer, port: int) -> None:
+    def __init__(self, served: Served, server: ControllerServer, port: int) -> None:
         self.served = served
         self.server = server
         self.address = ("127.0.0.1", port)
@@ -53,10 +53,10 @@ class Site:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def connection(self) -> PatientProtocol:
+    def connection(self) -> LimitedProtocol:
         """The one connection that is open."""
         (connection,) = self.server.server_state.connections
-        assert isinstance(connection, PatientProtocol)
+        assert isinstance(connection, LimitedProtocol)
         return connection
 
 
@@ -68,7 +68,7 @@ async def open_site(
     serve: Serve, hand_worker: Callable[..., HandWorker], free_port: Callable[[], int]
 ) -> AsyncIterator[OpenSite]:
     """`await open_site(**settings)` starts a controller that has a worker."""
-    running: list[tuple[PatientServer, asyncio.Task[None], asyncio.Task[None]]] = []
+    running: list[tuple[ControllerServer, asyncio.Task[None], asyncio.Task[None]]] = []
 
     async def start(**settings: Any) -> Site:
         worker = hand_worker()
@@ -237,7 +237,7 @@ async def test_a_caller_who_never_reads_an_answer_is_given_up(open_site: OpenSit
         await until(lambda: not site.server.server_state.connections, "the connection is closed", 20)
 
 
-def small(connection: PatientProtocol) -> None:
+def small(connection: LimitedProtocol) -> None:
     """Have the kernel take little of what is sent: what the controller keeps is what is tested."""
     connection.transport.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES

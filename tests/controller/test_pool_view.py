@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from app import keys
-from app.pool import Latency
+from app.redis import keys
+from app.worker_record import Latency
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import MODEL, now_ms
 

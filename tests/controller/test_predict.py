@@ -12,10 +12,10 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app import keys
 from app.contract import InputContract
-from app.pool import Latency
-from app.wire import JobOutcome
+from app.ledger.wire import JobOutcome
+from app.redis import keys
+from app.worker_record import Latency
 from controller.redis_link import Done
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import CONTRACT, MODEL, outcome

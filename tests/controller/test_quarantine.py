@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.wire import JobOutcome
+from app.ledger.wire import JobOutcome
 from tests.controller.conftest import HandWorker, Serve, Served
 from tests.pool_samples import outcome
 

@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.ledger import Samples, connect_async
+from app.ledger.ledger import Samples, connect_async
 from controller.redis_link import RedisLink, Script
 from tests.controller.conftest import settings_for, until
 from tests.pool_samples import RedisServer

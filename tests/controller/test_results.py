@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from app import keys
 from app.errors import JobNotCancellableError
-from app.ids import IdSigner
+from app.ledger.ids import IdSigner
+from app.redis import keys
 from tests.controller.conftest import HandWorker, Serve, until
 
 HandWorkers = Callable[..., HandWorker]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from app import keys
 from app.contract import InputContract
 from app.errors import (
     ContradictionError,
@@ -15,7 +14,8 @@ from app.errors import (
     UnknownModelError,
     UnknownWorkerError,
 )
-from app.pool import WorkerRecord
+from app.redis import keys
+from app.worker_record import WorkerRecord
 from controller.routing import FORCED, POLICY, Selector, Snapshot, build_snapshot, foreseen, route
 from tests.pool_samples import MODEL, record
 

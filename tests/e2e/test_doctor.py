@@ -15,7 +15,7 @@ import httpx
 import pytest
 import redis
 
-from app import keys
+from app.redis import keys
 from client import Client
 from tests.e2e.conftest import Digits, Pool
 

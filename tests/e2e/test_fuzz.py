@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 
-from app import keys
+from app.redis import keys
 from client import Client
 from tests.e2e import fuzz
 from tests.e2e.conftest import Digits, Pool

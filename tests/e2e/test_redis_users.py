@@ -24,11 +24,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.errors import RateLimitError
-from app.ledger import connect, connect_async
+from app.ledger.ledger import connect, connect_async
 from app.settings import Settings
 from client import Client
-from controller.access import Caller
-from controller.rate_limit import RateLimit
+from controller.admission.authentication import Caller
+from controller.admission.rate_limit import RateLimit
 from tests.conftest import WaitUntil
 from tests.e2e.conftest import MODEL, Digits, Pool
 

@@ -15,10 +15,10 @@ import httpx
 import pytest
 import redis
 
-from app.access import new_key
+from app.api_keys import new_key
 from app.settings import ControllerSettings
-from cli.pool_services import mlflow_service
-from cli.pool_supervisor import config_text
+from cli.local_pool.programs import mlflow_service
+from cli.local_pool.supervisord import config_text
 from tests.conftest import RedisServer, WaitUntil, process_environment
 from tests.e2e.conftest import answers
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from app.access import new_key
+from app.api_keys import new_key
 from app.errors import ForbiddenError, UnauthenticatedError
 from client import Client
 from tests.conftest import WaitUntil, process_environment

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 import faults.rows  # noqa: F401  (importing it registers the rows)
-from faults import registry, trial
-from faults.pool import Pool, PoolPlan, open_pool
+from faults import fault_registry, trial
+from faults.fault_pool import Pool, PoolPlan, open_pool
 from faults.table import FAULTS, Fault, by_plan
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("registry")
-    registry.lay_out(folder)
+    fault_registry.lay_out(folder)
     return folder
 
 

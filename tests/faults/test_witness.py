@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.ids import IdSigner
+from app.ledger.ids import IdSigner
 from faults.trial import Witness
 
 

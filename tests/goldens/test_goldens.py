@@ -20,11 +20,12 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from app import errors, keys
+from app import errors
+from app.redis import keys
 from app.settings import ControllerSettings
 from cli.main import COMMANDS, cli
+from controller.http.problems import problem
 from controller.main import create_app
-from controller.problems import problem
 from tests.conftest import RedisServer, running_redis, wait_until_true
 from tests.controller.conftest import HandWorker
 from tests.pool_samples import record

@@ -14,13 +14,13 @@ import pytest
 import redis
 import yaml
 
-from app.access import new_key
+from app.api_keys import new_key
 from app.clock import PoolClock
 from app.contract import InputContract
-from app.pool import assign_number
+from app.worker_record import assign_number
 from tests.conftest import RedisServer, WaitUntil
 from tests.pool_samples import record
-from workers.beacon import Beacon
+from workers.process.heartbeat import Heartbeat
 
 CONFIG = Path(__file__).parents[2] / "prometheus.yml"
 SCRAPE_INTERVAL = "200ms"
@@ -75,12 +75,12 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture
-def worker(redis_server: RedisServer) -> Iterator[Beacon]:
+def worker(redis_server: RedisServer) -> Iterator[Heartbeat]:
     """What a worker tells the pool of itself. It takes nothing off its queue, so jobs stay where one can count."""
     told = record(3, val_accuracy=0.875, input=InputContract("float32", (1, 28, 28)))
     with redis.Redis.from_url(redis_server.url) as client:
         assign_number(client, told.queue, told.worker)
-        beacon = Beacon(client, told, PoolClock(), HEARTBEAT_S)
+        beacon = Heartbeat(client, told, PoolClock(), HEARTBEAT_S)
         beacon.start()
         yield beacon
         beacon.close()
@@ -98,7 +98,7 @@ def controller(
     start: Start,
     http: httpx.Client,
     redis_server: RedisServer,
-    worker: Beacon,
+    worker: Heartbeat,
     operator: tuple[str, str],
     free_port: Any,
     wait_until: WaitUntil,
@@ -204,7 +204,7 @@ def test_prometheus_reads_the_pool_and_forgets_a_worker_that_is_gone(
     http: httpx.Client,
     controller: str,
     flower: str,
-    worker: Beacon,
+    worker: Heartbeat,
     operator: tuple[str, str],
     tmp_path: Path,
     wait_until: WaitUntil,

@@ -17,7 +17,7 @@ from cli.main import cli
 from tests.conftest import process_environment
 from training.command import unregistered
 from training.inventory import registered_versions
-from training.predict import load, scores
+from training.local_inference import load, scores
 
 from .conftest import Trained
 

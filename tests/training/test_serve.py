@@ -13,7 +13,7 @@ import pytest
 
 from app.digits import load_digits_28
 from tests.conftest import process_environment
-from training.predict import load, scores
+from training.local_inference import load, scores
 
 from .conftest import Trained
 

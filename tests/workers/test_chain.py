@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.workers.test_task import Bench, bench, score, statuses
 
-from app import keys
-from app.ledger import ledger_errors
+from app.ledger.ledger import ledger_errors
+from app.redis import keys
 from tests.conftest import WaitUntil
 from tests.pool_samples import new_batch
-from tests.workers.test_task import Bench, bench, score, statuses
-from workers import task
+from workers import batch_runner
 
 __all__ = ["bench"]
 
@@ -21,7 +21,7 @@ __all__ = ["bench"]
 @pytest.fixture(autouse=True)
 def enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is."""
-    monkeypatch.setattr(task, "CHAIN_S", 60.0)
+    monkeypatch.setattr(batch_runner, "CHAIN_S", 60.0)
 
 
 def queue_up(bench: Bench, n_batches: int, n_jobs: int = 1) -> list[str]:
@@ -85,7 +85,7 @@ def test_a_worker_that_is_told_to_stop_while_it_waits_runs_what_that_brings_and_
 
 
 def test_celerys_loop_gets_its_turn_after_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "CHAIN_S", 0.0)
+    monkeypatch.setattr(batch_runner, "CHAIN_S", 0.0)
     batches = queue_up(bench, 3)
     assert [each.batch_id for each in bench.runner(score).run_on(batches[0])] == batches[:1]
     assert (bench.client.llen(bench.queue), bench.client.hlen(keys.running(bench.queue))) == (2, 0)

@@ -10,14 +10,14 @@ import pytest
 
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
-from app.keys import queue_name
-from app.ledger import ControllerLedger, WorkerLedger, connect, connect_async
+from app.ledger.ledger import ControllerLedger, WorkerLedger, connect, connect_async
+from app.redis.keys import queue_name
 from app.settings import Settings
 from faults.proxy import Proxy
 from tests.conftest import RedisServer, WaitUntil
 from tests.pool_samples import MODEL, new_batch, record
-from workers import transport
-from workers.beacon import Beacon
+from workers.consumer import transport
+from workers.process.heartbeat import Heartbeat
 
 LONG_S = 60.0  # longer than the tests may take: who waits on a dead connection is found out
 
@@ -40,7 +40,7 @@ async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connecti
     redis_server: RedisServer, way: Proxy, wait_until: WaitUntil
 ) -> None:
     settings = Settings(redis_url=way.url, redis_timeout_s=LONG_S)
-    beacon = Beacon(connect(settings, timeout_s=0.1), record(), PoolClock(), 0.1)
+    beacon = Heartbeat(connect(settings, timeout_s=0.1), record(), PoolClock(), 0.1)
     jobs = WorkerLedger(
         connect(settings, single_connection_client=True),
         "host-1",

@@ -17,10 +17,10 @@ import pytest
 import redis
 from celery import Celery
 
-from app import keys
 from app.celery_app import BatchMessages, create_celery, message_template
-from app.pool import decode_record
+from app.redis import keys
 from app.settings import Settings
+from app.worker_record import decode_record
 from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 from tests.workers.test_process import QUEUE, accept

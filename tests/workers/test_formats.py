@@ -16,9 +16,9 @@ from sklearn.preprocessing import FunctionTransformer
 
 from app.errors import ModelNotAllowedError
 from app.settings import WorkerSettings
-from cli.check import command
+from cli.commands.check_command import command
 from workers import model
-from workers.registry import ModelVersion, look_up, read_description
+from workers.model_lookup import ModelVersion, look_up, read_description
 
 ALLOWED = "MODELYARD_ALLOW_PICKLE_MODELS"
 

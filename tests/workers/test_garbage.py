@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import redis
 
-from app import keys, wire
 from app.celery_app import BatchMessages, create_celery, message_template
-from app.pool import WorkerRecord, decode_record
+from app.ledger import wire
+from app.redis import keys
 from app.settings import Settings
+from app.worker_record import WorkerRecord, decode_record
 from tests.pool_samples import RedisServer
 from tests.workers.test_process import QUEUE, Start, accept, start_worker
-from workers.transport import is_wake_up
+from workers.consumer.transport import is_wake_up
 
 __all__ = ["start_worker"]
 WaitUntil = Callable[..., None]

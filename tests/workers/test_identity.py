@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from app import keys
 from app.clock import PoolClock
 from app.errors import QueueTakenError
-from app.pool import decode_record
+from app.redis import keys
+from app.worker_record import decode_record
 from tests.conftest import process_environment
 from tests.pool_samples import RedisServer, publish, record
-from workers.beacon import Beacon
+from workers.process.heartbeat import Heartbeat
 
 WaitUntil = Callable[..., None]
 
@@ -27,8 +27,8 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield connection
 
 
-def beacon(client: redis.Redis, worker_id: str, heartbeat_s: float = 60, **fields: object) -> Beacon:
-    return Beacon(client, record(worker_id=worker_id, **fields), PoolClock(), heartbeat_s)
+def beacon(client: redis.Redis, worker_id: str, heartbeat_s: float = 60, **fields: object) -> Heartbeat:
+    return Heartbeat(client, record(worker_id=worker_id, **fields), PoolClock(), heartbeat_s)
 
 
 def test_a_worker_of_another_model_does_not_start_and_both_are_named(client: redis.Redis) -> None:
@@ -68,7 +68,7 @@ def test_of_two_models_that_start_at_once_one_is_served(client: redis.Redis) -> 
         beacons = [beacon(client, name, run_id=name, model_id=name) for name in ("a", "b")]
         both, refused = threading.Barrier(2), []
 
-        def start(each: Beacon, both: threading.Barrier = both, refused: list[str] = refused) -> None:
+        def start(each: Heartbeat, both: threading.Barrier = both, refused: list[str] = refused) -> None:
             both.wait()
             try:
                 each.start()
@@ -89,7 +89,7 @@ def test_a_worker_whose_queue_was_taken_while_it_was_away_ends(
     client: redis.Redis, wait_until: WaitUntil
 ) -> None:
     ended = threading.Event()
-    away = Beacon(client, record(worker_id="a", run_id="r1"), PoolClock(), 0.05, on_stall=ended.set)
+    away = Heartbeat(client, record(worker_id="a", run_id="r1"), PoolClock(), 0.05, on_stall=ended.set)
     away.start()
     publish(client, record(worker_id="b", run_id="r2"))
     client.delete(keys.worker("a"))  # as it expires while the process is stopped

@@ -9,16 +9,16 @@ import redis
 import redis.asyncio
 from numpy.typing import NDArray
 
-from app import ids
 from app.clock import PoolClock
-from app.ledger import ControllerLedger, JobView, WorkerLedger
-from app.wire import BatchOutcome
+from app.ledger import ids
+from app.ledger.ledger import ControllerLedger, JobView, WorkerLedger
+from app.ledger.wire import BatchOutcome
 from tests.pool_samples import PAIR, RedisServer, new_batch, outcome, record
-from workers.beacon import Beacon
-from workers.last_words import LastWords
+from workers.batch_runner import BatchRunner
 from workers.model import LoadedModel
-from workers.task import BatchRunner
-from workers.time_limit import TimeLimit
+from workers.process.heartbeat import Heartbeat
+from workers.process.in_flight_marker import InFlightMarker
+from workers.process.time_limit import TimeLimit
 
 POISON = 2.0
 N_JOBS = 5
@@ -38,10 +38,12 @@ class Worker:
         clock = PoolClock()
         own = record(worker_id=worker_id)
         jobs = WorkerLedger(client, worker_id, own.queue, 60)
-        beacon = Beacon(client, own, clock, 1)
+        beacon = Heartbeat(client, own, clock, 1)
         model = LoadedModel(PAIR, self._predict, "cpu")
         limit = TimeLimit(LIMIT_S)
-        self.runner = BatchRunner(worker_id, jobs, model, beacon, clock, limit, LastWords(), MAX_ATTEMPTS)
+        self.runner = BatchRunner(
+            worker_id, jobs, model, beacon, clock, limit, InFlightMarker(), MAX_ATTEMPTS
+        )
 
     def _predict(self, samples: NDArray[Any]) -> NDArray[Any]:
         if POISON in samples:

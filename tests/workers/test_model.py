@@ -19,7 +19,7 @@ from app.errors import (
 )
 from app.settings import WorkerSettings
 from workers import model
-from workers.registry import ModelVersion, look_up, looking_up
+from workers.model_lookup import ModelVersion, look_up, looking_up
 
 
 def load(wanted: WorkerSettings) -> model.LoadedModel:

@@ -18,24 +18,24 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tests.workers.test_task import Bench, Predict
 
-from app import keys
 from app.contract import DTYPES, InputContract
-from app.ids import JobRef
-from app.ledger import NewBatch
-from app.pool import decode_record
-from app.wire import BatchHead, BatchOutcome, JobEntry
+from app.ledger.ids import JobRef
+from app.ledger.ledger import NewBatch
+from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
+from app.redis import keys
+from app.worker_record import decode_record
 from client import AsyncClient
-from client.protocol import encode_samples
-from client.results import Job
-from controller import bodies, decode
-from controller.job_json import job_json
+from client.jobs import Job
+from client.schemas import encode_samples
+from controller.http.job_json import job_json
+from controller.input import bodies, json_numbers
 from tests.controller.conftest import serving, settings_for
 from tests.pool_samples import SIGNER, RedisServer, head, now_ms
 from tests.workers.test_model import pt2
 from tests.workers.test_model import settings as model_settings
 from tests.workers.test_process import Start, WaitUntil, start_worker
-from tests.workers.test_task import Bench, Predict
 from workers import model
 
 __all__ = ["start_worker"]  # a fixture
@@ -82,7 +82,7 @@ def test_numbers_of_every_dtype_come_back_as_they_were_sent(
     array = data.draw(arrays(name, shape, elements=elements))
     contract = InputContract(name, array.shape[1:])
     numbers = bodies.parse(bodies.JSON, encode_samples(array)).numbers(contract)
-    samples = np.frombuffer(decode.to_samples(numbers, contract, 3), name).reshape(array.shape)
+    samples = np.frombuffer(json_numbers.to_samples(numbers, contract, 3), name).reshape(array.shape)
 
     [job] = run(bench, samples, [len(array)], lambda rows: rows)
     assert job.scores is not None

@@ -21,7 +21,7 @@ from app.settings import WorkerSettings
 from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 from workers import model
-from workers.registry import look_up
+from workers.model_lookup import look_up
 
 MODEL = "Exported"
 

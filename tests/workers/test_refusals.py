@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from app import keys
 from app.clock import to_ms
+from app.redis import keys
 from faults.proxy import Proxy
 from tests.controller.conftest import OwnRedis, Served, serving, settings_for, until
 from tests.workers.test_process import Start, ready_pids, start_worker

@@ -17,9 +17,10 @@ import redis
 import redis.asyncio
 from celery import Celery
 
-from app import keys, wire
 from app.celery_app import BatchMessages, create_celery, message_template
-from app.ledger import ControllerLedger, NewBatch
+from app.ledger import wire
+from app.ledger.ledger import ControllerLedger, NewBatch
+from app.redis import keys
 from app.settings import Settings
 from tests.pool_samples import RedisServer, new_batch
 from tests.workers.test_process import QUEUE, Start, records, start_worker

@@ -1,0 +1,293 @@
+"""Checks a live pool, and mends what can be mended safely: by scripts, which look again before they act."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import redis.asyncio
+
+from app.celery_app import BatchMessages, batch_id_of, create_celery, message_template
+from app.clock import to_ms
+from app.errors import WireError
+from app.fsck.examination import MOST_BATCHES_COUNTED, Examiner
+from app.fsck.examination_scripts import BACKLOG_SUM
+from app.fsck.findings import Finding, text
+from app.ledger import ids, wire
+from app.ledger.closing import CLOSE_COUNT, finish_keys
+from app.ledger.ledger import REQUEUE, ControllerLedger, ledger_errors
+from app.redis import keys
+from app.settings import HEARTBEATS_TO_LIVE, Settings
+from app.worker_record import decode_record
+
+OVERDUE_PER_MEND = 10_000
+
+# KEYS batch pending deadlines backlog running open; ARGV batch_id queue
+_SETTLE = (
+    "if redis.call('HEXISTS', KEYS[1], 'out') == 0 then return 0 end redis.call('HDEL', KEYS[5], ARGV[1])"
+    + CLOSE_COUNT
+    + "return 1"
+)
+
+# KEYS as above; ARGV batch_id queue accepted_at_ms last_deadline_ms n_jobs
+_LIST = """
+if redis.call('HEXISTS', KEYS[1], 'data') == 0 or redis.call('HEXISTS', KEYS[1], 'out') == 1 then return 0 end
+redis.call('ZADD', KEYS[2], 'NX', ARGV[3], ARGV[1])
+redis.call('ZADD', KEYS[3], 'NX', ARGV[4], ARGV[1])
+if redis.call('HEXISTS', KEYS[6], ARGV[1]) == 0 then
+  local open = tonumber(ARGV[5])
+  for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+    if string.sub(name, 1, 2) == 'c:' then open = open - 1 end
+  end
+  redis.call('HSET', KEYS[6], ARGV[1], open)
+  redis.call('HINCRBY', KEYS[4], ARGV[2], open)
+end
+return 1
+"""
+
+# KEYS pending deadlines running open; ARGV what is no batch's id
+_DROP = """
+return redis.call('ZREM', KEYS[1], ARGV[1]) + redis.call('ZREM', KEYS[2], ARGV[1])
+  + redis.call('HDEL', KEYS[3], ARGV[1]) + redis.call('HDEL', KEYS[4], ARGV[1])
+"""
+
+# As `app.ledger.ledger.REQUEUE`, and KEYS[4] the worker's record
+_TAKE_FROM_DEAD = "if redis.call('EXISTS', KEYS[4]) == 1 then return 0 end" + REQUEUE
+
+_EXPIRE = (
+    "if redis.call('PTTL', KEYS[1]) ~= -1 then return 0 end return redis.call('PEXPIRE', KEYS[1], ARGV[1])"
+)
+_DELETE_SAME = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end return redis.call('DEL', KEYS[1])"
+
+# KEYS queue pending; ARGV batch_id and message of each
+_TRIM = """
+local n = 0
+for i = 1, #ARGV, 2 do
+  if not redis.call('ZSCORE', KEYS[2], ARGV[i]) then n = n + redis.call('LREM', KEYS[1], -1, ARGV[i + 1]) end
+end
+return n
+"""
+
+
+@dataclass
+class Report:
+    """What the doctor found.
+
+    Attributes:
+        findings: What was odd at every look.
+        mended: Kind and subject of what was mended.
+        notes: Worth knowing and harmless.
+        counts: How many there are of what.
+        looks: Times that the pool was looked at.
+    """
+
+    findings: list[Finding]
+    notes: list[str]
+    counts: dict[str, int]
+    looks: int
+    mended: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+
+def patience_s(settings: Settings) -> float:
+    """Seconds that a healthy pool needs at most to mend by itself what was killed: notice, take over, two passes."""
+    return (2 * HEARTBEATS_TO_LIVE + 4) * settings.heartbeat_s + 4
+
+
+class Doctor:
+    """Examines and mends.
+
+    Args:
+        client: Asynchronous Redis client that answers bytes.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+        self._ledger = ControllerLedger(client, settings.result_retention_s)
+        self._examiner = Examiner(client)
+        self._template = message_template(create_celery(settings))
+        scripts = {
+            "settle": _SETTLE,
+            "list": _LIST,
+            "drop": _DROP,
+            "take": _TAKE_FROM_DEAD,
+            "expire": _EXPIRE,
+        }
+        scripts |= {"delete": _DELETE_SAME, "trim": _TRIM, "sum": BACKLOG_SUM}
+        self._scripts = {name: client.register_script(text) for name, text in scripts.items()}
+        self._mends: dict[str, Callable[[Finding], Awaitable[bool]]] = {
+            "backlog_wrong": self._add_up,
+            "dead_claim": self._take_from_dead,
+            "finished_but_listed": self._settle,
+            "lost_message": self._send_again,
+            "no_batch": self._drop,
+            "no_input": self._close_unreadable,
+            "no_record": self._forget,
+            "no_ttl": self._expire,
+            "not_listed": self._list,
+            "overdue": self._close_overdue,
+            "stale_messages": self._trim,
+            "unreadable_batch": self._close_unreadable,
+            "unreadable_worker": self._delete_worker,
+        }
+
+    async def examine(self, patience_s: float) -> Report:
+        """Look; while something is odd, look again each heartbeat, until it is no more or patience is at its end.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        seen = await self._examiner.look()
+        odd, looks, until_s = seen.findings, 1, time.monotonic() + patience_s
+        while odd and time.monotonic() < until_s:
+            await asyncio.sleep(min(self._settings.heartbeat_s, patience_s))
+            seen = await self._examiner.look()
+            looks += 1
+            odd = {key: seen.findings[key] for key in odd if key in seen.findings}
+        findings = sorted(odd.values(), key=lambda each: (each.kind, each.queue, each.subject))
+        return Report(findings, seen.notes, seen.counts, looks)
+
+    def can_mend(self, finding: Finding) -> bool:
+        """Whether `mend` knows what to do about it."""
+        return finding.kind in self._mends
+
+    async def mend(self, report: Report) -> None:
+        """Mend what can be; each script looks first whether there is still something to mend.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        # Counts last: what is mended before may change them.
+        for finding in sorted(report.findings, key=lambda each: each.kind == "backlog_wrong"):
+            if not self.can_mend(finding):
+                continue
+            try:
+                with ledger_errors():
+                    if await self._mends[finding.kind](finding):
+                        report.mended.add((finding.kind, finding.subject))
+            except WireError:
+                continue  # another key of the queue is broken; that is a finding of its own
+        with ledger_errors():
+            for queue in {finding.queue for finding in report.findings if finding.queue}:
+                await self._sum(queue)
+
+    async def _now_ms(self) -> float:
+        return to_ms(*await self._client.time())
+
+    async def _sum(self, queue: str) -> bool:
+        names = [keys.BACKLOG, keys.open_jobs(queue)]
+        return bool(await self._scripts["sum"](keys=names, args=[queue, MOST_BATCHES_COUNTED, 1]))
+
+    async def _add_up(self, found: Finding) -> bool:
+        return await self._sum(found.queue)
+
+    async def _run_on_batch(self, script: str, found: Finding, *args: str | float) -> bool:
+        names = finish_keys(found.batch_id, found.queue)
+        return bool(await self._scripts[script](keys=names, args=[found.batch_id, found.queue, *args]))
+
+    async def _settle(self, found: Finding) -> bool:
+        return await self._run_on_batch("settle", found)
+
+    async def _forget(self, found: Finding) -> bool:
+        return await self._ledger.forget(found.batch_id, found.queue)
+
+    async def _list(self, found: Finding) -> bool:
+        raw = cast(bytes | None, await self._client.hget(keys.batch(found.batch_id), "head"))
+        jobs = wire.decode_head(raw or b"").jobs
+        deadline_ms = max(job.deadline_ms for job in jobs)
+        accepted_at_ms = ids.accepted_at_ms(found.batch_id)
+        return await self._run_on_batch("list", found, accepted_at_ms, deadline_ms, len(jobs))
+
+    async def _drop(self, found: Finding) -> bool:
+        indexes = [each(found.queue) for each in (keys.pending, keys.deadlines, keys.running, keys.open_jobs)]
+        return bool(await self._scripts["drop"](keys=indexes, args=[found.batch_id.encode("latin-1")]))
+
+    async def _close_unreadable(self, found: Finding) -> bool:
+        if not (keys.is_queue(found.queue) and ids.is_well_formed(found.batch_id)):
+            return False
+        return await self._ledger.close_unreadable(found.batch_id, found.queue, await self._now_ms())
+
+    async def _take_from_dead(self, found: Finding) -> bool:
+        message = BatchMessages(self._template, found.queue).write(found.batch_id)
+        names = [keys.batch(found.batch_id), keys.running(found.queue), found.queue, keys.worker(found.owner)]
+        return bool(await self._scripts["take"](keys=names, args=[found.batch_id, found.owner, message]))
+
+    async def _send_again(self, found: Finding) -> bool:
+        """All that the queue has lost: one a queue was reported."""
+        lost = await self._examiner.lost(found.queue)
+        messages = BatchMessages(self._template, found.queue)
+        # The last one sent is the first one taken.
+        sent = [
+            await self._ledger.requeue(each, found.queue, "", messages.write(each)) for each in lost[::-1]
+        ]
+        return any(sent)
+
+    async def _close_overdue(self, found: Finding) -> bool:
+        now_ms = await self._now_ms()
+        overdue = await self._client.zrangebyscore(
+            keys.deadlines(found.queue), "-inf", now_ms - 1000, start=0, num=OVERDUE_PER_MEND
+        )
+        held = set(cast(list[bytes], await self._client.hkeys(keys.running(found.queue))))
+        closed = [
+            await self._close_one(text(each), found.queue, now_ms)
+            for each in cast(list[bytes], overdue)
+            if each not in held
+        ]
+        return any(closed)
+
+    async def _close_one(self, batch_id: str, queue: str, now_ms: float) -> bool:
+        try:
+            return await self._ledger.close_overdue(batch_id, queue, now_ms)
+        except WireError:
+            return await self._ledger.close_unreadable(batch_id, queue, now_ms)
+
+    async def _expire(self, found: Finding) -> bool:
+        ttl_s = self._settings.result_retention_s
+        if found.subject.startswith(keys.worker("")):
+            ttl_s = self._settings.worker_ttl_s
+        elif found.subject == keys.RECONCILER_LEASE:
+            ttl_s = HEARTBEATS_TO_LIVE * self._settings.heartbeat_s
+        ttl_ms = int(ttl_s * 1000)
+        if found.subject.startswith(keys.batch("")):
+            ttl_ms += await self._ms_to_deadline(found.subject)
+        return bool(await self._scripts["expire"](keys=[found.subject], args=[ttl_ms]))
+
+    async def _ms_to_deadline(self, name: str) -> int:
+        head, out = cast(list[bytes | None], await self._client.hmget(name, ["head", "out"]))
+        if out or not head:
+            return 0
+        last_ms = max(job.deadline_ms for job in wire.decode_head(head).jobs)
+        return max(0, int(last_ms - await self._now_ms()))
+
+    async def _delete_worker(self, found: Finding) -> bool:
+        raw = cast(bytes | None, await self._client.get(found.subject))
+        if raw is None:
+            return True
+        try:
+            decode_record(raw)
+        except WireError:
+            return bool(await self._scripts["delete"](keys=[found.subject], args=[raw]))
+        return False
+
+    async def _trim(self, found: Finding) -> bool:
+        trimmed = 0
+        while n := await self._trim_once(found.queue):  # what is trimmed shifts the pages
+            trimmed += n
+        return trimmed > 0
+
+    async def _trim_once(self, queue: str) -> int:
+        trimmed = 0
+        async for page in self._examiner.messages(queue):
+            stale = [message for message, is_pending in page if not is_pending]
+            if stale:
+                args = [each for message in stale for each in (batch_id_of(message) or "", message)]
+                trimmed += await self._scripts["trim"](keys=[queue, keys.pending(queue)], args=args)
+        return trimmed

@@ -1,0 +1,190 @@
+"""Quarantined jobs: which there are, and sending one again as a new job once its cause is gone.
+
+A job is quarantined when it has cost its workers their lives; its samples stay in its batch's record for as long as
+its outcome does. `modelyard:quarantine` lists the newest 10,000 of them. A job that is sent again is a new job with
+fresh attempts; the old one keeps its outcome and remembers the new one's id, so that sending twice sends once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import msgspec
+import redis.asyncio
+
+from app.celery_app import BatchMessages
+from app.clock import to_ms
+from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError, WireError
+from app.ledger import ids, wire
+from app.ledger.ids import IdSigner, JobRef
+from app.ledger.ledger import ACCEPT, NewBatch, accept_call, ledger_errors
+from app.ledger.wire import BatchHead, JobEntry
+from app.redis import keys
+
+# As `app.ledger.ledger.ACCEPT`, and last: KEYS the quarantined job's batch; ARGV its index, the new job's id, whether to
+# send again what was sent again before. The samples never leave Redis.
+_RESEND = """
+local old = table.remove(KEYS)
+local again, new_id, index = table.remove(ARGV), table.remove(ARGV), table.remove(ARGV)
+local given = redis.call('HGET', old, 'r:' .. index)
+if given and again == '0' then return given end
+ARGV[4] = redis.call('HGET', old, 'q:' .. index)
+if not ARGV[4] then return false end
+redis.call('HSET', old, 'r:' .. index, new_id)
+""" + ACCEPT.replace("return 1", "return new_id")
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedJob:
+    """A job in quarantine.
+
+    Attributes:
+        quarantined_at_ms: When its outcome was written, Redis's clock.
+        worker: Worker number of its queue.
+        n_samples: Samples that it holds.
+        resent_as: Id of the job that it was last sent again as, or None.
+    """
+
+    job_id: str
+    quarantined_at_ms: float
+    worker: int
+    model_name: str
+    model_version: int
+    n_samples: int
+    resent_as: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resent:
+    """What sending a job again came to.
+
+    Attributes:
+        job_id: The job that runs, or ran, in its place.
+        head: Head of that job's batch.
+        again: Whether it had been sent before, so that nothing was sent now.
+    """
+
+    job_id: str
+    head: BatchHead
+    again: bool
+
+
+class Quarantine:
+    """Lists and sends again.
+
+    Args:
+        client: Asynchronous Redis client that answers bytes.
+        template: Celery message, as `app.celery_app.message_template` answers it.
+        retention_s: Seconds an outcome stays readable.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, template: bytes, retention_s: float) -> None:
+        self._client = client
+        self._template = template
+        self._retention_ms = int(retention_s * 1000)
+        self._resend = client.register_script(_RESEND)
+
+    async def jobs(self, limit: int) -> list[QuarantinedJob]:
+        """The newest quarantined jobs whose records can be read, newest first.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            listed = await self._client.zrevrange(keys.QUARANTINE, 0, limit - 1, withscores=True)
+            entries = cast(list[tuple[bytes, float]], listed)
+            refs = [_ref(job_id.decode("ascii", "replace")) for job_id, _ in entries]
+            pipe = self._client.pipeline(transaction=False)
+            for ref in refs:
+                pipe.hmget(keys.batch(ref.batch_id), ["head", f"r:{ref.index}"])
+            rows = await pipe.execute(raise_on_error=False)
+        found = zip(refs, entries, rows, strict=True)
+        jobs = [_job(ref, at_ms, row) for ref, (_, at_ms), row in found if isinstance(row, list)]
+        return [job for job in jobs if job]
+
+    async def resend(
+        self, job_id: str, signer: IdSigner, deadline_s: float, reply_to: str = "", *, again: bool = False
+    ) -> Resent:
+        """Send a quarantined job again, once: a second call answers the job that the first one made.
+
+        Args:
+            signer: Recognises the old id and gives the new one.
+            deadline_s: Seconds until the new job expires.
+            reply_to: Controller that is told of the outcome.
+            again: Send even what was sent before.
+
+        Raises:
+            UnknownJobError: No job has this id.
+            JobNotQuarantinedError: The job exists and is not in quarantine.
+            JobGoneError: Its record has expired.
+            LedgerUnavailableError: Redis does not answer.
+            WireError: The record cannot be read.
+        """
+        ref = signer.parse_job_id(job_id)
+        if ref is None:
+            raise UnknownJobError("no job has this id")
+        with ledger_errors():
+            fields = await self._client.hmget(keys.batch(ref.batch_id), ["head", f"q:{ref.index}"])
+            raw, samples = cast(list[bytes | None], fields)
+            if raw is None:
+                raise JobGoneError("the job's record has expired, and its samples with it; submit it again")
+            if samples is None:
+                raise JobNotQuarantinedError(
+                    "the job is not in quarantine; only quarantined jobs can be resent"
+                )
+            now_ms = to_ms(*await self._client.time())
+            batch = self._new_batch(job_id, ref, wire.decode_head(raw), signer, now_ms, deadline_s, reply_to)
+            new_id = ids.job_id(batch.batch_id, 0)
+            names, args = accept_call(batch, self._retention_ms)
+            answer = await self._resend(
+                keys=[*names, keys.batch(ref.batch_id)], args=[*args, ref.index, new_id, int(again)]
+            )
+        if answer is None:
+            raise JobGoneError("the job's record has expired, and its samples with it; submit it again")
+        given = cast(bytes, answer).decode()
+        return Resent(given, batch.head, again=given != new_id)
+
+    def _new_batch(
+        self,
+        job_id: str,
+        ref: JobRef,
+        head: BatchHead,
+        signer: IdSigner,
+        now_ms: float,
+        deadline_s: float,
+        reply_to: str,
+    ) -> NewBatch:
+        old = head.jobs[ref.index]
+        job = JobEntry(old.n_samples, now_ms, now_ms + deadline_s * 1000, old.policy, old.forced, old.owner)
+        batch_id = signer.new_batch_id(now_ms, 1)
+        return NewBatch(
+            batch_id=batch_id,
+            head=msgspec.structs.replace(head, jobs=[job], reply_to=reply_to, resent_from=job_id),
+            data=b"",
+            message=BatchMessages(self._template, head.queue).write(batch_id),
+            accepted_at_ms=now_ms,
+        )
+
+
+def _ref(job_id: str) -> JobRef:
+    batch_id, _, index = job_id.partition(".")
+    return JobRef(batch_id, int(index) if index.isdecimal() else -1)
+
+
+def _job(ref: JobRef, at_ms: float, row: list[bytes | None]) -> QuarantinedJob | None:
+    raw, resent = row
+    try:
+        head = wire.decode_head(raw or b"")
+        entry = head.jobs[ref.index]
+    except (WireError, IndexError):
+        return None
+    return QuarantinedJob(
+        job_id=ids.job_id(ref.batch_id, ref.index),
+        quarantined_at_ms=at_ms,
+        worker=head.worker,
+        model_name=head.model_name,
+        model_version=head.model_version,
+        n_samples=entry.n_samples,
+        resent_as=resent.decode("ascii", "replace") if resent else None,
+    )

@@ -1,0 +1,215 @@
+"""What travels through Redis: batch heads and batch outcomes, as msgpack; worker records are in `app.worker_record`.
+
+Every value carries `schema_version`. Bytes that cannot be read raise `WireError`; nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from app.errors import NewerWireError, WireError
+
+SCHEMA_VERSION = 1
+# Of outcomes with scores that name their dtype. Older processes would take their bytes for float32; they read that
+# the outcome is of a newer release instead.
+NAMED_DTYPE_VERSION = 2
+
+Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
+FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
+
+
+class JobEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One job of a batch, as it was accepted.
+
+    Attributes:
+        n_samples: Samples of the job; its rows of the batch's input follow those of the jobs before it.
+        received_at_ms: When the request arrived, Redis's clock.
+        deadline_ms: When the job expires, Redis's clock.
+        policy: Rule that chose the queue.
+        forced: Whether the request named the queue.
+        owner: Name of the API key that it came with; empty where there was none. Last and with a default, so that
+            records from before there were keys stay readable, and older processes read past it.
+    """
+
+    n_samples: int
+    received_at_ms: float
+    deadline_ms: float
+    policy: str
+    forced: bool
+    owner: str = ""
+
+
+class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch without its input.
+
+    Attributes:
+        queue: Queue it was sent to.
+        worker: Worker number of the queue.
+        reply_to: Id of the controller that dispatched it.
+        model_name: Registered model.
+        model_version: Its version.
+        val_accuracy: Fraction in [0, 1] published when the batch was routed, or None.
+        dtype: NumPy name of the input's element type.
+        sample_shape: Shape of one sample.
+        jobs: The jobs, by index.
+        resent_from: Id of the quarantined job that its only job is a repetition of, or empty.
+    """
+
+    queue: str
+    worker: int
+    reply_to: str
+    model_name: str
+    model_version: int
+    val_accuracy: float | None
+    dtype: str
+    sample_shape: tuple[int, ...]
+    jobs: list[JobEntry]
+    resent_from: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+Scores: TypeAlias = bytes | tuple[str, bytes]
+
+
+class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
+    """What one job left behind.
+
+    Attributes:
+        status: One of `FINAL_STATUSES`.
+        classes: Predicted class (or value) per sample; NaN where the sample's scores hold NaN; empty unless
+            succeeded.
+        scores: Scores per sample, little-endian, shape (n_samples, n_scores): bytes of float32, or the NumPy name
+            of another dtype, one of `app.contract.OUTPUT_DTYPES`, and its bytes. Empty where the model has none.
+        error_code: Stable code, if failed.
+        error_detail: One sentence, if failed.
+    """
+
+    status: Literal["succeeded", "failed", "expired", "cancelled"]
+    classes: list[int | float] = []
+    scores: Scores = b""
+    error_code: str = ""
+    error_detail: str = ""
+
+
+EXPIRED = JobOutcome(
+    "expired", error_code="job_expired", error_detail="the deadline passed before a worker ran it"
+)
+CANCELLED = JobOutcome("cancelled", error_code="job_cancelled", error_detail="the job was cancelled")
+
+
+class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch left behind.
+
+    Attributes:
+        worker_id: Worker that ran it; empty where none did.
+        started_at_ms: When the worker claimed it, Redis's clock.
+        finished_at_ms: When its outcomes were written, Redis's clock.
+        inference_ms: Duration of the forward pass of the whole batch.
+        n_samples: Samples in that pass.
+        jobs: Outcomes, by the index of the job.
+        schema_version: What `outcome_version` says of the jobs.
+    """
+
+    worker_id: str
+    started_at_ms: float
+    finished_at_ms: float
+    inference_ms: float
+    n_samples: int
+    jobs: list[JobOutcome]
+    schema_version: int = SCHEMA_VERSION
+
+
+def outcome_version(jobs: Iterable[JobOutcome]) -> int:
+    """The oldest schema version that has everything these outcomes hold."""
+    kinds: set[type] = {type(job.scores) for job in jobs}
+    return NAMED_DTYPE_VERSION if tuple in kinds else SCHEMA_VERSION
+
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_head = msgspec.msgpack.Decoder(BatchHead).decode
+_decode_job_outcome = msgspec.msgpack.Decoder(JobOutcome).decode
+_decode_outcome = msgspec.msgpack.Decoder(BatchOutcome).decode
+
+T = TypeVar("T", BatchHead, BatchOutcome)
+
+
+def decode_head(data: bytes) -> BatchHead:
+    """Read a batch head.
+
+    Raises:
+        WireError: The bytes are not a batch head of this schema version.
+    """
+    try:
+        return _checked(_decode_head(data))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise unreadable("batch head", error, data) from None
+
+
+def decode_outcome(data: bytes) -> BatchOutcome:
+    """Read a batch's outcome.
+
+    Raises:
+        WireError: The bytes are not an outcome of this schema version.
+    """
+    try:
+        return _checked(_decode_outcome(data), NAMED_DTYPE_VERSION)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise unreadable("outcome", error, data, newest=NAMED_DTYPE_VERSION) from None
+
+
+def decode_job_outcome(data: bytes) -> JobOutcome:
+    """Read one job's outcome.
+
+    Raises:
+        WireError: The bytes are not an outcome.
+    """
+    try:
+        return _decode_job_outcome(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"unreadable outcome: {error}") from None
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+_decode_version = {
+    "msgpack": msgspec.msgpack.Decoder(_Versioned).decode,
+    "json": msgspec.json.Decoder(_Versioned).decode,
+}
+
+
+def unreadable(
+    what: str,
+    error: Exception,
+    data: bytes,
+    form: Literal["msgpack", "json"] = "msgpack",
+    newest: int = SCHEMA_VERSION,
+) -> WireError:
+    """The error that says why `data` cannot be read: of a newer release, or garbage.
+
+    Args:
+        newest: The last schema version that this process reads.
+    """
+    try:
+        version = _decode_version[form](data).schema_version
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        version = 0
+    if version > newest:
+        return _newer(version, newest)
+    return WireError(f"unreadable {what}: {error}")
+
+
+def _newer(version: int, newest: int) -> NewerWireError:
+    return NewerWireError(f"schema version {version}, this process reads {newest}")
+
+
+def _checked(value: T, newest: int = SCHEMA_VERSION) -> T:
+    if value.schema_version > newest:
+        raise _newer(value.schema_version, newest)
+    if value.schema_version < SCHEMA_VERSION:
+        raise WireError(f"schema version {value.schema_version}, this process reads {SCHEMA_VERSION}")
+    return value

@@ -1,0 +1,1 @@
+"""Redis: keys, connections, URLs and scripts. Nothing else imports redis-py."""

@@ -1,0 +1,149 @@
+"""Every Redis key and channel: its name, type, lifetime and writer. Nothing else spells one.
+
+| key | type | lives | written by |
+| --- | --- | --- | --- |
+| `modelyard:batch:<batch>` | hash, see `app.ledger.ledger` | last deadline + retention; finished: retention | ledger scripts |
+| `modelyard:pending:<queue>` | sorted set: batch by accepted-at ms | while it waits or runs | ledger scripts |
+| `modelyard:deadlines:<queue>` | sorted set: batch by last deadline ms | while it waits or runs | ledger scripts |
+| `modelyard:running:<queue>` | hash: batch to worker id | while a worker holds it | ledger scripts |
+| `modelyard:open:<queue>` | hash: batch to jobs without outcome | while it waits or runs | ledger scripts |
+| `modelyard:backlog` | hash: queue to the sum of the same | one field a queue | ledger scripts |
+| `modelyard:quarantine` | sorted set: job id by when it was quarantined, ms | retention, 10,000 jobs | ledger scripts |
+| `modelyard:queue:<model>:<version>` | list of Celery messages | Celery's | ledger scripts; Celery (pop) |
+| `modelyard:numbers` | hash: queue to worker number | one field a queue | worker |
+| `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
+| `modelyard:worker:<id>` | string: JSON record, see `app.worker_record` | three heartbeats | worker |
+| `modelyard:once:<key>` | string: see `controller.admission.idempotency` | seconds; with a job: retention | controller |
+| `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
+| `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
+| `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
+| `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller |
+| `modelyard:loss` | string: JSON of the last loss, see `app.ledger.marks` | retention | controller |
+| `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
+
+| channel | message | published by |
+| --- | --- | --- |
+| `modelyard:pool` | a worker id: its record changed | worker |
+| `modelyard:reply:<controller>` | batch id and its outcome | ledger scripts |
+
+Celery's own keys on the same server: `modelyard:unacked*`, `_kombu.binding.*` and its event channels.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+PREFIX = "modelyard"
+BACKLOG = f"{PREFIX}:backlog"
+NUMBERS = f"{PREFIX}:numbers"
+WORKERS = f"{PREFIX}:workers"
+SECRET = f"{PREFIX}:secret"
+EPOCH = f"{PREFIX}:epoch"
+MARKS = f"{PREFIX}:marks"
+LOSS = f"{PREFIX}:loss"
+RATE = f"{PREFIX}:rate"
+QUARANTINE = f"{PREFIX}:quarantine"
+RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
+POOL_CHANNEL = f"{PREFIX}:pool"
+UNACKED = f"{PREFIX}:unacked"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyKind:
+    """What is to be true of every key whose name begins with `prefix`.
+
+    Attributes:
+        type: As Redis's TYPE tells it; empty for Celery's own, which may be any.
+        expires: Whether it must have a time to live; the others live for ever by design.
+        names_queue: Whether the rest of the name is a queue's name.
+    """
+
+    prefix: str
+    type: str
+    expires: bool
+    names_queue: bool = False
+
+
+KINDS = (
+    KeyKind(f"{PREFIX}:batch:", "hash", expires=True),
+    KeyKind(f"{PREFIX}:pending:", "zset", expires=False, names_queue=True),
+    KeyKind(f"{PREFIX}:deadlines:", "zset", expires=False, names_queue=True),
+    KeyKind(f"{PREFIX}:running:", "hash", expires=False, names_queue=True),
+    KeyKind(f"{PREFIX}:open:", "hash", expires=False, names_queue=True),
+    KeyKind(f"{PREFIX}:worker:", "string", expires=True),
+    KeyKind(f"{PREFIX}:once:", "string", expires=True),
+    KeyKind(f"{PREFIX}:queue:", "list", expires=False),
+    KeyKind(f"{RATE}:", "string", expires=True),
+    KeyKind(UNACKED, "", expires=False),
+    KeyKind(BACKLOG, "hash", expires=False),
+    KeyKind(NUMBERS, "hash", expires=False),
+    KeyKind(WORKERS, "zset", expires=False),
+    KeyKind(SECRET, "string", expires=False),
+    KeyKind(EPOCH, "string", expires=False),
+    KeyKind(MARKS, "hash", expires=False),
+    KeyKind(LOSS, "string", expires=True),
+    KeyKind(QUARANTINE, "zset", expires=True),
+    KeyKind(RECONCILER_LEASE, "string", expires=True),
+)
+
+
+def kind_of(name: str) -> KeyKind | None:
+    """Which kind of key a name is; None where it is none of ours."""
+    return next((kind for kind in KINDS if name.startswith(kind.prefix)), None)
+
+
+def queue_name(model_name: str, model_version: int) -> str:
+    """Celery queue of a model version, which is also the Redis list that holds its messages."""
+    return f"{PREFIX}:queue:{model_name}:{model_version}"
+
+
+def batch(batch_id: str) -> str:
+    """Record of a batch."""
+    return f"{PREFIX}:batch:{batch_id}"
+
+
+def pending(queue: str) -> str:
+    """Batches of a queue that have no outcome, by when they were accepted."""
+    return f"{PREFIX}:pending:{queue}"
+
+
+def deadlines(queue: str) -> str:
+    """The same batches, by their last deadline."""
+    return f"{PREFIX}:deadlines:{queue}"
+
+
+def running(queue: str) -> str:
+    """Which worker has claimed which batch of a queue."""
+    return f"{PREFIX}:running:{queue}"
+
+
+def open_jobs(queue: str) -> str:
+    """How many jobs without an outcome each batch of a queue has."""
+    return f"{PREFIX}:open:{queue}"
+
+
+def worker(worker_id: str) -> str:
+    """Record of a worker."""
+    return f"{PREFIX}:worker:{worker_id}"
+
+
+def once(idempotency_key: str) -> str:
+    """What an idempotency key stands for."""
+    return f"{PREFIX}:once:{idempotency_key}"
+
+
+def reply_channel(controller_id: str) -> str:
+    """Where a controller hears of the outcomes of the batches it dispatched."""
+    return f"{PREFIX}:reply:{controller_id}"
+
+
+def is_queue(queue: str) -> bool:
+    """Whether `queue_name` could have made it."""
+    return re.fullmatch(rf"{PREFIX}:queue:[^:]+:\d{{1,9}}", queue, re.ASCII) is not None
+
+
+def model_of(queue: str) -> tuple[str, int]:
+    """Model name and version of a queue: the inverse of `queue_name`."""
+    _, _, name, version = queue.split(":")
+    return name, int(version)

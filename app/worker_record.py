@@ -1,0 +1,216 @@
+"""Worker records: what every worker publishes of itself, and the worker numbers of the queues."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from app.contract import DTYPES, InputContract
+from app.errors import NewerWireError, WireError, WorkerNumberTakenError
+from app.ledger.wire import SCHEMA_VERSION, unreadable
+from app.redis import keys
+
+WorkerState = Literal["starting", "ready", "draining"]
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Inference latency of one forward pass, in ms: the last one, and percentiles over a window."""
+
+    last: float | None = None
+    p50: float | None = None
+    p99: float | None = None
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker, as it describes itself each heartbeat.
+
+    Attributes:
+        worker_id: Unique for each process that serves.
+        worker: Worker number of its queue.
+        val_accuracy: Fraction in [0, 1] logged on the version's MLflow run, or None.
+        started_at_ms: Redis's clock.
+        heartbeat_at_ms: When this record was written, Redis's clock.
+        running_batch: Batch in hand, or empty.
+        batch_samples_mean: Mean samples per forward pass over the window.
+        pid: Of the process that serves.
+        main_pid: Of its parent, which is what was started and takes signals.
+        device: `cpu` or `cuda:N`.
+        unreadable: Messages and batches that it could not read.
+        model_id: What tells this model from any other of its name and version, besides the run: MLflow's id of it
+            (`m-…`), or the digest of its files where there is neither; None in records of older releases.
+        registry: Where it was found, without secrets.
+        warnings: What is wrong with it and does not keep it from serving.
+    """
+
+    worker_id: str
+    worker: int
+    queue: str
+    model_name: str
+    model_version: int
+    run_id: str
+    val_accuracy: float | None
+    input: InputContract
+    state: WorkerState
+    started_at_ms: float
+    heartbeat_at_ms: float
+    running_batch: str = ""
+    jobs_done: int = 0
+    jobs_failed: int = 0
+    batches_done: int = 0
+    batch_samples_last: int = 0
+    batch_samples_mean: float = 0.0
+    inference_ms: Latency = Latency()
+    host: str = ""
+    pid: int = 0
+    main_pid: int = 0
+    device: str = "cpu"
+    unreadable: int = 0
+    model_id: str | None = None
+    registry: str = ""
+    warnings: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+encode_record = msgspec.json.Encoder().encode
+_decode_record = msgspec.json.Decoder(WorkerRecord).decode
+
+
+def quality_problem(val_accuracy: float | None) -> str:
+    """What is wrong with a quality; empty where it is a fraction or none. Any other would win all traffic, or none."""
+    if val_accuracy is None or 0 <= val_accuracy <= 1:  # of NaN, false
+        return ""
+    percentage = ", not a percentage" if 1 < val_accuracy <= 100 else ""
+    return f"val_accuracy {val_accuracy:g} counts as none: expected a fraction in [0, 1]{percentage}"
+
+
+def decode_record(data: bytes) -> WorkerRecord:
+    """Read a worker record.
+
+    Raises:
+        WireError: The bytes are not a record of this schema version.
+    """
+    try:
+        record = _decode_record(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise unreadable("worker record", error, data, "json") from None
+    if record.schema_version > SCHEMA_VERSION:
+        raise NewerWireError(f"worker record of schema version {record.schema_version}")
+    if record.schema_version != SCHEMA_VERSION:
+        raise WireError(f"worker record of schema version {record.schema_version}")
+    _check(record)
+    return record
+
+
+def _check(record: WorkerRecord) -> None:
+    """Refuse a record that is well formed and makes no sense: routing goes by it."""
+    if record.queue != keys.queue_name(record.model_name, record.model_version) or not keys.is_queue(
+        record.queue
+    ):
+        raise WireError(f"a worker record names the queue {record.queue!r} for {record.model_name!r}")
+    if record.input.dtype not in DTYPES or min(record.input.sample_shape, default=1) < 1:
+        raise WireError(f"a worker record has the input contract {record.input}")
+
+
+# KEYS record workers numbers; ARGV record ttl_ms worker_id queue channel ('' where nothing changed) run_id model_id
+# prefix of records, queue as JSON. Returns Redis's time and the queue's worker number, where it has one. Where a worker
+# of the queue serves another model, nothing is published, and that worker's record is returned besides. The others are
+# looked at only where this record was not there: at the start, and after Redis or the worker was away. What deletes
+# first is not refused where Redis is full.
+PUBLISH_RECORD = """
+local function differs(text)
+  if not text or not string.find(text, ARGV[9], 1, true) then return false end
+  local is_json, other = pcall(cjson.decode, text)
+  if not is_json or type(other) ~= 'table' or other.queue ~= ARGV[4] then return false end
+  if other.run_id ~= ARGV[6] then return true end
+  return type(other.model_id) == 'string' and other.model_id ~= ARGV[7]
+end
+local time = redis.call('TIME')
+local number = redis.call('HGET', KEYS[3], ARGV[4])
+if redis.call('DEL', KEYS[1]) == 0 then
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    local other = redis.call('GET', ARGV[8] .. id)
+    if differs(other) then return {time[1], time[2], number, other} end
+  end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('ZADD', KEYS[2], string.format('%.3f', time[1] * 1000 + time[2] / 1000), ARGV[3])
+if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[5], ARGV[3]) end
+return {time[1], time[2], number}
+"""
+
+
+def is_same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
+    """Whether two workers of a queue serve the same model; records of older releases tell the run alone."""
+    are_known = one.model_id is not None and other.model_id is not None
+    return one.run_id == other.run_id and (one.model_id == other.model_id or not are_known)
+
+
+def identity(record: WorkerRecord) -> str:
+    """What a worker serves and where it runs, for people."""
+    model = ", ".join(each for each in (record.model_id, record.run_id and f"run {record.run_id}") if each)
+    return f"{model or 'no run'} of {record.registry or 'an unnamed registry'} on {record.host or record.worker_id}"
+
+
+def records_of_host(redis: Any, host: str) -> list[WorkerRecord]:
+    """Records of the live workers of a host. A dead worker's has expired.
+
+    Raises:
+        WireError: One cannot be read.
+    """
+    worker_ids = redis.zrange(keys.WORKERS, 0, -1)
+    own = [keys.worker(each.decode()) for each in worker_ids if each.startswith(f"{host}-".encode())]
+    records = [decode_record(data) for data in (redis.mget(own) if own else []) if data]
+    return [record for record in records if record.host == host]
+
+
+def withdraw_record(redis: Any, worker_id: str) -> None:
+    """Take a worker's record away, and tell the controllers; what it holds is sent again.
+
+    Args:
+        redis: A synchronous Redis client.
+    """
+    pipe = redis.pipeline(transaction=False)
+    pipe.delete(keys.worker(worker_id))
+    pipe.zrem(keys.WORKERS, worker_id)
+    pipe.publish(keys.POOL_CHANNEL, worker_id)
+    pipe.execute()
+
+
+# KEYS numbers; ARGV queue, number asked for (0: any). Returns {number} or {-1, queue that holds it}.
+_ASSIGN_NUMBER = """
+redis.call('HDEL', KEYS[1], '')
+local own = redis.call('HGET', KEYS[1], ARGV[1])
+local asked = tonumber(ARGV[2])
+if own and (asked == 0 or tonumber(own) == asked) then return {tonumber(own)} end
+local taken = {}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do taken[tonumber(all[i + 1])] = all[i] end
+if asked == 0 then
+  asked = 1
+  while taken[asked] do asked = asked + 1 end
+elseif taken[asked] then
+  return {-1, taken[asked]}
+end
+redis.call('HSET', KEYS[1], ARGV[1], asked)
+return {asked}
+"""
+
+
+def assign_number(redis: Any, queue: str, asked: int | None) -> int:
+    """Give a queue its worker number, atomically: the one asked for, its own, or the next free one.
+
+    Args:
+        redis: A synchronous Redis client.
+        queue: Queue of a model version.
+        asked: Number wanted; it replaces the queue's own.
+
+    Raises:
+        WorkerNumberTakenError: Another queue has the number asked for.
+    """
+    answer = redis.eval(_ASSIGN_NUMBER, 1, keys.NUMBERS, queue, asked or 0)
+    if answer[0] < 0:
+        raise WorkerNumberTakenError(
+            f"worker number {asked} belongs to {answer[1].decode()}; choose another WORKER or leave it out"
+        )
+    return int(answer[0])

@@ -1,0 +1,106 @@
+"""A pool whose processes are started and stopped one by one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+
+from app.redis import keys
+from app.worker_record import decode_record
+from benchmarks import processes
+from benchmarks.systems import LOOPBACK
+from cli.local_pool.redis_server import config_text
+
+FAR_S = 3600
+READY_LIMIT_S = 90.0
+
+
+class Pool:
+    """Processes of one pool, started one by one.
+
+    Args:
+        folder: Scratch folder; short, for the socket.
+        variables: More of the environment of its processes.
+    """
+
+    def __init__(self, folder: Path, tracking_uri: str, **variables: str) -> None:
+        self.folder = folder
+        self.port = processes.free_port()
+        self.redis_url = f"unix://{folder}/r.sock"
+        self._environment = {
+            **os.environ,
+            "REDIS_URL": self.redis_url,
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            "MODEL_VERSION": "1",
+            "MODELYARD_BACKLOG_LIMIT": "4000000",
+            "MODELYARD_LAME_DUCK_S": "0",
+            "MODELYARD_MAX_DEADLINE_S": str(FAR_S),
+            "MODELYARD_INFERENCE_TIMEOUT_S": str(FAR_S),  # one that was stopped would take itself for hung
+            **variables,
+        }
+
+    def start_redis(self) -> int:
+        """Redis as `modelyard up` runs it, on disk."""
+        config = self.folder / "redis.conf"
+        config.write_text(config_text(self.folder, self.folder / "r.sock"))
+        started = self._start(["redis-server", str(config)])
+        self._wait(lambda: bool(self.client().ping()), "Redis answers")
+        return started
+
+    def start_controller(self, port: int | None = None) -> int:
+        """A controller that listens."""
+        port = port or self.port
+        started = self._start([sys.executable, "-m", "cli", "serve", "--port", str(port)])
+        self._wait(lambda: processes.post(f"http://{LOOPBACK}:{port}/predict", "{}")[0] > 0, "a controller")
+        return started
+
+    def start_worker(self) -> int:
+        """A worker that serves."""
+        started = self._start([sys.executable, "-m", "cli", "worker"])
+        self._wait(lambda: started in self._live(), "a worker")
+        return started
+
+    def serving_pid(self, worker: int) -> int:
+        """Id of the process that serves for a worker."""
+        return self._live()[worker]
+
+    def stop(self, pid: int) -> None:
+        """Let one process end."""
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+
+    def client(self) -> redis.Redis:
+        """A connection to its Redis."""
+        return redis.Redis.from_url(self.redis_url)
+
+    def _live(self) -> dict[int, int]:
+        """By the id of each worker that is ready, that of its child, which serves."""
+        with self.client() as client:
+            ids = [each.decode() for each in client.zrange(keys.WORKERS, 0, -1)]
+            records = [decode_record(raw) for raw in map(client.get, map(keys.worker, ids)) if raw]
+        return {record.main_pid: record.pid for record in records if record.state == "ready"}
+
+    def _start(self, command: list[str]) -> int:
+        with (self.folder / "pool.log").open("ab") as log:
+            return subprocess.Popen(
+                command, env=self._environment, cwd=self.folder, stdout=log, stderr=log
+            ).pid
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        give_up_at = time.monotonic() + READY_LIMIT_S
+        while time.monotonic() < give_up_at:
+            try:
+                if condition():
+                    return
+            except (redis.RedisError, OSError):
+                pass
+            time.sleep(0.01)
+        log = (self.folder / "pool.log").read_text(errors="replace")
+        raise processes.StartError(f"{what} did not come up; the end of its log:\n{log[-2000:]}")

@@ -1,0 +1,123 @@
+"""`modelyard check`: what a model is, whether a worker would serve it, and what to do where it would not."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from app.errors import ModelError, ModelWarmUpError, first_line
+from app.settings import WorkerSettings, load
+
+if TYPE_CHECKING:
+    from workers.model_lookup import ModelVersion
+
+REGISTERED = re.compile(r"models:/(?!m-)([^/@]+)(?:[/@]([^/@]+))?/?")
+
+
+@click.command("check")
+@click.argument("model")
+def command(model: str) -> None:
+    """Say what MODEL is and whether a worker would serve it, with everything that keeps it from that.
+
+    MODEL is models:/NAME/VERSION, models:/NAME@ALIAS or a folder with a model's files; the registry is
+    MLFLOW_TRACKING_URI. The model is loaded and warmed up as a worker does it, so nothing runs that
+    MODELYARD_ALLOW_PICKLE_MODELS does not allow. Exit status: 0 it would be served, 1 it would not.
+    """
+    settings = load(WorkerSettings)
+    logging.basicConfig(level=logging.ERROR)  # what a worker would warn of stands in the report
+    with _downloads_removed():
+        found = _find(model, settings)
+        _describe(found)
+        problems = _obstacles(found, settings)
+    click.echo(f"would be served: {'no' if problems else 'yes'}")
+    for each in problems:
+        click.echo(f"- {each.detail} [{each.code}]")
+    sys.exit(1 if problems else 0)
+
+
+@contextmanager
+def _downloads_removed() -> Iterator[None]:
+    """MLflow leaves what it downloads in the folder for temporary files."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
+def _find(model: str, settings: WorkerSettings) -> ModelVersion:
+    from workers import model_lookup
+
+    named = REGISTERED.fullmatch(model)
+    if named:
+        return model_lookup.look_up(settings.mlflow_tracking_uri, named[1], named[2] or "latest")
+    if not Path(model, "MLmodel").is_file():
+        raise click.UsageError(
+            f"{model} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a folder with a file MLmodel"
+        )
+    try:
+        flavors, inputs = model_lookup.read_description(model)
+    except Exception as error:  # MLflow's, or its YAML parser's
+        raise ModelWarmUpError(f"{model}/MLmodel cannot be read: {first_line(error)}") from error
+    return model_lookup.ModelVersion(model, 0, "", None, model, flavors, inputs, place=model)
+
+
+def _describe(found: ModelVersion) -> None:
+    from mlflow.models import Model
+
+    from app.model_files import loading
+
+    folder, how = Path(found.path), loading(found.flavors, Path(found.path))
+    signature = Model.load(found.path).signature
+    files = sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file())
+    click.echo(found.uri)
+    rows = {
+        "flavors": ", ".join(sorted(found.flavors)),
+        "files": ", ".join(files[:20]) + (", …" if len(files) > 20 else ""),
+        "loads": how.reason or f"{how.file}, without running code of its author's",
+        "inputs": str(signature.inputs) if signature else "no signature",
+        "outputs": str(signature.outputs) if signature and signature.outputs else "not in the signature",
+        "run": found.run_id or "none",
+        "val_accuracy": "none; it is chosen only where no other version has one"
+        if found.val_accuracy is None
+        else f"{found.val_accuracy:g}",
+        "dataset": _dataset(found.run_id) or "none logged",
+    }
+    for name, text in rows.items():
+        click.echo(f"  {name:<13}{text}")
+    for warning in found.warnings:
+        click.echo(f"  {'warning':<13}{warning}")
+
+
+def _dataset(run_id: str) -> str:
+    """The data sets that a run logged."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        inputs = mlflow.MlflowClient().get_run(run_id).inputs.dataset_inputs if run_id else []
+    except MlflowException:  # it was purged, which a warning says
+        return ""
+    return ", ".join(f"{each.dataset.name} (digest {each.dataset.digest})" for each in inputs)
+
+
+def _obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelError]:
+    from workers import model
+
+    problems = model.obstacles(found, settings)
+    if not problems:
+        try:
+            model.load(found, settings)
+        except ModelError as error:
+            problems.append(error)
+    return problems

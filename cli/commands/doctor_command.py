@@ -1,0 +1,107 @@
+"""`modelyard doctor`: checks a running pool's ledger, says what it found, and mends it on request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from app.errors import LedgerUnavailableError
+from app.settings import Settings, load
+from cli.redis_address import located
+
+if TYPE_CHECKING:
+    from app.fsck.consistency_check import Report
+    from app.fsck.findings import Finding
+
+EXIT_FOUND = 1
+EXIT_NO_REDIS = 2
+
+
+@click.command("doctor")
+@click.option("--mend", is_flag=True, help="Mend what can be mended safely.")
+@click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
+@click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long to go on looking at what seems wrong before it is reported; "
+    "default: as long as the pool may need to mend it by itself.",
+)
+@click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL].")
+def command(mend: bool, as_json: bool, patience_s: float | None, redis_url: str | None) -> None:
+    """Check that nothing in a pool is lost, stuck or left over, while it works.
+
+    Exit status: 0 healthy, 1 something was found (mended or not), 2 Redis does not answer.
+    """
+    settings = load(Settings, redis_url=redis_url)
+    try:
+        report = asyncio.run(_examine(settings, patience_s, mend))
+    except LedgerUnavailableError as error:
+        click.echo(f"modelyard: {error.detail}", err=True)
+        sys.exit(EXIT_NO_REDIS)
+    if as_json:
+        click.echo(json.dumps(_as_json(report), indent=2))
+    else:
+        _show(report, tried=mend)
+    sys.exit(0 if report.is_healthy else EXIT_FOUND)
+
+
+async def _examine(settings: Settings, patience_s: float | None, mend: bool) -> Report:
+    from app.fsck import consistency_check
+    from app.ledger import ledger
+
+    async with located(settings), ledger.connect_async(settings) as client:
+        made = consistency_check.Doctor(client, settings)
+        report = await made.examine(
+            consistency_check.patience_s(settings) if patience_s is None else patience_s
+        )
+        if mend:
+            await made.mend(report)
+        return report
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    rows = [asdict(each) | {"mended": _is_mended(report, each)} for each in report.findings]
+    return {
+        "healthy": report.is_healthy,
+        "findings": rows,
+        "notes": report.notes,
+        "counts": report.counts,
+        "looks": report.looks,
+    }
+
+
+def _is_mended(report: Report, finding: Finding) -> bool:
+    return (finding.kind, finding.subject) in report.mended
+
+
+def _show(report: Report, tried: bool) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    seen = Table.grid(padding=(0, 1))
+    seen.add_column(justify="right")
+    for what, n in sorted(report.counts.items()):
+        seen.add_row(f"{n:,}", escape(what), style="dim")
+    seen.add_row(f"{report.looks:,}", "looks", style="dim")
+    console.print(seen)
+    for note in report.notes:
+        console.print(f"[dim]note: {escape(note)}[/dim]", highlight=False)
+    if report.is_healthy:
+        console.print("[green]healthy[/green]")
+        return
+    table = Table("kind", "what", "why", *(["mended"] if tried else []))
+    for each in report.findings:
+        mended = ["yes" if _is_mended(report, each) else "no"] if tried else []
+        table.add_row(each.kind, escape(each.subject), escape(each.detail), *mended)
+    console.print(table)
+    if not tried:
+        console.print("`modelyard doctor --mend` mends what can be mended safely")

@@ -1,0 +1,123 @@
+"""`modelyard jobs`: what an operator does about quarantined jobs, straight on the pool's Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import click
+
+from app.errors import UnavailableError
+from app.settings import Settings, load
+from cli.redis_address import located
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+    from app.ledger.ids import IdSigner
+    from app.ledger.quarantine import Quarantine, QuarantinedJob, Resent
+
+T = TypeVar("T")
+Act = Callable[["Quarantine", "redis.asyncio.Redis"], Awaitable[T]]
+REDIS_URL = click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL].")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+
+
+@click.group("jobs")
+def command() -> None:
+    """List quarantined jobs, and send them again."""
+
+
+@command.command("quarantined")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="The newest so many."
+)
+@AS_JSON
+@REDIS_URL
+def quarantined(limit: int, as_json: bool, redis_url: str | None) -> None:
+    """List jobs that cost their workers their lives, newest first."""
+    jobs = asyncio.run(_with_quarantine(redis_url, lambda quarantine, _: quarantine.jobs(limit)))
+    if as_json:
+        click.echo(json.dumps([asdict(job) for job in jobs], indent=2))
+    else:
+        _show(jobs)
+
+
+@command.command("resend")
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+@click.option("--again", is_flag=True, help="Send even what was sent again before.")
+@click.option(
+    "--deadline",
+    "deadline_s",
+    type=click.FloatRange(min=0, min_open=True, max=86400),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time until the new job expires.",
+)
+@AS_JSON
+@REDIS_URL
+def resend(
+    job_ids: tuple[str, ...], again: bool, deadline_s: float, as_json: bool, redis_url: str | None
+) -> None:
+    """Send quarantined jobs again, each as a new job; said twice, it is done once."""
+
+    async def send_all(quarantine: Quarantine, client: redis.asyncio.Redis) -> None:
+        signer = await _signer(client)
+        for job_id in job_ids:
+            _tell(job_id, await quarantine.resend(job_id, signer, deadline_s, again=again), as_json)
+
+    asyncio.run(_with_quarantine(redis_url, send_all))
+
+
+async def _with_quarantine(redis_url: str | None, act: Act[T]) -> T:
+    from app.celery_app import create_celery, message_template
+    from app.ledger import ledger
+    from app.ledger.quarantine import Quarantine
+
+    settings = load(Settings, redis_url=redis_url)
+    async with located(settings), ledger.connect_async(settings) as client:
+        template = message_template(create_celery(settings))
+        return await act(Quarantine(client, template, settings.result_retention_s), client)
+
+
+async def _signer(client: redis.asyncio.Redis) -> IdSigner:
+    from app.ledger.ids import IdSigner
+    from app.ledger.ledger import ledger_errors
+    from app.redis import keys
+
+    with ledger_errors():
+        secret = cast(bytes | None, await client.get(keys.SECRET))
+    if secret is None:
+        raise UnavailableError("no controller has served on this Redis; check REDIS_URL")
+    return IdSigner(secret)
+
+
+def _tell(job_id: str, sent: Resent, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"id": sent.job_id, "resent_from": job_id, "sent_before": sent.again}))
+    elif sent.again:
+        click.echo(f"{job_id} was sent again before, as {sent.job_id}; --again sends it once more")
+    else:
+        click.echo(f"{job_id} is sent again as {sent.job_id}")
+
+
+def _show(jobs: list[QuarantinedJob]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not jobs:
+        click.echo("no job is in quarantine")
+        return
+    table = Table("job", "quarantined", "worker", "model version", "samples", "sent again as")
+    for column in table.columns:
+        column.overflow = "fold"
+    for job in jobs:
+        when = datetime.fromtimestamp(job.quarantined_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        version = f"{job.model_name} / {job.model_version}"
+        table.add_row(job.job_id, when, str(job.worker), version, str(job.n_samples), job.resent_as or "")
+    Console().print(table)

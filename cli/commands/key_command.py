@@ -1,0 +1,24 @@
+"""`modelyard key`: makes an API key."""
+
+from __future__ import annotations
+
+import click
+
+from app.api_keys import ROLES, Role, new_key
+
+
+@click.command("key")
+@click.argument("name")
+@click.option(
+    "--role", type=click.Choice(ROLES), default="predict", show_default=True, help="operate includes predict."
+)
+def command(name: str, role: Role) -> None:
+    """Make an API key for the client NAME; a second key of the same name can replace the first.
+
+    Prints the key, which is kept nowhere, and the line to put into the file MODELYARD_API_KEYS_FILE.
+    """
+    key, made = new_key(name, role)
+    click.echo(f"The key of {name}, shown only now; it goes into the client's MODELYARD_API_KEY:", err=True)
+    click.echo(key)
+    click.echo("The line for the controller's MODELYARD_API_KEYS_FILE:", err=True)
+    click.echo(made.line())

@@ -1,0 +1,1 @@
+"""The pool that `modelyard up` runs on one machine."""

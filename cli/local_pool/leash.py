@@ -1,0 +1,60 @@
+"""Runs one service of a pool so that it is told to stop when its supervisor dies: `python -m cli.local_pool.leash NAME`.
+
+supervisord starts this module in the state directory. What to run stands in a file there, because supervisord's own
+configuration has no way to write some characters of a path down.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from workers.process.prefork_supervisor import signal_at_parents_death
+
+if TYPE_CHECKING:
+    from cli.local_pool.programs import Service
+
+SERVICES = "services.json"
+PID_FILE = "supervisord.pid"
+NOT_RUN = 126  # as a shell answers for a program that it cannot run
+
+
+def write_services(folder: Path, services: Iterable[Service]) -> None:
+    """Write down how each service is started, and from which folder: the present one."""
+    rows = {
+        service.name: {
+            "command": service.command,
+            "environment": {**service.environment, "PYTHONUNBUFFERED": "1"},
+            "folder": str(Path.cwd()),
+        }
+        for service in services
+    }
+    (folder / SERVICES).write_text(json.dumps(rows, indent=1))
+
+
+def main() -> NoReturn:
+    """Become the service."""
+    name = sys.argv[1]
+    supervisor = int(Path(PID_FILE).read_text())
+    ask_for_signal = signal_at_parents_death(signal.SIGTERM)
+    if ask_for_signal:
+        ask_for_signal()
+    if os.getppid() != supervisor:  # it died before it could be asked for
+        sys.exit(f"the supervisor, process {supervisor}, has gone")
+    service = json.loads(Path(SERVICES).read_text())[name]
+    try:
+        os.chdir(service["folder"])
+        os.environ.update(service["environment"])
+        os.execvp(service["command"][0], service["command"])  # noqa: S606  (a list that we wrote)
+    except OSError as error:
+        print(f"{error.filename or service['command'][0]}: {error.strerror}", file=sys.stderr)
+        sys.exit(NOT_RUN)
+
+
+if __name__ == "__main__":
+    main()

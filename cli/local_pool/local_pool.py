@@ -1,0 +1,280 @@
+"""A whole pool on this machine: bring it up in order, show how it comes, watch it, take it down."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app.errors import LedgerUnavailableError, ServiceError
+from app.settings import ControllerSettings
+from cli.local_pool import leftovers, preflight, programs
+from cli.local_pool.programs import Service, Tier
+from cli.local_pool.supervisord import Supervisor
+
+POLL_S = 0.2
+WATCH_S = 1.0
+READY_LIMIT_S = 180.0
+LEFTOVER_WAIT_S = 60.0
+TAIL_LINES = 12
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What to run.
+
+    Attributes:
+        versions: Model versions to serve.
+        replicas: Workers per version.
+        controllers: Controllers, on consecutive ports.
+        views: Whether Flower and MLflow's user interface run too.
+    """
+
+    versions: list[int]
+    replicas: int = 1
+    controllers: int = 1
+    views: bool = True
+
+    def services(self, settings: ControllerSettings) -> list[Service]:
+        """Every process of the pool.
+
+        Raises:
+            ConfigurationError: The environment lacks something that one of them needs.
+        """
+        services = [] if settings.redis_url else [programs.redis_service(settings)]
+        services += programs.controller_services(settings, self.controllers)
+        services += programs.worker_services(settings, self.versions, self.replicas)
+        if self.views:
+            services.append(programs.flower_service(settings))
+        if self.views and not settings.mlflow_tracking_uri.startswith("http"):
+            services.append(programs.mlflow_service(settings))
+        return services
+
+
+class Pool:
+    """A pool that is coming up or runs; `open_pool` makes one."""
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        plan: PoolPlan,
+        services: Sequence[Service],
+        supervisor: Supervisor,
+        console: Console,
+    ) -> None:
+        self.url = programs.controller_url(settings)
+        self._settings = settings
+        self._plan = plan
+        self._services = services
+        self._supervisor = supervisor
+        self._console = console
+        self._pids: dict[str, int] = {}
+        self._serving_pids: dict[int, int] = {}
+
+    def start_core(self) -> None:
+        """Start Redis, the controllers and the workers, and wait until the workers can be reached.
+
+        Raises:
+            ServiceError: One of them died or did not become ready.
+        """
+        self._start(Tier.REDIS)
+        self._number_versions()
+        self._start(Tier.CONTROLLERS, Tier.WORKERS)
+
+    def start_views(self) -> None:
+        """Start what people look at: Flower and MLflow. Last, so that it slows nothing else down.
+
+        Raises:
+            ServiceError: One of them died or did not become ready.
+        """
+        self._start(Tier.VIEWS)
+
+    def print_urls(self) -> None:
+        """Say where everything is."""
+        table = Table(box=None, show_header=False, pad_edge=False)
+        rows = [(service.name, service.url) for service in self._services if service.url]
+        rows += [("API, to try", f"{self.url}/docs"), ("metrics", f"{self.url}/metrics")]
+        if self._settings.mlflow_tracking_uri.startswith("http"):
+            rows.append(("mlflow", self._settings.shown_registry))
+        rows.append(("Redis", self._settings.shown_redis_url))
+        rows.append(("logs", str(self._supervisor.log_path("*"))))
+        for name, place in rows:
+            table.add_row(escape(name), escape(place))
+        self._console.print(table, soft_wrap=True)
+
+    def watch(self) -> None:
+        """Stay until interrupted; tell when a service died and was started again.
+
+        Raises:
+            ServiceError: The supervisor is gone.
+        """
+        while True:
+            serving = programs.serving_pids(self._settings.effective_redis_url)
+            for name, status in self._supervisor.statuses().items():
+                if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
+                    log = escape(str(self._supervisor.log_path(name)))
+                    self._console.print(f"{name} stopped and was started again; its log: {log}")
+                if status.is_alive:
+                    self._pids[name] = status.pid
+            self._serving_pids |= serving
+            time.sleep(WATCH_S)
+
+    def _is_another(self, name: str, pid: int, serving_pid: int | None) -> bool:
+        """Whether a service, or the child of a worker, is another process than when it was last looked at."""
+        was_served_by = self._serving_pids.get(pid, serving_pid)
+        return pid != self._pids.get(name, pid) or bool(serving_pid and serving_pid != was_served_by)
+
+    def _number_versions(self) -> None:
+        # Workers that start together would take their numbers in any order; the lowest version comes first.
+        from app.ledger import ledger
+        from app.redis import keys
+        from app.worker_record import assign_number
+
+        try:
+            with ledger.ledger_errors(), ledger.connect(self._settings) as connection:
+                for version in self._plan.versions:
+                    assign_number(connection, keys.queue_name(self._settings.model_name, version), None)
+        except LedgerUnavailableError:
+            self._supervisor.statuses()  # says so if that is why
+            raise
+
+    def _start(self, *tiers: Tier) -> None:
+        services = [service for service in self._services if service.tier in tiers]
+        started_at = time.monotonic()
+        self._supervisor.start(services)
+        statuses = self._supervisor.statuses()
+        self._pids.update({service.name: statuses[service.name].pid for service in services})
+        waiting = {service.name: service for service in services}
+        if not self._console.is_terminal and waiting:
+            self._console.print("starting " + ", ".join(waiting), highlight=False)
+        with self._console.status("") as spinner:
+            while waiting:
+                spinner.update("waiting for " + ", ".join(waiting))
+                self._refuse_dead(waiting)
+                for service in [each for each in waiting.values() if each.is_ready(self._pids[each.name])]:
+                    del waiting[service.name]
+                    self._print_ready(service, time.monotonic() - started_at)
+                if waiting and time.monotonic() - started_at > READY_LIMIT_S:
+                    self._fail(next(iter(waiting)), f"was not ready within {READY_LIMIT_S:.0f} s")
+                time.sleep(POLL_S if waiting else 0)
+
+    def _print_ready(self, service: Service, took_s: float) -> None:
+        self._console.print(
+            f"[green]✓[/green] {service.name:<14} ready after {took_s:4.1f} s  {escape(service.url)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _refuse_dead(self, waiting: dict[str, Service]) -> None:
+        statuses = self._supervisor.statuses()
+        for name in waiting:
+            if not statuses[name].is_alive or statuses[name].pid != self._pids[name]:
+                self._fail(name, "stopped while it was starting")
+
+    def _fail(self, name: str, what_happened: str) -> None:
+        self._console.print(f"[red]✗[/red] {name} {what_happened}; its last lines:", highlight=False)
+        for line in self._supervisor.log_tail(name, TAIL_LINES):
+            self._console.print("  " + escape(line), highlight=False, soft_wrap=True)
+        raise ServiceError(f"{name} {what_happened}; its log: {self._supervisor.log_path(name)}")
+
+
+@contextmanager
+def claimed(settings: ControllerSettings, console: Console) -> Iterator[None]:
+    """Hold the state directory, once what a killed pool left in it has ended.
+
+    Raises:
+        ConfigurationError: A pool runs there, or the folder cannot be written.
+        ServiceError: A process that was left cannot be ended.
+    """
+    with preflight.sole_pool(settings):
+        _end_leftovers(settings, console)
+        yield
+
+
+def _end_leftovers(settings: ControllerSettings, console: Console) -> None:
+    found = leftovers.processes(settings.state_dir)
+    if not found:
+        return
+    listed = ", ".join(map(str, found))
+    console.print(
+        f"ending what a killed pool left in {escape(str(settings.state_dir))}: {listed}", highlight=False
+    )
+    patience_s = LEFTOVER_WAIT_S + settings.drain_s
+    with console.status("") as spinner:
+        left = leftovers.end(
+            settings.state_dir,
+            patience_s,
+            lambda left: spinner.update("waiting for " + ", ".join(map(str, left))),
+        )
+    if left:
+        raise ServiceError(
+            f"{', '.join(map(str, left))} of a killed pool cannot be ended; end them, and start again"
+        )
+
+
+@contextmanager
+def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) -> Iterator[Pool]:
+    """Make a pool that stops, whole and in order, when the context is left; the state directory is `claimed`.
+
+    Raises:
+        ConfigurationError: Something is in the way: a port, a tool.
+        ServiceError: The supervisor does not start.
+    """
+    services = plan.services(settings)  # writes Redis's configuration
+    preflight.check(settings, services)
+    with Supervisor(settings.state_dir, services) as supervisor:
+        try:
+            yield Pool(settings, plan, services, supervisor, console)
+        finally:
+            with _signals_ignored(), doing("stopping", console):
+                left = supervisor.stop()
+            if left:
+                console.print(f"[red]✗[/red] not stopped: {', '.join(map(str, left))}", highlight=False)
+            else:
+                console.print("stopped everything that was started")
+
+
+@contextmanager
+def doing(what: str, console: Console) -> Iterator[None]:
+    """Say what is done meanwhile: on a terminal for as long as it takes, elsewhere in a line."""
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        console.print(what, highlight=False)
+        yield
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Leave the context quietly on Ctrl-C, SIGTERM, or a terminal that closes."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        return
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    # A second Ctrl-C would leave half of the pool behind; every service has a limit to its stopping anyway.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

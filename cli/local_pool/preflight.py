@@ -1,0 +1,69 @@
+"""What must hold before a pool starts: nobody else in its state directory, no port taken."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from app.errors import ConfigurationError
+from app.settings import Settings
+from cli.local_pool.listening import refusal
+from cli.local_pool.programs import Service, redis_answers
+from cli.local_pool.redis_server import unwritable
+
+
+@contextmanager
+def sole_pool(settings: Settings) -> Iterator[None]:
+    """Hold the state directory, so that two pools never share one.
+
+    Raises:
+        ConfigurationError: A pool runs there, or the folder cannot be written.
+    """
+    _ = settings.redis_socket  # supervisord's own socket is about as long
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (settings.state_dir / "pool.lock").open("a+")
+    except OSError as error:
+        raise unwritable(settings.state_dir, error) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigurationError(
+                f"a pool already runs in {settings.state_dir} (process {lock.read().strip()}); stop it, "
+                "or set MODELYARD_STATE_DIR to another folder for a second one"
+            ) from None
+        try:
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), b"%d\n" % os.getpid())
+        except OSError as error:
+            raise unwritable(settings.state_dir, error) from None
+        yield
+
+
+def check(settings: Settings, services: Sequence[Service]) -> None:
+    """Refuse to start where something is in the way, naming everything that is.
+
+    Raises:
+        ConfigurationError: A port is taken, a Redis server of an earlier run is still there, or the one that
+            REDIS_URL names does not answer.
+    """
+    problems = [
+        problem
+        for service in services
+        if service.listens is not None
+        if (problem := refusal(service.name, *service.listens))
+    ]
+    if not settings.redis_url and redis_answers(settings.effective_redis_url):
+        path = settings.redis_socket
+        problems.append(f"a Redis server of an earlier run listens on {path}; redis-cli -s {path} shutdown")
+    if settings.redis_url and not redis_answers(settings.effective_redis_url):
+        problems.append(
+            f"no Redis answers at REDIS_URL={settings.shown_redis_url}; start it, or unset REDIS_URL for a server "
+            "of the pool's own"
+        )
+    if problems:
+        raise ConfigurationError("\nmodelyard: ".join(problems))

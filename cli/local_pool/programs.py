@@ -1,0 +1,245 @@
+"""What a pool consists of: one `Service` per process that it starts, and how each tells that it is ready."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from http.client import HTTPConnection, HTTPException
+from urllib.parse import quote, urlsplit
+
+from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
+from app.errors import ConfigurationError, WireError
+from app.settings import ControllerSettings
+from cli.commands.flower_command import check_login
+from cli.local_pool import redis_server as pool_redis
+from cli.local_pool.listening import local_url
+
+LOOPBACK = "127.0.0.1"
+FLOWER_PORT = 5555
+MLFLOW_PORT = 5000
+PROBE_TIMEOUT_S = 2.0
+MODELYARD = (sys.executable, "-P", "-m", "cli")  # -P: a folder named cli where the user stands is not ours
+
+
+class Tier(IntEnum):
+    """Services of a tier stop together, and the highest tier stops first."""
+
+    REDIS = 1
+    WORKERS = 2
+    CONTROLLERS = 3
+    VIEWS = 4
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process of the pool.
+
+    Attributes:
+        name: Unique; also the name of its log file.
+        is_ready: Whether it does its work now, given its process id.
+        environment: Variables besides the inherited ones.
+        secrets: Variables that all services of the pool inherit, and that are written nowhere.
+        url: What a person opens, if anything.
+        listens: Host and port that must be free before, if any, and the variable that changes the port.
+        stop_wait_s: Seconds it may take to stop before it is killed.
+    """
+
+    name: str
+    tier: Tier
+    command: tuple[str, ...]
+    is_ready: Callable[[int], bool]
+    environment: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    url: str = ""
+    listens: tuple[str, int, str] | None = None
+    stop_wait_s: int = 10
+
+
+def redis_service(settings: ControllerSettings) -> Service:
+    """The pool's own Redis server.
+
+    Raises:
+        ConfigurationError: No usable binary, or the state directory cannot be written.
+    """
+    server = pool_redis.find_server()
+    try:
+        config = pool_redis.write_config(settings)
+    except OSError as error:
+        raise pool_redis.unwritable(settings.state_dir, error) from None
+    return Service(
+        "redis",
+        Tier.REDIS,
+        (str(server), str(config)),
+        is_ready=lambda pid: redis_answers(settings.effective_redis_url),
+    )
+
+
+def controller_services(settings: ControllerSettings, count: int) -> list[Service]:
+    """Controllers on consecutive ports, the first one on the port of the settings.
+
+    Raises:
+        ConfigurationError: They would let strangers in.
+    """
+    check_exposure("the controller", settings.host, bool(read_keys(settings)), KEYS_REMEDY, settings)
+    return [_controller(settings, number, settings.port + number - 1) for number in range(1, count + 1)]
+
+
+def _controller(settings: ControllerSettings, number: int, port: int) -> Service:
+    url = controller_url(settings, port)
+    # A pool at a desk has no load balancer that must notice; whoever has one says so.
+    lame_duck_s = settings.lame_duck_s if "lame_duck_s" in settings.model_fields_set else 0
+    return Service(
+        "controller" if number == 1 else f"controller-{number}",
+        Tier.CONTROLLERS,
+        (*MODELYARD, "serve"),
+        is_ready=lambda pid: http_answers(f"{url}/healthz"),
+        environment={
+            "MODELYARD_HOST": settings.host,
+            "MODELYARD_PORT": str(port),
+            "MODELYARD_LAME_DUCK_S": str(lame_duck_s),
+        },
+        url=url,
+        listens=(settings.host, port, "MODELYARD_PORT"),
+        stop_wait_s=math.ceil(lame_duck_s + settings.drain_s) + 10,
+    )
+
+
+def controller_url(settings: ControllerSettings, port: int | None = None) -> str:
+    """Address at which this machine reaches a controller."""
+    return local_url(settings.host, port or settings.port)
+
+
+def worker_services(settings: ControllerSettings, versions: list[int], replicas: int) -> list[Service]:
+    """Workers of each version.
+
+    Args:
+        settings: Of the controller that must see a worker before it counts as ready.
+        versions: Model versions.
+        replicas: Workers per version.
+    """
+    return [
+        Service(
+            f"worker-v{version}" if replica == 1 else f"worker-v{version}-{replica}",
+            Tier.WORKERS,
+            (*MODELYARD, "worker"),
+            is_ready=lambda pid: pid in serving_pids(settings.effective_redis_url),
+            # a WORKER of the caller's cannot be the number of several versions
+            environment={"MODEL_VERSION": str(version), "WORKER": ""},
+            stop_wait_s=30,
+        )
+        for version in versions
+        for replica in range(1, replicas + 1)
+    ]
+
+
+def flower_service(settings: ControllerSettings) -> Service:
+    """Flower, as `modelyard flower` runs it.
+
+    Raises:
+        ConfigurationError: It would let strangers in.
+    """
+    host, port = os.environ.get("FLOWER_ADDRESS") or LOOPBACK, port_of("FLOWER_PORT", FLOWER_PORT)
+    check_login(settings, host, bool(os.environ.get("FLOWER_BASIC_AUTH") or os.environ.get("FLOWER_AUTH")))
+    url = local_url(host, port)
+    return Service(
+        "flower",
+        Tier.VIEWS,
+        (*MODELYARD, "flower"),
+        is_ready=lambda pid: http_answers(url),
+        url=url,
+        listens=(host, port, "FLOWER_PORT"),
+    )
+
+
+def mlflow_service(settings: ControllerSettings) -> Service:
+    """MLflow's user interface and registry server on a database of this machine.
+
+    Raises:
+        ConfigurationError: It would let strangers in.
+    """
+    host, port = os.environ.get("MLFLOW_HOST") or LOOPBACK, port_of("MLFLOW_PORT", MLFLOW_PORT)
+    check_exposure(
+        "MLflow", host, False, "run one that asks for a login, and name it in MLFLOW_TRACKING_URI", settings
+    )
+    url = local_url(host, port)
+    return Service(
+        "mlflow",
+        Tier.VIEWS,
+        (
+            *(sys.executable, "-P", "-m", "mlflow", "server"),
+            *("--host", host, "--port", str(port), "--workers", "1"),
+        ),
+        is_ready=lambda pid: http_answers(f"{url}/health"),
+        # its job runner serves language-model evaluations, and costs several processes
+        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        # other users of the machine can read command lines, and perhaps supervisord's configuration
+        secrets={"MLFLOW_BACKEND_STORE_URI": settings.mlflow_tracking_uri},
+        # the page of the model; what MLflow opens by itself is about language models
+        url=f"{url}/#/models/{quote(settings.model_name, safe='')}",
+        listens=(host, port, "MLFLOW_PORT"),
+    )
+
+
+def port_of(variable: str, default: int) -> int:
+    """A port from the environment.
+
+    Raises:
+        ConfigurationError: The variable holds something else.
+    """
+    value = os.environ.get(variable) or str(default)
+    if not (value.isdecimal() and 0 < int(value) < 65536):
+        raise ConfigurationError(f"{variable}={value!r} is not a port; expected a number from 1 to 65535")
+    return int(value)
+
+
+def redis_answers(url: str) -> bool:
+    """Whether a Redis server answers and has loaded its data."""
+    import redis
+
+    try:
+        with redis.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S) as connection:
+            return bool(connection.ping())
+    except (redis.RedisError, OSError, ValueError):  # the last: not a Redis URL
+        return False
+
+
+def http_answers(url: str) -> bool:
+    """Whether a server answers, be it that it asks for a password."""
+    return 0 < _get(url)[0] < 500
+
+
+def serving_pids(redis_url: str) -> dict[int, int]:
+    """By the process id of each worker on this machine that says it is ready, that of its child, which serves.
+
+    Asked in Redis: a controller that has API keys would want one.
+    """
+    import redis
+
+    from app.worker_record import records_of_host
+
+    try:
+        with redis.Redis.from_url(redis_url, socket_timeout=PROBE_TIMEOUT_S) as connection:
+            records = records_of_host(connection, socket.gethostname())
+    except (redis.RedisError, OSError, WireError):
+        return {}
+    records.sort(key=lambda record: record.started_at_ms)  # that of a dead child stays for a while
+    return {record.main_pid: record.pid for record in records if record.state == "ready"}
+
+
+def _get(url: str) -> tuple[int, bytes]:
+    # Asked many times a second while everything else is starting, so nothing heavier than the standard library.
+    where = urlsplit(url)
+    connection = HTTPConnection(where.hostname or "", where.port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", where.path or "/")
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, HTTPException):
+        return 0, b""
+    finally:
+        connection.close()

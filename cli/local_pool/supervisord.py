@@ -1,0 +1,329 @@
+"""Runs the services of a pool under supervisord: its configuration, its life, what it says of a service."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+from xml.parsers.expat import ExpatError
+from xmlrpc.client import Fault, ServerProxy, Transport
+
+from app.errors import ServiceError
+from cli.local_pool import leash, leftovers
+from cli.local_pool import redis_server as pool_redis
+from cli.local_pool.leftovers import CONTROL_SOCKET, Leftover
+from cli.local_pool.programs import Service, Tier
+from workers.process.prefork_supervisor import signal_at_parents_death
+
+STARTED_AFTER_S = 10  # a service that dies sooner is started again after 1, 2, 3, … s; later, at once
+POLL_S = 0.05
+START_TIMEOUT_S = 15
+CALL_TIMEOUT_S = 10
+DEATH_WAIT_S = 0.5
+CONFIG = "supervisord.conf"
+PYTHON = "POOL_PYTHON"  # variable by which supervisord is told the interpreter, in a shell's spelling
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """What supervisord says of a service.
+
+    Attributes:
+        state: STOPPED, STARTING, RUNNING, BACKOFF, STOPPING, EXITED, FATAL or UNKNOWN.
+        pid: Process id, 0 where it does not run.
+    """
+
+    name: str
+    state: str
+    pid: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self.state in ("STARTING", "RUNNING") and self.pid > 0
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=CALL_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class _UnixTransport(Transport):
+    # supervisor's own transport leaves its socket open when nobody listens yet
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> HTTPConnection:
+        connection = _UnixConnection(self._path)
+        self._connection = host, connection  # where `close` looks for it
+        return connection
+
+
+class Supervisor:
+    """A supervisord of our own, and the processes below it; leaving the context stops them all.
+
+    supervisord is told to stop when this process dies, and the services when supervisord does.
+
+    Args:
+        folder: State directory; sockets and configuration go there, logs into `logs`.
+        services: Everything it may start.
+    """
+
+    def __init__(self, folder: Path, services: Sequence[Service]) -> None:
+        self._folder = folder.resolve()
+        self._services = services
+        self._groups = {service.name: service.tier.name.lower() for service in services}
+        self._secrets = {name: value for service in services for name, value in service.secrets.items()}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.stop_timeout_s = 10 + sum(service.stop_wait_s for service in services)
+
+    def __enter__(self) -> Self:
+        """Start supervisord.
+
+        Raises:
+            ConfigurationError: The state directory cannot be written.
+            ServiceError: supervisord does not start.
+        """
+        try:
+            output = self._write_files()
+        except OSError as error:
+            raise pool_redis.unwritable(self._folder, error) from None
+        name, value = leftovers.mark(self._folder)
+        with output:
+            self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and file)
+                [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", CONFIG],
+                cwd=self._folder,
+                env={**os.environ, **self._secrets, name: value, PYTHON: shlex.quote(sys.executable)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # so that Ctrl-C reaches us only, and the order of stopping is ours
+                # Were we killed outright, it would go on with nobody to stop it.
+                preexec_fn=_stop_with(os.getpid()),
+            )
+        self._wait_until_it_answers()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _write_files(self) -> BinaryIO:
+        logs = self._folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        for name in self._groups:
+            _keep_previous(self.log_path(name))
+        config = self._folder / CONFIG
+        config.unlink(missing_ok=True)
+        config.touch(mode=0o600)
+        config.write_text(config_text(self._services))
+        leash.write_services(self._folder, self._services)
+        return (logs / "supervisord.out").open("wb")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether supervisord itself runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def log_path(self, name: str) -> Path:
+        """Where the output of a service goes."""
+        return log_path(self._folder, name)
+
+    def log_tail(self, name: str, n_lines: int) -> list[str]:
+        """The last lines of a service's output."""
+        path = self.log_path(name)
+        return path.read_text(errors="replace").splitlines()[-n_lines:] if path.exists() else []
+
+    def start(self, services: Iterable[Service]) -> None:
+        """Start services; returns before they are ready.
+
+        Raises:
+            ServiceError: A program cannot be run at all.
+        """
+        for service in services:
+            if not shutil.which(service.command[0]):
+                raise ServiceError(
+                    f"{service.name} cannot be started: there is no program {service.command[0]}"
+                )
+            try:
+                self._call("startProcess", f"{self._groups[service.name]}:{service.name}", False)
+            except Fault as fault:
+                raise ServiceError(f"{service.name} cannot be started ({fault.faultString})") from None
+
+    def statuses(self) -> dict[str, ServiceStatus]:
+        """Every service's status, by name.
+
+        Raises:
+            ServiceError: supervisord does not answer.
+        """
+        answers: list[dict[str, Any]] = self._call("getAllProcessInfo")
+        return {
+            answer["name"]: ServiceStatus(answer["name"], answer["statename"], answer["pid"])
+            for answer in answers
+        }
+
+    def stop(self) -> list[Leftover]:
+        """Stop everything, tier by tier; a service that takes too long is killed.
+
+        Returns:
+            What still runs all the same.
+        """
+        if self._process is not None:
+            try:
+                self._call("shutdown")
+            except (ServiceError, Fault):
+                self._process.terminate()
+            try:
+                self._process.wait(self.stop_timeout_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        # If supervisord was killed, its death has told its processes to stop.
+        return leftovers.end(self._folder, self.stop_timeout_s, lambda _: None)
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "logs" / "supervisord.log"
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            with ServerProxy(
+                "http://localhost", transport=_UnixTransport(self._folder / CONTROL_SOCKET)
+            ) as proxy:
+                return getattr(proxy.supervisor, method)(*arguments)
+        except (OSError, HTTPException, ExpatError) as error:
+            raise ServiceError(self._what_is_wrong(error)) from None
+
+    def _what_is_wrong(self, error: Exception) -> str:
+        with suppress(subprocess.TimeoutExpired):  # where it was killed, its socket is closed first
+            if self._process is not None:
+                self._process.wait(DEATH_WAIT_S)
+        how = self._end() or f"does not answer ({error})"
+        return f"the supervisor of the pool {how}; its log: {self._log}"
+
+    def _end(self) -> str:
+        """How supervisord ended, in words; empty while it runs."""
+        status = None if self._process is None else self._process.poll()
+        if status is None:
+            return ""
+        return f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
+
+    def _wait_until_it_answers(self) -> None:
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while self.is_alive and time.monotonic() < give_up_at:
+            if (self._folder / CONTROL_SOCKET).exists():
+                with suppress(ServiceError, Fault):
+                    self._call("getState")
+                    return
+            time.sleep(POLL_S)
+        output = self._folder / "logs" / "supervisord.out"
+        lines = output.read_text(errors="replace").splitlines()
+        reason = ": ".join([self._end() or "does not answer", *(line[:300] for line in lines[:1])])
+        self.stop()
+        raise ServiceError(f"supervisord did not start ({reason}); see {output}")
+
+
+def _stop_with(parent: int) -> Callable[[], None]:
+    """What a child calls, before it becomes supervisord, to be told to stop at its parent's death."""
+    ask_for_signal = signal_at_parents_death(signal.SIGTERM)
+
+    def ask() -> None:
+        if ask_for_signal:
+            ask_for_signal()
+        if os.getppid() != parent:  # it died before it could be asked for
+            os._exit(1)
+
+    return ask
+
+
+def log_path(folder: Path, name: str) -> Path:
+    """Where the output of a service goes."""
+    return folder / "logs" / f"{name}.log"
+
+
+def config_text(services: Sequence[Service]) -> str:
+    """Configuration of supervisord: nothing starts by itself, everything that was started stays up.
+
+    Every path is relative to the state directory, in which supervisord runs: it expands `%` in some values twice, and
+    a `;` may begin a comment.
+
+    Args:
+        services: Everything it may start.
+    """
+    sections = [
+        _section("unix_http_server", file=CONTROL_SOCKET, chmod="0700"),
+        _section(
+            "supervisord",
+            nodaemon="true",
+            silent="true",
+            logfile="logs/supervisord.log",
+            pidfile=leash.PID_FILE,
+            # supervisord refuses to start below these; a small pool needs fewer
+            minfds=str(_allowed(resource.RLIMIT_NOFILE, 1024)),
+            minprocs=str(_allowed(resource.RLIMIT_NPROC, 200)),
+        ),
+        "[rpcinterface:supervisor]\n"
+        "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n",
+    ]
+    for tier in Tier:
+        members = [service for service in services if service.tier is tier]
+        if members:
+            names = ",".join(service.name for service in members)
+            sections.append(_section(f"group:{tier.name.lower()}", programs=names, priority=str(tier.value)))
+            sections += [_program(service) for service in members]
+    return "\n".join(sections)
+
+
+def _allowed(limit: int, wanted: int) -> int:
+    _, hard = resource.getrlimit(limit)
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+
+
+def _program(service: Service) -> str:
+    return _section(
+        f"program:{service.name}",
+        command=f"%(ENV_{PYTHON})s -P -m cli.local_pool.leash {service.name}",
+        autostart="false",
+        autorestart="true",
+        startsecs=str(STARTED_AFTER_S),
+        startretries="1000000",
+        stopsignal="TERM",
+        stopasgroup="true",
+        killasgroup="true",
+        stopwaitsecs=str(service.stop_wait_s),
+        redirect_stderr="true",
+        stdout_logfile=f"logs/{service.name}.log",
+        stdout_logfile_maxbytes="10MB",
+        stdout_logfile_backups="1",
+    )
+
+
+def _section(title: str, **options: str) -> str:
+    return "\n".join([f"[{title}]", *(f"{name} = {value}" for name, value in options.items()), ""])
+
+
+def _keep_previous(log: Path) -> None:
+    if log.exists():
+        log.replace(log.with_suffix(".previous.log"))

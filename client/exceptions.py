@@ -1,0 +1,92 @@
+"""Errors that only a client can meet; those that the controller answers with are in `app.errors`.
+
+```
+ModelyardError
+├── UnavailableError
+│   └── ControllerUnreachableError  no answer from the controller's address
+├── AnswerUnreadableError           an answer that no controller of this version gives
+├── RecordsError                    the records file or the plot cannot be written
+├── WaitTimeoutError                the job has no outcome yet; holds the job
+└── JobUnsuccessfulError            the job has an outcome, and it is no prediction; holds the job
+    ├── JobFailedError
+    ├── JobExpiredError
+    └── JobCancelledError
+```
+"""
+
+from __future__ import annotations
+
+from app.errors import ModelyardError, UnavailableError
+from client.jobs import Job
+
+
+class ControllerUnreachableError(UnavailableError):
+    """Nothing answered at the controller's address, or it broke off."""
+
+    code = "controller_unreachable"
+
+
+class AnswerUnreadableError(ModelyardError):
+    """The answer is none that a controller of this version gives."""
+
+    code = "answer_unreadable"
+
+
+class RecordsError(ModelyardError):
+    """The records file or the plot cannot be written."""
+
+    code = "records_unwritable"
+
+
+class WaitTimeoutError(ModelyardError):
+    """The time to wait ran out before the job had an outcome; it goes on, `wait` can be called again.
+
+    Attributes:
+        job: The job as last seen.
+    """
+
+    code = "wait_timeout"
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"job {job.id} is still {job.status}; wait longer, or look again later")
+        self.job = job
+
+
+class JobUnsuccessfulError(ModelyardError):
+    """The job has an outcome, but no prediction.
+
+    Attributes:
+        job: The job with its outcome.
+    """
+
+    code = "job_unsuccessful"
+
+    def __init__(self, job: Job) -> None:
+        told = job.error if job.status == "failed" else None
+        reason = f": {told.detail} ({told.code})" if told else ""
+        model = f"{job.model_name} version {job.model_version}"
+        super().__init__(f"job {job.id} on {model} {self.what_happened}{reason}")
+        self.job = job
+
+    what_happened = "did not succeed"
+
+
+class JobFailedError(JobUnsuccessfulError):
+    """The model could not predict the samples."""
+
+    code = "job_failed"
+    what_happened = "failed"
+
+
+class JobExpiredError(JobUnsuccessfulError):
+    """The job's deadline passed before a worker took it."""
+
+    code = "job_expired"
+    what_happened = "expired before a worker took it; ask for a later deadline, or add workers"
+
+
+class JobCancelledError(JobUnsuccessfulError):
+    """The job was cancelled."""
+
+    code = "job_cancelled"
+    what_happened = "was cancelled"

@@ -1,0 +1,1 @@
+"""Who may enter, and when: authentication, rate limit, idempotency, wait estimate."""

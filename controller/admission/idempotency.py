@@ -1,0 +1,135 @@
+"""Idempotency keys: a repeated post with the same key is answered with the first post's job.
+
+Redis holds one of two values under a key:
+
+| value | meaning | lives |
+| --- | --- | --- |
+| `<token>:<digest of the request>:` | a post holds the key until its job is accepted or refused | a lease of seconds |
+| `<digest of the request>:<job id>` | the key stands for this job | retention |
+
+The script that accepts the job replaces the first by the second, and refuses where it finds another value: see
+`app.ledger.ledger`. So a lease may end, or a key be given back, whatever is still under way to Redis.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import cast
+
+import redis.asyncio
+
+from app.errors import (
+    IdempotencyConflictError,
+    IdempotencyPendingError,
+    LedgerUnavailableError,
+    ParameterError,
+)
+from app.ledger.ledger import ledger_errors
+from app.redis import keys
+from app.settings import ControllerSettings
+
+MAX_KEY_BYTES = 255
+# Many times what it takes to accept a job. A controller that dies in between keeps its keys for as long.
+LEASE_S = 3.0
+
+# KEYS once; ARGV fence. An accept whose confirmation was lost has written the job id: it stays.
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """An idempotency key as one post holds it.
+
+    Attributes:
+        name: Redis key.
+        digest: Of all that makes a request the same one again.
+        token: No other post's.
+    """
+
+    name: str
+    digest: str
+    token: str
+
+    @property
+    def fence(self) -> str:
+        """What Redis holds until the job is accepted."""
+        return f"{self.token}:{self.digest}:"
+
+    def value(self, job_id: str) -> str:
+        """What Redis holds once the job is accepted."""
+        return f"{self.digest}:{job_id}"
+
+
+class Idempotency:
+    """Reserves keys.
+
+    Args:
+        client: Asynchronous Redis client that answers bytes.
+        settings: Say how long a job may be held before it is sent.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, settings: ControllerSettings) -> None:
+        self._client = client
+        self._release = client.register_script(_RELEASE)
+        hold_ms = max(settings.batch_hold_ms, settings.batch_hold_behind_ms)
+        self._lease_ms = int(LEASE_S * 1000 + hold_ms)
+
+    def entry(self, key: bytes, request: Iterable[bytes], owner: str) -> Reservation:
+        """A reservation to be made for a request.
+
+        Args:
+            key: The idempotency key.
+            request: What the request asks for, in parts.
+            owner: Whose job it is to be; the same idempotency key of another is another one.
+
+        Raises:
+            ParameterError: The idempotency key is empty or too long.
+        """
+        if not 0 < len(key) <= MAX_KEY_BYTES:
+            raise ParameterError(f"Idempotency-Key must have 1 to {MAX_KEY_BYTES} characters")
+        name = keys.once(blake2b(key, digest_size=16, key=owner.encode()).hexdigest())
+        digest = blake2b(digest_size=16)
+        for part in request:
+            digest.update(part)
+        return Reservation(name, digest.hexdigest(), secrets.token_hex(8))
+
+    async def reserve(self, once: Reservation) -> str | None:
+        """Take the key for a new job, or return the id of the job that it stands for.
+
+        Raises:
+            IdempotencyConflictError: The key stands for another request.
+            IdempotencyPendingError: Another post holds it.
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            pipe = self._client.pipeline(transaction=False)
+            pipe.set(once.name, once.fence, nx=True, px=self._lease_ms)
+            pipe.get(once.name)
+            taken, kept = await pipe.execute(raise_on_error=False)
+            if kept is None and isinstance(taken, Exception):
+                raise taken  # Redis is full: a new job cannot be taken, an old one can be named
+            if isinstance(kept, Exception):
+                raise kept
+            if taken is True:
+                return None
+            stored = cast(bytes | None, kept) or once.fence.encode()  # given back in between
+        *_, digest, job_id = stored.decode().split(":")
+        if digest != once.digest:
+            raise IdempotencyConflictError(
+                "this Idempotency-Key was used for a different request; choose a new one"
+            )
+        if not job_id:
+            raise IdempotencyPendingError(
+                "another request with this Idempotency-Key is being accepted; send it again",
+                retry_after_s=1,
+            )
+        return job_id
+
+    async def release(self, once: Reservation) -> None:
+        """Give the key back where no job was accepted under it; best effort, as its lease ends by itself."""
+        with suppress(LedgerUnavailableError), ledger_errors():
+            await self._release(keys=[once.name], args=[once.fence])

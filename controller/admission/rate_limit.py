@@ -1,0 +1,114 @@
+"""How many predictions a client may ask for in a time, over all controllers; off unless the settings say so.
+
+A prediction is one sample. What is refused for its form counts as one, as it costs the controller as much.
+
+The count is kept in Redis by the library `limits`, as a sliding window: the window before counts in part, so a client
+cannot ask for twice as many around the turn of a second. What a client does with its jobs afterwards is not counted.
+"""
+
+from __future__ import annotations
+
+import time
+
+import redis.asyncio
+from starlette.types import Scope
+
+from app.errors import RateLimitError, TooLargeError
+from app.ledger.ledger import ledger_errors
+from app.redis import keys
+from controller.admission.authentication import Caller
+
+KNOWN_CLIENTS = 10_000  # of those that have used up their limit
+
+
+class RateLimit:
+    """The limit of the settings.
+
+    A client that has used up its limit is refused without asking Redis, and before its request is read, until there
+    is room for one sample.
+
+    Args:
+        limit: Such as `100/second`.
+        client: Asynchronous Redis client, whose connections are used.
+    """
+
+    def __init__(self, limit: str, client: redis.asyncio.Redis) -> None:
+        # Here, as it takes a fifth of a second and most controllers need none.
+        from limits import parse
+        from limits.aio.storage import RedisStorage
+        from limits.aio.strategies import SlidingWindowCounterRateLimiter
+
+        self._text = limit
+        self._item = parse(limit)
+        self._storage = RedisStorage(
+            "async+redis://",
+            implementation="redispy",
+            key_prefix=keys.RATE,
+            connection_pool=client.connection_pool,  # type: ignore[arg-type]
+        )
+        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
+        self._used_up_until_s: dict[str, float] = {}
+
+    def check(self, caller: Caller, scope: Scope) -> None:
+        """Refuse a client that is known to have used up its limit.
+
+        Raises:
+            RateLimitError: It has.
+        """
+        until_s = self._used_up_until_s.get(_name(caller, scope))
+        if until_s is not None and (left_s := until_s - time.monotonic()) > 0:
+            raise self._refusal(left_s)
+
+    async def count(self, caller: Caller, scope: Scope, n_samples: int) -> None:
+        """Count the samples of a request.
+
+        Raises:
+            RateLimitError: Its client has asked for too much; says when there is room for this request.
+            TooLargeError: There never is.
+            LedgerUnavailableError: Redis does not answer.
+        """
+        who = _name(caller, scope)
+        if n_samples > self._item.amount:
+            raise TooLargeError(
+                f"the request holds {n_samples} samples and a client may ask for {self._text}; send fewer at a time"
+            )
+        with ledger_errors():
+            if await self._limiter.hit(self._item, who, cost=n_samples):
+                return
+            window = await self._storage.get_sliding_window(self._item.key_for(who), self._item.get_expiry())
+        amount, length_s = self._item.amount, self._item.get_expiry()
+        if len(self._used_up_until_s) >= KNOWN_CLIENTS:
+            self._used_up_until_s.clear()
+        self._used_up_until_s[who] = time.monotonic() + _until_room_s(amount - 1, length_s, *window)
+        raise self._refusal(_until_room_s(amount - n_samples, length_s, *window))
+
+    def _refusal(self, after_s: float) -> RateLimitError:
+        return RateLimitError(
+            f"more than {self._text} predictions asked for, each sample being one; ask for fewer",
+            retry_after_s=max(1.0, after_s),
+        )
+
+
+def _until_room_s(
+    most: int, length_s: float, before: int, before_left_s: float, now: int, now_left_s: float
+) -> float:
+    """Seconds until at most so many samples count, if the client asks for no more.
+
+    Args:
+        length_s: Of a window. The count of one that is over weighs as much of it as is left of `length_s`.
+        before: Samples of the window before, which weigh nothing in `before_left_s`.
+        now: Samples of this window, which weigh nothing in `now_left_s`.
+    """
+    if now > most:
+        return max(0.0, now_left_s - (most + 1) * length_s / now)
+    return max(0.0, before_left_s - (most + 1 - now) * length_s / before) if before else 0.0
+
+
+def _name(caller: Caller, scope: Scope) -> str:
+    return caller.name or _address(scope)
+
+
+def _address(scope: Scope) -> str:
+    # Without keys a client is its address, as the connection has it: whatever a header says anyone can say.
+    client = scope.get("client")
+    return f"@{client[0]}" if client else "@"

@@ -1,0 +1,264 @@
+"""How long a job would wait in each queue, and whether that leaves it enough of its deadline.
+
+The one definition of the expected wait: the jobs ahead, in batches as they are now, times what such batches have
+taken, divided by the ready workers. Routing breaks ties by it, and a full queue is one whose wait is too long.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import inf
+
+from app.errors import QueueFullError
+from app.ledger import ids
+from app.ledger.wire import BatchOutcome
+from app.settings import ControllerSettings
+from app.worker_record import WorkerRecord
+from controller.admission.full_queue import FullQueue
+
+# No batch takes less: what a worker spends on the message alone.
+LEAST_BATCH_MS = 1.0
+# Between two batches of a busy worker. A longer pause means that it ran another controller's batch.
+LONGEST_PAUSE_MS = 10.0
+WEIGHT = 0.25
+LARGEST_STEP = 2.0
+# How far callers below their share may go beyond a full queue: of the jobs, and of the way from there to the deadline.
+OVERFLOW = 0.5
+LEAST_OWN_SHARE = 1 / 8  # of a queue's work, that a controller takes its callers to have
+
+
+class BatchCosts:
+    """What batches take, by the number of jobs in them, learnt from those that came back.
+
+    Sizes are kept in classes that double (1, 2-3, 4-7, …), each with a moving mean, and interpolated between.
+    Beyond what was seen a batch is taken to cost the least that it can, if the cost of a batch is a fixed part
+    and a part per job: nobody is refused for a cost that was never measured.
+    """
+
+    def __init__(self) -> None:
+        self.usual_jobs = 1.0
+        self._classes: dict[int, tuple[float, float]] = {}
+        self._jobs: list[float] = []
+        self._ms: list[float] = []
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was learnt."""
+        return bool(self._jobs)
+
+    @property
+    def largest_ms(self) -> float:
+        """The most that any batch takes."""
+        return self._ms[-1] if self._ms else LEAST_BATCH_MS
+
+    def learn(self, jobs: float, took_ms: float) -> None:
+        """Take in a batch of so many jobs. One that took much longer than its like counts as twice as long."""
+        size_class = int(jobs).bit_length()
+        before = self._classes.get(size_class)
+        if before is None:
+            after = (jobs, max(took_ms, LEAST_BATCH_MS))
+        else:
+            took_ms = min(max(took_ms, LEAST_BATCH_MS), LARGEST_STEP * before[1])
+            after = (_moved(before[0], jobs), _moved(before[1], took_ms))
+        self.usual_jobs = _moved(self.usual_jobs, jobs) if self.known else jobs
+        self._classes[size_class] = after
+        sizes, costs = zip(*sorted(self._classes.values()), strict=True)
+        # None costs more than a larger one: the first of its size may have met a worker that stood still.
+        self._jobs, self._ms = list(sizes), list(accumulate(reversed(costs), min))[::-1]
+
+    def batch_ms(self, jobs: float) -> float:
+        """What a batch of so many jobs takes."""
+        sizes, costs = self._jobs, self._ms
+        if not sizes:
+            return LEAST_BATCH_MS
+        above = bisect_left(sizes, jobs)
+        if above == len(sizes):
+            return costs[-1]
+        if above == 0:
+            return max(costs[0] * jobs / sizes[0], LEAST_BATCH_MS)
+        share = (jobs - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
+        return costs[above - 1] + share * (costs[above] - costs[above - 1])
+
+
+def _moved(mean: float, value: float) -> float:
+    return mean + WEIGHT * (value - mean)
+
+
+@dataclass(eq=False, slots=True)
+class QueueBacklog:
+    """One queue's jobs without an outcome, as this controller knows them at this moment.
+
+    Attributes:
+        held_jobs: In this controller, not sent yet.
+        sent_jobs: Sent by this controller, outcome not heard.
+        sent_batches: The batches that those are in.
+        most_sent_jobs: The most of them since the pool began to be read.
+        other_jobs: Other controllers', as last read.
+        workers: Ready workers, as last read.
+        pass_ms: What a job takes of its batch's forward pass; infinite before any is known.
+        free_at_ms: When each worker ended the batch last heard of, Redis's clock, by worker id.
+    """
+
+    held_jobs: int = 0
+    sent_jobs: int = 0
+    sent_batches: int = 0
+    most_sent_jobs: int = 0
+    other_jobs: int = 0
+    workers: int = 1
+    pass_ms: float = inf
+    costs: BatchCosts = field(default_factory=BatchCosts)
+    free_at_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def jobs(self) -> int:
+        """All of them."""
+        return self.held_jobs + self.sent_jobs + self.other_jobs
+
+    def send(self, n_jobs: int) -> None:
+        """Count a batch that is sent."""
+        self.held_jobs -= n_jobs
+        self.sent_batches += 1
+        self.sent_jobs += n_jobs
+        self.most_sent_jobs = max(self.most_sent_jobs, self.sent_jobs)
+
+    def expected_wait_ms(self) -> float:
+        """Milliseconds until a worker would take a job that came now."""
+        own = self.held_jobs + self.sent_jobs
+        jobs = own + self.other_jobs
+        if not jobs:
+            return 0.0
+        batches = self.sent_batches + (self.held_jobs > 0)
+        size = own / batches if batches else self.costs.usual_jobs
+        return jobs / size * self.costs.batch_ms(size) / self.workers
+
+    def hear(self, batch_id: str, outcome: BatchOutcome) -> None:
+        """Learn from a batch that came back what such a batch takes."""
+        ran = sum(job.status == "succeeded" or job.status == "failed" for job in outcome.jobs)
+        if not (ran and outcome.n_samples):
+            return
+        pass_ms = outcome.inference_ms / ran
+        self.pass_ms = pass_ms if self.pass_ms == inf else _moved(self.pass_ms, pass_ms)
+        # From the moment that its worker could have begun it: what lies between two batches is part of the cost.
+        started_at_ms, ended_at_ms = outcome.started_at_ms, outcome.finished_at_ms
+        before_ms = self.free_at_ms.get(outcome.worker_id, 0.0)
+        free_at_ms = max(before_ms, ids.accepted_at_ms(batch_id), started_at_ms - LONGEST_PAUSE_MS)
+        self.free_at_ms[outcome.worker_id] = ended_at_ms
+        self.costs.learn(ran, ended_at_ms - min(free_at_ms, started_at_ms))
+
+
+class Backlogs:
+    """The backlog of every queue, and the rule that says when one is full.
+
+    Args:
+        settings: Its limits.
+        open_jobs: This controller's open jobs in a queue, by the name of their API key.
+        now_s: A monotonic clock.
+    """
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        open_jobs: Callable[[str], Counter[str]] = lambda _: Counter(),
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_jobs = open_jobs
+        self._now_s = now_s
+        self._full: dict[str, FullQueue] = {}
+        self._jobs_limit = settings.backlog_limit
+        self._fraction = settings.backlog_deadline_fraction
+        self._queues: dict[str, QueueBacklog] = {}
+
+    def of(self, queue: str) -> QueueBacklog:
+        """The queue's backlog."""
+        found = self._queues.get(queue)
+        if found is None:
+            found = self._queues[queue] = QueueBacklog()
+        return found
+
+    def begin_reading(self) -> None:
+        """The pool is about to be read."""
+        for each in self._queues.values():
+            each.most_sent_jobs = each.sent_jobs
+
+    def refresh(self, records: Iterable[WorkerRecord], jobs: Mapping[str, int]) -> dict[str, float]:
+        """Take over what was read of the pool.
+
+        Args:
+            records: Live workers.
+            jobs: Jobs without an outcome by queue, this controller's included.
+
+        Returns:
+            Expected wait in ms by queue, of all queues that have a ready worker.
+        """
+        ready: dict[str, list[WorkerRecord]] = {}
+        for record in records:
+            if record.state == "ready":
+                ready.setdefault(record.queue, []).append(record)
+        for queue in {*ready, *jobs, *self._queues}:
+            each = self.of(queue)
+            # Jobs of this controller that came or went while Redis was read count for no other one.
+            each.other_jobs = max(0, jobs.get(queue, 0) - each.most_sent_jobs)
+            each.workers = max(1, len(ready.get(queue, ())))
+            alive = {record.worker_id for record in ready.get(queue, ())}
+            each.free_at_ms = {name: at for name, at in each.free_at_ms.items() if name in alive}
+            if not each.costs.known:
+                _learn_from_records(each.costs, ready.get(queue, ()))
+        return {queue: self._queues[queue].expected_wait_ms() for queue in ready}
+
+    def admit(self, queue: str, deadline_s: float, caller: str = "") -> None:
+        """Check that a job would be taken well before its deadline.
+
+        A full queue still takes callers who have less than their share in it, within limits of its own.
+
+        Args:
+            deadline_s: Seconds until the job expires.
+            caller: Name of the API key; empty where there is none.
+
+        Raises:
+            QueueFullError: It would not, or the queue holds as many jobs as it may; says when there will be room.
+        """
+        backlog = self._queues.get(queue)
+        if backlog is None:
+            return
+        jobs, longest_s = backlog.jobs, deadline_s * self._fraction
+        if jobs < self._jobs_limit and jobs * backlog.costs.largest_ms <= longest_s * 1000:
+            return  # even if each were a batch of its own
+        wait_s = backlog.expected_wait_ms() / 1000
+        if jobs < self._jobs_limit and wait_s <= longest_s:
+            return
+        full = self._full.get(queue)
+        if full is None:
+            full = self._full[queue] = FullQueue(lambda: self._open_jobs(queue), self._now_s)
+        overflows = (
+            jobs >= self._jobs_limit * (1 + OVERFLOW)
+            or wait_s > longest_s + (deadline_s - longest_s) * OVERFLOW
+        )
+        most_jobs = min(self._jobs_limit, jobs * longest_s / wait_s)
+        if not overflows and full.take_below_share(caller, most_jobs, n_others=backlog.other_jobs > 0):
+            return
+        own_jobs = max(jobs - backlog.other_jobs, jobs * LEAST_OWN_SHARE)
+        over_jobs_s = wait_s * (jobs + 1 - self._jobs_limit) / jobs
+        retry_after_s = full.return_after_s(caller, max(over_jobs_s, wait_s - longest_s), wait_s / own_jobs)
+        if jobs >= self._jobs_limit:
+            raise QueueFullError(
+                f"{jobs} jobs wait in this queue, as many as it may hold; try again later",
+                retry_after_s=retry_after_s,
+            )
+        raise QueueFullError(
+            f"a job would wait about {wait_s:.1f} s in this queue, longer than the {longest_s:.1f} s that its "
+            "deadline allows for; try again later, or with a later deadline",
+            retry_after_s=retry_after_s,
+        )
+
+
+def _learn_from_records(costs: BatchCosts, records: Iterable[WorkerRecord]) -> None:
+    """A controller that has just begun goes by what the workers say of themselves."""
+    for record in records:
+        jobs = record.jobs_done + record.jobs_failed
+        if record.inference_ms.p50 is not None and jobs and record.batches_done:
+            costs.learn(max(1.0, jobs / record.batches_done), record.inference_ms.p50 + LEAST_BATCH_MS)

@@ -1,0 +1,198 @@
+"""Jobs as callers see them: JSON, in which what the jobs of a batch have in common is written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import numpy as np
+import orjson
+
+from app.contract import OUTPUT_DTYPES
+from app.errors import WireError
+from app.ledger import ids
+from app.ledger.ids import JobRef
+from app.ledger.wire import EXPIRED, BatchHead, BatchOutcome, JobEntry, JobOutcome, Scores, Status
+
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in OUTPUT_DTYPES}
+# As they are written where the dtype's own form would not do: booleans as 0 and 1, and float16 with all its digits
+# (orjson writes those that tell float32 numbers apart).
+WRITTEN_AS = {"bool": np.uint8, "float16": np.float64}
+
+
+def result_url(job_id: str, prefix: str = "") -> str:
+    """Where a job is read; `prefix` as in the settings."""
+    return f"{prefix}/results/{job_id}"
+
+
+def job_json(
+    ref: JobRef, head: BatchHead, status: Status, outcome: BatchOutcome | None, prefix: str = ""
+) -> bytes:
+    """A job as JSON: its receipt, and its outcome where it has one.
+
+    Args:
+        prefix: What the path of its `result_url` begins with.
+
+    Raises:
+        WireError: Its scores cannot be read.
+    """
+    return BatchJson(ref.batch_id, head, alone=True, prefix=prefix).job(ref.index, status, outcome)
+
+
+class BatchJson:
+    """Writes the jobs of one batch.
+
+    Args:
+        alone: Whether no more than one of them is asked for.
+        prefix: What the path of each `result_url` begins with.
+    """
+
+    __slots__ = ("_batch_id", "_common", "_head", "_results", "_together")
+
+    def __init__(self, batch_id: str, head: BatchHead, alone: bool = False, prefix: str = "") -> None:
+        self._results = result_url("", prefix)
+        self._batch_id = batch_id
+        self._head = head
+        self._common: dict[tuple[str, bool, bool], str] = {}
+        # What each job has to itself, once it is written; nothing where each is written alone.
+        self._together: list[str] | None = [] if alone else None
+
+    def job(self, index: int, status: Status, outcome: BatchOutcome | None) -> bytes:
+        """The job at `index`.
+
+        Args:
+            status: Its own.
+            outcome: The batch's, where it has one; always the same.
+
+        Raises:
+            WireError: Its scores cannot be read.
+        """
+        entry = self._head.jobs[index]
+        key = (entry.policy, entry.forced, outcome is not None)
+        common = self._common.get(key) or self._write_common(key, outcome)
+        job_id = ids.job_id(self._batch_id, index)
+        text = f'{{"id":"{job_id}","status":"{status}","result_url":"{self._results}{job_id}",{common}'
+        if outcome:
+            text += self._own(index, outcome)
+        elif status == "expired":
+            text += f',"error":{_error(EXPIRED)}'
+        return f"{text}}}".encode()
+
+    def _write_common(self, key: tuple[str, bool, bool], outcome: BatchOutcome | None) -> str:
+        policy, forced, _ = key
+        head = self._head
+        common: dict[str, Any] = {
+            "worker": head.worker,
+            "model_name": head.model_name,
+            "model_version": head.model_version,
+            "val_accuracy": head.val_accuracy,
+            "policy": policy,
+            "forced": forced,
+        }
+        if head.resent_from:
+            common["resent_from"] = head.resent_from
+        if outcome:
+            common["worker_id"] = outcome.worker_id or None
+            common["batch_samples"] = outcome.n_samples
+            common["inference_ms"] = outcome.inference_ms
+        written = self._common[key] = _json(common)[1:-1]
+        return written
+
+    def _own(self, index: int, outcome: BatchOutcome) -> str:
+        """What an outcome says of one job alone."""
+        entries = self._head.jobs
+        if self._together is None:
+            results = _all_results(outcome.jobs)
+            self._together = _with_times(entries, outcome, results) if results else []
+        if self._together:
+            return self._together[index]
+        return _with_times([entries[index]], outcome, [_result(outcome.jobs[index])])[0]
+
+
+def _with_times(entries: Sequence[JobEntry], outcome: BatchOutcome, results: Sequence[str]) -> list[str]:
+    """How long jobs of a batch took, and their results."""
+    waits = _ms_between(entries, outcome.started_at_ms)
+    ends = _ms_between(entries, outcome.finished_at_ms)
+    return [
+        f',"queue_wait_ms":{wait},"end_to_end_ms":{end},{result}'
+        for wait, end, result in zip(waits, ends, results, strict=True)
+    ]
+
+
+def _ms_between(entries: Sequence[JobEntry], until_ms: float) -> list[str]:
+    """Milliseconds from each job's arrival, as JSON; whole microseconds, as `round` takes thrice as long."""
+    each_us = [int((until_ms - entry.received_at_ms) * 1000) for entry in entries]
+    return _each([us / 1000 if us > 0 else 0.0 for us in each_us])
+
+
+def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
+    """The result of each job, written in one go; nothing unless all succeeded with one sample and scores alike."""
+    kinds = {(job.status, len(job.classes), len(job.scores)) for job in jobs}
+    status, n_samples, size = kinds.pop() if len(kinds) == 1 else ("", 0, 0)
+    if status != "succeeded" or n_samples != 1 or not size:
+        return []
+    scores = _joined([job.scores for job in jobs])
+    if scores is None:
+        return []
+    predictions = _predictions([job.classes[0] for job in jobs], _rows(scores, len(jobs)))
+    end = f"]{_dtype_member(scores)}"
+    return [f'"predictions":[{each}{end}' for each in predictions]
+
+
+def _joined(scores: Sequence[Scores]) -> Scores | None:
+    """Scores of several jobs as those of one; None where they are not of one dtype and size."""
+    with suppress(TypeError):  # by trying, as to look at each takes longer than to join them
+        return b"".join(cast(Sequence[bytes], scores))
+    named = [each for each in scores if isinstance(each, tuple)]
+    kinds = {(name, len(data)) for name, data in named}
+    if len(named) < len(scores) or len(kinds) > 1:
+        return None
+    return named[0][0], b"".join([data for _, data in named])
+
+
+def _result(own: JobOutcome) -> str:
+    """What became of one job.
+
+    Raises:
+        WireError: Its scores cannot be read.
+    """
+    if own.status != "succeeded":
+        return f'"error":{_error(own)}'
+    rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
+    return f'"predictions":[{",".join(_predictions(own.classes, rows))}]{_dtype_member(own.scores)}'
+
+
+def _predictions(classes: Sequence[float], rows: Sequence[str]) -> list[str]:
+    """One a sample, with its row of scores."""
+    return [f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(classes), rows, strict=True)]
+
+
+def _dtype_member(scores: Scores) -> str:
+    """The member that names the scores' dtype, where that is not float32."""
+    return "" if isinstance(scores, bytes) else f',"scores_dtype":"{scores[0]}"'
+
+
+def _rows(scores: Scores, n_rows: int) -> list[str]:
+    """Scores as JSON, a row a sample."""
+    name, data = ("float32", scores) if isinstance(scores, bytes) else scores
+    try:
+        table = np.frombuffer(data, DTYPES[name]).reshape(n_rows, -1)
+    except (KeyError, ValueError) as error:
+        raise WireError(f"the outcome's scores cannot be read: {error}") from None
+    if name in WRITTEN_AS:
+        table = table.astype(WRITTEN_AS[name])
+    return [f"[{row}]" for row in _json(table)[2:-2].split("],[")]
+
+
+def _each(numbers: Sequence[float]) -> list[str]:
+    """Numbers as JSON."""
+    return _json(numbers)[1:-1].split(",") if numbers else []
+
+
+def _error(own: JobOutcome) -> str:
+    return _json({"code": own.error_code, "detail": own.error_detail})
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()

@@ -1,0 +1,156 @@
+"""Reads large bodies in processes of their own: the parser holds Python's global lock, up to 0.2 s for 8 MiB.
+
+A thread of the controller asks a process over pipes, where all that takes time releases the lock. A process starts
+with the first large body, and ends when it has had none for `IDLE_S` seconds or the controller is gone; so its memory
+is given back. This module is also what such a process runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from app.errors import ModelyardError, QueueFullError, UnavailableError
+from controller.input.job_samples import Samples, read_samples
+from controller.routing import Route, Selector, Snapshot
+
+LARGE_BYTES = 2**18  # about 2 ms of a JSON body; no shorter than what a connection reads at once
+LIMIT_BYTES = 2**26  # of bodies that are being read or wait for it
+IDLE_S = 30.0
+NICENESS = 5  # where there is too little CPU time, all other callers come first
+PROCESSES = max(1, (os.cpu_count() or 1) // 4)
+
+Question = tuple[bytes, bytes, Snapshot, Selector, Route | None, int]  # the arguments of `read_samples`
+
+
+class LargeBodies:
+    """The processes.
+
+    Args:
+        limit_bytes: Of bodies that are being read or wait for it.
+    """
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES, n_processes: int = PROCESSES) -> None:
+        self._limit_bytes = limit_bytes
+        self._taken_bytes = 0
+        self._threads = ThreadPoolExecutor(n_processes, thread_name_prefix="large-bodies")
+        self._idle: list[subprocess.Popen[bytes]] = []
+        self._is_closed = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    async def read(
+        self,
+        content_type: bytes,
+        body: bytes,
+        snapshot: Snapshot,
+        selector: Selector,
+        certain: Route | None,
+        max_samples: int,
+    ) -> Samples:
+        """`read_samples`, elsewhere.
+
+        Raises:
+            ModelyardError: As `read_samples` does.
+            QueueFullError: Too many large bodies are being read.
+            UnavailableError: The process ended twice.
+        """
+        if self._taken_bytes and self._taken_bytes + len(body) > self._limit_bytes:
+            raise QueueFullError(
+                "too many large bodies at once; send this one again shortly, or fewer samples at a time",
+                retry_after_s=1,
+            )
+        self._taken_bytes += len(body)
+        question = (content_type, body, snapshot, selector, certain, max_samples)
+        answered = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
+        answered.add_done_callback(lambda _: self._give_back(len(body)))
+        answer = await asyncio.shield(answered)  # a process that has begun is not interrupted
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the processes. What they are reading is refused."""
+        self._is_closed = True
+        for process in list(self._running):
+            process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process in list(self._running):
+            self._end(process)
+
+    def _give_back(self, n_bytes: int) -> None:
+        self._taken_bytes -= n_bytes
+
+    def _ask(self, question: Question) -> Samples | Exception:
+        n_tries = 0
+        while n_tries < 2 and not self._is_closed:  # one that was idle for long may have ended just now
+            n_tries += 1
+            process = self._idle.pop() if self._idle else self._start()
+            assert process.stdin
+            assert process.stdout
+            try:
+                pickle.dump(question, process.stdin, pickle.HIGHEST_PROTOCOL)
+                process.stdin.flush()
+                answer: Samples | Exception = pickle.load(process.stdout)  # noqa: S301  # of our own process
+            except (OSError, EOFError, pickle.UnpicklingError):
+                self._end(process)
+                continue
+            self._idle.append(process)
+            return answer
+        return UnavailableError(
+            "the process that reads large bodies ended; send this one again", retry_after_s=1
+        )
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(  # noqa: S603  # no input of a caller's
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pipesize=2**20,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._running.add(process)
+        return process
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe
+            with suppress(OSError):
+                pipe.close()
+        process.wait()
+        self._running.discard(process)
+
+
+def serve() -> None:
+    """Answer questions until none comes for `IDLE_S` seconds, or nobody is left to ask."""
+    os.nice(NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the controller, which ends this process
+    questions, answers = sys.stdin.buffer, sys.stdout.buffer
+    while select.select([questions], [], [], IDLE_S)[0]:
+        try:
+            question: Question = pickle.load(questions)  # noqa: S301  # of the controller that started this process
+        except EOFError:
+            return
+        pickle.dump(_answer(question), answers, pickle.HIGHEST_PROTOCOL)
+        del question
+        answers.flush()
+
+
+def _answer(question: Question) -> Samples | Exception:
+    try:
+        return read_samples(*question)
+    except ModelyardError as error:
+        return error.with_traceback(None)
+    except Exception as error:  # such as too little memory: the controller logs it and answers 500
+        return RuntimeError(f"a large body could not be read: {error!r}")
+
+
+if __name__ == "__main__":
+    serve()

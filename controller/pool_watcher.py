@@ -1,0 +1,283 @@
+"""Keeps a snapshot of the pool: refreshed each heartbeat, and at once when a worker says that it changed.
+
+Notices, too, when Redis has come back: for some heartbeats the pool then is not to be taken at its word, as workers
+and controllers are still writing again what it may have lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+import redis.asyncio
+
+from app.clock import PoolClock, to_ms
+from app.errors import LedgerUnavailableError, WireError
+from app.ledger.ids import IdSigner
+from app.ledger.ledger import ledger_errors
+from app.redis import keys
+from app.redis.refusals import PROBE, refusal
+from app.unreadable import Unreadable
+from app.worker_record import WorkerRecord, decode_record, quality_problem
+from controller.admission.wait_estimate import Backlogs
+from controller.recovery.replay_buffer import ReplayBuffer
+from controller.routing import Snapshot, build_snapshot
+
+logger = logging.getLogger(__name__)
+SWEEP_AFTER_TTLS = 20
+AWAY_S = 0.25  # between two attempts while Redis is away, and between two readings while it settles
+HEARTBEATS_TO_SETTLE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """What was last read of the pool.
+
+    Attributes:
+        records: Live workers.
+        numbers: Worker number by queue.
+        backlog_jobs: Jobs without an outcome, by queue; queues that have some.
+        oldest_at_ms: When the oldest of them was accepted, by queue; Redis's clock.
+        snapshot: The same, ordered for routing.
+    """
+
+    records: tuple[WorkerRecord, ...] = ()
+    numbers: dict[str, int] = field(default_factory=dict)
+    backlog_jobs: dict[str, int] = field(default_factory=dict)
+    oldest_at_ms: dict[str, float] = field(default_factory=dict)
+    snapshot: Snapshot = field(default_factory=Snapshot)
+
+
+class PoolWatcher:
+    """Holds the current `PoolView`.
+
+    Args:
+        client: Asynchronous Redis client that answers bytes.
+        clock: Taught Redis's time by each refresh.
+        backlogs: Told of each reading.
+        recent: Told of each answer of Redis, and which run of it has answered.
+        interval_s: Seconds between two refreshes.
+        worker_ttl_s: Seconds after which a silent worker is dead.
+
+    Attributes:
+        reachable: Whether Redis answers, and takes writes.
+        refusal: What it said, where it answers and refuses.
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        clock: PoolClock,
+        backlogs: Backlogs,
+        recent: ReplayBuffer,
+        interval_s: float,
+        worker_ttl_s: float,
+        unreadable: Unreadable,
+    ) -> None:
+        self.view = PoolView()
+        self.reachable = False
+        self.refusal = ""
+        self._client = client
+        self._clock = clock
+        self._backlogs = backlogs
+        self._recent = recent
+        self._unreadable = unreadable
+        self._interval_s = interval_s
+        self._worker_ttl_ms = worker_ttl_s * 1000
+        self._signer: IdSigner | None = None
+        self._secret = b""
+        self._run = ""
+        self._was_away = False
+        self._settles_until_s = 0.0
+        self._wake = asyncio.Event()
+
+    @property
+    def signer(self) -> IdSigner:
+        """Gives and recognises ids.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer, or has not yet. So callers are refused at once instead of
+                each waiting for a timeout of their own.
+        """
+        if self._signer is None or not self.reachable:
+            why = (
+                f"Redis refuses: {self.refusal}"
+                if self.refusal
+                else "Redis does not answer; try again shortly"
+            )
+            raise LedgerUnavailableError(why, retry_after_s=1)
+        return self._signer
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether Redis has come back a moment ago."""
+        return time.monotonic() < self._settles_until_s
+
+    async def is_being_restored(self) -> bool:
+        """Whether what Redis lacks may be written again shortly, asking it whether it has just come back.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            pipe = self._client.pipeline(transaction=False)
+            pipe.info("server")
+            pipe.get(keys.EPOCH)
+            server, epoch = await pipe.execute()
+        if _run(server, epoch) == self._run == self._recent.run:
+            return self.is_settling
+        self.refresh_soon()
+        return True
+
+    def refresh_soon(self) -> None:
+        """Refresh now rather than at the next interval."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Refresh until cancelled. Redis being away is logged once and outlived."""
+        while True:
+            try:
+                await self.refresh()
+            except LedgerUnavailableError as error:
+                said = refusal(error)
+                if self.reachable or said not in ("", self.refusal):
+                    logger.warning("%s; the pool is as last seen, trying on", error.detail)
+                self.reachable, self._was_away, self.refusal = False, True, said
+                # What sits in the pool may be cut off without knowing, and each would cost a timeout to find out.
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+            except WireError as error:
+                self._unreadable.note("pool_entry", "", error.detail)
+            except Exception:
+                # A record that nobody foresaw must not end the refreshing: routing would go by this view for ever.
+                logger.exception("the pool could not be read; trying again each heartbeat")
+            with contextlib.suppress(TimeoutError):
+                is_calm = self.reachable and not self.is_settling
+                pause_s = self._interval_s if is_calm else min(AWAY_S, self._interval_s)
+                await asyncio.wait_for(self._wake.wait(), pause_s)
+            self._wake.clear()
+
+    async def refresh(self) -> None:
+        """Read the pool once, in two round trips.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            pipe = self._client.pipeline(transaction=False)
+            asked_at_s = time.monotonic()
+            self._backlogs.begin_reading()
+            pipe.eval(*PROBE)  # first: what only reads says nothing of whether jobs can be accepted
+            pipe.time()
+            pipe.info("server")
+            pipe.get(keys.EPOCH)
+            pipe.get(keys.SECRET)
+            pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
+            pipe.hgetall(keys.NUMBERS)
+            pipe.hgetall(keys.BACKLOG)
+            _, redis_time, server, epoch, secret, workers, numbers, backlog = await pipe.execute()
+            self._clock.adjust(redis_time, asked_at_s)
+            # By Redis's time alone: this host's clock may be minutes off.
+            dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms
+            worker_ids = [worker_id for worker_id, heartbeat_at_ms in workers if heartbeat_at_ms > dead_at_ms]
+            self._note_run(_run(server, epoch or await self._new_epoch()))
+            # One that has lost its data gets the old secret back: ids that were given since are good.
+            secret = secret or await self._first(keys.SECRET, self._secret or os.urandom(32))
+            if secret != self._secret:
+                self._secret, self._signer = secret, IdSigner(secret)
+            await self._recent.see(self._run, asked_at_s)
+            numbers = self._with_former(self._counts(numbers))
+            await self._read_workers(worker_ids, numbers, self._counts(backlog))
+        if not self.reachable:
+            logger.info("Redis answers")
+        self.reachable, self.refusal = True, ""
+
+    def _note_run(self, run: str) -> None:
+        if self._was_away or self._run not in ("", run):
+            self._settles_until_s = time.monotonic() + HEARTBEATS_TO_SETTLE * self._interval_s
+        self._run, self._was_away = run, False
+
+    def _with_former(self, numbers: dict[str, int]) -> dict[str, int]:
+        """While Redis settles, also numbers that it had: workers register again with a heartbeat each."""
+        if not self.is_settling:
+            return numbers
+        taken = set(numbers.values())
+        former = {queue: number for queue, number in self.view.numbers.items() if number not in taken}
+        return former | numbers
+
+    async def _new_epoch(self) -> bytes | None:
+        with contextlib.suppress(redis.ResponseError):  # a full Redis goes without until it has room
+            return await self._first(keys.EPOCH, os.urandom(16))
+        return None
+
+    async def _first(self, key: str, value: bytes) -> bytes:
+        # Only where there is none, as Redis refuses to set it where it is full.
+        await self._client.set(key, value, nx=True)
+        return cast(bytes, await self._client.get(key))
+
+    async def _read_workers(
+        self,
+        worker_ids: list[bytes],
+        numbers: dict[str, int],
+        backlog: dict[str, int],
+    ) -> None:
+        backlog = {queue: jobs for queue, jobs in backlog.items() if jobs > 0}
+        pipe = self._client.pipeline(transaction=False)
+        names = [worker_id.decode("utf-8", "replace") for worker_id in worker_ids] or [""]
+        pipe.mget([keys.worker(name) for name in names])
+        # Workers that were killed never take themselves off the list.
+        pipe.zremrangebyscore(
+            keys.WORKERS, "-inf", self._clock.now_ms() - SWEEP_AFTER_TTLS * self._worker_ttl_ms
+        )
+        for queue in backlog:
+            pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
+        raw, _, *oldest = await pipe.execute()
+        records = tuple(record for record in map(self._readable, names, raw) if record)
+        waits_ms = self._backlogs.refresh(records, backlog)
+        self.view = PoolView(
+            records=records,
+            numbers=numbers,
+            backlog_jobs=backlog,
+            oldest_at_ms={
+                queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
+            },
+            snapshot=build_snapshot(records, numbers, waits_ms),
+        )
+
+    def _counts(self, raw: dict[bytes, bytes]) -> dict[str, int]:
+        """A hash of counts by queue, less what is none."""
+        found = {}
+        for name, value in raw.items():
+            queue = name.decode("utf-8", "replace")
+            try:
+                if not keys.is_queue(queue):
+                    raise ValueError("not the name of a queue")
+                found[queue] = int(value)
+            except ValueError as error:
+                self._unreadable.note("pool_entry", queue, error)
+        return found
+
+    def _readable(self, worker_id: str, data: bytes | None) -> WorkerRecord | None:
+        if data is None:
+            return None
+        try:
+            record = decode_record(data)
+        except WireError as error:
+            self._unreadable.note("worker_record", worker_id, f"left out: {error.detail}")
+            return None
+        problem = quality_problem(record.val_accuracy)
+        if problem:
+            self._unreadable.note("worker_record", worker_id, problem)
+            warnings = (*record.warnings, problem)
+            return msgspec.structs.replace(record, val_accuracy=None, warnings=warnings)
+        return record
+
+
+def _run(server: dict[str, Any], epoch: bytes | None) -> str:
+    """Tells a run of Redis, and its data, from any other."""
+    return f"{server['run_id']}/{epoch.hex() if epoch else ''}"

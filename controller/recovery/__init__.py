@@ -1,0 +1,1 @@
+"""What finds and repairs lost work: the reconciler and the replay buffer."""

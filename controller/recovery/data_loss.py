@@ -1,0 +1,74 @@
+"""Notices that Redis came back without data that it had confirmed, and says so: log, metric, note for the doctor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import redis.asyncio
+
+from app.errors import LedgerUnavailableError, WireError
+from app.ledger import marks
+from app.ledger.ledger import ledger_errors
+from app.ledger.marks import Loss, Mark
+from controller.recovery.replay_buffer import KEEP_S
+
+logger = logging.getLogger(__name__)
+
+
+class LossWatch:
+    """Makes a mark each heartbeat, and compares what it finds with what was confirmed.
+
+    Args:
+        client: Asynchronous Redis client that answers bytes.
+        retention_s: Seconds an outcome stays readable: for as long a loss is worth knowing.
+        on_loss: Called for each loss that no controller can make good.
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        interval_s: float,
+        retention_s: float,
+        on_loss: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._interval_s = interval_s
+        self._retention_ms = int(retention_s * 1000)
+        self._on_loss = on_loss
+        self._confirmed = Mark()
+
+    async def run(self) -> None:
+        """Look each heartbeat until cancelled. While Redis is away or full there is no mark to compare."""
+        while True:
+            try:
+                await self.look()
+            except (LedgerUnavailableError, WireError) as error:
+                logger.debug("no mark was made: %s", error.detail)
+            except Exception:
+                logger.exception("no mark was made; trying again each heartbeat")
+            await asyncio.sleep(self._interval_s)
+
+    async def look(self) -> None:
+        """Look once.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer, or refuses.
+            WireError: Another program has written to the marks.
+        """
+        with ledger_errors():
+            stands, confirmed, made = await marks.make_mark(self._client)
+            # Its own memory tells of a Redis that was emptied; what Redis has repeated, of a loss before this start.
+            known, self._confirmed = max(self._confirmed, confirmed), made
+            if stands.count >= known.count or known.at_ms - stands.at_ms <= KEEP_S * 1000:
+                return
+            self._on_loss()
+            lost = Loss(stands.at_ms, known.at_ms, made.at_ms)
+            logger.error(
+                "Redis has lost %s; jobs that were accepted then are unknown now, but for those of the last "
+                "%g s, which are written again. Check its persistence with `modelyard doctor`",
+                lost,
+                KEEP_S,
+            )
+            await marks.note(self._client, lost, self._retention_ms)

@@ -1,0 +1,236 @@
+"""Brings accepted jobs to an outcome whatever was killed: sends lost batches again, closes overdue ones.
+
+One controller of the pool does this at a time, holding a lease in Redis. Everything here may happen twice
+without harm: a batch that has its outcome, or that another worker claimed meanwhile, is left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+import redis.asyncio
+
+from app.celery_app import unannounced
+from app.clock import PoolClock
+from app.errors import LedgerUnavailableError, WireError
+from app.ledger import ids
+from app.ledger.ledger import ControllerLedger, ledger_errors
+from app.redis import keys
+from app.settings import HEARTBEATS_TO_LIVE
+from app.unreadable import Unreadable
+from app.worker_record import decode_record
+from controller.dispatch import Dispatcher
+
+logger = logging.getLogger(__name__)
+
+OLDEST_PER_PASS = 128
+OVERDUE_PER_PASS = 256
+UNCLAIMED_GRACE_MS = 2000
+# More than a local clock may run ahead of Redis's: past it, nobody can cancel or claim any more.
+OVERDUE_GRACE_MS = 1000
+
+# KEYS lease; ARGV controller_id lease_ms. What deletes first is not refused where Redis is full.
+_TAKE_LEASE = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """What one pass reads of a queue.
+
+    Attributes:
+        running: Worker id by batch.
+        oldest: The batches that have waited longest, with when they were accepted (ms).
+        next_message: The Celery message that is next to be taken, or None.
+        overdue: Batches whose last deadline has passed.
+    """
+
+    queue: str
+    running: dict[str, str]
+    oldest: list[tuple[str, int]]
+    next_message: bytes | None
+    overdue: list[str]
+
+
+class Reconciler:
+    """The background task.
+
+    Args:
+        controller_id: Who holds the lease.
+        client: Asynchronous Redis client that answers bytes.
+        interval_s: Seconds between two passes.
+    """
+
+    def __init__(
+        self,
+        controller_id: str,
+        client: redis.asyncio.Redis,
+        ledger: ControllerLedger,
+        dispatcher: Dispatcher,
+        clock: PoolClock,
+        interval_s: float,
+        unreadable: Unreadable,
+    ) -> None:
+        self._controller_id = controller_id
+        self._client = client
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._interval_s = interval_s
+        self._unreadable = unreadable
+        self._take_lease = client.register_script(_TAKE_LEASE)
+        # Seen in one pass, acted on in the next: what is merely on its way has arrived by then.
+        self._suspects: set[str] = set()
+        # While Redis was away nobody could beat: a worker is dead that is still silent some heartbeats later.
+        self._answers_since_s: float | None = None
+
+    async def run(self) -> None:
+        """Pass until cancelled. Redis being away is outlived."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                holds_lease = await self._holds_lease()
+                self._answers_since_s = self._answers_since_s or time.monotonic()
+                if holds_lease:
+                    await self._pass()
+            except LedgerUnavailableError:
+                self._suspects.clear()
+                self._answers_since_s = None
+            except Exception:
+                logger.exception("a reconciler pass failed; the next one follows")
+
+    async def _holds_lease(self) -> bool:
+        with ledger_errors():
+            lease_ms = int(3000 * self._interval_s)
+            return bool(
+                await self._take_lease(keys=[keys.RECONCILER_LEASE], args=[self._controller_id, lease_ms])
+            )
+
+    async def _pass(self) -> None:
+        with ledger_errors():
+            # Queues without a backlog too: a batch whose jobs were all cancelled counts for nothing there.
+            queues = cast(list[bytes], await self._client.hkeys(keys.BACKLOG))
+        suspects: set[str] = set()
+        for queue in [name.decode("utf-8", "replace") for name in queues]:
+            try:
+                suspects |= await self._pass_queue(queue)
+            except WireError as error:  # the other queues' work goes on
+                self._unreadable.note("pool_entry", queue, error.detail)
+        self._suspects = suspects
+
+    async def _pass_queue(self, queue: str) -> set[str]:
+        """Mend one queue; return what may be lost."""
+        with ledger_errors():
+            view = await self._read(queue)
+            suspects = await self._send_again(view, await self._silent(view))
+            for batch_id in view.overdue:
+                if batch_id not in view.running:
+                    await self._close(batch_id, queue)
+            return suspects
+
+    async def _read(self, queue: str) -> QueueView:
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hgetall(keys.running(queue))
+        pipe.zrange(keys.pending(queue), 0, OLDEST_PER_PASS - 1, withscores=True)
+        pipe.lindex(queue, -1)
+        overdue_ms = self._clock.now_ms() - OVERDUE_GRACE_MS
+        pipe.zrangebyscore(keys.deadlines(queue), "-inf", overdue_ms, start=0, num=OVERDUE_PER_PASS)
+        running, oldest, next_message, overdue = await pipe.execute()
+        nonsense = {each for each in (*running, *dict(oldest), *overdue) if not _batch_id(each)}
+        if nonsense:
+            await self._drop(queue, nonsense)
+        return QueueView(
+            queue=queue,
+            running={
+                _batch_id(batch): owner.decode("utf-8", "replace")
+                for batch, owner in running.items()
+                if batch not in nonsense
+            },
+            oldest=[(_batch_id(batch), int(score)) for batch, score in oldest if batch not in nonsense],
+            next_message=next_message,
+            overdue=[_batch_id(batch) for batch in overdue if batch not in nonsense],
+        )
+
+    async def _drop(self, queue: str, nonsense: set[bytes]) -> None:
+        """Take what is no batch's id out of a queue's indexes, where it would stand before real batches."""
+        for entry in nonsense:
+            self._unreadable.note("pool_entry", queue, f"{entry[:32]!r} is no batch's id; dropped")
+        pipe = self._client.pipeline(transaction=False)
+        pipe.zrem(keys.pending(queue), *nonsense)
+        pipe.zrem(keys.deadlines(queue), *nonsense)
+        pipe.hdel(keys.running(queue), *nonsense)
+        await pipe.execute()
+
+    async def _silent(self, view: QueueView) -> dict[str, bool]:
+        """Running batches that their owner does not report; True where the owner is dead."""
+        if not view.running:
+            return {}
+        owners = sorted(set(view.running.values()))
+        raw = cast(list[bytes | None], await self._client.mget([keys.worker(owner) for owner in owners]))
+        in_hand: dict[str, str | None] = {}
+        for owner, data in zip(owners, raw, strict=True):
+            # Alive, and of a version that this controller cannot read: its batches are left to it.
+            with suppress(WireError):
+                in_hand[owner] = decode_record(data).running_batch if data else None
+        if time.monotonic() - (self._answers_since_s or 0) < HEARTBEATS_TO_LIVE * self._interval_s:
+            in_hand = {owner: batch for owner, batch in in_hand.items() if batch is not None}
+        return {
+            batch: in_hand[owner] is None
+            for batch, owner in view.running.items()
+            if owner in in_hand and in_hand[owner] != batch
+        }
+
+    async def _send_again(self, view: QueueView, silent: dict[str, bool]) -> set[str]:
+        """Send what is lost; return what may be."""
+        suspects = {batch for batch, dead in silent.items() if not dead} | self._unannounced(view)
+        lost = [batch for batch, dead in silent.items() if dead]
+        lost += [batch for batch in suspects if batch in self._suspects]
+        # The last one sent is the first one taken: the oldest batch goes last.
+        for batch in sorted(lost, key=ids.accepted_at_ms, reverse=True):
+            await self._send_one_again(batch, view.queue, view.running.get(batch, ""))
+        return suspects - set(lost)
+
+    async def _send_one_again(self, batch_id: str, queue: str, owner: str) -> None:
+        message = self._dispatcher.lane(queue).messages.write(batch_id)
+        try:
+            with ledger_errors():
+                if await self._ledger.requeue(batch_id, queue, owner, message):
+                    with_owner = f" with worker {owner}" if owner else ""
+                    logger.warning("batch %s was lost%s; sent again", batch_id, with_owner)
+                else:
+                    await self._ledger.forget(batch_id, queue)
+        except WireError as error:
+            await self._close_unreadable(batch_id, queue, error)
+
+    def _unannounced(self, view: QueueView) -> set[str]:
+        """Batches that nobody runs and that the queue, first in first out, should have given out by now."""
+        unclaimed = [entry for entry in view.oldest if entry[0] not in view.running]
+        return set(unannounced(unclaimed, view.next_message, self._clock.now_ms() - UNCLAIMED_GRACE_MS))
+
+    async def _close(self, batch_id: str, queue: str) -> None:
+        now_ms = self._clock.now_ms()
+        try:
+            if await self._ledger.close_overdue(batch_id, queue, now_ms):
+                logger.warning("batch %s expired: no worker took it in time", batch_id)
+        except WireError as error:
+            await self._close_unreadable(batch_id, queue, error)
+
+    async def _close_unreadable(self, batch_id: str, queue: str, error: WireError) -> None:
+        self._unreadable.note("batch", batch_id, f"its jobs have failed: {error.detail}")
+        await self._ledger.close_unreadable(batch_id, queue, self._clock.now_ms())
+
+
+def _batch_id(raw: bytes) -> str:
+    """An index's entry; empty where it is no batch's id."""
+    batch_id = raw.decode("ascii", "replace")
+    return batch_id if ids.is_well_formed(batch_id) else ""

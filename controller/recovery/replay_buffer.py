@@ -1,0 +1,185 @@
+"""A second copy of what was accepted, kept for as long as Redis may not have written it.
+
+With `appendfsync everysec` Redis confirms what it has yet to write while its disk is busy. So a controller keeps what
+it got confirmed for `KEEP_S` seconds more, and writes it again if Redis comes back as another run, or emptied: batches
+with their samples or, once it has heard it, their outcome; and cancels. What Redis still has is left as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from app.clock import PoolClock
+from app.errors import LedgerUnavailableError, WireError
+from app.ledger.ids import JobRef
+from app.ledger.ledger import DATA, Args
+from app.ledger.replay import FIRST_ONCE_KEY, HEAD, LAST_DEADLINE_MS, TTL_MS, Restore, outcome_call
+from app.ledger.wire import BatchHead
+
+if TYPE_CHECKING:
+    from controller.dispatch import SentBatch
+
+logger = logging.getLogger(__name__)
+
+# While an fsync is under way Redis puts a write off for two seconds at most (`flushAppendOnlyFile`), and it writes
+# before it answers: what it answers to a command sent this much later shows that it has written. It counts in whole
+# seconds, hence the third.
+KEEP_S = 3.0
+# 20,000 jobs of 784 float32 that have no outcome yet: four seconds at 5,000 jobs a second that no worker runs.
+LIMIT_BYTES = 64 * 2**20
+OVERHEAD_BYTES = 2048  # of a batch beside its samples, head and outcome
+QUARANTINED = "job_quarantined"
+
+
+@dataclass(eq=False, slots=True)
+class Copy:
+    """What writes a batch again: the call that accepted it or, once its outcome is known, the one that writes that.
+
+    Attributes:
+        kept_at_s: When Redis confirmed it, `time.monotonic()`.
+        finished_at_ms: When its outcome was written, Redis's clock; None before.
+    """
+
+    names: list[str]
+    args: Args
+    kept_at_s: float
+    size_bytes: int
+    finished_at_ms: float | None = None
+
+
+class ReplayBuffer:
+    """The copies.
+
+    Args:
+        restore: Writes them again.
+        retention_s: Seconds an outcome stays readable.
+
+    Attributes:
+        run: The run of Redis that has all of them.
+    """
+
+    def __init__(self, restore: Restore, clock: PoolClock, retention_s: float) -> None:
+        self.run = ""
+        self._restore = restore
+        self._clock = clock
+        self._retention_s = retention_s
+        self._copies: dict[str, Copy] = {}  # oldest first, but for those that were written again
+        self._size_bytes = 0
+        self._cancels: dict[JobRef, tuple[str, float]] = {}  # queue and when it was confirmed
+        self._cancels_due: set[JobRef] = set()
+        self._answered_at_s = 0.0
+
+    def __contains__(self, batch_id: str) -> bool:
+        return batch_id in self._copies
+
+    def keep(self, batch_id: str, names: list[str], args: Args) -> None:
+        """Keep a batch that was just accepted, by its `app.ledger.ledger.accept_call`."""
+        self._add(batch_id, names, args)
+
+    def settle(self, batch: SentBatch) -> None:
+        """Keep the outcome of a batch in the place of its samples; nothing where all callers were given theirs."""
+        copy, outcome = self._remove(batch.batch_id), batch.outcome
+        if copy is None or outcome is None:
+            return
+        if len(copy.names) == FIRST_ONCE_KEY and _all_were_told(batch):
+            return
+        if any(job.error_code == QUARANTINED for job in outcome.jobs):
+            # The quarantine has its samples, too: it has to come to that outcome again.
+            self._add(batch.batch_id, copy.names, copy.args)
+            return
+        names, args = outcome_call(copy.names, copy.args, outcome, 0)
+        self._add(batch.batch_id, names, args, outcome.finished_at_ms)
+
+    def cancelled(self, ref: JobRef, head: BatchHead) -> None:
+        """Keep a cancel that was just confirmed."""
+        self._cancels[ref] = head.queue, time.monotonic()
+
+    async def see(self, run: str, asked_at_s: float) -> None:
+        """Take in that Redis has answered; to be called each heartbeat, and sooner after it was away.
+
+        Args:
+            run: Tells this run of Redis, and these data, from any other.
+            asked_at_s: When what Redis has answered was asked, `time.monotonic()`.
+        """
+        try:
+            if run != self.run:
+                await self._write_all_again()
+                self.run = run
+            await self._cancel_again()
+        except LedgerUnavailableError as error:
+            logger.warning("%s; what it may have lost is still to be written again", error.detail)
+        else:
+            self._answered_at_s = asked_at_s
+            self._forget(asked_at_s - KEEP_S)
+
+    async def _write_all_again(self) -> None:
+        n_lost, batch_ids = 0, list(self._copies)
+        for batch_id in batch_ids:
+            copy = self._copies.get(batch_id)
+            if copy is None:
+                continue
+            try:
+                n_lost += await self._write_again(copy)
+            except WireError as error:
+                logger.warning("batch %s cannot be written again: %s", batch_id, error.detail)
+            copy.kept_at_s = time.monotonic()  # this run may lose it as well
+        for ref, (queue, _) in self._cancels.items():
+            self._cancels[ref] = queue, time.monotonic()
+        self._cancels_due = set(self._cancels)
+        if n_lost:
+            logger.warning("Redis lost %d of the %d newest batches; written again", n_lost, len(batch_ids))
+
+    async def _write_again(self, copy: Copy) -> bool:
+        """Write a batch again, unless its time is over; True if Redis had lost it."""
+        now_ms, retention_ms = self._clock.now_ms(), self._retention_s * 1000
+        if copy.finished_at_ms is not None:
+            copy.args[TTL_MS] = ttl_ms = int(copy.finished_at_ms + retention_ms - now_ms)
+            return ttl_ms > 0 and await self._restore.outcome(copy.names, copy.args)
+        # Redis answered for as long as an outcome is kept: it may have been read, and have expired.
+        may_be_over = self._answered_at_s - copy.kept_at_s >= self._retention_s
+        expires_at_ms = cast(float, copy.args[LAST_DEADLINE_MS]) + retention_ms
+        return now_ms < expires_at_ms and not may_be_over and await self._restore.batch(copy.names, copy.args)
+
+    async def _cancel_again(self) -> None:
+        due = {ref: self._cancels[ref] for ref in self._cancels_due}
+        for ref, (queue, _) in due.items():
+            try:
+                answer = await self._restore.cancel(ref, queue)
+            except WireError as error:
+                logger.warning("a cancel of batch %s cannot be written again: %s", ref.batch_id, error.detail)
+                answer = "finished"
+            # Unknown: another controller accepted the job, and is about to write it again.
+            if answer != "unknown":
+                self._cancels_due.discard(ref)
+
+    def _add(self, batch_id: str, names: list[str], args: Args, finished_at_ms: float | None = None) -> None:
+        size_bytes = OVERHEAD_BYTES + len(cast(bytes, args[DATA])) + len(cast(bytes, args[HEAD]))
+        self._copies[batch_id] = Copy(names, args, time.monotonic(), size_bytes, finished_at_ms)
+        self._size_bytes += size_bytes
+        while self._size_bytes > LIMIT_BYTES and len(self._copies) > 1:
+            self._remove(next(iter(self._copies)))
+
+    def _remove(self, batch_id: str) -> Copy | None:
+        copy = self._copies.pop(batch_id, None)
+        if copy:
+            self._size_bytes -= copy.size_bytes
+        return copy
+
+    def _forget(self, before_s: float) -> None:
+        """Forget what Redis confirmed before `before_s`: it has written that."""
+        while self._copies:
+            batch_id, oldest = next(iter(self._copies.items()))
+            if oldest.kept_at_s > before_s:
+                break
+            self._remove(batch_id)
+        if self._cancels:
+            self._cancels = {ref: each for ref, each in self._cancels.items() if each[1] > before_s}
+            self._cancels_due &= self._cancels.keys()
+
+
+def _all_were_told(batch: SentBatch) -> bool:
+    """Whether every caller was given its outcome, so that none was promised one."""
+    return len(batch.jobs) == len(batch.head.jobs) and all(job.wants_outcome for job in batch.jobs)

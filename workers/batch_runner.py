@@ -1,0 +1,356 @@
+"""Runs batches: claim one, leave out what is not to run, one forward pass, write the outcomes and take the next."""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import nan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.clock import PoolClock
+from app.errors import (
+    InferenceTimeoutError,
+    LedgerUnavailableError,
+    ModelyardError,
+    OutputNotFiniteError,
+    WireError,
+    first_line,
+)
+from app.ledger.ledger import ClaimedBatch, WorkerLedger
+from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome, outcome_version
+from app.unreadable import Unreadable
+from workers.model import LoadedModel, check_output
+from workers.process.heartbeat import Heartbeat
+from workers.process.in_flight_marker import InFlightMarker
+from workers.process.time_limit import TimeLimit
+
+logger = logging.getLogger(__name__)
+KEEP_OUTCOME_S = 20.0
+TRY_AGAIN_S = 0.2
+# Meanwhile Celery's event loop stands still: Flower's questions wait, and it gives up after a second.
+CHAIN_S = 0.25
+FLOAT32 = np.dtype("<f4")
+Array = NDArray[Any]
+
+QUARANTINED = JobOutcome(
+    "failed", error_code="job_quarantined", error_detail="the job's worker died or hung each time that it ran"
+)
+NOT_FINITE = JobOutcome(
+    "failed",
+    error_code=OutputNotFiniteError.code,
+    error_detail="the model answered NaN or an infinity to one of the samples; expected finite numbers: look at the "
+    "input, or start the version's workers with MODELYARD_ALLOW_NON_FINITE=true if the model means them",
+)
+TIMED_OUT = JobOutcome(
+    "failed",
+    error_code=InferenceTimeoutError.code,
+    error_detail="the model did not answer in time, and its worker had to be ended",
+)
+
+
+class _ClaimLostError(Exception):
+    """The batch was given to another worker while this one ran it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A batch that is done with.
+
+    Attributes:
+        at_s: When it was begun, seconds since the epoch.
+        took_s: Seconds that it took.
+        result: What became of it, in a few words, for Flower.
+    """
+
+    batch_id: str
+    at_s: float
+    took_s: float
+    result: str
+
+
+class BatchRunner:
+    """What the Celery task does.
+
+    Args:
+        worker_id: The worker's own id.
+        limit: Ends a forward pass that takes too long.
+        last_words: Told of each job that runs alone.
+        max_attempts: Runs that may each cost a job its worker; then it is quarantined.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        ledger: WorkerLedger,
+        model: LoadedModel,
+        beacon: Heartbeat,
+        clock: PoolClock,
+        limit: TimeLimit,
+        last_words: InFlightMarker,
+        max_attempts: int,
+    ) -> None:
+        self._worker_id = worker_id
+        self._ledger = ledger
+        self._model = model
+        self._beacon = beacon
+        self._clock = clock
+        self._limit = limit
+        self._last_words = last_words
+        self._max_attempts = max_attempts
+        self._unreadable = Unreadable()
+        self._in_hand: ClaimedBatch | None = None
+
+    def run_on(self, batch_id: str) -> Iterator[Ran]:
+        """Run a batch and, until Celery's loop is to turn again, those that follow it on the queue."""
+        until_s = time.monotonic() + CHAIN_S
+        following: str | None = batch_id
+        while following:
+            at_s, start_s = time.time(), time.monotonic()
+            result = self.run(following, until_s)
+            yield Ran(following, at_s, time.monotonic() - start_s, result)
+            following = self._ledger.taken or self._take(until_s)
+
+    def _take(self, until_s: float) -> str | None:
+        """Wait for the next batch and take it; None where it is Celery's turn."""
+        try:
+            if self._may_take(until_s):
+                self._ledger.take(until_s - time.monotonic())
+        except (LedgerUnavailableError, WireError) as error:
+            logger.info("the next batch is left to Celery's consumer: %s", error.detail)
+        return self._ledger.taken
+
+    def _may_take(self, until_s: float) -> bool:
+        return time.monotonic() < until_s and not self._beacon.is_draining
+
+    def run(self, batch_id: str, take_until_s: float = 0) -> str:
+        """Bring a batch to its outcomes. Never raises: what fails here is the ledger's to send again.
+
+        Args:
+            take_until_s: Until when (`time.monotonic()`) the next batch is taken as this one is finished.
+
+        Returns:
+            What became of it, in a few words, for Celery's log and Flower.
+        """
+        try:
+            batch = self._ledger.claim(batch_id)
+            if batch is None:
+                return "nothing to do: the batch has its outcome, or another worker has the batch"
+            return self._run_claimed(batch, take_until_s)
+        except LedgerUnavailableError as error:
+            logger.warning("batch %s is left to be sent again: %s", batch_id, error.detail)
+            return "left to be sent again: Redis does not answer"
+        except WireError as error:
+            self._unreadable.note("batch", batch_id, error.detail)
+            self._beacon.unreadable_seen()
+            return "unreadable"
+
+    def give_up(self) -> None:
+        """Note that the job which runs alone has timed out, as nothing can end it but the end of this process.
+
+        A batch that runs together is left as it is: whoever takes it next runs its jobs one by one. Called
+        from another thread, while the main one is stuck in the model.
+        """
+        batch, said = self._in_hand, self._last_words.read()
+        if batch is None or said is None:
+            return
+        alone = said.index if said.batch_id else None
+        logger.critical(
+            "a forward pass does not end (batch %s, job %s); ending the process", batch.batch_id, alone
+        )
+        if alone is not None:
+            self._ledger.progress(batch, None, (alone, TIMED_OUT))
+
+    def _run_claimed(self, batch: ClaimedBatch, take_until_s: float) -> str:
+        self._in_hand = batch
+        self._beacon.batch_started(batch.batch_id)
+        outcome = BatchOutcome(
+            worker_id=self._worker_id, started_at_ms=0, finished_at_ms=0, inference_ms=0, n_samples=0, jobs=[]
+        )
+        try:
+            outcome = self._infer(batch)
+            written = self._finish(batch, outcome, take_until_s)
+        except _ClaimLostError:
+            written = False
+        except WireError:
+            self._ledger.close_unreadable(batch.batch_id)
+            raise
+        finally:
+            self._in_hand = None
+            statuses = [job.status for job in outcome.jobs]
+            succeeded, failed = statuses.count("succeeded"), statuses.count("failed")
+            self._beacon.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
+        if not written:
+            return "too late: the batch was given to another worker"
+        return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
+
+    def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome, take_until_s: float) -> bool:
+        """Write the outcome; where Redis is away for a while, that costs less than running the batch again."""
+        give_up_at_s = time.monotonic() + KEEP_OUTCOME_S
+        while True:
+            try:
+                take = self._may_take(take_until_s)
+                return self._ledger.finish(batch, outcome, _quarantined(batch, outcome), take=take)
+            except LedgerUnavailableError:
+                if time.monotonic() > give_up_at_s:
+                    raise
+                time.sleep(TRY_AGAIN_S)
+
+    def _infer(self, batch: ClaimedBatch) -> BatchOutcome:
+        entries = batch.head.jobs
+        outcomes = [self._exclude(batch, i, job) for i, job in enumerate(entries)]
+        to_run = [i for i, outcome in enumerate(outcomes) if outcome is None]
+        samples, inference_ms = 0, 0.0
+        if to_run:
+            samples = sum([entries[i].n_samples for i in to_run])
+            start = time.perf_counter()
+            # A worker died with this batch: which job it was shows when each runs alone.
+            run = self._run_alone if batch.attempts > 1 else self._run_together
+            for i, outcome in zip(to_run, run(batch, to_run), strict=True):
+                outcomes[i] = outcome
+            inference_ms = (time.perf_counter() - start) * 1000
+        jobs = [outcome for outcome in outcomes if outcome]
+        return BatchOutcome(
+            worker_id=self._worker_id,
+            started_at_ms=batch.claimed_at_ms,
+            finished_at_ms=max(self._clock.now_ms(), batch.claimed_at_ms + inference_ms),
+            inference_ms=round(inference_ms, 3),
+            n_samples=samples,
+            jobs=jobs,
+            schema_version=outcome_version(jobs),
+        )
+
+    def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry) -> JobOutcome | None:
+        """The outcome of a job that is not to run, else None."""
+        # Cancelled and expired first: between two claims a caller may have been shown so already.
+        if index in batch.cancelled:
+            return CANCELLED
+        if job.deadline_ms <= batch.claimed_at_ms:
+            return EXPIRED
+        if index in batch.kept:
+            return batch.kept[index]
+        runs = batch.deaths.get(index, 0) + 1 if batch.attempts > 1 else 0
+        return QUARANTINED if runs >= self._max_attempts else None
+
+    def _run_together(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
+        """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
+        if len(indexes) > 1:
+            entries = batch.head.jobs
+            everything = len(indexes) == len(entries)
+            samples = _samples(batch) if everything else np.concatenate(_inputs(batch, indexes))
+            try:
+                return self._outcomes(samples, [entries[i].n_samples for i in indexes])
+            except Exception as error:
+                logger.info("batch %s runs job by job: %s", batch.batch_id, first_line(error))
+        # Read anew: a model may have written to the samples that it failed on.
+        inputs = _inputs(batch, indexes)
+        return [self._run_one(batch, index, array) for index, array in zip(indexes, inputs, strict=True)]
+
+    def _run_alone(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
+        """One forward pass a job, each noted in the ledger before it starts and when it is done."""
+        outcomes: list[JobOutcome] = []
+        done = None
+        for index, array in zip(indexes, _inputs(batch, indexes), strict=True):
+            if not self._ledger.progress(batch, index, done):
+                raise _ClaimLostError
+            outcomes.append(self._run_one(batch, index, array))
+            done = (index, outcomes[-1])
+        return outcomes
+
+    def _run_one(self, batch: ClaimedBatch, index: int, array: Array) -> JobOutcome:
+        # Others of the batch may have taken their full time before it.
+        if batch.head.jobs[index].deadline_ms <= self._clock.now_ms():
+            return EXPIRED
+        self._last_words.runs_alone(batch.batch_id, index)
+        try:
+            return self._outcomes(array, [len(array)])[0]
+        except Exception as error:
+            return _failure(error)
+        finally:
+            self._last_words.ran()
+
+    def _outcomes(self, samples: Array, counts: Sequence[int]) -> list[JobOutcome]:
+        """One forward pass, for jobs of so many samples each."""
+        output: Array = self._limit.run(self._model.predict, samples)
+        check_output(output, len(samples), "the model")
+        return _split(output, counts, self._model.allows_non_finite)
+
+
+def _quarantined(batch: ClaimedBatch, outcome: BatchOutcome) -> dict[int, bytes]:
+    """Samples of the jobs that this outcome quarantines, by index."""
+    found = [i for i, job in enumerate(outcome.jobs) if job is QUARANTINED]
+    return (
+        {i: array.tobytes() for i, array in zip(found, _inputs(batch, found), strict=True)} if found else {}
+    )
+
+
+def _samples(batch: ClaimedBatch) -> Array:
+    """Samples of all jobs, one after the other."""
+    head = batch.head
+    n_samples = sum([job.n_samples for job in head.jobs])
+    try:
+        # A copy that may be written to: torch refuses to promise anything about read-only memory.
+        return np.frombuffer(bytearray(batch.data), head.dtype).reshape(n_samples, *head.sample_shape)
+    except (TypeError, ValueError) as error:
+        raise WireError(f"the record's samples are not what its head says: {error}") from None
+
+
+def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
+    """Samples of some jobs, an array each."""
+    samples, counts = _samples(batch), [job.n_samples for job in batch.head.jobs]
+    ends = list(accumulate(counts))
+    return [samples[ends[i] - counts[i] : ends[i]] for i in indexes]
+
+
+def _split(output: Array, counts: Sequence[int], allows_non_finite: bool) -> list[JobOutcome]:
+    """Cut a model's output, shape (n,) or (n, n_scores), into the jobs' outcomes."""
+    dtype = output.dtype
+    if output.ndim == 2 and output.shape[1] > 1:
+        classes: list[int | float] = output.argmax(axis=1).tolist()
+        if dtype != FLOAT32:
+            dtype = dtype.newbyteorder("<")
+            output = output.astype(dtype, copy=False)
+        scores, row_bytes = output.tobytes(), dtype.itemsize * output.shape[1]
+    else:
+        # Booleans travel as 0 and 1: the outcome's classes are numbers.
+        classes = (output.view(np.uint8) if dtype.kind == "b" else output).reshape(-1).tolist()
+        scores, row_bytes = b"", 0
+    rejected: Sequence[int] = ()
+    # As bytes, in which zeros are found in half the time that `all` takes.
+    if dtype.kind == "f" and np.isfinite(output).tobytes().find(0) >= 0:
+        rejected = _non_finite(output, classes, allows_non_finite)
+    name = dtype.name if row_bytes and dtype != FLOAT32 else ""
+    outcomes, start, start_byte = [], 0, 0
+    for count in counts:
+        end, end_byte = start + count, start_byte + count * row_bytes
+        own = scores[start_byte:end_byte]
+        outcomes.append(JobOutcome("succeeded", classes[start:end], (name, own) if name else own))
+        start, start_byte = end, end_byte
+    ends = list(accumulate(counts)) if rejected else []
+    for row in rejected:
+        outcomes[bisect_right(ends, row)] = NOT_FINITE
+    return outcomes
+
+
+def _non_finite(output: Array, classes: list[int | float], are_allowed: bool) -> Sequence[int]:
+    """Rows that fail their jobs. Where none does, the class of a row with NaN becomes NaN: it has no largest score."""
+    rows = output.reshape(len(output), -1)
+    if not are_allowed:
+        return np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+    for row in np.flatnonzero(np.isnan(rows).any(axis=1)):
+        classes[row] = nan
+    return ()
+
+
+def _failure(error: Exception) -> JobOutcome:
+    # What an unknown error says may be sensitive: it is logged, and the caller gets a fixed text.
+    if isinstance(error, ModelyardError):
+        return JobOutcome("failed", error_code=error.code, error_detail=error.detail)
+    logger.error("the model failed on a job", exc_info=error)
+    return JobOutcome("failed", error_code="model_failed", error_detail="the model failed on this input")

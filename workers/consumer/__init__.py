@@ -1,0 +1,1 @@
+"""The Celery worker: consumer, transport and remote control."""

@@ -1,0 +1,302 @@
+"""What the MLflow registry knows of a model version, read by a process of its own: `python -m workers.model_lookup`.
+
+MLflow takes 200 MiB and two seconds, for one answer. That process ends with it, and the worker imports PyTorch
+meanwhile. What the answer is worth is not judged here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from app.errors import (
+    ModelNotFoundError,
+    ModelWarmUpError,
+    ModelyardError,
+    RegistrySchemaError,
+    RegistryUnavailableError,
+    first_line,
+)
+from app.logs import configure_logging
+from app.registry_database import examine, others_beside, sqlite_path
+from app.worker_record import quality_problem
+
+if TYPE_CHECKING:
+    from app.settings import WorkerSettings
+
+VAL_ACCURACY = "val_accuracy"
+NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
+MOST_MODELS, NAMED = 1000, 8  # that are looked at and named where something is not found
+LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
+ERRORS = {
+    each.code: each
+    for each in (ModelNotFoundError, ModelWarmUpError, RegistrySchemaError, RegistryUnavailableError)
+}
+
+
+class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
+    """A registered model's version, as the registry describes it.
+
+    Attributes:
+        val_accuracy: Fraction in [0, 1] logged on the version's run, or None.
+        path: Folder of its files, on this machine.
+        flavors: Of its MLmodel file.
+        inputs: Type and shape of each tensor in its signature; empty where it takes something else.
+        warnings: What is wrong with it and does not keep it from being served.
+        model_id: MLflow's id of the logged model, `m-…`, or the digest of its files where it has no run either.
+        place: Of files that are in no registry; else empty.
+    """
+
+    name: str
+    version: int
+    run_id: str
+    val_accuracy: float | None
+    path: str
+    flavors: dict[str, Any]
+    inputs: list[tuple[str, tuple[int, ...]]]
+    warnings: tuple[str, ...] = ()
+    model_id: str = ""
+    place: str = ""
+
+    @property
+    def uri(self) -> str:
+        """What a person calls it."""
+        return self.place or f"models:/{self.name}/{self.version}"
+
+
+class _Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """An error on its way to the worker, where it is raised."""
+
+    code: str
+    detail: str
+
+
+@contextmanager
+def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], ModelVersion]]:
+    """`look_up` in a process of its own, which ends with the context, or with this process however that ends.
+
+    Args:
+        folder: Where files are downloaded to that are not on this machine.
+
+    Yields:
+        What waits for the answer, or raises its error.
+    """
+    if sqlite_path(
+        settings.mlflow_tracking_uri
+    ):  # at once; of others, the process that imports their drivers
+        _require_database(settings.mlflow_tracking_uri)
+    wanted = {
+        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
+        "MODEL_NAME": settings.model_name,
+        "MODEL_VERSION": settings.model_version,
+        "TMPDIR": folder,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "workers.model_lookup"],  # -P: a folder named workers may stand here
+        env=os.environ | wanted,
+        stdin=subprocess.PIPE,  # nothing is written; that it is open says that this process lives
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the worker alone
+    ) as process:
+        try:
+            yield partial(_answer_of, process, settings.mlflow_tracking_uri)
+        finally:
+            process.kill()
+
+
+def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVersion:
+    assert process.stdout
+    written = process.stdout.read()
+    if not written:
+        raise RegistryUnavailableError(
+            f"the MLflow registry at {tracking_uri} cannot be read: the process that tried ended with status "
+            f"{process.wait()}, its log above; check MLFLOW_TRACKING_URI"
+        )
+    answer: ModelVersion | _Refused = msgspec.msgpack.decode(written, type=ModelVersion | _Refused)
+    if isinstance(answer, _Refused):
+        raise ERRORS[answer.code](answer.detail)
+    return answer
+
+
+def _require_database(uri: str) -> None:
+    """Leave a database alone that MLflow would create or migrate."""
+    found = examine(uri)
+    if found in ("missing", "empty"):
+        what = "names a database that does not exist" if found == "missing" else "names an empty database"
+        raise RegistryUnavailableError(
+            f"MLFLOW_TRACKING_URI={uri} {what}{others_beside(uri)}; "
+            "start in the folder that holds it, or run `modelyard train` first"
+        )
+
+
+def main() -> None:
+    """Look up what the environment names, and write the answer to standard output."""
+    threading.Thread(target=_end_with_the_worker, daemon=True).start()
+    configure_logging()
+    wanted = [os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MODEL_NAME", "MODEL_VERSION")]
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
+        # Whatever a library prints is no part of the answer.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        answer: ModelVersion | _Refused
+        try:
+            answer = look_up(*wanted)
+        except ModelyardError as error:
+            answer = _Refused(error.code, error.detail)
+        output.write(msgspec.msgpack.encode(answer))
+
+
+def _end_with_the_worker() -> None:
+    os.read(sys.stdin.fileno(), 1)  # returns once the other end is closed, however the worker ended
+    os._exit(1)
+
+
+def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
+    """Find a version, and its files on this machine; an alias or `latest` becomes the number it stands for now.
+
+    Raises:
+        ModelNotFoundError: The registry has no such model, version or alias.
+        ModelWarmUpError: It has, but not its files, or what describes them cannot be read.
+        RegistrySchemaError: Its database has the schema of another MLflow.
+        RegistryUnavailableError: The registry does not answer.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for uri in (tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI", "")):
+        _require_database(uri)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        client = mlflow.MlflowClient()  # refuses a file store, unless told otherwise
+    except MlflowException as error:
+        raise RegistryUnavailableError(
+            f"the MLflow registry at {tracking_uri} cannot be opened: {first_line(error)}"
+        ) from error
+    try:
+        version = _find(client, name, wanted)
+        val_accuracy, warnings = _quality(client, version)
+    except MlflowException as error:
+        if error.error_code in NOT_FOUND_CODES:
+            raise _not_found(client, tracking_uri, name, wanted) from None
+        raise RegistryUnavailableError(
+            f"the MLflow registry at {tracking_uri} does not answer "
+            f"({first_line(error)}); check MLFLOW_TRACKING_URI"
+        ) from error
+    uri = f"models:/{name}/{version.version}"
+    try:
+        path = mlflow.artifacts.download_artifacts(uri)
+        flavors, inputs = read_description(path)
+    except Exception as error:
+        raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
+    run_id, number = version.run_id or "", int(version.version)
+    model_id = _model_id(version.source or "", run_id, Path(path))
+    return ModelVersion(name, number, run_id, val_accuracy, path, flavors, inputs, warnings, model_id)
+
+
+def _model_id(source: str, run_id: str, folder: Path) -> str:
+    """MLflow 3's id of the model; of a version that has neither that nor a run, the digest of its files."""
+    found = LOGGED_MODEL.match(source)
+    if found or run_id:
+        return found[1] if found else ""
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _quality(client: Any, version: Any) -> tuple[float | None, tuple[str, ...]]:
+    """The quality that a version's run logged, and what is wrong with it or the run."""
+    from mlflow.entities import LifecycleStage
+    from mlflow.exceptions import MlflowException
+
+    if not version.run_id:
+        return None, ()
+    try:
+        run = client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None, (f"its run {version.run_id} was purged from the registry, so it has no {VAL_ACCURACY}",)
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        restore = f"`mlflow runs restore --run-id {version.run_id}` brings it back"
+        return None, (
+            f"its run {version.run_id} was deleted, so its {VAL_ACCURACY} does not count; {restore}",
+        )
+    val_accuracy = run.data.metrics.get(VAL_ACCURACY)
+    problem = quality_problem(val_accuracy)
+    return (None, (problem,)) if problem else (val_accuracy, ())
+
+
+def _find(client: Any, name: str, wanted: str) -> Any:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+    if wanted.isdigit():
+        return client.get_model_version(name, wanted)
+    if wanted != "latest":
+        return client.get_model_version_by_alias(name, wanted)
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not versions:  # there is no such model, or all its versions were deleted
+        raise MlflowException(f"{name} has no version", RESOURCE_DOES_NOT_EXIST)
+    return max(versions, key=lambda each: int(each.version))
+
+
+def _not_found(client: Any, tracking_uri: str, name: str, wanted: str) -> ModelNotFoundError:
+    """The error for a version that is not there; says what is there instead."""
+    versions = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
+    models = [each.name for each in client.search_registered_models(max_results=MOST_MODELS)]
+    if versions:
+        last = versions[-NAMED:]
+        known = f"it has version {'…, ' * (last != versions)}{', '.join(map(str, last))}"
+        aliases = client.get_registered_model(name).aliases
+        if not wanted.isdigit() and aliases:
+            known += f"; its aliases, nearest first: {_nearest(wanted, aliases)}"
+    elif name in models:
+        known = "it has no version of that model"
+    else:
+        known = (
+            f"its models, nearest first: {_nearest(name, models)}" if models else "it has no models at all"
+        )
+    return ModelNotFoundError(
+        f"the registry at {tracking_uri} has no {name} / {wanted}: {known}{others_beside(tracking_uri)}; "
+        "set MODEL_NAME and MODEL_VERSION to one that exists, or register it with `modelyard train`"
+    )
+
+
+def _nearest(wanted: str, names: Iterable[str]) -> str:
+    """Names for a message, those first that are most like what was asked for."""
+
+    def unlikeness(name: str) -> float:
+        return -difflib.SequenceMatcher(None, wanted.casefold(), name.casefold()).ratio()
+
+    ordered = sorted(names, key=unlikeness)
+    return ", ".join(ordered[:NAMED]) + (", …" if len(ordered) > NAMED else "")
+
+
+def read_description(folder: str) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...]]]]:
+    """Flavors and input tensors of a model, from the description among its files."""
+    from mlflow.models import Model
+
+    description = Model.load(folder)
+    inputs = description.signature.inputs if description.signature else None
+    specs = inputs.inputs if inputs and inputs.is_tensor_spec() else []
+    return description.flavors, [(each.type.name, tuple(map(int, each.shape))) for each in specs]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The processes of a worker: prefork supervisor, heartbeat, time limit, in-flight marker."""

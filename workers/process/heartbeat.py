@@ -1,0 +1,282 @@
+"""What a worker tells the pool of itself: its record in Redis, written each heartbeat and on each change."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import redis
+
+from app.clock import PoolClock
+from app.errors import ConfigurationError, QueueTakenError, WireError, WorkerNumberTakenError
+from app.ledger.ledger import ledger_errors
+from app.redis import keys
+from app.redis.refusals import refusal
+from app.settings import HEARTBEATS_TO_LIVE
+from app.worker_record import (
+    PUBLISH_RECORD,
+    Latency,
+    WorkerRecord,
+    WorkerState,
+    assign_number,
+    decode_record,
+    encode_record,
+    identity,
+    withdraw_record,
+)
+from workers.process import health
+from workers.process.consumer_progress import Progress
+
+logger = logging.getLogger(__name__)
+WINDOW_BATCHES = 512
+
+
+def end_process() -> None:
+    """End this worker at once: the thread that should end it in order may be the one that is stuck."""
+    os._exit(1)
+
+
+class Heartbeat:
+    """Publishes a worker's record from a thread of its own, so that a long forward pass does not silence it.
+
+    Args:
+        client: Synchronous Redis client.
+        record: The record to start from.
+        clock: Taught Redis's time by each heartbeat.
+        heartbeat_s: Seconds between two records; the record expires after three.
+        predecessor: Id of a dead worker of the same queue, or empty. Its record is taken away, so that its batch is
+            sent again, as soon as this worker's is there: without any, the queue would refuse jobs.
+        on_stall: Called, from that thread, when the worker is idle and yet does not ask for work, or when another model
+            has taken its queue; is to end it.
+        ready_file: Kept while Redis has the record of a worker that is ready, for its container's health check.
+
+    Attributes:
+        progress: Told by the consumer each time that it asks for a message.
+        silences: Times that Redis did not take the record: any connection may be cut off since.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        record: WorkerRecord,
+        clock: PoolClock,
+        heartbeat_s: float,
+        predecessor: str = "",
+        on_stall: Callable[[], None] = end_process,
+        ready_file: Path | None = None,
+    ) -> None:
+        self.progress = Progress(heartbeat_s)
+        self._on_stall = on_stall
+        self.silences = 0
+        self._client = client
+        self._ready_file = ready_file
+        self._record = record
+        self._state = record.state
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s
+        self._predecessor = predecessor
+        self._write = client.register_script(PUBLISH_RECORD)
+        self._latencies_ms: deque[float] = deque(maxlen=WINDOW_BATCHES)
+        self._samples: deque[int] = deque(maxlen=WINDOW_BATCHES)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._changed = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Publish at once, then each heartbeat.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+            QueueTakenError: Live workers serve another model of the same name and version.
+            ConfigurationError: The file that tells that it is ready cannot be written.
+        """
+        if self._ready_file:
+            try:
+                health.tell_ready(str(self._ready_file), 0)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"MODELYARD_READY_FILE={self._ready_file} cannot be written: {error}"
+                ) from None
+        with ledger_errors():
+            asked_at_s = time.monotonic()
+            self._clock.adjust(self._client.time(), asked_at_s)
+            self._change(started_at_ms=self._clock.now_ms())
+            self._publish()
+        self._thread.start()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether nothing new may be taken."""
+        return self._state == "draining"
+
+    def set_state(self, state: WorkerState) -> None:
+        """Change the state and publish it now. Safe in a signal handler: the thread does the writing."""
+        self._state = state
+        self._changed = True
+        self._wake.set()
+
+    def batch_started(self, batch_id: str) -> None:
+        """Note the batch in hand."""
+        self._change(running_batch=batch_id)
+
+    def batch_ended(self, done: int, failed: int, n_samples: int, inference_ms: float) -> None:
+        """Count a batch: jobs that succeeded and failed, samples and duration of the forward pass."""
+        with self._lock:
+            record = self._record
+            if n_samples:
+                self._latencies_ms.append(inference_ms)
+                self._samples.append(n_samples)
+            self._record = msgspec.structs.replace(
+                record,
+                running_batch="",
+                jobs_done=record.jobs_done + done,
+                jobs_failed=record.jobs_failed + failed,
+                batches_done=record.batches_done + 1,
+            )
+
+    def unreadable_seen(self) -> None:
+        """Count something that could not be read."""
+        with self._lock:
+            self._record = msgspec.structs.replace(self._record, unreadable=self._record.unreadable + 1)
+
+    def close(self) -> None:
+        """Stop publishing and take the record away; where Redis is away too, the record expires by itself."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._heartbeat_s + 5)
+        if self._ready_file:
+            health.tell_not_ready(str(self._ready_file))
+        self._try(self._withdraw, reachable=True)
+
+    def _withdraw(self) -> None:
+        withdraw_record(self._client, self._record.worker_id)
+
+    def _change(self, **fields: Any) -> None:
+        with self._lock:
+            self._record = msgspec.structs.replace(self._record, **fields)
+
+    def _beat(self) -> None:
+        reachable = True
+        while not self._closing:
+            self._wake.wait(self._heartbeat_s)
+            self._wake.clear()
+            if self._closing:
+                return
+            try:
+                reachable = self._try(self._publish, reachable)
+            except QueueTakenError as error:  # while this worker was away
+                logger.critical("%s; ending this worker", error.detail)
+                self._on_stall()
+                return
+            if not reachable or self._state != "ready" or self._record.running_batch:
+                self.progress.note()
+            elif self.progress.has_stalled():
+                logger.critical(
+                    "the consumer no longer asks for work although Redis answers; ending this worker"
+                )
+                self._try(self._withdraw, reachable)
+                self._on_stall()
+                return
+
+    def _try(self, write: Callable[[], None], reachable: bool) -> bool:
+        try:
+            write()
+        except (redis.RedisError, OSError) as error:
+            self.silences += 1
+            if reachable:
+                logger.warning(
+                    "Redis does not take the record (%s)%s",
+                    refusal(error) or error,
+                    "" if self._closing else "; trying each heartbeat",
+                )
+            return False
+        if not reachable:
+            logger.info("Redis takes the record again")
+        return True
+
+    def _publish(self) -> None:
+        changed, self._changed = self._changed, False
+        record = self._snapshot()
+        asked_at_s = time.monotonic()
+        seconds, microseconds, number, *other = self._write(
+            keys=[keys.worker(record.worker_id), keys.WORKERS, keys.NUMBERS],
+            args=[
+                encode_record(record),
+                int(HEARTBEATS_TO_LIVE * self._heartbeat_s * 1000),
+                record.worker_id,
+                record.queue,
+                keys.POOL_CHANNEL if changed else "",
+                record.run_id,
+                record.model_id or "",
+                keys.worker(""),
+                msgspec.json.encode(record.queue),
+            ],
+        )
+        if other:
+            raise _taken(record, other[0])
+        self._clock.adjust((int(seconds), int(microseconds)), asked_at_s)
+        self._tell_health(record.state)
+        if number is None:
+            self._register_again(record)
+        if self._predecessor and record.state == "ready":
+            withdraw_record(self._client, self._predecessor)
+            self._predecessor = ""
+
+    def _tell_health(self, state: WorkerState) -> None:
+        if not self._ready_file:
+            return
+        if state != "ready":
+            health.tell_not_ready(str(self._ready_file))
+            return
+        with suppress(OSError):  # a full disk must not silence the worker: its container then is unhealthy
+            health.tell_ready(str(self._ready_file), HEARTBEATS_TO_LIVE * self._heartbeat_s)
+
+    def _register_again(self, record: WorkerRecord) -> None:
+        """Redis came back without its data: ask for the number that the queue had."""
+        try:
+            number = assign_number(self._client, record.queue, record.worker)
+        except WorkerNumberTakenError:
+            number = assign_number(self._client, record.queue, None)
+        self._change(worker=number)
+        self._changed = True
+        logger.warning("Redis had lost its data; worker %d is known again", number)
+
+    def _snapshot(self) -> WorkerRecord:
+        with self._lock:
+            record = msgspec.structs.replace(
+                self._record, state=self._state, heartbeat_at_ms=self._clock.now_ms()
+            )
+            latencies, samples = list(self._latencies_ms), list(self._samples)
+        if not latencies:
+            return record
+        p50, p99 = np.percentile(latencies, (50, 99))
+        return msgspec.structs.replace(
+            record,
+            batch_samples_last=samples[-1],
+            batch_samples_mean=round(sum(samples) / len(samples), 2),
+            inference_ms=Latency(round(latencies[-1], 3), round(float(p50), 3), round(float(p99), 3)),
+        )
+
+
+def _taken(record: WorkerRecord, data: bytes) -> QueueTakenError:
+    try:
+        holder = identity(decode_record(data))
+    except WireError:
+        holder = "a worker whose record cannot be read"
+    return QueueTakenError(
+        f"{record.model_name} / {record.model_version} is served by {holder}; this worker would serve "
+        f"{identity(record)} under the same name. Stop those workers first, register the model under another name, "
+        "or give the pools a Redis each"
+    )
