@@ -1,0 +1,53 @@
+"""Writes `docs/configuration.md` from `app.settings`: `python scripts/configuration_page.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.settings import ControllerSettings, Settings, WorkerSettings, variable_name
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+KINDS: tuple[tuple[str, type[Settings]], ...] = (
+    ("Every process", Settings),
+    ("Workers", WorkerSettings),
+    ("Controllers", ControllerSettings),
+)
+HEAD = """\
+# Configuration
+
+Modelyard is configured by environment variables; each process reads its own. Units are in the names: `_S` seconds,
+`_MS` milliseconds, `_BYTES` bytes. A wrong value stops the process at its start, with the variable, the value and what
+is allowed; an unknown `MODELYARD_*` variable is named in a warning. This page is written from the code
+(`python scripts/configuration_page.py`).
+"""
+TAIL = """
+## Other commands
+
+`MODELYARD_URL` tells client commands where the controller is; without it they use `MODELYARD_HOST` and
+`MODELYARD_PORT`. `MODELYARD_API_KEY` is the key that they send.
+
+`modelyard up` and `modelyard demo` also read `FLOWER_ADDRESS` and `MLFLOW_HOST` (`127.0.0.1`), `FLOWER_PORT` (5555)
+and `MLFLOW_PORT` (5000). `FLOWER_BASIC_AUTH`, or the file in `FLOWER_BASIC_AUTH_FILE`, is Flower's login.
+
+The compose file reads from `.env`: `MODELYARD_API_KEYS`, `MODELYARD_ALLOWED_HOSTS`, `REDIS_MAXMEMORY` (`1gb`),
+`TORCH_BACKEND` (`cpu`), `MODEL_NAME`, `ALLOW_PICKLE_MODELS`, and the ports `MODELYARD_PORT`, `FLOWER_PORT`,
+`MLFLOW_PORT` and `PROMETHEUS_PORT` (9090). Passwords are files in `.secrets`: see [deployment](deployment.md).
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    for title, kind in KINDS:
+        lines += [f"## {title}\n", "| variable | default | meaning |", "| --- | --- | --- |"]
+        for name, field in kind.model_fields.items():
+            if kind is not Settings and name in Settings.model_fields:
+                continue
+            default = f"`{field.default}`" if field.default not in (None, "") else "none"
+            lines.append(f"| `{variable_name(kind, name)}` | {default} | {field.description} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n" + TAIL
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
