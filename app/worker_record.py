@@ -10,6 +10,7 @@ from app.contract import DTYPES, InputContract
 from app.errors import NewerWireError, WireError, WorkerNumberTakenError
 from app.ledger.wire import SCHEMA_VERSION, unreadable
 from app.redis import keys
+from app.redis.script import Call, load, run_now
 
 WorkerState = Literal["starting", "ready", "draining"]
 
@@ -112,32 +113,27 @@ def _check(record: WorkerRecord) -> None:
         raise WireError(f"a worker record has the input contract {record.input}")
 
 
-# KEYS record workers numbers; ARGV record ttl_ms worker_id queue channel ('' where nothing changed) run_id model_id
-# prefix of records, queue as JSON. Returns Redis's time and the queue's worker number, where it has one. Where a worker
-# of the queue serves another model, nothing is published, and that worker's record is returned besides. The others are
-# looked at only where this record was not there: at the start, and after Redis or the worker was away. What deletes
-# first is not refused where Redis is full.
-PUBLISH_RECORD = """
-local function differs(text)
-  if not text or not string.find(text, ARGV[9], 1, true) then return false end
-  local is_json, other = pcall(cjson.decode, text)
-  if not is_json or type(other) ~= 'table' or other.queue ~= ARGV[4] then return false end
-  if other.run_id ~= ARGV[6] then return true end
-  return type(other.model_id) == 'string' and other.model_id ~= ARGV[7]
-end
-local time = redis.call('TIME')
-local number = redis.call('HGET', KEYS[3], ARGV[4])
-if redis.call('DEL', KEYS[1]) == 0 then
-  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    local other = redis.call('GET', ARGV[8] .. id)
-    if differs(other) then return {time[1], time[2], number, other} end
-  end
-end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('ZADD', KEYS[2], string.format('%.3f', time[1] * 1000 + time[2] / 1000), ARGV[3])
-if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[5], ARGV[3]) end
-return {time[1], time[2], number}
-"""
+def publish_record(record: WorkerRecord, ttl_ms: int, *, changed: bool) -> Call:
+    """Write a worker's record for so long; controllers are told where it changed.
+
+    The script answers Redis's time (seconds, microseconds) and the queue's worker number, where it has one. Where a
+    worker of the queue serves another model, nothing is written, and that worker's record is answered besides.
+    """
+    return Call(
+        load("publish_record"),
+        [keys.worker(record.worker_id), keys.WORKERS, keys.NUMBERS],
+        [
+            encode_record(record),
+            ttl_ms,
+            record.worker_id,
+            record.queue,
+            keys.POOL_CHANNEL if changed else "",
+            record.run_id,
+            record.model_id or "",
+            keys.worker(""),
+            msgspec.json.encode(record.queue),
+        ],
+    )
 
 
 def is_same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
@@ -177,26 +173,6 @@ def withdraw_record(redis: Any, worker_id: str) -> None:
     pipe.execute()
 
 
-# KEYS numbers; ARGV queue, number asked for (0: any). Returns {number} or {-1, queue that holds it}.
-_ASSIGN_NUMBER = """
-redis.call('HDEL', KEYS[1], '')
-local own = redis.call('HGET', KEYS[1], ARGV[1])
-local asked = tonumber(ARGV[2])
-if own and (asked == 0 or tonumber(own) == asked) then return {tonumber(own)} end
-local taken = {}
-local all = redis.call('HGETALL', KEYS[1])
-for i = 1, #all, 2 do taken[tonumber(all[i + 1])] = all[i] end
-if asked == 0 then
-  asked = 1
-  while taken[asked] do asked = asked + 1 end
-elseif taken[asked] then
-  return {-1, taken[asked]}
-end
-redis.call('HSET', KEYS[1], ARGV[1], asked)
-return {asked}
-"""
-
-
 def assign_number(redis: Any, queue: str, asked: int | None) -> int:
     """Give a queue its worker number, atomically: the one asked for, its own, or the next free one.
 
@@ -208,7 +184,7 @@ def assign_number(redis: Any, queue: str, asked: int | None) -> int:
     Raises:
         WorkerNumberTakenError: Another queue has the number asked for.
     """
-    answer = redis.eval(_ASSIGN_NUMBER, 1, keys.NUMBERS, queue, asked or 0)
+    answer = run_now(redis, Call(load("assign_number"), [keys.NUMBERS], [queue, asked or 0]))
     if answer[0] < 0:
         raise WorkerNumberTakenError(
             f"worker number {asked} belongs to {answer[1].decode()}; choose another WORKER or leave it out"

@@ -21,11 +21,12 @@ import redis
 
 from app.celery_app import BatchMessages, create_celery, message_template
 from app.clock import to_ms
-from app.ledger import ledger
+from app.ledger.commands import NewBatch
+from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.ids import IdSigner
-from app.ledger.ledger import ControllerLedger, NewBatch
 from app.ledger.wire import BatchHead, JobEntry
 from app.redis import keys
+from app.redis.client import connect_async
 from app.settings import ControllerSettings
 from benchmarks import digit_bodies, envs, machine, package_versions, processes
 from benchmarks.bench_pool import FAR_S, Pool
@@ -291,7 +292,7 @@ def _backlog_jobs(client: redis.Redis) -> int:
 async def _fill(pool: Pool, n_jobs: int) -> None:
     """Put jobs into the ledger as a controller would, without posting each."""
     settings = ControllerSettings(redis_url=pool.redis_url)
-    client = ledger.connect_async(settings)
+    client = connect_async(settings)
     queue = keys.queue_name(settings.model_name, 1)
     secret = await client.get(keys.SECRET)
     assert isinstance(secret, bytes)

@@ -65,7 +65,7 @@ def _warn_of_unknown_variables() -> None:
         from app.settings import unknown_variables
 
         for name, nearest in unknown_variables(os.environ).items():
-            hint = f"; did you mean {nearest}?" if nearest else "; the README lists the settings"
+            hint = f"; did you mean {nearest}?" if nearest else "; docs/configuration.md lists the settings"
             click.echo(f"modelyard: warning: {name} is not a setting, and is ignored{hint}", err=True)
 
 

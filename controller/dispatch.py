@@ -23,24 +23,17 @@ from app.celery_app import BatchMessages
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, QueueFullError
 from app.ledger import ids
+from app.ledger.commands import Accept, NewBatch, OnceKey
+from app.ledger.controller_ledger import key_lost
 from app.ledger.ids import IdSigner
-from app.ledger.ledger import (
-    ACCEPT,
-    ACCEPT_EVEN_IF_FULL,
-    LARGE_BYTES,
-    NewBatch,
-    accept_call,
-    key_lost,
-    ledger_errors,
-    samples_apart,
-)
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
+from app.redis.client import ledger_errors
+from app.redis.link import RedisLink
 from app.settings import ControllerSettings
 from controller.admission.idempotency import Reservation
 from controller.admission.wait_estimate import Backlogs, QueueBacklog
 from controller.http.job_json import BatchJson
 from controller.recovery.replay_buffer import ReplayBuffer
-from controller.redis_link import RedisLink, Script, Word
 from controller.routing import Candidate, Route
 
 logger = logging.getLogger(__name__)
@@ -49,7 +42,6 @@ FEW_JOBS = 8
 QUICK_PASS_MS = 0.05  # a job: what it takes the controller
 MANY_JOBS = 64  # that cost the controller many times what one more batch does
 ENOUGH_RECEIPTS = 48  # more of them make a job hardly cheaper, and keep those from sending who wait for them
-_ACCEPT, _ACCEPT_STORED = Script(ACCEPT), Script(ACCEPT_EVEN_IF_FULL)
 
 
 class Job(msgspec.Struct, eq=False):
@@ -387,7 +379,7 @@ class Dispatcher:
         start_s = time.monotonic()
         try:
             new = self._new_batch(lane, jobs)
-            names, args = accept_call(new, self._retention_ms)
+            accept = Accept.of(new, self._retention_ms)
         except Exception as error:
             if not isinstance(error, ModelyardError):
                 logger.exception("a batch could not be sent")
@@ -399,15 +391,14 @@ class Dispatcher:
         self._n_unconfirmed += 1
 
         def confirmed(reply: object) -> None:
-            self._confirmed(batch, names, args, reply)
+            self._confirmed(batch, accept, reply)
 
-        if len(new.data) < LARGE_BYTES:
-            self._link.run_script(confirmed, _ACCEPT, names, args)
+        if accept.is_large:
+            self._link.store_and_run(confirmed, accept.samples(), accept.call_after_samples())
         else:
-            samples, others = samples_apart(names, args)
-            self._link.store_and_run(confirmed, samples, _ACCEPT_STORED, names, others)
+            self._link.run_script(confirmed, accept.call())
 
-    def _confirmed(self, batch: SentBatch, names: list[str], args: list[Word], reply: object) -> None:
+    def _confirmed(self, batch: SentBatch, accept: Accept, reply: object) -> None:
         self._n_unconfirmed -= 1
         if not self._n_unconfirmed:
             self._all_confirmed.set()
@@ -423,7 +414,7 @@ class Dispatcher:
         if isinstance(reply, list):
             self._send_again_without(batch, reply)
             return
-        self._recent.keep(batch.batch_id, names, args)
+        self._recent.keep(accept)
         batch.jobs = [job for job in jobs if job.wants_outcome]
         for job in jobs:
             job.accepted, job.data = True, b""
@@ -467,7 +458,7 @@ class Dispatcher:
             message=lane.messages.write(batch_id),
             accepted_at_ms=now_ms,
             once=[
-                (job.once.name, job.once.fence, job.once.value(ids.job_id(batch_id, index)))
+                OnceKey(job.once.name, job.once.fence, job.once.value(ids.job_id(batch_id, index)))
                 for index, job in enumerate(jobs)
                 if job.once
             ],

@@ -25,11 +25,12 @@ from starlette.types import ASGIApp
 from app.celery_app import create_celery, message_template
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, ModelyardError, ParameterError, UnauthenticatedError
-from app.ledger import ledger as ledger_module
-from app.ledger.ledger import ControllerLedger, ledger_errors
+from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.quarantine import Quarantine
-from app.ledger.replay import Restore
+from app.ledger.replay import Replay
 from app.redis import keys
+from app.redis.client import connect_async, ledger_errors
+from app.redis.link import RedisLink
 from app.settings import ControllerSettings, load
 from app.unreadable import Unreadable
 from controller.admission.audit_log import Audit, audit_log, check_writable
@@ -51,7 +52,6 @@ from controller.predict import Predict, Receive, Scope, Send
 from controller.recovery.data_loss import LossWatch
 from controller.recovery.reconciler import Reconciler
 from controller.recovery.replay_buffer import ReplayBuffer
-from controller.redis_link import RedisLink
 from controller.results import Results
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def create_app(settings: ControllerSettings) -> Controller:
 @asynccontextmanager
 async def _lifespan(fastapi: FastAPI, settings: ControllerSettings, access: Access) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
-        client = ledger_module.connect_async(settings)
+        client = connect_async(settings)
         stack.push_async_callback(client.aclose)
         controller_id = uuid4().hex
         audit = stack.enter_context(audit_log(settings.audit_log))
@@ -256,7 +256,7 @@ def _build(
     ledger = ControllerLedger(client, settings.result_retention_s)
     backlogs = Backlogs(settings, lambda queue: dispatcher.open_jobs(queue))
     unreadable, drain = Unreadable(), Drain()
-    recent = ReplayBuffer(Restore(client), clock, settings.result_retention_s)
+    recent = ReplayBuffer(Replay(client), clock, settings.result_retention_s)
     watcher = PoolWatcher(
         client, clock, backlogs, recent, settings.heartbeat_s, settings.worker_ttl_s, unreadable
     )

@@ -20,8 +20,8 @@ import redis.asyncio
 from app.clock import PoolClock, to_ms
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger.ids import IdSigner
-from app.ledger.ledger import ledger_errors
 from app.redis import keys
+from app.redis.client import ledger_errors
 from app.redis.refusals import PROBE, refusal
 from app.unreadable import Unreadable
 from app.worker_record import WorkerRecord, decode_record, quality_problem

@@ -13,10 +13,11 @@ import redis.asyncio
 from app.clock import PoolClock
 from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, UnknownJobError, WireError
 from app.ledger import ids, wire
+from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.ids import BATCH_ID_LENGTH, JobRef
-from app.ledger.ledger import ControllerLedger, JobView, ledger_errors
 from app.ledger.wire import FINAL_STATUSES, BatchOutcome
 from app.redis import keys
+from app.redis.client import ledger_errors
 from app.unreadable import Unreadable
 from controller.admission.authentication import Caller
 from controller.dispatch import Dispatcher, SentBatch

@@ -1,4 +1,4 @@
-"""`python -m faults.fault_registry FOLDER`: an MLflow registry with two versions of the model in `faults/fault_models.py`."""
+"""`python -m faults.fault_registry FOLDER`: an MLflow registry with two versions of `faults/fault_models.py`."""
 
 from __future__ import annotations
 

@@ -123,6 +123,13 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
     return redis_process
 
 
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """A client of the test's Redis server."""
+    with redis.Redis.from_url(redis_server.url) as connection:
+        yield connection
+
+
 def redis_answers(url: str) -> bool:
     with redis.Redis.from_url(url) as connection:
         try:

@@ -10,8 +10,8 @@ import numpy as np
 import redis
 
 from app.contract import InputContract
+from app.ledger.commands import NewBatch
 from app.ledger.ids import IdSigner
-from app.ledger.ledger import NewBatch
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
 from app.redis import keys
 from app.worker_record import WorkerRecord, encode_record

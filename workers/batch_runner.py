@@ -23,8 +23,8 @@ from app.errors import (
     WireError,
     first_line,
 )
-from app.ledger.ledger import ClaimedBatch, WorkerLedger
 from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome, outcome_version
+from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.unreadable import Unreadable
 from workers.model import LoadedModel, check_output
 from workers.process.heartbeat import Heartbeat

@@ -18,8 +18,9 @@ from uuid import uuid4
 from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
-from app.ledger import ledger
+from app.ledger.worker_ledger import WorkerLedger, keep_outcome
 from app.redis import keys
+from app.redis.client import connect, ledger_errors
 from app.redis.refusals import refusal
 from app.settings import WorkerSettings
 from app.worker_record import WorkerRecord, assign_number
@@ -78,13 +79,13 @@ def _serve(
     record = _new_record(settings, found, loaded)
     clock = PoolClock()
     # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
-    pulse = ledger.connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
+    pulse = connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
     beacon = Heartbeat(
         pulse, record, clock, settings.heartbeat_s, predecessor, ready_file=settings.ready_file
     )
     # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
-    jobs = ledger.WorkerLedger(
-        ledger.connect(settings),
+    jobs = WorkerLedger(
+        connect(settings),
         record.worker_id,
         record.queue,
         settings.result_retention_s,
@@ -114,8 +115,8 @@ def _settle(last_words: InFlightMarker, settings: WorkerSettings) -> str:
         return ""
     if said.batch_id and last_words.ended_at_s - said.since_s >= settings.inference_timeout_s:
         try:
-            with ledger.connect(settings) as client:
-                ledger.keep_outcome(client, said.batch_id, said.index, TIMED_OUT)
+            with connect(settings) as client:
+                keep_outcome(client, said.batch_id, said.index, TIMED_OUT)
         except LedgerUnavailableError as error:
             logger.warning("job %d of batch %s may hang again: %s", said.index, said.batch_id, error.detail)
     return said.worker_id
@@ -123,7 +124,7 @@ def _settle(last_words: InFlightMarker, settings: WorkerSettings) -> str:
 
 def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedModel) -> WorkerRecord:
     queue = keys.queue_name(found.name, found.version)
-    with ledger.ledger_errors(), ledger.connect(settings) as client:
+    with ledger_errors(), connect(settings) as client:
         number = assign_number(client, queue, settings.worker_number)
     return WorkerRecord(
         worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}",
@@ -158,7 +159,7 @@ def _end(runner: BatchRunner, beacon: Heartbeat) -> None:
 
 def _require_redis(settings: WorkerSettings) -> None:
     try:
-        with ledger.ledger_errors(), ledger.connect(settings) as client:
+        with ledger_errors(), connect(settings) as client:
             client.ping()
     except LedgerUnavailableError as error:
         if refusal(error):

@@ -14,62 +14,23 @@ from app.celery_app import BatchMessages, batch_id_of, create_celery, message_te
 from app.clock import to_ms
 from app.errors import WireError
 from app.fsck.examination import MOST_BATCHES_COUNTED, Examiner
-from app.fsck.examination_scripts import BACKLOG_SUM
 from app.fsck.findings import Finding, text
-from app.ledger import ids, wire
-from app.ledger.closing import CLOSE_COUNT, finish_keys
-from app.ledger.ledger import REQUEUE, ControllerLedger, ledger_errors
+from app.fsck.fsck_commands import (
+    delete_if_same,
+    drop_entry,
+    expire_if_endless,
+    sum_backlog,
+    trim_messages,
+)
+from app.ledger import commands, ids, wire
+from app.ledger.controller_ledger import ControllerLedger
 from app.redis import keys
+from app.redis.client import ledger_errors
+from app.redis.script import Call, run
 from app.settings import HEARTBEATS_TO_LIVE, Settings
 from app.worker_record import decode_record
 
 OVERDUE_PER_MEND = 10_000
-
-# KEYS batch pending deadlines backlog running open; ARGV batch_id queue
-_SETTLE = (
-    "if redis.call('HEXISTS', KEYS[1], 'out') == 0 then return 0 end redis.call('HDEL', KEYS[5], ARGV[1])"
-    + CLOSE_COUNT
-    + "return 1"
-)
-
-# KEYS as above; ARGV batch_id queue accepted_at_ms last_deadline_ms n_jobs
-_LIST = """
-if redis.call('HEXISTS', KEYS[1], 'data') == 0 or redis.call('HEXISTS', KEYS[1], 'out') == 1 then return 0 end
-redis.call('ZADD', KEYS[2], 'NX', ARGV[3], ARGV[1])
-redis.call('ZADD', KEYS[3], 'NX', ARGV[4], ARGV[1])
-if redis.call('HEXISTS', KEYS[6], ARGV[1]) == 0 then
-  local open = tonumber(ARGV[5])
-  for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
-    if string.sub(name, 1, 2) == 'c:' then open = open - 1 end
-  end
-  redis.call('HSET', KEYS[6], ARGV[1], open)
-  redis.call('HINCRBY', KEYS[4], ARGV[2], open)
-end
-return 1
-"""
-
-# KEYS pending deadlines running open; ARGV what is no batch's id
-_DROP = """
-return redis.call('ZREM', KEYS[1], ARGV[1]) + redis.call('ZREM', KEYS[2], ARGV[1])
-  + redis.call('HDEL', KEYS[3], ARGV[1]) + redis.call('HDEL', KEYS[4], ARGV[1])
-"""
-
-# As `app.ledger.ledger.REQUEUE`, and KEYS[4] the worker's record
-_TAKE_FROM_DEAD = "if redis.call('EXISTS', KEYS[4]) == 1 then return 0 end" + REQUEUE
-
-_EXPIRE = (
-    "if redis.call('PTTL', KEYS[1]) ~= -1 then return 0 end return redis.call('PEXPIRE', KEYS[1], ARGV[1])"
-)
-_DELETE_SAME = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end return redis.call('DEL', KEYS[1])"
-
-# KEYS queue pending; ARGV batch_id and message of each
-_TRIM = """
-local n = 0
-for i = 1, #ARGV, 2 do
-  if not redis.call('ZSCORE', KEYS[2], ARGV[i]) then n = n + redis.call('LREM', KEYS[1], -1, ARGV[i + 1]) end
-end
-return n
-"""
 
 
 @dataclass
@@ -114,19 +75,10 @@ class Doctor:
         self._ledger = ControllerLedger(client, settings.result_retention_s)
         self._examiner = Examiner(client)
         self._template = message_template(create_celery(settings))
-        scripts = {
-            "settle": _SETTLE,
-            "list": _LIST,
-            "drop": _DROP,
-            "take": _TAKE_FROM_DEAD,
-            "expire": _EXPIRE,
-        }
-        scripts |= {"delete": _DELETE_SAME, "trim": _TRIM, "sum": BACKLOG_SUM}
-        self._scripts = {name: client.register_script(text) for name, text in scripts.items()}
         self._mends: dict[str, Callable[[Finding], Awaitable[bool]]] = {
             "backlog_wrong": self._add_up,
             "dead_claim": self._take_from_dead,
-            "finished_but_listed": self._settle,
+            "finished_but_listed": self._close_finished,
             "lost_message": self._send_again,
             "no_batch": self._drop,
             "no_input": self._close_unreadable,
@@ -182,19 +134,17 @@ class Doctor:
     async def _now_ms(self) -> float:
         return to_ms(*await self._client.time())
 
+    async def _run(self, call: Call) -> bool:
+        return bool(await run(self._client, call))
+
     async def _sum(self, queue: str) -> bool:
-        names = [keys.BACKLOG, keys.open_jobs(queue)]
-        return bool(await self._scripts["sum"](keys=names, args=[queue, MOST_BATCHES_COUNTED, 1]))
+        return await self._run(sum_backlog(queue, MOST_BATCHES_COUNTED, repair=True))
 
     async def _add_up(self, found: Finding) -> bool:
         return await self._sum(found.queue)
 
-    async def _run_on_batch(self, script: str, found: Finding, *args: str | float) -> bool:
-        names = finish_keys(found.batch_id, found.queue)
-        return bool(await self._scripts[script](keys=names, args=[found.batch_id, found.queue, *args]))
-
-    async def _settle(self, found: Finding) -> bool:
-        return await self._run_on_batch("settle", found)
+    async def _close_finished(self, found: Finding) -> bool:
+        return await self._run(commands.close_finished(found.batch_id, found.queue))
 
     async def _forget(self, found: Finding) -> bool:
         return await self._ledger.forget(found.batch_id, found.queue)
@@ -204,11 +154,12 @@ class Doctor:
         jobs = wire.decode_head(raw or b"").jobs
         deadline_ms = max(job.deadline_ms for job in jobs)
         accepted_at_ms = ids.accepted_at_ms(found.batch_id)
-        return await self._run_on_batch("list", found, accepted_at_ms, deadline_ms, len(jobs))
+        return await self._run(
+            commands.list_again(found.batch_id, found.queue, accepted_at_ms, deadline_ms, len(jobs))
+        )
 
     async def _drop(self, found: Finding) -> bool:
-        indexes = [each(found.queue) for each in (keys.pending, keys.deadlines, keys.running, keys.open_jobs)]
-        return bool(await self._scripts["drop"](keys=indexes, args=[found.batch_id.encode("latin-1")]))
+        return await self._run(drop_entry(found.queue, found.batch_id.encode("latin-1")))
 
     async def _close_unreadable(self, found: Finding) -> bool:
         if not (keys.is_queue(found.queue) and ids.is_well_formed(found.batch_id)):
@@ -217,8 +168,7 @@ class Doctor:
 
     async def _take_from_dead(self, found: Finding) -> bool:
         message = BatchMessages(self._template, found.queue).write(found.batch_id)
-        names = [keys.batch(found.batch_id), keys.running(found.queue), found.queue, keys.worker(found.owner)]
-        return bool(await self._scripts["take"](keys=names, args=[found.batch_id, found.owner, message]))
+        return await self._ledger.requeue_from_dead(found.batch_id, found.queue, found.owner, message)
 
     async def _send_again(self, found: Finding) -> bool:
         """All that the queue has lost: one a queue was reported."""
@@ -258,7 +208,7 @@ class Doctor:
         ttl_ms = int(ttl_s * 1000)
         if found.subject.startswith(keys.batch("")):
             ttl_ms += await self._ms_to_deadline(found.subject)
-        return bool(await self._scripts["expire"](keys=[found.subject], args=[ttl_ms]))
+        return await self._run(expire_if_endless(found.subject, ttl_ms))
 
     async def _ms_to_deadline(self, name: str) -> int:
         head, out = cast(list[bytes | None], await self._client.hmget(name, ["head", "out"]))
@@ -274,7 +224,7 @@ class Doctor:
         try:
             decode_record(raw)
         except WireError:
-            return bool(await self._scripts["delete"](keys=[found.subject], args=[raw]))
+            return await self._run(delete_if_same(found.subject, raw))
         return False
 
     async def _trim(self, found: Finding) -> bool:
@@ -288,6 +238,6 @@ class Doctor:
         async for page in self._examiner.messages(queue):
             stale = [message for message, is_pending in page if not is_pending]
             if stale:
-                args = [each for message in stale for each in (batch_id_of(message) or "", message)]
-                trimmed += await self._scripts["trim"](keys=[queue, keys.pending(queue)], args=args)
+                call = trim_messages(queue, {message: batch_id_of(message) or "" for message in stale})
+                trimmed += await run(self._client, call)
         return trimmed

@@ -15,11 +15,12 @@ import redis.asyncio
 
 from app.celery_app import batch_id_of, unannounced
 from app.errors import NewerWireError, WireError
-from app.fsck.examination_scripts import BACKLOG_SUM, LOOK, QUEUE, SURVEY
 from app.fsck.findings import BatchState, Examination, text
+from app.fsck.fsck_commands import sum_backlog, survey_batches, survey_keys, survey_queue
 from app.ledger import ids, marks, wire
-from app.ledger.ledger import ledger_errors
 from app.redis import keys
+from app.redis.client import ledger_errors
+from app.redis.script import run
 from app.worker_record import WorkerRecord, decode_record, identity, is_same_model
 
 PAGE = 64  # a script holds Redis up: this many take it about a millisecond
@@ -44,10 +45,6 @@ class Examiner:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
-        self._survey = client.register_script(SURVEY)
-        self._look = client.register_script(LOOK)
-        self._queue = client.register_script(QUEUE)
-        self._sum = client.register_script(BACKLOG_SUM)
 
     async def look(self) -> Examination:
         """Look at everything once.
@@ -114,7 +111,7 @@ class Examiner:
         self, seen: Examination, page: list[str], queues: set[str], records: list[str]
     ) -> None:
         unfinished = []
-        rows = await self._survey(keys=page) if page else []
+        rows = await run(self._client, survey_keys(page)) if page else []
         for name, (type_, ttl_ms, has_head, _, has_out) in zip(page, rows, strict=True):
             kind, found = keys.kind_of(name), text(type_)
             if found == "none":
@@ -229,8 +226,7 @@ class Examiner:
 
     async def _behind(self, queue: str) -> tuple[list[str], str]:
         """Batches whose message is lost, and the one that is longest overdue."""
-        names = [keys.pending(queue), keys.deadlines(queue), keys.running(queue), queue]
-        now_ms, flat, message, overdue = await self._queue(keys=names, args=[GRACE_MS])
+        now_ms, flat, message, overdue = await run(self._client, survey_queue(queue, GRACE_MS))
         unclaimed = [(text(each), float(at_ms)) for each, at_ms in zip(flat[::2], flat[1::2], strict=True)]
         return unannounced(unclaimed, message or None, now_ms - GRACE_MS), text(overdue)
 
@@ -263,8 +259,7 @@ class Examiner:
             yield [(message, score is not None) for message, score in zip(page, scores, strict=True)][::-1]
 
     async def _check_backlog(self, seen: Examination, queue: str) -> None:
-        names = [keys.BACKLOG, keys.open_jobs(queue)]
-        answer = await self._sum(keys=names, args=[queue, MOST_BATCHES_COUNTED, 0])
+        answer = await run(self._client, sum_backlog(queue, MOST_BATCHES_COUNTED, repair=False))
         if answer is None:
             seen.notes.append(
                 f"{queue}: the backlog was not added up; it has too many batches to do so at once"
@@ -291,8 +286,7 @@ class Examiner:
     async def _check_batches(self, seen: Examination, queue: str, batch_ids: list[str]) -> None:
         for start in range(0, len(batch_ids), PAGE):
             page = batch_ids[start : start + PAGE]
-            indexes = [each(queue) for each in (keys.pending, keys.deadlines, keys.running, keys.open_jobs)]
-            rows = await self._look(keys=[*indexes, *map(keys.batch, page)], args=page)
+            rows = await run(self._client, survey_batches(queue, page))
             states = [BatchState(each, queue, *row) for each, row in zip(page, rows, strict=True)]
             dead = await self._dead({state.owner for state in states if state.owner})
             for state in states:

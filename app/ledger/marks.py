@@ -14,16 +14,7 @@ import msgspec
 import redis.asyncio
 
 from app.redis import keys
-
-# KEYS marks. Answers the mark that stands there, the one that was confirmed, and the new one, each as count and time.
-# Two writes, so that Redis logs them as a transaction: one alone it logs as a plain command.
-_MARK = """
-local before = redis.call('HMGET', KEYS[1], 'count', 'at_ms', 'confirmed_count', 'confirmed_at_ms')
-local time = redis.call('TIME')
-local at_ms = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
-redis.call('HSET', KEYS[1], 'at_ms', at_ms)
-return {before[1], before[2], before[3], before[4], redis.call('HINCRBY', KEYS[1], 'count', 1), at_ms}
-"""
+from app.redis.script import Call, load, run
 
 
 class Mark(msgspec.Struct, frozen=True, order=True):
@@ -63,7 +54,7 @@ async def make_mark(client: redis.asyncio.Redis) -> tuple[Mark, Mark, Mark]:
     Raises:
         redis.RedisError: Redis does not answer, or refuses, as when it is full.
     """
-    answer: Any = await cast(Any, client.eval(_MARK, 1, keys.MARKS))
+    answer = await run(client, Call(load("make_mark"), [keys.MARKS], []))
     numbers = [int(each or 0) for each in answer]
     made = Mark(*numbers[4:])
     confirmed: Any = {"confirmed_count": made.count, "confirmed_at_ms": made.at_ms}

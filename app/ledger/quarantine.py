@@ -17,22 +17,12 @@ from app.celery_app import BatchMessages
 from app.clock import to_ms
 from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError, WireError
 from app.ledger import ids, wire
+from app.ledger.commands import Accept, NewBatch
 from app.ledger.ids import IdSigner, JobRef
-from app.ledger.ledger import ACCEPT, NewBatch, accept_call, ledger_errors
 from app.ledger.wire import BatchHead, JobEntry
 from app.redis import keys
-
-# As `app.ledger.ledger.ACCEPT`, and last: KEYS the quarantined job's batch; ARGV its index, the new job's id, whether to
-# send again what was sent again before. The samples never leave Redis.
-_RESEND = """
-local old = table.remove(KEYS)
-local again, new_id, index = table.remove(ARGV), table.remove(ARGV), table.remove(ARGV)
-local given = redis.call('HGET', old, 'r:' .. index)
-if given and again == '0' then return given end
-ARGV[4] = redis.call('HGET', old, 'q:' .. index)
-if not ARGV[4] then return false end
-redis.call('HSET', old, 'r:' .. index, new_id)
-""" + ACCEPT.replace("return 1", "return new_id")
+from app.redis.client import ledger_errors
+from app.redis.script import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +73,6 @@ class Quarantine:
         self._client = client
         self._template = template
         self._retention_ms = int(retention_s * 1000)
-        self._resend = client.register_script(_RESEND)
 
     async def jobs(self, limit: int) -> list[QuarantinedJob]:
         """The newest quarantined jobs whose records can be read, newest first.
@@ -136,10 +125,8 @@ class Quarantine:
             now_ms = to_ms(*await self._client.time())
             batch = self._new_batch(job_id, ref, wire.decode_head(raw), signer, now_ms, deadline_s, reply_to)
             new_id = ids.job_id(batch.batch_id, 0)
-            names, args = accept_call(batch, self._retention_ms)
-            answer = await self._resend(
-                keys=[*names, keys.batch(ref.batch_id)], args=[*args, ref.index, new_id, int(again)]
-            )
+            call = Accept.of(batch, self._retention_ms).call_resend(ref, new_id, again=again)
+            answer = await run(self._client, call)
         if answer is None:
             raise JobGoneError("the job's record has expired, and its samples with it; submit it again")
         given = cast(bytes, answer).decode()

@@ -2,7 +2,7 @@
 
 | key | type | lives | written by |
 | --- | --- | --- | --- |
-| `modelyard:batch:<batch>` | hash, see `app.ledger.ledger` | last deadline + retention; finished: retention | ledger scripts |
+| `modelyard:batch:<batch>` | hash, see `app.ledger` | last deadline + retention; finished: retention | ledger scripts |
 | `modelyard:pending:<queue>` | sorted set: batch by accepted-at ms | while it waits or runs | ledger scripts |
 | `modelyard:deadlines:<queue>` | sorted set: batch by last deadline ms | while it waits or runs | ledger scripts |
 | `modelyard:running:<queue>` | hash: batch to worker id | while a worker holds it | ledger scripts |
@@ -13,7 +13,7 @@
 | `modelyard:numbers` | hash: queue to worker number | one field a queue | worker |
 | `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
 | `modelyard:worker:<id>` | string: JSON record, see `app.worker_record` | three heartbeats | worker |
-| `modelyard:once:<key>` | string: see `controller.admission.idempotency` | seconds; with a job: retention | controller |
+| `modelyard:once:<key>` | string, see `admission.idempotency` | seconds; with a job: retention | controller |
 | `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |

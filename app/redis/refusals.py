@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from app.errors import first_line
 from app.redis import keys
+from app.redis.script import load
 
 # Before Redis 7 the error of a command in a script stands behind others, after a dash.
 _REFUSAL = re.compile(
@@ -22,7 +23,7 @@ _REFUSAL = re.compile(
     r"|CLUSTERDOWN|ERR max number of clients reached)\b"
 )
 # Arguments of an EVAL that changes nothing, and is refused where the ledger's scripts are.
-PROBE = ("return redis.call('HDEL', KEYS[1], '')", 1, keys.BACKLOG)
+PROBE = (load("probe_write").source, 1, keys.BACKLOG)
 
 
 class RefusedError(RedisConnectionError):

@@ -11,10 +11,9 @@ from typing import Any
 
 import hiredis
 import redis
-from redis.commands.core import Script
 from redis.exceptions import NoScriptError, ResponseError
 
-Value = str | bytes | memoryview | int | float
+from app.redis.script import Call, Value
 
 
 class ScriptConnection:
@@ -28,18 +27,18 @@ class ScriptConnection:
         self._pool = client.connection_pool
         self._connection: Any = None
 
-    def run(self, script: Script, keys: Sequence[str], args: Sequence[Value]) -> Any:
+    def run(self, call: Call) -> Any:
         """What a script answers, as bytes. A loss is retried.
 
         Raises:
             redis.RedisError: Redis does not answer, or refuses.
         """
-        call = _call(script, keys, args)
+        words = evalsha(call)
         try:
-            return self.command(*call)
+            return self.command(*words)
         except NoScriptError:
-            self.command("SCRIPT", "LOAD", script.script)
-            return self.command(*call)
+            self.command("SCRIPT", "LOAD", call.script.source)
+            return self.command(*words)
 
     def command(self, *command: Value) -> Any:
         """What a command answers, as bytes. A loss is retried.
@@ -55,14 +54,7 @@ class ScriptConnection:
 
         return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
 
-    def run_after(
-        self,
-        command: Sequence[Value],
-        within_s: float,
-        script: Script,
-        keys: Sequence[str],
-        args: Sequence[Value],
-    ) -> Any:
+    def run_after(self, command: Sequence[Value], within_s: float, call: Call) -> Any:
         """What a script answers that is sent with a command, so that Redis runs it as soon as that has its answer.
 
         Args:
@@ -74,7 +66,7 @@ class ScriptConnection:
             redis.RedisError: Redis does not answer, or refuses. Nothing is sent again.
         """
         connection = self._connected()
-        packed = pack(*command) + pack(*_call(script, keys, args))
+        packed = pack(*command) + pack(*evalsha(call))
         connection.send_packed_command((packed,))  # connects where need be; every loss disconnects
         with suppress(ResponseError):
             connection.read_response(timeout=within_s)
@@ -92,5 +84,6 @@ def pack(*words: Value) -> bytes:
     return packed
 
 
-def _call(script: Script, keys: Sequence[str], args: Sequence[Value]) -> tuple[Value, ...]:
-    return ("EVALSHA", script.sha, len(keys), *keys, *args)
+def evalsha(call: Call) -> tuple[Value, ...]:
+    """The words of a script's call."""
+    return ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import redis
 
-from app.ledger.ledger import ControllerLedger, NewBatch, WorkerLedger, connect, connect_async
+from app.ledger.commands import NewBatch
+from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.worker_ledger import WorkerLedger
+from app.redis.client import connect, connect_async
 from app.settings import Settings
 from tests.pool_samples import head, new_batch, outcome
 

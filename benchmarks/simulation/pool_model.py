@@ -1,6 +1,6 @@
 """The pool as stations that spend the calibrated costs: controllers with group commit, one Redis, workers.
 
-Follows `controller/dispatch.py`, `app/ledger/ledger.py` and `workers/batch_runner.py` step by step, for callers that wait for
+Follows `controller/dispatch.py`, `app/ledger` and `workers/batch_runner.py` step by step, for callers that wait for
 their outcome. How a process's cost divides among its steps was not measured, only the whole: see `SHARES`.
 """
 

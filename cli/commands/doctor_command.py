@@ -54,9 +54,9 @@ def command(mend: bool, as_json: bool, patience_s: float | None, redis_url: str 
 
 async def _examine(settings: Settings, patience_s: float | None, mend: bool) -> Report:
     from app.fsck import consistency_check
-    from app.ledger import ledger
+    from app.redis.client import connect_async
 
-    async with located(settings), ledger.connect_async(settings) as client:
+    async with located(settings), connect_async(settings) as client:
         made = consistency_check.Doctor(client, settings)
         report = await made.examine(
             consistency_check.patience_s(settings) if patience_s is None else patience_s

@@ -76,19 +76,19 @@ def resend(
 
 async def _with_quarantine(redis_url: str | None, act: Act[T]) -> T:
     from app.celery_app import create_celery, message_template
-    from app.ledger import ledger
     from app.ledger.quarantine import Quarantine
+    from app.redis.client import connect_async
 
     settings = load(Settings, redis_url=redis_url)
-    async with located(settings), ledger.connect_async(settings) as client:
+    async with located(settings), connect_async(settings) as client:
         template = message_template(create_celery(settings))
         return await act(Quarantine(client, template, settings.result_retention_s), client)
 
 
 async def _signer(client: redis.asyncio.Redis) -> IdSigner:
     from app.ledger.ids import IdSigner
-    from app.ledger.ledger import ledger_errors
     from app.redis import keys
+    from app.redis.client import ledger_errors
 
     with ledger_errors():
         secret = cast(bytes | None, await client.get(keys.SECRET))

@@ -1,4 +1,4 @@
-"""Runs one service of a pool so that it is told to stop when its supervisor dies: `python -m cli.local_pool.leash NAME`.
+"""`python -m cli.local_pool.leash NAME`: one service of a pool, told to stop when its supervisor dies.
 
 supervisord starts this module in the state directory. What to run stands in a file there, because supervisord's own
 configuration has no way to write some characters of a path down.

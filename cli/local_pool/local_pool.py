@@ -134,12 +134,12 @@ class Pool:
 
     def _number_versions(self) -> None:
         # Workers that start together would take their numbers in any order; the lowest version comes first.
-        from app.ledger import ledger
         from app.redis import keys
+        from app.redis.client import connect, ledger_errors
         from app.worker_record import assign_number
 
         try:
-            with ledger.ledger_errors(), ledger.connect(self._settings) as connection:
+            with ledger_errors(), connect(self._settings) as connection:
                 for version in self._plan.versions:
                     assign_number(connection, keys.queue_name(self._settings.model_name, version), None)
         except LedgerUnavailableError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from app.settings import Settings
 from cli.local_pool.listening import refusal
 from cli.local_pool.programs import Service, redis_answers
 from cli.local_pool.redis_server import unwritable
+
+GOING_S, POLL_S = 2.0, 0.05
 
 
 @contextmanager
@@ -57,7 +60,7 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
         if service.listens is not None
         if (problem := refusal(service.name, *service.listens))
     ]
-    if not settings.redis_url and redis_answers(settings.effective_redis_url):
+    if not settings.redis_url and _goes_on_answering(settings.effective_redis_url):
         path = settings.redis_socket
         problems.append(f"a Redis server of an earlier run listens on {path}; redis-cli -s {path} shutdown")
     if settings.redis_url and not redis_answers(settings.effective_redis_url):
@@ -67,3 +70,13 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
         )
     if problems:
         raise ConfigurationError("\nmodelyard: ".join(problems))
+
+
+def _goes_on_answering(redis_url: str) -> bool:
+    """Whether a Redis server stays: one that ends may answer for a moment after its process seems gone."""
+    give_up_at = time.monotonic() + GOING_S
+    while redis_answers(redis_url):
+        if time.monotonic() > give_up_at:
+            return True
+        time.sleep(POLL_S)
+    return False

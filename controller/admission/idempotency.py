@@ -8,7 +8,7 @@ Redis holds one of two values under a key:
 | `<digest of the request>:<job id>` | the key stands for this job | retention |
 
 The script that accepts the job replaces the first by the second, and refuses where it finds another value: see
-`app.ledger.ledger`. So a lease may end, or a key be given back, whatever is still under way to Redis.
+`app.ledger`. So a lease may end, or a key be given back, whatever is still under way to Redis.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ from app.errors import (
     LedgerUnavailableError,
     ParameterError,
 )
-from app.ledger.ledger import ledger_errors
 from app.redis import keys
+from app.redis.client import ledger_errors
+from app.redis.script import Call, load, run
 from app.settings import ControllerSettings
 
 MAX_KEY_BYTES = 255
 # Many times what it takes to accept a job. A controller that dies in between keeps its keys for as long.
 LEASE_S = 3.0
-
-# KEYS once; ARGV fence. An accept whose confirmation was lost has written the job id: it stays.
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,6 @@ class Idempotency:
 
     def __init__(self, client: redis.asyncio.Redis, settings: ControllerSettings) -> None:
         self._client = client
-        self._release = client.register_script(_RELEASE)
         hold_ms = max(settings.batch_hold_ms, settings.batch_hold_behind_ms)
         self._lease_ms = int(LEASE_S * 1000 + hold_ms)
 
@@ -132,4 +129,4 @@ class Idempotency:
     async def release(self, once: Reservation) -> None:
         """Give the key back where no job was accepted under it; best effort, as its lease ends by itself."""
         with suppress(LedgerUnavailableError), ledger_errors():
-            await self._release(keys=[once.name], args=[once.fence])
+            await run(self._client, Call(load("release_once"), [once.name], [once.fence]))

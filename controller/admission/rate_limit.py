@@ -14,8 +14,8 @@ import redis.asyncio
 from starlette.types import Scope
 
 from app.errors import RateLimitError, TooLargeError
-from app.ledger.ledger import ledger_errors
 from app.redis import keys
+from app.redis.client import ledger_errors
 from controller.admission.authentication import Caller
 
 KNOWN_CLIENTS = 10_000  # of those that have used up their limit

@@ -10,8 +10,8 @@ import redis.asyncio
 
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import marks
-from app.ledger.ledger import ledger_errors
 from app.ledger.marks import Loss, Mark
+from app.redis.client import ledger_errors
 from controller.recovery.replay_buffer import KEEP_S
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,10 @@ from app.celery_app import unannounced
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import ids
-from app.ledger.ledger import ControllerLedger, ledger_errors
+from app.ledger.controller_ledger import ControllerLedger
 from app.redis import keys
+from app.redis.client import ledger_errors
+from app.redis.script import Call, load, run
 from app.settings import HEARTBEATS_TO_LIVE
 from app.unreadable import Unreadable
 from app.worker_record import decode_record
@@ -33,15 +35,6 @@ OVERDUE_PER_PASS = 256
 UNCLAIMED_GRACE_MS = 2000
 # More than a local clock may run ahead of Redis's: past it, nobody can cancel or claim any more.
 OVERDUE_GRACE_MS = 1000
-
-# KEYS lease; ARGV controller_id lease_ms. What deletes first is not refused where Redis is full.
-_TAKE_LEASE = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +81,6 @@ class Reconciler:
         self._clock = clock
         self._interval_s = interval_s
         self._unreadable = unreadable
-        self._take_lease = client.register_script(_TAKE_LEASE)
         # Seen in one pass, acted on in the next: what is merely on its way has arrived by then.
         self._suspects: set[str] = set()
         # While Redis was away nobody could beat: a worker is dead that is still silent some heartbeats later.
@@ -112,9 +104,8 @@ class Reconciler:
     async def _holds_lease(self) -> bool:
         with ledger_errors():
             lease_ms = int(3000 * self._interval_s)
-            return bool(
-                await self._take_lease(keys=[keys.RECONCILER_LEASE], args=[self._controller_id, lease_ms])
-            )
+            call = Call(load("take_lease"), [keys.RECONCILER_LEASE], [self._controller_id, lease_ms])
+            return bool(await run(self._client, call))
 
     async def _pass(self) -> None:
         with ledger_errors():

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
+from app.ledger.commands import Accept, RestoreOutcome
 from app.ledger.ids import JobRef
-from app.ledger.ledger import DATA, Args
-from app.ledger.replay import FIRST_ONCE_KEY, HEAD, LAST_DEADLINE_MS, TTL_MS, Restore, outcome_call
+from app.ledger.replay import Replay
 from app.ledger.wire import BatchHead
 
 if TYPE_CHECKING:
@@ -40,30 +40,27 @@ class Copy:
 
     Attributes:
         kept_at_s: When Redis confirmed it, `time.monotonic()`.
-        finished_at_ms: When its outcome was written, Redis's clock; None before.
     """
 
-    names: list[str]
-    args: Args
+    call: Accept | RestoreOutcome
     kept_at_s: float
     size_bytes: int
-    finished_at_ms: float | None = None
 
 
 class ReplayBuffer:
     """The copies.
 
     Args:
-        restore: Writes them again.
+        replay: Writes them again.
         retention_s: Seconds an outcome stays readable.
 
     Attributes:
         run: The run of Redis that has all of them.
     """
 
-    def __init__(self, restore: Restore, clock: PoolClock, retention_s: float) -> None:
+    def __init__(self, replay: Replay, clock: PoolClock, retention_s: float) -> None:
         self.run = ""
-        self._restore = restore
+        self._replay = replay
         self._clock = clock
         self._retention_s = retention_s
         self._copies: dict[str, Copy] = {}  # oldest first, but for those that were written again
@@ -75,23 +72,24 @@ class ReplayBuffer:
     def __contains__(self, batch_id: str) -> bool:
         return batch_id in self._copies
 
-    def keep(self, batch_id: str, names: list[str], args: Args) -> None:
-        """Keep a batch that was just accepted, by its `app.ledger.ledger.accept_call`."""
-        self._add(batch_id, names, args)
+    def keep(self, accept: Accept) -> None:
+        """Keep a batch that was just accepted."""
+        self._add(accept.batch.batch_id, accept, len(accept.batch.data) + len(accept.head))
 
     def settle(self, batch: SentBatch) -> None:
         """Keep the outcome of a batch in the place of its samples; nothing where all callers were given theirs."""
         copy, outcome = self._remove(batch.batch_id), batch.outcome
-        if copy is None or outcome is None:
+        if copy is None or outcome is None or not isinstance(copy.call, Accept):
             return
-        if len(copy.names) == FIRST_ONCE_KEY and _all_were_told(batch):
+        accept = copy.call
+        if not accept.batch.once and _all_were_told(batch):
             return
         if any(job.error_code == QUARANTINED for job in outcome.jobs):
             # The quarantine has its samples, too: it has to come to that outcome again.
-            self._add(batch.batch_id, copy.names, copy.args)
+            self.keep(accept)
             return
-        names, args = outcome_call(copy.names, copy.args, outcome, 0)
-        self._add(batch.batch_id, names, args, outcome.finished_at_ms)
+        restore = RestoreOutcome.of(accept, outcome)
+        self._add(batch.batch_id, restore, len(restore.head) + len(restore.outcome))
 
     def cancelled(self, ref: JobRef, head: BatchHead) -> None:
         """Keep a cancel that was just confirmed."""
@@ -135,19 +133,19 @@ class ReplayBuffer:
     async def _write_again(self, copy: Copy) -> bool:
         """Write a batch again, unless its time is over; True if Redis had lost it."""
         now_ms, retention_ms = self._clock.now_ms(), self._retention_s * 1000
-        if copy.finished_at_ms is not None:
-            copy.args[TTL_MS] = ttl_ms = int(copy.finished_at_ms + retention_ms - now_ms)
-            return ttl_ms > 0 and await self._restore.outcome(copy.names, copy.args)
+        if isinstance(copy.call, RestoreOutcome):
+            ttl_ms = int(copy.call.finished_at_ms + retention_ms - now_ms)
+            return ttl_ms > 0 and await self._replay.outcome(copy.call, ttl_ms)
         # Redis answered for as long as an outcome is kept: it may have been read, and have expired.
         may_be_over = self._answered_at_s - copy.kept_at_s >= self._retention_s
-        expires_at_ms = cast(float, copy.args[LAST_DEADLINE_MS]) + retention_ms
-        return now_ms < expires_at_ms and not may_be_over and await self._restore.batch(copy.names, copy.args)
+        is_in_time = now_ms < copy.call.last_deadline_ms + retention_ms
+        return is_in_time and not may_be_over and await self._replay.batch(copy.call)
 
     async def _cancel_again(self) -> None:
         due = {ref: self._cancels[ref] for ref in self._cancels_due}
         for ref, (queue, _) in due.items():
             try:
-                answer = await self._restore.cancel(ref, queue)
+                answer = await self._replay.cancel(ref, queue)
             except WireError as error:
                 logger.warning("a cancel of batch %s cannot be written again: %s", ref.batch_id, error.detail)
                 answer = "finished"
@@ -155,9 +153,9 @@ class ReplayBuffer:
             if answer != "unknown":
                 self._cancels_due.discard(ref)
 
-    def _add(self, batch_id: str, names: list[str], args: Args, finished_at_ms: float | None = None) -> None:
-        size_bytes = OVERHEAD_BYTES + len(cast(bytes, args[DATA])) + len(cast(bytes, args[HEAD]))
-        self._copies[batch_id] = Copy(names, args, time.monotonic(), size_bytes, finished_at_ms)
+    def _add(self, batch_id: str, call: Accept | RestoreOutcome, n_bytes: int) -> None:
+        size_bytes = OVERHEAD_BYTES + n_bytes
+        self._copies[batch_id] = Copy(call, time.monotonic(), size_bytes)
         self._size_bytes += size_bytes
         while self._size_bytes > LIMIT_BYTES and len(self._copies) > 1:
             self._remove(next(iter(self._copies)))

@@ -30,7 +30,7 @@ RESUME_S = 5.0
 REFUSE_S = 5.0  # a Redis timeout, a heartbeat, and what a busy machine adds
 GROWTH_MIB = 48
 CANCELLED = "job_cancelled"
-COPIES_KEPT_S = 6.0  # longer than `controller.recovery.replay_buffer.KEEP_S`, two heartbeats, and what a busy machine adds
+COPIES_KEPT_S = 6.0  # longer than the replay buffer's `KEEP_S`, two heartbeats, and what a busy machine adds
 
 
 # In tests the next row, which loses more and does so each time.

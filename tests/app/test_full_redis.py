@@ -19,9 +19,10 @@ import redis.asyncio
 
 from app.clock import PoolClock
 from app.errors import LedgerFullError
+from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.ids import JobRef
-from app.ledger.ledger import ControllerLedger, WorkerLedger
 from app.ledger.wire import JobOutcome
+from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.settings import ControllerSettings, Settings
 from cli.local_pool.programs import redis_answers

@@ -19,7 +19,8 @@ from redis.retry import Retry
 
 from app.errors import LedgerUnavailableError, NewerWireError, WireError
 from app.ledger import wire
-from app.ledger.ledger import ClaimedBatch, ControllerLedger, WorkerLedger
+from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
 from tests.pool_samples import RedisServer, head, new_batch, outcome
 

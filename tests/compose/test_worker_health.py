@@ -1,4 +1,4 @@
-"""`python -m workers.process.health`, the check of the workers' containers, beside a worker's heartbeat on a real Redis."""
+"""`python -m workers.process.health`, the check of the workers' containers, beside a heartbeat on a real Redis."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ import pytest
 import redis
 
 from app.celery_app import batch_id_of
-from app.ledger.ledger import ClaimedBatch, WorkerLedger
 from app.ledger.wire import BatchOutcome
+from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
 from app.settings import ControllerSettings, Settings
 from app.worker_record import WorkerRecord
@@ -85,12 +85,6 @@ async def serve(redis_server: RedisServer) -> AsyncIterator[Serve]:
             return await stack.enter_async_context(serving(settings_for(redis_server.url, **fields)))
 
         yield start
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_server.url) as connection:
-        yield connection
 
 
 class OwnRedis:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import redis
 
-from app.ledger.ledger import LARGE_BYTES
+from app.ledger.commands import LARGE_BYTES
 from app.redis import keys
 from controller.dispatch import ENOUGH_RECEIPTS
 from tests.controller.conftest import HandWorker, Serve, nothing_is_queued, until

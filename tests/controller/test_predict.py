@@ -13,10 +13,11 @@ import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.contract import InputContract
+from app.ledger.commands import Accept
 from app.ledger.wire import JobOutcome
 from app.redis import keys
+from app.redis.link import Done
 from app.worker_record import Latency
-from controller.redis_link import Done
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import CONTRACT, MODEL, outcome
 
@@ -459,7 +460,7 @@ async def test_an_unforeseen_failure_to_store_is_answered_and_its_lane_goes_on(
         raise RuntimeError("no one foresaw this")
 
     with monkeypatch.context() as patch:
-        patch.setattr("controller.dispatch.accept_call", fail)
+        patch.setattr(Accept, "of", fail)
         answer = await served.post()
     assert (answer.status_code, answer.json()["code"]) == (503, "ledger_unavailable")
     assert served.services.dispatcher.sent == {}

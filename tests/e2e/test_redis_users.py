@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.errors import RateLimitError
-from app.ledger.ledger import connect, connect_async
+from app.redis.client import connect, connect_async
 from app.settings import Settings
 from client import Client
 from controller.admission.authentication import Caller

@@ -148,8 +148,8 @@ def test_no_message_about_a_registry_that_does_not_answer_holds_its_password(
     assert OF_MLFLOW not in done.stdout + done.stderr
 
 
-def test_the_database_of_the_pools_mlflow_server_is_on_no_command_line_and_in_no_file(tmp_path: Path) -> None:
+def test_the_database_of_the_pools_mlflow_server_is_on_no_command_line_and_in_no_file() -> None:
     uri = f"postgresql://mlflow:{OF_MLFLOW}@db.internal/mlflow"
     service = mlflow_service(ControllerSettings(mlflow_tracking_uri=uri))
-    assert OF_MLFLOW not in config_text(tmp_path, [service])
+    assert OF_MLFLOW not in config_text([service])
     assert service.secrets == {"MLFLOW_BACKEND_STORE_URI": uri}

@@ -16,8 +16,10 @@ import redis.asyncio
 
 from app.clock import PoolClock
 from app.ledger import wire
-from app.ledger.ledger import ControllerLedger, NewBatch, WorkerLedger, keep_outcome
+from app.ledger.commands import NewBatch
+from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.wire import BatchOutcome, JobEntry
+from app.ledger.worker_ledger import WorkerLedger, keep_outcome
 from app.redis import keys
 from app.settings import Settings
 from tests.pool_samples import PAIR, RedisServer, head, new_batch, now_ms, record
@@ -278,9 +280,9 @@ def test_a_quarantined_job_keeps_its_samples_and_is_listed(bench: Bench) -> None
 
 
 def test_redis_away_leaves_the_batch_to_be_sent_again(bench: Bench, tmp_path: Any) -> None:
-    from app.ledger import ledger as ledger_module
+    from app.redis.client import connect
 
-    client = ledger_module.connect(Settings(redis_url=f"unix://{tmp_path}/none.sock"))
+    client = connect(Settings(redis_url=f"unix://{tmp_path}/none.sock"))
     clock = PoolClock()
     runner = BatchRunner(
         "host-1",

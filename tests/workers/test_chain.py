@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.workers.test_task import Bench, bench, score, statuses
 
-from app.ledger.ledger import ledger_errors
 from app.redis import keys
+from app.redis.client import ledger_errors
 from tests.conftest import WaitUntil
 from tests.pool_samples import new_batch
+from tests.workers.test_batch_runner import Bench, bench, score, statuses
 from workers import batch_runner
 
 __all__ = ["bench"]

@@ -10,7 +10,9 @@ import pytest
 
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
-from app.ledger.ledger import ControllerLedger, WorkerLedger, connect, connect_async
+from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.worker_ledger import WorkerLedger
+from app.redis.client import connect, connect_async
 from app.redis.keys import queue_name
 from app.settings import Settings
 from faults.proxy import Proxy

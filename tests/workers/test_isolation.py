@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from app.clock import PoolClock
 from app.ledger import ids
-from app.ledger.ledger import ControllerLedger, JobView, WorkerLedger
+from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.wire import BatchOutcome
+from app.ledger.worker_ledger import WorkerLedger
 from tests.pool_samples import PAIR, RedisServer, new_batch, outcome, record
 from workers.batch_runner import BatchRunner
 from workers.model import LoadedModel

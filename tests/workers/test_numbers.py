@@ -18,11 +18,10 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tests.workers.test_task import Bench, Predict
 
 from app.contract import DTYPES, InputContract
+from app.ledger.commands import NewBatch
 from app.ledger.ids import JobRef
-from app.ledger.ledger import NewBatch
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
 from app.redis import keys
 from app.worker_record import decode_record
@@ -33,6 +32,7 @@ from controller.http.job_json import job_json
 from controller.input import bodies, json_numbers
 from tests.controller.conftest import serving, settings_for
 from tests.pool_samples import SIGNER, RedisServer, head, now_ms
+from tests.workers.test_batch_runner import Bench, Predict
 from tests.workers.test_model import pt2
 from tests.workers.test_model import settings as model_settings
 from tests.workers.test_process import Start, WaitUntil, start_worker

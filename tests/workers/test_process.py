@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 import redis
 import redis.asyncio
-from tests.workers.test_parent import runs
 
 from app.celery_app import BatchMessages, create_celery, message_template
 from app.ledger import wire
-from app.ledger.ledger import ControllerLedger, NewBatch
+from app.ledger.commands import NewBatch
+from app.ledger.controller_ledger import ControllerLedger
 from app.redis import keys
 from app.settings import Settings
 from app.worker_record import WorkerRecord, decode_record
 from tests.conftest import process_environment
 from tests.pool_samples import RedisServer, new_batch
+from tests.workers.process.test_prefork_supervisor import runs
 
 QUEUE = keys.queue_name("Scikit", 1)
 WaitUntil = Callable[..., None]

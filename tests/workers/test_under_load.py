@@ -19,7 +19,8 @@ from celery import Celery
 
 from app.celery_app import BatchMessages, create_celery, message_template
 from app.ledger import wire
-from app.ledger.ledger import ControllerLedger, NewBatch
+from app.ledger.commands import NewBatch
+from app.ledger.controller_ledger import ControllerLedger
 from app.redis import keys
 from app.settings import Settings
 from tests.pool_samples import RedisServer, new_batch

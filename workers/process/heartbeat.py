@@ -18,19 +18,18 @@ import redis
 
 from app.clock import PoolClock
 from app.errors import ConfigurationError, QueueTakenError, WireError, WorkerNumberTakenError
-from app.ledger.ledger import ledger_errors
-from app.redis import keys
+from app.redis.client import ledger_errors
 from app.redis.refusals import refusal
+from app.redis.script import run_now
 from app.settings import HEARTBEATS_TO_LIVE
 from app.worker_record import (
-    PUBLISH_RECORD,
     Latency,
     WorkerRecord,
     WorkerState,
     assign_number,
     decode_record,
-    encode_record,
     identity,
+    publish_record,
     withdraw_record,
 )
 from workers.process import health
@@ -84,7 +83,6 @@ class Heartbeat:
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._predecessor = predecessor
-        self._write = client.register_script(PUBLISH_RECORD)
         self._latencies_ms: deque[float] = deque(maxlen=WINDOW_BATCHES)
         self._samples: deque[int] = deque(maxlen=WINDOW_BATCHES)
         self._lock = threading.Lock()
@@ -210,20 +208,9 @@ class Heartbeat:
         changed, self._changed = self._changed, False
         record = self._snapshot()
         asked_at_s = time.monotonic()
-        seconds, microseconds, number, *other = self._write(
-            keys=[keys.worker(record.worker_id), keys.WORKERS, keys.NUMBERS],
-            args=[
-                encode_record(record),
-                int(HEARTBEATS_TO_LIVE * self._heartbeat_s * 1000),
-                record.worker_id,
-                record.queue,
-                keys.POOL_CHANNEL if changed else "",
-                record.run_id,
-                record.model_id or "",
-                keys.worker(""),
-                msgspec.json.encode(record.queue),
-            ],
-        )
+        ttl_ms = int(HEARTBEATS_TO_LIVE * self._heartbeat_s * 1000)
+        call = publish_record(record, ttl_ms, changed=changed)
+        seconds, microseconds, number, *other = run_now(self._client, call)
         if other:
             raise _taken(record, other[0])
         self._clock.adjust((int(seconds), int(microseconds)), asked_at_s)

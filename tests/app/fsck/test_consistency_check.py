@@ -13,7 +13,9 @@ from app.celery_app import BatchMessages, create_celery, message_template
 from app.fsck.consistency_check import Doctor, Report, patience_s
 from app.fsck.findings import Finding
 from app.ledger import wire
-from app.ledger.ledger import ControllerLedger, NewBatch, WorkerLedger
+from app.ledger.commands import NewBatch
+from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.settings import Settings
 from app.worker_record import encode_record

@@ -12,9 +12,11 @@ import redis.asyncio
 from app.celery_app import batch_id_of, create_celery, message_template
 from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError
 from app.ledger import ids
-from app.ledger.ledger import ControllerLedger, NewBatch, WorkerLedger
+from app.ledger.commands import NewBatch
+from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.quarantine import Quarantine, QuarantinedJob
 from app.ledger.wire import JobEntry
+from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.settings import Settings
 from tests.pool_samples import SIGNER, RedisServer, head, new_batch, now_ms, outcome

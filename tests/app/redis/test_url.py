@@ -11,7 +11,7 @@ import pytest
 from redis.connection import parse_url
 
 from app.errors import ConfigurationError
-from app.ledger.ledger import connect
+from app.redis.client import connect
 from app.redis.url import without_secrets
 from app.settings import Settings
 

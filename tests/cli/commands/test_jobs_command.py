@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from app.errors import JobNotQuarantinedError, UnavailableError
 from app.ledger import ids
-from app.ledger.ledger import ControllerLedger, WorkerLedger
+from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from cli.main import cli
 from tests.pool_samples import RedisServer, head, new_batch, outcome

@@ -20,8 +20,8 @@ import redis
 import redis.asyncio
 
 from app.errors import IdempotencyPendingError
-from app.ledger.ledger import LARGE_BYTES, accept_call
-from app.ledger.replay import Restore
+from app.ledger.commands import LARGE_BYTES, Accept, OnceKey
+from app.ledger.replay import Replay
 from app.redis import keys
 from client.exceptions import ControllerUnreachableError
 from client.http import AsyncClient
@@ -160,11 +160,11 @@ async def test_a_job_that_redis_lost_after_it_was_accepted_has_its_key_again(
     client: redis.Redis, redis_server: RedisServer, found: str
 ) -> None:
     name = keys.once("key")
-    batch = new_batch(once=[(name, "token:digest:", "digest:job")])
+    batch = new_batch(once=[OnceKey(name, "token:digest:", "digest:job")])
     if found:
         client.set(name, found)
     async with redis.asyncio.Redis.from_url(redis_server.url) as connection:
-        assert await Restore(connection).batch(*accept_call(batch, 1000))
+        assert await Replay(connection).batch(Accept.of(batch, 1000))
     assert client.get(name) == b"digest:job"
 
 
@@ -193,11 +193,11 @@ async def test_the_key_of_a_controller_that_was_killed_is_free_within_seconds_an
         process.kill()
         process.wait(10)
     transport = httpx.ASGITransport(app=other.app)
-    async with AsyncClient("http://c", transport=transport, retry=RetryPolicy(attempts=1)) as hasty:
+    async with AsyncClient("http://localhost", transport=transport, retry=RetryPolicy(attempts=1)) as hasty:
         with pytest.raises(IdempotencyPendingError) as meanwhile:
             await hasty.submit([1, 2], idempotency_key="abc")
     assert (meanwhile.value.retry_after_s or 0) >= 1
-    async with AsyncClient("http://c", transport=httpx.ASGITransport(app=other.app)) as caller:
+    async with AsyncClient("http://localhost", transport=httpx.ASGITransport(app=other.app)) as caller:
         job = await caller.submit([1, 2], idempotency_key="abc")
     assert time.monotonic() - killed_at_s < LEASE_S + 5
     n_before = n_scripts(client)

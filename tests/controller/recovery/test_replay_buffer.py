@@ -14,9 +14,9 @@ import redis
 import redis.asyncio
 
 from app.fsck.consistency_check import Doctor
-from app.ledger.ledger import connect
 from app.ledger.wire import CANCELLED, JobOutcome
 from app.redis import keys
+from app.redis.client import connect
 from controller.recovery import replay_buffer
 from tests.controller.conftest import (
     HandWorker,

@@ -118,13 +118,14 @@ def test_a_child_that_ends_though_nobody_told_it_to_is_followed_by_another(
         (
             "exit()",
             prefork_supervisor.EX_SOFTWARE,
-            "ERROR:workers.process.prefork_supervisor:the process that was to serve ended with status 0 before it was ready; a "
-            "model must not end its process while it loads\n",
+            "ERROR:workers.process.prefork_supervisor:the process that was to serve ended with status 0 before it "
+            "was ready; a model must not end its process while it loads\n",
         ),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             128 + signal.SIGKILL,
-            "ERROR:workers.process.prefork_supervisor:the process that was to serve was ended by signal 9 (Killed) before it was ready\n",
+            "ERROR:workers.process.prefork_supervisor:the process that was to serve was ended by signal 9 "
+            "(Killed) before it was ready\n",
         ),
         # Whatever it has started may outlive it, and hold what it had open.
         ("os.fork() or (time.sleep(2), os._exit(0)); os._exit(3)", 3, ""),

@@ -20,10 +20,12 @@ from hypothesis.stateful import (
 
 from app.errors import JobNotCancellableError, UnknownJobError
 from app.ledger import wire
+from app.ledger.commands import Accept, NewBatch, RestoreOutcome
+from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.ids import JobRef
-from app.ledger.ledger import ClaimedBatch, ControllerLedger, NewBatch, WorkerLedger, accept_call
-from app.ledger.replay import Restore, outcome_call
+from app.ledger.replay import Replay
 from app.ledger.wire import BatchOutcome
+from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
 from tests.pool_samples import RedisServer, head, new_batch, outcome
 
@@ -73,7 +75,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.client.flushall()
         self.async_client = redis.asyncio.Redis.from_url(self.url)
         self.controller = ControllerLedger(self.async_client, RETENTION_S)
-        self.restore = Restore(self.async_client)
+        self.replay = Replay(self.async_client)
         self.workers = {name: WorkerLedger(self.client, name, QUEUE, RETENTION_S) for name in WORKERS}
         self.batches: list[Expected] = []
         self.in_hand: list[tuple[str, ClaimedBatch, Expected]] = []
@@ -102,7 +104,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(batch=accepted)
     @precondition(lambda self: not any(each.lost for each in self.batches))
     def accept_again_as_after_a_loss(self, batch: Expected) -> None:
-        written = self.runner.run(self.restore.batch(*accept_call(batch.new, 1)))
+        written = self.runner.run(self.replay.batch(Accept.of(batch.new, 1)))
         assert not written
 
     @rule(batch=accepted, name=st.sampled_from(WORKERS))
@@ -219,8 +221,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def restore_the_outcome(self, batch: Expected) -> None:
         """As a controller does that has heard it, whatever Redis has lost of the batch."""
         result = outcome(batch.n_jobs, worker_id="heard")
-        call = outcome_call(*accept_call(batch.new, 1), result, 50_000)
-        written = self.runner.run(self.restore.outcome(*call))
+        call = RestoreOutcome.of(Accept.of(batch.new, 1), result)
+        written = self.runner.run(self.replay.outcome(call, 50_000))
         assert written == (batch.lost or batch.outcome is None)
         if written:
             batch.owner, batch.outcome, batch.lost, batch.forgotten = "", result, False, False
@@ -229,7 +231,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def cancel_again(self, batch: Expected, index: int) -> None:
         """As after a loss: a worker may have claimed the batch meanwhile."""
         index %= batch.n_jobs
-        answer = self.runner.run(self.restore.cancel(JobRef(batch.new.batch_id, index), QUEUE))
+        answer = self.runner.run(self.replay.cancel(JobRef(batch.new.batch_id, index), QUEUE))
         if batch.lost:
             assert answer == "unknown"
         elif batch.outcome:

@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import pytest
 import uvloop
-from tests.controller.test_connection import BODY, Caller
 
 from controller.http.uvicorn_server import ControllerServer, LimitedProtocol, make_server
 from tests.controller.conftest import HandWorker, Serve, Served, until
+from tests.controller.http.test_fast_protocol import BODY, Caller
 
 LIMIT_BYTES = 64 * 1024
 SMALL_BUFFER_BYTES = 16 * 1024

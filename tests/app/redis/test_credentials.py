@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from app.celery_app import create_celery
-from app.ledger.ledger import connect, connect_async
-from controller.redis_link import RedisLink
+from app.redis.client import connect, connect_async
+from app.redis.link import RedisLink
 from tests.controller.conftest import settings_for, until
 from tests.pool_samples import RedisServer
 

@@ -12,8 +12,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha1
 from typing import Any
 
 import hiredis
@@ -22,29 +20,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.ledger.ledger import SAMPLES, Samples
 from app.redis.refusals import PROBE, refusal
-from app.redis.script_connection import pack
+from app.redis.script import Call, LargeField, Value
+from app.redis.script_connection import evalsha, pack
 
 logger = logging.getLogger(__name__)
 RECONNECT_S = 0.1  # and at most `LOOK_S` after the loss
 SILENCE_S = 1.0
 LOOK_S = 0.25
 
-Word = str | bytes | int | float
 Done = Callable[[Any], None]
 _INCOMPLETE = object()
-
-
-@dataclass(frozen=True)
-class Script:
-    """A Lua script that Redis is told of at its first use."""
-
-    source: str
-    sha: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sha", sha1(self.source.encode(), usedforsecurity=False).hexdigest())
 
 
 class RedisLink(asyncio.Protocol):
@@ -117,7 +103,7 @@ class RedisLink(asyncio.Protocol):
         self._transport = transport
         self._probe()
 
-    def call(self, done: Done, *words: Word, timeout_s: float | None = None) -> None:
+    def call(self, done: Done, *words: Value, timeout_s: float | None = None) -> None:
         """Send a command; `done` is called with the answer, or with the `RedisError` there was instead."""
         if self._transport is None or self._transport.is_closing():
             done(RedisConnectionError("not connected"))
@@ -125,15 +111,12 @@ class RedisLink(asyncio.Protocol):
         self._calls.append((done, time.monotonic() + (timeout_s or self._timeout_s)))
         self._transport.write(pack(*words))
 
-    def run_script(self, done: Done, script: Script, keys: Sequence[str], args: Sequence[Word]) -> None:
+    def run_script(self, done: Done, call: Call) -> None:
         """Run a script as `call` does a command."""
-        words = (len(keys), *keys, *args)
-        self.call(self._unless_unknown(done, script, words), "EVALSHA", script.sha, *words)
+        self.call(self._unless_unknown(done, call), *evalsha(call))
 
-    def store_and_run(
-        self, done: Done, samples: Samples, script: Script, keys: Sequence[str], args: Sequence[Word]
-    ) -> None:
-        """Run a script in a transaction that writes samples first: both happen, or neither."""
+    def store_and_run(self, done: Done, large: LargeField, call: Call) -> None:
+        """Run a script in a transaction that writes a large field first: both happen, or neither."""
         refusals: list[RedisError] = []
 
         def queued(reply: Any) -> None:
@@ -143,8 +126,7 @@ class RedisLink(asyncio.Protocol):
         def executed(reply: Any) -> None:
             answered(refusals[0] if refusals else reply[-1] if isinstance(reply, list) else reply)
 
-        words = (len(keys), *keys, *args)
-        answered = self._unless_unknown(done, script, words)
+        answered = self._unless_unknown(done, call)
         transport = self._transport
         if transport is None or transport.is_closing():
             done(RedisConnectionError("not connected"))
@@ -152,11 +134,11 @@ class RedisLink(asyncio.Protocol):
         until_s = time.monotonic() + self._timeout_s
         self._calls.extend([(queued, until_s)] * 4)
         self._calls.append((executed, until_s))
-        expire, run = pack("PEXPIRE", samples.record, samples.ttl_ms), pack("EVALSHA", script.sha, *words)
-        store = pack("HSET", samples.record, SAMPLES, b"")[: -len(b"$0\r\n\r\n")]
-        start = b"%b%b$%d\r\n" % (_MULTI, store, len(samples.data))
-        # As they are, not packed into one: samples are large.
-        transport.writelines([start, samples.data, b"\r\n" + expire + run + _EXEC])
+        expire, run = pack("PEXPIRE", large.key, large.ttl_ms), pack(*evalsha(call))
+        store = pack("HSET", large.key, large.name, b"")[: -len(b"$0\r\n\r\n")]
+        start = b"%b%b$%d\r\n" % (_MULTI, store, len(large.value))
+        # Not packed into one: the value is large.
+        transport.writelines([start, large.value, b"\r\n" + expire + run + _EXEC])
 
     def data_received(self, data: bytes) -> None:
         """Called for each read."""
@@ -173,10 +155,10 @@ class RedisLink(asyncio.Protocol):
         self._transport = None
         self._fail_all(RedisConnectionError("the connection was lost"))
 
-    def _unless_unknown(self, done: Done, script: Script, words: Sequence[Word]) -> Done:
+    def _unless_unknown(self, done: Done, call: Call) -> Done:
         def answered(reply: Any) -> None:
             if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
-                self.call(done, "EVAL", script.source, *words)
+                self.call(done, "EVAL", call.script.source, len(call.keys), *call.keys, *call.args)
             else:
                 done(reply)
 

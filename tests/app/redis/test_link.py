@@ -14,8 +14,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.ledger.ledger import Samples, connect_async
-from controller.redis_link import RedisLink, Script
+from app.redis.client import connect_async
+from app.redis.link import RedisLink
+from app.redis.script import Call, LargeField, Script
 from tests.controller.conftest import settings_for, until
 from tests.pool_samples import RedisServer
 
@@ -40,8 +41,8 @@ class Ear:
 
     async def run(self, script: Script, *args: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        samples = Samples("record", SAMPLES_BYTES, 60_000)
-        self.link.store_and_run(answer.set_result, samples, script, ["sum"], args)
+        large = LargeField("record", "data", SAMPLES_BYTES, 60_000)
+        self.link.store_and_run(answer.set_result, large, Call(script, ["sum"], list(args)))
         return await asyncio.wait_for(answer, 5)
 
     async def connected(self) -> None:
@@ -105,8 +106,8 @@ async def test_a_script_that_redis_does_not_know_is_sent_whole(ear: Ear, client:
 async def test_samples_are_written_with_what_the_script_does(ear: Ear, client: redis.Redis) -> None:
     answers: list[Any] = []
     for number in (1, 2):
-        samples = Samples(f"record {number}", SAMPLES_BYTES, 60_000)
-        ear.link.store_and_run(answers.append, samples, ADD, ["sum"], [number])
+        large = LargeField(f"record {number}", "data", SAMPLES_BYTES, 60_000)
+        ear.link.store_and_run(answers.append, large, Call(ADD, ["sum"], [number]))
     assert await ear.ask("GET", "sum") == b"3"
     assert answers == [1, 3]
     for number in (1, 2):

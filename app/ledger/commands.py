@@ -1,0 +1,332 @@
+"""The ledger's scripts, each rendered by one typed function: nothing else orders their keys and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from app.ledger import wire
+from app.ledger.closing import closed_head, unreadable_outcome
+from app.ledger.ids import JobRef
+from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
+from app.redis import keys
+from app.redis.script import Call, LargeField, Value, load
+
+QUARANTINE_LIMIT = 10_000
+SAMPLES = "data"  # the field of a record
+LARGE_BYTES = (
+    16 * 2**10
+)  # of a batch's samples: from here on Lua costs more than a transaction and a round trip
+
+
+class OnceKey(NamedTuple):
+    """An idempotency key of a job that is about to be accepted.
+
+    Attributes:
+        name: Redis key.
+        fence: Its value for as long as its post holds it.
+        value: Its value once the job is accepted.
+    """
+
+    name: str
+    fence: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch about to be accepted.
+
+    Attributes:
+        data: Samples of all jobs, C order, little-endian.
+        message: Celery message that wakes a worker of the queue.
+        once: The idempotency keys of its jobs.
+    """
+
+    batch_id: str
+    head: BatchHead
+    data: bytes
+    message: bytes
+    accepted_at_ms: float
+    once: Sequence[OnceKey] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """What accepts a batch, rendered once: it is sent, and kept for as long as Redis may lose it.
+
+    Attributes:
+        head: Of the batch, encoded.
+        last_deadline_ms: When its last job expires, Redis's clock.
+    """
+
+    batch: NewBatch
+    head: bytes
+    last_deadline_ms: float
+    retention_ms: int
+
+    @classmethod
+    def of(cls, batch: NewBatch, retention_ms: int) -> Accept:
+        """Render a batch.
+
+        Args:
+            retention_ms: How long an outcome stays readable.
+        """
+        deadline_ms = max(job.deadline_ms for job in batch.head.jobs)
+        return cls(batch, wire.encode(batch.head), deadline_ms, retention_ms)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a transaction writes the samples before the script runs."""
+        return len(self.batch.data) >= LARGE_BYTES
+
+    @property
+    def ttl_ms(self) -> int:
+        """Milliseconds that the record lives."""
+        return int(self.last_deadline_ms - self.batch.accepted_at_ms) + self.retention_ms
+
+    def call(self) -> Call:
+        """Accept it; refused where Redis is full, or where an idempotency key is no longer its post's."""
+        return Call(load("accept"), self._keys(), self._args(self.batch.data))
+
+    def call_after_samples(self) -> Call:
+        """Accept it in a transaction that has written its samples."""
+        return Call(load("accept_after_samples"), self._keys(), self._args(b""))
+
+    def samples(self) -> LargeField:
+        """The samples, for that transaction."""
+        return LargeField(keys.batch(self.batch.batch_id), SAMPLES, self.batch.data, self.ttl_ms)
+
+    def call_again(self) -> Call:
+        """Accept what was accepted before and lost, even where Redis is full."""
+        return Call(load("accept_again"), self._keys(), self._args(self.batch.data))
+
+    def call_resend(self, old: JobRef, new_job_id: str, *, again: bool) -> Call:
+        """Accept a quarantined job as a new one; its samples come from its old record."""
+        names = [*self._keys(), keys.batch(old.batch_id)]
+        return Call(load("resend"), names, [*self._args(b""), old.index, new_job_id, int(again)])
+
+    def _keys(self) -> list[str]:
+        batch_id, queue = self.batch.batch_id, self.batch.head.queue
+        return [
+            keys.batch(batch_id),
+            keys.pending(queue),
+            keys.deadlines(queue),
+            keys.BACKLOG,
+            queue,
+            keys.open_jobs(queue),
+            *[each.name for each in self.batch.once],
+        ]
+
+    def _args(self, data: bytes) -> list[Value]:
+        batch = self.batch
+        return [
+            batch.batch_id,
+            batch.head.queue,
+            self.head,
+            data,
+            len(batch.head.jobs),
+            batch.accepted_at_ms,
+            self.last_deadline_ms,
+            self.ttl_ms,
+            batch.message,
+            self.retention_ms,
+            *[each.value for each in batch.once],
+            *[each.fence for each in batch.once],
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOutcome:
+    """What writes an announced outcome again after Redis lost it.
+
+    Attributes:
+        head: Of its batch, encoded.
+        outcome: Encoded.
+        finished_at_ms: When it was written first, Redis's clock.
+        once: The idempotency keys of its jobs.
+    """
+
+    batch_id: str
+    queue: str
+    head: bytes
+    outcome: bytes
+    finished_at_ms: float
+    once: Sequence[OnceKey]
+
+    @classmethod
+    def of(cls, accept: Accept, outcome: BatchOutcome) -> RestoreOutcome:
+        """Render the outcome of an accepted batch."""
+        batch = accept.batch
+        encoded = wire.encode(outcome)
+        return cls(batch.batch_id, batch.head.queue, accept.head, encoded, outcome.finished_at_ms, batch.once)
+
+    def call(self, ttl_ms: int) -> Call:
+        """Write it, to live for so long."""
+        names = [*_batch_keys(self.batch_id, self.queue), *[each.name for each in self.once]]
+        args: list[Value] = [self.batch_id, self.queue, self.head, self.outcome, ttl_ms]
+        args += [each.value for each in self.once]
+        return Call(load("restore_outcome"), names, args)
+
+
+def claim(batch_id: str, queue: str, worker_id: str) -> Call:
+    """Claim a batch whose message Celery delivered."""
+    return Call(load("claim"), [keys.batch(batch_id), keys.running(queue)], [batch_id, worker_id])
+
+
+def take(queue: str, worker_id: str) -> Call:
+    """Claim the batch whose message is next on the queue."""
+    return Call(load("take"), [keys.running(queue), queue], [worker_id])
+
+
+def release(batch_id: str, queue: str, worker_id: str) -> Call:
+    """Let go of a batch without an outcome."""
+    return Call(load("release"), [keys.batch(batch_id), keys.running(queue)], [batch_id, worker_id])
+
+
+def progress(
+    batch_id: str, queue: str, worker_id: str, next_index: int | None, done: tuple[int, JobOutcome] | None
+) -> Call:
+    """Note which job is about to run alone, and the outcome of the one before it."""
+    done_args: tuple[Value, Value] = (done[0], wire.encode(done[1])) if done else ("", "")
+    return Call(
+        load("progress"),
+        [keys.batch(batch_id), keys.running(queue)],
+        [batch_id, worker_id, "" if next_index is None else next_index, *done_args],
+    )
+
+
+def keep_outcome(batch_id: str, index: int, outcome: JobOutcome) -> Call:
+    """Note the outcome of one job of an open batch, unless one was noted before."""
+    return Call(load("keep_outcome"), [keys.batch(batch_id)], [index, wire.encode(outcome)])
+
+
+def finish(
+    batch_id: str,
+    head: BatchHead,
+    worker_id: str,
+    outcome: BatchOutcome,
+    retention_ms: int,
+    quarantined: Mapping[int, bytes] | None = None,
+) -> Call:
+    """Write the outcome of a batch; `worker_id` is '' for one that nobody holds."""
+    args = _finish_args(batch_id, head, worker_id, outcome, retention_ms, quarantined)
+    return Call(load("finish"), _finish_keys(batch_id, head.queue), args)
+
+
+def finish_and_take(
+    batch_id: str,
+    head: BatchHead,
+    worker_id: str,
+    outcome: BatchOutcome,
+    retention_ms: int,
+    quarantined: Mapping[int, bytes] | None = None,
+    *,
+    take: bool,
+) -> Call:
+    """Write the outcome of a batch and, where asked, take the next one."""
+    names = _finish_keys(batch_id, head.queue)
+    if take:
+        names.append(head.queue)
+    args = _finish_args(batch_id, head, worker_id, outcome, retention_ms, quarantined)
+    return Call(load("finish_and_take"), names, args)
+
+
+def cancel(ref: JobRef, head: BatchHead) -> Call:
+    """Cancel a job that no worker has claimed."""
+    args: list[Value] = [ref.batch_id, head.queue, ref.index, head.jobs[ref.index].deadline_ms]
+    return Call(load("cancel"), _cancel_keys(ref, head.queue), args)
+
+
+def cancel_again(ref: JobRef, queue: str) -> Call:
+    """Write a confirmed cancel again after Redis lost it."""
+    return Call(load("cancel_again"), _cancel_keys(ref, queue), [ref.batch_id, queue, ref.index])
+
+
+def requeue(batch_id: str, queue: str, worker_id: str, message: bytes) -> Call:
+    """Take the claim from a worker ('' for nobody) and send the batch again."""
+    names = [keys.batch(batch_id), keys.running(queue), queue]
+    return Call(load("requeue"), names, [batch_id, worker_id, message])
+
+
+def requeue_from_dead(batch_id: str, queue: str, worker_id: str, message: bytes) -> Call:
+    """The same, unless the worker lives."""
+    names = [keys.batch(batch_id), keys.running(queue), queue, keys.worker(worker_id)]
+    return Call(load("requeue_from_dead"), names, [batch_id, worker_id, message])
+
+
+def forget(batch_id: str, queue: str) -> Call:
+    """Drop a batch without a record from the indexes."""
+    return Call(load("forget"), _batch_keys(batch_id, queue), [batch_id, queue])
+
+
+def close_finished(batch_id: str, queue: str) -> Call:
+    """Take a batch that has its outcome out of the indexes."""
+    return Call(load("close_finished"), _batch_keys(batch_id, queue), [batch_id, queue])
+
+
+def close_unreadable(
+    batch_id: str,
+    queue: str,
+    number: int,
+    worker_id: str,
+    fields: Iterable[bytes],
+    now_ms: float,
+    ttl_ms: int,
+) -> Call:
+    """Put a readable head and outcome in place of a record that cannot be read.
+
+    Args:
+        number: Worker number of the queue.
+        worker_id: Who may hold the batch.
+        fields: Names of the record's fields: cancelled jobs stay cancelled.
+    """
+    head = closed_head(batch_id, queue, number)
+    outcome = unreadable_outcome(head, fields, now_ms, worker_id)
+    args: list[Value] = [batch_id, queue, worker_id, wire.encode(head), wire.encode(outcome), ttl_ms]
+    return Call(load("close_unreadable"), _batch_keys(batch_id, queue), args)
+
+
+def list_again(
+    batch_id: str, queue: str, accepted_at_ms: float, last_deadline_ms: float, n_jobs: int
+) -> Call:
+    """Put an open batch into the indexes that lack it."""
+    args: list[Value] = [batch_id, queue, accepted_at_ms, last_deadline_ms, n_jobs]
+    return Call(load("list_again"), _batch_keys(batch_id, queue), args)
+
+
+def _batch_keys(batch_id: str, queue: str) -> list[str]:
+    """Keys that the end of a batch touches."""
+    return [
+        keys.batch(batch_id),
+        keys.pending(queue),
+        keys.deadlines(queue),
+        keys.BACKLOG,
+        keys.running(queue),
+        keys.open_jobs(queue),
+    ]
+
+
+def _finish_keys(batch_id: str, queue: str) -> list[str]:
+    return [*_batch_keys(batch_id, queue), keys.QUARANTINE]
+
+
+def _finish_args(
+    batch_id: str,
+    head: BatchHead,
+    worker_id: str,
+    outcome: BatchOutcome,
+    retention_ms: int,
+    quarantined: Mapping[int, bytes] | None,
+) -> list[Value]:
+    channel = keys.reply_channel(head.reply_to)
+    args: list[Value] = [batch_id, head.queue, worker_id, wire.encode(outcome), retention_ms, channel]
+    args.append(QUARANTINE_LIMIT)
+    for index, samples in (quarantined or {}).items():
+        args += [index, samples]
+    return args
+
+
+def _cancel_keys(ref: JobRef, queue: str) -> list[str]:
+    return [keys.batch(ref.batch_id), keys.running(queue), keys.BACKLOG, keys.open_jobs(queue)]

@@ -1,0 +1,176 @@
+"""The ledger as a controller uses it, for everything but the accepting of predictions, which `dispatch` does."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+import redis.asyncio
+
+from app.clock import to_ms
+from app.errors import IdempotencyPendingError, JobNotCancellableError, UnknownJobError, WireError
+from app.ledger import commands, ids, wire
+from app.ledger.closing import overdue_outcome
+from app.ledger.commands import Accept, NewBatch
+from app.ledger.ids import JobRef
+from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome, Status
+from app.redis import keys
+from app.redis.client import ledger_errors
+from app.redis.script import run
+
+_NOT_CANCELLABLE = {
+    b"running": "the job is running; only a job that waits can be cancelled",
+    b"finished": "the job has its outcome already; read it at its result_url",
+    b"expired": "the job's deadline has passed; read it at its result_url",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as the ledger knows it. `outcome` is the whole batch's, where it has one."""
+
+    ref: JobRef
+    head: BatchHead
+    status: Status
+    outcome: BatchOutcome | None = None
+
+    @property
+    def job_outcome(self) -> JobOutcome | None:
+        """The job's own outcome."""
+        return self.outcome.jobs[self.ref.index] if self.outcome else None
+
+
+class ControllerLedger:
+    """The ledger as a controller uses it.
+
+    Args:
+        client: Asynchronous client that answers bytes.
+        retention_s: Seconds an outcome stays readable.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, retention_s: float) -> None:
+        self._client = client
+        self.retention_ms = int(retention_s * 1000)
+
+    async def accept(self, batch: NewBatch) -> None:
+        """Write a batch and its wake-up. Once this returns, its jobs are accepted.
+
+        Raises:
+            IdempotencyPendingError: A job's idempotency key is no longer its post's; nothing is accepted.
+            LedgerUnavailableError: Redis did not confirm; nobody may be told that the jobs are accepted.
+        """
+        accept = Accept.of(batch, self.retention_ms)
+        with ledger_errors():
+            if accept.is_large:
+                samples = accept.samples()
+                async with self._client.pipeline(transaction=True) as transaction:
+                    transaction.hset(samples.key, samples.name, samples.value)
+                    transaction.pexpire(samples.key, samples.ttl_ms)
+                    await run(transaction, accept.call_after_samples())
+                    *_, reply = await transaction.execute()
+            else:
+                reply = await run(self._client, accept.call())
+        if isinstance(reply, list):
+            raise key_lost()
+
+    async def read(self, ref: JobRef) -> JobView | None:
+        """Look a job up; None where the ledger has no record of its batch.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+            WireError: The record is of another schema version.
+        """
+        with ledger_errors():
+            pipe = self._client.pipeline(transaction=False)
+            # The time first: a job that nobody has claimed after its deadline is one that nobody ever will.
+            pipe.time()
+            pipe.hmget(keys.batch(ref.batch_id), ["head", "out", "by", f"c:{ref.index}"])
+            time, (head, out, by, cancelled) = await pipe.execute()
+        if head is None:
+            return None
+        view = JobView(ref, wire.decode_head(head), "queued", wire.decode_outcome(out) if out else None)
+        n_jobs = ids.n_jobs(ref.batch_id)
+        if len(view.head.jobs) != n_jobs or (view.outcome and len(view.outcome.jobs) != n_jobs):
+            raise WireError("the record is another batch's")
+        status = _status(view, bool(by), bool(cancelled), to_ms(*time))
+        return JobView(ref, view.head, status, view.outcome)
+
+    async def cancel(self, ref: JobRef, head: BatchHead) -> None:
+        """Cancel a job that no worker has claimed. Cancelling twice is the same as once.
+
+        Raises:
+            JobNotCancellableError: It runs, or has an outcome.
+            UnknownJobError: Its record is gone.
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            answer = await run(self._client, commands.cancel(ref, head))
+        if answer == b"unknown":
+            raise UnknownJobError("no job has this id")
+        if answer != b"cancelled":
+            raise JobNotCancellableError(_NOT_CANCELLABLE[answer])
+
+    async def requeue(self, batch_id: str, queue: str, dead_worker_id: str, message: bytes) -> bool:
+        """Send a batch again; True if `dead_worker_id` ('' for nobody) held it and it has no outcome."""
+        return bool(await run(self._client, commands.requeue(batch_id, queue, dead_worker_id, message)))
+
+    async def requeue_from_dead(self, batch_id: str, queue: str, worker_id: str, message: bytes) -> bool:
+        """The same, unless the worker lives."""
+        return bool(await run(self._client, commands.requeue_from_dead(batch_id, queue, worker_id, message)))
+
+    async def close_unclaimed(self, batch_id: str, head: BatchHead, outcome: BatchOutcome) -> bool:
+        """Write the outcome of a batch that nobody holds; True if it had none."""
+        return bool(await run(self._client, commands.finish(batch_id, head, "", outcome, self.retention_ms)))
+
+    async def close_overdue(self, batch_id: str, queue: str, now_ms: float) -> bool:
+        """Close a batch that no worker took in time, or whose record is gone; True if it was open.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+            WireError: Its record cannot be read: see `close_unreadable`.
+        """
+        with ledger_errors():
+            fields = cast(dict[bytes, bytes], await self._client.hgetall(keys.batch(batch_id)))
+            if not fields:
+                return await self.forget(batch_id, queue)
+            head = wire.decode_head(fields.get(b"head", b""))
+            if head.queue != queue or len(head.jobs) != ids.n_jobs(batch_id):
+                raise WireError("the record's head is another batch's")
+            return await self.close_unclaimed(batch_id, head, overdue_outcome(head, fields, now_ms))
+
+    async def close_unreadable(self, batch_id: str, queue: str, now_ms: float) -> bool:
+        """Close a batch that nobody holds and whose record cannot be read; True if it was open.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        fields: list[bytes] = []
+        with suppress(WireError), ledger_errors():
+            fields = cast(list[bytes], await self._client.hkeys(keys.batch(batch_id)))
+        with ledger_errors():
+            number = int(cast(bytes | None, await self._client.hget(keys.NUMBERS, queue)) or 0)
+            call = commands.close_unreadable(batch_id, queue, number, "", fields, now_ms, self.retention_ms)
+            return bool(await run(self._client, call))
+
+    async def forget(self, batch_id: str, queue: str) -> bool:
+        """Drop a batch without a record from the indexes; True if it was one."""
+        return bool(await run(self._client, commands.forget(batch_id, queue)))
+
+
+def key_lost() -> IdempotencyPendingError:
+    """Why a job was not accepted whose idempotency key was no longer its post's."""
+    return IdempotencyPendingError(
+        "the job was not accepted in time for its Idempotency-Key; send it again", retry_after_s=1
+    )
+
+
+def _status(view: JobView, claimed: bool, cancelled: bool, now_ms: float) -> Status:
+    own = view.job_outcome
+    if own:
+        return own.status
+    if cancelled:
+        return "cancelled"
+    if claimed:
+        return "running"
+    return "expired" if view.head.jobs[view.ref.index].deadline_ms <= now_ms else "queued"

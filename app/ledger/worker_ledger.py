@@ -1,0 +1,242 @@
+"""The ledger as a worker uses it: claim or take a batch, note progress, write the outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
+
+from app.clock import to_ms
+from app.errors import NewerWireError, WireError
+from app.ledger import commands, ids, wire
+from app.ledger.commands import SAMPLES
+from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
+from app.redis import keys
+from app.redis.client import ledger_errors
+from app.redis.script import Call, run_now
+from app.redis.script_connection import ScriptConnection
+
+WAIT_GRACE_S = 0.5  # Redis may end a wait a tenth of a second late
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedBatch:
+    """A batch that a worker holds.
+
+    Attributes:
+        attempts: Times it was claimed, this one included.
+        claimed_at_ms: When, Redis's clock.
+        cancelled: Indexes of the jobs that are not to run.
+        deaths: By index, times that a worker died while it ran this job alone.
+        kept: By index, outcomes of jobs that ran alone under an earlier claim.
+    """
+
+    batch_id: str
+    head: BatchHead
+    data: bytes
+    attempts: int
+    claimed_at_ms: float
+    cancelled: frozenset[int]
+    deaths: Mapping[int, int] = field(default_factory=dict)
+    kept: Mapping[int, JobOutcome] = field(default_factory=dict)
+
+
+class WorkerLedger:
+    """The ledger as a worker uses it.
+
+    Args:
+        client: Synchronous client that answers bytes.
+        worker_id: The worker's own id.
+        queue: The worker's own queue.
+        retention_s: Seconds an outcome stays readable.
+        silences: Gives a number that changes when Redis did not answer the worker elsewhere.
+
+    Attributes:
+        taken: Id of the batch that was taken off the queue last, and is to be claimed next; None where there is none.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        worker_id: str,
+        queue: str,
+        retention_s: float,
+        silences: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.taken: str | None = None
+        self._taken_fields: list[bytes] = []
+        self._client = client
+        self._scripts = ScriptConnection(client)
+        self._worker_id = worker_id
+        self._queue = queue
+        self._retention_ms = int(retention_s * 1000)
+        self._silences = silences
+        self._heard_silences = 0
+
+    def claim(self, batch_id: str) -> ClaimedBatch | None:
+        """Take a batch; None where it has its outcome, is gone, or is another worker's.
+
+        The one in `taken` is this worker's already; that costs no round trip.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+            NewerWireError: The record is of a newer release; it is left for a worker that can read it.
+            WireError: The record cannot be read; its jobs have failed.
+        """
+        taken, self.taken = self.taken, None
+        if self._heard_silences != (silences := self._silences()):
+            self._heard_silences = silences
+            self._client.connection_pool.disconnect()  # it may be cut off, which would cost a timeout to see
+        try:
+            if batch_id == taken:
+                flat = self._taken_fields
+            else:
+                with ledger_errors():
+                    flat = self._scripts.run(commands.claim(batch_id, self._queue, self._worker_id))
+            return self._claimed(batch_id, flat) if flat else None
+        except NewerWireError:
+            with ledger_errors():
+                self._run(commands.release(batch_id, self._queue, self._worker_id))
+            raise
+        except WireError:
+            self.close_unreadable(batch_id)
+            raise
+
+    def _claimed(self, batch_id: str, flat: list[bytes]) -> ClaimedBatch | None:
+        *pairs, seconds, microseconds = flat
+        fields: dict[bytes, bytes] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        if fields.get(SAMPLES.encode()) == b"":
+            with ledger_errors():
+                data = self._scripts.command("HGET", keys.batch(batch_id), SAMPLES)
+            if data is None:  # Redis lost it since, or another worker was given the batch and has finished it
+                return None
+            fields[SAMPLES.encode()] = data
+        return _claimed(batch_id, self._queue, fields, to_ms(int(seconds), int(microseconds)))
+
+    def close_unreadable(self, batch_id: str) -> bool:
+        """Close a batch of this worker's, or of nobody's, that cannot be read; True if it was open.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        if not ids.is_well_formed(batch_id):
+            return False
+        fields: list[bytes] = []
+        with suppress(WireError), ledger_errors():
+            fields = cast(list[bytes], self._client.hkeys(keys.batch(batch_id)))
+        with ledger_errors():
+            number = int(cast(bytes | None, self._client.hget(keys.NUMBERS, self._queue)) or 0)
+            now_ms = to_ms(*self._client.time())
+            call = commands.close_unreadable(
+                batch_id, self._queue, number, self._worker_id, fields, now_ms, self._retention_ms
+            )
+            return bool(self._run(call))
+
+    def _run(self, call: Call) -> Any:
+        # Not on the ledger's own connection: the thread that ends a stuck process calls this, too.
+        return run_now(self._client, call)
+
+    def progress(
+        self, batch: ClaimedBatch, next_index: int | None, done: tuple[int, JobOutcome] | None
+    ) -> bool:
+        """Note which job is about to run alone (None for none), and what the one before it left behind.
+
+        Returns:
+            False where the claim was taken away meanwhile; the job is not to run then.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        call = commands.progress(batch.batch_id, self._queue, self._worker_id, next_index, done)
+        with ledger_errors():
+            return bool(self._run(call))
+
+    def finish(
+        self,
+        batch: ClaimedBatch,
+        outcome: BatchOutcome,
+        quarantined: Mapping[int, bytes] | None = None,
+        *,
+        take: bool = False,
+    ) -> bool:
+        """Write a batch's outcome and tell its controller; False where the claim was taken away meanwhile.
+
+        Args:
+            quarantined: Samples of the jobs that are quarantined, by index; kept as long as the outcome.
+            take: Whether to take the next batch off the queue, too; `taken` then says which.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        call = commands.finish_and_take(
+            batch.batch_id, batch.head, self._worker_id, outcome, self._retention_ms, quarantined, take=take
+        )
+        with ledger_errors():
+            written, *taken = self._scripts.run(call)
+        self._note_taken(taken and taken[0])
+        return bool(written)
+
+    def take(self, limit_s: float = 0) -> None:
+        """Take the next batch off the queue, if the next message is one's; `taken` then says which.
+
+        Args:
+            limit_s: Seconds to wait for a message.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            self._note_taken(self._wait_and_take(limit_s))
+
+    def _wait_and_take(self, limit_s: float) -> Any:
+        call = commands.take(self._queue, self._worker_id)
+        if limit_s > 0:
+            at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever where it is a thousandth
+            # From the queue's end to its end: BLMOVE shows the message and takes none.
+            wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
+            # A loss: what the script may have taken is this worker's, and is found below.
+            with suppress(NoScriptError, RedisConnectionError):
+                return self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call)
+        return self._scripts.run(call)
+
+    def _note_taken(self, answer: list[bytes] | None) -> None:
+        *self._taken_fields, batch_id = answer or [b""]
+        self.taken = batch_id.decode() or None
+
+
+def _claimed(batch_id: str, queue: str, fields: Mapping[bytes, bytes], at_ms: float) -> ClaimedBatch:
+    try:
+        head = wire.decode_head(fields[b"head"])
+        if head.queue != queue or len(head.jobs) != ids.n_jobs(batch_id):
+            raise WireError("the record's head is another batch's")
+        return ClaimedBatch(
+            batch_id,
+            head,
+            fields[SAMPLES.encode()],
+            attempts=int(fields[b"attempts"]),
+            claimed_at_ms=at_ms,
+            cancelled=frozenset(_by_index(fields, b"c:")),
+            deaths={index: int(count) for index, count in _by_index(fields, b"x:").items()},
+            kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
+        )
+    except (KeyError, ValueError) as error:
+        raise WireError(f"the record lacks a field or holds nonsense: {error}") from None
+
+
+def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:
+    return {int(name[len(prefix) :]): value for name, value in fields.items() if name.startswith(prefix)}
+
+
+def keep_outcome(client: redis.Redis, batch_id: str, index: int, outcome: JobOutcome) -> None:
+    """Have a job of an open batch end so, once the batch is claimed again, unless it ends by itself before.
+
+    Raises:
+        LedgerUnavailableError: Redis does not answer.
+    """
+    with ledger_errors():
+        run_now(client, commands.keep_outcome(batch_id, index, outcome))

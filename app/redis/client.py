@@ -1,0 +1,111 @@
+"""Connections to Redis, and the one mapping of redis-py's errors to Modelyard's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from app.errors import (
+    ConfigurationError,
+    LedgerFullError,
+    LedgerUnavailableError,
+    ModelyardError,
+    WireError,
+    first_line,
+)
+from app.redis import url as redis_url
+from app.redis.credentials import read_at_each_connect
+from app.redis.refusals import async_renewing, refusal, renewing
+from app.settings import Settings
+
+RETRY_FULL_S = 5
+MAX_CONNECTIONS = 64
+
+
+def _connection_options(timeout_s: float) -> dict[str, Any]:
+    return {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "health_check_interval": 25}
+
+
+def connect(settings: Settings, timeout_s: float | None = None, **options: Any) -> redis.Redis:
+    """Synchronous client; connects on first use. Scripts are safe to send twice, so losses are retried.
+
+    Args:
+        timeout_s: Seconds after which a command has failed, where not as the settings say.
+    """
+    with _url_errors(settings):
+        pool = redis.ConnectionPool.from_url(
+            settings.effective_redis_url,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError],
+            **_connection_options(timeout_s or settings.redis_timeout_s),
+        )
+    pool.connection_class = renewing(pool.connection_class)
+    read_at_each_connect(pool, settings)
+    client = redis.Redis(connection_pool=pool, **options)
+    client.auto_close_connection_pool = True
+    return client
+
+
+def connect_async(settings: Settings) -> redis.asyncio.Redis:
+    """Asynchronous client; connects on first use.
+
+    Nothing is tried twice, as a caller waits; and while Redis hangs, not every caller takes a connection more.
+    """
+    with _url_errors(settings):
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            settings.effective_redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=settings.redis_timeout_s,
+            **_connection_options(settings.redis_timeout_s),
+        )
+    pool.connection_class = async_renewing(pool.connection_class)
+    read_at_each_connect(pool, settings)
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+@contextmanager
+def _url_errors(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except ValueError:  # whose text may quote the password
+        raise ConfigurationError(
+            f"REDIS_URL={settings.shown_redis_url} is not a Redis URL; {redis_url.EXPECTED}"
+        ) from None
+
+
+# What Redis says where a key or field holds something else than a script of ours expects.
+_DAMAGE = ("WRONGTYPE", "is not an integer", "is not a valid float")
+
+
+@contextmanager
+def ledger_errors() -> Iterator[None]:
+    """Turn every redis-py error into `LedgerUnavailableError`, or `WireError` where only the values are at fault."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise _ledger_error(error) from error
+
+
+def _ledger_error(error: Exception) -> ModelyardError:
+    text = str(error)
+    if isinstance(error, ResponseError) and any(sign in text for sign in _DAMAGE):
+        return WireError(f"Redis holds a value of another kind than expected: {first_line(error)}")
+    if isinstance(error, ResponseError) and "maxmemory" in text:  # before Redis 7 it has no class of its own
+        return LedgerFullError(
+            "Redis is full; jobs are accepted again once outcomes have expired or it is given more memory",
+            retry_after_s=RETRY_FULL_S,
+        )
+    if said := refusal(error):
+        return LedgerUnavailableError(f"Redis refuses: {said}", retry_after_s=1)
+    if isinstance(error, ResponseError):
+        return LedgerUnavailableError(f"Redis refused the command: {error}", retry_after_s=1)
+    return LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1)

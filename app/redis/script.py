@@ -1,0 +1,87 @@
+"""Lua scripts: each is a file in `lua/`, and each use of one is a `Call` that a typed function renders.
+
+No other module holds Lua. A script begins with a header that names its KEYS, its ARGV and its answer; `-- include:
+name` stands for `lua/include/name.lua`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import redis
+import redis.asyncio
+
+Value = str | bytes | int | float
+LUA = Path(__file__).parent / "lua"
+_INCLUDE = re.compile(r"^-- include: (\w+)\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script, and the digest by which Redis knows it."""
+
+    source: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        object.__setattr__(self, "sha", digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A script with its keys and arguments."""
+
+    script: Script
+    keys: list[str]
+    args: list[Value]
+
+
+@dataclass(frozen=True, slots=True)
+class LargeField:
+    """A field of a hash that a transaction writes before it runs a script: Lua would hash and copy it.
+
+    Attributes:
+        ttl_ms: Milliseconds that the hash lives.
+    """
+
+    key: str
+    name: str
+    value: bytes
+    ttl_ms: int
+
+
+@cache
+def load(name: str) -> Script:
+    """The script in `lua/<name>.lua`."""
+    return Script(_with_includes((LUA / f"{name}.lua").read_text(), set()))
+
+
+def _with_includes(source: str, included: set[str]) -> str:
+    def text(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in included:
+            return ""
+        included.add(name)
+        return _with_includes((LUA / "include" / f"{name}.lua").read_text(), included)
+
+    return _INCLUDE.sub(text, source)
+
+
+async def run(client: redis.asyncio.Redis, call: Call) -> Any:
+    """What a script answers, as bytes.
+
+    Raises:
+        redis.RedisError: Redis does not answer, or refuses.
+    """
+    return await client.register_script(call.script.source)(keys=call.keys, args=call.args)
+
+
+def run_now(client: redis.Redis, call: Call) -> Any:
+    """The same for a synchronous client."""
+    return client.register_script(call.script.source)(keys=call.keys, args=call.args)
