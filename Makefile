@@ -14,7 +14,7 @@ BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
 COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail-under=90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit fuzz bench limits faults microbench simulate format lock clean
+.PHONY: help setup demo test check lint audit fuzz bench limits faults microbench simulate format lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,9 @@ test: ## install what the tests need and run them all; ARGS="tests/cli" runs som
 	@$(BOOTSTRAP) --lock dev
 	@scripts/test_packages.sh
 	@$(BIN)/pytest -n 3 $(if $(ARGS),$(ARGS),$(COVERAGE))
+
+check: lint ## for daily work: lint, and the tests that start no process
+	@$(BIN)/pytest -q -n 2 -m "not process" $(ARGS)
 
 lint: ## check style, formatting, types and the direction of imports
 	@$(BOOTSTRAP) --lock dev

@@ -39,9 +39,19 @@ def group_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that no process is left with it at the end."""
+    """Begin with the longest groups, so that no process is left with one at the end; mark what starts processes."""
     order = {folder: place for place, folder in enumerate(SHARING)}
     items.sort(key=lambda item: order.get(group_of(item.nodeid), len(SHARING)))
+    for item in items:
+        if starts_processes(item):
+            item.add_marker(pytest.mark.process)
+
+
+def starts_processes(item: pytest.Item) -> bool:
+    """Whether a test needs a server or another process; `make check` leaves those out."""
+    module, fixtures = getattr(item, "module", None), getattr(item, "fixturenames", ())
+    names = {"running_redis", "subprocess"}.intersection(vars(module))
+    return group_of(item.nodeid) in SHARING or "redis_process" in fixtures or bool(names)
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
