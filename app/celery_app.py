@@ -6,10 +6,13 @@ message of one queue differs from the next only in its ids.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from typing import Any
 from uuid import uuid4
 
-from celery import Celery
+import click
+from celery import Celery, bootsteps
 from kombu import Connection, Queue
 from kombu.utils.json import dumps
 
@@ -18,7 +21,12 @@ from app.redis import keys
 from app.redis.credentials import PasswordFile
 from app.settings import Settings, load
 
+logger = logging.getLogger(__name__)
 BATCH_TASK = "modelyard.run_batch"
+WRONG_WORKER = (
+    "a plain Celery worker cannot run batches and would discard the messages of its queues; start "
+    "`modelyard worker` with MODEL_NAME and MODEL_VERSION instead"
+)
 _credentials: PasswordFile | None = None  # a global, as kombu takes a name and passes no argument
 _ID_PLACEHOLDER = "<batch id>"
 _TAG_PLACEHOLDER = "<delivery tag>"
@@ -58,7 +66,32 @@ def create_celery(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         worker_send_task_events=True,
     )
+    celery.steps["worker"].add(KnowsItsTask)
+    # A hidden option whose callback runs for every `celery worker`, given or not: before the process detaches, so that
+    # `celery multi` and `--detach` report the failure too.
+    celery.user_options["worker"].add(
+        click.Option(
+            ["--refused"], hidden=True, expose_value=False, is_flag=True, callback=_refuse_celery_worker
+        )
+    )
     return celery
+
+
+class KnowsItsTask(bootsteps.Step):  # type: ignore[misc]
+    """Ends a Celery worker without the batch task before it connects: it would discard every message of its queues.
+
+    `modelyard worker` registers the task; a plain `celery worker` of this application has none.
+    """
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        if BATCH_TASK not in worker.app.tasks:
+            logger.critical(WRONG_WORKER)
+            raise SystemExit(1)
+
+
+def _refuse_celery_worker(*_: Any) -> None:
+    raise SystemExit(WRONG_WORKER)
 
 
 def redis_credentials() -> PasswordFile | None:
