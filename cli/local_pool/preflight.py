@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from app.errors import ConfigurationError
 from app.settings import Settings
-from cli.local_pool.listening import refusal
+from cli.local_pool.listening import local_url, refusal
 from cli.local_pool.programs import Service, redis_answers
 from cli.local_pool.redis_server import unwritable
 
@@ -51,8 +51,8 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
     """Refuse to start where something is in the way, naming everything that is.
 
     Raises:
-        ConfigurationError: A port is taken, a Redis server of an earlier run is still there, or the one that
-            REDIS_URL names does not answer.
+        ConfigurationError: A port is taken or meant for two services, a Redis server of an earlier run is still
+            there, or the one that REDIS_URL names does not answer.
     """
     problems = [
         problem
@@ -60,6 +60,7 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
         if service.listens is not None
         if (problem := refusal(service.name, *service.listens))
     ]
+    problems += _shared_ports(services)
     if not settings.redis_url and _goes_on_answering(settings.effective_redis_url):
         path = settings.redis_socket
         problems.append(f"a Redis server of an earlier run listens on {path}; redis-cli -s {path} shutdown")
@@ -70,6 +71,19 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
         )
     if problems:
         raise ConfigurationError("\nmodelyard: ".join(problems))
+
+
+def _shared_ports(services: Sequence[Service]) -> list[str]:
+    """A line for each service that would listen where one before it does."""
+    problems: list[str] = []
+    takers: dict[str, tuple[str, str]] = {}
+    for name, (host, port, variable) in ((each.name, each.listens) for each in services if each.listens):
+        first, its_variable = takers.setdefault(local_url(host, port), (name, variable))
+        if first != name:
+            problems.append(
+                f"{first} and {name} both listen on port {port}; set {its_variable} or {variable} to another"
+            )
+    return problems
 
 
 def _goes_on_answering(redis_url: str) -> bool:

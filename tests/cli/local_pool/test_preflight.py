@@ -37,6 +37,22 @@ def test_everything_in_the_way_is_named_at_once_a_line_each(tmp_path):
     assert len(caught.value.detail.splitlines()) == 2
 
 
+def test_port_meant_for_two_services_is_refused_with_both_variables(tmp_path, free_port):
+    port = free_port()
+    listens = [
+        ("127.0.0.1", port, "FLOWER_PORT"),
+        ("0.0.0.0", port, "MLFLOW_PORT"),
+        ("::1", port, "MODELYARD_PORT"),
+    ]
+    services = [
+        Service(f"service-{each[2]}", Tier.VIEWS, ("true",), lambda pid: True, listens=each)
+        for each in listens
+    ]
+    with pytest.raises(ConfigurationError, match="set FLOWER_PORT or MLFLOW_PORT to another") as caught:
+        preflight.check(Settings(state_dir=tmp_path, redis_url=""), services)
+    assert "MODELYARD_PORT" not in caught.value.detail  # another address
+
+
 def test_free_port_passes(tmp_path, free_port):
     preflight.check(Settings(state_dir=tmp_path, redis_url=""), [listening_service(free_port())])
 
