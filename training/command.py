@@ -124,17 +124,17 @@ def train_with_progress(options: TrainOptions, console: Console) -> list[Registe
 
 
 class _PlainProgress:
-    """Writes a line for each step that begins, and for each remark on it."""
+    """Writes a line for each task that begins, and for each new remark on it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last = ""
+        self._last = ("", "")
 
     def __call__(self, what: str, done: int, total: int, remark: str) -> None:
-        line = f"{what} {done}/{total}: {remark}" if remark and total else what
-        if line != self._last:
+        if (what, remark) != self._last:
+            line = f"{what} {done}/{total}: {remark}" if remark and total else what
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self._last = line
+        self._last = (what, remark)
 
 
 def _finish(progress: Progress) -> None:
