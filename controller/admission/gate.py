@@ -9,6 +9,7 @@ this host or of `MODELYARD_CORS_ORIGINS`.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from app.errors import HostNotAllowedError, ModelyardError, OriginNotAllowedError
@@ -16,6 +17,8 @@ from app.settings import ControllerSettings
 from controller.admission.authentication import HEALTH_PATHS, Access
 
 ANY = "*"
+# A host as the Host header spells it: a bracketed IPv6 address or a name, then perhaps a port (RFC 9110, section 7.2).
+_HOST = re.compile(r"(?:\[([^]]*:[^]]*)]|([^][:]*))(?::[0-9]*)?")
 
 
 class Gate:
@@ -28,7 +31,7 @@ class Gate:
 
     def __init__(self, settings: ControllerSettings, access: Access) -> None:
         self._access = access
-        self._names = {_name(each) for each in listed(settings.allowed_hosts)}
+        self._names = {_name(each) for each in listed(settings.allowed_hosts)} - {""}
         self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
         self._origins = frozenset(listed(settings.cors_origins))
 
@@ -83,10 +86,9 @@ def listed(text: str) -> list[str]:
 
 
 def _name(host: str) -> str:
-    """A host without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower().removesuffix(".")
+    """A host without its port; empty where it is malformed."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2] or "").lower().removesuffix(".") if found else ""
 
 
 def _is_address(name: str) -> bool:

@@ -459,6 +459,17 @@ VISITORS: list[tuple[tuple[bytes, ...], bytes, tuple[int, int, int]]] = [
     ((b"host: evil.example",), b"GET /workers", (421, 421, 401)),
     ((b"host: localhost.evil.example",), b"GET /docs", (421, 421, 200)),
     ((b"host: 127.0.0.1.evil.example",), b"POST /predict", (421, 421, 401)),
+    *(
+        ((b"host: " + malformed,), b"GET /workers", (421, 421, 401))
+        for malformed in (
+            b"",
+            b"[::1",
+            b"[::1].evil.example",
+            b"[localhost]",
+            b"localhost:1@evil.example",
+            b"localhost:x",
+        )
+    ),
     ((b"host: evil.example",), b"GET /healthz", (200, 200, 200)),
     ((b"host: evil.example",), b"GET /readyz", (200, 200, 200)),
     ((HERE, PAGE), b"POST /predict", (403, 202, 401)),
@@ -473,7 +484,7 @@ async def test_web_pages_and_names_of_strangers_are_refused_where_there_are_no_k
     open_site: OpenSite,
 ) -> None:
     allowed = {
-        "allowed_hosts": "controller, yard.example.com, *.internal",
+        "allowed_hosts": "controller, yard.example.com, *.internal, ::1",  # an address needs no entry
         "cors_origins": "https://app.example.com",
     }
     all_settings: list[dict[str, Any]] = [{}, allowed, {**allowed, "api_keys": KEYS}]
