@@ -360,7 +360,12 @@ def _on_validation_error(request: Request, error: Exception) -> Response:
 def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    body = problem_body(error.status_code, code, str(error.detail))
+    detail = (
+        "nothing is served at this path; the page /docs lists the API"
+        if code == "not_found"
+        else str(error.detail)
+    )
+    body = problem_body(error.status_code, code, detail)
     return Response(body, error.status_code, error.headers, media_type=PROBLEM_JSON.decode())
 
 
