@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import nan
@@ -59,6 +59,10 @@ class _ClaimLostError(Exception):
     """The batch was given to another worker while this one ran it."""
 
 
+class JobsFailedError(Exception):
+    """Jobs of a batch failed, and the model raised nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """A batch that is done with.
@@ -67,12 +71,14 @@ class Ran:
         at_s: When it was begun, seconds since the epoch.
         took_s: Seconds that it took.
         result: What became of it, in a few words, for Flower.
+        failure: Why jobs of it failed, or why it has no outcome; None if nothing failed.
     """
 
     batch_id: str
     at_s: float
     took_s: float
     result: str
+    failure: Exception | None = None
 
 
 class BatchRunner:
@@ -106,15 +112,23 @@ class BatchRunner:
         self._max_attempts = max_attempts
         self._unreadable = Unreadable()
         self._in_hand: ClaimedBatch | None = None
+        self._failure: Exception | None = None
 
-    def run_on(self, batch_id: str) -> Iterator[Ran]:
-        """Run a batch and, until Celery's loop is to turn again, those that follow it on the queue."""
+    def run_on(self, batch_id: str, on_begin: Callable[[str], None] | None = None) -> Iterator[Ran]:
+        """Run a batch and, until Celery's loop is to turn again, those that follow it on the queue.
+
+        Args:
+            on_begin: Told the id of each batch before it runs.
+        """
         until_s = time.monotonic() + CHAIN_S
         following: str | None = batch_id
         while following:
+            if on_begin:
+                on_begin(following)
             at_s, start_s = time.time(), time.monotonic()
             result = self.run(following, until_s)
-            yield Ran(following, at_s, time.monotonic() - start_s, result)
+            failure, self._failure = self._failure, None  # its traceback keeps the batch's samples
+            yield Ran(following, at_s, time.monotonic() - start_s, result, failure)
             following = self._ledger.taken or self._take(until_s)
 
     def _take(self, until_s: float) -> str | None:
@@ -138,15 +152,18 @@ class BatchRunner:
         Returns:
             What became of it, in a few words, for Celery's log and Flower.
         """
+        self._failure = None
         try:
             batch = self._ledger.claim(batch_id)
             if batch is None:
                 return "nothing to do: the batch has its outcome, or another worker has the batch"
             return self._run_claimed(batch, take_until_s)
         except LedgerUnavailableError as error:
+            self._failure = error
             logger.warning("batch %s is left to be sent again: %s", batch_id, error.detail)
             return "left to be sent again: Redis does not answer"
         except WireError as error:
+            self._failure = error
             self._unreadable.note("batch", batch_id, error.detail)
             self._beacon.unreadable_seen()
             return "unreadable"
@@ -188,6 +205,8 @@ class BatchRunner:
             self._beacon.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
         if not written:
             return "too late: the batch was given to another worker"
+        if failed and not self._failure:
+            self._failure = JobsFailedError(f"{failed} of {len(outcome.jobs)} jobs failed")
         return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
 
     def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome, take_until_s: float) -> bool:
@@ -271,6 +290,7 @@ class BatchRunner:
         try:
             return self._outcomes(array, [len(array)])[0]
         except Exception as error:
+            self._failure = error
             return _failure(error)
         finally:
             self._last_words.ran()

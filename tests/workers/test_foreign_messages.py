@@ -24,6 +24,7 @@ from app.worker_record import decode_record
 from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 from tests.workers.test_process import QUEUE, accept
+from workers.consumer.remote_control import REFUSED
 
 WaitUntil = Callable[..., None]
 MARK = "mark"
@@ -165,7 +166,7 @@ def test_remote_commands_can_look_at_a_worker_but_not_change_it(
         "cancel_consumer": {"queue": QUEUE},
         "revoke": {"task_id": "B" * 32, "terminate": True},
         "disable_events": {},
-        "report": {},
+        "hello": {"from_node": "other", "revoked": {"B" * 32: 1}},
         "no_such_command": {},
     }.items():
         control.broadcast(command, arguments=arguments)
@@ -173,9 +174,7 @@ def test_remote_commands_can_look_at_a_worker_but_not_change_it(
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: client.hget(keys.batch(batch_id), "out"), what="the worker still runs batches")
     refused = control.broadcast("pool_grow", arguments={"n": 5}, reply=True, timeout=5, limit=1)
-    assert [reply for replies in refused for reply in replies.values()] == [
-        {"error": "no command changes a worker"}
-    ]
+    assert [reply for replies in refused for reply in replies.values()] == [{"error": REFUSED}]
     seen = control.inspect(timeout=5, limit=1).active_queues()
     assert [queue["name"] for queues in seen.values() for queue in queues] == [QUEUE]
     registered = control.inspect(timeout=5, limit=1).registered(None)

@@ -50,8 +50,8 @@ def consume(
     """
 
     @celery.task(name=BATCH_TASK, Strategy=STRATEGY)  # type: ignore[untyped-decorator]
-    def run_batch(batch_id: str) -> Iterator[Ran]:
-        return runner.run_on(batch_id)
+    def run_batch(batch_id: str, on_begin: Callable[[str], None]) -> Iterator[Ran]:
+        return runner.run_on(batch_id, on_begin)
 
     only_batches(celery)
 

@@ -1,0 +1,207 @@
+"""What Celery's own tools and signals see of a real worker: `celery inspect`, `celery control`, receivers in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from app.celery_app import BATCH_TASK, BatchMessages, create_celery, message_template
+from app.ledger.commands import NewBatch
+from app.ledger.controller_ledger import ControllerLedger
+from app.redis import keys
+from app.settings import Settings
+from tests.conftest import WaitUntil, process_environment, running_redis
+from tests.pool_samples import new_batch
+from tests.workers import unruly_model
+from tests.workers.test_process import ready_pids, records
+from workers.consumer.remote_control import REFUSED
+
+QUEUE = keys.queue_name("Unruly", 1)
+BAD_SAMPLE = 2
+# Runs in the worker as it loads its model: what a library such as OpenTelemetry's does there.
+RECEIVERS = f"""
+import json
+from celery import signals
+from celery.worker import state
+
+def _behave(behaviour):
+    if behaviour == {BAD_SAMPLE}:
+        raise ValueError("a bad sample")
+
+def _tell(signal, sender, task_id="", **told):
+    told = {{name: value for name, value in told.items() if isinstance(value, str)}} | {{
+        "error": repr(told.get("exception")),
+        "traced": str(told.get("einfo", "")).count("ValueError"),
+        "active": [request.info() for request in state.active_requests],
+    }}
+    with open(os.environ["SEEN"], "a") as file:
+        print(json.dumps([signal.name, sender.name, task_id, told]), file=file)
+
+for each in (signals.task_prerun, signals.task_postrun, signals.task_failure):
+    each.connect(_tell, weak=False, dispatch_uid="test")
+"""
+
+
+@dataclass
+class Worker:
+    """A worker that is ready.
+
+    Attributes:
+        node: Celery's name of it.
+        seen: File with a line for each signal.
+    """
+
+    url: str
+    node: str
+    pid: int
+    seen: Path
+    client: redis.Redis
+
+    def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Celery's command line."""
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "app.celery_app", *arguments],
+            env=os.environ | {"REDIS_URL": self.url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def inspect(self, command: str, *arguments: str) -> Any:
+        """What the worker answers."""
+        ran = self.celery("inspect", "-t", "20", "-d", self.node, "--json", command, *arguments)
+        assert ran.returncode == 0, ran.stderr + ran.stdout
+        return json.loads(ran.stdout)[self.node]
+
+    def accept(self, n_jobs: int) -> str:
+        """Accept one batch, exactly as a controller does."""
+        batch = new_batch(n_jobs, queue=QUEUE, model_name="Unruly", dtype="float64")
+        template = message_template(create_celery(Settings(redis_url=self.url)))
+        message = BatchMessages(template, QUEUE).write(batch.batch_id)
+        sent = NewBatch(batch.batch_id, batch.head, batch.data, message, batch.accepted_at_ms)
+
+        async def go() -> None:
+            async with redis.asyncio.Redis.from_url(self.url) as client:
+                await ControllerLedger(client, 100).accept(sent)
+
+        asyncio.run(go())
+        return batch.batch_id
+
+    def signals_of(self, batch_id: str) -> list[tuple[str, str, dict[str, Any]]]:
+        """Name, sender and arguments of the signals that named a batch."""
+        lines = self.seen.read_text().splitlines() if self.seen.exists() else []
+        told = [json.loads(line) for line in lines]
+        return [(name, sender, rest) for name, sender, task_id, rest in told if task_id == batch_id]
+
+
+@pytest.fixture(scope="module")
+def worker(
+    registry: str, wait_until: WaitUntil, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Worker]:
+    seen = tmp_path_factory.mktemp("signals") / "seen"
+    with running_redis() as server, redis.Redis.from_url(server.url) as client:
+        own = {
+            "REDIS_URL": server.url,
+            "MLFLOW_TRACKING_URI": registry,
+            "MODEL_NAME": "Unruly",
+            "MODEL_VERSION": "1",
+            "ALLOW_PICKLE_MODELS": "true",
+            "MODELYARD_HEARTBEAT_S": "0.2",
+            unruly_model.LOADING: RECEIVERS,
+            "SEEN": str(seen),
+        }
+        command = [sys.executable, "-m", "workers"]
+        process = subprocess.Popen(command, env=process_environment() | own)
+        try:
+            wait_until(
+                lambda: ready_pids(client) or process.poll() is not None,
+                timeout_s=90,
+                what="the worker is ready",
+            )
+            [record] = records(client)
+            node = f"worker-{record.worker}@{record.worker_id}"
+            yield Worker(server.url, node, record.pid, seen, client)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def test_inspect_counts_each_batch_that_a_worker_ran_and_shows_none_in_hand_when_it_is_idle(
+    worker: Worker, wait_until: WaitUntil
+) -> None:
+    before = worker.inspect("stats")
+    assert before["pid"] == worker.pid
+    batches = [worker.accept(2) for _ in range(3)]
+    wait_until(
+        lambda: all(worker.client.hget(keys.batch(batch), "out") for batch in batches),
+        what="the batches are run",
+    )
+    total = worker.inspect("stats")["total"]
+    assert total == {BATCH_TASK: before["total"].get(BATCH_TASK, 0) + 3}
+    assert worker.inspect("active") == []
+    assert worker.inspect("query_task", batches[0]) == {}
+
+
+def test_commands_that_read_are_answered(worker: Worker) -> None:
+    assert "celery:5" in worker.inspect("report")["ok"]
+    celery = create_celery(Settings(redis_url=worker.url))
+    inspect = celery.control.inspect([worker.node], timeout=20)
+    try:
+        answers = {
+            name: getattr(inspect, name)()[worker.node]
+            for name in (
+                "ping",
+                "clock",
+                "memsample",
+                "active_queues",
+                "conf",
+                "scheduled",
+                "reserved",
+                "revoked",
+            )
+        }
+        answers["registered"] = inspect.registered()[worker.node]
+    finally:
+        celery.close()
+    assert answers["ping"] == {"ok": "pong"}
+    assert answers["clock"]["clock"] > 0
+    assert answers["memsample"].endswith("B")
+    assert [queue["name"] for queue in answers["active_queues"]] == [QUEUE]
+    assert answers["conf"]["accept_content"] == ["json"]
+    assert answers["scheduled"] == answers["reserved"] == answers["revoked"] == []
+    assert [name.split()[0] for name in answers["registered"]] == [BATCH_TASK]
+
+
+def test_a_command_that_would_change_a_worker_is_refused_with_what_to_do_instead(worker: Worker) -> None:
+    ran = worker.celery("control", "-t", "20", "-d", worker.node, "shutdown")
+    assert REFUSED in ran.stdout, ran.stdout + ran.stderr
+    assert "SIGTERM" in REFUSED
+    assert [(record.pid, record.state) for record in records(worker.client)] == [(worker.pid, "ready")]
+
+
+def test_celerys_task_signals_are_sent_once_a_batch(worker: Worker, wait_until: WaitUntil) -> None:
+    good, bad = worker.accept(BAD_SAMPLE), worker.accept(BAD_SAMPLE + 1)
+    wait_until(lambda: len(worker.signals_of(bad)) >= 3, what="the signals of the second batch")
+    [before, after] = worker.signals_of(good)
+    assert [before[:2], after[:2]] == [("task_prerun", BATCH_TASK), ("task_postrun", BATCH_TASK)]
+    assert after[2]["state"] == "SUCCESS"
+    assert (after[2]["retval"], after[2]["active"]) == ("2 of 2 jobs succeeded", [])
+    [active] = before[2]["active"]
+    assert (active["id"], active["name"], active["hostname"]) == (good, BATCH_TASK, worker.node)
+    assert active["time_start"] > 0
+    assert [name for name, _, _ in worker.signals_of(bad)] == ["task_prerun", "task_failure", "task_postrun"]
+    _, failed, ended = [told for _, _, told in worker.signals_of(bad)]
+    assert (ended["state"], ended["retval"]) == ("FAILURE", "2 of 3 jobs succeeded")
+    assert "ValueError('a bad sample')" in failed["error"]
+    assert failed["traced"]
