@@ -291,7 +291,7 @@ class ControllerSettings(Settings):
     )
     root_path: str = Field(
         default="",
-        pattern=r"^(/[\w.~-]+)*/?$",
+        pattern=r"^(/[.]*[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*/?$",  # ASCII, as it stands in headers; no dot segment
         description="path under which a proxy publishes the controller, such as `/yard`, whether or not the proxy "
         "strips it; it begins every reference in answers",
     )

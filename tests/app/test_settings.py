@@ -33,6 +33,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (ControllerSettings, "MODELYARD_PORT", "70000", "less than or equal to 65535"),
         (ControllerSettings, "MODELYARD_MAX_BODY_BYTES", "1", "greater than or equal to 1024"),
         (ControllerSettings, "MODELYARD_MAX_WAIT_S", "nan", "less than or equal to 3600"),
+        (ControllerSettings, "MODELYARD_ROOT_PATH", "/\N{LATIN SMALL LETTER A WITH DIAERESIS}", "pattern"),
+        (ControllerSettings, "MODELYARD_ROOT_PATH", "/a/../b", "pattern"),
         (ControllerSettings, "MODELYARD_BATCH_HOLD_MS", "1001", "less than or equal to 1000"),
     ],
 )
