@@ -18,7 +18,7 @@ Start = Callable[[str], "subprocess.Popen[str]"]
 PROLOGUE = """
 import logging, os, signal, sys, time
 from pathlib import Path
-from workers import parent
+from workers.process import prefork_supervisor as parent
 logging.basicConfig()
 children = Path("children")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
