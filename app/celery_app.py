@@ -45,6 +45,7 @@ def create_celery(settings: Settings) -> Celery:
     celery = Celery("modelyard", broker=broker, set_as_current=False)
     celery.conf.update(
         accept_content=["json"],
+        broker_channel_error_retry=True,  # no answer of Redis ends a worker; one that stalls ends itself
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             # A connection that is cut off without a word is noticed by a missing answer, not after minutes.

@@ -45,7 +45,11 @@ def refusal(error: BaseException | None) -> str:
 
 
 class _Renewing:
-    """A connection that ends when Redis refuses a command. While it greets, redis-py judges the answers itself."""
+    """A connection that ends when Redis refuses a command.
+
+    While it connects, redis-py judges each answer itself: it passes over some errors. An error that ends the greeting,
+    such as a refused PING, is translated here: kombu would not outlive it.
+    """
 
     _greets = False
 
@@ -53,6 +57,10 @@ class _Renewing:
         self._greets = True
         try:
             super().on_connect_check_health(*arguments, **options)  # type: ignore[misc]
+        except ResponseError as error:
+            if not (said := refusal(error)):
+                raise
+            raise RefusedError(said) from error
         finally:
             self._greets = False
 
@@ -75,6 +83,10 @@ class _AsyncRenewing:
         self._greets = True
         try:
             await super().on_connect_check_health(*arguments, **options)  # type: ignore[misc]
+        except ResponseError as error:
+            if not (said := refusal(error)):
+                raise
+            raise RefusedError(said) from error
         finally:
             self._greets = False
 
