@@ -59,7 +59,7 @@ class LargeField:
 @cache
 def load(name: str) -> Script:
     """The script in `lua/<name>.lua`."""
-    return Script(_with_includes((LUA / f"{name}.lua").read_text(), set()))
+    return Script(_with_includes((LUA / f"{name}.lua").read_text("utf-8"), set()))
 
 
 def _with_includes(source: str, included: set[str]) -> str:
@@ -68,7 +68,7 @@ def _with_includes(source: str, included: set[str]) -> str:
         if name in included:
             return ""
         included.add(name)
-        return _with_includes((LUA / "include" / f"{name}.lua").read_text(), included)
+        return _with_includes((LUA / "include" / f"{name}.lua").read_text("utf-8"), included)
 
     return _INCLUDE.sub(text, source)
 
