@@ -53,3 +53,9 @@ def test_every_import_is_declared(package: str) -> None:
         )
     }
     assert not undeclared, f"declare them in pyproject.toml for {package}"
+
+
+def test_every_lua_script_is_packaged() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packaged = {file for pattern in data["app.redis"] for file in (ROOT / "app" / "redis").glob(pattern)}
+    assert packaged == set((ROOT / "app").rglob("*.lua"))
