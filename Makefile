@@ -39,9 +39,6 @@ lint: ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=scripts $(BIN)/mypy --explicit-package-bases scripts
-	MYPYPATH=.:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py benchmarks/micro benchmarks/simulation
-	$(BIN)/mypy --explicit-package-bases faults
 	$(BIN)/lint-imports
 
 audit: ## look every pinned package up for known vulnerabilities; says so where no service can be reached

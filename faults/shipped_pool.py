@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from app.redis.url import with_password
 from cli.local_pool import redis_server as pool_redis

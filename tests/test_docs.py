@@ -11,8 +11,8 @@ import pytest
 
 from app.contract import InputContract
 from cli.main import COMMANDS
+from configuration_page import PAGE, page
 from controller.input.json_numbers import parse
-from scripts.configuration_page import PAGE, page
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]

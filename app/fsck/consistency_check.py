@@ -67,6 +67,9 @@ class Doctor:
 
     Args:
         client: Asynchronous Redis client that answers bytes.
+
+    Attributes:
+        mends: What to do about a finding, by its kind; the other kinds are only reported.
     """
 
     def __init__(self, client: redis.asyncio.Redis, settings: Settings) -> None:
@@ -75,7 +78,7 @@ class Doctor:
         self._ledger = ControllerLedger(client, settings.result_retention_s)
         self._examiner = Examiner(client)
         self._template = message_template(create_celery(settings))
-        self._mends: dict[str, Callable[[Finding], Awaitable[bool]]] = {
+        self.mends: dict[str, Callable[[Finding], Awaitable[bool]]] = {
             "backlog_wrong": self._add_up,
             "dead_claim": self._take_from_dead,
             "finished_but_listed": self._close_finished,
@@ -107,10 +110,6 @@ class Doctor:
         findings = sorted(odd.values(), key=lambda each: (each.kind, each.queue, each.subject))
         return Report(findings, seen.notes, seen.counts, looks)
 
-    def can_mend(self, finding: Finding) -> bool:
-        """Whether `mend` knows what to do about it."""
-        return finding.kind in self._mends
-
     async def mend(self, report: Report) -> None:
         """Mend what can be; each script looks first whether there is still something to mend.
 
@@ -119,11 +118,11 @@ class Doctor:
         """
         # Counts last: what is mended before may change them.
         for finding in sorted(report.findings, key=lambda each: each.kind == "backlog_wrong"):
-            if not self.can_mend(finding):
+            if finding.kind not in self.mends:
                 continue
             try:
                 with ledger_errors():
-                    if await self._mends[finding.kind](finding):
+                    if await self.mends[finding.kind](finding):
                         report.mended.add((finding.kind, finding.subject))
             except WireError:
                 continue  # another key of the queue is broken; that is a finding of its own

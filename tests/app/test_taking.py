@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,7 +22,9 @@ from app.ledger import wire
 from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
-from tests.pool_samples import RedisServer, head, new_batch, outcome
+from faults.proxy import Proxy
+from tests.conftest import RedisServer
+from tests.pool_samples import head, new_batch, outcome
 
 QUEUE = head().queue
 RETENTION_S = 100.0
@@ -69,23 +71,16 @@ class Bench:
         assert owner is None or isinstance(owner, bytes)
         return owner
 
-    def lose_next_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Redis does what it is sent next; then the connection breaks."""
-        connection: Any = self.worker._scripts._connection
-        read = connection.read_response
 
-        def lose(**options: Any) -> None:
-            monkeypatch.undo()
-            read(**options)
-            connection.disconnect()
-            raise RedisConnectionError("cut")
-
-        monkeypatch.setattr(connection, "read_response", lose)
+@pytest.fixture
+def way(redis_server: RedisServer, tmp_path: Path) -> Iterator[Proxy]:
+    with Proxy(redis_server.socket, tmp_path / "way.sock") as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def bench(redis_server: RedisServer) -> Iterator[Bench]:
-    made = Bench(redis_server.url)
+def bench(way: Proxy) -> Iterator[Bench]:
+    made = Bench(way.url)
     yield made
     made.client.close()
 
@@ -183,11 +178,11 @@ def test_what_was_taken_and_is_of_a_newer_release_is_let_go(bench: Bench) -> Non
 
 
 def test_a_lost_answer_loses_neither_the_outcome_nor_the_batch_that_was_taken(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, way: Proxy
 ) -> None:
     first, second, _ = bench.accept(3)
     claimed = bench.claim_first()
-    bench.lose_next_answer(monkeypatch)
+    way.cut_at(lambda _: True)
     assert bench.finish(claimed)
     assert bench.has_outcome(first)
     assert (bench.worker.taken, bench.client.llen(QUEUE)) == (second, 1)
@@ -196,23 +191,19 @@ def test_a_lost_answer_loses_neither_the_outcome_nor_the_batch_that_was_taken(
     assert taken.attempts == 1
 
 
-def test_a_lost_answer_to_an_outcome_that_took_nothing_is_no_lost_claim(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_answer_to_an_outcome_that_took_nothing_is_no_lost_claim(bench: Bench, way: Proxy) -> None:
     bench.accept(1)
     claimed = bench.claim_first()
-    bench.lose_next_answer(monkeypatch)
+    way.cut_at(lambda _: True)
     assert bench.finish(claimed)
     assert bench.worker.taken is None
 
 
 @pytest.mark.parametrize("limit_s", [0, 1])
-def test_a_lost_answer_to_a_take_takes_no_second_batch(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit_s: float
-) -> None:
+def test_a_lost_answer_to_a_take_takes_no_second_batch(bench: Bench, way: Proxy, limit_s: float) -> None:
     bench.worker.take()  # it is connected, and finds nothing
     first, _ = bench.accept(2)
-    bench.lose_next_answer(monkeypatch)
+    way.cut_at(lambda _: True)
     bench.worker.take(limit_s)
     assert (bench.worker.taken, bench.client.llen(QUEUE)) == (first, 1)
 

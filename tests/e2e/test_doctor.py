@@ -74,7 +74,7 @@ def test_what_the_pool_does_not_mend_by_itself_is_reported_and_mended_while_it_w
 ) -> None:
     pool, url, _ = served
     with redis.Redis.from_url(pool.redis_url) as client, load(url, digits):
-        queue = next(iter(client.hkeys(keys.NUMBERS))).decode()  # type: ignore[union-attr]
+        queue = next(iter(client.hkeys(keys.NUMBERS))).decode()
         client.hincrby(keys.BACKLOG, queue, 5)
         for status, options in ((1, ["--mend"]), (0, [])):
             found, report = doctor(pool.redis_url, pool.folder, "--patience", "2", *options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,7 +54,8 @@ def send_many(count: int, round_number: int, **arguments: Any) -> Callable[[Call
 def fuzz_by_document(url: str, judge: Judge, count: int, round_number: int) -> None:
     """What the OpenAPI document allows, and what it forbids."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    operations = [result.ok() for result in schema.get_all_operations()]
+    results: Iterable[Any] = schema.get_all_operations()
+    operations = [result.ok() for result in results]
     strategies = [
         operation.as_strategy(generation_mode=mode) for operation in operations for mode in GenerationMode
     ]
@@ -85,7 +86,7 @@ def fuzz_bodies(url: str, judge: Judge, count: int, round_number: int) -> None:
 
         @send_many(count, round_number, body=bodies, query=fuzz.QUERIES, headers=fuzz.HEADERS)
         def send(body: bytes, query: str, headers: dict[str, str]) -> None:
-            raw = [(name, value.encode("latin-1", "replace")) for name, value in headers.items()]
+            raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
             try:
                 answer = http.post(f"/predict{query}", content=body, headers=raw)
             except (httpx.LocalProtocolError, httpx.RemoteProtocolError):

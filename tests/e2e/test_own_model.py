@@ -37,6 +37,6 @@ def test_the_example_registers_a_model_in_an_empty_folder_that_a_worker_there_se
             assert job.model_name == "My_Model"
             assert job.val_accuracy is not None
             assert job.val_accuracy > 0.8
-            assert sum(job.predictions[0].scores) == pytest.approx(1, abs=1e-3)
+            assert np.array(job.predictions[0].scores, float).sum() == pytest.approx(1, abs=1e-3)
     finally:
         pool.close()

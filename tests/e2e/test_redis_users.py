@@ -192,7 +192,7 @@ async def test_the_controllers_user_may_count_for_a_rate_limit(guarded: Guarded)
     settings = Settings(
         redis_url=guarded.url("controller"), redis_password_file=guarded.password_file("controller")
     )
-    outcomes = []
+    outcomes: list[bool] = []
     async with connect_async(settings) as connection:
         limit, caller = RateLimit("3/second", connection), Caller("shop", is_operator=False)
         give_up_at_s = time.monotonic() + 20

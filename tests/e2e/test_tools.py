@@ -64,8 +64,8 @@ async def test_many_asynchronous_predictions_answer_each_its_own_digit(
     async with AsyncClient(url) as client:
         alone = await asyncio.gather(*(client.predict(digits.images[i : i + 1]) for i in range(64)))
         together = await client.predict(digits.images[:64])
-    scores = np.array([job.predictions[0].scores for job in alone])
-    assert np.allclose(scores, [each.scores for each in together.predictions], atol=1e-4)
+    scores = np.array([job.predictions[0].scores for job in alone], float)
+    assert np.allclose(scores, np.array([each.scores for each in together.predictions], float), atol=1e-4)
 
 
 def test_the_command_line_predicts_and_records(served: Served, tmp_path: Path) -> None:

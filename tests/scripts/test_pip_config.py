@@ -1,26 +1,14 @@
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+import pip_config
 
 
-@pytest.fixture
-def pip_config() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pip_config", SCRIPTS / "pip_config.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_later_sections_replace_earlier_ones_as_in_pip(pip_config):
+def test_later_sections_replace_earlier_ones_as_in_pip() -> None:
     listing = "\n".join(
         [
             ":env:.find-links='/from/variable'",
@@ -36,7 +24,7 @@ def test_later_sections_replace_earlier_ones_as_in_pip(pip_config):
     }
 
 
-def test_every_place_that_pip_searches_is_given_to_uv(pip_config):
+def test_every_place_that_pip_searches_is_given_to_uv() -> None:
     config = pip_config.parse_pip_config(
         "global.find-links='/a /b'\n"
         "global.extra-index-url='\\nhttps://one.example/simple\\nhttps://two.example/simple'\n"
@@ -51,7 +39,7 @@ def test_every_place_that_pip_searches_is_given_to_uv(pip_config):
     assert "--no-index" in options
 
 
-def test_certificate_and_proxy_become_variables(pip_config):
+def test_certificate_and_proxy_become_variables() -> None:
     config = {"cert": "/etc/ca.pem", "proxy": "http://proxy.example:3128"}
     assert pip_config.uv_variables(config) == {
         "SSL_CERT_FILE": "/etc/ca.pem",
@@ -59,14 +47,14 @@ def test_certificate_and_proxy_become_variables(pip_config):
     }
 
 
-def test_real_pip_is_read(pip_config, monkeypatch):
+def test_real_pip_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", "/wheels with space-free-name")
     config = pip_config.read_pip_config([sys.executable, "-m", "pip"])
     assert config.get("find-links", "").startswith("/wheels") or config == {}  # an environment without pip
 
 
 @pytest.mark.parametrize(("tag", "found"), [("cp311", True), ("cp312", False)])
-def test_local_torch_wheel_counts_only_for_its_python(pip_config, tmp_path, tag, found):
+def test_local_torch_wheel_counts_only_for_its_python(tmp_path: Path, tag: str, found: bool) -> None:
     (tmp_path / "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl").write_bytes(b"")
     (tmp_path / "torchvision-0.28.0-cp312-cp312-linux_x86_64.whl").write_bytes(b"")
     config = {"find-links": f"/does/not/exist https://wheels.example {tmp_path}"}

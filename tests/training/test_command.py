@@ -66,6 +66,7 @@ def digit_png(tmp_path: Path) -> Path:
 
 def test_inference_predicts_a_png_by_version_alias_or_run_id(trained: Trained, digit_png: Path) -> None:
     best = next(version for version in trained.versions if version.champion)
+    assert best.run_id
     uris = [f"models:/Digits/{best.version}", "models:/Digits@champion", best.run_id]
     expected = scores(load(uris[0], trained.tracking_uri), load_png_28(digit_png))[0]
     for uri in uris:

@@ -273,6 +273,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 continue
             assert 0 < self.client.pttl(keys.batch(batch.new.batch_id)) <= (60 + RETENTION_S) * 1000
             stored = self.client.hget(keys.batch(batch.new.batch_id), "out")
+            assert stored is None or isinstance(stored, bytes)
             assert (wire.decode_outcome(stored) if stored else None) == batch.outcome
 
     @invariant()

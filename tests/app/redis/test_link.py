@@ -158,10 +158,9 @@ async def test_a_redis_that_hangs_fails_the_calls_in_time_and_is_found_again(
 
 async def test_a_silent_connection_is_tried(ear: Ear, redis_server: RedisServer) -> None:
     # Nothing is asked, so only the link's own ping can tell that nothing would be heard any more.
-    before = ear.link._transport
     redis_server.process.send_signal(signal.SIGSTOP)
     try:
-        await until(lambda: ear.link._transport is not before, "the connection is given up")
+        await until(lambda: not ear.link.is_connected, "the connection is given up")
     finally:
         redis_server.process.send_signal(signal.SIGCONT)
     await ear.connected()

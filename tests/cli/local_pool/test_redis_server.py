@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,14 +35,18 @@ def running(config: Path, url: str) -> Iterator[redis.Redis]:
         process.wait(10)
 
 
-def test_server_on_path_is_taken_where_it_is_new_enough(tmp_path, monkeypatch):
+def test_server_on_path_is_taken_where_it_is_new_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     binary = fake_server(tmp_path / "bin", "6.2.0")
     monkeypatch.setenv("PATH", str(binary.parent), prepend=":")
     assert pool_redis.find_server() == binary
 
 
 @pytest.mark.parametrize("version", ["6.0.16", "5.0.7", "nonsense"])
-def test_packaged_server_is_taken_where_the_one_on_path_is_too_old(tmp_path, monkeypatch, version):
+def test_packaged_server_is_taken_where_the_one_on_path_is_too_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
     binary = fake_server(tmp_path / "bin", version)
     monkeypatch.setenv("PATH", str(binary.parent), prepend=":")
     found = pool_redis.find_server()
@@ -50,7 +54,9 @@ def test_packaged_server_is_taken_where_the_one_on_path_is_too_old(tmp_path, mon
     assert pool_redis.server_version(found) >= (6, 2)
 
 
-def test_no_usable_server_is_one_line_that_says_what_to_do(tmp_path, monkeypatch):
+def test_no_usable_server_is_one_line_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     binary = fake_server(tmp_path / "bin", "6.0.16")
     monkeypatch.setenv("PATH", str(binary.parent))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -60,8 +66,8 @@ def test_no_usable_server_is_one_line_that_says_what_to_do(tmp_path, monkeypatch
     assert "REDIS_URL" in caught.value.detail
 
 
-def test_what_was_written_survives_a_restart_and_no_tcp_port_is_open(tmp_path):
-    folder = Path(shutil.os.path.realpath(tmp_path)) / "s"
+def test_what_was_written_survives_a_restart_and_no_tcp_port_is_open(tmp_path: Path) -> None:
+    folder = Path(os.path.realpath(tmp_path)) / "s"
     settings = Settings(state_dir=folder, redis_url="")
     config = pool_redis.write_config(settings)
     with running(config, settings.effective_redis_url) as client:
@@ -76,7 +82,7 @@ def test_what_was_written_survives_a_restart_and_no_tcp_port_is_open(tmp_path):
         assert client.get("job") == b"accepted"
 
 
-def test_state_directory_may_have_spaces_and_quotes_in_its_name(tmp_path):
+def test_state_directory_may_have_spaces_and_quotes_in_its_name(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path / 'a "b" c\\d', redis_url="")
     with running(pool_redis.write_config(settings), f"unix://{settings.redis_socket}") as client:
         assert client.ping()

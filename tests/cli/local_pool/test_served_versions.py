@@ -28,27 +28,29 @@ def settings(registry: str, model_name: str = "digits") -> Settings:
 
 
 @pytest.mark.parametrize(("asked", "chosen"), [([], [2, 3]), ([1], [1]), ([3, 1, 3], [1, 3])])
-def test_asked_versions_are_served_else_the_two_newest(registry, asked, chosen):
+def test_asked_versions_are_served_else_the_two_newest(
+    registry: str, asked: list[int], chosen: list[int]
+) -> None:
     assert choose_versions(settings(registry), asked) == chosen
 
 
-def test_only_version_is_served_alone(registry):
+def test_only_version_is_served_alone(registry: str) -> None:
     assert choose_versions(settings(registry, "other"), []) == [1]
 
 
-def test_version_that_does_not_exist_is_named_with_those_that_do(registry):
+def test_version_that_does_not_exist_is_named_with_those_that_do(registry: str) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         choose_versions(settings(registry), [2, 7])
     assert "no version 7 of digits" in caught.value.detail
     assert "it has 1, 2, 3" in caught.value.detail
 
 
-def test_model_without_versions_says_how_to_train(registry):
+def test_model_without_versions_says_how_to_train(registry: str) -> None:
     with pytest.raises(ModelNotFoundError, match="modelyard train"):
         choose_versions(settings(registry, "absent"), [])
 
 
-def test_looking_into_a_registry_that_does_not_exist_makes_none(tmp_path):
+def test_looking_into_a_registry_that_does_not_exist_makes_none(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="modelyard train"):
         choose_versions(settings(f"sqlite:///{tmp_path}/none.db"), [])
     assert not (tmp_path / "none.db").exists()

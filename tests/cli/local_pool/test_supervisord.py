@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cli.local_pool import leftovers
 from cli.local_pool.local_pool import Pool, PoolPlan, claimed, open_pool
 from cli.local_pool.programs import Service, Tier
 from cli.local_pool.supervisord import Supervisor
+from tests.conftest import WaitUntil
 
 # says that it runs, and on SIGTERM says so in the journal and goes
 OBEDIENT = """
@@ -53,7 +55,7 @@ with Supervisor(Path(sys.argv[1]), [service]) as supervisor:
 
 
 @pytest.fixture
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s")
 
 
@@ -76,7 +78,7 @@ def says(supervisor: Supervisor, name: str, text: str) -> bool:
     return text in "\n".join(supervisor.log_tail(name, 100))
 
 
-def test_services_stop_tier_by_tier_highest_first(folder, wait_until):
+def test_services_stop_tier_by_tier_highest_first(folder: Path, wait_until: WaitUntil) -> None:
     journal = folder / "journal"
     services = [service(tier.name, tier, journal) for tier in Tier]
     with Supervisor(folder, services) as supervisor:
@@ -87,7 +89,7 @@ def test_services_stop_tier_by_tier_highest_first(folder, wait_until):
     assert not any(runs(pid) for pid in pids)
 
 
-def test_killed_service_is_started_again(folder, wait_until):
+def test_killed_service_is_started_again(folder: Path, wait_until: WaitUntil) -> None:
     worker = service("worker", Tier.WORKERS, folder / "journal")
     with Supervisor(folder, [worker]) as supervisor:
         supervisor.start([worker])
@@ -99,7 +101,7 @@ def test_killed_service_is_started_again(folder, wait_until):
         )
 
 
-def test_nothing_starts_that_was_not_asked_for(folder):
+def test_nothing_starts_that_was_not_asked_for(folder: Path) -> None:
     services = [service(name, Tier.WORKERS, folder / "journal") for name in ("asked", "other")]
     with Supervisor(folder, services) as supervisor:
         supervisor.start(services[:1])
@@ -108,7 +110,7 @@ def test_nothing_starts_that_was_not_asked_for(folder):
 
 
 @pytest.mark.parametrize("argument", ["a b", "100%", "%(here)s", "it's", 'say "x"', "back\\slash", "a ;b"])
-def test_argument_reaches_the_process_as_it_is(folder, wait_until, argument):
+def test_argument_reaches_the_process_as_it_is(folder: Path, wait_until: WaitUntil, argument: str) -> None:
     printer = Service(
         "printer",
         Tier.WORKERS,
@@ -120,7 +122,7 @@ def test_argument_reaches_the_process_as_it_is(folder, wait_until, argument):
         wait_until(lambda: says(supervisor, "printer", argument), what="the argument in the log")
 
 
-def test_log_of_the_run_before_is_kept_apart(folder, wait_until):
+def test_log_of_the_run_before_is_kept_apart(folder: Path, wait_until: WaitUntil) -> None:
     worker = service("worker", Tier.WORKERS, folder / "journal")
     for _ in range(2):
         with Supervisor(folder, [worker]) as supervisor:
@@ -130,13 +132,13 @@ def test_log_of_the_run_before_is_kept_apart(folder, wait_until):
     assert (folder / "logs" / "worker.previous.log").read_text() == "running\n"
 
 
-def test_program_that_does_not_exist_is_named(folder):
+def test_program_that_does_not_exist_is_named(folder: Path) -> None:
     absent = Service("absent", Tier.WORKERS, ("/nowhere/absent",), is_ready=lambda pid: True)
     with Supervisor(folder, [absent]) as supervisor, pytest.raises(ServiceError, match="/nowhere/absent"):
         supervisor.start([absent])
 
 
-def test_services_go_with_their_host_when_it_is_killed_outright(folder, wait_until):
+def test_services_go_with_their_host_when_it_is_killed_outright(folder: Path, wait_until: WaitUntil) -> None:
     host = subprocess.Popen([sys.executable, "-c", HOST, str(folder)], stdout=subprocess.PIPE, text=True)
     with host:
         assert host.stdout is not None
@@ -146,7 +148,7 @@ def test_services_go_with_their_host_when_it_is_killed_outright(folder, wait_unt
     wait_until(lambda: not runs(pid), what="the service has gone")
 
 
-def test_pool_starts_under_a_hard_limit_of_256_descriptors(folder):
+def test_pool_starts_under_a_hard_limit_of_256_descriptors(folder: Path) -> None:
     host = subprocess.Popen(
         [sys.executable, "-c", HOST, str(folder)],
         stdout=subprocess.PIPE,
@@ -162,7 +164,7 @@ def test_pool_starts_under_a_hard_limit_of_256_descriptors(folder):
         host.kill()
 
 
-def test_services_go_when_the_supervisor_was_killed(folder, wait_until):
+def test_services_go_when_the_supervisor_was_killed(folder: Path, wait_until: WaitUntil) -> None:
     journal = folder / "journal"
     services = [service(tier.name, tier, journal) for tier in Tier]
     with Supervisor(folder, services) as supervisor:
@@ -176,7 +178,9 @@ def test_services_go_when_the_supervisor_was_killed(folder, wait_until):
     assert leftovers.processes(folder) == []
 
 
-def test_services_go_when_the_supervisor_and_its_host_were_killed(folder, wait_until):
+def test_services_go_when_the_supervisor_and_its_host_were_killed(
+    folder: Path, wait_until: WaitUntil
+) -> None:
     host = subprocess.Popen([sys.executable, "-c", HOST, str(folder)], stdout=subprocess.PIPE, text=True)
     with host:
         assert host.stdout is not None
@@ -186,7 +190,9 @@ def test_services_go_when_the_supervisor_and_its_host_were_killed(folder, wait_u
     wait_until(lambda: not leftovers.processes(folder), what="the service has gone")
 
 
-def test_service_that_outlives_its_killed_supervisor_is_named_and_killed(folder, wait_until):
+def test_service_that_outlives_its_killed_supervisor_is_named_and_killed(
+    folder: Path, wait_until: WaitUntil
+) -> None:
     stubborn = Service("stubborn", Tier.WORKERS, (sys.executable, "-c", STUBBORN), is_ready=lambda pid: True)
     with Supervisor(folder, [stubborn]) as supervisor:
         supervisor.start([stubborn])
@@ -194,13 +200,15 @@ def test_service_that_outlives_its_killed_supervisor_is_named_and_killed(folder,
         pid = supervisor.statuses()["stubborn"].pid
         os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
         wait_until(lambda: not supervisor.is_alive)
-        told = []
+        told: list[Sequence[leftovers.Leftover]] = []
         assert leftovers.end(folder, 0.2, told.append) == []
     assert str(told[-1][0]) == f"stubborn (process {pid})"
     wait_until(lambda: not runs(pid), what="the service has gone")
 
 
-def test_next_pool_starts_and_has_the_data_of_one_whose_supervisor_was_killed(folder, capsys):
+def test_next_pool_starts_and_has_the_data_of_one_whose_supervisor_was_killed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ControllerSettings(state_dir=folder, redis_url="")
     plan, console = PoolPlan([], controllers=0, views=False), Console(width=200)
     with claimed(settings, console), open_pool(settings, plan, console) as pool:
@@ -218,7 +226,9 @@ def test_next_pool_starts_and_has_the_data_of_one_whose_supervisor_was_killed(fo
             assert client.get("job") == b"accepted"
 
 
-def test_supervisor_that_is_killed_while_it_starts_is_one_line_that_says_so(folder, monkeypatch):
+def test_supervisor_that_is_killed_while_it_starts_is_one_line_that_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # an interpreter that kills itself stands for a kill at the first moment
     fake = folder / "python"
     fake.write_text("#!/bin/sh\nkill -9 $$\n")
@@ -231,7 +241,9 @@ def test_supervisor_that_is_killed_while_it_starts_is_one_line_that_says_so(fold
         pass
 
 
-def test_service_that_dies_while_starting_is_reported_with_its_last_lines(folder, capsys):
+def test_service_that_dies_while_starting_is_reported_with_its_last_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dying = Service(
         "dying",
         Tier.VIEWS,
