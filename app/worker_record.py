@@ -29,7 +29,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         worker_id: Unique for each process that serves.
         worker: Worker number of its queue.
-        val_accuracy: Fraction in [0, 1] logged on the version's MLflow run, or None.
+        val_accuracy: Fraction in [0, 1], as `app.quality` reads it, or None.
         started_at_ms: Redis's clock.
         heartbeat_at_ms: When this record was written, Redis's clock.
         running_batch: Batch in hand, or empty.
@@ -42,6 +42,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
             (`m-…`), or the digest of its files where there is neither; None in records of older releases.
         registry: Where it was found, without secrets.
         warnings: What is wrong with it and does not keep it from serving.
+        val_accuracy_source: `model` or `run`, empty without a val_accuracy and in records of older releases.
+        dataset: Name of the data set of val_accuracy, empty where MLflow does not have it.
+        dataset_digest: The same, MLflow's digest.
     """
 
     worker_id: str
@@ -70,19 +73,14 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     model_id: str | None = None
     registry: str = ""
     warnings: tuple[str, ...] = ()
+    val_accuracy_source: str = ""
+    dataset: str = ""
+    dataset_digest: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
 encode_record = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(WorkerRecord).decode
-
-
-def quality_problem(val_accuracy: float | None) -> str:
-    """What is wrong with a quality; empty where it is a fraction or none. Any other would win all traffic, or none."""
-    if val_accuracy is None or 0 <= val_accuracy <= 1:  # of NaN, false
-        return ""
-    percentage = ", not a percentage" if 1 < val_accuracy <= 100 else ""
-    return f"val_accuracy {val_accuracy:g} counts as none: expected a fraction in [0, 1]{percentage}"
 
 
 def decode_record(data: bytes) -> WorkerRecord:

@@ -20,11 +20,12 @@ import redis.asyncio
 from app.clock import PoolClock, to_ms
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger.ids import IdSigner
+from app.quality import quality_problem
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.redis.refusals import PROBE, refusal
 from app.unreadable import Unreadable
-from app.worker_record import WorkerRecord, decode_record, quality_problem
+from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
 from controller.recovery.replay_buffer import ReplayBuffer
 from controller.routing import Snapshot, build_snapshot

@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 from urllib.request import urlopen
 
+from app.quality import quality_problem
 from app.registry_database import examine, sqlite_path
-from app.worker_record import quality_problem
 
 CHAMPION = "champion"
 _SEARCH_PATH = "/api/2.0/mlflow/model-versions/search"

@@ -20,12 +20,13 @@ import numpy as np
 
 from app.digits import CLASSES, SIDE_PIXELS
 from app.errors import RegistryUnavailableError, first_line
+from app.quality import VAL_ACCURACY, read_quality
 from app.registry_database import examine
 from training.architectures import Classifier
 from training.datasets import Dataset, Split
 from training.figures import confusion_matrix, learning_curve
 from training.fit import EpochResult, Fitted
-from training.inventory import CHAMPION, RegisteredVersion, best_version, fraction, registered_versions
+from training.inventory import CHAMPION, RegisteredVersion, best_version, registered_versions
 from training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -136,6 +137,9 @@ def register(model_name: str, arch: str, dataset: Dataset, split: Split, fitted:
     mlflow.log_figure(curve, "learning_curve.png")
     mlflow.log_figure(matrix, "confusion_matrix.png")
     info = _log_model(fitted, dataset.images[split.val[:_EXAMPLE_SAMPLES]])
+    quality = {VAL_ACCURACY: fitted.evaluation.accuracy}
+    last = fitted.history[-1].epoch
+    mlflow.log_metrics(quality, last, model_id=info.model_id, dataset=_described_data(dataset))
     tags = {"arch": arch, "dataset": dataset.name, "dataset_digest": dataset.digest}
     with _without_chatter():
         return int(mlflow.register_model(info.model_uri, model_name, tags=tags).version)
@@ -172,9 +176,7 @@ def _described(client: MlflowClient, version: Any, champion: Any) -> RegisteredV
         run_id=version.run_id or None,
         arch=data.params.get("arch") if data else None,
         dataset_digest=data.params.get("dataset_digest") if data else None,
-        val_accuracy=fraction(data.metrics.get("val_accuracy"))
-        if data and run.info.lifecycle_stage == "active"
-        else None,
+        val_accuracy=read_quality(client, version).value,
         champion=champion is not None and int(champion) == int(version.version),
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -30,16 +29,14 @@ from app.errors import (
     first_line,
 )
 from app.logs import configure_logging
+from app.quality import LOGGED_MODEL, Quality, read_quality
 from app.registry_database import examine, others_beside, sqlite_path
-from app.worker_record import quality_problem
 
 if TYPE_CHECKING:
     from app.settings import WorkerSettings
 
-VAL_ACCURACY = "val_accuracy"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
 MOST_MODELS, NAMED = 1000, 8  # that are looked at and named where something is not found
-LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 ERRORS = {
     each.code: each
     for each in (ModelNotFoundError, ModelWarmUpError, RegistrySchemaError, RegistryUnavailableError)
@@ -50,11 +47,10 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     """A registered model's version, as the registry describes it.
 
     Attributes:
-        val_accuracy: Fraction in [0, 1] logged on the version's run, or None.
         path: Folder of its files, on this machine.
         flavors: Of its MLmodel file.
         inputs: Type and shape of each tensor in its signature; empty where it takes something else.
-        warnings: What is wrong with it and does not keep it from being served.
+        quality: Its `val_accuracy` and where that was logged.
         model_id: MLflow's id of the logged model, `m-…`, or the digest of its files where it has no run either.
         place: Of files that are in no registry; else empty.
     """
@@ -62,13 +58,17 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     name: str
     version: int
     run_id: str
-    val_accuracy: float | None
     path: str
     flavors: dict[str, Any]
     inputs: list[tuple[str, tuple[int, ...]]]
-    warnings: tuple[str, ...] = ()
+    quality: Quality = Quality()
     model_id: str = ""
     place: str = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Faults that do not keep it from being served."""
+        return self.quality.warnings
 
     @property
     def uri(self) -> str:
@@ -187,7 +187,7 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
         ) from error
     try:
         version = _find(client, name, wanted)
-        val_accuracy, warnings = _quality(client, version)
+        quality = read_quality(client, version)
     except MlflowException as error:
         if error.error_code in NOT_FOUND_CODES:
             raise _not_found(client, tracking_uri, name, wanted) from None
@@ -203,7 +203,7 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
         raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
     run_id, number = version.run_id or "", int(version.version)
     model_id = _model_id(version.source or "", run_id, Path(path))
-    return ModelVersion(name, number, run_id, val_accuracy, path, flavors, inputs, warnings, model_id)
+    return ModelVersion(name, number, run_id, path, flavors, inputs, quality, model_id)
 
 
 def _model_id(source: str, run_id: str, folder: Path) -> str:
@@ -217,29 +217,6 @@ def _model_id(source: str, run_id: str, folder: Path) -> str:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder)} {content}\n".encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _quality(client: Any, version: Any) -> tuple[float | None, tuple[str, ...]]:
-    """The quality that a version's run logged, and what is wrong with it or the run."""
-    from mlflow.entities import LifecycleStage
-    from mlflow.exceptions import MlflowException
-
-    if not version.run_id:
-        return None, ()
-    try:
-        run = client.get_run(version.run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None, (f"its run {version.run_id} was purged from the registry, so it has no {VAL_ACCURACY}",)
-    if run.info.lifecycle_stage == LifecycleStage.DELETED:
-        restore = f"`mlflow runs restore --run-id {version.run_id}` brings it back"
-        return None, (
-            f"its run {version.run_id} was deleted, so its {VAL_ACCURACY} does not count; {restore}",
-        )
-    val_accuracy = run.data.metrics.get(VAL_ACCURACY)
-    problem = quality_problem(val_accuracy)
-    return (None, (problem,)) if problem else (val_accuracy, ())
 
 
 def _find(client: Any, name: str, wanted: str) -> Any:

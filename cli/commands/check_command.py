@@ -69,7 +69,7 @@ def _find(model: str, settings: WorkerSettings) -> ModelVersion:
         flavors, inputs = model_lookup.read_description(model)
     except Exception as error:  # MLflow's, or its YAML parser's
         raise ModelWarmUpError(f"{model}/MLmodel cannot be read: {first_line(error)}") from error
-    return model_lookup.ModelVersion(model, 0, "", None, model, flavors, inputs, place=model)
+    return model_lookup.ModelVersion(model, 0, "", model, flavors, inputs, place=model)
 
 
 def _describe(found: ModelVersion) -> None:
@@ -89,8 +89,8 @@ def _describe(found: ModelVersion) -> None:
         "outputs": str(signature.outputs) if signature and signature.outputs else "not in the signature",
         "run": found.run_id or "none",
         "val_accuracy": "none; it is chosen only where no other version has one"
-        if found.val_accuracy is None
-        else f"{found.val_accuracy:g}",
+        if found.quality.value is None
+        else f"{found.quality.value:g}",
         "dataset": _dataset(found.run_id) or "none logged",
     }
     for name, text in rows.items():

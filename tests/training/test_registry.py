@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from app.digits import load_digits_28
 from app.errors import RegistryUnavailableError
+from app.quality import Quality, read_quality
 from training.datasets import digest_of
 from training.inventory import RegisteredVersion, best_version, registered_versions
 from training.options import TrainOptions
@@ -32,9 +33,14 @@ def test_a_run_records_what_was_fitted_to_what_and_how_it_went(trained: Trained)
         assert run.data.params["seed"] == "0"
         assert run.data.metrics["val_accuracy"] == version.val_accuracy
         for metric in ("train_loss", "val_loss", "val_accuracy"):
-            assert [point.step for point in client.get_metric_history(version.run_id, metric)] == [1, 2]
+            steps = [point.step for point in client.get_metric_history(version.run_id, metric)]
+            assert steps == (
+                [1, 2, 2] if metric == "val_accuracy" else [1, 2]
+            )  # the last one for the model itself
         (data,) = run.inputs.dataset_inputs
         assert (data.dataset.name, data.dataset.digest) == ("digits", digest)
+        quality = read_quality(client, client.get_model_version("Digits", str(version.version)))
+        assert quality == Quality(version.val_accuracy, "model", "digits", digest)
 
 
 def test_a_run_keeps_its_figures_and_its_split(trained: Trained) -> None:

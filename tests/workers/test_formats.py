@@ -45,7 +45,7 @@ def fitted() -> LogisticRegression:
 
 def load(folder: str) -> model.LoadedModel:
     flavors, inputs = read_description(folder)
-    found = ModelVersion("Plain", 1, "", None, folder, flavors, inputs)
+    found = ModelVersion("Plain", 1, "", folder, flavors, inputs)
     return model.load(found, WorkerSettings(allow_pickle_models=False))
 
 

@@ -128,7 +128,7 @@ def pt2(folder: Path, shape: tuple[int, ...]) -> ModelVersion:
     import torch
 
     flavors = {"pytorch": {"model_data": ".", "pytorch_version": torch.__version__}}
-    return ModelVersion("Exported", 1, "", None, str(folder), flavors, [("float32", shape)])
+    return ModelVersion("Exported", 1, "", str(folder), flavors, [("float32", shape)])
 
 
 def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path: Path) -> None:

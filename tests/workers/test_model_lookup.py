@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 
 import mlflow
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlflow.cli import cli
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from sklearn.linear_model import LogisticRegression
 
 from app.errors import ModelNotFoundError
 from training.inventory import registered_versions
 from training.registry import ask_versions
 from workers.model_lookup import look_up
 
-MODEL = "Odd"
+MODEL, SHARED = "Odd", "Shared"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def test_a_quality_that_is_none_is_served_as_none_with_one_warning(
     odd: str, version: str, warning: str
 ) -> None:
     found = look_up(odd, MODEL, version)
-    assert found.val_accuracy is None
+    assert found.quality.value is None
     [said] = found.warnings
     assert warning in said
 
@@ -88,3 +92,56 @@ def test_what_is_not_found_is_answered_with_what_there_is(
     with pytest.raises(ModelNotFoundError) as raised:
         look_up(odd, name, version)
     assert named in raised.value.detail
+
+
+@pytest.fixture(scope="module")
+def shared_run(registry: str) -> str:
+    """The registry, with two models of one run, 0.9 and 0.7, a third without a metric, and a model without a run."""
+    mlflow.set_tracking_uri(registry)
+    client = mlflow.MlflowClient()
+    client.create_registered_model(SHARED)
+    inputs = np.array([[0.0], [1.0]])
+    fitted = LogisticRegression().fit(inputs, [0, 1])
+    takes = ModelSignature(inputs=Schema([TensorSpec(inputs.dtype, (-1, 1))]))
+    data = mlflow.data.from_numpy(inputs, name="digits", digest="d1", source="http://localhost/digits")
+
+    def log(quality: float | None, run_id: str | None = None) -> None:
+        info = mlflow.sklearn.log_model(
+            fitted, name="model", signature=takes, pip_requirements=["scikit-learn"]
+        )
+        if quality is not None:
+            mlflow.log_metrics({"val_accuracy": quality}, model_id=info.model_id, dataset=data)
+        client.create_model_version(SHARED, info.model_uri, run_id=run_id)
+
+    with mlflow.start_run() as run:
+        for quality in (0.9, 0.7, None):
+            log(quality, run.info.run_id)
+    log(0.6)
+    mlflow.end_run()  # that the metric was logged in
+    client.copy_model_version(f"models:/{SHARED}/1", "Copied")
+    with mlflow.start_run() as run:
+        mlflow.log_metric("val_accuracy", 0.5)
+        log(None, run.info.run_id)
+    return registry
+
+
+def test_models_of_one_run_keep_their_own_quality(shared_run: str) -> None:
+    found = [look_up(shared_run, SHARED, str(number)).quality for number in (1, 2, 3)]
+    assert [each.value for each in found] == [0.9, 0.7, None]
+    assert [(each.source, each.dataset, each.dataset_digest) for each in found[:2]] == [
+        ("model", "digits", "d1")
+    ] * 2
+    assert "for several models, so it counts for none" in found[2].warnings[0]
+
+
+def test_a_model_without_a_run_has_the_quality_that_was_logged_for_it(shared_run: str) -> None:
+    assert look_up(shared_run, SHARED, "4").quality.value == 0.6
+
+
+def test_a_copied_version_has_the_quality_of_its_original(shared_run: str) -> None:
+    assert look_up(shared_run, "Copied", "1").quality == look_up(shared_run, SHARED, "1").quality
+
+
+def test_a_run_of_one_model_gives_it_its_quality(shared_run: str) -> None:
+    found = look_up(shared_run, SHARED, "5").quality
+    assert (found.value, found.source, found.warnings) == (0.5, "run", ())

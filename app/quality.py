@@ -1,0 +1,136 @@
+"""The measured quality of a model version: which of MLflow's figures is the version's own."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+VAL_ACCURACY = "val_accuracy"
+LOGGED_MODEL = re.compile(r"models:/(m-\w+)$")
+VERSION = re.compile(r"models:/([^/]+)/(\d+)$")
+NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """A version's `val_accuracy` and its origin.
+
+    Attributes:
+        value: Fraction in [0, 1], or None.
+        source: `model` where it was logged for the version's own logged model, `run` where it is its run's.
+        dataset: Name of the data set that it was measured on, empty where none was logged with it.
+        dataset_digest: The same, MLflow's digest.
+        warnings: Why there is no value, or what is wrong with it.
+    """
+
+    value: float | None = None
+    source: Literal["", "model", "run"] = ""
+    dataset: str = ""
+    dataset_digest: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def quality_problem(val_accuracy: float | None) -> str:
+    """The reason why a figure does not count; empty for a fraction and for None.
+
+    Any other figure would win all requests, or none.
+    """
+    if val_accuracy is None or 0 <= val_accuracy <= 1:  # of NaN, false
+        return ""
+    percentage = ", not a percentage" if 1 < val_accuracy <= 100 else ""
+    return f"val_accuracy {val_accuracy:g} counts as none: expected a fraction in [0, 1]{percentage}"
+
+
+def read_quality(client: Any, version: Any) -> Quality:
+    """Read the quality of a registered version.
+
+    A metric of the version's logged model comes first, then its run's, unless another model was registered from
+    that run: a run keeps one value per metric, whichever model it was logged for.
+
+    Args:
+        client: An `mlflow.MlflowClient`.
+        version: An MLflow `ModelVersion`.
+
+    Raises:
+        MlflowException: The registry does not answer.
+    """
+    run = None
+    if version.run_id:
+        run = _or_none(client.get_run, version.run_id)
+        if run is None:
+            return _none(
+                f"its run {version.run_id} was purged from the registry, so it has no {VAL_ACCURACY}"
+            )
+        if run.info.lifecycle_stage == "deleted":
+            restore = f"`mlflow runs restore --run-id {version.run_id}` brings it back"
+            return _none(
+                f"its run {version.run_id} was deleted, so its {VAL_ACCURACY} does not count; {restore}"
+            )
+    source = _first_source(client, version)
+    metric = _own_metric(client, source)
+    if metric:
+        return _checked(metric.value, "model", metric.dataset_name or "", metric.dataset_digest or "")
+    value = run.data.metrics.get(VAL_ACCURACY) if run else None
+    if value is not None and _is_shared(client, version, source):
+        return _none(
+            f"its run {version.run_id} logged {VAL_ACCURACY} for several models, so it counts for none; "
+            "log it with `model_id`, or register one model per run"
+        )
+    return _checked(value, "run")
+
+
+def _checked(
+    value: float | None, source: Literal["model", "run"], dataset: str = "", digest: str = ""
+) -> Quality:
+    problem = quality_problem(value)
+    if problem or value is None:
+        return _none(problem) if problem else Quality()
+    return Quality(value, source, dataset, digest)
+
+
+def _none(warning: str) -> Quality:
+    return Quality(warnings=(warning,))
+
+
+def _own_metric(client: Any, source: str) -> Any:
+    """The last metric that was logged for a model itself; None where there is none.
+
+    A new logged model begins with the metrics that its run has by then. They are older than the model.
+    """
+    found = LOGGED_MODEL.match(source)
+    model = _or_none(client.get_logged_model, found[1]) if found else None
+    if model is None:
+        return None
+    own = [
+        each
+        for each in model.metrics or ()
+        if each.key == VAL_ACCURACY and each.timestamp >= model.creation_timestamp
+    ]
+    return max(own, key=lambda each: (each.timestamp, each.step), default=None)
+
+
+def _is_shared(client: Any, version: Any, source: str) -> bool:
+    """Whether another model was registered from a version's run. Copies of a version are the same model."""
+    others = client.search_model_versions(f"run_id = '{version.run_id}'")
+    return any(_first_source(client, each) != source for each in others)
+
+
+def _first_source(client: Any, version: Any) -> str:
+    """A version's files: of a copy of another version, that version's."""
+    source = str(version.source or "")
+    while found := VERSION.match(source):
+        original = _or_none(client.get_model_version, *found.groups())
+        if original is None:
+            break
+        source = str(original.source or "")
+    return source
+
+
+def _or_none(read: Any, *names: str) -> Any:
+    try:
+        return read(*names)
+    except Exception as error:  # MLflow's; only `training` and the look-up's process import it
+        if getattr(error, "error_code", None) != NOT_THERE:
+            raise
+        return None
