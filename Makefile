@@ -53,7 +53,7 @@ bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of 
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python -m benchmarks.bench $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(QUICK)),--quick)
 
-faults: ## kill, stop and cut what serves, under load, and account for every job; ONLY=…, SHORT=1, PUBLISH=1; ONLY=soak MINUTES=30 RATE=250
+faults: ## kill, suspend and disconnect processes under load, and account for every job; ONLY=name, SHORT=1, PUBLISH=1; ONLY=soak MINUTES=30 RATE=250
 	@$(BOOTSTRAP) --lock dev
 	@scripts/test_packages.sh
 	@MINUTES=$(MINUTES) RATE=$(RATE) $(BIN)/python -m faults $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(SHORT)),--short) \

@@ -1,14 +1,16 @@
-"""Faults, injected for real into a pool of real processes under load: `make faults`, or `python -m faults`.
+"""Faults, injected into a pool of real processes under load: `make faults`, or `python -m faults`.
 
-Each row of the table is one function in `faults/rows/`, registered with `@fault`. It is given a `Trial`: starts
-load with `trial.load()`, does its harm to `trial.pool`, and says how long recovery took. Whatever it did, the
-runner then reads the outcome of every job that was accepted, over HTTP, and counts outcomes written twice.
+Each row of the table is one function in `faults/rows/`, registered with `@fault`. It gets a `Trial`, starts load with
+`trial.load()`, injects its fault into `trial.pool` and notes the recovery time. The runner then reads the outcome of
+every accepted job over HTTP and counts outcomes that were written twice.
 
-- `table.py`: the register of rows and what a row tells;
-- `pool.py`: Redis, controllers and workers as processes, each started again when it dies;
-- `load.py`: posts jobs, remembers what was accepted, accounts for it;
-- `flood.py`, `ledger.py`: more load than that, and its outcomes straight from Redis;
-- `trial.py`: runs one row;
-- `model.py`, `registry.py`: a model that can be told to misbehave, and an MLflow registry that holds it;
-- `tests/faults/`: the short form of every row.
+- `table.py`: the register of rows and the table of results
+- `trial.py`: runs one row
+- `fault_pool.py`: Redis, controllers and workers as processes, each restarted when it dies; `shipped_pool.py` runs the
+  Redis of docker-compose.yml, `balancer.py` a load balancer, `proxy.py` a connection to Redis that can be cut
+- `job_load.py`: posts jobs, remembers the accepted ones, accounts for them; `follow.py` does so during a long run
+- `flood.py`, `accounting.py`: overload, and outcomes read from Redis in bulk
+- `fault_models.py`, `fault_registry.py`: a model that misbehaves on request, and an MLflow registry that holds it
+- `series.py`, `fsync.py`: resource use over time; the cost of `appendfsync always`
+- `tests/faults/`: the short form of every row
 """

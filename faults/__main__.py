@@ -1,4 +1,4 @@
-"""Runs the faults one after the other and prints the table: `make faults`."""
+"""Inject faults into a pool under load and print the table of results: `make faults`."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from faults import fault_registry, rows, table, trial
 from faults.fault_pool import open_pool
 from faults.table import FAULTS, Fault, Row
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reliability-results.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
 def main() -> int:
-    """Run what the command line says; 1 where anything that had to hold did not."""
+    """Run the faults that the command line names; return 1 if a requirement did not hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help=f"rows, separated by commas: {', '.join(FAULTS)}")
-    parser.add_argument("--short", action="store_true", help="a few seconds a row")
-    parser.add_argument("--csv", type=Path, help="write every row there")
-    parser.add_argument("--publish", action="store_true", help="put the table into docs/reliability.md")
+    parser.add_argument("--only", default="", help=f"faults to run, separated by commas: {', '.join(FAULTS)}")
+    parser.add_argument("--short", action="store_true", help="run each fault for a few seconds only")
+    parser.add_argument("--csv", type=Path, help="also write all results to this file")
+    parser.add_argument(
+        "--publish", action="store_true", help="write the results into docs/reliability-results.md"
+    )
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.only.split(",") if name.strip()]
-    names = names or [name for name in FAULTS if name != "soak"]  # half an hour: only where asked for
+    names = names or [name for name in FAULTS if name != "soak"]  # takes half an hour: only by name
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
-        parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(FAULTS)}")
+        parser.error(f"unknown fault: {', '.join(unknown)}; choose from {', '.join(FAULTS)}")
     console = Console()
     done: list[Row] = []
     for row in run([FAULTS[name] for name in names], console, short=arguments.short):
         done.append(row)
-        if arguments.publish:  # at once: a run takes a while, and what was measured stays measured
+        if arguments.publish:  # after each row: an interrupted run keeps its results
             publish([row])
     console.print(table.rich_table(done))
     if arguments.csv:
@@ -48,7 +50,7 @@ def main() -> int:
 
 
 def run(faults: Sequence[Fault], console: Console, *, short: bool) -> Iterator[Row]:
-    """Do the faults, those with equal pools on the same one, and say how each went."""
+    """Run the faults, grouped by pool plan, and print how each went."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         fault_registry.lay_out(folder)
@@ -59,7 +61,7 @@ def run(faults: Sequence[Fault], console: Console, *, short: bool) -> Iterator[R
                     try:
                         row = asyncio.run(trial.run(each, pool, short=short))
                     except trial.ToolMissingError as missing:
-                        console.print(f"  [red]left out:[/red] {missing}", highlight=False)
+                        console.print(f"  [red]skipped:[/red] {missing}", highlight=False)
                         continue
                     for text in (*row.notes, *(f"[red]broken:[/red] {each}" for each in row.broken)):
                         console.print("  " + text, highlight=False)
@@ -67,14 +69,14 @@ def run(faults: Sequence[Fault], console: Console, *, short: bool) -> Iterator[R
 
 
 def publish(done: Sequence[Row]) -> None:
-    """Replace these rows, and leave the others, of the table between the markers in docs/reliability.md."""
+    """Replace these rows of the table in docs/reliability-results.md, and keep the others."""
     before, rest = DOCUMENT.read_text().split(BEGIN)
     old, after = rest.split(END)
-    about = f"Machine: {machine.describe()}; the harness and its load run on it, too."
+    about = f"Machine: {machine.describe()}. The load generator ran there too."
     merged = table.markdown(done, f"{datetime.now(UTC):%Y-%m-%d}", old)
     DOCUMENT.write_text(f"{before}{BEGIN}\n{about}\n\n{merged}{END}{after}")
 
 
-assert rows  # importing it has registered them
+assert rows  # its import registers the faults
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What became of more jobs than can be read one by one over HTTP: their outcomes, straight from Redis."""
+"""Outcomes of many jobs, read from Redis in bulk instead of one by one over HTTP."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ AT_ONCE = 500
 
 @dataclass(frozen=True)
 class End:
-    """One accepted job and how it ended. Times are Redis's clock.
+    """One accepted job and its end. Times are Redis's clock.
 
     Attributes:
-        status: As the API tells it; `open` where there is no outcome.
-        lives_ms: From its arrival to its deadline.
-        took_ms: From its arrival to its outcome.
+        status: The API's status; `open` without an outcome.
+        lives_ms: Time from its arrival to its deadline.
+        took_ms: Time from its arrival to its outcome.
         batch_jobs: Jobs in its batch.
     """
 

@@ -1,4 +1,4 @@
-"""A load balancer: passes each connection on to the next controller whose probe says that it can serve."""
+"""A load balancer: forwards each connection to the next controller whose probe succeeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx
 from faults.job_load import http_client
 
 PROBE = "/readyz/read"
-PROBE_S = 1.0  # seconds in which a balancer does not know that a controller stops
+PROBE_S = 1.0  # seconds between two probes
 PROBE_TIMEOUT_S = 2.0
 CHUNK_BYTES = 1 << 16
 

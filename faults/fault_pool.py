@@ -1,4 +1,4 @@
-"""A pool of real processes that faults are done to: Redis, controllers and workers, each started again at once."""
+"""A pool of real processes for fault tests: Redis, controllers and workers, each restarted at once when it dies."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ MODELYARD = (sys.executable, "-m", "cli")
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What a pool consists of. Rows with equal plans share a pool.
+    """The parts of a pool. Rows with equal plans share a pool.
 
     Attributes:
         replicas: Workers of version 1.
-        environment: Settings besides, as pairs of variable and value.
-        redis_options: Lines for Redis's configuration besides the project's own.
-        proxied: Whether all reach Redis through `Pool.proxy`.
-        as_shipped: Whether Redis is the one of docker-compose.yml, with a user for each kind of process.
+        environment: Further settings, as pairs of variable and value.
+        redis_options: Further lines of Redis's configuration.
+        proxied: Whether all processes reach Redis through `Pool.proxy`.
+        as_shipped: Whether to run the Redis of docker-compose.yml, with one user per kind of process.
     """
 
     replicas: int = 2
@@ -62,10 +62,10 @@ QUICK_HEARTBEAT = {"MODELYARD_HEARTBEAT_S": "0.25"}
 
 
 class Supervised:
-    """One process that is started again whenever it ends, until it is stopped.
+    """One process, restarted whenever it ends until it is stopped.
 
     Attributes:
-        starts: Times it was started.
+        starts: Number of starts.
         exits: `time.monotonic()` and exit status of each end.
     """
 
@@ -85,7 +85,7 @@ class Supervised:
 
     @property
     def pid(self) -> int:
-        """Id of the process that runs, or that ran last."""
+        """Id of the current or last process."""
         assert self._process is not None
         return self._process.pid
 
@@ -95,7 +95,7 @@ class Supervised:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it, and again whenever it ends."""
+        """Start it, and restart it whenever it ends."""
         self._stopping.clear()
         self._launch()
         self._thread = threading.Thread(target=self._keep, name=self.name, daemon=True)
@@ -106,22 +106,22 @@ class Supervised:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL; it is started again at once. A worker's child dies with it."""
+        """Send SIGKILL; it is restarted at once. A supervisor's serving process dies with it."""
         self.send(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """SIGTERM; once it has ended it is started again."""
+        """Send SIGTERM; it is restarted once it has ended."""
         self.send(signal.SIGTERM)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Stop it for good, killing it where it takes too long, and return its exit status."""
+        """Stop it for good, with SIGKILL after `STOP_S`, and return its exit status."""
         self._stopping.set()
         process, thread = self._process, self._thread
         if process is None or thread is None:
             return 0
         with suppress(ProcessLookupError):
             process.send_signal(number)
-            process.send_signal(signal.SIGCONT)  # one that is paused hears nothing else
+            process.send_signal(signal.SIGCONT)  # a suspended process handles no other signal
         try:
             process.wait(STOP_S)
         except subprocess.TimeoutExpired:
@@ -147,18 +147,18 @@ class Supervised:
             started_at = time.monotonic()
             status = self._process.wait()
             self.exits.append((time.monotonic(), status))
-            # What cannot even start is not to spin.
+            # A process that fails at its start must not spin.
             if self._stopping.wait(BACK_OFF_S if time.monotonic() - started_at < 1 else 0):
                 return
             self._launch()
 
 
 class Pool:
-    """Processes of one pool; `open_pool` makes one.
+    """The processes of one pool; `open_pool` creates one.
 
     Attributes:
-        client: Connection to Redis past any fault, for looking.
-        redis_url: The same, as a URL.
+        client: Connection to Redis that bypasses the proxy.
+        redis_url: URL of that connection.
     """
 
     def __init__(self, plan: PoolPlan, registry: Path, folder: Path, variables: Mapping[str, str]) -> None:
@@ -183,8 +183,8 @@ class Pool:
             "REDIS_URL": self.proxy.url if plan.proxied else self.redis_url,
             "MLFLOW_TRACKING_URI": tracking_uri(registry),
             "MODEL_NAME": MODEL,
-            "ALLOW_PICKLE_MODELS": "true",  # the model is a file of ours, and Python
-            "MODELYARD_LAME_DUCK_S": "0",  # but for rows with a load balancer
+            "ALLOW_PICKLE_MODELS": "true",  # the model is Python code of this project
+            "MODELYARD_LAME_DUCK_S": "0",  # except in rows with a load balancer
             **variables,
             **dict(plan.environment),
         }
@@ -210,7 +210,7 @@ class Pool:
         return keys.queue_name(MODEL, version)
 
     def add_controller(self, **variables: str) -> Supervised:
-        """One more controller, not started."""
+        """Add a controller without starting it."""
         name, port = f"controller-{len(self.controllers) + 1}", _free_port()
         environment = {
             **self._environment,
@@ -223,7 +223,7 @@ class Pool:
         return self.controllers[-1]
 
     def add_worker(self, version: int = 1, **variables: str) -> Supervised:
-        """One more worker, not started."""
+        """Add a worker without starting it."""
         environment = {
             **self._environment,
             **self._access.get("worker", {}),
@@ -243,7 +243,7 @@ class Pool:
                 group.remove(process)
 
     def start(self) -> None:
-        """Start everything and wait until it works."""
+        """Start everything and wait until it is ready."""
         self.redis.start()
         wait_until(lambda: redis_answers(self.redis_url), "Redis answers")
         if self.plan.proxied:
@@ -253,42 +253,42 @@ class Pool:
         self.wait_until_well()
 
     def wait_until_well(self) -> None:
-        """Return once every controller answers and every worker that is supervised here is ready."""
+        """Return once every controller and worker is ready."""
         for url in self.urls:
             wait_until(lambda url=url: http_answers(f"{url}/readyz"), f"{url} is ready", READY_S)  # type: ignore[misc]
         for worker in self.workers:
             wait_until(lambda worker=worker: self.is_ready(worker), f"{worker.name} is ready", READY_S)  # type: ignore[misc]
 
     def is_ready(self, worker: Supervised) -> bool:
-        """Whether the process that serves for a worker now says that it is ready."""
+        """Whether a worker's present serving process is ready."""
         record = self.serving(worker)
         return record is not None and record.state == "ready"
 
     def serving(self, worker: Supervised) -> WorkerRecord | None:
-        """Record of the process that serves for a worker, while both live; a dead one's stays for a while."""
+        """Record of a worker's serving process if both are alive; a dead one's record stays for a while."""
         own = (record for record in self.records() if record.main_pid == worker.pid)
         return next((record for record in own if runs(record.pid)), None)
 
     def records(self) -> list[WorkerRecord]:
         """Records of the live workers."""
-        # By their list: to look through all keys takes a third of a second once there are thousands of jobs.
+        # By their index: a scan of all keys takes a third of a second once there are thousands of jobs.
         names = [keys.worker(worker_id.decode()) for worker_id in self.client.zrange(keys.WORKERS, 0, -1)]
         found = self.client.mget(names) if names else []
         return [decode_record(data) for data in found if data]
 
     def backlog(self) -> int:
-        """Jobs without an outcome, of all queues."""
+        """Jobs without an outcome in all queues."""
         return sum(int(jobs) for jobs in self.client.hvals(keys.BACKLOG))
 
     def stop(self) -> None:
-        """Stop everything: what takes work first, what keeps it last."""
+        """Stop everything, Redis last."""
         self.stop_processes()
         self.client.close()
         if self.plan.proxied:
             self.proxy.__exit__()
 
     def stop_processes(self) -> None:
-        """Stop controllers and workers, then Redis; `start` starts them all again, unless a proxy stands between."""
+        """Stop controllers and workers, then Redis; `start` restarts them unless the pool is proxied."""
         threads = [threading.Thread(target=each.stop) for each in (*self.controllers, *self.workers)]
         for thread in threads:
             thread.start()
@@ -299,7 +299,7 @@ class Pool:
 
 @contextmanager
 def open_pool(plan: PoolPlan, registry: Path, *, short: bool) -> Iterator[Pool]:
-    """A pool that works; stopped and its data removed on leaving. With `short`, it notices the dead sooner."""
+    """A ready pool, stopped and removed on exit. With `short`, its heartbeats are faster."""
     folder = Path(tempfile.mkdtemp(prefix="yard-"))  # short: a socket's path has at most 104 bytes
     pool = Pool(plan, registry, folder, QUICK_HEARTBEAT if short else {})
     try:
@@ -311,14 +311,14 @@ def open_pool(plan: PoolPlan, registry: Path, *, short: bool) -> Iterator[Pool]:
 
 
 class TooLateError(Exception):
-    """A condition did not come true in time."""
+    """A condition did not become true in time."""
 
 
 def wait_until(condition: Callable[[], object], what: str, limit_s: float = 30.0) -> None:
     """Return when a condition holds.
 
     Raises:
-        TooLateError: It did not within `limit_s`.
+        TooLateError: It did not hold within `limit_s`.
     """
     give_up_at = time.monotonic() + limit_s
     while not condition():
@@ -334,14 +334,14 @@ def _free_port() -> int:
 
 
 def _inherited() -> dict[str, str]:
-    # A setting of the caller's must not change what is measured. Without bytecode every start takes three times as
-    # long, and 1.4 times where a test run measures coverage.
+    # The caller's settings must not change the measurement. Without bytecode every start takes three times as
+    # long; with coverage 1.4 times.
     own = ("MODELYARD_", "MLFLOW_", "MODEL_", "REDIS_URL", "WORKER", "PYTHONDONTWRITEBYTECODE", "COVERAGE_")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 
 
 def runs(pid: int) -> bool:
-    """Whether there is a process of this id."""
+    """Whether a process with this id exists."""
     return Path(f"/proc/{pid}").exists()
 
 

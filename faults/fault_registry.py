@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 MODEL = "Faulty"
-VAL_ACCURACIES = (0.9, 0.8)  # of version 1 and 2
+VAL_ACCURACIES = (0.9, 0.8)  # of versions 1 and 2
 
 
 def tracking_uri(folder: Path) -> str:
@@ -18,7 +18,7 @@ def tracking_uri(folder: Path) -> str:
 
 
 def lay_out(folder: Path) -> None:
-    """Make the registry, in a process of its own: MLflow takes seconds to import and leaves its traces."""
+    """Create the registry in a separate process: MLflow takes seconds to import and changes global state."""
     not_its_own = ("MLFLOW_", "COVERAGE_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(not_its_own)}
     subprocess.run(

@@ -1,4 +1,4 @@
-"""More load than a pool can take: an open loop, which posts on time whether or not earlier answers have come."""
+"""Overload: an open-loop load generator, which posts on time regardless of earlier answers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LAST_ANSWERS_S = 10.0
 
 @dataclass
 class Answers:
-    """What was answered.
+    """The answers to the posts.
 
     Attributes:
-        statuses: HTTP statuses, and how often.
-        latency_ms: From each post to its answer, by status.
-        retry_after_s: What refused posts were told, as it came.
-        job_ids: Ids of the accepted jobs, or of those whose outcome was answered.
-        unsent: Posts that were due while every connection still waited for an answer.
+        statuses: Number of answers per HTTP status.
+        latency_ms: Latencies per HTTP status.
+        retry_after_s: Retry-After of the refused posts, in order.
+        job_ids: Ids of the accepted or finished jobs.
+        unsent: Posts that were due while every connection was busy.
         broken: Posts whose connection ended without an answer.
-        returned: Posts made again when Retry-After said, by how often they had been refused.
-        refused_again: Those of them that were refused again.
+        returned: Posts repeated after Retry-After, by number of refusals.
+        refused_again: Repeated posts that were refused again.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Answers:
 async def flood_from_another_process(
     url: str, query: str, body: Any, rate_per_s: float, seconds: float, key: str = "", *, obeys: bool = False
 ) -> Answers:
-    """The same, so that it keeps its time whatever this process does meanwhile."""
+    """Run `flood` in another process, so that its timing does not depend on this one."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as executor:
         loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ async def flood(
 
     Args:
         key: API key to post with.
-        obeys: Whether a refused post is made again when Retry-After says; then the last return is waited for, too.
+        obeys: Whether a refused post is repeated after Retry-After; the call then also waits for the last repetition.
     """
     where = urlsplit(url)
     assert where.hostname
@@ -88,7 +88,7 @@ async def flood(
 
 
 class _Flood:
-    """Connections that are used again as soon as their answer has come."""
+    """Connections, each reused as soon as its answer has arrived."""
 
     def __init__(self, host: str, port: int, request: bytes, *, obeys: bool) -> None:
         self.answers = Answers()
@@ -99,7 +99,7 @@ class _Flood:
         self.returns: set[asyncio.Task[None]] = set()
 
     async def run(self, rate_per_s: float, seconds: float) -> None:
-        """Post for so long."""
+        """Post for `seconds`."""
         begun_at, sent = time.monotonic(), 0
         while (elapsed_s := time.monotonic() - begun_at) < seconds:
             while sent < elapsed_s * rate_per_s:
@@ -144,7 +144,7 @@ class _Flood:
         connection.post(self._request)
 
     def _fresh(self) -> _Connection | None:
-        # A server may close what has been idle for a while, just as it is used again.
+        # A server may close a connection that has been idle for a while just as it is reused.
         while self.idle:
             connection = self.idle.pop()
             if time.monotonic() - connection.posted_at < LONGEST_IDLE_S:

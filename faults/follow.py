@@ -1,4 +1,4 @@
-"""What becomes of the jobs of a long run, while it still runs: what is kept in hand does not grow with it."""
+"""Accounts for the jobs of a long run while it runs, so that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Follower:
     one in twenty over HTTP besides.
 
     Attributes:
-        over_http: What was read of those.
+        over_http: The account of the jobs read over HTTP.
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -33,7 +33,7 @@ class Follower:
         self._n_ended = 0
 
     async def look(self) -> None:
-        """Count what has ended since the last time; nothing where Redis is away just now."""
+        """Count the jobs that ended since the last call; nothing while Redis is unavailable."""
         open_jobs: dict[str, list[str]] = defaultdict(list)
         for job_id in self._trial.sent.accepted:
             open_jobs[job_id.partition(".")[0]].append(job_id)
@@ -63,6 +63,6 @@ def outcomes(client: Any, batches: Sequence[str]) -> dict[str, wire.BatchOutcome
 
 
 def as_told(own: wire.JobOutcome) -> dict[str, object]:
-    """As much of a job as the API would tell, for `Recipe.is_met_by`."""
+    """The fields of a job that `Recipe.is_met_by` reads, as the API gives them."""
     predictions = [{"class": each} for each in own.classes]
     return {"status": own.status, "predictions": predictions, "error": {"code": own.error_code}}

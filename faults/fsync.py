@@ -1,4 +1,4 @@
-"""What Redis's `appendfsync always` costs against `everysec`: `python -m faults.fsync`, with wrk installed."""
+"""Measures the cost of Redis's `appendfsync always` against `everysec`: `python -m faults.fsync`; needs wrk."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def main() -> None:
 
 @contextmanager
 def pool_with(policy: str, models: Path) -> Iterator[Pool]:
-    """A pool of one controller and one worker, whose Redis writes its file so."""
+    """A pool of one controller and one worker, with this `appendfsync` policy."""
     plan = PoolPlan(replicas=1, controllers=1, redis_options=(f"appendfsync {policy}",))
     with open_pool(plan, models, short=False) as pool:
         yield pool
 
 
 def target(pool: Pool, folder: Path) -> Target:
-    """Where wrk posts; a deadline that no backlog of this measurement comes near."""
+    """The target of wrk, with a deadline longer than any backlog of this measurement."""
     return Target(f"{pool.urls[0]}/predict?deadline=3600", folder / "bodies", "")
 
 
 def fsync_ms(folder: Path) -> list[float]:
-    """How long the disk below a folder takes to make 4 KiB durable, each time."""
+    """Times, ms, to make 4 KiB durable on the disk of a folder."""
     found = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for _ in range(N_FSYNCS):

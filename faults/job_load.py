@@ -1,4 +1,4 @@
-"""Load on a pool: posts jobs at a steady rate, remembers what was accepted, and accounts for all of it."""
+"""Load on a pool: posts jobs at a steady rate, remembers the accepted ones and accounts for them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ MOST_EXAMPLES = 5
 
 
 def http_client(**options: Any) -> httpx.AsyncClient:
-    """A client without certificates: to read them takes 50 ms of a core, which would count as the time of an answer."""
+    """A client without certificates: loading them takes 50 ms of CPU, which would distort latencies."""
     return httpx.AsyncClient(verify=False, **options)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One job to post, and what must become of it.
+    """One job to post, and its expected outcome.
 
     Attributes:
         samples: Samples as `faults.fault_models` reads them.
-        failure: Code of the error that it must end with; empty where it must succeed.
+        failure: Expected error code; empty if the job must succeed.
     """
 
     samples: tuple[tuple[float, ...], ...]
     failure: str = ""
 
     def is_met_by(self, job: dict[str, object]) -> bool:
-        """Whether a finished job, as the API tells it, is what was expected."""
+        """Whether a finished job, as the API gives it, has the expected outcome."""
         if self.failure:
             error = job.get("error")
             return isinstance(error, dict) and error["code"] == self.failure
@@ -61,16 +61,16 @@ def job(
 
 
 def good_jobs(seconds: float = 0.0, every: int = 10) -> Iterator[Recipe]:
-    """Jobs that succeed, each with another class than the last; a pass with every tenth takes `seconds`."""
+    """Jobs that succeed, with changing classes; every tenth takes `seconds`."""
     return (job(number, seconds=0.0 if number % every else seconds) for number in itertools.count())
 
 
 @dataclass
 class Sent:
-    """What became of the posts.
+    """The results of the posts.
 
     Attributes:
-        accepted: Every job that was answered 202, and what must become of it.
+        accepted: Every job that was answered 202, and its expected outcome.
         refused: Answers other than 202, by status and code.
         broken: Posts whose connection failed.
     """
@@ -81,11 +81,11 @@ class Sent:
 
 
 class Load:
-    """Posts until it is told to stop; a post that is refused goes to another controller next time, as a new job.
+    """Posts until it is stopped. A refused job is not posted again; the next one goes to the next controller.
 
     Args:
-        urls: Gives the controllers to post to, at the time of each post.
-        sent: Where what became of the posts is added.
+        urls: Returns the controllers to post to, called for each post.
+        sent: Collects the results of the posts.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class Load:
         await self.finish()
 
     async def finished(self) -> None:
-        """Return once every recipe, where there is an end to them, has been posted."""
+        """Return once every recipe has been posted, if they are finite."""
         await asyncio.gather(*self._tasks)
 
     async def finish(self) -> None:
-        """Stop posting; what is under way is waited for."""
+        """Stop posting, and wait for posts in flight."""
         self._stopping = True
         await self.finished()
         await self._http.aclose()
@@ -154,12 +154,12 @@ class Load:
 
 @dataclass
 class Account:
-    """What became of the accepted jobs.
+    """The outcomes of the accepted jobs.
 
     Attributes:
-        failed_as_expected: Ended with the error that they had to end with.
-        otherwise: Ended, but not as they had to; `examples` shows some.
-        lost: Without an outcome in time, or unknown.
+        failed_as_expected: Jobs with their expected error.
+        otherwise: Jobs with another outcome than expected; `examples` shows some.
+        lost: Jobs without an outcome in time, or unknown.
     """
 
     succeeded: int = 0
@@ -174,7 +174,7 @@ class Account:
         return self.succeeded + self.failed_as_expected + self.otherwise + self.lost
 
     def add(self, other: Account) -> None:
-        """Count what another one counted, too."""
+        """Add the counts of another account."""
         self.succeeded += other.succeeded
         self.failed_as_expected += other.failed_as_expected
         self.otherwise += other.otherwise
@@ -183,7 +183,7 @@ class Account:
 
 
 async def account(urls: Sequence[str], accepted: dict[str, Recipe], limit_s: float) -> Account:
-    """Read every accepted job over HTTP until it has its outcome, for `limit_s` at most."""
+    """Read every accepted job over HTTP until it has its outcome, for at most `limit_s`."""
     result, give_up_at = Account(), time.monotonic() + limit_s
     todo, turn = iter(accepted.items()), itertools.cycle(urls)
     async with http_client(timeout=READ_WAIT_S + 20) as http:
@@ -199,7 +199,7 @@ async def account(urls: Sequence[str], accepted: dict[str, Recipe], limit_s: flo
 async def _final(
     http: httpx.AsyncClient, turn: Iterator[str], job_id: str, give_up_at: float
 ) -> dict[str, object]:
-    """The job as last read: with its outcome, or as it was when time was up."""
+    """The job with its outcome, or as it was last read before the limit."""
     last: dict[str, object] = {"status": "never read"}
     while True:
         try:
@@ -213,7 +213,7 @@ async def _final(
 
 
 def count(result: Account, job_id: str, recipe: Recipe, found: dict[str, object]) -> None:
-    """Count one job by what was read of it last."""
+    """Count one job by its last state."""
     if found["status"] not in FINAL:
         result.lost += 1
     elif not recipe.is_met_by(found):

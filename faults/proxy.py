@@ -1,4 +1,4 @@
-"""A way to Redis that can be cut at a chosen answer, hold a chosen command back, or go dead without a word."""
+"""A proxy for Redis that can cut a chosen answer, hold back a chosen command, or drop all traffic silently."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Holds = Callable[[bytes], bool]
 
 
 class Proxy:
-    """Passes a unix socket on to another, byte for byte, until told to cut.
+    """Forwards one unix socket to another, byte for byte, until told to cut.
 
     Args:
         target: Redis's socket.
         path: Where to listen.
 
     Attributes:
-        held: What was held back, at any time.
+        held: All data that was ever held back.
     """
 
     def __init__(self, target: Path, path: Path) -> None:
@@ -33,7 +33,7 @@ class Proxy:
         self._may_pass = threading.Event()
         self.held: list[bytes] = []
         self._is_dead = False
-        self._age = 0  # connections of an earlier age stay open and pass nothing on
+        self._age = 0  # connections of an earlier age stay open and forward nothing
 
     def __enter__(self) -> Proxy:
         self._listener = socket.socket(socket.AF_UNIX)
@@ -50,34 +50,34 @@ class Proxy:
         self._path.unlink(missing_ok=True)
 
     def cut_at(self, cuts: Cuts) -> None:
-        """Drop the next answer of Redis for which `cuts` is true, and its connection; just once.
+        """Drop the next answer of Redis for which `cuts` is true, and its connection; once.
 
-        `cuts` is called in the connection's thread, before anything of the answer is passed on.
+        `cuts` is called in the connection's thread, before any of the answer is forwarded.
         """
         self._cuts = cuts
 
     def hold_at(self, holds: Holds) -> None:
-        """Keep the next command for which `holds` is true, and what follows it on its connection; just once.
+        """Hold back the next command for which `holds` is true, and the rest of its connection; once.
 
-        It comes to Redis after `let_through`, even where its sender has closed the connection by then. `held` has it.
+        Redis receives it after `let_through`, even if the sender has closed the connection. It is added to `held`.
         """
         self._may_pass.clear()
         self._holds = holds
 
     def let_through(self) -> None:
-        """Pass on what is held."""
+        """Forward the held data."""
         self._may_pass.set()
 
     def lead_to(self, target: Path) -> None:
-        """Pass new connections on to another server, as a name does after a failover; those that are open stay."""
+        """Forward new connections to another server, like a DNS name after a failover; open ones stay."""
         self._target = target
 
     def go_dead(self) -> None:
-        """Leave all connections open and pass nothing on, now or ever; new ones too, until `revive`."""
+        """Keep all connections open and forward nothing; also for new connections, until `revive`."""
         self._is_dead, self._age = True, self._age + 1
 
     def revive(self) -> None:
-        """Pass new connections on again. Those from before stay dead, as behind a firewall that forgot them."""
+        """Forward new connections again. Earlier ones stay dead, as behind a firewall that lost its state."""
         self._is_dead, self._age = False, self._age + 1
 
     def _accept(self) -> None:
@@ -112,7 +112,7 @@ class Proxy:
                     self._may_pass.wait()
                 sink.sendall(data)
         if not is_answer:
-            # What Redis has answered is still under way, even if it has just been killed.
+            # Answers of Redis may still be in flight, even if it has just been killed.
             with suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
             return

@@ -1,4 +1,4 @@
-"""What the processes of a pool and its Redis hold, over time: read, written as CSV, drawn."""
+"""Resource use of a pool's processes and Redis over time: read, written as CSV, plotted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Reading = dict[str, float]
 
 
 def read(pool: Pool) -> Reading:
-    """What each holds now; what cannot be read, as it was killed or is away, is left out."""
+    """The present values; killed or unavailable processes are left out."""
     found: Reading = {}
     for name, pid in _pids(pool).items():
         with suppress(OSError):
@@ -35,7 +35,7 @@ def read(pool: Pool) -> Reading:
 
 
 def _pids(pool: Pool) -> dict[str, int]:
-    """Process ids by name; of a worker, of the process that serves."""
+    """Process ids by name; a worker's is that of its serving process."""
     found = {process.name: process.pid for process in (*pool.controllers, pool.redis)}
     with suppress(redis.RedisError):
         found |= {worker.name: record.pid for worker in pool.workers if (record := pool.serving(worker))}
@@ -43,12 +43,12 @@ def _pids(pool: Pool) -> dict[str, int]:
 
 
 def is_of_process(name: str) -> bool:
-    """Whether a name in a reading is one of a process's own."""
+    """Whether a name in a reading belongs to a process rather than to Redis."""
     return name.rpartition(" ")[2] in OF_PROCESS
 
 
 def write(readings: Sequence[Reading]) -> None:
-    """Every reading as a line of `soak.csv`."""
+    """Write every reading as a line of `soak.csv`."""
     columns = list(dict.fromkeys(name for each in readings for name in each))
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -57,7 +57,7 @@ def write(readings: Sequence[Reading]) -> None:
 
 
 def draw(readings: Sequence[Reading]) -> None:
-    """One panel a quantity into `soak.png`."""
+    """Plot one panel per quantity into `soak.png`."""
     import matplotlib
 
     matplotlib.use("Agg")

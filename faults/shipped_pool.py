@@ -1,4 +1,4 @@
-"""Redis as docker-compose.yml starts it, without a container: its command, its users, its append-only file."""
+"""Redis as docker-compose.yml starts it, without a container: same command, users and append-only file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class ShippedRedis:
     """The server.
 
     Args:
-        folder: Takes the place of the container's file system.
+        folder: Replaces the container's file system.
         port: Where to listen, on 127.0.0.1.
 
     Attributes:
-        command: Runs it.
+        command: Starts the server.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -44,11 +44,11 @@ class ShippedRedis:
         self.command = ["sh", "-euc", script]
 
     def variables(self, user: str) -> dict[str, str]:
-        """Settings of a process that is this user."""
+        """Settings of a process that logs in as this user."""
         return {"REDIS_URL": self._url(user), "REDIS_PASSWORD_FILE": str(self._password_file(user))}
 
     def url_with_password(self, user: str) -> str:
-        """All in one, for clients of the harness."""
+        """The URL with the password, for clients of the harness."""
         return with_password(self._url(user), self._password_file(user))
 
     def _url(self, user: str) -> str:

@@ -1,4 +1,4 @@
-"""The register of faults, and the table of what became of the jobs under each."""
+"""The register of faults, and the table of their results."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ HEADINGS = (
     "accepted",
     "succeeded",
     "failed as expected",
-    "otherwise",
+    "unexpected",
     "lost",
-    "outcome twice",
+    "written twice",
     "refused",
     "recovery median, s",
     "recovery max, s",
@@ -36,13 +36,13 @@ SHORT_HEADINGS = ("fault", "jobs", "good", "failed", "other", "lost", "twice", "
 
 @dataclass(frozen=True)
 class Fault:
-    """A row to be.
+    """A fault and how to run it.
 
     Attributes:
-        name: What ONLY selects it by.
-        title: What is done, in words.
-        plan: The pool that it is done to; rows with equal plans share one.
-        in_tests: Whether its short form is among the tests.
+        name: Its name in `make faults ONLY=name`.
+        title: What is done to the pool, for the table.
+        plan: The pool to run against; rows with equal plans share one.
+        in_tests: Whether `make test` runs its short form.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Fault:
 
 @dataclass
 class Row:
-    """What one fault came to.
+    """The result of one fault.
 
     Attributes:
-        refused: Posts that were refused or whose connection failed; none of them was accepted.
-        recoveries_s: Each time that the fault was done: seconds until what it hit worked again.
-        broken: What had to hold and did not.
-        notes: What the row measured besides.
+        refused: Posts that were refused or whose connection failed; no caller was told that its job was accepted.
+        recoveries_s: Seconds until the affected part worked again, one per repetition of the fault.
+        broken: Requirements that did not hold.
+        notes: Further measurements.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
     def cells(self) -> list[str]:
-        """In the order of `HEADINGS`."""
+        """The cells in the order of `HEADINGS`."""
         jobs = [self.accepted, self.succeeded, self.failed_as_expected, self.otherwise]
         jobs += [self.lost, self.duplicated, self.refused]
         times = self.recoveries_s
@@ -93,7 +93,7 @@ def fault(
     *,
     in_tests: bool = True,
 ) -> Callable[[Inject], Inject]:
-    """Register a row: `@fault("worker-killed", "SIGKILL of a worker in mid-batch")`."""
+    """Register a row: `@fault("worker-killed", "SIGKILL of a busy worker")`."""
 
     def register(inject: Inject) -> Inject:
         assert name not in FAULTS, f"two rows are called {name}"
@@ -104,7 +104,7 @@ def fault(
 
 
 def by_plan(faults: Iterable[Fault]) -> list[Fault]:
-    """The faults in their order, but those with equal plans one after the other."""
+    """The faults in order, grouped by pool plan."""
     groups: dict[PoolPlan, list[Fault]] = {}
     for each in faults:
         groups.setdefault(each.plan, []).append(each)
@@ -112,7 +112,7 @@ def by_plan(faults: Iterable[Fault]) -> list[Fault]:
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
-    """For the terminal, of 80 columns."""
+    """The table for a terminal of 80 columns."""
     table = Table(*SHORT_HEADINGS, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for row in rows:
         table.add_row(row.name, *row.cells()[1:], style="red" if row.broken else "")
@@ -120,25 +120,25 @@ def rich_table(rows: Sequence[Row]) -> Table:
 
 
 def markdown(rows: Sequence[Row], run_on: str, old: str = "") -> str:
-    """For `docs/reliability.md`.
+    """The table and notes for `docs/reliability-results.md`.
 
     Args:
         run_on: Date of these rows.
-        old: The same, of earlier runs: what it says of other rows is kept.
+        old: The section of earlier runs; its other rows are kept.
     """
-    titles = [each.title for each in FAULTS.values()]
-    lines = {title: line for line in old.splitlines() for title in titles if line.startswith(f"| {title} |")}
-    notes = {title: line for line in old.splitlines() for title in titles if line.startswith(f"- {title}: ")}
+    lines = {name: line for line in old.splitlines() for name in FAULTS if line.startswith(f"| `{name}` |")}
+    notes = {name: line for line in old.splitlines() for name in FAULTS if line.startswith(f"- `{name}`: ")}
     for row in rows:
-        lines[row.title] = f"| {' | '.join([*row.cells(), run_on])} |"
-        notes[row.title] = f"- {row.title}: {'; '.join(row.notes)}" if row.notes else ""
-    head = [f"| {' | '.join([*HEADINGS, 'run on'])} |", f"|{' --- |' * (len(HEADINGS) + 1)}"]
-    body = [lines[title] for title in titles if title in lines]
-    return "\n".join([*head, *body, "", *(notes[title] for title in titles if notes.get(title))]) + "\n"
+        lines[row.name] = f"| `{row.name}` | {' | '.join([*row.cells(), run_on])} |"
+        notes[row.name] = f"- `{row.name}`: {'; '.join(row.notes)}" if row.notes else ""
+    headings = ["name", *HEADINGS, "date"]
+    head = [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
+    body = [lines[name] for name in FAULTS if name in lines]
+    return "\n".join([*head, *body, "", *(notes[name] for name in FAULTS if notes.get(name))]) + "\n"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Every row with all that it measured."""
+    """Write every row with all its measurements."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *HEADINGS, "took, s", "recoveries, s", "broken", "notes"])

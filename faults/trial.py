@@ -1,4 +1,4 @@
-"""One fault, from the first job that is posted to the account of the last."""
+"""Runs one fault: load, fault, recovery, and the account of every job."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ POLL_S = 0.01
 
 
 class ToolMissingError(Exception):
-    """This machine lacks a program that the row needs."""
+    """The row needs a program that is not installed."""
 
 
 class Witness:
-    """Hears every outcome that is written, from a thread of its own, and when: nothing is to be written twice."""
+    """Records every published outcome and its time, in a thread: none may be written twice."""
 
     def __init__(self, redis_url: str) -> None:
         self.heard: dict[str, list[float]] = defaultdict(list)
-        self._n_twice = 0  # among those that are forgotten
+        self._n_twice = 0  # among the forgotten outcomes
         self._lock = threading.Lock()
         self._redis_url = redis_url
         self._closing = threading.Event()
@@ -55,7 +55,7 @@ class Witness:
         return self._n_twice + sum(ids.n_jobs(batch) for batch, times in self.heard.items() if len(times) > 1)
 
     def forget(self, before_s: float) -> None:
-        """Drop what was last heard before (`time.monotonic()`), and keep how much of it was written twice."""
+        """Drop outcomes last heard before `before_s` (`time.monotonic()`); keep the number written twice."""
         with self._lock:
             old = [batch for batch, times in self.heard.items() if times[-1] < before_s]
             self._n_twice += sum(ids.n_jobs(batch) for batch in old if len(self.heard[batch]) > 1)
@@ -63,9 +63,9 @@ class Witness:
                 del self.heard[batch]
 
     def excuse(self, since_s: float, since_ms: float) -> int:
-        """Drop the outcomes heard since then of batches accepted before, by Redis's clock; return their number.
+        """Drop outcomes heard since `since_s` of batches accepted before `since_ms`; return their number.
 
-        Where Redis is set back to that moment it has these batches, and has lost their outcomes.
+        A Redis that is set back to `since_ms`, by its own clock, has these batches without their outcomes.
         """
         with self._lock:
             lost = [
@@ -80,7 +80,7 @@ class Witness:
         return len(lost)
 
     def first_since(self, since_s: float) -> float | None:
-        """When the first outcome after `since_s` was written (`time.monotonic()`); None if none was."""
+        """Time of the first outcome after `since_s` (`time.monotonic()`), or None."""
         return min(
             (at for times in list(self.heard.values()) for at in times[:1] if at > since_s), default=None
         )
@@ -104,12 +104,12 @@ class Witness:
 
 
 class Trial:
-    """What a row works with.
+    """The tools of a row.
 
     Attributes:
-        short: Whether a few seconds must do; else the row does what its title says, in full.
-        row: What it tells; `recovered`, `require` and `note` add to it.
-        counted: What became of the jobs that are no longer among `sent.accepted`.
+        short: Whether the row runs its short form of a few seconds.
+        row: The result; `recovered`, `require` and `note` add to it.
+        counted: The account of jobs that are no longer in `sent.accepted`.
     """
 
     def __init__(self, fault: Fault, pool: Pool, witness: Witness, *, short: bool) -> None:
@@ -132,7 +132,7 @@ class Trial:
         return Load(urls or (lambda: self.pool.urls), self.sent, recipes or good_jobs(), rate_per_s, query)
 
     async def submit(self, recipe: Recipe, query: str = "worker=1&deadline=300") -> str:
-        """Post one job, beside the load, and return the id of its batch.
+        """Post one job in addition to the load, and return the id of its batch.
 
         Raises:
             httpx.HTTPStatusError: It was not accepted.
@@ -145,7 +145,7 @@ class Trial:
         return str(job_id).partition(".")[0]
 
     def account_for(self, done: Sequence[End], refused: int) -> None:
-        """Account for jobs that the row posted and followed itself; a job may have expired."""
+        """Account for jobs that the row posted and followed itself; they may have expired."""
         counts = Counter(end.status for end in done)
         self.row.accepted += len(done)
         self.row.succeeded += counts["succeeded"]
@@ -155,23 +155,23 @@ class Trial:
         self.row.refused += refused
 
     def recovered(self, seconds: float) -> None:
-        """Note how long one recovery took."""
+        """Note the time of one recovery."""
         self.row.recoveries_s.append(seconds)
 
     def note(self, text: str) -> None:
-        """Note something that was measured besides."""
+        """Note a further measurement."""
         self.row.notes.append(text)
 
     def require(self, holds: object, otherwise: str) -> None:
-        """Note that something which had to hold did not; the row goes on and is shown as broken."""
+        """Note a violated requirement unless `holds`; the row goes on and is shown as broken."""
         if not holds:
             self.row.broken.append(otherwise)
 
     async def until(self, condition: Callable[[], Any], what: str, limit_s: float = 30.0) -> Any:
-        """The condition's answer, once it is true.
+        """Wait for a condition and return its value.
 
         Raises:
-            TooLateError: It was not within `limit_s`.
+            TooLateError: It was not true within `limit_s`.
         """
         give_up_at = time.monotonic() + limit_s
         while not (answer := await asyncio.to_thread(condition)):
@@ -189,7 +189,7 @@ class Trial:
 
 
 async def run(fault: Fault, pool: Pool, *, short: bool) -> Row:
-    """Do one fault and account for every job that was accepted meanwhile."""
+    """Run one fault and account for every accepted job."""
     started_at = time.monotonic()
     with Witness(pool.redis_url) as witness:
         trial = Trial(fault, pool, witness, short=short)
@@ -211,10 +211,8 @@ async def run(fault: Fault, pool: Pool, *, short: bool) -> Row:
     row.refused += trial.sent.refused.total() + trial.sent.broken
     row.duplicated = witness.outcomes_twice()
     row.took_s = time.monotonic() - started_at
-    trial.require(row.accepted, "no job was accepted at all")
+    trial.require(row.accepted, "no job was accepted")
     trial.require(not row.lost, f"{row.lost} accepted jobs were lost: {counted.examples}")
-    trial.require(
-        not row.otherwise, f"{row.otherwise} jobs ended otherwise than they had to: {counted.examples}"
-    )
+    trial.require(not row.otherwise, f"{row.otherwise} jobs had an unexpected outcome: {counted.examples}")
     trial.require(not row.duplicated, f"the outcome of {row.duplicated} jobs was written twice")
     return row

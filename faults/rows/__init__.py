@@ -1,4 +1,4 @@
-"""The rows of the table, by what they are done to. Importing this registers them all."""
+"""The rows of the table, one module per faulty part. Importing this package registers all rows."""
 
 from faults.rows import controllers, deploys, overload, redis, shipped, soak, surroundings, workers
 

@@ -1,4 +1,4 @@
-"""Faults of controllers: told to stop while callers wait, and killed."""
+"""Faults of controllers: SIGTERM while callers wait, and SIGKILL."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PLUG_S = 1.5  # below the plan's time limit for a pass
 PLUGS_APART_S = 0.1  # more than a job is held for its batch to fill
 
 
-@fault("controller-terminated", f"SIGTERM of a controller while {N_WAITING} callers wait", TIGHT_LIMITS)
+@fault("controller-terminated", f"SIGTERM of a controller with {N_WAITING} waiting callers", TIGHT_LIMITS)
 async def controller_terminated(trial: Trial) -> None:
-    """Each has its outcome or a 503 that names its job, within the grace; new work goes to the other one."""
+    """Each caller gets its outcome or a 503 naming its job within the drain time; the other controller goes on."""
     if trial.short:
         await terminate_while_callers_wait(trial, N_WAITING // 5, n_plugs=4)
         return
-    for n_plugs in (4, 20):  # less than the grace, and more
+    for n_plugs in (4, 20):  # within the drain time, and beyond it
         await terminate_while_callers_wait(trial, N_WAITING, n_plugs)
         await asyncio.to_thread(trial.pool.wait_until_well)
 
 
 async def terminate_while_callers_wait(trial: Trial, n_callers: int, n_plugs: int) -> None:
-    """Give the workers slow batches first, so that all wait; with many of them, for longer than the grace."""
+    """Occupy the workers with slow batches so that all callers wait; with many, for longer than the drain time."""
     doomed, *others = trial.pool.controllers
     answers: Counter[str] = Counter()
     for number in range(n_plugs):
@@ -52,15 +52,15 @@ async def terminate_while_callers_wait(trial: Trial, n_callers: int, n_plugs: in
             trial.recovered(time.monotonic() - stopped_at)
             await trial.until(lambda: len(doomed.exits) > exits, "the controller has ended")
     trial.require(doomed.exits[-1][1] == 0, f"the controller ended with {doomed.exits[-1]}")
-    trial.require(answers.keys() <= {"outcome", "503 with the job"}, f"callers were told {dict(answers)}")
-    told = ", ".join(f"{count} {what}" for what, count in answers.items())
-    trial.note(f"{n_waiting} waited behind {n_plugs} batches of {PLUG_S:g} s: {told}")
+    trial.require(answers.keys() <= {"outcome", "503 naming the job"}, f"callers received {dict(answers)}")
+    told = ", ".join(f"{count} with {what}" for what, count in answers.items())
+    trial.note(f"{n_waiting} callers behind {n_plugs} batches of {PLUG_S:g} s: {told}")
 
 
 async def one_caller(
     trial: Trial, http: httpx.AsyncClient, url: str, number: int, answers: Counter[str]
 ) -> None:
-    """Post a job, wait for its outcome, and count what came of it."""
+    """Post a job, wait for its outcome, and count the answer."""
     recipe = job(number)
     try:
         answer = await http.post(f"{url}/predict?{QUERY}&wait={WAIT_S}", json={"data": recipe.samples})
@@ -72,12 +72,12 @@ async def one_caller(
         trial.sent.accepted[told["id"]] = recipe
     names_job = answer.status_code == 503 and told.get("result_url") == f"/results/{told.get('id')}"
     is_outcome = answer.status_code == 200 and recipe.is_met_by(told)
-    answers["outcome" if is_outcome else "503 with the job" if names_job else str(answer.status_code)] += 1
+    answers["outcome" if is_outcome else "503 naming the job" if names_job else str(answer.status_code)] += 1
 
 
-@fault("controller-killed", "SIGKILL of a controller, every 3 s for 30 s; two controllers", TIGHT_LIMITS)
+@fault("controller-killed", "SIGKILL of one of two controllers every 3 s for 30 s", TIGHT_LIMITS)
 async def controller_killed(trial: Trial) -> None:
-    """Every job that it had answered 202 is finished, and read from either."""
+    """Every job that it answered 202 ends, and either controller answers for it."""
     async with trial.load(good_jobs()):
         doomed = trial.pool.controllers[0]
         url = trial.pool.url(doomed)

@@ -1,4 +1,4 @@
-"""Deploys: processes told to stop and replaced one by one, under load, which nobody is to notice."""
+"""Rolling restarts: processes are stopped and replaced one by one, under load, without a failed request."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BEHIND_A_BALANCER = PoolPlan(environment=(("MODELYARD_LAME_DUCK_S", "3"),))
 
 @fault(
     "roll",
-    "SIGTERM of each controller behind a load balancer and of each worker in turn, replaced before the next",
+    "rolling restart of the controllers behind a load balancer, then of the workers",
     BEHIND_A_BALANCER,
 )
 async def roll(trial: Trial) -> None:
-    """No request fails: clients keep their connections to a balancer that asks the controllers' probe."""
+    """No request fails: clients keep connections to a load balancer that polls the controllers' probe."""
     pool = trial.pool
     n_rolled = 1 if trial.short else 2
     async with Balancer(pool.urls) as balancer, trial.load(good_jobs(), urls=lambda: [balancer.url]):

@@ -1,4 +1,4 @@
-"""More load than a pool can take: what is accepted keeps its deadline, and one queue's flood is not another's."""
+"""Overload: accepted jobs meet their deadline, and other versions and clients are hardly affected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from faults.table import fault
 from faults.trial import Trial
 
 ONE_OF_EACH = PoolPlan(replicas=1, controllers=1)
-BATCH_S = 0.02  # what a pass takes besides its samples
+BATCH_S = 0.02  # fixed time of a forward pass, besides its samples
 DEADLINE_S = 5.0
 TIMES_CAPACITY = 3
 RECOVERY_S = 5.0
@@ -37,15 +37,15 @@ LOOK_S = 0.2
 
 @dataclass
 class Memory:
-    """The most that was seen, in MiB."""
+    """The largest memory use seen, in MiB."""
 
     controller_mib: float = 0.0
     redis_mib: float = 0.0
 
 
-@fault("overload", f"{TIMES_CAPACITY} times as much load as the worker can take, for 60 s", ONE_OF_EACH)
+@fault("overload", f"overload at {TIMES_CAPACITY} times capacity for 60 s", ONE_OF_EACH)
 async def overload(trial: Trial) -> None:
-    """Capacity first, then the flood; every accepted job's outcome is read from the ledger."""
+    """Measure the capacity, then overload it; read every accepted job's outcome from the ledger."""
     body, seconds = slow_body(trial), 3 if trial.short else 60
     capacity_per_s = await capacity(trial, body)
     begun_ms = redis_ms(trial)
@@ -57,18 +57,16 @@ async def overload(trial: Trial) -> None:
     done = await asyncio.to_thread(ends, trial.pool.client, trial.pool.queue(), begun_ms)
     judge(trial, answers, done, capacity_per_s)
     trial.note(
-        f"at most {memory.controller_mib:.0f} MiB in the controller, {memory.redis_mib:.0f} MiB in Redis"
+        f"memory at most {memory.controller_mib:.0f} MiB (controller), {memory.redis_mib:.0f} MiB (Redis)"
     )
     trial.require(
         max(trial.row.recoveries_s) < RECOVERY_S, f"the backlog was not empty within {RECOVERY_S:g} s"
     )
 
 
-@fault(
-    "fairness", "one version flooded at 3 times its capacity, another asked 20 times a second", ONE_OF_EACH
-)
+@fault("fairness", "overload at 3 times capacity on one version, 20 requests/s to another", ONE_OF_EACH)
 async def fairness(trial: Trial) -> None:
-    """The other version's latency without the flood and with it."""
+    """Measure the other version's latency without the overload and with it."""
     body, seconds = slow_body(trial), 2 if trial.short else 30
     begun_ms = redis_ms(trial)
     other = trial.pool.add_worker(version=2)
@@ -87,7 +85,7 @@ async def fairness(trial: Trial) -> None:
         await asyncio.to_thread(trial.pool.remove, other)
     done = await asyncio.to_thread(ends, trial.pool.client, trial.pool.queue(), begun_ms)
     trial.account_for(done, answers.refused)
-    for name, each in (("alone", alone), ("beside the flood", beside)):
+    for name, each in (("without the overload", alone), ("with it", beside)):
         trial.note(f"{name}: p50 {percentile(each, 50):.0f} ms, p99 {percentile(each, 99):.0f} ms")
         trial.require(set(each.statuses) == {200}, f"{name}, not every request was answered: {each.statuses}")
     trial.require(answers.refused, "the flood was not refused anything")
@@ -98,12 +96,12 @@ async def fairness(trial: Trial) -> None:
 
 @fault(
     "overload-obeyed",
-    f"{TIMES_CAPACITY} times as much load as the worker can take, for 20 s, of callers who obey Retry-After",
+    f"overload at {TIMES_CAPACITY} times capacity for 20 s by callers that obey Retry-After",
     ONE_OF_EACH,
     in_tests=False,
 )
 async def overload_obeyed(trial: Trial) -> None:
-    """How many of those who come back when they were told to are refused again."""
+    """Measure how many callers that return as told are refused again."""
     body, seconds = slow_body(trial), 5 if trial.short else 20
     capacity_per_s = await capacity(trial, body)
     begun_ms = redis_ms(trial)
@@ -116,8 +114,8 @@ async def overload_obeyed(trial: Trial) -> None:
         f"capacity {capacity_per_s:.0f} jobs/s; {answers.returned[1]} callers came back after Retry-After (1 to "
         f"{max(answers.retry_after_s, default=0):.0f} s), {share:.0%} of them were refused again"
     )
-    trial.require(answers.returned[1], "nobody was refused")
-    trial.require(share < MOST_REFUSED_AGAIN, f"{share:.0%} of those who came back were refused again")
+    trial.require(answers.returned[1], "no post was refused")
+    trial.require(share < MOST_REFUSED_AGAIN, f"{share:.0%} of the returning callers were refused again")
 
 
 FLOOD_KEY, FLOOD_LINE = new_key("flood", "predict")
@@ -126,7 +124,7 @@ SMALL_KEY, SMALL_LINE = new_key("small", "predict")
 
 @fault(
     "fair-keys",
-    "the key of one client floods a version at 3 times its capacity, another client asks for 5 % of it",
+    "overload at 3 times capacity by one API key, 5 % of capacity by another",
     PoolPlan(
         replicas=1,
         controllers=1,
@@ -134,7 +132,7 @@ SMALL_KEY, SMALL_LINE = new_key("small", "predict")
     ),
 )
 async def fair_keys(trial: Trial) -> None:
-    """The small client's share of accepted requests beside the flood, once that has filled the queue."""
+    """Measure the small client's share of accepted requests once the other client has filled the queue."""
     body, seconds = slow_body(trial), 4 if trial.short else 30
     capacity_per_s = 200 if trial.short else await capacity(trial, body, key=FLOOD_KEY)
     begun_ms = redis_ms(trial)
@@ -160,19 +158,19 @@ async def fair_keys(trial: Trial) -> None:
 
 
 def judge(trial: Trial, answers: Answers, done: list[End], capacity_per_s: float) -> None:
-    """Account for the flood's jobs, and check that those accepted came in time and were as many as could."""
+    """Account for the jobs of the overload; check deadlines and goodput."""
     good = [end for end in done if end.is_good]
     took_ms = np.array([end.took_ms for end in done])
     last_ms = max(end.received_at_ms + end.took_ms for end in done)
     goodput_per_s = len(good) / (last_ms - min(end.received_at_ms for end in done)) * 1000
     trial.account_for(done, answers.refused)
     trial.note(
-        f"capacity {capacity_per_s:.0f} jobs/s, offered {TIMES_CAPACITY} times that, goodput "
-        f"{goodput_per_s / capacity_per_s:.0%} of capacity; accepted jobs p50 {np.percentile(took_ms, 50):.0f} ms, "
-        f"p99 {np.percentile(took_ms, 99):.0f} ms of {done[0].lives_ms:.0f} ms; "
-        f"{np.mean([end.batch_jobs for end in done]):.0f} jobs a batch; Retry-After "
-        f"{min(answers.retry_after_s, default=0):.0f} to {max(answers.retry_after_s, default=0):.0f} s; "
-        f"{answers.unsent} posts of the flood could not be made in time"
+        f"capacity {capacity_per_s:.0f} jobs/s, load {TIMES_CAPACITY} times that, goodput "
+        f"{goodput_per_s / capacity_per_s:.0%} of capacity; latency of accepted jobs "
+        f"p50 {np.percentile(took_ms, 50):.0f} ms, p99 {np.percentile(took_ms, 99):.0f} ms "
+        f"(deadline {done[0].lives_ms:.0f} ms); {np.mean([end.batch_jobs for end in done]):.0f} jobs per batch; "
+        f"Retry-After {min(answers.retry_after_s, default=0):.0f} to {max(answers.retry_after_s, default=0):.0f} s; "
+        f"{answers.unsent} posts not sent in time"
     )
     trial.require(not answers.broken, f"{answers.broken} connections were broken")
     trial.require(set(answers.statuses) <= {202, 429}, f"answers other than 202 and 429: {answers.statuses}")
@@ -184,13 +182,13 @@ def judge(trial: Trial, answers: Answers, done: list[End], capacity_per_s: float
 
 
 def slow_body(trial: Trial) -> dict[str, Any]:
-    """A job whose pass takes `BATCH_S` and a while for each sample: the worker is what is too slow, not this load."""
+    """A job whose pass takes `BATCH_S` plus a time per sample, so that the worker is the bottleneck."""
     recipe = job(1, seconds=BATCH_S, sample_seconds=0.004 if trial.short else 0.001)
     return {"data": recipe.samples}
 
 
 async def capacity(trial: Trial, body: dict[str, Any], key: str = "") -> float:
-    """Jobs per second that the worker gets through when it always has full batches."""
+    """The worker's throughput in jobs per second with full batches."""
     begun_ms, seconds = redis_ms(trial), 1
     rate_per_s = 600 if trial.short else 3000
     await flood(trial, body, rate_per_s, seconds, deadline_s=300, key=key)
@@ -217,7 +215,7 @@ async def flood(
 
 
 async def probe(trial: Trial, seconds: float) -> Answers:
-    """Ask version 2 now and then, waiting for its outcomes."""
+    """Post to version 2 at `PROBES_PER_S`, waiting for each outcome."""
     query, body = "worker=2&wait=10", {"data": job(1).samples}
     return await flood_from_another_process(trial.pool.urls[0], query, body, PROBES_PER_S, seconds)
 
@@ -233,13 +231,13 @@ def redis_ms(trial: Trial) -> float:
 
 
 def percentile(answers: Answers, percent: float) -> float:
-    """Latency of the outcomes that were answered, ms."""
+    """Latency of the answered outcomes, ms."""
     return float(np.percentile(answers.latency_ms.get(200, [0.0]), percent))
 
 
 @contextmanager
 def watched_memory(pool: Pool) -> Iterator[Memory]:
-    """The most memory that the controller and Redis had while the block ran."""
+    """The largest memory use of the controller and Redis while the block runs."""
     most, over = Memory(), threading.Event()
 
     def look() -> None:

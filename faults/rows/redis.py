@@ -33,27 +33,29 @@ CANCELLED = "job_cancelled"
 COPIES_KEPT_S = 6.0  # longer than the replay buffer's `KEEP_S`, two heartbeats, and what a busy machine adds
 
 
-# In tests the next row, which loses more and does so each time.
-@fault("redis-killed", "Redis SIGKILLed and started again (AOF, everysec), 20 times", PLAN, in_tests=False)
+# The tests run the next row instead: it loses more, and does so each time.
+@fault(
+    "redis-killed", "SIGKILL and restart of Redis (`appendfsync everysec`), 20 times", PLAN, in_tests=False
+)
 async def redis_killed(trial: Trial) -> None:
-    """What it had written is there again, and what it had only confirmed is written again by controllers."""
+    """Redis reads its file again; controllers replay what Redis confirmed and did not write."""
     await kill_redis_again_and_again(trial, "everysec")
 
 
-@fault("redis-set-back", "the same, and each time it has lost what it confirmed in its last 2 s", PLAN)
+@fault("redis-set-back", "SIGKILL and restart of Redis with the loss of its last 2 s, 20 times", PLAN)
 async def redis_set_back(trial: Trial) -> None:
-    """As after a kill while its disk keeps it waiting for as long as it waits: all is written again."""
+    """Simulate a kill during a slow fsync, which delays writes for up to 2 s: controllers replay all of them."""
     await kill_redis_again_and_again(trial, "everysec", lost_s=2)
 
 
-@fault("redis-killed-always", "Redis SIGKILLed and started again (AOF, always), 20 times", PLAN)
+@fault("redis-killed-always", "SIGKILL and restart of Redis (`appendfsync always`), 20 times", PLAN)
 async def redis_killed_always(trial: Trial) -> None:
-    """What it had confirmed is there again."""
+    """Redis reads everything that it confirmed from its file."""
     await kill_redis_again_and_again(trial, "always")
 
 
 async def kill_redis_again_and_again(trial: Trial, appendfsync: str, lost_s: float = 0) -> None:
-    """Kill Redis under load, and see that all goes on each time; with `lost_s`, less what it wrote last."""
+    """Kill Redis under load and check that the pool resumes; with `lost_s`, cut its last writes off its file."""
     outages_s = (0.2, 1.0) if trial.short else (0.2, 1.0, 2.0, 5.0) * 5
     trial.pool.client.config_set("appendfsync", appendfsync)
     before, n_excused = n_written_again(trial), 0
@@ -73,20 +75,20 @@ async def kill_redis_again_and_again(trial: Trial, appendfsync: str, lost_s: flo
             trial.pool.client.config_set("appendfsync", appendfsync)
             await resumed(trial, time.monotonic())
     trial.pool.client.config_set("appendfsync", "everysec")
-    trial.note(f"{n_written_again(trial) - before} batches were lost and written again")
+    trial.note(f"{n_written_again(trial) - before} batches lost and written again")
     if lost_s:
-        trial.note(f"{n_excused} batches were kept without their outcome, and may have been run again")
+        trial.note(f"{n_excused} batches kept without their outcome, possibly run again")
 
 
 def n_written_again(trial: Trial) -> int:
-    """Batches that the controllers say so of."""
+    """Batches that the controllers logged as replayed."""
     logs = [controller.log.read_text() for controller in trial.pool.controllers]
     return sum(int(count) for log in logs for count in re.findall(r"Redis lost (\d+) of", log))
 
 
-@fault("redis-stopped", "Redis SIGSTOPped for 20 s", PLAN)
+@fault("redis-stopped", "SIGSTOP of Redis for 20 s", PLAN)
 async def redis_stopped(trial: Trial) -> None:
-    """Connections stay open, and nothing on them is answered."""
+    """Connections stay open, and Redis answers nothing."""
     async with outage(trial):
         trial.pool.redis.send(signal.SIGSTOP)
         await while_away(trial)
@@ -94,9 +96,9 @@ async def redis_stopped(trial: Trial) -> None:
         await resumed(trial, time.monotonic())
 
 
-@fault("redis-paused", "CLIENT PAUSE of 20 s", PLAN, in_tests=False)
+@fault("redis-paused", "CLIENT PAUSE of Redis for 20 s", PLAN, in_tests=False)
 async def redis_paused(trial: Trial) -> None:
-    """Redis takes connections and commands, and answers none until the pause is over."""
+    """Redis accepts connections and commands, and answers after the pause."""
     pause_s = 3 if trial.short else 20
     async with outage(trial):
         until_s = time.monotonic() + pause_s
@@ -106,9 +108,9 @@ async def redis_paused(trial: Trial) -> None:
         await resumed(trial, until_s)
 
 
-@fault("redis-cut", "all connections to Redis cut half-open for 20 s, without a word", PLAN)
+@fault("redis-cut", "half-open connections to Redis for 20 s", PLAN)
 async def redis_cut(trial: Trial) -> None:
-    """As behind a firewall that forgot them: new ones work later, those from before never."""
+    """As behind a firewall that lost its state: only connections made after the outage work."""
     async with outage(trial):
         trial.pool.proxy.go_dead()
         await while_away(trial)
@@ -116,9 +118,9 @@ async def redis_cut(trial: Trial) -> None:
         await resumed(trial, time.monotonic())
 
 
-@fault("redis-full", "Redis at its maxmemory, noeviction, for 20 s", PLAN)
+@fault("redis-full", "Redis at `maxmemory` (`noeviction`) for 20 s", PLAN)
 async def redis_full(trial: Trial) -> None:
-    """New jobs are refused whole; those that it has are read, cancelled and finished."""
+    """New jobs are refused and leave nothing behind; accepted jobs are read, cancelled and finished."""
     pool = trial.pool
     async with trial.load(good_jobs(0.02)):
         await asyncio.sleep(1)
@@ -130,7 +132,7 @@ async def redis_full(trial: Trial) -> None:
                 await refused(trial, "ledger_full")
                 batches = n_batches(trial)
                 await cancel(trial, cancelled)
-            await trial.until(lambda: pool.backlog() == 0, "what was accepted is finished by a full Redis")
+            await trial.until(lambda: pool.backlog() == 0, "the accepted jobs end while Redis is full")
             await asyncio.sleep(4 if trial.short else 20)
             trial.require(n_batches(trial) <= batches, "a refused job left a record")
             trial.require(pool.backlog() == 0, "a refused job is counted")
@@ -141,9 +143,9 @@ async def redis_full(trial: Trial) -> None:
         await resumed(trial, time.monotonic())
 
 
-@fault("redis-emptied", "Redis emptied: FLUSHALL, and started on a new data folder", PLAN)
+@fault("redis-emptied", "loss of all Redis data (FLUSHALL, then an empty data folder)", PLAN)
 async def redis_emptied(trial: Trial) -> None:
-    """What was accepted last is written again, and what is older is unknown; no restart is needed."""
+    """Controllers replay the latest jobs; older jobs become unknown; no process needs a restart."""
     numbers = trial.pool.client.hgetall(keys.NUMBERS)
     for empty in (flush, start_on_new_folder):
         gone = await an_old_job(trial)
@@ -170,7 +172,7 @@ async def an_old_job(trial: Trial) -> str:
 
 
 async def lose_one_that_is_waited_for(trial: Trial, empty: Callable[[Trial], None]) -> None:
-    """See that who waits for a job gets its outcome although Redis has lost the job."""
+    """Check that a waiting caller gets its outcome although Redis lost the job."""
     serving = [record.pid for record in map(trial.pool.serving, trial.pool.workers) if record]
     signal_all(serving, signal.SIGSTOP)
     waiter = asyncio.create_task(post(trial, "worker=1&wait=30"))
@@ -181,12 +183,14 @@ async def lose_one_that_is_waited_for(trial: Trial, empty: Callable[[Trial], Non
         signal_all(serving, signal.SIGCONT)
     answer = await waiter
     told = answer.status_code, answer.json().get("status")
-    trial.require(told == (200, "succeeded"), f"who waited for a lost job heard {told}: {answer.text}")
+    trial.require(
+        told == (200, "succeeded"), f"the caller waiting for a lost job received {told}: {answer.text}"
+    )
     await asyncio.to_thread(trial.pool.wait_until_well)
 
 
 async def unknown_at_last(trial: Trial, job_id: str) -> None:
-    """See that a lost job is unknown once nobody can write it again any more, and 503 until then."""
+    """Check that a lost job is answered 503 while a controller may replay it, then 404."""
     give_up_at_s = time.monotonic() + 4 * RESUME_S
     async with http_client(timeout=10) as http:
         for url in trial.pool.urls:
@@ -195,11 +199,13 @@ async def unknown_at_last(trial: Trial, job_id: str) -> None:
                 if time.monotonic() > give_up_at_s:
                     break
                 await asyncio.sleep(0.1)
-            trial.require(answer.status_code == 404, f"a lost job is {answer.status_code}: {answer.text}")
+            trial.require(
+                answer.status_code == 404, f"a lost job is answered {answer.status_code}: {answer.text}"
+            )
 
 
 def outage(trial: Trial) -> Outage:
-    """Load, during which no controller's memory may grow for good."""
+    """Load during an outage, with a check of the controllers' memory."""
     return Outage(trial)
 
 
@@ -219,7 +225,7 @@ class Outage:
         await asyncio.sleep(1)
         await self._load.finish()
         growth_mib = self._rss_mib() - self._before_mib
-        self._trial.note(f"controllers grew by {growth_mib:.0f} MiB in all")
+        self._trial.note(f"controllers grew by {growth_mib:.0f} MiB")
         self._trial.require(growth_mib < GROWTH_MIB, f"controllers grew by {growth_mib:.0f} MiB")
 
     def _rss_mib(self) -> float:
@@ -233,7 +239,7 @@ def signal_all(pids: list[int], number: int) -> None:
 
 
 async def while_away(trial: Trial) -> None:
-    """Let an outage last, and see that callers are refused within it."""
+    """Let an outage last, and check that callers are refused during it."""
     until_s = time.monotonic() + (3 if trial.short else 20)
     await refused(trial)
     await asyncio.sleep(max(0, until_s - time.monotonic()))
@@ -250,7 +256,7 @@ async def post(
 
 
 async def refused(trial: Trial, code: str = "ledger_unavailable") -> None:
-    """See that every controller refuses before long, and then at once, with 503 and Retry-After."""
+    """Check that every controller refuses within `REFUSE_S` with 503 and Retry-After."""
     for url in trial.pool.urls:
         answer, give_up_at = None, time.monotonic() + REFUSE_S
         while time.monotonic() < give_up_at and (answer is None or answer.status_code == 202):
@@ -259,12 +265,12 @@ async def refused(trial: Trial, code: str = "ledger_unavailable") -> None:
             answer = await post(trial, url=url)
         assert answer is not None
         told = answer.status_code, answer.json().get("code")
-        trial.require(told == (503, code), f"a caller was told {told}: {answer.text}")
+        trial.require(told == (503, code), f"a caller received {told}: {answer.text}")
         trial.require("retry-after" in answer.headers, "a refusal had no Retry-After")
 
 
 async def resumed(trial: Trial, back_at_s: float) -> None:
-    """Note how long after Redis's return jobs are accepted and finished again, which is to be within 5 s."""
+    """Note the time from Redis's return until jobs are accepted and finished; at most `RESUME_S`."""
     took_s = await trial.next_outcome(back_at_s)
     for url in trial.pool.urls:
         while (answer := await post(trial, url=url)).status_code != 202:
@@ -281,14 +287,14 @@ async def resumed(trial: Trial, back_at_s: float) -> None:
 
 
 def append_only_file(trial: Trial) -> Path:
-    """What Redis appends to now; Redis 7 has it in a folder of its own."""
+    """The current append-only file; Redis 7 keeps it in a folder of its own."""
     return max(
         (trial.pool.folder / "redis").glob("**/appendonly*.aof"), key=lambda file: file.stat().st_mtime
     )
 
 
 def between_two_writes(trial: Trial, file: Path) -> tuple[float, float, int]:
-    """A moment to set Redis back to: the time here, s, and there, ms, and the bytes that it has written till then."""
+    """A moment to set Redis back to: local time, s; Redis's time, ms; bytes written by then."""
     trial.pool.client.client_pause(1000, all=False)
     try:
         return time.monotonic(), to_ms(*trial.pool.client.time()), file.stat().st_size
@@ -316,7 +322,7 @@ def start_on_new_folder(trial: Trial) -> None:
 
 
 async def known_again(trial: Trial, numbers: Any) -> None:
-    """See that the queues have their numbers, and that the backlog is right."""
+    """Check that the queues have their numbers and that the backlog is right."""
     pool = trial.pool
     await trial.until(
         lambda: pool.client.hgetall(keys.NUMBERS) == numbers, "workers have their numbers again"
@@ -328,7 +334,7 @@ async def known_again(trial: Trial, numbers: Any) -> None:
 
 
 async def said_so(trial: Trial) -> None:
-    """See that a controller tells of the loss in its metrics; another one may have been the first to notice."""
+    """Check that one of the controllers counts the loss in its metrics."""
     async with http_client(timeout=10) as http:
         pages = [(await http.get(f"{url}/metrics")).text for url in trial.pool.urls]
     trial.require(
@@ -344,7 +350,7 @@ def n_batches(trial: Trial) -> int:
 
 @asynccontextmanager
 async def occupied_workers(trial: Trial) -> AsyncIterator[None]:
-    """Give every worker a pass that lasts as long as the block; its record goes on beating meanwhile."""
+    """Keep every worker in a forward pass while the block runs; heartbeats continue."""
     gate, running = trial.pool.folder / fault_models.GATE, keys.running(trial.pool.queue())
     gate.touch()
     try:
@@ -358,7 +364,7 @@ async def occupied_workers(trial: Trial) -> AsyncIterator[None]:
 
 
 async def to_be_cancelled(trial: Trial) -> str:
-    """A job that waits, as no worker takes any."""
+    """A job that waits because every worker is busy."""
     answer = await post(trial)
     job_id = str(answer.json()["id"])
     trial.sent.accepted[job_id] = Recipe(job(1).samples, CANCELLED)

@@ -1,4 +1,4 @@
-"""Faults of the pool that docker-compose.yml describes: its Redis, with the users of deploy/redis-users.acl."""
+"""Faults of the pool in docker-compose.yml: its Redis with the users of deploy/redis-users.acl."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ PLAN = PoolPlan(replicas=1, controllers=1, as_shipped=True)
 N_JOBS = 200
 
 
-@fault("shipped-redis-restarted", "Redis of docker-compose.yml stopped and started again, 5 times", PLAN)
+@fault("shipped-redis-restarted", "SIGTERM and restart of the Redis of docker-compose.yml, 5 times", PLAN)
 async def shipped_redis_restarted(trial: Trial) -> None:
-    """It writes everything before it ends, so that no controller has anything to write again."""
+    """Redis writes everything before it exits; controllers replay nothing."""
     before = n_written_again(trial)
     await end_redis_again_and_again(trial, signal.SIGTERM, 1 if trial.short else 5)
     n_again = n_written_again(trial) - before
     trial.require(not n_again, f"Redis lost {n_again} batches over a restart")
 
 
-@fault("shipped-redis-killed", "Redis of docker-compose.yml SIGKILLed, 20 times", PLAN, in_tests=False)
+@fault(
+    "shipped-redis-killed",
+    "SIGKILL and restart of the Redis of docker-compose.yml, 20 times",
+    PLAN,
+    in_tests=False,
+)
 async def shipped_redis_killed(trial: Trial) -> None:
-    """As `redis-killed`; jobs that are older than the copies of controllers are there again, too."""
+    """As `redis-killed`; jobs older than the replay buffers survive too."""
     await end_redis_again_and_again(trial, signal.SIGKILL, 3 if trial.short else 20)
 
 
-@fault("shipped-all-restarted", "the pool of docker-compose.yml ended and started again, 3 times", PLAN)
+@fault("shipped-all-restarted", "restart of the whole pool of docker-compose.yml, 3 times", PLAN)
 async def shipped_all_restarted(trial: Trial) -> None:
-    """No process remembers anything but Redis: finished jobs, and jobs that wait or run, are there again."""
+    """Only Redis keeps state: finished, waiting and running jobs survive."""
     for _ in range(1 if trial.short else 3):
         await post_some(trial)
         async with occupied_workers(trial):
@@ -52,7 +57,7 @@ async def shipped_all_restarted(trial: Trial) -> None:
 
 
 async def end_redis_again_and_again(trial: Trial, number: signal.Signals, times: int) -> None:
-    """End Redis under load and start it again; all goes on each time."""
+    """Stop Redis under load, start it again, and check that the pool resumes."""
     async with trial.load(good_jobs()):
         for outage_s in itertools.islice(itertools.cycle((0.2, 1.0, 2.0)), times):
             await asyncio.sleep(1 if trial.short else 4)

@@ -1,4 +1,4 @@
-"""A long run at a steady load with a fault every so often: nothing may pile up."""
+"""Soak test: a long run at a steady load with regular faults; no resource may grow without bound."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from faults.series import Reading
 from faults.table import fault
 from faults.trial import Trial
 
-RETENTION_S = 60.0  # so that outcomes expire nearly as fast as they come, also within a run of minutes
+RETENTION_S = 60.0  # outcomes expire about as fast as they arrive, even in a run of minutes
 PLAN = PoolPlan(environment=(("MODELYARD_RESULT_RETENTION_S", f"{RETENTION_S:g}"),))
 MINUTES, RATE_PER_S = 30.0, 250.0
-SHARE = 0.7  # of what the workers can do
+SHARE = 0.7  # of the workers' capacity
 WARM_UP_S = 20.0
 LOOK_EVERY_S, READ_EVERY_S, FAULT_EVERY_S = 3.0, 10.0, 30.0
 REST_S = 5.0
 Harm = Callable[[Trial], Awaitable[None]]
-# A controller keeps up to 64 connections to Redis that some moment needed.
+# A controller keeps up to 64 connections to Redis after a burst.
 SLACK = {"RSS": 40.0, "descriptors": 130.0, "keys": 10.0, "memory": 5.0, "connections": 130.0}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How long the run is, and how many jobs are posted: MINUTES and RATE of the environment.
+    """Length and rate of the run: MINUTES and RATE of the environment.
 
     Attributes:
-        job_s: What a job takes its worker, so that the load is `SHARE` of what the workers can do.
+        job_s: Time of one job in its worker, chosen so that the load is `SHARE` of the workers' capacity.
     """
 
     run_s: float
@@ -56,11 +56,11 @@ class Size:
         return cls(run_s, rate_per_s, SHARE * trial.pool.plan.replicas / rate_per_s)
 
 
-@fault("soak", "a steady load for long, and a random fault every 30 s", PLAN, in_tests=False)
+@fault("soak", "soak test with a random fault every 30 s", PLAN, in_tests=False)
 async def soak(trial: Trial) -> None:
     """Memory, file descriptors, keys and connections return to where they were.
 
-    The first controller and the first worker are never killed, so that what grows slowly has time to.
+    The first controller and the first worker are never killed, so that slow growth shows.
     """
     size, follower = Size.of(trial), Follower(trial)
     untouched = await asyncio.to_thread(series.read, trial.pool)
@@ -75,16 +75,16 @@ async def soak(trial: Trial) -> None:
     after = await asyncio.to_thread(series.read, trial.pool)
     done = ", ".join(f"{count} {name}" for name, count in sorted(harm.items()))
     trial.note(f"{size.run_s / 60:g} min at {size.rate_per_s:g} jobs/s; {done}")
-    trial.note(f"{follower.over_http.total} of the outcomes were read over HTTP as well")
+    trial.note(f"{follower.over_http.total} outcomes also read over HTTP")
     trial.require(
         follower.over_http.succeeded == follower.over_http.total,
-        f"over HTTP it is told otherwise: {follower.over_http.examples}",
+        f"HTTP and ledger differ: {follower.over_http.examples}",
     )
     judge(trial, before, during, after)
 
 
 async def run(trial: Trial, size: Size, follower: Follower) -> tuple[list[Reading], Counter[str]]:
-    """Load and faults; the readings meanwhile, and what was done how often."""
+    """Run load and faults; return the readings and the number of faults by kind."""
     started_at = time.monotonic()
     during: list[Reading] = []
     async with trial.load(jobs(size), rate_per_s=size.rate_per_s):
@@ -93,7 +93,7 @@ async def run(trial: Trial, size: Size, follower: Follower) -> tuple[list[Readin
             if time.monotonic() >= started_at + len(during) * READ_EVERY_S:
                 found = await asyncio.to_thread(series.read, trial.pool)
                 during.append({"t_s": time.monotonic() - started_at, **found})
-                series.write(during)  # as it grows: a run that is ended early leaves something
+                series.write(during)  # at each reading: a run that ends early leaves its series
             await follower.look()
             trial.witness.forget(time.monotonic() - 2 * RETENTION_S)
             await asyncio.sleep(LOOK_EVERY_S)
@@ -102,7 +102,7 @@ async def run(trial: Trial, size: Size, follower: Follower) -> tuple[list[Readin
 
 
 def judge(trial: Trial, before: Reading, during: list[Reading], after: Reading) -> None:
-    """Note what everything held before, at most and after, and require that it came back."""
+    """Note each quantity before, at most and after, and require that it returned."""
     for quantity, slack in SLACK.items():
         told = []
         for name in (name for name in before if name.endswith(f" {quantity}")):
@@ -112,17 +112,17 @@ def judge(trial: Trial, before: Reading, during: list[Reading], after: Reading) 
             trial.require(
                 after[name] <= before[name] + slack, f"{name} did not return to where it started: {values}"
             )
-        trial.note(f"{quantity} before/most/after: {', '.join(told)}")
+        trial.note(f"{quantity} before/max/after: {', '.join(told)}")
     series.draw(during)
 
 
 def jobs(size: Size) -> Iterator[Recipe]:
-    """Jobs that take their worker as long as the size says."""
+    """Jobs that take their worker `size.job_s`."""
     return (job(number, fault_models.WELL, sample_seconds=size.job_s) for number in itertools.count())
 
 
 async def do_harm(trial: Trial, until_s: float) -> Counter[str]:
-    """Do a random fault every so often, each as often as any other, until the run is over; say how often each."""
+    """Inject random faults until the run is over, all kinds equally often; return the counts."""
     kinds: list[Harm] = [
         worker_killed,
         controller_killed,
@@ -150,7 +150,7 @@ async def do_harm(trial: Trial, until_s: float) -> Counter[str]:
 
 
 async def worker_killed(trial: Trial) -> None:
-    """SIGKILL of a worker: of the process that serves, or of its parent, which takes it along."""
+    """SIGKILL of a serving process, or of its supervisor and both."""
     worker = trial.pool.workers[-1]
     os.kill(random.choice((worker.pid, await serving_pid(trial, worker))), signal.SIGKILL)
 
@@ -161,7 +161,7 @@ async def controller_killed(trial: Trial) -> None:
 
 
 async def redis_killed(trial: Trial) -> None:
-    """SIGKILL of Redis, which is back a second later."""
+    """SIGKILL of Redis, restarted a second later."""
     await asyncio.to_thread(trial.pool.redis.stop, signal.SIGKILL)
     await asyncio.sleep(1)
     await asyncio.to_thread(start_redis, trial)
@@ -173,7 +173,7 @@ async def redis_stopped(trial: Trial) -> None:
 
 
 async def worker_stopped(trial: Trial) -> None:
-    """SIGSTOP of the process that serves for a worker, for five seconds."""
+    """SIGSTOP of a serving process for five seconds."""
     await stopped_for(await serving_pid(trial, random.choice(trial.pool.workers)), 5)
 
 
@@ -185,24 +185,24 @@ async def stopped_for(pid: int, seconds: float) -> None:
 
 
 async def serving_pid(trial: Trial, worker: Supervised) -> int:
-    """Id of the process that serves for a worker, once there is one."""
+    """Id of a worker's serving process, once there is one."""
     record: WorkerRecord = await trial.until(lambda: trial.pool.serving(worker), "a worker serves")
     return record.pid
 
 
 async def bad_bodies(trial: Trial) -> None:
-    """Bodies that no controller can take."""
+    """Bodies that every controller must refuse."""
     async with http_client(base_url=random.choice(trial.pool.urls), timeout=30) as http:
         for body in (b"{", b'{"data": [["x"]]}', b"\xff" * 10_000, b"[" * 100_000) * 50:
             try:
                 answer = await http.post("/predict", content=body)
             except httpx.HTTPError:
-                continue  # the controller is just being started again
+                continue  # the controller is being restarted
             trial.require(answer.status_code < 500 or answer.status_code == 503, answer.text)
 
 
 async def connection_flood(trial: Trial) -> None:
-    """Connections that say nothing."""
+    """Connections that send nothing."""
     where = httpx.URL(trial.pool.urls[0])
     opened = [await asyncio.open_connection(where.host, where.port) for _ in range(300)]
     await asyncio.sleep(3)

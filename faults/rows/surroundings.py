@@ -1,4 +1,4 @@
-"""Faults around the pool: clocks that are wrong, a registry that is away."""
+"""Faults around the pool: wrong clocks, an unavailable registry."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from faults.trial import ToolMissingError, Trial
 MINUTES_OFF = 5
 DEADLINE_S = 60
 LISTED_S = 5.0
-NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
+NOWHERE = "http://127.0.0.1:9"  # the discard port: no server listens
 
 
-@fault("clock-off", "the clock of one worker and one controller 5 min off, either way", PLAN)
+@fault("clock-off", "clock of one worker and one controller off by 5 min, both ways", PLAN)
 async def clock_off(trial: Trial) -> None:
-    """Redis's clock counts: deadlines, liveness, ages and latencies stay right."""
+    """Only Redis's clock is used across processes: deadlines, liveness, ages and latencies stay right."""
     pool = trial.pool
     offsets_s = (60 * MINUTES_OFF,) if trial.short else (60 * MINUTES_OFF, -60 * MINUTES_OFF)
     for offset_s in offsets_s:
@@ -42,7 +42,7 @@ async def clock_off(trial: Trial) -> None:
 
 
 def faked(offset_s: int) -> dict[str, str]:
-    """Variables that put a process's clock off and leave its monotonic clock alone.
+    """Variables that shift a process's clock and leave its monotonic clock alone.
 
     Raises:
         ToolMissingError: libfaketime is not installed.
@@ -59,7 +59,7 @@ def faked(offset_s: int) -> dict[str, str]:
 
 
 async def figures_are_right(trial: Trial, url: str, worker: Supervised) -> None:
-    """See that nothing which is told of time is minutes off."""
+    """Check that no reported time is minutes off."""
     live, give_up_at = len(trial.pool.workers), time.monotonic() + LISTED_S
     async with http_client(base_url=url, timeout=30) as http:
         (row,) = (await http.get("/workers")).json()["workers"]
@@ -77,9 +77,9 @@ async def figures_are_right(trial: Trial, url: str, worker: Supervised) -> None:
         trial.require(0 <= job.get(name, -1) < 30_000, f"{name} is {job.get(name)}")
 
 
-@fault("mlflow-away", "MLflow away while workers run, and while one starts", PLAN, in_tests=False)
+@fault("mlflow-away", "MLflow unavailable while workers run and while one starts", PLAN, in_tests=False)
 async def mlflow_away(trial: Trial) -> None:
-    """Who has its model needs no registry; who has not ends with a line that says why, and is tried again."""
+    """Running workers need no registry; a starting worker exits with a line that names the cause."""
     pool = trial.pool
     worker = pool.add_worker(MLFLOW_TRACKING_URI=NOWHERE)
     started_at = time.monotonic()
@@ -87,12 +87,12 @@ async def mlflow_away(trial: Trial) -> None:
     try:
         async with trial.load(good_jobs()):
             await trial.until(lambda: len(worker.exits) > (0 if trial.short else 2), "it has ended", 120)
-        trial.note(f"a worker without a registry ended after {worker.exits[0][0] - started_at:.0f} s")
+        trial.note(f"a worker without a registry exited after {worker.exits[0][0] - started_at:.0f} s")
         statuses = {status for _, status in worker.exits}
         trial.require(statuses == {1}, f"it ended with {statuses}")
         last_lines = [line for line in worker.log.read_text().splitlines() if "MLflow registry" in line]
         trial.require(
-            last_lines and NOWHERE in last_lines[0], "its log does not say that the registry is away"
+            last_lines and NOWHERE in last_lines[0], "its log does not say that the registry is unavailable"
         )
         trial.require("Traceback" not in worker.log.read_text(), "its log has a traceback")
         give_registry_back(pool, worker)
@@ -103,5 +103,5 @@ async def mlflow_away(trial: Trial) -> None:
 
 
 def give_registry_back(pool: Pool, worker: Supervised) -> None:
-    """From its next start on the worker finds the registry."""
+    """Let the worker find the registry from its next start on."""
     worker.environment["MLFLOW_TRACKING_URI"] = pool.workers[0].environment["MLFLOW_TRACKING_URI"]

@@ -1,4 +1,4 @@
-"""Faults of workers: killed, cut off, stopped, hung, and jobs that do it to them."""
+"""Faults of workers: killed, cut off, suspended or hung, also by the jobs that they run."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ LIMIT_S = 2  # of TIGHT_LIMITS
 N_GOOD = 500
 RUN_AGAIN_S = 5.0
 SETTLE_S = 0.05
-WORKED_S = 1.0  # a worker that is killed as soon as it begins looks like one that dies of its job
+WORKED_S = 1.0  # a worker killed as soon as it begins looks as if its job had crashed it
 
 
 @fault(
     "worker-killed",
-    "SIGKILL of a worker in mid-batch, 30 times, every 2 s or as fast as they start again; two replicas",
+    "SIGKILL of a busy worker every 2 s, 30 times; two replicas",
     TIGHT_LIMITS,
 )
 async def worker_killed(trial: Trial) -> None:
-    """At times none lives, but another is forked at once: what the dead one had is in its hands within 5 s."""
+    """At times no worker is alive, but another is forked at once and claims the batch within `RUN_AGAIN_S`."""
     async with trial.load(good_jobs(BATCH_S)):
         taken_again_s = await each_2_s(trial, 1 if trial.short else 30, signal.SIGKILL)
     note_taken_again(trial, taken_again_s)
@@ -43,15 +43,15 @@ async def worker_killed(trial: Trial) -> None:
     trial.require(trial.short or not late, f"not within {RUN_AGAIN_S:g} s, but after {', '.join(late)} s")
 
 
-# In its short form it would be the row before.
+# Its short form would equal the row before.
 @fault(
     "replica-killed",
-    "SIGKILL of a worker in mid-batch while its replica lives, 15 times",
+    "SIGKILL of a busy worker while its replica is alive, 15 times",
     TIGHT_LIMITS,
     in_tests=False,
 )
 async def replica_killed(trial: Trial) -> None:
-    """The other one runs what the dead one had in hand, within 5 s; in turn the parent is killed, which takes both."""
+    """The replica runs the dead worker's batch within `RUN_AGAIN_S`; every second time the supervisor is killed too."""
     async with trial.load(good_jobs(BATCH_S)):
         taken_again_s = []
         for number in range(1 if trial.short else 15):
@@ -62,11 +62,9 @@ async def replica_killed(trial: Trial) -> None:
     trial.require(not late, f"not within {RUN_AGAIN_S:g} s, but after {', '.join(late)} s")
 
 
-@fault(
-    "worker-terminated", "SIGTERM of a worker in mid-batch, every 2 s for 20 s; two replicas", TIGHT_LIMITS
-)
+@fault("worker-terminated", "SIGTERM of a busy worker every 2 s for 20 s; two replicas", TIGHT_LIMITS)
 async def worker_terminated(trial: Trial) -> None:
-    """It finishes the batch in hand, takes no other, and ends with status 0."""
+    """It finishes its batch, takes no other, and exits with status 0."""
     before = {worker.name: len(worker.exits) for worker in trial.pool.workers}
     async with trial.load(good_jobs(BATCH_S)):
         await each_2_s(trial, 1 if trial.short else 10, signal.SIGTERM)
@@ -77,11 +75,11 @@ async def worker_terminated(trial: Trial) -> None:
 
 @fault(
     "message-lost",
-    "connection cut, and the worker killed, between BRPOP's answer and the claim",
+    "loss of a wake-up message between BRPOP and the claim",
     TIGHT_LIMITS,
 )
 async def message_lost(trial: Trial) -> None:
-    """Redis has given the message out and nobody has it: the reconciler finds the batch and sends it again."""
+    """The connection is cut, or the worker killed as well: the reconciler finds the batch and sends it again."""
     pool = trial.pool
     with Proxy(pool.redis_socket, pool.folder / "proxy.sock") as proxy:
         worker = pool.add_worker(REDIS_URL=proxy.url)
@@ -96,7 +94,7 @@ async def message_lost(trial: Trial) -> None:
 
 
 async def cut_once(trial: Trial, proxy: Proxy, worker: Supervised, *, kill: bool) -> None:
-    """Lose one message on its way to the worker, and time how long its batch takes all the same."""
+    """Lose one message on its way to the worker, and time its batch until the outcome."""
     lost: list[tuple[str, float]] = []
     serving = await trial.until(lambda: trial.pool.serving(worker), "the cut-off worker serves", 60)
 
@@ -113,10 +111,10 @@ async def cut_once(trial: Trial, proxy: Proxy, worker: Supervised, *, kill: bool
     trial.recovered(await outcome_of(trial, batch) - cut_at)
 
 
-@fault("worker-stopped", "SIGSTOP of a worker in mid-batch for 30 s, then SIGCONT", TIGHT_LIMITS)
+@fault("worker-stopped", "SIGSTOP of a busy worker for 30 s, then SIGCONT", TIGHT_LIMITS)
 async def worker_stopped(trial: Trial) -> None:
-    """Hung, not dead: another worker runs its batch, and what it brings when it wakes is refused."""
-    # A limit beyond the pause: else the worker would end itself on waking, and bring nothing late.
+    """Another worker runs its batch, and its late outcome is refused."""
+    # A limit beyond the pause: otherwise the worker would exit on waking and write no late outcome.
     worker = trial.pool.add_worker(MODELYARD_INFERENCE_TIMEOUT_S="120")
     worker.start()
     try:
@@ -135,30 +133,30 @@ async def worker_stopped(trial: Trial) -> None:
         await asyncio.to_thread(trial.pool.remove, worker)
 
 
-@fault("model-hangs", f"a model call that never returns, in Python; limit {LIMIT_S} s", TIGHT_LIMITS)
+@fault("model-hangs", f"forward pass that never returns, in Python; limit {LIMIT_S} s", TIGHT_LIMITS)
 async def model_hangs(trial: Trial) -> None:
-    """Interrupted: the worker goes on, and what shared the batch succeeds."""
+    """The pass is interrupted, the worker goes on, and the other jobs of the batch succeed."""
     before = [trial.pool.serving(worker) for worker in trial.pool.workers]
     await hang(trial, fault_models.HANGS, "timed_out", 1 if trial.short else 5)
     trial.require(all(record and runs(record.pid) for record in before), "a worker ended")
 
 
 @fault(
-    "model-hangs-native", f"a model call that never returns, in native code; limit {LIMIT_S} s", TIGHT_LIMITS
+    "model-hangs-native", f"forward pass that never returns, in native code; limit {LIMIT_S} s", TIGHT_LIMITS
 )
 async def model_hangs_native(trial: Trial) -> None:
-    """Nothing can interrupt it: the worker ends itself once it has noted whose job it was."""
+    """Nothing can interrupt it: the serving process notes the job and exits."""
     await hang(trial, fault_models.HANGS_NATIVE, "timed_out", 1 if trial.short else 3)
 
 
 @fault(
     "model-hangs-with-gil",
-    f"the same, and it lets no other thread run; limit {LIMIT_S} s",
+    f"forward pass that never returns and holds the GIL; limit {LIMIT_S} s",
     TIGHT_LIMITS,
     in_tests=False,
 )
 async def model_hangs_with_gil(trial: Trial) -> None:
-    """It falls silent as if it were dead, and its process ends; the one that is forked next knows whose job it was."""
+    """Heartbeats stop and the process exits; the next serving process knows the job."""
     await hang(trial, fault_models.HANGS_WITH_GIL, "timed_out", 1 if trial.short else 3)
 
 
@@ -172,9 +170,9 @@ async def hang(trial: Trial, behaviour: int, failure: str, times: int) -> None:
             trial.recovered(await outcome_of(trial, batch) - posted_at)
 
 
-@fault("job-kills-worker", f"a job that kills its worker each time, among {N_GOOD} good ones", TIGHT_LIMITS)
+@fault("job-kills-worker", f"job that always crashes its worker, among {N_GOOD} good jobs", TIGHT_LIMITS)
 async def job_kills_worker(trial: Trial) -> None:
-    """Crash, out of memory, killed by the kernel: quarantined after three attempts, and all others succeed."""
+    """Abort, failed allocation, SIGKILL: the job is quarantined after three attempts, and all others succeed."""
     for behaviour in (
         (fault_models.ABORTS,)
         if trial.short
@@ -184,8 +182,8 @@ async def job_kills_worker(trial: Trial) -> None:
         async with trial.load(killer_among_good_jobs(behaviour)) as load:
             await load.finished()
         await settled(trial)
-        trial.note(f"{n_crashes(trial) - crashes} workers died of it")
-        trial.require(n_crashes(trial) - crashes == 3, "not three workers died of one job")
+        trial.note(f"{n_crashes(trial) - crashes} workers crashed")
+        trial.require(n_crashes(trial) - crashes == 3, "the job did not crash exactly three workers")
         await asyncio.to_thread(trial.pool.wait_until_well)
 
 
@@ -197,9 +195,9 @@ def killer_among_good_jobs(behaviour: int) -> Iterator[Recipe]:
             yield job(0, behaviour, failure="job_quarantined")
 
 
-@fault("bad-sample", "every 20th job raises in the model", TIGHT_LIMITS)
+@fault("bad-sample", "model exception for every 20th job", TIGHT_LIMITS)
 async def bad_sample(trial: Trial) -> None:
-    """It fails alone; the jobs of its batch succeed."""
+    """The job fails alone; the others of its batch succeed."""
     async with trial.load(
         job(n, fault_models.RAISES, BATCH_S, "model_failed") if n % 20 == 7 else job(n, seconds=BATCH_S)
         for n in count()
@@ -208,14 +206,14 @@ async def bad_sample(trial: Trial) -> None:
 
 
 async def each_2_s(trial: Trial, times: int, number: int, *, whole: bool = False) -> list[float]:
-    """Signal a worker that runs a batch, and time how long that batch then takes to its outcome.
+    """Signal a worker that runs a batch, and time the batch until its outcome.
 
     Args:
-        whole: Whether the worker's parent is killed, as by a person, rather than the process that serves, as by the
-            kernel or by itself. SIGTERM goes to the parent in any case, as a supervisor sends it.
+        whole: Whether SIGKILL goes to the supervisor rather than to the serving process. SIGTERM always goes to the
+            supervisor.
 
     Returns:
-        Where it is SIGKILL, the seconds after which each batch was in another worker's hands.
+        For SIGKILL, the seconds until another worker claimed each batch.
     """
     waiting: list[asyncio.Task[None]] = []
     at_work_since_s: dict[int, float] = {}
@@ -223,18 +221,18 @@ async def each_2_s(trial: Trial, times: int, number: int, *, whole: bool = False
 
     async def time_outcome(batch: str, since_s: float, dead: bytes | None) -> None:
         if number == signal.SIGKILL:
-            over, what = trial.witness.heard, f"batch {batch} is in another worker's hands"
+            over, what = trial.witness.heard, f"another worker has claimed batch {batch}"
             await trial.until(lambda: owner(trial, batch) not in (dead, None) or batch in over, what, 60)
             taken_again_s.append(time.monotonic() - since_s)
         trial.recovered(await outcome_of(trial, batch) - since_s)
 
     for _ in range(times):
         next_s = time.monotonic() + 2
-        # A worker that is killed a moment too late has finished: that is no fault, and no recovery is timed.
+        # A worker killed a moment too late has finished its batch: no recovery is timed.
         batch, worker = await trial.until(
             lambda: in_hand(trial, at_work_since_s), "a worker runs a batch", 60
         )
-        with suppress(ProcessLookupError):  # it has just ended by itself, told to stop before
+        with suppress(ProcessLookupError):  # it has just exited after an earlier signal
             os.kill(worker.pid if number == signal.SIGKILL and not whole else worker.main_pid, number)
         signalled_at = time.monotonic()
         await asyncio.sleep(SETTLE_S)
@@ -247,23 +245,23 @@ async def each_2_s(trial: Trial, times: int, number: int, *, whole: bool = False
 
 
 def owner(trial: Trial, batch: str) -> bytes | None:
-    """Id of the worker that has claimed a batch; None where it has its outcome or is on the queue."""
+    """Id of the worker that has claimed a batch; None if the batch is queued or has its outcome."""
     found: bytes | None = trial.pool.client.hget(keys.running(trial.pool.queue()), batch)
     return found
 
 
 def note_taken_again(trial: Trial, after_s: list[float]) -> None:
-    """Note how soon a worker that lives took what a dead one had in hand."""
+    """Note how soon a live worker claimed a dead worker's batch."""
     if after_s:
         middle, longest = statistics.median(after_s), max(after_s)
-        trial.note(f"in another worker's hands after {middle:.1f} s (median), {longest:.1f} s at most")
+        trial.note(f"claimed by another worker after {middle:.1f} s (median), {longest:.1f} s (maximum)")
 
 
 def in_hand(trial: Trial, at_work_since_s: dict[int, float]) -> tuple[str, WorkerRecord] | None:
-    """A batch that a worker runs now, and the worker.
+    """A running batch and its worker.
 
     Args:
-        at_work_since_s: By id of a process that serves, when it was first seen at work; before `WORKED_S` it is spared.
+        at_work_since_s: By id of a serving process, when it was first seen at work; it is spared for `WORKED_S`.
     """
     now_s = time.monotonic()
     alive = [record for record in map(trial.pool.serving, trial.pool.workers) if record]
@@ -286,14 +284,14 @@ def held_by(trial: Trial, worker: Supervised) -> str | None:
 
 
 def stopped_with(trial: Trial, worker: Supervised) -> tuple[str, int] | None:
-    """Stop the process that serves for a worker; the batch that it holds then, and its id.
+    """Suspend a worker's serving process; return its batch and its process id.
 
-    None (and it goes on) if it holds none.
+    None, and the process resumes, if it holds no batch.
     """
     record = trial.pool.serving(worker)
     if record and held_by(trial, worker):
         os.kill(record.pid, signal.SIGSTOP)
-        time.sleep(SETTLE_S)  # what it had sent to Redis is there by then
+        time.sleep(SETTLE_S)  # until Redis has received what the process sent
         if batch := held_by(trial, worker):
             return batch, record.pid
         os.kill(record.pid, signal.SIGCONT)
@@ -312,7 +310,7 @@ async def settled(trial: Trial) -> None:
 
 
 def n_crashes(trial: Trial) -> int:
-    """Ends so far, not asked for, of processes that served, which their parent logs, and of whole workers."""
+    """Crashes so far of serving processes, which their supervisor logs, and of whole workers."""
     logs = [worker.log.read_text(errors="replace") for worker in trial.pool.workers]
     ends = [status for worker in trial.pool.workers for _, status in worker.exits]
     return sum(log.count("; starting another") for log in logs) + sum(status != 0 for status in ends)

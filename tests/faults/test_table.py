@@ -1,4 +1,4 @@
-"""The table of `docs/reliability.md`: rows of a new run replace theirs and leave the others."""
+"""The table of `docs/reliability-results.md`: a new run replaces its own rows and keeps the others."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def test_rows_of_an_earlier_run_stay_until_they_are_run_again() -> None:
     both = markdown([second], "2026-01-02", markdown([first], "2026-01-01"))
     assert f"| {first.title} | 7 | 0 | 0 | 0 | 0 | 0 | 0 | 2.00 | 3.00 | 2026-01-01 |" in both
     assert f"| {second.title} | 0 |" in both
-    assert f"- {first.title}: a note" in both
+    assert f"- `{first.name}`: a note" in both
     first.accepted, first.notes = 8, []
     again = markdown([first], "2026-01-03", both)
-    assert again.count(f"| {first.title} |") == 1
+    assert again.count(f"| `{first.name}` |") == 1
     assert "| 8 |" in again
     assert "a note" not in again
