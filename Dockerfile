@@ -25,7 +25,7 @@ RUN pip install --quiet --no-cache-dir --root-user-action=ignore --target /insta
 COPY scripts/pip_config.py scripts/image_packages.py /installer/
 
 
-# The project itself, as it lies over a virtual environment that has its dependencies.
+# The project itself, client and server, as it lies over a virtual environment that has its dependencies.
 FROM base AS project
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -35,7 +35,7 @@ COPY client client
 COPY controller controller
 COPY training training
 COPY workers workers
-RUN pip --python /opt/venv install --quiet --no-cache-dir --no-deps .
+RUN pip --python /opt/venv install --quiet --no-cache-dir --no-deps ./client .
 
 
 FROM base AS controller-packages

@@ -83,5 +83,5 @@ lock: ## pin the newest packages that pyproject.toml allows
 clean: ## remove .venv and caches; models, records and the pool's data stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov build dist
 	rm -f .coverage .coverage.* coverage.xml
-	rm -rf *.egg-info
+	rm -rf *.egg-info client/*.egg-info client/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

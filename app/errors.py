@@ -1,49 +1,13 @@
 """Every error that Modelyard raises on purpose. No HTTP here: the controller maps classes to statuses.
 
+The root and all that a caller can be answered with stand in `modelyard.errors`; the server's processes add:
+
 ```
 ModelyardError
-├── ConfigurationError            a setting is wrong, or an environment lacks something
-├── InputError                    a request cannot be turned into samples
-│   ├── BodyNotJsonError
-│   ├── BodyKeyError
-│   ├── BodyNotArrayError         not the NumPy file or MessagePack that its content type says
-│   ├── InputShapeError
-│   ├── InputNotNumericError
-│   ├── InputNotFiniteError
-│   ├── InputEmptyError
-│   ├── BodyCodingError           not the gzip or deflate that its content coding says
-│   ├── ParameterError
-│   ├── ContradictionError
-│   └── MalformedRequestError     what was sent is not HTTP
-├── TooLargeError                 more bytes or samples than the limits
-│   └── HeadTooLargeError         the request's line and headers
-├── RequestTimeoutError           the request did not arrive in time
-├── UnsupportedError              a body of a kind that is not read
-│   ├── UnsupportedTypeError
-│   └── UnsupportedCodingError
-├── HostNotAllowedError           sent to a name that may be anybody's
-├── OriginNotAllowedError         sent by a web page of another site
-├── UnauthenticatedError          no API key, or none of ours
-├── ForbiddenError                the API key lacks the role
-├── NotFoundError
-│   ├── UnknownWorkerError
-│   ├── UnknownModelError
-│   └── UnknownJobError
-├── JobGoneError                  the job's outcome was kept for its time and is no longer
 ├── ConflictError
-│   ├── JobNotCancellableError
-│   ├── JobNotQuarantinedError
-│   ├── IdempotencyConflictError  the key was used for another request
 │   ├── WorkerNumberTakenError
 │   └── QueueTakenError           live workers serve another model under the same name and version
-├── QueueFullError
-├── RateLimitError                the client has asked too often
 ├── UnavailableError
-│   ├── NoCandidateError          no live worker can take the request
-│   ├── DrainingError             the controller is stopping
-│   ├── IdempotencyPendingError   another post with the key is being accepted
-│   ├── LedgerUnavailableError    Redis does not answer
-│   │   └── LedgerFullError       Redis has no room for new jobs
 │   └── RegistryUnavailableError  MLflow does not answer
 │       └── RegistrySchemaError   MLflow would have to migrate its database, or cannot read it
 ├── WireError                     bytes in Redis or on the queue that this version cannot read
@@ -55,228 +19,14 @@ ModelyardError
 │   ├── ModelWarmUpError
 │   ├── InferenceTimeoutError     a forward pass took longer than it may
 │   └── OutputNotFiniteError      the model answered NaN or an infinity
-├── DatasetError                  a data set is missing, corrupt or not what it claims to be
 └── ServiceError                  a process that was started did not come up or stopped
 ```
 """
 
 from __future__ import annotations
 
-from app.redaction import redacted
-
-
-class ModelyardError(Exception):
-    """Root of the tree.
-
-    Args:
-        detail: One sentence for the person who caused it: what was wrong, what was expected, what to do. Secrets are
-            taken out of it.
-        retry_after_s: Seconds after which trying again is worthwhile, where that is known.
-    """
-
-    code = "internal_error"
-
-    def __init__(self, detail: str, *, retry_after_s: float | None = None) -> None:
-        self.detail = redacted(detail)
-        super().__init__(self.detail)
-        self.retry_after_s = retry_after_s
-
-
-def first_line(error: Exception) -> str:
-    """What a foreign error says first; the rest is for its own developers."""
-    return redacted((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
-
-
-class ConfigurationError(ModelyardError):
-    """A setting is wrong, or the environment lacks something that a command needs."""
-
-    code = "configuration_invalid"
-
-
-class InputError(ModelyardError):
-    """A request cannot be turned into samples."""
-
-    code = "input_invalid"
-
-
-class BodyNotJsonError(InputError):
-    """The body is not a JSON document."""
-
-    code = "body_not_json"
-
-
-class BodyKeyError(InputError):
-    """The body is JSON, but not an object with exactly one of the keys that hold samples."""
-
-    code = "body_wrong_key"
-
-
-class BodyNotArrayError(InputError):
-    """The body is not the NumPy file or the MessagePack that its content type says."""
-
-    code = "body_not_array"
-
-
-class BodyCodingError(InputError):
-    """The body cannot be unpacked as its content coding says."""
-
-    code = "body_wrong_coding"
-
-
-class InputShapeError(InputError):
-    """The array is ragged or does not fit the input contract."""
-
-    code = "input_wrong_shape"
-
-
-class InputNotNumericError(InputError):
-    """The array holds something that is not a number of the contract's dtype."""
-
-    code = "input_not_numeric"
-
-
-class InputNotFiniteError(InputError):
-    """The array holds NaN or an infinity, or a number that overflows the contract's dtype."""
-
-    code = "input_not_finite"
-
-
-class InputEmptyError(InputError):
-    """The array holds no sample."""
-
-    code = "input_empty"
-
-
-class ParameterError(InputError):
-    """A query parameter or header is malformed or out of range."""
-
-    code = "parameter_invalid"
-
-
-class ContradictionError(InputError):
-    """Two parameters of one request exclude each other."""
-
-    code = "parameters_contradict"
-
-
-class MalformedRequestError(InputError):
-    """What was sent is not HTTP."""
-
-    code = "request_malformed"
-
-
-class TooLargeError(ModelyardError):
-    """More bytes or samples than the limits allow."""
-
-    code = "request_too_large"
-
-
-class HeadTooLargeError(TooLargeError):
-    """The request's line and headers are larger, or more, than the limits allow."""
-
-    code = "head_too_large"
-
-
-class RequestTimeoutError(ModelyardError):
-    """The request did not arrive in time."""
-
-    code = "request_timeout"
-
-
-class UnsupportedError(ModelyardError):
-    """The body is of a kind that is not read."""
-
-    code = "unsupported"
-
-
-class UnsupportedTypeError(UnsupportedError):
-    """The body's content type is not one that is read."""
-
-    code = "media_type_unsupported"
-
-
-class UnsupportedCodingError(UnsupportedError):
-    """The body's content coding is not one that is read."""
-
-    code = "content_coding_unsupported"
-
-
-class HostNotAllowedError(ModelyardError):
-    """The request was sent to a name that is not allowed, where there are no API keys."""
-
-    code = "host_not_allowed"
-
-
-class OriginNotAllowedError(ModelyardError):
-    """A web page of another site sent the request, where there are no API keys."""
-
-    code = "origin_not_allowed"
-
-
-class UnauthenticatedError(ModelyardError):
-    """The request carries no API key, or one that is not valid."""
-
-    code = "unauthenticated"
-
-
-class ForbiddenError(ModelyardError):
-    """The request's API key does not have the role that it needs."""
-
-    code = "forbidden"
-
-
-class NotFoundError(ModelyardError):
-    """Something named in the request does not exist."""
-
-    code = "not_found"
-
-
-class UnknownWorkerError(NotFoundError):
-    """No queue has this worker number."""
-
-    code = "worker_unknown"
-
-
-class UnknownModelError(NotFoundError):
-    """No queue serves this model name or version."""
-
-    code = "model_unknown"
-
-
-class UnknownJobError(NotFoundError):
-    """No job has this id."""
-
-    code = "job_unknown"
-
-
-class JobGoneError(ModelyardError):
-    """The job existed; its outcome was kept for its retention time and is no longer."""
-
-    code = "job_gone"
-
-
-class ConflictError(ModelyardError):
-    """The request does not fit the present state."""
-
-    code = "conflict"
-
-
-class JobNotCancellableError(ConflictError):
-    """The job is running or has an outcome already."""
-
-    code = "job_not_cancellable"
-
-
-class JobNotQuarantinedError(ConflictError):
-    """Only a job in quarantine can be sent again."""
-
-    code = "job_not_quarantined"
-
-
-class IdempotencyConflictError(ConflictError):
-    """The idempotency key belongs to a different request."""
-
-    code = "idempotency_conflict"
+from modelyard.errors import *  # noqa: F403  (one tree: the server imports its errors from here)
+from modelyard.errors import ConflictError, ModelyardError, UnavailableError
 
 
 class WorkerNumberTakenError(ConflictError):
@@ -289,54 +39,6 @@ class QueueTakenError(ConflictError):
     """Live workers of the queue serve another model that has the same name and version."""
 
     code = "queue_taken"
-
-
-class QueueFullError(ModelyardError):
-    """The queue's backlog is at its limit."""
-
-    code = "queue_full"
-
-
-class RateLimitError(ModelyardError):
-    """The client has asked for more predictions than it may in a time."""
-
-    code = "rate_limited"
-
-
-class UnavailableError(ModelyardError):
-    """Something that the request needs does not answer at present."""
-
-    code = "unavailable"
-
-
-class NoCandidateError(UnavailableError):
-    """No live worker can take the request."""
-
-    code = "no_candidate"
-
-
-class DrainingError(UnavailableError):
-    """The controller is stopping."""
-
-    code = "draining"
-
-
-class IdempotencyPendingError(UnavailableError):
-    """Another post with the idempotency key is being accepted, or has come in between."""
-
-    code = "idempotency_pending"
-
-
-class LedgerUnavailableError(UnavailableError):
-    """Redis does not answer, or refuses writes."""
-
-    code = "ledger_unavailable"
-
-
-class LedgerFullError(LedgerUnavailableError):
-    """Redis has reached its `maxmemory`: it takes no new jobs, and goes on with those that it has."""
-
-    code = "ledger_full"
 
 
 class RegistryUnavailableError(UnavailableError):
@@ -403,12 +105,6 @@ class OutputNotFiniteError(ModelError):
     """The model answered NaN or an infinity to one of the job's samples."""
 
     code = "output_not_finite"
-
-
-class DatasetError(ModelyardError):
-    """A data set is missing, corrupt, or not what it claims to be."""
-
-    code = "dataset_invalid"
 
 
 class ServiceError(ModelyardError):

@@ -7,7 +7,7 @@ import sys
 import traceback
 from types import TracebackType
 
-from app.redaction import redacted
+from modelyard.redaction import redacted
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CHATTY = ("alembic", "celery.app.trace", "celery.worker.strategy", "mlflow")

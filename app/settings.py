@@ -16,9 +16,9 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import ConfigurationError
-from app.redaction import redacted
 from app.redis import url as redis_url
 from app.registry_database import default_uri, sqlite_path
+from modelyard.redaction import redacted
 
 HEARTBEATS_TO_LIVE = 3  # a worker that has been silent for so many is dead
 UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
@@ -312,28 +312,13 @@ class ControllerSettings(Settings):
         return self.root_path.rstrip("/")
 
 
-class ClientSettings(BaseSettings):
-    """What a command that talks to a controller needs. The address of a controller means the same as to itself."""
-
-    model_config = Settings.model_config
-
-    url: str = Field(
-        default="",
-        description="controller that `predict` and `benchmark` ask; default: that of `MODELYARD_HOST` and "
-        "`MODELYARD_PORT`",
-    )
-    host: str = HOST
-    port: int = PORT
-
-
 KINDS: tuple[tuple[str, type[BaseSettings]], ...] = (
     ("every process", Settings),
     ("worker", WorkerSettings),
     ("controller", ControllerSettings),
-    ("client command", ClientSettings),
 )
 PREFIX = "MODELYARD_"
-OTHER_VARIABLES = ("MODELYARD_API_KEY",)  # read by the Python client
+OTHER_VARIABLES = ("MODELYARD_API_KEY", "MODELYARD_URL")  # read by the client and its commands
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 

@@ -11,16 +11,9 @@ from app.errors import NewerWireError, WireError, WorkerNumberTakenError
 from app.ledger.wire import SCHEMA_VERSION, unreadable
 from app.redis import keys
 from app.redis.script import Call, load, run_now
+from modelyard.schemas import Latency
 
 WorkerState = Literal["starting", "ready", "draining"]
-
-
-class Latency(msgspec.Struct, frozen=True):
-    """Inference latency of one forward pass, in ms: the last one, and percentiles over a window."""
-
-    last: float | None = None
-    p50: float | None = None
-    p99: float | None = None
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):

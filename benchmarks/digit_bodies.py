@@ -65,7 +65,7 @@ def _samples(model: Path) -> list[tuple[int, list[Any]]]:
     """Digits that the model surely gives one of `CLASSES`, rounded as they are posted."""
     import torch
 
-    from app.digits import load_digits_28
+    from modelyard.digits import load_digits_28
 
     images = load_digits_28()[0].round(DECIMALS)
     network = torch.export.load(model).module()

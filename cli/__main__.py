@@ -1,5 +1,5 @@
 """`python -m cli` is the `modelyard` command, for where no script directory is on PATH."""
 
-from cli.main import main
+from modelyard.__main__ import main
 
 main()

@@ -15,11 +15,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from app.clock import PoolClock
-from app.ledger.wire import FINAL_STATUSES, Status
 from app.unreadable import WHATS, Unreadable
 from app.worker_record import WorkerRecord
 from controller.dispatch import SentBatch
 from controller.pool_watcher import PoolWatcher
+from modelyard.schemas import FINAL_STATUSES, Status
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BOUNDS_S = (*LATENCY_BUCKETS_S, math.inf)

@@ -15,7 +15,7 @@ from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, Unk
 from app.ledger import ids, wire
 from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.ids import BATCH_ID_LENGTH, JobRef
-from app.ledger.wire import FINAL_STATUSES, BatchOutcome
+from app.ledger.wire import BatchOutcome
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.unreadable import Unreadable
@@ -24,6 +24,7 @@ from controller.dispatch import Dispatcher, SentBatch
 from controller.http.draining import Drain
 from controller.pool_watcher import PoolWatcher
 from controller.recovery.replay_buffer import ReplayBuffer
+from modelyard.schemas import FINAL_STATUSES
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 OLDEST_PYTHON = (3, 11)
+OWN = ("--editable", str(ROOT), "--editable", str(ROOT / "client"))  # the server and the client
 COVERED_BY = {
     "all": ("all", "dev"),
     "dev": ("dev",),
@@ -52,7 +53,7 @@ def main() -> int:
 
 
 def set_up(lock: str, torch_backend: str) -> None:
-    """Bring ``.venv`` to the state that the lock and ``pyproject.toml`` describe."""
+    """Bring ``.venv`` to the state that the lock and both ``pyproject.toml`` describe."""
     if any(
         stamp_path(kind).is_file() and stamp_path(kind).read_text() == stamp(kind, torch_backend)
         for kind in COVERED_BY[lock]
@@ -137,7 +138,7 @@ def install_with_uv(pip: list[str], config: dict[str, str], requirements: Path, 
     return any(
         succeeds(*choice, "--requirement", str(requirements))
         for choice in torch_choices(config, torch_backend)
-    ) and succeeds("--quiet", "--no-deps", "--editable", str(ROOT))
+    ) and succeeds("--quiet", "--no-deps", *OWN)
 
 
 def torch_choices(config: dict[str, str], torch_backend: str) -> list[list[str]]:
@@ -157,7 +158,7 @@ def torch_choices(config: dict[str, str], torch_backend: str) -> list[list[str]]
 def install_with_pip(pip: list[str], requirements: Path) -> None:
     """Install with plain pip, which reads its own configuration."""
     run([*pip, "install", "--requirement", str(requirements)])
-    run([*pip, "install", "--quiet", "--no-deps", "--editable", str(ROOT)])
+    run([*pip, "install", "--quiet", "--no-deps", *OWN])
 
 
 def run(command: list[str]) -> None:
@@ -183,7 +184,8 @@ def stamp_path(lock: str) -> Path:
 def stamp(lock: str, torch_backend: str) -> str:
     """Digest of everything that decides what is installed."""
     digest = hashlib.sha256()
-    for path in (ROOT / "requirements" / f"{lock}.lock", ROOT / "pyproject.toml"):
+    projects = (ROOT / "pyproject.toml", ROOT / "client" / "pyproject.toml")
+    for path in (ROOT / "requirements" / f"{lock}.lock", *projects):
         digest.update(path.read_bytes())
     digest.update(f"{VENV} {torch_backend}".encode())
     return digest.hexdigest() + "\n"

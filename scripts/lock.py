@@ -16,7 +16,8 @@ import pip_config
 from bootstrap import PYTHON, ROOT, VENV, pip_command
 
 DEVELOPMENT = "dev"
-KINDS = ("controller", "worker", "training", "client", "flower", "all")
+CLIENT = "client"  # a distribution of its own
+KINDS = ("controller", "worker", "training", CLIENT, "flower", "all")
 HEADER = """\
 # Pinned packages of: {kind}. Written by `make lock` from pyproject.toml; do not edit.
 # Serves Python 3.11 and newer. The packages that a CUDA build of PyTorch needs are not listed: that build
@@ -38,8 +39,10 @@ def main() -> int:
 
 def compile_lock(kind: str, config: dict[str, str], constraint: Path | None) -> None:
     """Resolve one kind of process and write its lock."""
+    project, extra = ("client/pyproject.toml", "all") if kind == CLIENT else ("pyproject.toml", kind)
     command = [
-        *(str(VENV / "bin" / "uv"), "pip", "compile", "pyproject.toml", "--quiet", "--extra", kind),
+        *(str(VENV / "bin" / "uv"), "pip", "compile", project, "--quiet", "--extra", extra),
+        *("--no-emit-package", "modelyard-client"),  # installed from its folder, as the server is
         *("--universal", "--python-version", "3.11", "--python", str(PYTHON), "--upgrade"),
         *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
         *pip_config.uv_options(config),

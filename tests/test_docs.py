@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from app.contract import InputContract
-from cli.main import COMMANDS
 from configuration_page import PAGE, page
 from controller.input.json_numbers import parse
+from modelyard.commands.main import known_commands
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,7 +44,7 @@ def test_every_command_that_the_pages_name_exists() -> None:
         re.findall(r"^(?:\w+=\S+ )*modelyard ([a-z]+)\b", text, re.MULTILINE)
     )
     assert named
-    assert named <= COMMANDS.keys()
+    assert named <= known_commands().keys()
 
 
 def test_the_readme_is_short() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from app.digits import CLASSES, SIDE_PIXELS
+from modelyard.digits import CLASSES, SIDE_PIXELS
 
 
 def mlp() -> nn.Module:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from app.digits import CLASSES, Labels
+from modelyard.digits import CLASSES, Labels
 from training.fit import EpochResult
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.digits import Labels
+from modelyard.digits import Labels
 from training.architectures import ARCHITECTURES
 from training.datasets import Dataset, Split
 from training.options import TrainOptions

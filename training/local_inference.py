@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.digits import CLASSES, Images
 from app.errors import ModelContractError, ModelNotFoundError, first_line
 from app.model_files import refusal, require_safe
 from app.registry_database import examine, others_beside
+from modelyard.digits import CLASSES, Images
 from training.registry import MODEL_ARTIFACT, connect, registry_errors
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from app.digits import CLASSES, SIDE_PIXELS, Images, Labels
 from app.errors import DatasetError
+from modelyard.digits import CLASSES, SIDE_PIXELS, Images, Labels
 
 # Only the 60,000 training samples: the 10,000 test samples stay unseen, to compare with published results.
 IMAGES_FILE = "train-images-idx3-ubyte"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.digits import SPLIT_SEED, VAL_FRACTION
+from modelyard.digits import SPLIT_SEED, VAL_FRACTION
 
 ARCHS = ("mlp", "cnn")
 DATASETS = ("digits", "mnist")

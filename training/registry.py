@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app.digits import CLASSES, SIDE_PIXELS
 from app.errors import RegistryUnavailableError, first_line
 from app.quality import VAL_ACCURACY, read_quality
 from app.registry_database import examine
+from modelyard.digits import CLASSES, SIDE_PIXELS
 from training.architectures import Classifier
 from training.datasets import Dataset, Split
 from training.figures import confusion_matrix, learning_curve

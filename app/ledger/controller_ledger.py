@@ -14,10 +14,11 @@ from app.ledger import commands, ids, wire
 from app.ledger.closing import overdue_outcome
 from app.ledger.commands import Accept, NewBatch
 from app.ledger.ids import JobRef
-from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome, Status
+from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.redis.script import run
+from modelyard.schemas import Status
 
 _NOT_CANCELLABLE = {
     b"running": "the job is running; only a job that waits can be cancelled",

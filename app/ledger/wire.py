@@ -17,9 +17,6 @@ SCHEMA_VERSION = 1
 # the outcome is of a newer release instead.
 NAMED_DTYPE_VERSION = 2
 
-Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
-FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
-
 
 class JobEntry(msgspec.Struct, frozen=True, array_like=True):
     """One job of a batch, as it was accepted.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from client import Client, Job
-    from client.records import Record
+    from modelyard import Client, Job
+    from modelyard.records import Record
 
 VERSIONS = 2
 RECORDS = Path("worker_benchmark_records.json")
@@ -137,7 +137,7 @@ def _train(command: list[str], settings: ControllerSettings) -> None:
 def _show_predictions(url: str, console: Console) -> list[Record]:
     from rich.table import Table
 
-    from client import Client
+    from modelyard import Client
 
     table = Table(*HEADINGS, box=None)
     records = []
@@ -153,8 +153,8 @@ def _show_predictions(url: str, console: Console) -> list[Record]:
 
 def _predictions(client: Client) -> Iterator[tuple[Job, Record]]:
     """Digits that training never saw: half of them routed by the policy, the others forced to each worker in turn."""
-    from client.benchmark import record_of
-    from client.samples import one_of_each_digit
+    from modelyard.benchmark import record_of
+    from modelyard.samples import one_of_each_digit
 
     samples = one_of_each_digit()
     numbers = [info.worker for info in client.workers() if info.live_workers]
@@ -183,7 +183,7 @@ def _add_row(table: Table, job: Job, record: Record) -> None:
 
 
 def _write(records: Sequence[Record], console: Console) -> None:
-    from client.records import append_records
+    from modelyard.records import append_records
 
     kept_aside = append_records(RECORDS, records)
     if kept_aside:

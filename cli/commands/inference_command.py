@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.sample_option import chosen_sample
+from modelyard.commands.sample_option import chosen_sample
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,7 +49,7 @@ def _view(sample: Any, row: Any, source: str, true_label: int | None) -> Rendera
     from rich.table import Table
     from rich.text import Text
 
-    from client.picture import half_blocks
+    from modelyard.picture import half_blocks
 
     predicted = int(row.argmax())
     right = true_label in (None, predicted)

@@ -1,52 +1,17 @@
-"""Where servers listen: the URL that reaches one from this machine, and why one could not listen there."""
+"""Why a server could not listen at an address."""
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 
-import click
-
-from app.settings import ClientSettings, load
-
 LARGEST_PORT = 65535
-URL_OPTION = click.option(
-    "--url", help="The controller [MODELYARD_URL]; default: that of MODELYARD_HOST and MODELYARD_PORT."
-)
 # port -> address, of one server
 ADDRESS_VARIABLES = {
     "MODELYARD_PORT": "MODELYARD_HOST",
     "FLOWER_PORT": "FLOWER_ADDRESS",
     "MLFLOW_PORT": "MLFLOW_HOST",
 }
-
-
-def local_url(host: str, port: int) -> str:
-    """The URL at which this machine reaches a server that listens there; one that listens everywhere, on loopback."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return f"http://{host}:{port}"  # a name
-    is_six = address.version == 6
-    if address.is_unspecified:
-        host = "::1" if is_six else "127.0.0.1"
-    return f"http://[{host}]:{port}" if is_six else f"http://{host}:{port}"
-
-
-def controller_url(given: str | None) -> str:
-    """The controller that a client command asks.
-
-    Args:
-        given: What the caller named; else it is MODELYARD_URL, else the address that a controller here listens on.
-
-    Raises:
-        ConfigurationError: A setting is malformed.
-    """
-    if given:
-        return given
-    settings = load(ClientSettings)
-    return settings.url or local_url(settings.host.strip("[]"), settings.port)
 
 
 def refusal(what: str, host: str, port: int, variable: str) -> str:

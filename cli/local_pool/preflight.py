@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 from app.errors import ConfigurationError
 from app.settings import Settings
-from cli.local_pool.listening import local_url, refusal
+from cli.local_pool.listening import refusal
 from cli.local_pool.programs import Service, redis_answers
 from cli.local_pool.redis_server import unwritable
+from modelyard.commands.controller_option import local_url
 
 GOING_S, POLL_S = 2.0, 0.05
 

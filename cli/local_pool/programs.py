@@ -17,7 +17,7 @@ from app.errors import ConfigurationError, WireError
 from app.settings import ControllerSettings
 from cli.commands.flower_command import check_login
 from cli.local_pool import redis_server as pool_redis
-from cli.local_pool.listening import local_url
+from modelyard.commands.controller_option import local_url
 
 LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555

@@ -22,7 +22,7 @@ import orjson
 from app.api_keys import KEY_PREFIX
 from app.errors import ConfigurationError, ModelyardError
 from app.logs import RedactingFormatter
-from app.redaction import HIDDEN
+from modelyard.redaction import HIDDEN
 
 REFUSALS_PER_S = 10
 SHOWN_CHARACTERS = 200  # of what a caller chose

@@ -13,7 +13,8 @@ from app.contract import OUTPUT_DTYPES
 from app.errors import WireError
 from app.ledger import ids
 from app.ledger.ids import JobRef
-from app.ledger.wire import EXPIRED, BatchHead, BatchOutcome, JobEntry, JobOutcome, Scores, Status
+from app.ledger.wire import EXPIRED, BatchHead, BatchOutcome, JobEntry, JobOutcome, Scores
+from modelyard.schemas import Status
 
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in OUTPUT_DTYPES}
 # As they are written where the dtype's own form would not do: booleans as 0 and 1, and float16 with all its digits

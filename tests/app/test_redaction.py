@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from app.errors import ModelyardError, first_line
-from app.redaction import redacted
+from modelyard.redaction import redacted
 
 
 @pytest.mark.parametrize(

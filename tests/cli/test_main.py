@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from app.settings import unknown_variables
-from cli.local_pool.listening import controller_url
-from cli.main import cli
+from modelyard.commands.controller_option import controller_url
+from modelyard.commands.main import cli
 
 ADDRESS = ("MODELYARD_URL", "MODELYARD_HOST", "MODELYARD_PORT")
 

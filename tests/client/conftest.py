@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 import uvicorn
@@ -18,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from client import AsyncClient, Client, RetryPolicy
+from modelyard import AsyncClient, Client, RetryPolicy
 
 ATTEMPTS = 4
 PROMPT = RetryPolicy(attempts=ATTEMPTS, backoff_s=0.001, max_backoff_s=0.005)
@@ -95,7 +97,8 @@ class ControllerDouble:
         job_id = self.job_by_key.setdefault(key, f"batch-{len(self.jobs)}.0")
         if job_id not in self.jobs:
             self.jobs[job_id] = self._receipt(job_id, worker, "worker" in request.query_params)
-            self.jobs[job_id]["digits"] = [round(sum(_flat(one)) * 10) for one in orjson.loads(body)["data"]]
+            samples = data_of(request.headers["content-type"], body)
+            self.jobs[job_id]["digits"] = [round(float(np.sum(one)) * 10) for one in samples]
         return self._look(job_id, waits="wait" in request.query_params)
 
     def _receipt(self, job_id: str, worker: int, forced: bool) -> dict[str, Any]:
@@ -167,8 +170,12 @@ class ControllerDouble:
         return answer(503, {"ready": False, "reasons": ["no live worker"]}, retry_after="1")
 
 
-def _flat(nested: Any) -> list[float]:
-    return [value for one in nested for value in _flat(one)] if isinstance(nested, list) else [nested]
+def data_of(content_type: str, body: bytes) -> Any:
+    """The samples of a request's body."""
+    if content_type == "application/x-npy":
+        return np.load(io.BytesIO(body), allow_pickle=False)
+    assert content_type == "application/json"
+    return orjson.loads(body)["data"]
 
 
 @pytest.fixture(scope="session")

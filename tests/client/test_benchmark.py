@@ -12,16 +12,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from app.errors import ParameterError, UnknownWorkerError
-from cli.commands.benchmark_command import command as benchmark
-from cli.commands.predict_command import command as predict
-from client import AsyncClient, RetryPolicy
-from client.benchmark import Benchmark
-from client.exceptions import ControllerUnreachableError, JobFailedError
-from client.picture import half_blocks
-from client.plot import draw_latencies
-from client.records import Record, append_records, read_records
-from client.samples import drawn_digits, dummies, heldout_digit
-from client.summary import by_worker, summarise
+from modelyard import AsyncClient, RetryPolicy
+from modelyard.benchmark import Benchmark
+from modelyard.client_errors import ControllerUnreachableError, JobFailedError
+from modelyard.commands.benchmark_command import command as benchmark
+from modelyard.commands.predict_command import command as predict
+from modelyard.picture import half_blocks
+from modelyard.plot import draw_latencies
+from modelyard.records import Record, append_records, read_records
+from modelyard.samples import drawn_digits, dummies, heldout_digit
+from modelyard.summary import by_worker, summarise
 
 if TYPE_CHECKING:
     from tests.client.conftest import ControllerDouble

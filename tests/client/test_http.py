@@ -30,8 +30,8 @@ from app.errors import (
     UnknownJobError,
     UnknownWorkerError,
 )
-from client import AsyncClient, Client, RetryPolicy
-from client.exceptions import (
+from modelyard import AsyncClient, Client, RetryPolicy
+from modelyard.client_errors import (
     AnswerUnreadableError,
     ControllerUnreachableError,
     JobCancelledError,
@@ -347,7 +347,7 @@ def test_url_that_is_none_is_a_configuration_error(kind: Callable[[str], object]
 async def test_async_client_keeps_concurrent_retries_apart(url: str, double: ControllerDouble) -> None:
     double.refuse(429, "queue_full", times=30)
 
-    async def predicted(client: AsyncClient, digit: int) -> int | float:
+    async def predicted(client: AsyncClient, digit: int) -> int | float | None:
         job = await client.predict(SEVEN / 7 * digit)
         return job.predictions[0].predicted
 
@@ -361,7 +361,7 @@ def test_client_can_be_shared_among_threads(url: str, double: ControllerDouble) 
     double.refuse(429, "queue_full", times=10)
     policy = RetryPolicy(attempts=30, backoff_s=0.001, max_backoff_s=0.005)
 
-    def predicted(digit: int) -> int | float:
+    def predicted(digit: int) -> int | float | None:
         return client.predict(SEVEN / 7 * digit).predictions[0].predicted
 
     with Client(url, retry=policy) as client, ThreadPoolExecutor(8) as threads:

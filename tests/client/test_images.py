@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from app.errors import InputError
-from app.images import load_png_28
+from modelyard.images import load_png_28
 
 
 def drawing(mode: str, background: object, ink: object, size: tuple[int, int] = (280, 280)) -> Image.Image:

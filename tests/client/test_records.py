@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.exceptions import RecordsError
-from client.records import Record, append_records, read_records
+from modelyard.client_errors import RecordsError
+from modelyard.records import Record, append_records, read_records
 
 ONE = Record(timestamp="2026-01-02T03:04:05.678+00:00", client_latency_ms=1.5, status="succeeded")
 
 APPENDS = """
 import sys
 from pathlib import Path
-from client.records import Record, append_records
+from modelyard.records import Record, append_records
 path, name, n = sys.argv[1:]
 for index in range(int(n)):
     job_id = f"{name}.{index}"

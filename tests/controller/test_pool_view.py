@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from app.redis import keys
-from app.worker_record import Latency
+from modelyard.schemas import Latency
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import MODEL, now_ms
 

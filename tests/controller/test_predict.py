@@ -17,7 +17,7 @@ from app.ledger.commands import Accept
 from app.ledger.wire import JobOutcome
 from app.redis import keys
 from app.redis.link import Done
-from app.worker_record import Latency
+from modelyard.schemas import Latency
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import CONTRACT, MODEL, outcome
 

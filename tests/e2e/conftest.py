@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.digits import heldout_indices, load_digits_28
-from client import Client
+from modelyard import Client
+from modelyard.digits import heldout_indices, load_digits_28
 from tests.conftest import RedisServer, WaitUntil, process_environment, running_redis
 
 MODEL = "MNIST_PyTorch_Model"

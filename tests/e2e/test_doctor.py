@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from app.redis import keys
-from client import Client
+from modelyard import Client
 from tests.e2e.conftest import Digits, Pool
 
 SENDERS = 8

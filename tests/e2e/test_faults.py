@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
-from client import Client
+from modelyard import Client
 from tests.e2e.conftest import Digits, Pool
 
 N_JOBS = 1000

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 
 from app.redis import keys
-from client import Client
+from modelyard import Client
 from tests.e2e import fuzz
 from tests.e2e.conftest import Digits, Pool
 from tests.e2e.fuzz import Judge

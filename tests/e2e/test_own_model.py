@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import Client
+from modelyard import Client
 from tests.conftest import RedisServer, WaitUntil, process_environment
 from tests.e2e.conftest import Pool
 

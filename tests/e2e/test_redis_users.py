@@ -26,9 +26,9 @@ from redis.retry import Retry
 from app.errors import RateLimitError
 from app.redis.client import connect, connect_async
 from app.settings import Settings
-from client import Client
 from controller.admission.authentication import Caller
 from controller.admission.rate_limit import RateLimit
+from modelyard import Client
 from tests.conftest import WaitUntil
 from tests.e2e.conftest import MODEL, Digits, Pool
 

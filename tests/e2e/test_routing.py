@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from client import Client
+from modelyard import Client
 from tests.e2e.conftest import Digits, Pool, ready_workers
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from app.errors import JobNotCancellableError, UnknownJobError, UnknownWorkerError
-from client import AsyncClient, Client
+from modelyard import AsyncClient, Client
 from tests.e2e.conftest import Digits, Pool
 
 Served = tuple[Pool, str, Client]

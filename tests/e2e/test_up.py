@@ -18,7 +18,7 @@ import pytest
 
 from app.api_keys import new_key
 from app.errors import ForbiddenError, UnauthenticatedError
-from client import Client
+from modelyard import Client
 from tests.conftest import WaitUntil, process_environment
 from tests.e2e.conftest import Digits
 

@@ -23,9 +23,9 @@ from click.testing import CliRunner
 from app import errors
 from app.redis import keys
 from app.settings import ControllerSettings
-from cli.main import COMMANDS, cli
 from controller.http.problems import problem
 from controller.main import create_app
+from modelyard.commands.main import cli, known_commands
 from tests.conftest import RedisServer, running_redis, wait_until_true
 from tests.controller.conftest import HandWorker
 from tests.pool_samples import record
@@ -64,9 +64,9 @@ def test_every_redis_key_keeps_its_name_and_type() -> None:
     check("redis_keys.json", as_text([[kind.prefix, kind.type, kind.expires] for kind in keys.KINDS]))
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *known_commands()])
 def test_the_help_of_every_command_is_as_frozen(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("cli.commands.")]:
+    for name in [name for name in sys.modules if name.startswith(("cli.commands.", "modelyard.commands."))]:
         monkeypatch.delitem(sys.modules, name)  # click keeps the help option of a command's first caller
     words = [command, "--help"] if command else ["--help"]
     found = CliRunner().invoke(cli, words, prog_name="modelyard", terminal_width=100)

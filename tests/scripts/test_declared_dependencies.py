@@ -12,22 +12,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
+SERVER, CLIENT = (
+    tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (ROOT, ROOT / "client")
+)
 # Which extras a package's modules may rely on. `cli` starts every kind of process; `app` serves them all.
 READERS = {
-    "app": ["worker", "client"],
+    "app": ["worker"],
     "controller": ["controller"],
     "workers": ["worker"],
     "training": ["training"],
-    "client": ["client"],
-    "cli": ["controller", "worker", "training", "client", "flower", "local"],
+    "client": ["commands", "pictures", "plots"],
+    "cli": ["controller", "worker", "training", "flower", "local"],
 }
-OURS = {*READERS, "scripts", "benchmarks", "faults", "tests"}
+OURS = {*READERS, "modelyard", "scripts", "benchmarks", "faults", "tests"}
 
 
 def declared(package: str) -> set[str]:
-    lines = [*PROJECT["dependencies"], *(line for extra in READERS[package] for line in EXTRAS[extra])]
+    project = CLIENT if package == "client" else SERVER
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for extra in READERS[package] for line in extras[extra])]
     return {re.split(r"[\[<>=!~ ]", line, maxsplit=1)[0].lower().replace("_", "-") for line in lines}
 
 
@@ -53,6 +56,11 @@ def test_every_import_is_declared(package: str) -> None:
         )
     }
     assert not undeclared, f"declare them in pyproject.toml for {package}"
+
+
+def test_the_server_takes_the_client_of_its_own_version() -> None:
+    assert f"modelyard-client=={CLIENT['version']}" in SERVER["dependencies"]
+    assert SERVER["version"] == CLIENT["version"]
 
 
 def test_every_lua_script_is_packaged() -> None:

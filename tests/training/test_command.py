@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from app.digits import heldout_indices, load_digits_28
 from app.errors import ConfigurationError, InputError, ModelNotFoundError
-from app.images import load_png_28
 from app.settings import Settings
-from cli.main import cli
+from modelyard.commands.main import cli
+from modelyard.digits import heldout_indices, load_digits_28
+from modelyard.images import load_png_28
 from tests.conftest import process_environment
 from training.command import unregistered
 from training.inventory import registered_versions

@@ -10,9 +10,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from app.digits import load_digits_28
 from app.errors import RegistryUnavailableError
 from app.quality import Quality, read_quality
+from modelyard.digits import load_digits_28
 from training.datasets import digest_of
 from training.inventory import RegisteredVersion, best_version, registered_versions
 from training.options import TrainOptions

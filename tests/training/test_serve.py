@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.digits import load_digits_28
+from modelyard.digits import load_digits_28
 from tests.conftest import process_environment
 from training.local_inference import load, scores
 

@@ -25,11 +25,11 @@ from app.ledger.ids import JobRef
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
 from app.redis import keys
 from app.worker_record import decode_record
-from client import AsyncClient
-from client.jobs import Job
-from client.schemas import encode_samples
 from controller.http.job_json import job_json
 from controller.input import bodies, json_numbers
+from modelyard import AsyncClient
+from modelyard.calls import encode_samples
+from modelyard.schemas import Job
 from tests.controller.conftest import serving, settings_for
 from tests.pool_samples import SIGNER, RedisServer, head, now_ms
 from tests.workers.test_batch_runner import Bench, Predict

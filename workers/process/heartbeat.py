@@ -23,7 +23,6 @@ from app.redis.refusals import refusal
 from app.redis.script import run_now
 from app.settings import HEARTBEATS_TO_LIVE
 from app.worker_record import (
-    Latency,
     WorkerRecord,
     WorkerState,
     assign_number,
@@ -32,6 +31,7 @@ from app.worker_record import (
     publish_record,
     withdraw_record,
 )
+from modelyard.schemas import Latency
 from workers.process import health
 from workers.process.consumer_progress import Progress
 

@@ -14,6 +14,7 @@ from app.contract import OUTPUT_DTYPES
 from app.errors import NewerWireError, WireError
 from app.ledger import wire
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
+from modelyard.schemas import Latency
 from tests.pool_samples import head, outcome, record
 
 names = st.text(max_size=20)
@@ -65,10 +66,10 @@ def test_an_outcome_comes_back_as_it_was_written(value: BatchOutcome) -> None:
     st.none() | st.floats(0, 1),
     names,
     st.sampled_from(["starting", "ready", "draining"]),
-    st.builds(worker_record.Latency, st.none() | moments_ms, st.none() | moments_ms, st.none() | moments_ms),
+    st.builds(Latency, st.none() | moments_ms, st.none() | moments_ms, st.none() | moments_ms),
 )
 def test_a_worker_record_comes_back_as_it_was_written(
-    val_accuracy: float | None, text: str, state: str, latency: worker_record.Latency
+    val_accuracy: float | None, text: str, state: str, latency: Latency
 ) -> None:
     value = record(val_accuracy=val_accuracy, host=text, run_id=text, state=state, inference_ms=latency)
     assert worker_record.decode_record(worker_record.encode_record(value)) == value

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from app.errors import ConfigurationError
-from cli.main import cli
+from modelyard.commands.main import cli
 
 
 def started(monkeypatch: pytest.MonkeyPatch, **variables: str) -> BaseException | None:

@@ -15,7 +15,7 @@ from app.ledger import ids
 from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
-from cli.main import cli
+from modelyard.commands.main import cli
 from tests.pool_samples import RedisServer, head, new_batch, outcome
 
 QUEUE = head().queue

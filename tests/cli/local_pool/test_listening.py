@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from cli.local_pool.listening import local_url, refusal
+from cli.local_pool.listening import refusal
+from modelyard.commands.controller_option import local_url
 
 
 @pytest.mark.parametrize(

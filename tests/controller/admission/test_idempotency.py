@@ -23,11 +23,11 @@ from app.errors import IdempotencyPendingError
 from app.ledger.commands import LARGE_BYTES, Accept, OnceKey
 from app.ledger.replay import Replay
 from app.redis import keys
-from client.exceptions import ControllerUnreachableError
-from client.http import AsyncClient
-from client.retries import RetryPolicy
 from controller.admission.idempotency import LEASE_S
 from faults.proxy import Proxy
+from modelyard.client_errors import ControllerUnreachableError
+from modelyard.http import AsyncClient
+from modelyard.retries import RetryPolicy
 from tests.conftest import RedisServer, process_environment
 from tests.controller.conftest import HandWorker, Serve, Served, serving, settings_for, until
 from tests.pool_samples import new_batch

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from app.errors import QueueFullError
 from app.ledger.wire import EXPIRED, BatchOutcome
 from app.settings import ControllerSettings
-from app.worker_record import Latency
 from controller.admission.full_queue import LONGEST_RETURN_S, FullQueue
 from controller.admission.wait_estimate import LEAST_BATCH_MS, Backlogs, BatchCosts, QueueBacklog
+from modelyard.schemas import Latency
 from tests.pool_samples import SIGNER, outcome, record
 
 QUEUE = record().queue

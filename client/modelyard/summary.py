@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.records import Record
+from modelyard.records import Record
 
 
 @dataclass(frozen=True)

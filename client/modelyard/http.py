@@ -1,23 +1,24 @@
-"""The clients: httpx carries out the calls that `client.schemas` builds. The one file that imports httpx."""
+"""The clients: httpx carries out the calls that `modelyard.calls` builds. The one file that imports httpx."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
-from tenacity import AsyncRetrying, Retrying
 
-from app.errors import ConfigurationError
-from client import schemas
-from client.exceptions import AnswerUnreadableError, ControllerUnreachableError
-from client.jobs import Job, Readiness, WorkerInfo
-from client.retries import RetryPolicy
-from client.schemas import Call, Flow, Samples, SubmitOptions
+from modelyard import calls
+from modelyard.calls import Call, Flow, Samples, SubmitOptions
+from modelyard.client_errors import AnswerUnreadableError, ControllerUnreachableError
+from modelyard.errors import ConfigurationError, ModelyardError
+from modelyard.retries import RetryPolicy
+from modelyard.schemas import Job, Readiness, WorkerInfo
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Client:
     """Talks to a controller; each method returns when it has its answer. Safe to share among threads.
 
     Failed connections, 429 and 503 are tried again as the policy says. Whatever the controller refuses is
-    raised as the class of `app.errors` that has the problem's code.
+    raised as the class of `modelyard.errors` that has the problem's code.
 
     Args:
         url: Address of the controller.
@@ -51,7 +52,7 @@ class Client:
         retry: RetryPolicy | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._retry = (retry or RetryPolicy()).options()
+        self._retry = retry or RetryPolicy()
         self._http = httpx.Client(**_connection(url, api_key), transport=transport)
 
     def __enter__(self) -> Self:
@@ -76,18 +77,18 @@ class Client:
 
         Raises:
             InputError: The samples do not fit the version's input.
-            UnauthenticatedError: The controller wants an API key, and this is none of its.
+            UnauthenticatedError: The controller wants an API key, and this one is not valid.
             NotFoundError: No such worker number, model or version.
             QueueFullError: Still, after all attempts.
             UnavailableError: Still, after all attempts: no candidate, no Redis, or no controller.
             JobUnsuccessfulError: The job failed, expired or was cancelled.
             WaitTimeoutError: The job has no outcome yet; it goes on.
         """
-        return self._run(schemas.predict(samples, wait_s, options))
+        return self._run(calls.predict(samples, wait_s, options))
 
     def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
         """Submit samples and return as soon as the job is accepted; raises as `predict` does until then."""
-        return self._send(schemas.submit(samples, **options))
+        return self._send(calls.submit(samples, **options))
 
     def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded.
@@ -98,7 +99,7 @@ class Client:
             JobUnsuccessfulError: It failed, expired or was cancelled.
             WaitTimeoutError: It has no outcome yet; it goes on.
         """
-        return self._run(schemas.wait(job_id, timeout_s))
+        return self._run(calls.wait(job_id, timeout_s))
 
     def result(self, job_id: str) -> Job:
         """Read a job in whatever state it is.
@@ -107,7 +108,7 @@ class Client:
             UnknownJobError: No job has this id.
             JobGoneError: Its outcome was kept for its time and is no longer.
         """
-        return self._send(schemas.result(job_id))
+        return self._send(calls.result(job_id))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not run.
@@ -116,7 +117,7 @@ class Client:
             UnknownJobError: No job has this id.
             JobNotCancellableError: It is running or has an outcome already.
         """
-        return self._send(schemas.cancel(job_id))
+        return self._send(calls.cancel(job_id))
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """Read what stands behind each worker number.
@@ -124,11 +125,11 @@ class Client:
         Raises:
             ForbiddenError: The API key is not an operator's.
         """
-        return self._send(schemas.workers()).workers
+        return self._send(calls.workers()).workers
 
     def ready(self) -> Readiness:
         """Ask whether the controller can accept jobs, and why not."""
-        return self._send(schemas.ready())
+        return self._send(calls.ready())
 
     def _run(self, flow: Flow[T]) -> T:
         answer: Any = None
@@ -141,8 +142,16 @@ class Client:
             answer = self._send(call)
 
     def _send(self, call: Call[T]) -> T:
-        answer: T = Retrying(**self._retry)(self._send_once, call)
-        return answer
+        attempt = 1
+        while True:
+            try:
+                return self._send_once(call)
+            except ModelyardError as error:
+                pause_s = self._retry.pause_s(attempt, error)
+                if pause_s is None:
+                    raise
+            time.sleep(pause_s)
+            attempt += 1
 
     def _send_once(self, call: Call[T]) -> T:
         with _transport_errors(self._http.base_url):
@@ -171,7 +180,7 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._retry = (retry or RetryPolicy()).options()
+        self._retry = retry or RetryPolicy()
         self._http = httpx.AsyncClient(**_connection(url, api_key), transport=transport)
 
     async def __aenter__(self) -> Self:
@@ -190,31 +199,31 @@ class AsyncClient:
         self, samples: Samples, *, wait_s: float = 30.0, **options: Unpack[SubmitOptions]
     ) -> Job:
         """Submit samples and wait until the job has succeeded; see `Client.predict`."""
-        return await self._run(schemas.predict(samples, wait_s, options))
+        return await self._run(calls.predict(samples, wait_s, options))
 
     async def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
         """Submit samples and return as soon as the job is accepted; see `Client.submit`."""
-        return await self._send(schemas.submit(samples, **options))
+        return await self._send(calls.submit(samples, **options))
 
     async def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded; see `Client.wait`."""
-        return await self._run(schemas.wait(job_id, timeout_s))
+        return await self._run(calls.wait(job_id, timeout_s))
 
     async def result(self, job_id: str) -> Job:
         """Read a job in whatever state it is; see `Client.result`."""
-        return await self._send(schemas.result(job_id))
+        return await self._send(calls.result(job_id))
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not run; see `Client.cancel`."""
-        return await self._send(schemas.cancel(job_id))
+        return await self._send(calls.cancel(job_id))
 
     async def workers(self) -> tuple[WorkerInfo, ...]:
         """Read what stands behind each worker number."""
-        return (await self._send(schemas.workers())).workers
+        return (await self._send(calls.workers())).workers
 
     async def ready(self) -> Readiness:
         """Ask whether the controller can accept jobs, and why not."""
-        return await self._send(schemas.ready())
+        return await self._send(calls.ready())
 
     async def _run(self, flow: Flow[T]) -> T:
         answer: Any = None
@@ -227,8 +236,16 @@ class AsyncClient:
             answer = await self._send(call)
 
     async def _send(self, call: Call[T]) -> T:
-        # A new AsyncRetrying for each call: one shared by concurrent tasks would mix up their states.
-        return await AsyncRetrying(**self._retry)(self._send_once, call)
+        attempt = 1
+        while True:
+            try:
+                return await self._send_once(call)
+            except ModelyardError as error:
+                pause_s = self._retry.pause_s(attempt, error)
+                if pause_s is None:
+                    raise
+            await asyncio.sleep(pause_s)
+            attempt += 1
 
     async def _send_once(self, call: Call[T]) -> T:
         with _transport_errors(self._http.base_url):

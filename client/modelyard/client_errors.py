@@ -1,4 +1,4 @@
-"""Errors that only a client can meet; those that the controller answers with are in `app.errors`.
+"""Errors that only a client can meet; those that the controller answers with are in `modelyard.errors`.
 
 ```
 ModelyardError
@@ -16,8 +16,8 @@ ModelyardError
 
 from __future__ import annotations
 
-from app.errors import ModelyardError, UnavailableError
-from client.jobs import Job
+from modelyard.errors import ModelyardError, UnavailableError
+from modelyard.schemas import Job
 
 
 class ControllerUnreachableError(UnavailableError):

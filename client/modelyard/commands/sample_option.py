@@ -18,10 +18,10 @@ def chosen_sample(image: Path | None, digit: int | None) -> tuple[Any, str, int 
         ParameterError: There is no such digit.
     """
     if image is not None:
-        from app.images import load_png_28
+        from modelyard.images import load_png_28
 
         return load_png_28(image), image.name, None
-    from client.samples import heldout_digit
+    from modelyard.samples import heldout_digit
 
     index, sample, true_label = heldout_digit(digit)
     return sample, f"held-out digit {index}", true_label

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import ConfigurationError, InputError
+from modelyard.digits import SIDE_PIXELS
+from modelyard.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
     import PIL.Image
 
 Sample: TypeAlias = NDArray[np.float32]
-SIDE_PIXELS = 28
 MAX_IMAGE_BYTES = 64 * 2**20
 
 
@@ -45,7 +45,9 @@ def _read_grey(path: Path) -> NDArray[np.float32]:
     try:
         from PIL import Image
     except ImportError:
-        raise ConfigurationError("reading an image needs Pillow: pip install 'modelyard[client]'") from None
+        raise ConfigurationError(
+            "reading an image needs Pillow: pip install 'modelyard-client[pictures]'"
+        ) from None
     try:
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise InputError(f"{path} is larger than {MAX_IMAGE_BYTES // 2**20} MiB; give a smaller image")

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import DatasetError
+from modelyard.errors import DatasetError
 
 Images: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.int64]
@@ -83,7 +83,9 @@ def _bundled_file() -> Path:
         path = Path(folder, "datasets", "data", "digits.csv.gz")
         if path.is_file():
             return path
-    raise DatasetError("the digits come with scikit-learn, which is not here: pip install scikit-learn")
+    raise DatasetError(
+        "the digits come with scikit-learn, which is not installed: pip install 'modelyard-client[digits]'"
+    )
 
 
 def _enlarging_matrix() -> Images:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import ConfigurationError
-from client.exceptions import RecordsError
-from client.records import Record
-from client.summary import by_worker, served_by
+from modelyard.client_errors import RecordsError
+from modelyard.errors import ConfigurationError
+from modelyard.records import Record
+from modelyard.summary import by_worker, served_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def draw_latencies(records: Sequence[Record], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigurationError("the plot needs matplotlib: pip install 'modelyard[client]'") from None
+        raise ConfigurationError("the plot needs matplotlib: pip install 'modelyard-client[plots]'") from None
     succeeded = [record for record in records if record.status == "succeeded"]
     figure = Figure(figsize=(11, 5), layout="constrained", facecolor="white")
     if succeeded:

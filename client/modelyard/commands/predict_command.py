@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from cli.commands.sample_option import chosen_sample
-from cli.local_pool.listening import URL_OPTION, controller_url
+from modelyard.commands.controller_option import URL_OPTION, controller_url
+from modelyard.commands.sample_option import chosen_sample
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from client import Client, Job
-    from client.schemas import SubmitOptions
+    from modelyard import Client, Job
+    from modelyard.calls import SubmitOptions
 
     Fact: TypeAlias = tuple[str, str | Text]
 
@@ -49,7 +49,7 @@ def command(
     """Send IMAGE (a PNG of one digit), or a held-out digit, to a controller."""
     from rich.console import Console
 
-    from client import Client
+    from modelyard import Client
 
     if image is not None and digit is not None:
         raise click.UsageError("give an IMAGE or --digit, not both")
@@ -112,7 +112,7 @@ def _view(sample: Any, facts: list[Fact]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from client.picture import half_blocks
+    from modelyard.picture import half_blocks
 
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="dim", no_wrap=True)

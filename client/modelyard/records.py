@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 from filelock import FileLock, Timeout
 
-from client.exceptions import RecordsError
+from modelyard.client_errors import RecordsError
 
 LOCK_TIMEOUT_S = 30.0
 

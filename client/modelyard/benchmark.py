@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from app.errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
-from client.exceptions import ControllerUnreachableError, JobUnsuccessfulError, WaitTimeoutError
-from client.http import AsyncClient
-from client.jobs import Job
-from client.records import Record
-from client.samples import LabelledSamples
+from modelyard.client_errors import ControllerUnreachableError, JobUnsuccessfulError, WaitTimeoutError
+from modelyard.errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
+from modelyard.http import AsyncClient
+from modelyard.records import Record
+from modelyard.samples import LabelledSamples
+from modelyard.schemas import Job
 
 OUTCOME_TIMEOUT_S = 60.0
 

@@ -1,10 +1,11 @@
 """The HTTP API without any I/O: builds calls, reads answers, and says which call follows which.
 
-`client.http` carries these calls out, once waiting and once with await; `client.retries` repeats them.
+`modelyard.http` carries these calls out, once waiting and once with await; `modelyard.retries` says which are repeated.
 """
 
 from __future__ import annotations
 
+import io
 import time
 import uuid
 from collections.abc import Generator, Mapping
@@ -16,11 +17,18 @@ from urllib.parse import quote
 
 import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from app import errors
-from app.errors import (
+from modelyard import errors
+from modelyard.client_errors import (
+    AnswerUnreadableError,
+    JobCancelledError,
+    JobExpiredError,
+    JobFailedError,
+    JobUnsuccessfulError,
+    WaitTimeoutError,
+)
+from modelyard.errors import (
     ForbiddenError,
     InputNotFiniteError,
     InputNotNumericError,
@@ -30,19 +38,12 @@ from app.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from client.exceptions import (
-    AnswerUnreadableError,
-    JobCancelledError,
-    JobExpiredError,
-    JobFailedError,
-    JobUnsuccessfulError,
-    WaitTimeoutError,
-)
-from client.jobs import Job, Pool, Readiness
+from modelyard.schemas import Job, Pool, Problem, Readiness
 
 T = TypeVar("T")
 Samples: TypeAlias = NDArray[Any] | list[Any]
 
+MAX_ITEM_BYTES = 8  # wider floats are no dtype of any model
 LONG_POLL_S = 20.0  # under the idle limit of common proxies, and under the controller's own limit
 STATUS_ERRORS: dict[int, type[ModelyardError]] = {
     401: UnauthenticatedError,
@@ -145,9 +146,10 @@ def submit(
         idempotency_key: Posts with the same key are one job.
 
     Raises:
-        InputNotNumericError: The samples cannot be written as JSON numbers.
+        InputNotNumericError: The samples are not numbers.
         InputNotFiniteError: The samples hold NaN or an infinity.
     """
+    content_type, body = encode_samples(samples)
     asked = {"worker": worker, "model": model, "version": version, "deadline": deadline_s}
     return Call(
         method="POST",
@@ -155,8 +157,8 @@ def submit(
         answer=Job,
         query={name: value for name, value in asked.items() if value is not None} | _wait(wait_s),
         # Always with a key: without one, repeating a POST whose answer was lost would run it twice.
-        headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": "application/json"},
-        body=encode_samples(samples),
+        headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": content_type},
+        body=body,
         wait_s=wait_s,
     )
 
@@ -218,49 +220,62 @@ def _job_path(job_id: str) -> str:
     return f"/results/{quote(job_id, safe='')}"
 
 
-def encode_samples(samples: Samples) -> bytes:
-    """Write samples as the body of a request, an array with its own dtype's shortest exact decimals.
+def encode_samples(samples: Samples) -> tuple[str, bytes]:
+    """Write samples as the body of a request: an array as a NumPy file, which keeps every bit, lists as JSON.
+
+    Returns:
+        The content type and the body.
 
     Raises:
-        InputNotNumericError: They cannot be written as JSON numbers.
-        InputNotFiniteError: They hold NaN or an infinity, which JSON cannot say.
+        InputNotNumericError: They are not numbers.
+        InputNotFiniteError: They hold NaN or an infinity.
     """
-    if isinstance(samples, np.ndarray):
-        samples = np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder("="))
+    if isinstance(samples, np.ndarray) and samples.dtype.kind in "fiu" and samples.itemsize <= MAX_ITEM_BYTES:
+        if not np.isfinite(samples).all():
+            raise InputNotFiniteError("the samples hold NaN or an infinity; only finite numbers can be sent")
+        file = io.BytesIO()
+        np.save(file, samples.astype(samples.dtype.newbyteorder("<"), copy=False), allow_pickle=False)
+        return "application/x-npy", file.getvalue()
     try:
-        body = orjson.dumps({"data": samples}, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError as error:
+        body = msgspec.json.encode({"data": samples}, enc_hook=_plain)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputNotNumericError(
             f"cannot write the samples as JSON: {error}; give an array or nested lists of numbers"
         ) from None
-    if b"null" in body:  # what orjson makes of them
+    if b"null" in body:  # what JSON has instead of NaN and the infinities
         raise InputNotFiniteError(
             "the samples hold NaN, an infinity or None; only finite numbers can be sent"
         )
-    return body
+    return "application/json", body
 
 
-class _Problem(msgspec.Struct, frozen=True):
-    """The members of a problem document (RFC 9457) that say more than the status."""
+def _plain(value: Any) -> Any:
+    """An array or a NumPy number inside of lists, as Python has it.
 
-    code: str = ""
-    detail: str = ""
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "bfiu":
+        return value.tolist()
+    raise TypeError(f"{getattr(value, 'dtype', type(value).__name__)} is no kind of number")
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ModelyardError:
     """The error that an answer means, by the problem's code, else by the status."""
     try:
-        problem = msgspec.json.decode(body, type=_Problem)
+        problem = msgspec.json.decode(body, type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's own page, say
-        problem = _Problem()
+        problem = Problem()
     kind = error_classes().get(problem.code) or STATUS_ERRORS.get(status, ModelyardError)
     detail = problem.detail or f"the controller's address answered {status} without saying why"
-    return kind(detail, retry_after_s=_retry_after_s(headers.get("retry-after")))
+    error = kind(detail, retry_after_s=_retry_after_s(headers.get("retry-after")))
+    error.code = problem.code or error.code  # also one that only a newer controller has
+    return error
 
 
 @cache
 def error_classes() -> dict[str, type[ModelyardError]]:
-    """Every class of `app.errors` by its code."""
+    """Every class of `modelyard.errors` by its code."""
     tree = [ModelyardError]
     for kind in tree:  # the list grows while it is walked: breadth first
         tree.extend(child for child in kind.__subclasses__() if child.__module__ == errors.__name__)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.local_pool.listening import URL_OPTION, controller_url
+from modelyard.commands.controller_option import URL_OPTION, controller_url
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from client.records import Record
-    from client.samples import LabelledSamples
-    from client.summary import Summary
+    from modelyard.records import Record
+    from modelyard.samples import LabelledSamples
+    from modelyard.summary import Summary
 
 
 @click.command("benchmark")
@@ -66,9 +67,9 @@ def command(
     """Send many samples to a controller, record them and plot their latencies."""
     from rich.console import Console
 
-    from client import Client
-    from client.plot import draw_latencies
-    from client.samples import drawn_digits, dummies
+    from modelyard import Client
+    from modelyard.plot import draw_latencies
+    from modelyard.samples import drawn_digits, dummies
 
     console = Console()
     url = controller_url(url)
@@ -84,6 +85,10 @@ def command(
         duration_s = time.perf_counter() - started_s
         _append(output, records)
     console.print(_table(records, duration_s))
+    if find_spec("matplotlib") is None:
+        click.echo(f"{len(records)} records appended to {output}")
+        click.echo("no plot: it needs matplotlib: pip install 'modelyard-client[plots]'", err=True)
+        return
     draw_latencies(records, plot)
     click.echo(f"{len(records)} records appended to {output}, latencies drawn in {plot}")
 
@@ -99,8 +104,8 @@ async def _send(
     """Send all samples with a progress bar; `records` grows as outcomes come in."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from client import AsyncClient
-    from client.benchmark import Benchmark
+    from modelyard import AsyncClient
+    from modelyard.benchmark import Benchmark
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
@@ -116,7 +121,7 @@ async def _send(
 
 def _append(output: Path, records: list[Record]) -> None:
     """Append records, and say so if the file that was there had to be moved."""
-    from client.records import append_records
+    from modelyard.records import append_records
 
     kept_aside = append_records(output, records)
     if kept_aside is not None:
@@ -128,7 +133,7 @@ def _table(records: list[Record], duration_s: float) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from client.summary import by_worker, served_by, summarise
+    from modelyard.summary import by_worker, served_by, summarise
 
     groups = by_worker(records)
     columns = [(f"worker {worker}" if worker else "refused", group) for worker, group in groups.items()]

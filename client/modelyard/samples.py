@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.digits import SIDE_PIXELS, heldout_indices, load_digits_28
-from app.errors import ParameterError
+from modelyard.digits import SIDE_PIXELS, heldout_indices, load_digits_28
+from modelyard.errors import ParameterError
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from math import exp, isclose
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from app.ledger.wire import FINAL_STATUSES, Status
-from app.worker_record import Latency
-
+Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
+FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
 INT64_MAX = 2**63 - 1
 
 
@@ -107,6 +106,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """
         rows = [each.scores for each in self.predictions if each.scores is not None]
         return np.array(rows, self.scores_dtype) if rows else None
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """The members of a problem document (RFC 9457) that say more than the status."""
+
+    code: str = ""
+    detail: str = ""
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Inference latency of one forward pass, in ms: the last one, and percentiles over a window."""
+
+    last: float | None = None
+    p50: float | None = None
+    p99: float | None = None
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""The `modelyard` command and those of its subcommands that talk to a controller."""

@@ -1,0 +1,119 @@
+"""The `modelyard` command. Subcommands are imported when they are called, so that `--help` is quick.
+
+The server's distribution adds its own subcommands where it is installed beside this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from types import ModuleType
+from typing import NamedTuple, NoReturn
+
+import click
+
+from modelyard.errors import ModelyardError
+
+SERVER, GROUP = "modelyard", "modelyard.commands"  # its distribution, and the entry points in that
+OWN_PACKAGES = frozenset({"modelyard", "app", "cli", "controller", "training", "workers"})
+
+
+class Command(NamedTuple):
+    """A subcommand that is not imported yet.
+
+    Attributes:
+        module: Module that holds a click command named `command`.
+        help: One line.
+        requirement: What pip has to install for it.
+    """
+
+    module: str
+    help: str
+    requirement: str
+
+
+COMMANDS = {
+    "predict": Command(
+        "modelyard.commands.predict_command",
+        "Send an image or a held-out digit to a controller.",
+        "modelyard-client[commands,digits]",
+    ),
+    "benchmark": Command(
+        "modelyard.commands.benchmark_command",
+        "Send many samples, record and plot their latencies.",
+        "modelyard-client[commands,plots]",
+    ),
+}
+
+
+@cache
+def server() -> ModuleType | None:
+    """The module of the server's commands: it has `COMMANDS` and `warn_of_unknown_variables`.
+
+    The distribution is asked by its name, because looking for the group in all of them takes a hundred times as long.
+    """
+    try:
+        found = distribution(SERVER).entry_points.select(group=GROUP)
+    except PackageNotFoundError:
+        return None
+    return next((importlib.import_module(each.value) for each in found), None)
+
+
+def known_commands() -> dict[str, Command]:
+    """Every subcommand that is installed, by name."""
+    added = server()
+    return {**added.COMMANDS, **COMMANDS} if added else COMMANDS
+
+
+class LazyGroup(click.Group):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, the server's first."""
+        return list(known_commands())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command that was called."""
+        found = known_commands().get(cmd_name)
+        if found is None:
+            return None
+        command = importlib.import_module(found.module).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the one-line helps without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.help) for name, each in known_commands().items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="modelyard-client")
+def cli() -> None:
+    """Serve MLflow model versions behind one endpoint: a queue per version, routed by measured quality."""
+    added = server()
+    if added:
+        added.warn_of_unknown_variables()
+
+
+def run() -> None:
+    """Run the command: every error made on purpose is one line and exit status 1."""
+    try:
+        cli()
+    except ModelyardError as error:
+        _fail(error.detail)
+    except OSError as error:  # a full disk, a folder that cannot be written, no descriptors left
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}")
+    except ModuleNotFoundError as error:
+        called = known_commands().get(sys.argv[1])
+        if called is None or not error.name or error.name.partition(".")[0] in OWN_PACKAGES:
+            raise
+        _fail(f"`{sys.argv[1]}` needs {error.name}: pip install '{called.requirement}'")
+
+
+def _fail(reason: str) -> NoReturn:
+    click.echo(f"modelyard: {reason}", err=True)
+    sys.exit(1)

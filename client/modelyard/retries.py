@@ -1,0 +1,51 @@
+"""Which failed calls are made again, when, and how often; the same for both clients."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+
+from modelyard.errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Bounded attempts with jittered exponential backoff.
+
+    Repeating a POST is safe because every one carries an idempotency key.
+
+    Attributes:
+        attempts: Times that a call is made at most; 1 never repeats it.
+        backoff_s: Upper end of the first random pause; it doubles with each attempt.
+        max_backoff_s: Where the doubling stops.
+        max_retry_after_s: A controller that asks for more patience than this is not asked again.
+    """
+
+    attempts: int = 6
+    backoff_s: float = 0.1
+    max_backoff_s: float = 5.0
+    max_retry_after_s: float = 60.0
+
+    def pause_s(self, attempt: int, error: ModelyardError) -> float | None:
+        """Seconds until the next attempt: what Retry-After asks for, plus full-jitter backoff.
+
+        The jitter stays even then, or all callers that were refused together would come back together.
+
+        Args:
+            attempt: Number of the attempt that failed, from 1.
+            error: What it raised.
+
+        Returns:
+            None where no attempt follows.
+        """
+        asked_s = error.retry_after_s or 0.0
+        is_passing = isinstance(error, QueueFullError | RateLimitError | UnavailableError)
+        if not is_passing or attempt >= self.attempts or asked_s > self.max_retry_after_s:
+            return None
+        doublings = min(attempt - 1, 60)  # more would leave the range of a float
+        pause_s = asked_s + random.uniform(0, min(self.max_backoff_s, self.backoff_s * 2**doublings))
+        log.info("%s; attempt %d follows in %.1f s", error, attempt + 1, pause_s)
+        return pause_s
