@@ -1,4 +1,4 @@
-"""The asynchronous way: posts answered with 202, timed until the outcome of every job is written."""
+"""The asynchronous measurement: posts answered 202, timed until every outcome is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def drain(system: System, place: Place, target: Target, connections: int, n_jobs
             marker.unlink()
         give_up_at = time.monotonic() + LIMIT_S
         generator = Generator(target, place.folder, connections, LIMIT_S, stop_after=n_jobs)
-        # Nothing is asked before all is posted: who looks takes CPU time from those who work.
+        # No polling before all jobs are posted: it would take CPU time from the system.
         while (missing := _posting(place.folder) or count()) and time.monotonic() < give_up_at:
             time.sleep(POLL_S)
         done_at = time.time()
@@ -43,13 +43,13 @@ def drain(system: System, place: Place, target: Target, connections: int, n_jobs
 
 
 def _posting(folder: Path) -> bool:
-    """Whether one of the load generator's threads has yet to say that it is done."""
+    """Whether a thread of the load generator is still posting."""
     return len(list(folder.glob(f"{MARKER}[0-9]"))) < 2
 
 
 @contextmanager
 def _missing(system: System, place: Place, n_jobs: int) -> Iterator[Callable[[], int]]:
-    """Gives a function that tells how many outcomes are still to be written, of all jobs accepted or of `n_jobs`."""
+    """A function that counts missing outcomes, of all accepted jobs or of `n_jobs`."""
     if system.name == "modelyard":
         with redis.Redis.from_url(f"unix://{place.folder}/yard/redis.sock") as client:
             yield lambda: sum(map(int, client.hvals(keys.BACKLOG)))

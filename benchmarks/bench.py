@@ -1,4 +1,4 @@
-"""Measures the systems side by side: `make bench`. Each runs by itself; rounds are interleaved."""
+"""Benchmark Modelyard against other servers: `make bench`. Each runs alone; rounds are interleaved."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ACCEPT_CONNECTIONS = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The extent of a run.
 
     Attributes:
         warm_s: Seconds of the same load before each measurement.
         measure_s: Seconds of each measurement.
-        n_jobs: Jobs of the asynchronous way.
+        n_jobs: Number of jobs of the asynchronous measurement.
     """
 
     systems: tuple[System, ...]
@@ -47,11 +47,11 @@ class Plan:
 
 
 def main() -> int:
-    """Run what the command line says."""
+    """Run the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help="systems, separated by commas; default: all")
-    parser.add_argument("--quick", action="store_true", help="two short rounds")
-    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--only", default="", help="systems to measure, separated by commas; default: all")
+    parser.add_argument("--quick", action="store_true", help="measure two short rounds")
+    parser.add_argument("--rounds", type=int, default=0, help="number of rounds; default: 5, with --quick 2")
     arguments = parser.parse_args()
     plan = make_plan(arguments.only, quick=arguments.quick, n_rounds=arguments.rounds)
     try:
@@ -60,7 +60,7 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `finally` stops all processes
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         bench = Bench(plan, Path(folder), generator)
         try:
@@ -73,10 +73,10 @@ def main() -> int:
 
 
 def make_plan(only: str, *, quick: bool, n_rounds: int) -> Plan:
-    """What the command line means.
+    """The plan that the command line asks for.
 
     Raises:
-        SystemExit: It names a system that there is not.
+        SystemExit: It names an unknown system.
     """
     names = only.split(",") if only else [system.name for system in SYSTEMS]
     by_name = {system.name: system for system in SYSTEMS}
@@ -163,7 +163,7 @@ class Bench:
                 took_s, seen = accepted.drain(system, place, posts, ACCEPT_CONNECTIONS, n_jobs)
                 return n_jobs / took_s, seen
 
-            drain(self._plan.n_jobs // 10)  # the same load, to warm it
+            drain(self._plan.n_jobs // 10)  # warm-up with the same load
             self._round(number, system, ACCEPTED, ACCEPT_CONNECTIONS, partial(drain, self._plan.n_jobs))
 
     def _sync(self, place: Place, target: Target, connections: int) -> Callable[[], tuple[float, Load]]:
@@ -241,15 +241,15 @@ class Bench:
                 HEADING,
                 f"Measured on {self._started_at:%Y-%m-%d}: {machine.describe()}. Load: {self._generator}. "
                 f"Medians of {max((each.number for each in self.rounds), default=0)} interleaved rounds of "
-                f"{self._plan.measure_s} s after {self._plan.warm_s} s of warming; accepted jobs/s: "
-                f"{self._plan.n_jobs:,} posts answered 202, until every outcome was written. "
-                f"The load generator took {self._generator_cpu()} µs of CPU per request.",
+                f"{self._plan.measure_s} s after {self._plan.warm_s} s of warm-up. Accepted jobs/s: "
+                f"{self._plan.n_jobs:,} posts answered 202, timed until every outcome was written. "
+                f"The load generator used {self._generator_cpu()} µs of CPU per request.",
                 "",
                 report.table(summaries, CONNECTIONS, self._about),
                 "",
                 report.ratios(summaries, CONNECTIONS),
                 "",
-                *(["Not measured, or not to the end:", "", failures, ""] if failures else []),
+                *(["Not measured completely:", "", failures, ""] if failures else []),
                 EXPLANATION,
             ]
         )
@@ -273,26 +273,27 @@ def say(result: Round) -> None:
 
 HEADING = """# Benchmark
 
-Written by `make bench`; do not edit. `make bench ONLY=modelyard,mosec` measures some systems, `QUICK=1` takes
-under three minutes for a few of them; both leave this page alone and write to `benchmarks/results/`.
+`make bench` writes this page: do not edit it. `make bench ONLY=modelyard,mosec` measures some systems, `QUICK=1` uses
+short rounds (under three minutes for a few systems). Both write to `benchmarks/results/` only.
 
 ![Predictions per second of each system](throughput.png)
 """
 
 EXPLANATION = """## How it is measured
 
-- One sample of 1x1x28x28 pixels per request as JSON with 4 decimals; a perceptron of 784, 128 and 10 units on
-  the CPU, one thread; everything on loopback on the same machine, the load generator too.
-- Each system is started by itself in each round, warmed with the same load, measured at each number of
-  connections, and stopped. Peers have environments of their own with pinned versions (`peers/*/requirements.txt`);
-  each is configured as its documentation advises for small requests, with batches where it has them (but for
-  MLServer, which was slower with them). *mosec* reads JSON with its own decoder, the standard library's;
-  *mosec-orjson* replaces that by code of ours. The two bare handlers run in Modelyard's own environment.
-- Two threads of wrk post real digits of one class each; of every 16th answer the class is compared with the
-  model's. *Errors* are answers that are not 2xx, socket errors and time-outs.
-- CPU time is read per process from `/proc` before and after, and divided by the requests answered.
-- A round is *noisy* where the hypervisor took more than 2 % of the CPU time, or processes that are not part
-  of the measurement more than 5 %. Compare ratios within one run, not figures of different runs.
+- **Work.** Each request holds one sample of 1x1x28x28 pixels as JSON with 4 decimals. The model is a perceptron of
+  784, 128 and 10 units on the CPU, with one thread. Systems and load generator share one machine and use loopback.
+- **Rounds.** In each round every system is started alone, warmed with the same load, measured at each number of
+  connections, and stopped.
+- **Peers.** Each has an environment of its own with pinned versions (`peers/*/requirements.txt`). It is configured as
+  its documentation advises for small requests, with batching where available (except MLServer, which was slower with
+  it). *mosec* reads JSON with the standard library; *mosec-orjson* replaces that decoder by orjson. The two bare
+  handlers (*constant*, *inline*) use Modelyard's environment.
+- **Correctness.** Two threads of wrk post real digits of one class each. The class in every 16th answer is compared
+  with the model's. *Errors* counts answers other than 2xx, socket errors and time-outs.
+- **CPU time** is read per process from `/proc` before and after, and divided by the number of answered requests.
+- **Noise.** A round is *noisy* if the hypervisor took more than 2 % of the CPU time, or processes outside the
+  measurement more than 5 %. Compare ratios within one run, not figures of different runs.
 """
 
 if __name__ == "__main__":

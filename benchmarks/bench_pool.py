@@ -42,7 +42,7 @@ class Pool:
             "MODELYARD_BACKLOG_LIMIT": "4000000",
             "MODELYARD_LAME_DUCK_S": "0",
             "MODELYARD_MAX_DEADLINE_S": str(FAR_S),
-            "MODELYARD_INFERENCE_TIMEOUT_S": str(FAR_S),  # one that was stopped would take itself for hung
+            "MODELYARD_INFERENCE_TIMEOUT_S": str(FAR_S),  # otherwise a suspended worker would count as hung
             **variables,
         }
 
@@ -55,33 +55,33 @@ class Pool:
         return started
 
     def start_controller(self, port: int | None = None) -> int:
-        """A controller that listens."""
+        """Start a controller and wait until it listens."""
         port = port or self.port
         started = self._start([sys.executable, "-m", "cli", "serve", "--port", str(port)])
         self._wait(lambda: processes.post(f"http://{LOOPBACK}:{port}/predict", "{}")[0] > 0, "a controller")
         return started
 
     def start_worker(self) -> int:
-        """A worker that serves."""
+        """Start a worker and wait until it serves."""
         started = self._start([sys.executable, "-m", "cli", "worker"])
         self._wait(lambda: started in self._live(), "a worker")
         return started
 
     def serving_pid(self, worker: int) -> int:
-        """Id of the process that serves for a worker."""
+        """Process id of a worker's serving process."""
         return self._live()[worker]
 
     def stop(self, pid: int) -> None:
-        """Let one process end."""
+        """Stop one process."""
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
 
     def client(self) -> redis.Redis:
-        """A connection to its Redis."""
+        """A connection to the pool's Redis."""
         return redis.Redis.from_url(self.redis_url)
 
     def _live(self) -> dict[int, int]:
-        """By the id of each worker that is ready, that of its child, which serves."""
+        """Process ids of the ready workers' serving processes, by their supervisor's."""
         with self.client() as client:
             ids = [each.decode() for each in client.zrange(keys.WORKERS, 0, -1)]
             records = [decode_record(raw) for raw in map(client.get, map(keys.worker, ids)) if raw]

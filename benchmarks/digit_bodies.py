@@ -1,4 +1,4 @@
-"""The model that all systems serve and the digits that are posted to them."""
+"""The model that all systems serve, and the digits that are posted to them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.systems import System
 
 DECIMALS = 4
 DIGITS_PER_CLASS = 8
-CLASSES = (3, 7)  # as many as wrk has threads
+CLASSES = (3, 7)  # one per thread of wrk
 TRAIN_LIMIT_S = 300
 
 
 @dataclass(frozen=True)
 class Model:
-    """The one model.
+    """The model.
 
     Attributes:
         tracking_uri: MLflow registry that holds it as version 1.
@@ -62,7 +62,7 @@ def make_model(folder: Path) -> Model:
 
 
 def _samples(model: Path) -> list[tuple[int, list[Any]]]:
-    """Digits that the model surely gives one of `CLASSES`, rounded as they are posted."""
+    """Digits that the model assigns to one of `CLASSES` with confidence, rounded as they are posted."""
     import torch
 
     from modelyard.digits import load_digits_28
@@ -82,11 +82,11 @@ def _samples(model: Path) -> list[tuple[int, list[Any]]]:
 
 
 def write_bodies(system: System, model: Model, path: Path) -> None:
-    """Write what is posted to a system: lines `class<TAB>JSON`."""
+    """Write the bodies for a system as lines `class<TAB>JSON`."""
     lines = [f"{label}\t{spell(system.body(sample))}\n" for label, sample in model.samples]
     path.write_text("".join(lines))
 
 
 def spell(body: dict[str, Any]) -> str:
-    """A body as JSON in which every pixel has all its decimals, so that all bodies cost the same to read."""
+    """A body as JSON with all decimals of every pixel, so that all bodies take the same time to parse."""
     return re.sub(r"\d\.\d+", lambda found: f"{float(found[0]):.{DECIMALS}f}", json.dumps(body))

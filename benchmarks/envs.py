@@ -1,4 +1,4 @@
-"""An environment for each peer, made with uv under `benchmarks/.envs`, and the versions that it holds."""
+"""Creates an environment per peer with uv under `benchmarks/.envs`, and reads its package versions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ VERSIONS = "import sys; from importlib.metadata import version as v; print(*map(
 
 
 class InstallError(Exception):
-    """A peer's environment cannot be made; the text is the installer's last line."""
+    """A peer's environment cannot be created; the text is the installer's last line."""
 
 
 def bin_folder(system: System) -> Path:
-    """Folder of the programs of a system's environment, made where it is missing or out of date.
+    """Folder of the programs of a system's environment, created if missing or outdated.
 
     Raises:
         InstallError: It cannot be made.
@@ -42,14 +42,14 @@ def bin_folder(system: System) -> Path:
 
 
 def versions(system: System, programs: Path) -> dict[str, str]:
-    """Versions of the packages that a system names, without build labels."""
+    """Versions of a system's `packages`, without build labels."""
     command = [str(programs / "python"), "-c", VERSIONS, *system.packages]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return {name: line.split("+")[0] for name, line in zip(system.packages, lines, strict=True)}
 
 
 def _install(folder: Path, requirements: Path) -> None:
-    # The set-up of the project knows pip's configuration in uv's terms, and where PyTorch comes from.
+    # The project's bootstrap translates pip's configuration for uv and selects the source of PyTorch.
     sys.path.append(str(ROOT / "scripts"))
     import bootstrap
     import pip_config
@@ -75,4 +75,6 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InstallError(f"{Path(command[0]).name} {error}") from None
     if answer.returncode != 0:
-        raise InstallError(" ".join(answer.stderr.split())[:300] or f"{command[0]} failed without a word")
+        raise InstallError(
+            " ".join(answer.stderr.split())[:300] or f"{command[0]} failed without an error message"
+        )

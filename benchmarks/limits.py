@@ -1,4 +1,4 @@
-"""What a pool costs where it is large: `make limits`. A long backlog, two controllers, many versions, memory, start."""
+"""The costs of a large pool: a long backlog, two controllers, many versions, memory, start: `make limits`."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from benchmarks.wrk_load import Generator, Load, Target
 PAGE = Path(__file__).with_name("limits.md")
 MODELYARD = SYSTEMS[0]
 FEW_JOBS, MANY_JOBS = 100_000, 1_000_000
-DRAINED_JOBS = 80_000  # of either
+DRAINED_JOBS = 80_000  # of each backlog
 DRAIN_LIMIT_S = 60
-JOBS_PER_BATCH = (16, 64)  # what 64 connections make of themselves
-# A worker that is stopped for less than three heartbeats is not taken for dead. And batches are held as long behind a
-# million jobs as on an empty queue: a machine that idles between batches takes more CPU time for each.
+JOBS_PER_BATCH = (16, 64)  # as with 64 connections
+# A worker that is suspended for less than three heartbeats does not count as dead. Batches are held equally long with
+# and without a backlog, because a machine that idles between batches uses more CPU time for each.
 LONG_BACKLOG = {
     "MODELYARD_HEARTBEAT_S": "60",
     "MODELYARD_BATCH_HOLD_MS": "4",
@@ -71,25 +71,28 @@ Row = tuple[str, str]
 def main() -> int:
     """Measure everything and write the page."""
     processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `finally` stops all processes
     model = digit_bodies.make_model(envs.ENVIRONMENTS)
     rows: list[Row] = []
     for measure in (start_and_memory, many_versions, two_controllers, long_backlog):
         with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as folder:
             try:
                 for row in measure(Path(folder), model):
-                    print(f"{row[0]:<64} {row[1]}", flush=True)
+                    print(f"{row[0]:<76} {row[1]}", flush=True)
                     rows.append(row)
             finally:
                 processes.stop_all()
-    head = f"Measured on {datetime.now(UTC):%Y-%m-%d} by `make limits`: {machine.describe()}.\n"
+    head = (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} by `make limits`: {machine.describe()}. All processes run on this "
+        "machine. A job holds one sample of 784 float32 numbers; the words in brackets name processes.\n"
+    )
     table = "".join(f"| {what} | {figure} |\n" for what, figure in rows)
     PAGE.write_text(f"# Limits\n\n{head}\n| what | figure |\n| --- | --- |\n{table}")
     return 0
 
 
 def start_and_memory(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
-    """How long processes take to start and what they hold, beside what Python and PyTorch take by themselves.
+    """Start time and memory of the processes, compared with bare Python processes.
 
     A worker is two processes that share most of their memory: `machine.held_bytes` counts each page once.
     """
@@ -101,40 +104,43 @@ def start_and_memory(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
         for which in (0, 1)
     )
     yield "`modelyard serve` until it answers", f"{s['controller']:.2f} s"
-    yield "bare process until it has run the model, loaded by MLflow", f"{s['mlflow']:.2f} s"
+    yield "bare Python process until it has run the model (loaded by MLflow)", f"{s['mlflow']:.2f} s"
     yield (
         "`modelyard worker` until it serves",
-        f"{s['worker']:.2f} s, {s['worker'] / s['mlflow']:.2f} times that ({_spread(rounds, 0, 'mlflow')})",
+        f"{s['worker']:.2f} s, {s['worker'] / s['mlflow']:.2f} times bare MLflow ({_spread(rounds, 0, 'mlflow')})",
     )
-    yield "bare process that holds the model, loaded by MLflow, resident", mib(held["mlflow"])
-    yield "bare process that holds it, loaded by PyTorch", f"{s['torch']:.2f} s, {mib(held['torch'])}"
+    yield "bare Python process (loaded by MLflow): resident memory", mib(held["mlflow"])
     yield (
-        "worker, its two processes together",
-        f"{mib(held['worker'])}, {held['worker'] / held['torch']:.2f} times that "
+        "bare Python process (loaded by PyTorch): start, resident memory",
+        f"{s['torch']:.2f} s, {mib(held['torch'])}",
+    )
+    yield (
+        "worker (both processes): memory",
+        f"{mib(held['worker'])}, {held['worker'] / held['torch']:.2f} times bare PyTorch "
         f"({_spread(rounds, 1, 'torch')})",
     )
     pid, worker = pool.start_controller(), pool.start_worker()
     serving = pool.serving_pid(worker)
-    yield "controller, resident, idle", mib(machine.resident_bytes(pid))
-    # Stopped short of being taken for dead, the worker keeps all of them waiting.
+    yield "controller: resident memory, idle", mib(machine.resident_bytes(pid))
+    # The suspended worker does not count as dead yet; all callers wait.
     os.kill(serving, signal.SIGSTOP)
     generator = Generator(_target(pool, model, "?wait=20"), folder, 1000, MEASURE_S)
     time.sleep(STOPPED_S)
-    yield "controller, resident, 1,000 callers waiting", mib(machine.resident_bytes(pid))
+    yield "controller: resident memory, 1,000 waiting callers", mib(machine.resident_bytes(pid))
     os.kill(serving, signal.SIGCONT)
     generator.finish()
-    yield "worker, its two processes together, afterwards", mib(machine.held_bytes(worker))
+    yield "worker (both processes): memory after that load", mib(machine.held_bytes(worker))
 
 
 def _start_each(pool: Pool, model: digit_bodies.Model) -> dict[str, tuple[float, float]]:
-    """Seconds that each takes to start, and bytes that it holds then."""
+    """Start time in seconds and memory in bytes of each process."""
     found = {}
     for name, load in (
         ("torch", BARE_TORCH.format(file=str(model.file))),
         ("mlflow", BARE_MLFLOW.format(uri=model.tracking_uri)),
     ):
         start_s = time.monotonic()
-        # Until it says so: how long Python takes to end is no part of a start.
+        # Until it prints its memory: the time that Python takes to exit is not part of the start.
         with subprocess.Popen(
             [sys.executable, "-c", BARE.format(load=load)], stdout=subprocess.PIPE, text=True
         ) as bare:
@@ -155,21 +161,21 @@ def _spread(rounds: Sequence[dict[str, tuple[float, float]]], which: int, bare: 
 
 
 def many_versions(_: Path, __: digit_bodies.Model) -> Iterator[Row]:
-    """What routing and the background refresh cost with 2 and with 1,000 model versions."""
+    """CPU cost of routing and of the background refresh with 2 and with 1,000 model versions."""
     for n_versions, n_workers in ((2, 2), (1000, 2000)):
         found = package_versions.measure(n_versions, n_workers)
         yield (
             f"routing one request among {n_versions:,} versions, {n_workers:,} workers",
-            f"{found.route_us:.2f} µs; by number {found.route_forced_us:.2f} µs",
+            f"{found.route_us:.2f} µs; by worker number {found.route_forced_us:.2f} µs",
         )
         yield (
-            f"refresh of {n_workers:,} workers' records, each heartbeat",
+            f"refresh of {n_workers:,} workers' records, per heartbeat",
             f"{found.refresh_ms:.1f} ms of CPU",
         )
 
 
 def two_controllers(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
-    """One controller against two on the same cores, 256 connections."""
+    """Throughput of one controller and of two on the same cores, with 256 connections."""
     pool = Pool(folder, model.tracking_uri)
     ports = (pool.port, processes.free_port())
     pool.start_redis()
@@ -184,13 +190,13 @@ def two_controllers(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
     yield "one controller, 256 connections", f"{statistics.median(one):,.0f} predictions/s"
     yield (
         "two controllers on the same cores, 128 connections each",
-        f"{statistics.median(two):,.0f} predictions/s, {statistics.median(ratios):.2f} times one's "
+        f"{statistics.median(two):,.0f} predictions/s, {statistics.median(ratios):.2f} times one controller "
         f"({ratios[0]:.2f} to {ratios[-1]:.2f} by round)",
     )
 
 
 def long_backlog(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
-    """Accepting and polling on an empty queue and behind a million jobs, and draining few jobs and a million."""
+    """Cost of accepting, polling and draining with a short backlog and with a million jobs."""
     pool = Pool(folder, model.tracking_uri, **LONG_BACKLOG)
     pool.start_redis()
     controller, worker = pool.start_controller(), pool.serving_pid(pool.start_worker())
@@ -202,16 +208,16 @@ def long_backlog(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
         yield _draining(pool, client, worker, f"{FEW_JOBS:,} jobs waiting")
         added = _refill(pool, client, worker, MANY_JOBS)
         yield (
-            f"Redis memory per waiting job, beside its {SAMPLE_BYTES:,} bytes of input",
+            f"Redis memory per waiting job, besides its {SAMPLE_BYTES:,} bytes of input",
             f"{added / MANY_JOBS - SAMPLE_BYTES:,.0f} bytes ({added / 2**30:.2f} GiB in all)",
         )
         yield from _accepting_and_polling(pool, model, f"{MANY_JOBS:,} jobs waiting")
         yield _draining(pool, client, worker, f"{MANY_JOBS:,} jobs waiting")
-    yield "controller, resident, afterwards", mib(machine.resident_bytes(controller))
+    yield "controller: resident memory after that load", mib(machine.resident_bytes(controller))
 
 
 def _refill(pool: Pool, client: redis.Redis, worker: int, n_jobs: int) -> int:
-    """Let the worker empty the queue, stop it, put so many jobs there; the bytes that Redis's memory grew by."""
+    """Empty the queue, suspend the worker, add `n_jobs`; return the growth of Redis's memory in bytes."""
     _wait_for_backlog(client, 0)
     os.kill(worker, signal.SIGSTOP)
     before = int(client.info("memory")["used_memory"])
@@ -220,7 +226,7 @@ def _refill(pool: Pool, client: redis.Redis, worker: int, n_jobs: int) -> int:
 
 
 def _accepting_and_polling(pool: Pool, model: digit_bodies.Model, when: str) -> Iterator[Row]:
-    """CPU per accepted job and per poll; the worker is stopped."""
+    """CPU time per accepted job and per poll while the worker is suspended."""
     _wait_for_rewrite(pool)
     used, load = _cpu_of(Generator(_target(pool, model, f"?deadline={FAR_S}"), pool.folder, 64, MEASURE_S))
     per_job = {label: used_s / load.requests * 1e6 for label, used_s in used.items() if label != "worker"}
@@ -237,7 +243,7 @@ def _accepting_and_polling(pool: Pool, model: digit_bodies.Model, when: str) -> 
 
 
 def _draining(pool: Pool, client: redis.Redis, worker: int, when: str) -> Row:
-    """CPU per job of the first of a backlog, which a stopped worker is let go on with."""
+    """CPU time per job when the worker resumes and drains the backlog."""
     _wait_for_rewrite(pool)
     jobs, start_s, before = _backlog_jobs(client), time.monotonic(), _cpu_s()
     os.kill(worker, signal.SIGCONT)
@@ -248,7 +254,7 @@ def _draining(pool: Pool, client: redis.Redis, worker: int, when: str) -> Row:
 
 
 def _wait_for_rewrite(pool: Pool) -> None:
-    # Redis writes its file anew each time that it has doubled, whatever the load is then.
+    # Redis rewrites its file whenever its size has doubled, regardless of the load.
     with pool.client() as client:
         while client.info("persistence")["aof_rewrite_in_progress"]:
             time.sleep(0.1)
@@ -274,7 +280,7 @@ def _spell(cpu_us: dict[str, float]) -> str:
 
 
 def _wait_for_backlog(client: redis.Redis, n_jobs: int) -> int:
-    """Wait until no more than so many jobs are left; answers how many are."""
+    """Wait until at most `n_jobs` jobs are left; return their number."""
     give_up_at_s = time.monotonic() + DRAIN_LIMIT_S
     while (left := _backlog_jobs(client)) > n_jobs:
         if time.monotonic() > give_up_at_s:
@@ -290,7 +296,7 @@ def _backlog_jobs(client: redis.Redis) -> int:
 
 
 async def _fill(pool: Pool, n_jobs: int) -> None:
-    """Put jobs into the ledger as a controller would, without posting each."""
+    """Put jobs into the ledger as a controller does, without HTTP."""
     settings = ControllerSettings(redis_url=pool.redis_url)
     client = connect_async(settings)
     queue = keys.queue_name(settings.model_name, 1)
@@ -328,7 +334,7 @@ def _target(pool: Pool, model: digit_bodies.Model, query: str, port: int | None 
 
 
 def _together(pool: Pool, model: digit_bodies.Model, ports: Sequence[int], connections: int) -> float:
-    """Predictions per second of all controllers under one load."""
+    """Predictions per second of all controllers together."""
     generators = []
     for port in ports:
         folder = pool.folder / str(port)

@@ -1,4 +1,4 @@
-"""What the machine is and what else it does: cores, model, steal time, foreign CPU time, CPU per process."""
+"""The machine and its load: cores, processor, steal time, foreign CPU time, CPU time per process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOREIGN_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class MachineTimes:
-    """CPU seconds of the whole machine since it started.
+    """CPU seconds of the whole machine since its start.
 
     Attributes:
         busy_s: In user and kernel code of processes.
@@ -29,7 +29,7 @@ class MachineTimes:
 
 @dataclass(frozen=True)
 class Noise:
-    """What disturbed a round, as shares of all CPU time of the machine, in [0, 1].
+    """Disturbance of a round, as fractions of the machine's CPU time.
 
     Attributes:
         steal: Taken by the hypervisor.
@@ -41,7 +41,7 @@ class Noise:
 
     @property
     def is_loud(self) -> bool:
-        """Whether the round is to be read with care."""
+        """Whether a fraction is above its limit."""
         return self.steal > STEAL_LIMIT or self.foreign > FOREIGN_LIMIT
 
 
@@ -69,7 +69,7 @@ def parse_times(stat: str) -> MachineTimes:
 
 
 def noise(before: MachineTimes, after: MachineTimes, known_cpu_s: float) -> Noise:
-    """What disturbed the time between two readings.
+    """The disturbance between two readings.
 
     Args:
         known_cpu_s: CPU seconds of everything that belongs to the measurement.
@@ -96,7 +96,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def cpu_by_label(pids: Sequence[int], labels: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """CPU seconds so far of processes and the children they have waited for, added up by label.
+    """CPU seconds of processes and their reaped children, summed by label.
 
     Args:
         labels: Words of a command line and the label they give; the first that fits counts, else the
@@ -111,12 +111,12 @@ def cpu_by_label(pids: Sequence[int], labels: Sequence[tuple[str, str]]) -> dict
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM."""
+    """Resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def held_bytes(pid: int) -> int:
-    """Memory in RAM of a process and those that it forked, in which each page counts once; of one, what is resident.
+    """Resident memory of a process and its forks, each page counted once.
 
     Anonymous pages that a fork left shared are divided among those that map them (proc(5), `Pss_Anon`), so that they
     add up. Pages of files, of which the kernel tells that only together with who else maps them, are mostly
@@ -156,6 +156,6 @@ def _all_stats() -> list[tuple[int, list[str]]]:
             try:
                 text = (path / "stat").read_text()
             except OSError:
-                continue  # it has ended meanwhile
+                continue  # the process has ended
             found.append((int(path.name), text.rpartition(")")[2].split()))
     return found

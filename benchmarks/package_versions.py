@@ -1,4 +1,4 @@
-"""What a pool of many model versions costs a controller: routing, and the refresh of its view."""
+"""The controller's CPU cost of many model versions: routing, and the refresh of its snapshot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOUR_MS = 3_600_000
 
 @dataclass(frozen=True)
 class Cost:
-    """CPU time.
+    """The CPU times.
 
     Attributes:
         route_us: Of routing a request by policy.
@@ -42,7 +42,7 @@ class Cost:
 
 
 def measure(n_versions: int, n_workers: int) -> Cost:
-    """Publish workers of many versions in a Redis of its own, and let a controller read them."""
+    """Publish workers of many versions in a private Redis, and let a controller read them."""
     with _redis() as url:
         with redis.Redis.from_url(url) as client:
             _publish(client, n_versions, n_workers)

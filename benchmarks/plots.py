@@ -1,4 +1,4 @@
-"""Draws the medians: throughput by connections, latency distribution, CPU time per request by process."""
+"""Plots the medians: throughput by connections, latency distribution, CPU time per request by process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OTHERS = ("#1f77b4", "#7f7f7f", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bc
 
 
 def draw_all(summaries: Sequence[Summary], connections: Sequence[int], folder: Path) -> list[Path]:
-    """Draw the three figures into a folder."""
+    """Write the three figures into a folder."""
     import matplotlib
 
     matplotlib.use("Agg")

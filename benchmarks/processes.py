@@ -1,4 +1,4 @@
-"""Starts a system's processes, waits until it predicts, and leaves none of them behind."""
+"""Starts a system's processes, waits until it predicts, and stops all of them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ TAIL_LINES = 15
 
 
 class StartError(Exception):
-    """A system does not start or does not predict; the text holds the end of its log."""
+    """A system does not start or predict; the text holds the end of its log."""
 
 
 def adopt_orphans() -> None:
-    """Make processes whose parent ended ours, so that daemons are measured and stopped too."""
+    """Adopt orphaned descendants, so that daemons are measured and stopped too."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nothing uses now."""
+    """A free TCP port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -90,7 +90,7 @@ def predicts(url: str, body: str) -> bool:
 
 
 def post(url: str, body: str) -> tuple[int, str]:
-    """Post JSON; (0, "") where nobody answers."""
+    """Post JSON; return status and body, or (0, "") without an answer."""
     where = urlsplit(url)
     connection = HTTPConnection(where.hostname or "", where.port, timeout=10)
     try:
@@ -105,7 +105,7 @@ def post(url: str, body: str) -> tuple[int, str]:
 
 
 def stop_all() -> None:
-    """Stop every process below this one: its children are asked; what they leave behind is asked, then killed."""
+    """Stop every descendant: SIGTERM to the children and to remaining processes, then SIGKILL."""
     started_at = time.monotonic()
     for pid in machine.children(os.getpid()):
         _signal(pid, signal.SIGTERM)
@@ -123,7 +123,7 @@ def stop_all() -> None:
 
 
 def _alive() -> list[int]:
-    # Reap what has ended, the adopted orphans too.
+    # Reap ended processes, including adopted orphans.
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

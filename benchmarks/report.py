@@ -1,4 +1,4 @@
-"""Rounds as CSV, their medians as a Markdown table. Starts and measures nothing."""
+"""Writes rounds as CSV and their medians as a Markdown table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Round:
     Attributes:
         way: `SYNC`, or `ACCEPTED` for posts answered 202, timed until every outcome was written.
         per_s: Requests, or jobs, per second.
-        latency_ms: By percentile; of the answer that says accepted, where it is one.
+        latency_ms: By percentile; for `ACCEPTED`, the latency of the 202 answer.
         cpu_us: CPU time per request by process.
         generator_cpu_us: CPU time of the load generator per request.
         steal: Share of the machine's CPU time, as in `machine.Noise`; so is `foreign`.
@@ -115,10 +115,10 @@ def _cell(value: object) -> object:
 
 
 def table(summaries: Sequence[Summary], connections: Sequence[int], about: Mapping[str, str]) -> str:
-    """The Markdown table of the systems that answered, a row each.
+    """The Markdown table, one row per system.
 
     Args:
-        connections: Numbers of connections, ascending: the middle one's latency and CPU are shown.
+        connections: Numbers of connections, ascending; latency and CPU are shown for the middle one.
         about: System to versions and configuration.
     """
     middle = connections[len(connections) // 2]
@@ -179,7 +179,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def ratios(summaries: Sequence[Summary], connections: Sequence[int], own: str = "modelyard") -> str:
-    """One line of Markdown per other system: how many times its requests per second this one reaches."""
+    """One line of Markdown per other system: the ratio of our requests per second to its."""
     per_s = {(each.system, each.connections): each.per_s for each in summaries if each.way == SYNC}
     lines = []
     for system in dict.fromkeys(each.system for each in summaries):

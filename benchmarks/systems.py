@@ -1,4 +1,4 @@
-"""The systems that are compared: how each is started, what is posted to it, and what a right answer looks like."""
+"""The compared systems: how each is started, what is posted to it, and how to recognise a correct answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 PEERS = Path(__file__).parent / "peers"
 LOOPBACK = "127.0.0.1"
-OWN_CLASS = '"prediction":%s*(%d)'  # what the servers in peers/ answer
+OWN_CLASS = '"prediction":%s*(%d)'  # the answer of the servers in peers/
 UVICORN = (
     "--workers",
     "1",
@@ -22,7 +22,7 @@ UVICORN = (
     "--log-level",
     "warning",
 )
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the model is too small for more, and they would fight over the cores
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the model is too small for more threads
 MOSEC_LABELS = (("mosec/bin/mosec", "front end"), ("spawn_main", "worker"), ("server.py", "manager"))
 
 Sample = list[Any]
@@ -34,11 +34,11 @@ class Place:
 
     Attributes:
         bin: Folder of its environment's programs.
-        port: Port it is to listen on.
-        spare_port: Another free one.
+        port: Port to listen on.
+        spare_port: Another free port.
         folder: Its scratch folder; short, for sockets.
         model: The network as a file of `torch.export`.
-        tracking_uri: MLflow registry that holds the same as version 1.
+        tracking_uri: MLflow registry that holds the same network as version 1.
     """
 
     bin: Path
@@ -73,14 +73,14 @@ class System:
 
     Attributes:
         about: Its configuration, in a few words.
-        environment: Folder in peers/ whose requirements it needs; empty for the project's own environment.
+        environment: Folder in peers/ with its requirements; empty for the project's own environment.
         packages: Packages whose versions are reported.
-        commands: What to start.
-        path: Where to post.
-        body: The request that spells one sample.
-        class_pattern: Lua pattern that captures the class, or a list of scores, in an answer; empty for none.
-        labels: Words of a command line, and the name of the process they belong to.
-        accept_path: Where to post so that the answer is 202 and the outcome comes later; empty for nowhere.
+        commands: Processes to start.
+        path: Path to post to.
+        body: Creates the request body of one sample.
+        class_pattern: Lua pattern that captures the class, or a list of scores, in an answer; empty for no check.
+        labels: Pairs of a part of a command line and the name of that process.
+        accept_path: Path that answers 202 before the outcome; empty if there is none.
     """
 
     name: str
@@ -177,7 +177,7 @@ def _celery(place: Place) -> list[Command]:
 SYSTEMS = (
     System(
         name="modelyard",
-        about="`modelyard up`: one controller, one worker, Redis with its append-only file",
+        about="`modelyard up`: one controller, one worker, Redis with an append-only file",
         environment="",
         packages=("modelyard", "celery", "uvicorn", "torch"),
         commands=_modelyard,
@@ -194,7 +194,7 @@ SYSTEMS = (
     ),
     System(
         name="constant",
-        about="bare FastAPI handler that reads the body and answers a constant; uvloop, httptools",
+        about="bare FastAPI handler that reads the body and returns a constant; uvloop, httptools",
         environment="",
         packages=("fastapi", "uvicorn"),
         commands=_local("constant:app"),
@@ -220,7 +220,7 @@ SYSTEMS = (
     ),
     System(
         name="mosec-orjson",
-        about="the same, with a JSON decoder of ours instead of its own: orjson into NumPy",
+        about="as mosec, with orjson and NumPy as its JSON decoder",
         environment="mosec",
         packages=("mosec", "orjson", "torch"),
         commands=lambda place: _mosec(place, "orjson"),
@@ -240,7 +240,7 @@ SYSTEMS = (
     ),
     System(
         name="celery-tutorial",
-        about="Celery and FastAPI as tutorials have it: a task a request, JSON, AsyncResult; prefork, Redis in memory",
+        about="Celery and FastAPI as in tutorials: one task per request, JSON, AsyncResult; prefork, Redis in memory",
         environment="celery_tutorial",
         packages=("celery", "fastapi", "torch"),
         commands=_celery,
@@ -257,7 +257,7 @@ SYSTEMS = (
     ),
     System(
         name="mlserver",
-        about="custom runtime in one process, without batches, which were slower",
+        about="custom runtime in one process, without batching (slower)",
         environment="mlserver",
         packages=("mlserver", "torch"),
         commands=_script("mlserver"),
@@ -279,7 +279,7 @@ SYSTEMS = (
     ),
     System(
         name="ray",
-        about="Ray Serve, one replica, batches up to 64 within 5 ms, its throughput-optimised mode",
+        about="Ray Serve, one replica, batches up to 64 within 5 ms, throughput-optimised mode",
         environment="ray",
         packages=("ray", "torch"),
         commands=_ray,

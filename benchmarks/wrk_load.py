@@ -13,16 +13,16 @@ from pathlib import Path
 SCRIPT = Path(__file__).with_name("load.lua")
 GRACE_S = 15.0
 ANSWER_TIMEOUT_S = 10
-MARKER = "posted-"  # what `load.lua` marks begins with this
+MARKER = "posted-"  # prefix of the marker lines of `load.lua`
 
 
 class LoadError(Exception):
-    """The load could not be made; the text says what to do."""
+    """The load generator failed; the text says what to do."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to post to, and how to recognise a right answer.
+    """The URL and bodies of a load, and the pattern of a correct answer.
 
     Attributes:
         bodies: File of lines `class<TAB>JSON body`.
@@ -36,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Load:
-    """What one wrk run saw.
+    """The result of one wrk run.
 
     Attributes:
         duration_s: Wall time.
@@ -58,7 +58,7 @@ class Load:
 
     @property
     def per_s(self) -> float:
-        """Good answers per second."""
+        """Successful answers per second."""
         return max(self.requests - self.errors, 0) / self.duration_s
 
 
@@ -84,7 +84,7 @@ def version() -> str:
     """
     path = shutil.which("wrk")
     if not path:
-        raise LoadError("wrk is needed to make the load: on Debian or Ubuntu, apt install wrk")
+        raise LoadError("wrk is not installed: on Debian or Ubuntu, run apt install wrk")
     answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
     return " ".join(answer.split()[:2])
 
@@ -138,6 +138,6 @@ class Generator:
             raise LoadError(f"wrk did not end within {self._duration_s + GRACE_S:g} s") from None
         after = os.times()
         if not self._report.exists():
-            raise LoadError(f"wrk made no report: {errors.strip() or 'it gave no reason'}")
+            raise LoadError(f"wrk wrote no report: {errors.strip() or 'no error message'}")
         cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
         return parse_report(self._report.read_text(), cpu_s)

@@ -1,4 +1,4 @@
-"""What the microbenchmarks share: a pool in memory, a real Redis, one digit as JSON."""
+"""Fixtures of the microbenchmarks: a pool in memory, a real Redis, one digit as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a request body to the bytes that a worker gets."""
+"""From a request body to the bytes for a worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from controller.input import json_numbers
 
 
 def test_decode_json(benchmark: Any, body: bytes) -> None:
-    """The SIMD way, with the contract checked and the cast to float32."""
+    """The SIMD parser, with the contract check and the cast to float32."""
     assert json_numbers.parse_fast(body) is not None
 
     def read() -> bytes:
@@ -21,5 +21,5 @@ def test_decode_json(benchmark: Any, body: bytes) -> None:
 
 
 def test_decode_json_the_slow_way(benchmark: Any, body: bytes) -> None:
-    """The exact way, for bodies that the quick one cannot vouch for."""
+    """The exact parser, for bodies that the SIMD parser rejects."""
     assert len(benchmark(json_numbers.parse_slow, body).values) == 784

@@ -1,4 +1,4 @@
-"""What one batch costs a controller before it goes to Redis."""
+"""The controller's cost of one batch before it is sent to Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward pass: as a worker runs it, and bare."""
+"""The forward pass, as a worker runs it and bare."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ RETENTION_S = 60.0
 
 @pytest.fixture
 def settings(redis_url: str) -> Iterator[Settings]:
-    """Settings that lead to an empty Redis."""
+    """Settings for an empty Redis."""
     settings = Settings(redis_url=redis_url)
     with connect(settings) as client:
         client.flushall()
@@ -39,7 +39,7 @@ def client(settings: Settings) -> Iterator[redis.Redis]:
 
 
 def digits(n_jobs: int) -> NewBatch:
-    """A batch of one digit a job."""
+    """A batch with one digit per job."""
     batch = new_batch(n_jobs, sample_shape=(1, 28, 28))
     return replace(batch, data=bytes(n_jobs * 784 * 4))
 
@@ -53,13 +53,13 @@ class Accepting:
         self.ledger = ControllerLedger(self.client, RETENTION_S)
 
     def accept(self, n_jobs: int) -> str:
-        """Accept a batch of digits; answer its id."""
+        """Accept a batch of digits and return its id."""
         batch = digits(n_jobs)
         self.loop.run_until_complete(self.ledger.accept(batch))
         return batch.batch_id
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the client and the loop."""
         self.loop.run_until_complete(self.client.aclose())
         self.loop.close()
 

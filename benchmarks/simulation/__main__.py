@@ -1,4 +1,4 @@
-"""`make simulate`: calibrate the model on this machine, check its predictions here, study what is larger."""
+"""Calibrate the simulated pool on this machine, validate it here, and simulate larger pools: `make simulate`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PLACES = [
 STEPS = ("measure", "study")
 N_ROUNDS = 7
 MEASURE_S = 3
-TRIES = 2  # of a measurement that the hypervisor disturbs
+TRIES = 2  # of a measurement with steal time
 
 
 def main() -> int:
-    """Run what the command line says; 1 where a prediction is too far from what was measured."""
+    """Run the steps that the command line names; return 1 if a prediction is too far from its measurement."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help=f"steps, separated by commas, of {', '.join(STEPS)}")
+    parser.add_argument("--only", default="", help=f"steps to run, separated by commas: {', '.join(STEPS)}")
     chosen = [step for step in parser.parse_args().only.split(",") if step] or list(STEPS)
     if unknown := [step for step in chosen if step not in STEPS]:
         parser.error(f"unknown step {', '.join(unknown)}; known: {', '.join(STEPS)}")
@@ -64,14 +64,14 @@ def main() -> int:
 
 
 def measure() -> None:
-    """Measure real pools, and write what the model is calibrated with and what it is checked against.
+    """Measure real pools; write the points for calibration and for validation.
 
     All places again and again, as the machine's speed changes within minutes, and each time in another order: Redis
     rewrites its file after so many bytes, which is not to hit the same place each time.
     """
     wrk_load.version()
     processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing may stay behind then either
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `finally` stops all processes
     try:
         with ExitStack() as stack:
             pools = {n_workers: stack.enter_context(one_pool(n_workers)) for n_workers in check.WORKERS}
@@ -96,7 +96,7 @@ def one_pool(n_workers: int) -> Iterator[RealPool]:
 
 
 def measure_quietly(pool: RealPool, turn: int, connections: int) -> Point:
-    """Measure until the hypervisor takes next to nothing, which makes predictions vague; at most `TRIES` times."""
+    """Measure, at most `TRIES` times, until steal time is negligible."""
     points: list[Point] = []
     while len(points) < TRIES and (not points or points[-1].steal > STEAL_LIMIT):
         points.append(pool.measure(turn, connections, MEASURE_S))
@@ -105,7 +105,7 @@ def measure_quietly(pool: RealPool, turn: int, connections: int) -> Point:
 
 
 def write(with_study: bool) -> int:
-    """Simulate from what is in the files, and fill the page."""
+    """Simulate from the stored measurements, and write the page."""
     known, about = costs.read(COSTS)
     calibrating = msgspec.convert(about["points"], list[Point])
     points = msgspec.json.decode(CHECK.read_bytes(), type=list[Point])

@@ -1,4 +1,4 @@
-"""Predictions beside measurements, with one worker and with two."""
+"""Compares predictions with measurements, for one worker and for two."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def errors(pairs: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def predict(known: Costs, n_workers: int, connections: int, cores: int) -> Seen:
-    """What the model says of a pool on one host, with its load generator."""
+    """The simulation's prediction for a pool and its load generator on one host."""
     run = Run(known, Plan(n_workers=n_workers, cores=cores, ahead=0))
     run.close_loop(connections)
     return run.watch(WARM_S, RUN_S)
@@ -52,9 +52,9 @@ def predict(known: Costs, n_workers: int, connections: int, cores: int) -> Seen:
 def compare(
     calibrating: Sequence[Point], points: Sequence[Point], wake_us: float, cores: int
 ) -> list[Checked]:
-    """Each measured place beside predictions from what the same pool cost elsewhere in the same round.
+    """Compare each measurement with a prediction from the costs of the same pool and round.
 
-    What the hypervisor took from those who wanted to run makes the predicted time longer.
+    Steal time lengthens the predicted time.
     """
     places: dict[tuple[int, int], Checked] = {}
     for point in points:
@@ -70,7 +70,7 @@ def compare(
 
 
 def table(checked: Sequence[Checked], points: Sequence[Point]) -> str:
-    """The same as Markdown."""
+    """The comparison as Markdown."""
     lines = [
         "| workers | connections | predicted/s | measured/s | error (of the rounds) | predicted p50 ms | "
         "measured p50 ms | error (of the rounds) |",
@@ -94,7 +94,7 @@ def _cells(pairs: Sequence[tuple[float, float]], form: str) -> list[str]:
 
 
 def noise(points: Sequence[Point]) -> str:
-    """What else the machine did meanwhile."""
+    """The disturbance by other processes and the hypervisor."""
     foreign = [point.foreign for point in points]
     return (
         f"Other processes took {min(foreign):.0%} to {max(foreign):.0%} of the CPU time of a round, the hypervisor "
@@ -103,5 +103,5 @@ def noise(points: Sequence[Point]) -> str:
 
 
 def within_limit(checked: Sequence[Checked]) -> bool:
-    """Whether every prediction is as near as it has to be."""
+    """Whether every median error is within `LIMIT`."""
     return all(abs(error) <= LIMIT for each in checked for error in each.errors)

@@ -1,4 +1,4 @@
-"""The study as tables within `benchmarks/scaling.md` and as a figure. Simulates and measures nothing."""
+"""Writes the tables of `benchmarks/scaling.md` and its figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINE_BYTES_PER_S = 1.25e9
 
 
 def fill(page: Path, parts: Mapping[str, str]) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- end -->` in a page.
+    """Replace the text between `<!-- name -->` and `<!-- end -->` in a page.
 
     Raises:
         ValueError: The page has no such part.
@@ -32,20 +32,20 @@ def fill(page: Path, parts: Mapping[str, str]) -> None:
 
 
 def costs_table(known: Costs, about: Mapping[str, Any], points: Sequence[Point]) -> str:
-    """What was measured, and how loud it was."""
+    """The measured costs, and the disturbance of the measurement."""
     connections = sorted({point.connections for point in points})
     n_rounds = len({point.turn for point in points})
     lines = [
-        f"Measured {about['measured_at']} on {about['machine']}; load: {about['load']}; {n_rounds} "
-        f"rounds, in each once at {', '.join(map(str, connections))} connections. {noise(points)}",
+        f"Measured {about['measured_at']} on {about['machine']} with {about['load']}: {n_rounds} "
+        f"rounds, each with {', '.join(map(str, connections))} connections. {noise(points)}",
         "",
-        "| one worker, all rounds | a batch | a job |",
+        "| one worker, all rounds | per batch | per job |",
         "| --- | ---: | ---: |",
     ]
     for label, cost in (
         ("controller, µs of CPU", known.controller),
-        ("worker", known.worker),
-        ("Redis", known.redis),
+        ("worker, µs of CPU", known.worker),
+        ("Redis, µs of CPU", known.redis),
         ("bytes to Redis", known.to_redis),
         ("bytes from Redis", known.from_redis),
     ):
@@ -56,7 +56,7 @@ def costs_table(known: Costs, about: Mapping[str, Any], points: Sequence[Point])
 
 
 def limits_table(known: Costs) -> str:
-    """What one of each can do at most, by the jobs in a batch."""
+    """The maximum throughput of each kind of process, by jobs per batch."""
     stations = (
         ("one controller", known.controller, 1e6),
         ("one worker", known.worker, 1e6),
@@ -65,18 +65,18 @@ def limits_table(known: Costs) -> str:
         ("Redis, network out", known.from_redis, LINE_BYTES_PER_S),
     )
     lines = [
-        _line(["jobs/s at most, batches of", *map(str, BATCH_JOBS)]),
+        _line(["maximum jobs/s by jobs per batch", *map(str, BATCH_JOBS)]),
         _line(["---", *["---:"] * len(BATCH_JOBS)]),
     ]
     for label, cost, per_s in stations:
         lines.append(_line([label, *(f"{per_s * n / cost.of(n):,.0f}" for n in BATCH_JOBS)]))
     shares = (known.controller.of(n) / known.redis.of(n) for n in BATCH_JOBS)
-    lines.append(_line(["controllers that one Redis can take", *(f"{share:.1f}" for share in shares)]))
+    lines.append(_line(["controllers per Redis", *(f"{share:.1f}" for share in shares)]))
     return "\n".join(lines)
 
 
 def replicas_table(places: Sequence[Place]) -> str:
-    """Throughput, what bounds it, and latency, by controllers and workers."""
+    """Throughput, bottleneck and latency by controllers and workers."""
     found = {(each.plan.n_controllers, each.plan.n_workers): each for each in places}
     lines = [
         _line(["controllers", *(f"{m} worker{'s' * (m > 1)}" for m in WORKERS)]),
@@ -91,14 +91,14 @@ def replicas_table(places: Sequence[Place]) -> str:
 
 
 def places_table(places: Sequence[Place], *columns: str) -> str:
-    """A row a pool; `columns` are fields of its plan."""
+    """One row per pool; `columns` are fields of its plan."""
     lines = [
         _line(
             [
                 *(name.removeprefix("n_") for name in columns),
                 "jobs/s",
                 "busiest",
-                "jobs a batch",
+                "jobs per batch",
                 f"p99 ms at {LOADED:.0%}",
             ]
         ),
@@ -114,9 +114,10 @@ def places_table(places: Sequence[Place], *columns: str) -> str:
 
 
 def bursts_table(bursts: Sequence[Burst]) -> str:
-    """A row a pool."""
+    """One row per pool."""
     lines = [
-        "| controllers = workers | requests/s | in the burst | p99 before, ms | longest, ms | calm again after, s |",
+        "| controllers = workers | requests/s | requests/s in the burst | p99 before, ms | longest latency, ms "
+        "| recovery, s |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| {each.plan.n_controllers} | {each.base_per_s:,.0f} | {BURST * each.base_per_s:,.0f} | "
@@ -128,7 +129,7 @@ def bursts_table(bursts: Sequence[Burst]) -> str:
 
 
 def draw(places: Sequence[Place], bursts: Sequence[Burst], path: Path) -> None:
-    """Throughput by controllers, and latency in a burst."""
+    """Plot throughput by controllers, and latency in a burst."""
     import matplotlib
 
     matplotlib.use("Agg")
