@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import hypothesis
 import pytest
 import redis
@@ -76,14 +77,35 @@ def pytest_asyncio_loop_factories(
     return {"loop": getattr(module and module.obj, "new_event_loop", asyncio.new_event_loop)}
 
 
-def process_environment() -> dict[str, str]:
-    """What a process that loads a model inherits: all but what makes its start slow.
+@pytest.fixture(scope="session", autouse=True)
+def measured() -> dict[str, str]:
+    """Variables for a process whose coverage tells something that no test process sees.
 
-    Without bytecode that takes three times as long, with its coverage measured 1.4 times; what such a process runs
-    of `app` and `controller`, other tests run where it is measured.
+    All others start without them, and with bytecode: a process that loads a model takes 1.4 times as long to start
+    where it is measured, and three times without bytecode.
     """
-    slow = ("PYTHONDONTWRITEBYTECODE", "COVERAGE_PROCESS_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(slow)}
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    names = [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]
+    return {name: os.environ.pop(name) for name in names}
+
+
+def process_environment() -> dict[str, str]:
+    return dict(os.environ)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without a model, to be copied: MLflow needs seconds to lay one out, so that is done once."""
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "empty.db"
+    with filelock.FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            import mlflow
+
+            made = path.with_suffix(".new")
+            mlflow.MlflowClient(f"sqlite:///{made}").search_experiments()
+            made.rename(path)
+    return path
 
 
 @dataclass

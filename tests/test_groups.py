@@ -34,10 +34,12 @@ def test_each_folder_that_shares_and_each_other_file_runs_in_one_process(tmp_pat
         "2",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "xdist",
         "--import-mode=importlib",
         ".",
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
     )

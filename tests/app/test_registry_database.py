@@ -14,7 +14,6 @@ import pytest
 from app.errors import RegistrySchemaError, RegistryUnavailableError
 from app.registry_database import examine, others_beside
 from app.settings import Settings
-from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 
 OF_MLFLOW_2 = "0584bdc529eb"  # the schema of MLflow 2.22
@@ -27,35 +26,31 @@ import mlflow
 from pathlib import Path
 from mlflow.store.tracking.dbmodels.initial_models import Base
 
-for uri, revision in zip(sys.argv[1::2], sys.argv[2::2]):
-    engine = sqlalchemy.create_engine(uri)
-    Base.metadata.create_all(engine)
-    config = Config()
-    config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    config.set_main_option("sqlalchemy.url", uri)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+uri, revision = sys.argv[1:]
+engine = sqlalchemy.create_engine(uri)
+Base.metadata.create_all(engine)
+config = Config()
+config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+config.set_main_option("sqlalchemy.url", uri)
+with engine.begin() as connection:
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 """
 
 
 @pytest.fixture(scope="module")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """URIs of an old database and a current one, as MLflow's own migrations lay them out."""
-    old, current = (f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlruns.db" for _ in range(2))
-    arguments = [old, OF_MLFLOW_2, current, "heads"]
-    subprocess.run([sys.executable, "-c", MAKE, *arguments], check=True, capture_output=True, timeout=150)
-    return old, current
+def old(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a database of MLflow 2, as MLflow's own migrations lay it out."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlruns.db"
+    arguments = [sys.executable, "-c", MAKE, uri, OF_MLFLOW_2]
+    subprocess.run(arguments, check=True, capture_output=True, timeout=150)
+    return uri
 
 
-@pytest.fixture(scope="module")
-def old(databases: tuple[str, str]) -> str:
-    return databases[0]
-
-
-@pytest.fixture(scope="module")
-def current(databases: tuple[str, str]) -> str:
-    return databases[1]
+@pytest.fixture
+def current(empty_database: Path) -> str:
+    """URI of a database of the installed MLflow, not to be changed."""
+    return f"sqlite:///{empty_database}"
 
 
 def test_the_schema_of_the_installed_mlflow_is_current(current: str) -> None:
@@ -83,7 +78,7 @@ def test_an_older_database_is_refused_in_one_line_and_keeps_its_bytes(
     }
     done = subprocess.run(
         [sys.executable, "-m", *command],
-        env=process_environment() | variables,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=120,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from modelyard import Client
 from modelyard.digits import heldout_indices, load_digits_28
-from tests.conftest import RedisServer, WaitUntil, process_environment, running_redis
+from tests.conftest import RedisServer, WaitUntil, running_redis
 
 MODEL = "MNIST_PyTorch_Model"
 START_S = 90.0
@@ -50,7 +52,7 @@ class Pool:
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start `python -m <arguments>` with the pool's environment."""
-        environment = process_environment() | {
+        environment = os.environ | {
             "REDIS_URL": self.redis_url,
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlruns.db",
             "MODELYARD_LAME_DUCK_S": "0",
@@ -123,13 +125,14 @@ def ready_workers(url: str) -> int:
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an MLflow registry that holds version 1 (mlp) and version 2 (cnn, the better one)."""
     folder = tmp_path_factory.mktemp("registry")
+    shutil.copy(empty_database, folder / "mlruns.db")
     subprocess.run(
         [sys.executable, "-m", "cli", "train", "--arch", "mlp", "--arch", "cnn"],
         cwd=folder,
-        env=process_environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns.db"},
+        env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns.db"},
         check=True,
         timeout=150,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from modelyard import Client
-from tests.conftest import RedisServer, WaitUntil, process_environment
+from tests.conftest import RedisServer, WaitUntil
 from tests.e2e.conftest import Pool
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
@@ -22,7 +23,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
 def test_the_example_registers_a_model_in_an_empty_folder_that_a_worker_there_serves(
     redis_server: RedisServer, free_port: Callable[[], int], wait_until: WaitUntil, tmp_path: Path
 ) -> None:
-    environment = process_environment()
+    environment = os.environ.copy()
     environment.pop("MLFLOW_TRACKING_URI", None)
     shutil.copy(EXAMPLE, tmp_path)
     subprocess.run([sys.executable, EXAMPLE.name], cwd=tmp_path, env=environment, check=True, timeout=200)

@@ -19,7 +19,7 @@ from app.api_keys import new_key
 from app.settings import ControllerSettings
 from cli.local_pool.programs import mlflow_service
 from cli.local_pool.supervisord import config_text
-from tests.conftest import RedisServer, WaitUntil, process_environment
+from tests.conftest import RedisServer, WaitUntil
 from tests.e2e.conftest import answers
 
 START_S = 150.0
@@ -34,7 +34,7 @@ def mlflow_url(registry: Path, free_port: Callable[[], int], wait_until: WaitUnt
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     server = subprocess.Popen(
         [*command, "--backend-store-uri", f"sqlite:///{registry}/mlruns.db"],
-        env=process_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -87,7 +87,7 @@ def test_no_secret_of_a_pool_stands_in_an_answer_a_log_or_a_command_line(
         with log.open("wb") as output:
             up = subprocess.Popen(
                 [sys.executable, "-m", "cli", "up", "--versions", "1"],
-                env=process_environment() | variables,
+                env=os.environ | variables,
                 cwd=folder,
                 stdout=output,
                 stderr=output,
@@ -138,7 +138,7 @@ def test_no_message_about_a_registry_that_does_not_answer_holds_its_password(
     }
     done = subprocess.run(
         [sys.executable, "-m", *command],
-        env=process_environment() | variables,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=150,

@@ -19,7 +19,7 @@ import pytest
 from app.api_keys import new_key
 from app.errors import ForbiddenError, UnauthenticatedError
 from modelyard import Client
-from tests.conftest import WaitUntil, process_environment
+from tests.conftest import WaitUntil
 from tests.e2e.conftest import Digits
 
 START_S = 120.0
@@ -29,7 +29,7 @@ START_S = 120.0
 def environment(registry: Path, free_port: Callable[[], int]) -> Iterator[dict[str, str]]:
     """A state directory and ports of the test's own, and the trained versions."""
     with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as state_dir:
-        inherited = process_environment()
+        inherited = os.environ.copy()
         inherited.pop("REDIS_URL", None)
         yield inherited | {
             "MODELYARD_STATE_DIR": state_dir,

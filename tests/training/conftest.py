@@ -1,4 +1,4 @@
-"""Fixtures for training: an empty MLflow database once made and then copied, IDX files, a file server."""
+"""Fixtures for training: a registry, IDX files, a file server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,6 @@ from training.mnist import CHECKSUMS_FILE, IMAGES_FILE, LABELS_FILE
 from training.options import ARCHS, TrainOptions
 from training.registry import connect
 from training.versions import train_versions
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow needs seconds to lay out a database; every test gets a copy of this one."""
-    path = tmp_path_factory.mktemp("registry") / "mlruns.db"
-    connect(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from app.settings import Settings
 from modelyard.commands.main import cli
 from modelyard.digits import heldout_indices, load_digits_28
 from modelyard.images import load_png_28
-from tests.conftest import process_environment
 from training.command import unregistered
 from training.inventory import registered_versions
 from training.local_inference import load, scores
@@ -28,9 +27,7 @@ def test_training_from_nothing_prints_a_table_and_none_of_mlflows_chatter(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     line = [sys.executable, "-m", "training", "--epochs", "2", "--model-name", "Mine"]
-    done = subprocess.run(
-        line, cwd=tmp_path, env=process_environment(), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "champion" in done.stdout
     epochs = [line for line in done.stdout.splitlines() if line.startswith("training mlp ")]

@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import process_environment
 from training.inventory import quickly_known_archs
 
 from .conftest import Trained
@@ -40,7 +39,7 @@ def tracking_server(
             stdout=log,
             stderr=subprocess.STDOUT,
             env={
-                **process_environment(),
+                **os.environ,
                 "PATH": path,
                 "MLFLOW_TRACKING_URI": "",
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -72,9 +71,7 @@ def test_missing_asks_a_tracking_server_without_importing_mlflow(
     tracking_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
-    done = subprocess.run(
-        [sys.executable, "-c", ASK], env=process_environment(), capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
     assert done.stdout == "Digits has a version of each architecture; nothing to train\n []\n"
     assert quickly_known_archs(tracking_server, "Digits") == {"mlp", "cnn"}
     assert quickly_known_archs(f"{tracking_server}/", "Another") == set()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from modelyard.digits import load_digits_28
-from tests.conftest import process_environment
 from training.local_inference import load, scores
 
 from .conftest import Trained
@@ -30,7 +29,7 @@ def mlflow_server(
             [sys.executable, "-m", "mlflow", "models", "serve", *line],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**process_environment(), "PATH": path},
+            env={**os.environ, "PATH": path},
             start_new_session=True,
         )
     try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from cli.local_pool.served_versions import choose_versions
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
+def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A registry that has versions 1 to 3 of `digits`, and of `other` only version 1."""
     import mlflow
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    database = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    shutil.copy(empty_database, database)
+    uri = f"sqlite:///{database}"
     client = mlflow.MlflowClient(uri)
     for name, count in (("digits", 3), ("other", 1)):
         client.create_registered_model(name)

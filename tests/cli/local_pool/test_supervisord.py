@@ -109,17 +109,15 @@ def test_nothing_starts_that_was_not_asked_for(folder: Path) -> None:
     assert alive == {"asked": True, "other": False}
 
 
-@pytest.mark.parametrize("argument", ["a b", "100%", "%(here)s", "it's", 'say "x"', "back\\slash", "a ;b"])
-def test_argument_reaches_the_process_as_it_is(folder: Path, wait_until: WaitUntil, argument: str) -> None:
-    printer = Service(
-        "printer",
-        Tier.WORKERS,
-        (sys.executable, "-c", "import sys, time; print(sys.argv[1], flush=True); time.sleep(600)", argument),
-        is_ready=lambda pid: True,
-    )
-    with Supervisor(folder / f"state {argument}", [printer]) as supervisor:
+def test_arguments_reach_the_process_as_they_are_from_a_folder_of_any_name(
+    folder: Path, wait_until: WaitUntil
+) -> None:
+    arguments = ["a b", "100%", "%(here)s", "it's", 'say "x"', "back\\slash", "a ;b"]
+    program = (sys.executable, "-c", "import sys, time; print(sys.argv[1:], flush=True); time.sleep(600)")
+    printer = Service("printer", Tier.WORKERS, (*program, *arguments), is_ready=lambda pid: True)
+    with Supervisor(folder / " ".join(arguments), [printer]) as supervisor:
         supervisor.start([printer])
-        wait_until(lambda: says(supervisor, "printer", argument), what="the argument in the log")
+        wait_until(lambda: says(supervisor, "printer", str(arguments)), what="the arguments in the log")
 
 
 def test_log_of_the_run_before_is_kept_apart(folder: Path, wait_until: WaitUntil) -> None:
