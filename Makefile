@@ -1,12 +1,12 @@
-# The one interface for people and CI. Nothing here needs an activated virtual environment.
+# The interface for people and CI. No target needs an activated virtual environment.
 
 PYTHON ?= python3
-# Which PyTorch: cpu, auto, cu128, …; empty takes a wheel from pip's find-links, else the CPU build.
+# PyTorch build: cpu, auto, cu128, …; if empty, a wheel from pip's find-links or else the CPU build.
 TORCH_BACKEND ?=
-# More words for pytest, such as ARGS="tests/cli -k redis".
+# More arguments for pytest, such as ARGS="tests/cli -k redis".
 ARGS ?=
 
-# Without cached bytecode every start of MLflow and PyTorch compiles thousands of files anew (three times slower).
+# Without cached bytecode every start of MLflow and PyTorch compiles thousands of files (three times slower).
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
@@ -16,40 +16,40 @@ COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint audit fuzz bench limits faults microbench simulate format lock clean
 
-help: ## list these targets
+help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup: ## create .venv and install everything, for development too
+setup: ## create .venv and install everything, including development tools
 	@$(BOOTSTRAP) --lock dev
 
-demo: ## train, serve and predict real digits from nothing; ONCE=1 ends after the predictions
+demo: ## train, serve and predict real digits; ONCE=1 ends after the predictions
 	@$(BOOTSTRAP) --lock all
 	@$(BIN)/modelyard demo $(if $(filter-out 0,$(ONCE)),--once)
 
-test: ## install what the tests need and run them all; ARGS="tests/cli" runs some
+test: ## run all tests; ARGS="tests/cli" runs some
 	@$(BOOTSTRAP) --lock dev
 	@scripts/test_packages.sh
 	@$(BIN)/pytest -n 3 $(if $(ARGS),$(ARGS),$(COVERAGE))
 
-check: lint ## for daily work: lint, and the tests that start no process
+check: lint ## lint, and run the tests that start no process; for daily work
 	@$(BIN)/pytest -q -n 2 -m "not process" $(ARGS)
 
-lint: ## check style, formatting, types and the direction of imports
+lint: ## check style, formatting, types and import contracts
 	@$(BOOTSTRAP) --lock dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-audit: ## look every pinned package up for known vulnerabilities; says so where no service can be reached
+audit: ## look up known vulnerabilities of all pinned packages
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python scripts/audit.py
 
-fuzz: ## send 24,000 requests of ill will to a real controller; FUZZ_REQUESTS=100000 more
+fuzz: ## send 24,000 hostile requests to a real controller; FUZZ_REQUESTS=100000 sends more
 	@$(BOOTSTRAP) --lock dev
 	@FUZZ_REQUESTS=$(or $(FUZZ_REQUESTS),24000) $(BIN)/pytest tests/e2e/test_fuzz.py -q $(ARGS)
 
-bench: ## measure side by side with other servers; ONLY=modelyard,mosec some of them, QUICK=1 in short rounds
+bench: ## benchmark against other servers; ONLY=modelyard,mosec measures some, QUICK=1 in short rounds
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python -m benchmarks.bench $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(QUICK)),--quick)
 
@@ -59,19 +59,19 @@ faults: ## kill, suspend and disconnect processes under load, and account for ev
 	@MINUTES=$(MINUTES) RATE=$(RATE) $(BIN)/python -m faults $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(SHORT)),--short) \
 		$(if $(filter-out 0,$(PUBLISH)),--publish)
 
-limits: ## measure a backlog of a million jobs, a thousand versions, two controllers, memory and start
+limits: ## measure a million waiting jobs, a thousand versions, two controllers, memory and start
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python -m benchmarks.limits
 
-microbench: ## time the steps of a request one by one; ARGS="-k decode" some of them
+microbench: ## measure the steps of a request; ARGS="-k decode" measures some
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/pytest benchmarks/micro -p no:xdist -W ignore --benchmark-columns=min,median,iqr,rounds $(ARGS)
 
-simulate: ## calibrate, check and study the simulated pool; ONLY=study simulates again from the last measurements
+simulate: ## calibrate, validate and run the simulated pool; ONLY=study uses the last measurements
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python -m benchmarks.simulation $(if $(ONLY),--only "$(ONLY)")
 
-format: ## rewrite the sources in the house format
+format: ## format the sources
 	@$(BOOTSTRAP) --lock dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -80,7 +80,7 @@ lock: ## pin the newest packages that pyproject.toml allows
 	@$(BOOTSTRAP) --lock dev
 	$(PYTHON) scripts/lock.py
 
-clean: ## remove .venv and caches; models, records and the pool's data stay
+clean: ## remove .venv and caches; keeps models, records and the pool's data
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov build dist
 	rm -f .coverage .coverage.* coverage.xml
 	rm -rf *.egg-info client/*.egg-info client/build
