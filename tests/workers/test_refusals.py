@@ -126,6 +126,20 @@ def fail_to_save(server: Server) -> None:
     server.operator.bgsave()
 
 
+def consumes(client: redis.Redis) -> bool:
+    """Whether a worker waits for a message."""
+    return any(each["cmd"] == "brpop" for each in client.client_list())
+
+
+async def live_through_full(operator: redis.Redis) -> None:
+    """Redis is full as a worker reconnects, which nonetheless is to ask for what was accepted before."""
+    await until(lambda: consumes(operator), "the worker asks for work")
+    operator.config_set("maxmemory", 1)
+    operator.client_kill_filter(_type="normal", skipme=True)
+    await until(lambda: consumes(operator), "the worker asks a full Redis for work", timeout_s=LIMIT_S)
+    operator.config_set("maxmemory", 0)
+
+
 def kick_all_out(server: Server) -> None:
     server.operator.config_set("maxclients", 1)
     server.operator.client_kill_filter(_type="normal", skipme=True)
@@ -157,6 +171,8 @@ async def test_a_redis_that_answers_and_refuses_is_outlived_by_all_and_named_by_
         async with serving(settings_for(way.url, heartbeat_s=HEARTBEAT_S)) as served:
             callers = Callers(served, operator)
             await eventually(callers.are_served, "jobs succeed")
+            await live_through_full(operator)
+            await eventually(callers.are_served, "jobs succeed after Redis was full")
             await callers.live_through(
                 "NOPERM",
                 lambda: operator.execute_command("ACL", "SETUSER", "default", "-@all"),

@@ -6,11 +6,13 @@ kombu reads a message within Celery's event loop, where what cannot be read woul
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty
 from typing import Any
 
 from kombu import transport
 from kombu.transport import redis as stock
+from redis.exceptions import OutOfMemoryError
 
 from app.celery_app import BATCH_TASK, redis_credentials
 from app.ledger import ids
@@ -38,6 +40,11 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
         silences: Gives a number that changes when Redis did not answer the worker elsewhere.
     """
 
+    class QoS(stock.Channel.QoS):  # type: ignore[misc]
+        """Restores nothing, as nothing is acknowledged. Its lock would be a write, which a full Redis refuses."""
+
+        def restore_visible(self, *_: Any, **__: Any) -> None: ...
+
     class Channel(stock.Channel):  # type: ignore[misc]
         """Drops what is not JSON, and connections that may be cut off, which would cost a timeout each to see."""
 
@@ -49,6 +56,16 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
             except Exception:
                 self._disconnect_pools()
                 raise
+
+        def _size(self, name: str) -> int:
+            # Not in a transaction as kombu asks, within which a full Redis refuses even this.
+            with self.conn_or_acquire() as client:
+                return int(client.llen(name))
+
+        def _queue_bind(self, *arguments: Any) -> None:
+            # Only kombu's senders read bindings, and there are none. A full Redis still has batches to be run.
+            with suppress(OutOfMemoryError):
+                super()._queue_bind(*arguments)
 
         def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
             parameters: dict[str, Any] = super()._connparams(asynchronous)
@@ -96,6 +113,7 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
             except Exception as error:
                 on_garbage("message" if source == queue else "remote_command", error)
 
+    Channel.QoS = QoS
     Transport.Channel = Channel
     for alias in ("redis", "rediss"):
         transport.TRANSPORT_ALIASES[alias] = lambda: Transport
