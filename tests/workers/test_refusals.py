@@ -55,6 +55,8 @@ def servers(free_port: Callable[[], int]) -> Iterator[list[Server]]:
         made[-1].data.mkdir()
         own.options = ["--port", str(port), "--dir", str(made[-1].data), "--appendonly", "no"]
         own.options += ["--user", *["operator", "on", ">operator", "~*", "&*", "+@all"]]
+        # A replica that is refused, too, comes back by a SYNC after which it acknowledges nothing.
+        own.options += ["--masteruser", "operator", "--masterauth", "operator"]
         own.start()
     yield made
     for server in made:
