@@ -55,7 +55,7 @@ def servers(free_port: Callable[[], int]) -> Iterator[list[Server]]:
         made[-1].data.mkdir()
         own.options = ["--port", str(port), "--dir", str(made[-1].data), "--appendonly", "no"]
         own.options += ["--user", *["operator", "on", ">operator", "~*", "&*", "+@all"]]
-        # A replica that is refused, too, comes back by a SYNC after which it acknowledges nothing.
+        # As the refused default user, the replica would come back by plain SYNC, which acknowledges nothing.
         own.options += ["--masteruser", "operator", "--masterauth", "operator"]
         own.start()
     yield made
@@ -134,7 +134,7 @@ def consumes(client: redis.Redis) -> bool:
 
 
 async def live_through_full(operator: redis.Redis) -> None:
-    """Redis is full as a worker reconnects, which nonetheless is to ask for what was accepted before."""
+    """A worker that reconnects while Redis is full still asks for the jobs that were accepted before."""
     await until(lambda: consumes(operator), "the worker asks for work")
     operator.config_set("maxmemory", 1)
     operator.client_kill_filter(_type="normal", skipme=True)

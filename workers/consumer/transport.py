@@ -40,13 +40,15 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
         silences: Gives a number that changes when Redis did not answer the worker elsewhere.
     """
 
-    class QoS(stock.Channel.QoS):  # type: ignore[misc]
-        """Restores nothing, as nothing is acknowledged. Its lock would be a write, which a full Redis refuses."""
+    class QoS(stock.QoS):  # type: ignore[misc]
+        """Restores no message, because none is ever acknowledged. kombu's lock is a write, which a full Redis refuses."""
 
         def restore_visible(self, *_: Any, **__: Any) -> None: ...
 
     class Channel(stock.Channel):  # type: ignore[misc]
         """Drops what is not JSON, and connections that may be cut off, which would cost a timeout each to see."""
+
+        QoS = QoS
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self._heard_silences = dict.fromkeys(("pool", "async_pool"), silences())
@@ -58,12 +60,12 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
                 raise
 
         def _size(self, name: str) -> int:
-            # Not in a transaction as kombu asks, within which a full Redis refuses even this.
+            # kombu asks in a transaction, in which a full Redis refuses even to read.
             with self.conn_or_acquire() as client:
                 return int(client.llen(name))
 
         def _queue_bind(self, *arguments: Any) -> None:
-            # Only kombu's senders read bindings, and there are none. A full Redis still has batches to be run.
+            # Only kombu's senders read bindings, and the controller is none of them.
             with suppress(OutOfMemoryError):
                 super()._queue_bind(*arguments)
 
@@ -113,7 +115,6 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
             except Exception as error:
                 on_garbage("message" if source == queue else "remote_command", error)
 
-    Channel.QoS = QoS
     Transport.Channel = Channel
     for alias in ("redis", "rediss"):
         transport.TRANSPORT_ALIASES[alias] = lambda: Transport
