@@ -41,7 +41,7 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
     """
 
     class QoS(stock.QoS):  # type: ignore[misc]
-        """Restores no message, because none is ever acknowledged. kombu's lock is a write, which a full Redis refuses."""
+        """Restores nothing, as nothing is acknowledged. Its lock is a write, which a full Redis refuses."""
 
         def restore_visible(self, *_: Any, **__: Any) -> None: ...
 
