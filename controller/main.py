@@ -204,6 +204,7 @@ def create_app(settings: ControllerSettings) -> Controller:
         lifespan=lambda fastapi: _lifespan(fastapi, settings, access),
     )
     fastapi.include_router(routes.router)
+    documentation.publish_schemas(fastapi)
     fastapi.add_exception_handler(ModelyardError, _on_modelyard_error)
     fastapi.add_exception_handler(RequestValidationError, _on_validation_error)
     fastapi.add_exception_handler(HTTPException, _on_http_error)

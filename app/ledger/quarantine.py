@@ -23,26 +23,7 @@ from app.ledger.wire import BatchHead, JobEntry
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.redis.script import run
-
-
-@dataclass(frozen=True, slots=True)
-class QuarantinedJob:
-    """A job in quarantine.
-
-    Attributes:
-        quarantined_at_ms: When its outcome was written, Redis's clock.
-        worker: Worker number of its queue.
-        n_samples: Samples that it holds.
-        resent_as: Id of the job that it was last sent again as, or None.
-    """
-
-    job_id: str
-    quarantined_at_ms: float
-    worker: int
-    model_name: str
-    model_version: int
-    n_samples: int
-    resent_as: str | None
+from modelyard.schemas import QuarantinedJob
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
+import msgspec
 
 from app.errors import UnavailableError
 from app.settings import Settings, load
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import redis.asyncio
 
     from app.ledger.ids import IdSigner
-    from app.ledger.quarantine import Quarantine, QuarantinedJob, Resent
+    from app.ledger.quarantine import Quarantine, Resent
+    from modelyard.schemas import QuarantinedJob
 
 T = TypeVar("T")
 Act = Callable[["Quarantine", "redis.asyncio.Redis"], Awaitable[T]]
@@ -42,7 +43,7 @@ def quarantined(limit: int, as_json: bool, redis_url: str | None) -> None:
     """List jobs that cost their workers their lives, newest first."""
     jobs = asyncio.run(_with_quarantine(redis_url, lambda quarantine, _: quarantine.jobs(limit)))
     if as_json:
-        click.echo(json.dumps([asdict(job) for job in jobs], indent=2))
+        click.echo(json.dumps(msgspec.to_builtins(jobs), indent=2))
     else:
         _show(jobs)
 

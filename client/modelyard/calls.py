@@ -38,7 +38,7 @@ from modelyard.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from modelyard.schemas import Job, Pool, Problem, Readiness
+from modelyard.schemas import Job, Pool, Readiness
 
 T = TypeVar("T")
 Samples: TypeAlias = NDArray[Any] | list[Any]
@@ -260,12 +260,19 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{getattr(value, 'dtype', type(value).__name__)} is no kind of number")
 
 
+class _Told(msgspec.Struct, frozen=True):
+    """What an error is made from; a proxy's own problem may hold less than a controller's."""
+
+    code: str = ""
+    detail: str = ""
+
+
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ModelyardError:
     """The error that an answer means, by the problem's code, else by the status."""
     try:
-        problem = msgspec.json.decode(body, type=Problem)
+        problem = msgspec.json.decode(body, type=_Told)
     except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's own page, say
-        problem = Problem()
+        problem = _Told()
     kind = error_classes().get(problem.code) or STATUS_ERRORS.get(status, ModelyardError)
     detail = problem.detail or f"the controller's address answered {status} without saying why"
     error = kind(detail, retry_after_s=_retry_after_s(headers.get("retry-after")))

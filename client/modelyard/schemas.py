@@ -1,30 +1,60 @@
-"""What the controller answers, typed. Fields that a newer controller adds are ignored."""
+"""The documents of the HTTP API. Controller and client both import them; the OpenAPI document is made from them.
+
+Readers ignore fields that a newer controller adds. A field with a default came after the first release, or is left
+out where there is nothing to say.
+"""
 
 from __future__ import annotations
 
 from math import exp, isclose
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
+T = TypeVar("T")
+# Left out of the JSON where there is nothing to say, never null; None to readers.
+Later: TypeAlias = Annotated[T | None, Meta(extra_json_schema={"nullable": False})]
 Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
 FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
+POLICIES = ["highest_val_accuracy", "forced", "unknown"]
 INT64_MAX = 2**63 - 1
 
 
+def says(description: str, **schema: Any) -> Meta:
+    """What the OpenAPI document says of a field, besides its type."""
+    return Meta(description=description, extra_json_schema=schema or None)
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request was refused (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    code: Annotated[str, says("stable; for programs")]
+    detail: Annotated[str, says("what was wrong and what was expected; for people")]
+    id: Annotated[Later[str], says("job that was accepted all the same")] = None
+    result_url: Annotated[Later[str], says("where its outcome is read")] = None
+
+
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """What one sample was taken for.
+    """What one sample was taken for."""
 
-    Attributes:
-        predicted: Class, or value of a regression. None where that is no finite number, and where a score is NaN.
-        scores: Score per class as the model gives them, or None where it gives none. A score that is NaN or infinite
-            is None.
-    """
-
-    predicted: int | float | None = msgspec.field(name="class")
-    scores: tuple[int | float | None, ...] | None = None
+    predicted: Annotated[
+        int | float | None,
+        says(
+            "the class, or the value of a regression; null where it is no finite number, or where a score is NaN"
+        ),
+    ] = msgspec.field(name="class")
+    scores: Annotated[
+        tuple[int | float | None, ...] | None,
+        says(
+            "score per class as the model gives them, null where it gives none; null for NaN and infinities"
+        ),
+    ] = None
 
     @property
     def confidence(self) -> float | None:
@@ -49,40 +79,30 @@ class JobProblem(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """An accepted request: its receipt and, once there is one, its outcome.
-
-    Attributes:
-        id: What `result`, `wait` and `cancel` take.
-        worker: Worker number of the queue it was sent to.
-        val_accuracy: Fraction in [0, 1] of the chosen version when it was chosen, or None.
-        policy: Rule that chose the queue.
-        forced: Whether the request named the queue.
-        predictions: One per sample; empty unless succeeded.
-        scores_dtype: NumPy name of the scores' dtype.
-        inference_ms: Forward pass of the whole batch.
-        queue_wait_ms: From the request's arrival to a worker taking the batch.
-        end_to_end_ms: From the request's arrival to the outcome, by Redis's clock.
-        batch_samples: Samples in that forward pass.
-        worker_id: Process that ran it.
-        error: Why there is no prediction, where the job has another outcome.
-    """
+    """An accepted request: its receipt and, once there is one, its outcome."""
 
     id: str
     status: Status
-    worker: int
+    worker: Annotated[int, says("worker number of the queue it went to")]
     model_name: str
     model_version: int
-    val_accuracy: float | None = None
-    policy: str = ""
-    forced: bool = False
-    predictions: tuple[Prediction, ...] = ()
-    scores_dtype: str = "float32"
-    inference_ms: float | None = None
-    queue_wait_ms: float | None = None
-    end_to_end_ms: float | None = None
-    batch_samples: int | None = None
-    worker_id: str | None = None
-    error: JobProblem | None = None
+    val_accuracy: Annotated[float | None, says("fraction in [0, 1] when it was routed")]
+    policy: Annotated[
+        str, says("rule that chose the queue; `unknown` where the job's record was damaged", enum=POLICIES)
+    ]
+    forced: Annotated[bool, says("whether the request named the queue")]
+    result_url: str
+    resent_from: Annotated[Later[str], says("the quarantined job that this one repeats")] = None
+    worker_id: Annotated[str | None, says("process that ran it")] = None
+    batch_samples: Annotated[Later[int], says("samples in the forward pass")] = None
+    inference_ms: Annotated[Later[float], says("duration of the forward pass")] = None
+    queue_wait_ms: Annotated[
+        Later[float], says("from the request's arrival to a worker taking the batch")
+    ] = None
+    end_to_end_ms: Annotated[Later[float], says("from the request's arrival to its outcome")] = None
+    predictions: Annotated[tuple[Prediction, ...], says("one per sample; absent unless succeeded")] = ()
+    scores_dtype: Annotated[str, says("NumPy name of the scores' dtype; absent for float32")] = "float32"
+    error: Later[JobProblem] = None
 
     @property
     def done(self) -> bool:
@@ -108,13 +128,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return np.array(rows, self.scores_dtype) if rows else None
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """The members of a problem document (RFC 9457) that say more than the status."""
-
-    code: str = ""
-    detail: str = ""
-
-
 class Latency(msgspec.Struct, frozen=True):
     """Inference latency of one forward pass, in ms: the last one, and percentiles over a window."""
 
@@ -124,63 +137,92 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker that consumes a worker number's queue.
-
-    Attributes:
-        pid: Of the process that serves.
-        main_pid: Of its parent, which takes signals.
-    """
+    """One worker that consumes a worker number's queue."""
 
     worker_id: str
-    state: str = ""
-    host: str = ""
-    pid: int = 0
-    main_pid: int = 0
-    device: str = ""
+    state: Annotated[str, says("what it does", enum=["starting", "ready", "draining"])]
+    run_id: Annotated[str, says("MLflow run of its model version; empty where there is none")]
+    model_id: Annotated[str | None, says("MLflow's id of its model, or the digest of its files")] = None
+    registry: Annotated[str, says("where its model was found, without secrets")] = ""
+    started_at_ms: Annotated[float, says("Redis's clock")]
+    heartbeat_at_ms: Annotated[float, says("Redis's clock")]
+    jobs_done: int
+    jobs_failed: int
+    batches_done: int
+    batch_samples_last: int
+    batch_samples_mean: float
+    inference_ms: Latency
+    host: str
+    pid: Annotated[int, says("of the serving process")]
+    main_pid: Annotated[int, says("of its supervisor, which takes signals")]
+    device: Annotated[str, says("`cpu` or `cuda:N`")]
+    unreadable: Annotated[int, says("messages and batches that it could not read")]
+    warnings: Annotated[tuple[str, ...], says("what is wrong with its model and does not stop it")] = ()
 
 
 class InputShape(msgspec.Struct, frozen=True):
-    """Input of a model version: NumPy element type, and shape with -1 for the number of samples."""
+    """Input of a model version."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: Annotated[str, says("NumPy name of the element type")]
+    shape: Annotated[tuple[int, ...], says("-1 for the number of samples")]
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands behind one worker number.
+    """One worker number: its model version, its workers and its backlog."""
 
-    Attributes:
-        worker: The worker number.
-        live_workers: Processes that consume its queue.
-        backlog_jobs: Jobs accepted and not done.
-        oldest_job_age_s: Age of the oldest of them; 0 where there is none.
-        inference_ms: Latency of a forward pass.
-        replicas: The processes.
-        input: What a sample must look like.
-    """
-
-    worker: int
+    worker: Annotated[int, says("the worker number")]
     model_name: str
     model_version: int
-    val_accuracy: float | None = None
-    live_workers: int = 0
-    backlog_jobs: int = 0
-    oldest_job_age_s: float = 0.0
-    inference_ms: Latency = Latency()
-    jobs_done: int = 0
-    jobs_failed: int = 0
-    replicas: tuple[Replica, ...] = ()
-    input: InputShape | None = None
+    queue: Annotated[str, says("Celery queue of the version")]
+    val_accuracy: Annotated[float | None, says("fraction in [0, 1]")]
+    input: Annotated[InputShape | None, says("what a sample must look like; null where no worker lives")]
+    live_workers: Annotated[int, says("workers that are ready")]
+    backlog_jobs: Annotated[int, says("jobs accepted and not done")]
+    oldest_job_age_s: Annotated[float, says("age of the oldest of them; 0 where there is none")]
+    expected_wait_s: Annotated[
+        float | None, says("what a job that is sent now would wait; null where no worker is ready")
+    ]
+    inference_ms: Latency
+    jobs_done: int
+    jobs_failed: int
+    replicas: tuple[Replica, ...]
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """Answer of `GET /workers`."""
+    """Answer of `GET /workers`: worker numbers that have a live worker or a backlog."""
 
     workers: tuple[WorkerInfo, ...]
 
 
+class QuarantinedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job in quarantine: its workers died while they ran it."""
+
+    job_id: str
+    quarantined_at_ms: Annotated[float, says("when its outcome was written, Redis's clock")]
+    worker: Annotated[int, says("worker number of its queue")]
+    model_name: str
+    model_version: int
+    n_samples: int
+    resent_as: Annotated[str | None, says("job that it was last sent again as")]
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """Answer of `GET /quarantine`, newest first."""
+
+    jobs: tuple[QuarantinedJob, ...]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Answer of `GET /healthz`: the process is alive."""
+
+    status: Literal["alive"]
+
+
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether the controller can accept jobs, and if not, why."""
+    """Whether the controller can do its work, and if not, why."""
 
     ready: bool
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[str, ...]
+
+
+DOCUMENTS: tuple[type[msgspec.Struct], ...] = (Problem, Job, Pool, Quarantine, Health, Readiness)

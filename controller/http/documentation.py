@@ -1,10 +1,17 @@
-"""What `/docs` and `/openapi.json` say: summaries, schemas and examples that can be tried as they stand."""
+"""What `/docs` and `/openapi.json` say: summaries, and examples that can be tried as they stand.
+
+The schemas of the answers are made from `modelyard.schemas`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
+
+from modelyard.schemas import DOCUMENTS, Health, Job, Pool, Problem, Quarantine, Readiness
 
 INTRODUCTION = """
 Serves several MLflow model versions behind one endpoint. Every version has a durable queue of its own; a
@@ -12,19 +19,34 @@ request goes to the version with the best `val_accuracy`, or to the one that it 
 ends in exactly one outcome.
 """
 
-PROBLEM_SCHEMA = {
-    "type": "object",
-    "required": ["type", "title", "status", "code", "detail"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "code": {"type": "string", "description": "stable; for programs"},
-        "detail": {"type": "string", "description": "what was wrong and what was expected; for people"},
-        "id": {"type": "string", "description": "job that was accepted all the same"},
-        "result_url": {"type": "string", "description": "where its outcome is read"},
-    },
-}
+REFERENCE = "#/components/schemas/{name}"
+
+
+def publish_schemas(fastapi: FastAPI) -> None:
+    """Let the OpenAPI document hold the schemas of the answers, in the way that FastAPI documents."""
+    make = fastapi.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas())
+        return document
+
+    fastapi.openapi = openapi  # type: ignore[method-assign]
+
+
+def schemas() -> dict[str, Any]:
+    """A JSON schema for each document and its parts, by name."""
+    _, made = msgspec.json.schema_components(DOCUMENTS, ref_template=REFERENCE)
+    for schema in made.values():
+        for field in schema["properties"].values():
+            if field.get("default", "") is None:
+                del field["default"]
+            if not field.pop("nullable", True):
+                [only] = [each for each in field.pop("anyOf") if each != {"type": "null"}]
+                field.update(only)
+    return made
+
+
 _SCORES = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
 _RECEIPT = {
     "id": "AZqzJm0RAAEu3lQ8a1mBqk1T0mX9hQ2b.0",
@@ -47,64 +69,16 @@ _DONE = {
     "end_to_end_ms": 3,
     "predictions": [{"class": 7, "scores": _SCORES}],
 }
-JOB_SCHEMA = {
-    "type": "object",
-    "required": list(_RECEIPT),
-    "properties": {
-        "id": {"type": "string"},
-        "status": {"enum": ["queued", "running", "succeeded", "failed", "expired", "cancelled"]},
-        "worker": {"type": "integer", "description": "worker number of the queue it went to"},
-        "model_name": {"type": "string"},
-        "model_version": {"type": "integer"},
-        "val_accuracy": {"type": ["number", "null"], "description": "fraction in [0, 1] when it was routed"},
-        "policy": {
-            "enum": ["highest_val_accuracy", "forced", "unknown"],
-            "description": "`unknown` where the job's record was damaged",
-        },
-        "forced": {"type": "boolean", "description": "whether the request named the queue"},
-        "result_url": {"type": "string"},
-        "resent_from": {"type": "string", "description": "the quarantined job that this one repeats"},
-        "worker_id": {"type": ["string", "null"]},
-        "batch_samples": {"type": "integer", "description": "samples in the forward pass"},
-        "inference_ms": {"type": "number", "description": "duration of the forward pass"},
-        "queue_wait_ms": {
-            "type": "number",
-            "description": "from the request's arrival to a worker taking it",
-        },
-        "end_to_end_ms": {"type": "number", "description": "from the request's arrival to its outcome"},
-        "predictions": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "class": {
-                        "type": ["number", "null"],
-                        "description": "the class, or the value of a regression; null where it is no finite number, or "
-                        "where a score is NaN",
-                    },
-                    "scores": {"type": ["array", "null"], "items": {"type": ["number", "null"]}},
-                },
-            },
-        },
-        "scores_dtype": {
-            "type": "string",
-            "description": "NumPy name of the scores' dtype; absent for float32",
-        },
-        "error": {
-            "type": "object",
-            "properties": {"code": {"type": "string"}, "detail": {"type": "string"}},
-        },
-    },
-}
 _NUMBERS = {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "array"}]}, "minItems": 1}
 _BLANK_DIGIT = [0.0] * 784
 
 
-def _json(schema: dict[str, Any], example: Any) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": schema, "example": example}}}
+def _json(document: type[msgspec.Struct], example: Any = None) -> dict[str, Any]:
+    schema = {"schema": {"$ref": REFERENCE.format(name=document.__name__)}}
+    return {"content": {"application/json": schema | ({"example": example} if example else {})}}
 
 
-_PROBLEM = {"application/problem+json": {"schema": PROBLEM_SCHEMA}}
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": REFERENCE.format(name=Problem.__name__)}}}
 
 
 def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
@@ -131,8 +105,8 @@ PREDICT: dict[str, Any] = {
     "summary": "Post a prediction",
     "status_code": 202,
     "responses": {
-        202: {"description": "Accepted: poll `result_url`", **_json(JOB_SCHEMA, _RECEIPT)},
-        200: {"description": "The outcome, if it came within `wait`", **_json(JOB_SCHEMA, _DONE)},
+        202: {"description": "Accepted: poll `result_url`", **_json(Job, _RECEIPT)},
+        200: {"description": "The outcome, if it came within `wait`", **_json(Job, _DONE)},
         **_problems(
             **_KEY,
             s400="The body is not JSON",
@@ -191,7 +165,7 @@ RESULT: dict[str, Any] = {
     "tags": ["jobs"],
     "summary": "Read a job",
     "responses": {
-        200: {"description": "The job", **_json(JOB_SCHEMA, _DONE)},
+        200: {"description": "The job", **_json(Job, _DONE)},
         **_problems(
             **_KEY,
             s404="No job has this id, or none of this API key",
@@ -205,7 +179,7 @@ CANCEL: dict[str, Any] = {
     "tags": ["jobs"],
     "summary": "Cancel a job",
     "responses": {
-        200: {"description": "Cancelled", **_json(JOB_SCHEMA, {**_RECEIPT, "status": "cancelled"})},
+        200: {"description": "Cancelled", **_json(Job, {**_RECEIPT, "status": "cancelled"})},
         **_problems(
             **_KEY,
             s404="No job has this id, or none of this API key",
@@ -220,7 +194,10 @@ CANCEL: dict[str, Any] = {
 WORKERS: dict[str, Any] = {
     "tags": ["pool"],
     "summary": "List the workers",
-    "responses": _problems(**_OPERATOR, s503="Redis does not answer"),
+    "responses": {
+        200: {"description": "The pool", **_json(Pool)},
+        **_problems(**_OPERATOR, s503="Redis does not answer"),
+    },
 }
 _QUARANTINED = {
     "job_id": _RECEIPT["id"],
@@ -229,23 +206,13 @@ _QUARANTINED = {
     "model_name": "MNIST_PyTorch_Model",
     "model_version": 2,
     "n_samples": 1,
-    "resent_as": None,
+    "resent_as": "AZqzRSIzAAHiXk3e0sB7c2pV1nW8kL4d.0",
 }
 QUARANTINE: dict[str, Any] = {
     "tags": ["pool"],
     "summary": "List quarantined jobs",
     "responses": {
-        200: {
-            "description": "The jobs",
-            **_json(
-                {
-                    "type": "object",
-                    "required": ["jobs"],
-                    "properties": {"jobs": {"type": "array", "items": {"type": "object"}}},
-                },
-                {"jobs": [_QUARANTINED]},
-            ),
-        },
+        200: {"description": "The jobs", **_json(Quarantine, {"jobs": [_QUARANTINED]})},
         **_problems(**_OPERATOR, s422="`limit` is out of range", s503="Redis does not answer"),
     },
 }
@@ -256,7 +223,7 @@ RESEND: dict[str, Any] = {
     "responses": {
         202: {
             "description": "The new job, or the one that it was sent as before",
-            **_json(JOB_SCHEMA, {**_RECEIPT, "resent_from": "AZqzJm0RAAEu3lQ8a1mBqk1T0mX9hQ2b.0"}),
+            **_json(Job, {**_RECEIPT, "resent_from": "AZqzJm0RAAEu3lQ8a1mBqk1T0mX9hQ2b.0"}),
         },
         **_problems(
             **_OPERATOR,
@@ -280,10 +247,14 @@ METRICS: dict[str, Any] = {
 HEALTH: dict[str, Any] = {
     "tags": ["health"],
     "summary": "Is it alive?",
+    "responses": {200: {"description": "It is", **_json(Health)}},
 }
 READY: dict[str, Any] = {
     "tags": ["health"],
     "summary": "Would it accept a prediction?",
-    "responses": {503: {"description": "Not ready: `reasons` says why"}},
+    "responses": {
+        200: {"description": "Ready", **_json(Readiness)},
+        503: {"description": "Not ready: `reasons` says why", **_json(Readiness)},
+    },
 }
 READY_TO_READ: dict[str, Any] = {**READY, "summary": "Can it serve? For load balancers"}

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import orjson
+import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
-from app.worker_record import WorkerRecord
 from controller.admission.authentication import caller_of, require
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import job_json, result_url
 from controller.pool_watcher import PoolView
 from controller.predict import in_range
+from modelyard.schemas import (
+    Health,
+    InputShape,
+    Latency,
+    Pool,
+    Quarantine,
+    Readiness,
+    Replica,
+    WorkerInfo,
+)
 
 if TYPE_CHECKING:
     from controller.main import Services
@@ -67,8 +76,8 @@ async def workers(request: Request) -> Response:
     services = _services(request)
     await services.watcher.refresh()
     view, now_ms = services.watcher.view, services.clock.now_ms()
-    rows = [_worker_row(view, queue, number, now_ms) for queue, number in _present(view)]
-    return Response(orjson.dumps({"workers": rows}), media_type=JSON)
+    rows = tuple(_worker(view, queue, number, now_ms) for queue, number in _present(view))
+    return _document(Pool(rows))
 
 
 @router.get("/quarantine", dependencies=[require("operate")], **docs.QUARANTINE)
@@ -78,7 +87,7 @@ async def quarantine(
 ) -> Response:
     """Jobs that cost their workers their lives, newest first."""
     jobs = await _services(request).quarantine.jobs(limit)
-    return Response(orjson.dumps({"jobs": jobs}), media_type=JSON)
+    return _document(Quarantine(tuple(jobs)))
 
 
 @router.post("/quarantine/{job_id}/resend", dependencies=[require("operate")], **docs.RESEND)
@@ -111,9 +120,9 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/healthz", **docs.HEALTH)
-async def healthz() -> dict[str, str]:
+async def healthz() -> Response:
     """Whether the process is alive."""
-    return {"status": "alive"}
+    return _document(Health("alive"))
 
 
 @router.get("/readyz", **docs.READY)
@@ -133,10 +142,12 @@ async def readyz_read(request: Request) -> Response:
 
 
 def _readiness(reasons: list[str]) -> Response:
-    body = orjson.dumps({"ready": not reasons, "reasons": reasons})
-    return Response(
-        body, 503 if reasons else 200, media_type=JSON, headers={"retry-after": "1"} if reasons else None
-    )
+    headers = {"retry-after": "1"} if reasons else None
+    return _document(Readiness(not reasons, tuple(reasons)), 503 if reasons else 200, headers)
+
+
+def _document(document: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(document), status, headers, media_type=JSON)
 
 
 def _present(view: PoolView) -> list[tuple[str, int]]:
@@ -145,58 +156,27 @@ def _present(view: PoolView) -> list[tuple[str, int]]:
     return sorted(((q, view.numbers[q]) for q in queues if q in view.numbers), key=lambda row: row[1])
 
 
-def _worker_row(view: PoolView, queue: str, number: int, now_ms: float) -> dict[str, Any]:
-    records = [record for record in view.records if record.queue == queue]
+def _worker(view: PoolView, queue: str, number: int, now_ms: float) -> WorkerInfo:
+    records = sorted(
+        (record for record in view.records if record.queue == queue), key=lambda record: record.worker_id
+    )
     name, version = view.snapshot.known[number]
     newest = max(records, key=lambda record: record.heartbeat_at_ms, default=None)
     oldest_at_ms = view.oldest_at_ms.get(queue)
     chosen = view.snapshot.by_number.get(number)
-    return {
-        "worker": number,
-        "model_name": name,
-        "model_version": version,
-        "queue": queue,
-        "val_accuracy": newest.val_accuracy if newest else None,
-        "input": _input(newest) if newest else None,
-        "live_workers": sum(record.state == "ready" for record in records),
-        "backlog_jobs": view.backlog_jobs.get(queue, 0),
-        "oldest_job_age_s": 0.0 if oldest_at_ms is None else round(max(0.0, now_ms - oldest_at_ms) / 1000, 3),
-        "expected_wait_s": round(chosen.expected_wait_ms / 1000, 3) if chosen else None,
-        "inference_ms": _latency(newest),
-        "jobs_done": sum(record.jobs_done for record in records),
-        "jobs_failed": sum(record.jobs_failed for record in records),
-        "replicas": [_replica(record) for record in sorted(records, key=lambda record: record.worker_id)],
-    }
-
-
-def _input(record: WorkerRecord) -> dict[str, Any]:
-    return {"dtype": record.input.dtype, "shape": [-1, *record.input.sample_shape]}
-
-
-def _latency(record: WorkerRecord | None) -> dict[str, float | None]:
-    latency = record.inference_ms if record else None
-    return {name: getattr(latency, name, None) for name in ("last", "p50", "p99")}
-
-
-def _replica(record: WorkerRecord) -> dict[str, Any]:
-    return {
-        "worker_id": record.worker_id,
-        "state": record.state,
-        "run_id": record.run_id,
-        "model_id": record.model_id,
-        "registry": record.registry,
-        "started_at_ms": record.started_at_ms,
-        "heartbeat_at_ms": record.heartbeat_at_ms,
-        "jobs_done": record.jobs_done,
-        "jobs_failed": record.jobs_failed,
-        "batches_done": record.batches_done,
-        "batch_samples_last": record.batch_samples_last,
-        "batch_samples_mean": record.batch_samples_mean,
-        "inference_ms": _latency(record),
-        "host": record.host,
-        "pid": record.pid,
-        "main_pid": record.main_pid,
-        "device": record.device,
-        "unreadable": record.unreadable,
-        "warnings": record.warnings,
-    }
+    return WorkerInfo(
+        worker=number,
+        model_name=name,
+        model_version=version,
+        queue=queue,
+        val_accuracy=newest.val_accuracy if newest else None,
+        input=InputShape(newest.input.dtype, (-1, *newest.input.sample_shape)) if newest else None,
+        live_workers=sum(record.state == "ready" for record in records),
+        backlog_jobs=view.backlog_jobs.get(queue, 0),
+        oldest_job_age_s=0.0 if oldest_at_ms is None else round(max(0.0, now_ms - oldest_at_ms) / 1000, 3),
+        expected_wait_s=round(chosen.expected_wait_ms / 1000, 3) if chosen else None,
+        inference_ms=newest.inference_ms if newest else Latency(),
+        jobs_done=sum(record.jobs_done for record in records),
+        jobs_failed=sum(record.jobs_failed for record in records),
+        replicas=tuple(msgspec.convert(record, Replica, from_attributes=True) for record in records),
+    )

@@ -36,6 +36,37 @@ def problem(status: int, code: str, detail: str = "no", **headers: str) -> Respo
     return answer(status, content, **headers)
 
 
+REPLICA = {
+    "worker_id": "host-1",
+    "state": "ready",
+    "run_id": "",
+    "started_at_ms": 1.5,
+    "heartbeat_at_ms": 2.5,
+    "jobs_done": 10,
+    "jobs_failed": 1,
+    "batches_done": 3,
+    "batch_samples_last": 4,
+    "batch_samples_mean": 3.5,
+    "inference_ms": {"last": 0.5, "p50": 0.4, "p99": 0.9},
+    "host": "host",
+    "pid": 7,
+    "main_pid": 6,
+    "device": "cpu",
+    "unreadable": 0,
+}  # as a controller of the first release has it
+RECEIPT = {
+    "id": "a.0",
+    "status": "queued",
+    "worker": 1,
+    "model_name": "M",
+    "model_version": 1,
+    "val_accuracy": None,
+    "policy": "forced",
+    "forced": True,
+    "result_url": "/results/a.0",
+}
+
+
 class ControllerDouble:
     """The API's shapes without a pool: a sample of only `d / 10` is taken for the digit `d`.
 
@@ -149,16 +180,16 @@ class ControllerDouble:
             "worker": 1,
             "model_name": "MNIST_PyTorch_Model",
             "model_version": 3,
+            "queue": "modelyard:queue:MNIST_PyTorch_Model:3",
             "val_accuracy": None,
             "live_workers": 1,
             "backlog_jobs": 4,
             "oldest_job_age_s": 0.25,
+            "expected_wait_s": None,
             "inference_ms": {"last": 0.5, "p50": 0.4, "p99": 0.9},
             "jobs_done": 10,
             "jobs_failed": 1,
-            "replicas": [
-                {"worker_id": "host-1", "state": "ready", "host": "host", "pid": 7, "device": "cpu"}
-            ],
+            "replicas": [REPLICA],
             "input": {"dtype": "float32", "shape": [-1, 1, 28, 28]},
             "something_newer": {},
         }

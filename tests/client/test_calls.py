@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 from modelyard import Job, Prediction, RetryPolicy, errors
 from modelyard.calls import encode_samples, error_classes, error_of, result
 from modelyard.errors import ModelyardError, QueueFullError, UnavailableError
-from tests.client.conftest import data_of
+from tests.client.conftest import RECEIPT, data_of
 
 
 def own_classes() -> list[type[ModelyardError]]:
@@ -123,8 +123,8 @@ def test_confidence_is_a_probability_whatever_the_scores_are() -> None:
 
 def job(predictions: str, **fields: str) -> Job:
     """A succeeded job as the client reads it."""
-    receipt = {"id": "a.0", "status": "succeeded", "worker": 1, "model_name": "M", "model_version": 1}
-    body = msgspec.json.encode(receipt | fields)[:-1] + f',"predictions":{predictions}}}'.encode()
+    receipt = msgspec.json.encode(RECEIPT | {"status": "succeeded"} | fields)
+    body = receipt[:-1] + f',"predictions":{predictions}}}'.encode()
     return result("a.0").read(200, {}, body)
 
 

@@ -40,6 +40,7 @@ from modelyard.client_errors import (
     JobUnsuccessfulError,
     WaitTimeoutError,
 )
+from tests.client.conftest import RECEIPT
 
 if TYPE_CHECKING:
     from tests.client.conftest import Ask, ControllerDouble
@@ -207,10 +208,9 @@ def test_broken_connection_is_tried_again_with_the_same_key(ask: Ask) -> None:
         seen.append(request.headers["idempotency-key"])
         if answers:
             raise answers.popleft()
-        receipt = {"id": "b.0", "status": "queued", "worker": 1, "model_name": "m", "model_version": 1}
-        return httpx.Response(202, json=receipt)
+        return httpx.Response(202, json=RECEIPT)
 
-    assert ask("submit", SEVEN, transport=httpx.MockTransport(handle)).id == "b.0"
+    assert ask("submit", SEVEN, transport=httpx.MockTransport(handle)).id == RECEIPT["id"]
     assert len(seen) == 4
     assert len(set(seen)) == 1
 

@@ -186,7 +186,8 @@ async def test_what_nobody_foresaw_in_the_pool_does_not_end_the_refreshing(
 async def test_the_documentation_names_every_endpoint_and_needs_no_network(serve: Serve) -> None:
     served = await serve()
     document = (await served.http.get("/openapi.json")).json()
-    assert "schemas" not in document["components"], "FastAPI has added a format that nothing here answers"
+    added = document["components"]["schemas"].keys() & {"HTTPValidationError", "ValidationError"}
+    assert not added, "FastAPI has added a format that nothing here answers"
     paths = document["paths"]
     assert paths.keys() >= {"/predict", "/results/{job_id}", "/workers", "/metrics", "/healthz", "/readyz"}
     page = (await served.http.get("/docs")).text

@@ -29,6 +29,7 @@ from modelyard.commands.main import cli, known_commands
 from tests.conftest import RedisServer, running_redis, wait_until_true
 from tests.controller.conftest import HandWorker
 from tests.pool_samples import record
+from tests.published import document_of, problems
 
 HERE = Path(__file__).parent
 VOLATILE = re.compile(r"(_ms|_s|_id|^pid|^main_pid|^host|^id|^last|^p50|^p99)$")
@@ -132,29 +133,62 @@ def answer(response: httpx.Response) -> dict[str, Any]:
     }
 
 
-def test_one_answer_of_every_route_is_as_frozen(pool: tuple[httpx.Client, HandWorker]) -> None:
-    http, worker = pool
+def answers(http: httpx.Client, worker: HandWorker) -> dict[str, httpx.Response]:
+    """One of every route, and some refusals."""
     accepted = http.post("/predict", json=PAIR)
     job = accepted.json()["result_url"]
-    found = {
-        "POST /predict": answer(accepted),
-        "GET /results/{id}": answer(http.get(job)),
-        "DELETE /results/{id}": answer(http.delete(job)),
-        "POST /predict?wait=20": answer(finished(http, worker)),
-        "POST /predict, not JSON": answer(http.post("/predict", content=b"{")),
-        "POST /predict, a wrong shape": answer(http.post("/predict", json={"data": [1, 2, 3]})),
-        "POST /predict, an unknown worker": answer(http.post("/predict?worker=9", json=PAIR)),
-        "GET /predict": answer(http.get("/predict")),
-        "GET /results/{id}, unknown": answer(http.get("/results/none")),
-        "GET /workers": answer(http.get("/workers")),
-        "GET /quarantine": answer(http.get("/quarantine")),
-        "POST /quarantine/{id}/resend, unknown": answer(http.post("/quarantine/none/resend")),
-        "GET /healthz": answer(http.get("/healthz")),
-        "GET /readyz": answer(http.get("/readyz")),
-        "GET /metrics": answer(http.get("/metrics")),
-        "GET /nowhere": answer(http.get("/nowhere")),
+    return {
+        "POST /predict": accepted,
+        "GET /results/{id}": http.get(job),
+        "DELETE /results/{id}": http.delete(job),
+        "POST /predict?wait=20": finished(http, worker),
+        "POST /predict, not JSON": http.post("/predict", content=b"{"),
+        "POST /predict, a wrong shape": http.post("/predict", json={"data": [1, 2, 3]}),
+        "POST /predict, an unknown worker": http.post("/predict?worker=9", json=PAIR),
+        "GET /predict": http.get("/predict"),
+        "GET /results/{id}, unknown": http.get("/results/none"),
+        "GET /workers": http.get("/workers"),
+        "GET /quarantine": http.get("/quarantine"),
+        "POST /quarantine/{id}/resend, unknown": http.post("/quarantine/none/resend"),
+        "GET /healthz": http.get("/healthz"),
+        "GET /readyz": http.get("/readyz"),
+        "GET /metrics": http.get("/metrics"),
+        "GET /nowhere": http.get("/nowhere"),
     }
+
+
+def test_one_answer_of_every_route_is_as_frozen(pool: tuple[httpx.Client, HandWorker]) -> None:
+    found = {name: answer(response) for name, response in answers(*pool).items()}
     check("answers.json", as_text(found))
+
+
+def test_every_answer_is_one_that_the_openapi_document_describes(
+    pool: tuple[httpx.Client, HandWorker],
+) -> None:
+    document = pool[0].get("/openapi.json").json()
+    for name, response in answers(*pool).items():
+        method, path = re.split(r"[ ?,]", name.replace("{id}", "{job_id}"))[:2]
+        described = document["paths"].get(path, {}).get(method.lower())
+        if path == "/metrics":
+            continue
+        # What is at no route, or no method of it, is described nowhere and still a problem.
+        kind = document_of(described["responses"][str(response.status_code)]) if described else "Problem"
+        assert not problems(kind, response.json(), document["components"]["schemas"]), name
+
+
+def test_every_example_of_the_openapi_document_is_one_of_its_schema() -> None:
+    document = create_app(ControllerSettings(redis_url="redis://nowhere:1")).fastapi.openapi()
+    routes = [route for methods in document["paths"].values() for route in methods.values()]
+    answered = [each for route in routes for each in route["responses"].values() if "content" in each]
+    examples = [
+        (document_of(each), content["example"])
+        for each in answered
+        for content in each["content"].values()
+        if "example" in content
+    ]
+    assert len(examples) > 4
+    for kind, example in examples:
+        assert not problems(kind, example, document["components"]["schemas"])
 
 
 def finished(http: httpx.Client, worker: HandWorker) -> httpx.Response:

@@ -14,11 +14,12 @@ from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError
 from app.ledger import ids
 from app.ledger.commands import NewBatch
 from app.ledger.controller_ledger import ControllerLedger
-from app.ledger.quarantine import Quarantine, QuarantinedJob
+from app.ledger.quarantine import Quarantine
 from app.ledger.wire import JobEntry
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.settings import Settings
+from modelyard.schemas import QuarantinedJob
 from tests.pool_samples import SIGNER, RedisServer, head, new_batch, now_ms, outcome
 
 RETENTION_S = 100.0

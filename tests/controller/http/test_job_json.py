@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from app.errors import WireError
 from app.ledger.ids import JobRef
 from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobOutcome
+from controller.http.documentation import schemas
 from controller.http.job_json import BatchJson, job_json
+from modelyard.schemas import Job, Status
 from tests.pool_samples import head, outcome
+from tests.published import problems
 
 BATCH_ID = "batch"
 FAILED = JobOutcome("failed", error_code="model_failed", error_detail='the model said "no"')
@@ -74,6 +78,28 @@ def test_a_job_reads_the_same_alone_and_with_its_batch(jobs: list[JobOutcome]) -
             assert np.array_equal(np.array(scores, name), expected)
         else:
             assert scores == [None] * len(own.classes)
+
+
+@pytest.mark.parametrize("jobs", BATCHES.values(), ids=list(BATCHES))
+def test_a_job_is_as_the_openapi_document_describes_it_and_the_client_reads_it(
+    jobs: list[JobOutcome],
+) -> None:
+    for job, own in zip(written(jobs)[0], jobs, strict=True):
+        assert not problems("Job", job, schemas())
+        read = msgspec.convert(job, Job)
+        assert (read.done, read.status, len(read.predictions)) == (
+            True,
+            own.status,
+            len(job.get("predictions", ())),
+        )
+
+
+@pytest.mark.parametrize("status", ["queued", "running", "expired", "cancelled"])
+def test_a_job_without_an_outcome_is_as_the_openapi_document_describes_it(status: Status) -> None:
+    for each in (head(1), msgspec.structs.replace(head(1), val_accuracy=None, resent_from="old.0")):
+        job = json.loads(job_json(JobRef(BATCH_ID, 0), each, status, None, "/prefix"))
+        assert not problems("Job", job, schemas())
+        assert msgspec.convert(job, Job).result_url == f"/prefix/results/{BATCH_ID}.0"
 
 
 def test_times_are_in_ms_and_never_negative() -> None:
