@@ -11,7 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
-COVERAGE := --cov=app --cov=controller --cov-report=term:skip-covered --cov-fail-under=90
+COVERAGE := --cov --cov-report=term:skip-covered
+PACKAGES := app cli client controller training workers
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint audit fuzz bench limits faults microbench simulate format lock clean
@@ -30,6 +31,10 @@ test: ## run all tests; ARGS="tests/cli" runs some
 	@$(BOOTSTRAP) --lock dev
 	@scripts/test_packages.sh
 	@$(BIN)/pytest -n 3 $(if $(ARGS),$(ARGS),$(COVERAGE))
+	@$(if $(ARGS),,for package in $(PACKAGES); do \
+		percent=$$($(BIN)/coverage report --format=total --fail-under=90 --include="$$package/*") || \
+			{ echo "of $$package less than 90 % is covered: $$percent" >&2; exit 1; }; \
+		echo "of $$package $$percent % is covered"; done)
 
 check: lint ## lint, and run the tests that start no process; for daily work
 	@$(BIN)/pytest -q -n 2 -m "not process" $(ARGS)

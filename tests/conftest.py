@@ -22,6 +22,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from app.settings import Settings
 from cli.local_pool import redis_server as pool_redis
+from faults.proxy import Proxy
 
 # Judge answers, not the speed of a busy machine, and the same ones in every run: what is red is red again.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -160,6 +161,13 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
     """A client of the test's Redis server."""
     with redis.Redis.from_url(redis_server.url) as connection:
         yield connection
+
+
+@pytest.fixture
+def way(redis_server: RedisServer, tmp_path: Path) -> Iterator[Proxy]:
+    """A way to the test's Redis server that can be cut."""
+    with Proxy(redis_server.socket, tmp_path / "way.sock") as proxy:
+        yield proxy
 
 
 def redis_answers(url: str) -> bool:

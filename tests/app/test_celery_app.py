@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,12 +16,6 @@ from app.settings import Settings
 from tests.pool_samples import MODEL, SIGNER, RedisServer
 
 QUEUE = keys.queue_name(MODEL, 1)
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_server.url) as connection:
-        yield connection
 
 
 def written(celery: Celery, batch_id: str, queue: str = QUEUE) -> bytes:

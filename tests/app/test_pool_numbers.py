@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,15 +10,8 @@ import redis
 from app.errors import WorkerNumberTakenError
 from app.redis import keys
 from app.worker_record import assign_number
-from tests.pool_samples import RedisServer
 
 QUEUES = [keys.queue_name("M", version) for version in range(1, 9)]
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_server.url) as connection:
-        yield connection
 
 
 def test_queues_get_the_next_free_number_and_keep_it(client: redis.Redis) -> None:

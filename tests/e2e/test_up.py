@@ -26,10 +26,12 @@ START_S = 120.0
 
 
 @pytest.fixture
-def environment(registry: Path, free_port: Callable[[], int]) -> Iterator[dict[str, str]]:
+def environment(
+    registry: Path, free_port: Callable[[], int], measured: dict[str, str]
+) -> Iterator[dict[str, str]]:
     """A state directory and ports of the test's own, and the trained versions."""
     with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as state_dir:
-        inherited = os.environ.copy()
+        inherited = os.environ | measured
         inherited.pop("REDIS_URL", None)
         yield inherited | {
             "MODELYARD_STATE_DIR": state_dir,

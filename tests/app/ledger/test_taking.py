@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -23,7 +22,6 @@ from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
 from faults.proxy import Proxy
-from tests.conftest import RedisServer
 from tests.pool_samples import head, new_batch, outcome
 
 QUEUE = head().queue
@@ -70,12 +68,6 @@ class Bench:
         owner = self.client.hget(keys.running(QUEUE), batch_id)
         assert owner is None or isinstance(owner, bytes)
         return owner
-
-
-@pytest.fixture
-def way(redis_server: RedisServer, tmp_path: Path) -> Iterator[Proxy]:
-    with Proxy(redis_server.socket, tmp_path / "way.sock") as proxy:
-        yield proxy
 
 
 @pytest.fixture
