@@ -264,6 +264,11 @@ class ControllerSettings(Settings):
     request_timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="seconds that a request may take to arrive whole"
     )
+    fast_http: bool = Field(
+        default=True,
+        description="whether a prediction that arrives whole is answered without uvicorn and ASGI; `false` has them "
+        "answer everything, more slowly",
+    )
     api_keys_file: Path | None = Field(
         default=None, description="file of API keys, a `modelyard key` line each; read again when it changes"
     )

@@ -47,6 +47,7 @@ class Results:
         controller_id: str,
         client: redis.asyncio.Redis,
         ledger: ControllerLedger,
+        *,
         dispatcher: Dispatcher,
         recent: ReplayBuffer,
         watcher: PoolWatcher,

@@ -24,7 +24,7 @@ def command(host: str | None, port: int | None, redis_url: str | None, access_lo
     settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
     _check(settings)  # before what takes a second to import
 
-    from controller.http.uvicorn_server import make_server
+    from controller.http.server import make_server
     from controller.main import create_app
 
     configure_logging()
@@ -32,7 +32,14 @@ def command(host: str | None, port: int | None, redis_url: str | None, access_lo
         # Once it has shut down, uvicorn raises the signal again; told to stop and stopped is a success.
         signal.signal(each, lambda *_: sys.exit(0))
     server = make_server(create_app(settings), settings, access_log=access_log)
-    server.run()
+    try:
+        sockets = server.listen()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the controller cannot listen on {settings.host}, port {settings.port} ({error.strerror}); set "
+            "MODELYARD_HOST and MODELYARD_PORT to an address that is free"
+        ) from None
+    server.run(sockets)
     if not server.started:
         sys.exit(1)
 

@@ -1,6 +1,6 @@
 """Who asks, and what they may: API keys as the controller goes by them.
 
-`Controller` lets nothing but `OPEN_PATHS` pass without a valid key; a route says with `require` which role it needs.
+`Gate` lets nothing but `OPEN_PATHS` pass without a valid key; a route says with `require` which role it needs.
 Where there are no keys, everybody is an operator without a name.
 """
 
@@ -127,14 +127,22 @@ class Access:
 
 
 def caller_of(request: Request) -> Caller:
-    """Who sent a request that `Controller` let pass."""
+    """Who sent a request that `Gate` let in."""
     caller: Caller = request.state.caller
     return caller
 
 
+# The scheme is there for /docs, which asks for a key where one of its routes names it.
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="API key", description="needed where the controller has keys"
 )
+
+
+async def _check_operator(
+    request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> None:
+    if not caller_of(request).is_operator:
+        raise ForbiddenError("this needs an API key with the role `operate`")
 
 
 def require(role: Role) -> Any:
@@ -143,20 +151,7 @@ def require(role: Role) -> Any:
     Raises:
         ForbiddenError: When called without the role.
     """
-
-    # The scheme is there for /docs, which asks for a key where one of its routes names it.
-    async def check(
-        request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-    ) -> None:
-        if role == "operate" and not caller_of(request).is_operator:
-            error = ForbiddenError("this needs an API key with the role `operate`")
-            method, path = request.method, request.url.path
-            request.app.state.services.audit.refuse(
-                "request", error, request.client, key=caller_of(request).name, method=method, path=path
-            )
-            raise error
-
-    return Depends(check)
+    return Depends(_check_operator if role == "operate" else _bearer)
 
 
 def is_open(path: str) -> bool:

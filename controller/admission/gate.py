@@ -1,4 +1,4 @@
-"""Which hosts and which web pages are answered.
+"""Who may enter: the host that was asked, the web page that asks, the API key, and whether predictions are taken.
 
 A browser lets any page send simple requests anywhere, and a page whose name is made to lead to this machine (DNS
 rebinding) reads the answers. API keys keep such pages out. Without keys this does: a request is answered if it was
@@ -10,39 +10,82 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from app.errors import HostNotAllowedError, ModelyardError, OriginNotAllowedError
+from app.errors import DrainingError, HostNotAllowedError, OriginNotAllowedError
 from app.settings import ControllerSettings
-from controller.admission.authentication import HEALTH_PATHS, Access
+from controller.admission.audit_log import Client
+from controller.admission.authentication import ANONYMOUS, HEALTH_PATHS, Access, Caller, is_open
+from controller.admission.rate_limit import RateLimit
+from controller.http.draining import Drain
 
+HeaderList = Sequence[tuple[bytes, bytes]]
 ANY = "*"
 # A host as the Host header spells it: a bracketed IPv6 address or a name, then perhaps a port (RFC 9110, section 7.2).
 _HOST = re.compile(r"(?:\[([^]]*:[^]]*)]|([^][:]*))(?::[0-9]*)?")
 
 
 class Gate:
-    """Decides by the headers Host and Origin.
+    """Decides who may enter: the one step that every request passes, whatever way it came and wherever it leads.
 
     Args:
         settings: Which hosts and origins are allowed.
-        access: Whether there are API keys.
+        access: Recognises API keys.
+        drain: Whether predictions are still taken.
+        rate_limit: Which clients have used up theirs; None where there is no limit.
     """
 
-    def __init__(self, settings: ControllerSettings, access: Access) -> None:
+    def __init__(
+        self, settings: ControllerSettings, access: Access, drain: Drain, rate_limit: RateLimit | None
+    ) -> None:
         self._access = access
+        self._drain = drain
+        self._rate_limit = rate_limit
         self._names = {_name(each) for each in listed(settings.allowed_hosts)} - {""}
         self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
         self._origins = frozenset(listed(settings.cors_origins))
 
-    def check(self, headers: Iterable[tuple[bytes, bytes]], path: str) -> None:
-        """Refuse a request that may come from a foreign web page. Health is told to everybody.
+    def enter(self, path: str, headers: HeaderList) -> Caller:
+        """Let a request in that is no prediction. Health is told to everybody, documentation needs no key.
+
+        Args:
+            path: As it is written, whatever it leads to.
+
+        Raises:
+            HostNotAllowedError, OriginNotAllowedError: As `check_site`.
+            UnauthenticatedError: There are API keys, and none of them was sent.
+        """
+        if path not in HEALTH_PATHS:
+            self.check_site(headers)
+        if is_open(path):
+            return ANONYMOUS
+        return self._access.caller(dict(headers).get(b"authorization", b""))
+
+    def admit(self, authorization: bytes, client: Client) -> Caller:
+        """Let a prediction in whose host and page were let in.
+
+        Raises:
+            DrainingError: The controller is stopping.
+            UnauthenticatedError: There are API keys, and none of them was sent.
+            RateLimitError: The client is known to have used up its limit.
+        """
+        if self._drain.has_begun:
+            raise DrainingError(
+                "this controller is stopping; send to another, or again shortly", retry_after_s=1
+            )
+        caller = self._access.caller(authorization)
+        if self._rate_limit:
+            self._rate_limit.check(caller, client)
+        return caller
+
+    def check_site(self, headers: HeaderList) -> None:
+        """Refuse a request that may come from a foreign web page.
 
         Raises:
             HostNotAllowedError: It was sent to a name that may be anybody's.
             OriginNotAllowedError: A page of another site sent it.
         """
-        if self._access.is_guarded or path in HEALTH_PATHS:
+        if self._access.is_guarded:
             return
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         for host in hosts:
@@ -57,14 +100,6 @@ class Gate:
                     "this controller has no API keys, and answers only web pages of its own host and of the origins in "
                     "MODELYARD_CORS_ORIGINS; add the page's origin"
                 )
-
-    def passes(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether `check` lets a request to any other path pass."""
-        try:
-            self.check(headers, "")
-        except ModelyardError:
-            return False
-        return True
 
     def _is_own(self, name: str) -> bool:
         return (

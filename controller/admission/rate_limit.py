@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 
 import redis.asyncio
-from starlette.types import Scope
 
 from app.errors import RateLimitError, TooLargeError
 from app.redis import keys
 from app.redis.client import ledger_errors
+from controller.admission.audit_log import Client
 from controller.admission.authentication import Caller
 
 KNOWN_CLIENTS = 10_000  # of those that have used up their limit
@@ -49,17 +49,17 @@ class RateLimit:
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
         self._used_up_until_s: dict[str, float] = {}
 
-    def check(self, caller: Caller, scope: Scope) -> None:
+    def check(self, caller: Caller, client: Client) -> None:
         """Refuse a client that is known to have used up its limit.
 
         Raises:
             RateLimitError: It has.
         """
-        until_s = self._used_up_until_s.get(_name(caller, scope))
+        until_s = self._used_up_until_s.get(_name(caller, client))
         if until_s is not None and (left_s := until_s - time.monotonic()) > 0:
             raise self._refusal(left_s)
 
-    async def count(self, caller: Caller, scope: Scope, n_samples: int) -> None:
+    async def count(self, caller: Caller, client: Client, n_samples: int) -> None:
         """Count the samples of a request.
 
         Raises:
@@ -67,7 +67,7 @@ class RateLimit:
             TooLargeError: There never is.
             LedgerUnavailableError: Redis does not answer.
         """
-        who = _name(caller, scope)
+        who = _name(caller, client)
         if n_samples > self._item.amount:
             raise TooLargeError(
                 f"the request holds {n_samples} samples and a client may ask for {self._text}; send fewer at a time"
@@ -104,11 +104,6 @@ def _until_room_s(
     return max(0.0, before_left_s - (most + 1 - now) * length_s / before) if before else 0.0
 
 
-def _name(caller: Caller, scope: Scope) -> str:
-    return caller.name or _address(scope)
-
-
-def _address(scope: Scope) -> str:
+def _name(caller: Caller, client: Client) -> str:
     # Without keys a client is its address, as the connection has it: whatever a header says anyone can say.
-    client = scope.get("client")
-    return f"@{client[0]}" if client else "@"
+    return caller.name or (f"@{client[0]}" if client else "@")

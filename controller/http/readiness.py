@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from controller.main import Services
+from controller.services import Services
 
 
 def against_serving(services: Services) -> list[str]:

@@ -8,6 +8,8 @@ from hashlib import sha256
 
 from starlette.types import Message, Receive, Send
 
+from controller.http.draining import Drain
+
 Headers = list[tuple[bytes, bytes]]
 
 _ALL: Headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
@@ -21,12 +23,13 @@ CLOSE = (b"connection", b"close")
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
-def on_answers(send: Send) -> Send:
-    """A `send` that adds the API's headers."""
+def on_answers(send: Send, drain: Drain) -> Send:
+    """A `send` that adds the API's headers, and says where an answer is the last one on its connection."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *API]
+            last = [CLOSE] if drain.is_announced else []
+            message["headers"] = [*message.get("headers", []), *API, *last]
         await send(message)
 
     return send_with_headers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -11,8 +11,9 @@ from controller.admission.authentication import caller_of, require
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import job_json, result_url
+from controller.http.prediction_request import in_range
 from controller.pool_watcher import PoolView
-from controller.predict import in_range
+from controller.services import Services
 from modelyard.schemas import (
     Health,
     InputShape,
@@ -24,23 +25,19 @@ from modelyard.schemas import (
     WorkerInfo,
 )
 
-if TYPE_CHECKING:
-    from controller.main import Services
-
 router = APIRouter()
 JSON = "application/json"
 
 
 def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
+    services: Services = request.state.services
     return services
 
 
 @router.post("/predict", dependencies=[require("predict")], **docs.PREDICT)
-async def predict(request: Request) -> Response:
+async def predict() -> Response:
     """Send one or several samples to the best model version, or to the one that you name."""
-    reply = await _services(request).predict.respond(request.scope, request.receive)
-    return Response(reply.body, reply.status, {k.decode(): v.decode() for k, v in reply.headers})
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
 
 
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.RESULT)

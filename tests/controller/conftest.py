@@ -24,7 +24,9 @@ from app.redis import keys
 from app.settings import ControllerSettings, Settings
 from app.worker_record import WorkerRecord
 from cli.local_pool import redis_server as pool_redis
-from controller.main import Controller, Services, create_app
+from controller.http.asgi import Controller
+from controller.main import create_app
+from controller.services import Services
 from tests.pool_samples import RedisServer, outcome, publish, record, unpublish
 
 HEARTBEAT_S = 0.1

@@ -10,13 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from app.api_keys import new_key
 from app.errors import ConfigurationError
 from app.ledger.wire import JobOutcome
 from controller.admission.audit_log import REFUSALS_PER_S
-from controller.http.fast_protocol import Connection
+from controller.http.server import make_server
 from controller.main import create_app
 from tests.conftest import RedisServer
 from tests.controller.conftest import HandWorker, Serve, Served, settings_for, until
@@ -31,9 +30,13 @@ STRANGE = {"authorization": "Bearer modelyard_SECRET"}
 
 
 @pytest.fixture
-async def served(serve: Serve, tmp_path: Path) -> Served:
+async def served(serve: Serve, tmp_path: Path, free_port: Callable[[], int]) -> Served:
     return await serve(
-        api_keys=f"{ALICE[1].line()}, {OPERATOR[1].line()}", audit_log=tmp_path / "audit", max_wait_s=1
+        api_keys=f"{ALICE[1].line()}, {OPERATOR[1].line()}",
+        audit_log=tmp_path / "audit",
+        max_wait_s=1,
+        host="127.0.0.1",
+        port=free_port(),
     )
 
 
@@ -54,20 +57,11 @@ def lines(tmp_path: Path) -> Lines:
 
 @pytest.fixture
 async def http(served: Served) -> AsyncIterator[httpx.AsyncClient]:
-    config = uvicorn.Config(
-        served.app,
-        port=0,
-        http=Connection,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-    )
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
+    server = make_server(served.app, served.services.settings, access_log=False)
+    server.config.lifespan = "off"  # `serve` has opened it
+    serving = asyncio.create_task(server.serve(server.listen()))
     await until(lambda: server.started, "the server listens")
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.config.port}") as client:
         yield client
     server.should_exit = True
     await serving

@@ -21,7 +21,8 @@ import pytest
 import redis
 import uvloop
 
-from controller.http.uvicorn_server import KEEP_ALIVE_S, LISTENERS, make_server
+from controller.http.connection import KEEP_ALIVE_S
+from controller.http.server import LISTENERS, make_server
 from controller.main import create_app
 from tests.conftest import RedisServer, running_redis, wait_until_true
 from tests.controller.conftest import nothing_is_queued, settings_for, until
@@ -314,13 +315,13 @@ def test_callers_who_come_at_once_are_let_in_at_once(
     async def turns_until_all_are_in(port: int) -> int:
         settings = settings_for(redis_of_module.url, host="127.0.0.1", port=port)
         server = make_server(create_app(settings), settings, access_log=False)
-        serving = asyncio.create_task(server.serve())
+        serving = asyncio.create_task(server.serve(server.listen()))
         await until(lambda: server.started)
         turns = 0
         with ExitStack() as stack:
             for _ in range(LISTENERS):  # Linux connects them although nobody has taken them yet
                 stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            while len(server.server_state.connections) < LISTENERS:
+            while len(server.connections.open) < LISTENERS:
                 turns += 1
                 await asyncio.sleep(0)
         server.should_exit = True

@@ -1,0 +1,173 @@
+"""The ASGI application: lets requests in, hands predictions to their handler, and everything else to FastAPI.
+
+FastAPI documents `POST /predict` as well, and never sees one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import InputError, ModelyardError, ParameterError
+from app.settings import ControllerSettings
+from controller.admission.authentication import DOCUMENTATION_PATHS, caller_of
+from controller.admission.gate import listed
+from controller.http.problems import PROBLEM_JSON, problem_body
+from controller.http.replies import Reply
+from controller.http.response_headers import API, CLOSE, on_answers, on_pages, on_unread_body
+from controller.input.content_coding import IDENTITY, unpack
+from controller.services import Services
+
+PREDICT = "/predict"
+CORS_HEADERS = ("authorization", "content-type", "content-encoding", "idempotency-key", "prefer")
+
+
+class Controller:
+    """The application.
+
+    Args:
+        fastapi: All routes.
+
+    Attributes:
+        services: Opened by the lifespan.
+    """
+
+    services: Services
+
+    def __init__(self, fastapi: FastAPI, settings: ControllerSettings) -> None:
+        self.fastapi = fastapi
+        self._settings = settings
+        origins = listed(settings.cors_origins)
+        self._cross_origin: ASGIApp = (
+            CORSMiddleware(
+                self._serve,
+                allow_origins=origins,
+                allow_methods=("GET", "HEAD", "POST", "DELETE"),
+                allow_headers=CORS_HEADERS,
+                allow_private_network=True,
+                expose_headers=("location", "retry-after"),
+            )
+            if origins
+            else self._serve
+        )
+
+    def drain(self) -> None:
+        """Take no more predictions; callers who still wait in `drain_s` seconds are told where to read the outcome."""
+        drain = self.services.drain
+        drain.is_announced = drain.has_begun = True
+        asyncio.get_running_loop().call_later(self._settings.drain_s, self.services.predict.end_waits)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
+        if scope["type"] != "http":
+            await self.fastapi(scope, receive, send)
+            return
+        if any(name == b"expect" for name, _ in scope["headers"]):
+            receive, send = on_unread_body(receive, send)
+        connection = scope.get("state", {}).get("connection")
+        try:
+            await self._cross_origin(scope, receive, send)
+        finally:
+            if connection is not None:
+                connection.application_is_done()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request as FastAPI is to see it.
+
+        Its path begins with the prefix, whether or not a proxy has stripped it, and ends without a slash: `/predict/`
+        is `/predict`. HEAD is GET, whose body the server leaves out.
+        """
+        services = self.services
+        prefix = self._settings.prefix or scope.get("root_path", "")
+        written: str = scope["path"]
+        if written.startswith(f"{prefix}/"):
+            written = written.removeprefix(prefix)
+        path = written[:-1] if len(written) > 1 and written.endswith("/") else written
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        try:
+            if path == PREDICT and method == "POST":
+                await self._send(await self._predict(scope, receive), send)
+                return
+            caller = services.gate.enter(written, scope["headers"])
+        except Exception as error:
+            await self._send(services.refusals.reply_to(error, scope.get("client"), method, path), send)
+            return
+        state = {**scope.get("state", {}), "services": services, "caller": caller}
+        scope = {**scope, "root_path": prefix, "path": prefix + path, "method": method, "state": state}
+        send = on_pages(send) if path in DOCUMENTATION_PATHS else on_answers(send, services.drain)
+        await self.fastapi(scope, receive, send)
+
+    async def _predict(self, scope: Scope, receive: Receive) -> Reply:
+        """The adapter of the handler: takes the body as it comes."""
+        predict = self.services.predict
+        request = predict.enter(scope["headers"], scope["query_string"], scope.get("client"))
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        predict.check_size(int(headers.get(b"content-length", b"0")))
+        body = await _read_body(receive, predict.check_size)
+        coding = headers.get(b"content-encoding", b"")
+        if coding not in IDENTITY:
+            body = await asyncio.to_thread(unpack, coding, body, self._settings.max_body_bytes)
+        return await predict.respond(request, body, headers.get(b"idempotency-key"))
+
+    async def _send(self, reply: Reply, send: Send) -> None:
+        headers = [*reply.headers, *API, (b"content-length", b"%d" % len(reply.body))]
+        if self.services.drain.is_announced and CLOSE not in headers:
+            headers.append(CLOSE)
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+
+async def _read_body(receive: Receive, check_size: Callable[[int], None]) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InputError("the connection was closed before the body was whole")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        check_size(size)
+        if not message.get("more_body"):
+            return b"".join(parts) if len(parts) > 1 else parts[0]
+
+
+async def _on_modelyard_error(request: Request, error: Exception) -> Response:
+    services: Services = request.state.services
+    key, path = caller_of(request).name, request.url.path.removeprefix(services.settings.prefix)
+    reply = services.refusals.reply_to(error, request.client, request.method, path, key)
+    return Response(
+        reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}
+    )
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    return await _on_modelyard_error(request, ParameterError(f"{name}: {first['msg']}"))
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    detail = (
+        "nothing is served at this path; the page /docs lists the API"
+        if code == "not_found"
+        else str(error.detail)
+    )
+    body = problem_body(error.status_code, code, detail)
+    return Response(body, error.status_code, error.headers, media_type=PROBLEM_JSON.decode())
+
+
+ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    ModelyardError: _on_modelyard_error,
+    RequestValidationError: _on_validation_error,
+    HTTPException: _on_http_error,
+    Exception: _on_modelyard_error,
+}

@@ -1,0 +1,412 @@
+"""One HTTP connection: it holds uvicorn's own protocol, sees every byte first, and forwards what uvicorn is to answer.
+
+Requests are taken one at a time. A prediction that has arrived whole is answered at once, by `fast_path`, with one
+write. Every other request goes to uvicorn, its body as it comes, and the next request waits until it is answered.
+
+What it adds to uvicorn: limits to the size and time of a request, strictness about where a request ends (`framing`),
+no reading from callers who do not read their answers, and a lingering close.
+
+What the fast path saves: FIGURES
+What it relies on: `HttpToolsProtocol` takes `(config, server_state, app_state)`, as every class given to uvicorn as
+`http=` does, hands `app_state` to the application in each request's scope, and enters itself in
+`server_state.connections`, where a server that stops finds it; `server_state.default_headers` holds the date. No other
+member is used. What would break it: a change to one of these; `check_uvicorn` finds that at start.
+How to switch it off: with `MODELYARD_FAST_HTTP=false` uvicorn and the ASGI application answer everything; the limits
+stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError, RequestTimeoutError
+from controller.admission.audit_log import Client
+from controller.http.asgi import Controller
+from controller.http.fast_path import FastPath
+from controller.http.framing import (
+    HEAD_END,
+    MAX_HEAD_BYTES,
+    ChunkedBody,
+    Head,
+    SizedBody,
+    check_beginning,
+    head_too_large,
+)
+from controller.http.problems import problem
+from controller.http.replies import Reply
+from controller.http.response_headers import API, CLOSE, Headers
+from controller.services import Services
+
+KEEP_ALIVE_S = 5  # of a connection between two requests, and up to a second more
+LINGER_BYTES = 256 * 2**20
+STATE_KEY = "connection"  # in the scope's state: the connection that a request came on
+_CONTINUE = b"HTTP/1.1 100 "
+
+
+class Connections:
+    """What the connections of one server share.
+
+    Args:
+        app: Their application, whose lifespan is open before the first one comes.
+        access_log: Whether uvicorn is to log every request, and so to see every one.
+
+    Attributes:
+        open: Those that are open.
+    """
+
+    def __init__(self, app: Controller, *, access_log: bool) -> None:
+        self.open: set[Connection] = set()
+        self._app = app
+        self._access_log = access_log
+
+    @property
+    def services(self) -> Services:
+        """Those of the application."""
+        return self._app.services
+
+    @property
+    def fast_path(self) -> FastPath | None:
+        """The short way for predictions, unless it is switched off."""
+        return None if self._access_log else self._app.services.fast_path
+
+    def end_overdue(self) -> None:
+        """End those whose caller takes too long to send a request or to read an answer, or idles."""
+        now_s = time.monotonic()
+        for connection in list(self.open):
+            connection.end_if_overdue(now_s)
+
+
+class Connection(asyncio.Protocol):
+    """Serves one connection of the controller.
+
+    Args:
+        shared: What it shares with the others; the rest is uvicorn's.
+    """
+
+    def __init__(
+        self,
+        shared: Connections,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        services = shared.services
+        self._shared = shared
+        self._metrics = services.metrics
+        self._drain = services.drain
+        self._request_timeout_s = services.settings.request_timeout_s
+        self._fast_path = shared.fast_path
+        self._server_state = server_state
+        self._stock = HttpToolsProtocol(config, server_state, {**app_state, STATE_KEY: self}, _loop)
+        self._held = b""  # read, and neither answered nor forwarded yet
+        self._body: SizedBody | ChunkedBody | None = (
+            None  # what is still to come of a request that uvicorn has
+        )
+        self._is_answering = False  # a request; the next one waits
+        self._stock_answers = False  # that request
+        self._stock_began = False  # its answer
+        self._keep_alive = True  # after a prediction's answer
+        self._stock_is_full = False  # it takes no more of a body now
+        self._writing_is_paused = False
+        self._reading_is_paused = False
+        self._is_advancing = False
+        self._has_answered = False
+        self._began_at_s: float | None = None  # when a request that is not whole yet began
+        self._ended_at_s: float | None = None  # when the last answer was written
+        self._idle_since_s = time.monotonic()
+        self._unsent_bytes = 0  # as the last look found them
+        self._unsent_since_s = 0.0
+        self._discarded_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called at the beginning."""
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        self._client: Client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
+        self._shared.open.add(self)
+        self._stock.connection_made(StockTransport(self, transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called at the end."""
+        self._shared.open.discard(self)
+        self._ended_at_s, self._held = time.monotonic(), b""
+        self._stock.connection_lost(exc)
+        del self._stock  # which knows this connection: a circle would be the garbage collector's
+
+    def pause_writing(self) -> None:
+        """The caller does not read its answers: no more requests are read."""
+        self._writing_is_paused = True
+        self._stock.pause_writing()
+        self._read_or_pause()
+
+    def resume_writing(self) -> None:
+        """The caller has read most of its answers."""
+        self._writing_is_paused = False
+        self._stock.resume_writing()
+        asyncio.get_running_loop().call_soon(self._advance)
+
+    def data_received(self, data: bytes) -> None:
+        """Called for each read."""
+        if self._ended_at_s is not None:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > LINGER_BYTES:
+                self.transport.abort()
+            return
+        self._held = self._held + data if self._held else data
+        self._advance()
+
+    def _advance(self) -> None:
+        """Answer and forward what was read, as far as its turn has come."""
+        if self._is_advancing:  # an answer that is there at once leads here again
+            return
+        self._is_advancing = True
+        try:
+            while self._held and self._ended_at_s is None:
+                if self._body is not None:
+                    if not self._forward_body(self._body):
+                        break
+                elif self._is_answering or self._writing_is_paused or not self._begin_request():
+                    break
+        except (HeadTooLargeError, MalformedRequestError) as error:
+            self._refuse(error)
+        finally:
+            self._is_advancing = False
+        self._read_or_pause()
+
+    def _begin_request(self) -> bool:
+        """Answer or forward the next request, if its head is there."""
+        if self._held[0] in b"\r\n":  # empty lines before a request (RFC 9112, section 2.2)
+            self._held = self._held.lstrip(b"\r\n")
+            if not self._held:
+                return False
+        held = self._held
+        end = held.find(HEAD_END) + len(HEAD_END)
+        if end < len(HEAD_END) or end > MAX_HEAD_BYTES:
+            self._await_head()
+            return False
+        data, fast, head = held[:end], self._fast_path, None
+        known = fast.known_heads.get(data) if fast is not None else None
+        if known is None:
+            head = Head(data)
+            known = fast.understand(data, head, self._client) if fast is not None else None
+        if fast is None or known is None or len(held) < end + known.body_bytes:
+            self._forward(head or Head(data), held[end:])
+            return True
+        body_end = end + known.body_bytes
+        self._held = held[body_end:]
+        self._is_answering, self._keep_alive, self._began_at_s = True, known.keep_alive, None
+        fast.predict.start(known.asked, held[end:body_end], self._client, self)
+        return True
+
+    def _await_head(self) -> None:
+        if len(self._held) > MAX_HEAD_BYTES:
+            raise head_too_large()
+        if self._began_at_s is None:
+            self._began_at_s = time.monotonic()
+            check_beginning(self._held)
+
+    def answer(self, reply: Reply) -> None:
+        """Write the answer to a prediction."""
+        self._is_answering = False
+        if self._ended_at_s is not None:
+            return
+        ends = CLOSE in reply.headers or not self._keep_alive or self._drain.is_announced
+        self._write(reply.status, reply.headers, reply.body, ends)
+        self._answered(ends)
+
+    def _write(self, status: int, headers: Headers, body: bytes, ends: bool) -> None:
+        lines = [_start(status, tuple(self._server_state.default_headers))]
+        for header in headers:
+            if header != CLOSE:
+                lines += (header[0], b": ", header[1], b"\r\n")
+        if ends:
+            lines.append(b"connection: close\r\n")
+        lines += (b"content-length: %d\r\n\r\n" % len(body), body)
+        self.transport.write(b"".join(lines))
+
+    def _answered(self, ends: bool) -> None:
+        self._has_answered, self._idle_since_s = True, time.monotonic()
+        if ends:
+            self.close()
+        elif self._held:
+            self._advance()
+
+    def _forward(self, head: Head, rest: bytes) -> None:
+        self._held, self._body = rest, head.body()
+        self._is_answering = self._stock_answers = True
+        self._stock_began = False
+        if self._body is None:
+            self._began_at_s = None
+        elif self._began_at_s is None:
+            self._began_at_s = time.monotonic()
+        self._stock.data_received(head.for_uvicorn())
+
+    def _forward_body(self, body: SizedBody | ChunkedBody) -> bool:
+        """Forward what is there of a body; False where more must come first."""
+        part, rest = body.take(self._held)
+        is_part = len(rest) < len(self._held)
+        self._held = rest
+        if body.is_whole:
+            self._body = self._began_at_s = None
+        if part:
+            self._stock.data_received(part)
+        return is_part
+
+    def application_is_done(self) -> None:
+        """Called when the application returns: uvicorn has then written the answer, or does so at once."""
+        asyncio.get_running_loop().call_soon(self._stock_answered)
+
+    def _stock_answered(self) -> None:
+        self._is_answering = self._stock_answers = False
+        self._answered(ends=False)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is to be written."""
+        return self._ended_at_s is not None
+
+    def write_for_stock(self, data: bytes) -> None:
+        """Write what uvicorn answers."""
+        if self._ended_at_s is None:
+            self._stock_began = self._stock_began or not data.startswith(_CONTINUE)
+            self.transport.write(data)
+
+    def let_stock_read(self, may_read: bool) -> None:
+        """Go on, or stop, reading the body of the request that uvicorn has."""
+        self._stock_is_full = not may_read
+        self._read_or_pause()
+
+    def close_by_stock(self) -> None:
+        """Close, as uvicorn wishes, unless a request that it does not know of is still to be answered."""
+        if self._stock_answers or not (self._is_answering or self._held):
+            self.close()  # otherwise the server stops, and that answer is the last one
+
+    def close(self) -> None:
+        """Close after what was written is sent, so that the caller still sees it (RFC 9112, section 9.6).
+
+        A socket that is closed with bytes unread answers more of them with a reset, which takes the answer away. So
+        where a request is not whole, the sending side is closed, and what still comes is read and thrown away: until
+        the caller closes, for as long as a request may take to arrive, and not more than `LINGER_BYTES`.
+        """
+        if self._ended_at_s is not None:
+            return
+        self._ended_at_s = time.monotonic()
+        if not self._held and self._body is None:
+            self.transport.close()
+            return
+        self._held = b""
+        if self._reading_is_paused:
+            self.transport.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _refuse(self, error: ModelyardError) -> None:
+        """End the connection with the refusal of a request that is not whole, or that is none."""
+        if self._stock_answers and self._stock_began:
+            self.transport.abort()  # in the middle of an answer
+            return
+        self._metrics.rejected(error.code)
+        status, headers, body = problem(error)
+        self._write(status, headers, body, ends=True)
+        self.close()
+
+    def end_if_overdue(self, now_s: float) -> None:
+        """End it if its caller takes too long to send a request or to read an answer, or idles."""
+        before_s = now_s - self._request_timeout_s
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes:
+            if unsent_bytes != self._unsent_bytes:
+                self._unsent_bytes, self._unsent_since_s = unsent_bytes, now_s
+            elif self._unsent_since_s < before_s:
+                self.transport.abort()
+            return
+        self._unsent_bytes = 0
+        if self._ended_at_s is not None:
+            if self._ended_at_s < before_s:
+                self.transport.abort()
+        elif self._began_at_s is not None:
+            if self._began_at_s < before_s:
+                self._give_up()
+        elif not self._is_answering and self._idle_since_s < (
+            now_s - KEEP_ALIVE_S if self._has_answered else before_s
+        ):
+            self.close()
+
+    def _give_up(self) -> None:
+        if self._body is None or self._is_answering:
+            self._refuse(RequestTimeoutError("the request did not arrive in time; send it in one go"))
+        else:
+            self.close()  # it was answered without its body
+
+    def _read_or_pause(self) -> None:
+        if self._ended_at_s is not None:
+            return
+        next_waits = self._is_answering and self._body is None and bool(self._held)
+        pause = self._writing_is_paused or self._stock_is_full or next_waits
+        if pause != self._reading_is_paused:
+            self._reading_is_paused = pause
+            if pause:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+
+class StockTransport(asyncio.Transport):
+    """A connection's transport, as uvicorn's protocol sees it."""
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._connection = connection
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        """Write a part of an answer."""
+        self._connection.write_for_stock(data)
+
+    def close(self) -> None:
+        """Close once everything is written."""
+        self._connection.close_by_stock()
+
+    def is_closing(self) -> bool:
+        """Whether nothing may be written any more."""
+        return self._connection.has_ended
+
+    def pause_reading(self) -> None:
+        """Read no more of the body until `resume_reading`."""
+        self._connection.let_stock_read(False)
+
+    def resume_reading(self) -> None:
+        """Go on reading the body."""
+        self._connection.let_stock_read(True)
+
+
+def check_uvicorn() -> None:
+    """See at start that uvicorn's protocol is the one that this file was written for.
+
+    Raises:
+        RuntimeError: It is not; the versions in pyproject are those it was tested with.
+    """
+    taken = list(inspect.signature(HttpToolsProtocol).parameters)
+    needed = {"data_received", "pause_writing", "resume_writing", "connection_made", "connection_lost"}
+    state = vars(ServerState())
+    if taken[:3] != ["config", "server_state", "app_state"] or not needed <= vars(HttpToolsProtocol).keys():
+        raise RuntimeError("uvicorn's HttpToolsProtocol is another than controller/http/connection.py holds")
+    if not {"connections", "default_headers"} <= state.keys():
+        raise RuntimeError("uvicorn's ServerState is another than controller/http/connection.py reads")
+
+
+@lru_cache(maxsize=64)
+def _start(status: int, defaults: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """What answers of a status begin with; `defaults`, which hold the date, change each second."""
+    line = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
+    return line + b"".join([b"%b: %b\r\n" % header for header in (*defaults, *API)])

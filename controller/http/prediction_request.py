@@ -1,0 +1,134 @@
+"""What the head of a prediction asks for: its query parameters and headers, with the defaults filled in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import parse_qsl
+
+from app.errors import ParameterError
+from app.settings import ControllerSettings
+from controller.input import bodies
+from controller.input.content_coding import check_coding
+from controller.routing import Selector
+
+PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
+MAX_QUERY_BYTES = 2048  # a thousand are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The query string; None where it does not say."""
+
+    selector: Selector
+    wait_s: float | None
+    deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request's head asks for. The same head asks for the same.
+
+    Attributes:
+        authorization: The header, empty where there is none.
+        content_type: Of its body.
+    """
+
+    selector: Selector
+    wait_s: float
+    deadline_s: float
+    authorization: bytes
+    content_type: bytes
+
+
+def read_head(headers: Mapping[bytes, bytes], query_string: bytes, settings: ControllerSettings) -> Asked:
+    """Read a prediction's headers, names in lower case, and its query string.
+
+    Raises:
+        ParameterError: A parameter is unknown, malformed or out of range.
+        UnsupportedCodingError: The body is packed in a way that is not read.
+    """
+    query = parse_query(query_string)
+    wait_s, deadline_s = query.wait_s, query.deadline_s
+    if wait_s is not None:
+        in_range("wait", wait_s, 0, settings.max_wait_s)
+    else:  # RFC 7240, section 2: a preference that cannot be met is no error
+        wait_s = min(_preferred_wait_s(headers.get(b"prefer", b"")), settings.max_wait_s)
+    if deadline_s is None:
+        deadline_s = settings.default_deadline_s
+    else:
+        in_range("deadline", deadline_s, 0.001, settings.max_deadline_s)
+    check_coding(headers.get(b"content-encoding", b""))
+    return Asked(
+        query.selector,
+        wait_s,
+        deadline_s,
+        headers.get(b"authorization", b""),
+        headers.get(b"content-type", bodies.JSON),
+    )
+
+
+def in_range(name: str, value: float, low: float, high: float) -> float:
+    """The value, if it is a number of seconds from `low` to `high`.
+
+    Raises:
+        ParameterError: It is not.
+    """
+    if not low <= value <= high:  # NaN compares false
+        raise ParameterError(f"{name} must be a number of seconds from {low:g} to {high:g}")
+    return value
+
+
+@lru_cache(maxsize=1024)
+def parse_query(query_string: bytes) -> Query:
+    """Read the query string of a prediction.
+
+    Raises:
+        ParameterError: It is too long, or a parameter is unknown, repeated or malformed.
+    """
+    if len(query_string) > MAX_QUERY_BYTES:
+        raise ParameterError(f"the query string is longer than {MAX_QUERY_BYTES} bytes")
+    try:
+        pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, max_num_fields=16)
+    except ValueError:
+        raise ParameterError("the query string is malformed") from None
+    given = dict(pairs)
+    if len(given) != len(pairs) or not given.keys() <= PARAMETERS:
+        raise ParameterError(
+            f"expected at most one each of the query parameters {', '.join(sorted(PARAMETERS))}, and no others"
+        )
+    return Query(
+        Selector(_positive(given, "worker"), given.get("model"), _positive(given, "version")),
+        _seconds(given, "wait"),
+        _seconds(given, "deadline"),
+    )
+
+
+def _positive(given: Mapping[str, str], name: str) -> int | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+        raise ParameterError(f"{name} must be a whole number from 1")
+    return int(text)
+
+
+def _seconds(given: Mapping[str, str], name: str) -> float | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
+        raise ParameterError(f"{name} must be a number of seconds, such as 5 or 0.5")
+    return float(text)
+
+
+def _preferred_wait_s(prefer: bytes) -> float:
+    # RFC 7240: an unknown or malformed preference is ignored; the first of two equal names counts. As in its
+    # section 4.3, `respond-async` beside `wait` leaves the wait as it is: afterwards the answer is 202 anyway.
+    for preference in prefer.split(b","):
+        name, _, value = preference.partition(b";")[0].partition(b"=")
+        if name.strip().lower() == b"wait" and value.strip(b' "').isdigit():
+            return float(value.strip(b' "'))
+    return 0.0

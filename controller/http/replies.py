@@ -1,0 +1,56 @@
+"""Whole HTTP answers, and the one place that turns an error into one."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from app.errors import ForbiddenError, ModelyardError, TooLargeError, UnauthenticatedError
+from controller.admission.audit_log import Audit, Client
+from controller.http.problems import problem
+from controller.http.response_headers import CLOSE, Headers
+from controller.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A whole HTTP answer."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Refusals:
+    """Turns errors into replies, counts them, and notes in the audit log who was refused for their API key."""
+
+    def __init__(self, metrics: Metrics, audit: Audit) -> None:
+        self._metrics = metrics
+        self._audit = audit
+
+    def reply(self, error: Exception, **members: str) -> Reply:
+        """The answer to an error.
+
+        Args:
+            **members: What the problem document says besides.
+        """
+        if not isinstance(error, ModelyardError):
+            logger.error("unforeseen error", exc_info=error)
+            error = ModelyardError("an unforeseen error; the controller's log has it")
+        self._metrics.rejected(error.code)
+        status, headers, body = problem(error, **members)
+        if isinstance(error, TooLargeError):
+            headers.append(CLOSE)  # the rest of the body is not read
+        return Reply(status, headers, body)
+
+    def reply_to(self, error: Exception, client: Client, method: str, path: str, key: str = "") -> Reply:
+        """The answer to a request that was refused.
+
+        Args:
+            key: Name of its API key, where it has a valid one.
+        """
+        if isinstance(error, UnauthenticatedError | ForbiddenError):
+            self._audit.refuse("request", error, client, key=key, method=method, path=path)
+        return self.reply(error)

@@ -1,0 +1,265 @@
+"""A connection of the controller: whatever way a prediction comes, the answer is the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from app.api_keys import new_key
+from controller.http.fast_path import KNOWN_HEAD_BYTES, KNOWN_HEADS
+from tests.controller.conftest import HandWorker, until
+from tests.controller.http.conftest import BODY, LIMIT_BYTES, OpenSite, Site
+
+HandWorkers = Callable[..., HandWorker]
+new_event_loop = uvloop.new_event_loop  # as in production
+
+
+def post(
+    body: bytes = BODY, *headers: bytes, query: bytes = b"?wait=5", version: bytes = b"HTTP/1.1"
+) -> bytes:
+    named = (b"host: localhost", b"content-type: application/json", b"content-length: %d" % len(body))
+    return b"\r\n".join((b"POST /predict" + query + b" " + version, *named, *headers, b"", body))
+
+
+CHUNKED = (
+    b"POST /predict?wait=5 HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"8\r\n" + BODY[:8] + b"\r\n8\r\n" + BODY[8:] + b"\r\n0\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([post()], id="whole"),
+        pytest.param([post()[:-9], post()[-9:]], id="body in two reads"),
+        pytest.param([post()[:20], post()[20:]], id="headers in two reads"),
+        pytest.param([CHUNKED], id="chunked"),
+        pytest.param([post(BODY, b"idempotency-key: once")], id="idempotent"),
+        pytest.param([post(query=b"?wait=5&worker=1")], id="forced"),
+    ],
+)
+async def test_a_prediction_is_answered_however_it_arrives(site: Site, parts: list[bytes]) -> None:
+    async with site.caller() as caller:
+        for _ in range(2):  # the connection stays usable
+            for part in parts:
+                await caller.send(part)
+                await asyncio.sleep(0.01)  # lets the server read what there is
+            answer = await caller.answer()
+            assert (answer.status, answer.json["predictions"][0]["class"]) == (200, 7)
+            assert answer.headers["content-type"] == "application/json"
+            assert "connection" not in answer.headers
+
+
+async def test_the_short_way_and_the_long_way_answer_alike(site: Site) -> None:
+    async with site.caller() as caller:
+        answers = []
+        for request in (post(), CHUNKED, post(b"[]"), CHUNKED.replace(BODY[:8], b"[" + b" " * 7, 1)):
+            await caller.send(request)
+            answers.append(await caller.answer())
+        good, same_good, bad, same_bad = answers
+        assert good.json.keys() == same_good.json.keys()
+        assert good.headers.keys() == same_good.headers.keys()
+        assert (bad.status, bad.headers["content-type"]) == (422, "application/problem+json")
+        assert bad.headers.keys() == same_bad.headers.keys()
+
+
+async def test_either_way_wants_the_key(open_site: OpenSite) -> None:
+    key, known = new_key("shop", "predict")
+    right, wrong = (b"authorization: Bearer " + each.encode() for each in (key, key[:-1]))
+    long_way = b"idempotency-key: once"
+    site = await open_site(api_keys=known.line())
+    async with site.caller() as caller:
+        for headers, status in (([], 401), ([wrong], 401), ([right], 200), ([], 401)):
+            answers = []
+            for way in ([], [long_way]):
+                await caller.send(post(BODY, *headers, *way))
+                answers.append(await caller.answer())
+            assert [answer.status for answer in answers] == [status, status]
+            assert answers[0].headers.keys() == answers[1].headers.keys()
+            assert ("www-authenticate" in answers[0].headers) == (status == 401)
+
+
+async def test_either_way_counts_towards_the_rate_limit(open_site: OpenSite) -> None:
+    site = await open_site(rate_limit="2/hour")
+    async with site.caller() as caller:
+        statuses = []
+        for request in (post(), CHUNKED, post(), CHUNKED):
+            await caller.send(request)
+            statuses.append((await caller.answer()).status)
+        assert statuses == [200, 200, 429, 429]
+
+
+async def test_pipelined_requests_are_answered_in_their_order(site: Site) -> None:
+    async with site.caller() as caller:
+        health = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        await caller.send(post() + health + post(b"[]") + post() + health)
+        answers = [await caller.answer() for _ in range(5)]
+        assert [answer.status for answer in answers] == [200, 200, 422, 200, 200]
+        assert ["predictions" in answer.json for answer in answers] == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "request_", [post(BODY, b"connection: close"), post(version=b"HTTP/1.0")], ids=["close", "HTTP/1.0"]
+)
+async def test_a_connection_that_is_not_to_be_kept_is_closed_after_the_answer(
+    site: Site, request_: bytes
+) -> None:
+    async with site.caller() as caller:
+        await caller.send(request_)
+        answer = await caller.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await caller.closed()
+
+
+async def test_a_body_over_the_limit_is_refused_and_the_connection_closed(site: Site) -> None:
+    async with site.caller() as caller:
+        await caller.send(post(b" " * LIMIT_BYTES + BODY))
+        answer = await caller.answer()
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert await caller.closed()
+
+
+async def test_a_caller_who_expects_100_continue_gets_it(site: Site) -> None:
+    async with site.caller() as caller:
+        head, body = post(BODY, b"expect: 100-continue").split(b"\r\n\r\n")
+        await caller.send(head + b"\r\n\r\n")
+        assert (await caller.answer()).status == 100
+        await caller.send(body)
+        assert (await caller.answer()).status == 200
+
+
+async def test_a_caller_who_leaves_does_no_harm(site: Site) -> None:
+    async with site.caller() as gone:
+        await gone.send(post())
+    async with site.caller() as caller:
+        await caller.send(post())
+        assert (await caller.answer()).status == 200
+
+
+async def test_what_is_not_a_prediction_goes_the_usual_way(site: Site) -> None:
+    async with site.caller() as caller:
+        for line, status in [
+            (b"GET /predict", 405),
+            (b"POST /predictions", 404),
+            (b"POST /predict/?wait=5", 200),
+            (b"POST /predict?wait=-1", 422),
+            (b"POST /predict?wait=5#", 200),
+        ]:
+            await caller.send(post().replace(b"POST /predict?wait=5", line))
+            assert ((await caller.answer()).status, line) == (status, line)
+
+
+async def test_a_url_that_is_none_is_refused_however_its_request_arrives(site: Site) -> None:
+    for parts in ([post(query=b"?a=\x7f")], [post(query=b"?a=\x7f")[:-5]]):
+        async with site.caller() as caller:
+            await caller.send(*parts)
+            answer = await caller.answer()
+            assert (answer.status, answer.json["code"]) == (400, "request_malformed")
+
+
+async def test_a_server_that_shuts_down_answers_who_waits_first(
+    open_site: OpenSite, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    site = await open_site(worker)
+    async with site.caller() as caller:
+        await caller.send(post())
+        batch = await worker.claimed()
+        site.server.should_exit = True
+        await until(lambda: not site.server.servers[0].is_serving(), "the server no longer listens")
+        worker.finish(batch)
+        answer = await caller.answer()
+        assert (answer.status, answer.json["status"]) == (200, "succeeded")
+        assert await caller.closed()
+
+
+async def test_a_head_that_was_read_before_means_what_it_meant(site: Site, fast_http: bool) -> None:
+    async with site.caller() as caller:
+        other = b'{"data": [3, 4]}'
+        for body, status in ((BODY, 200), (BODY, 200), (other, 200), (b'{"data": [1, X]}', 400), (BODY, 200)):
+            await caller.send(post(body))
+            assert (await caller.answer()).status == status
+    fast_path = site.served.services.fast_path
+    assert fast_http == (fast_path is not None and len(fast_path.known_heads) == 1)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([post()[:-1], post()[-1:]], id="the last byte late"),
+        pytest.param([post()[:40], post()[40:]], id="the head in two reads"),
+        pytest.param([post() + post()], id="two at once"),
+        pytest.param([post() + post()[:60], post()[60:]], id="and the beginning of the next"),
+        pytest.param([post(), post()], id="the next before the answer"),
+    ],
+)
+async def test_a_known_head_in_unusual_reads_is_parsed(site: Site, parts: list[bytes]) -> None:
+    async with site.caller() as caller:
+        await caller.send(post())
+        assert (await caller.answer()).status == 200
+        for part in parts:
+            await caller.send(part)
+            await asyncio.sleep(0.01)  # lets the server read what there is
+        for _ in range(b"".join(parts).count(b"POST")):
+            answer = await caller.answer()
+            assert (answer.status, answer.json["predictions"][0]["class"]) == (200, 7)
+        await caller.send(post())
+        assert (await caller.answer()).status == 200
+
+
+@pytest.mark.parametrize("fast_http", [True], ids=["fast"], indirect=True)
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(post(BODY, b"x-long: " + b"x" * KNOWN_HEAD_BYTES), id="a long head"),
+        pytest.param(post(b"[]", query=b"?wait=nonsense"), id="a head that is refused"),
+        pytest.param(post(BODY, b"authorization: Bearer none"), id="a key that is none"),
+        pytest.param(post(BODY, b"idempotency-key: once"), id="an idempotency key"),
+        pytest.param(CHUNKED, id="chunks"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n", id="another path"),
+    ],
+)
+async def test_only_the_head_of_a_plain_prediction_that_may_enter_is_kept(
+    open_site: OpenSite, request_: bytes
+) -> None:
+    has_key = b"Bearer" in request_
+    site = await open_site(**({"api_keys": new_key("shop", "predict")[1].line()} if has_key else {}))
+    async with site.caller() as caller:
+        await caller.send(request_)
+        await caller.answer()
+    fast_path = site.served.services.fast_path
+    assert fast_path is not None
+    assert not fast_path.known_heads
+
+
+@pytest.mark.parametrize("fast_http", [True], ids=["fast"], indirect=True)
+async def test_heads_that_are_never_seen_again_do_not_pile_up(site: Site) -> None:
+    async with site.caller() as caller:
+        heads = range(KNOWN_HEADS + 10)
+        await caller.send(b"".join(post(b"[]", b"x-request: %d" % number) for number in heads))
+        assert {(await caller.answer()).status for _ in heads} == {422}
+    fast_path = site.served.services.fast_path
+    assert fast_path is not None
+    assert 0 < len(fast_path.known_heads) <= KNOWN_HEADS
+
+
+async def test_a_known_head_with_a_key_that_was_taken_away_is_refused(
+    open_site: OpenSite, tmp_path: Path
+) -> None:
+    key, known = new_key("shop", "predict")
+    _, other = new_key("other", "predict")
+    file = tmp_path / "keys"
+    file.write_text(known.line())
+    site = await open_site(api_keys_file=file)
+    async with site.caller() as caller:
+        request = post(BODY, b"authorization: Bearer " + key.encode())
+        await caller.send(request)
+        assert (await caller.answer()).status == 200
+        file.write_text(other.line())
+        site.served.services.access.refresh()
+        await caller.send(request)
+        assert (await caller.answer()).status == 401
