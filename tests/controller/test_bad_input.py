@@ -155,9 +155,14 @@ async def test_a_connection_closed_within_the_body_reaches_no_queue(
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
 
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
     scope = {"type": "http", "path": "/predict", "method": "POST", "query_string": b"", "headers": []}
-    reply = await served.services.predict.respond(scope, receive)
-    assert reply.status == 422
+    await served.app(scope, receive, send)
+    assert sent[0]["status"] == 422
     assert nothing_is_queued(client)
 
 
