@@ -40,7 +40,7 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
         silences: Gives a number that changes when Redis did not answer the worker elsewhere.
     """
 
-    class QoS(stock.QoS):  # type: ignore[misc]
+    class NoQoS(stock.QoS):  # type: ignore[misc]
         """Restores nothing, as nothing is acknowledged. Its lock is a write, which a full Redis refuses."""
 
         def restore_visible(self, *_: Any, **__: Any) -> None: ...
@@ -48,7 +48,7 @@ def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable
     class Channel(stock.Channel):  # type: ignore[misc]
         """Drops what is not JSON, and connections that may be cut off, which would cost a timeout each to see."""
 
-        QoS = QoS
+        QoS = NoQoS
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self._heard_silences = dict.fromkeys(("pool", "async_pool"), silences())
