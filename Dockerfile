@@ -22,7 +22,8 @@ RUN groupadd --gid 10001 modelyard \
 # What installs packages; the other stages mount it, so none of it stays in an image.
 FROM base AS installer
 RUN pip install --quiet --no-cache-dir --root-user-action=ignore --target /installer uv
-COPY scripts/pip_config.py scripts/image_packages.py /installer/
+COPY scripts/image_packages.py /installer/
+COPY workers/pip_config.py /installer/workers/
 
 
 # The project itself, client and server, as it lies over a virtual environment that has its dependencies.

@@ -52,7 +52,7 @@ def _install(folder: Path, requirements: Path) -> None:
     # The project's bootstrap translates pip's configuration for uv and selects the source of PyTorch.
     sys.path.append(str(ROOT / "scripts"))
     import bootstrap
-    import pip_config
+    from workers import pip_config
 
     config = pip_config.read_pip_config(bootstrap.pip_command())
     environment = {**os.environ, **pip_config.uv_variables(config), "VIRTUAL_ENV": str(folder)}

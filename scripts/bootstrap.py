@@ -17,9 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-import pip_config
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from workers import pip_config  # noqa: E402  (standard library only: nothing is installed yet)
+
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 OLDEST_PYTHON = (3, 11)

@@ -14,7 +14,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-import pip_config
+from workers import pip_config
 
 VENV = Path("/opt/venv")
 CACHE = Path("/var/cache/uv")

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pip_config
 from bootstrap import PYTHON, ROOT, VENV, pip_command
+from workers import pip_config  # found by what bootstrap adds to the path
 
 DEVELOPMENT = "dev"
 CLIENT = "client"  # a distribution of its own

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import pip_config
+from workers import pip_config
 
 
 def test_later_sections_replace_earlier_ones_as_in_pip() -> None:
