@@ -17,6 +17,8 @@ ModelyardError
 │   ├── ModelNotAllowedError      loading it would unpickle, which the settings forbid
 │   ├── ModelContractError
 │   ├── ModelWarmUpError
+│   ├── ModelRequirementsError    its library has another major version here
+│   ├── ModelEnvironmentError     no environment can be built from its requirements
 │   ├── InferenceTimeoutError     a forward pass took longer than it may
 │   └── OutputNotFiniteError      the model answered NaN or an infinity
 └── ServiceError                  a process that was started did not come up or stopped
@@ -93,6 +95,18 @@ class ModelWarmUpError(ModelError):
     """The model could not be loaded or failed on a warm-up input."""
 
     code = "model_warm_up"
+
+
+class ModelRequirementsError(ModelError):
+    """The library of the model's flavor has another major version here than the model was logged with."""
+
+    code = "model_requirements"
+
+
+class ModelEnvironmentError(ModelError):
+    """No environment can be built from the model's requirements."""
+
+    code = "model_environment"
 
 
 class InferenceTimeoutError(ModelError):

@@ -170,6 +170,11 @@ class WorkerSettings(Settings):
         description="whether a model may answer NaN and infinities, which are `null` in JSON; otherwise such a job "
         "fails as `output_not_finite`",
     )
+    allow_major_mismatch: bool = Field(
+        default=False,
+        description="whether to serve a version although its library (scikit-learn, PyTorch, …) has another major "
+        "version here than it was logged with",
+    )
     # A third of the default deadline: what shared a batch with a job that hangs still runs before its own.
     inference_timeout_s: float = Field(
         default=20.0,

@@ -11,7 +11,7 @@ from app.errors import NewerWireError, WireError, WorkerNumberTakenError
 from app.ledger.wire import SCHEMA_VERSION, unreadable
 from app.redis import keys
 from app.redis.script import Call, load, run_now
-from modelyard.schemas import Latency
+from modelyard.schemas import Latency, RequirementDifference
 
 WorkerState = Literal["starting", "ready", "draining"]
 
@@ -38,6 +38,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         val_accuracy_source: `model` or `run`, empty without a val_accuracy and in records of older releases.
         dataset: Name of the data set of val_accuracy, empty where MLflow does not have it.
         dataset_digest: The same, MLflow's digest.
+        requirements: How its environment differs from the version's `requirements.txt`, the first of the differences.
     """
 
     worker_id: str
@@ -69,6 +70,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     val_accuracy_source: str = ""
     dataset: str = ""
     dataset_digest: str = ""
+    requirements: tuple[RequirementDifference, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 

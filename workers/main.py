@@ -24,7 +24,7 @@ from app.redis.client import connect, ledger_errors
 from app.redis.refusals import refusal
 from app.settings import WorkerSettings
 from app.worker_record import WorkerRecord, assign_number
-from workers import model
+from workers import model, requirements_check
 from workers.batch_runner import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
 from workers.consumer.celery_worker import consume
 from workers.model import LoadedModel
@@ -37,6 +37,7 @@ from workers.process.time_limit import TimeLimit, Watchdog
 logger = logging.getLogger(__name__)
 EXIT_STUCK = prefork_supervisor.EX_SOFTWARE
 STOP_GRACE_S = 5.0
+DIFFERENCES_SHOWN = 32  # in a record, which is written each second
 # Seconds after which a thread lets another one run. A heartbeat would otherwise keep a batch waiting for 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 
@@ -58,6 +59,9 @@ def run(settings: WorkerSettings) -> NoReturn:
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
     found = model.find(settings, folder)
+    differing = requirements_check.differences(found.path)
+    if differing:
+        logger.warning("%s was logged with %s", found.uri, requirements_check.described(differing))
     for warning in found.warnings:
         logger.warning("%s: %s", found.uri, warning)
     last_words = InFlightMarker()
@@ -148,6 +152,7 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
         model_id=found.model_id,
         registry=settings.shown_registry,
         warnings=found.warnings,
+        requirements=requirements_check.differences(found.path)[:DIFFERENCES_SHOWN],
     )
 
 

@@ -30,7 +30,7 @@ from app.errors import (
 )
 from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.settings import WorkerSettings
-from workers import model_lookup
+from workers import model_lookup, requirements_check
 from workers.model_lookup import ModelVersion
 
 Array = NDArray[Any]
@@ -153,7 +153,7 @@ def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelError]
         _contract(found)
     except ModelContractError as error:
         problems.append(error)
-    return problems
+    return [*problems, *requirements_check.obstacles(found, settings)]
 
 
 def _require_servable(found: ModelVersion, settings: WorkerSettings) -> None:

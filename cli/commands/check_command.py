@@ -76,6 +76,7 @@ def _describe(found: ModelVersion) -> None:
     from mlflow.models import Model
 
     from app.model_files import loading
+    from workers import requirements_check
 
     folder, how = Path(found.path), loading(found.flavors, Path(found.path))
     signature = Model.load(found.path).signature
@@ -91,6 +92,8 @@ def _describe(found: ModelVersion) -> None:
         "val_accuracy": "none; it is chosen only where no other version has one"
         if found.quality.value is None
         else f"{found.quality.value:g}",
+        "packages": requirements_check.described(requirements_check.differences(found.path))
+        or "as the version requires",
         "dataset": _dataset(found.run_id) or "none logged",
     }
     for name, text in rows.items():

@@ -136,6 +136,14 @@ class Latency(msgspec.Struct, frozen=True):
     p99: float | None = None
 
 
+class RequirementDifference(msgspec.Struct, frozen=True):
+    """A package that a model version requires and its worker lacks, or has in another version."""
+
+    package: Annotated[str, says("its name; `python` is Python itself")]
+    required: Annotated[str, says("version specifier, such as `==1.5.0`; a bare version for Python")]
+    installed: Annotated[str | None, says("version in the worker's environment")]
+
+
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """One worker that consumes a worker number's queue."""
 
@@ -158,6 +166,9 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     device: Annotated[str, says("`cpu` or `cuda:N`")]
     unreadable: Annotated[int, says("messages and batches that it could not read")]
     warnings: Annotated[tuple[str, ...], says("what is wrong with its model and does not stop it")] = ()
+    requirements: Annotated[
+        tuple[RequirementDifference, ...], says("how its environment differs from the version's requirements")
+    ] = ()
 
 
 class InputShape(msgspec.Struct, frozen=True):

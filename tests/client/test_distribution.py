@@ -11,9 +11,8 @@ import venv
 import zipfile
 from pathlib import Path
 
-import pytest
-
 import pip_config
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.prefix) / "bin" / "uv"

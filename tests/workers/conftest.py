@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ import pytest
 from tests.workers import unruly_model
 
 MODEL = "Scikit"
+ODD_REQUIREMENTS = [
+    f"scikit-learn=={int(version('scikit-learn').split('.')[0]) + 1}.0.0",
+    "no-such-package-here==1.0",
+]
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +25,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Tracking URI: version 1 is good, 2 has no signature, 3 has a fixed first dimension, 4 fails its warm-up.
 
     The model `Named` answers a dictionary of one output; `Echo` answers its samples, NaN for each 666, version 1 in
-    float64 and 2 in int64; the model `Emptied` has no version; `Unruly` is `tests/workers/unruly_model.py`.
+    float64 and 2 in int64; `Odd` requires packages that are not here; the model `Emptied` has no version; `Unruly` is
+    `tests/workers/unruly_model.py`.
     """
     folder = tmp_path_factory.mktemp("registry")
     uri = f"sqlite:///{folder}/mlruns.db"
@@ -70,6 +76,15 @@ def _register(uri: str, folder: Path) -> None:
                 pip_requirements=["scikit-learn"],
                 serialization_format="cloudpickle",
             )
+    with mlflow.start_run():
+        mlflow.sklearn.log_model(
+            fitted,
+            name="model",
+            signature=shape(-1, 2),
+            registered_model_name="Odd",
+            pip_requirements=ODD_REQUIREMENTS,
+            serialization_format="cloudpickle",
+        )
     mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", "1")
     mlflow.MlflowClient().create_registered_model("Emptied")
     with mlflow.start_run():

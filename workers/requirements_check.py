@@ -1,0 +1,118 @@
+"""How a version's own packages differ from this environment, and whether it may be served all the same.
+
+MLflow writes `requirements.txt` and `python_env.yaml` beside each model. The serving process reads them without MLflow.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from app.errors import ModelRequirementsError
+from modelyard.schemas import RequirementDifference
+
+if TYPE_CHECKING:
+    from app.settings import WorkerSettings
+    from workers.model_lookup import ModelVersion
+
+REQUIREMENTS, PYTHON_ENV = "requirements.txt", "python_env.yaml"
+# The library of a flavor, where it has another name.
+LIBRARIES = {"pytorch": "torch", "sklearn": "scikit-learn"}
+NAMED = 12  # differences that one line names
+
+
+def read_requirements(folder: str) -> list[Requirement]:
+    """The requirements of a model that apply here; options, paths and addresses are left out.
+
+    Args:
+        folder: The model's files.
+    """
+    path = Path(folder, REQUIREMENTS)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        try:
+            requirement = Requirement(re.split(r"(?:^|\s)#|\s--", line, maxsplit=1)[0].strip())
+        except InvalidRequirement:
+            continue
+        if requirement.marker is None or requirement.marker.evaluate():
+            found.append(requirement)
+    return found
+
+
+def required_python(folder: str) -> str:
+    """The Python version that a model was logged with, empty where that is not known."""
+    path = Path(folder, PYTHON_ENV)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(r"""^python:\s*["']?(\d+\.\d+[\w.]*)""", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def differences(folder: str) -> tuple[RequirementDifference, ...]:
+    """What a model requires and this environment lacks, or has in another version.
+
+    Args:
+        folder: The model's files.
+    """
+    found = []
+    wanted, here = required_python(folder), platform.python_version()
+    if wanted and wanted.split(".")[:2] != here.split(".")[:2]:
+        found.append(RequirementDifference("python", wanted, here))
+    for each in read_requirements(folder):
+        installed = _installed(each.name)
+        if installed is None or not each.specifier.contains(installed, prereleases=True):
+            found.append(RequirementDifference(each.name, str(each.specifier), installed))
+    return tuple(found)
+
+
+def described(found: Sequence[RequirementDifference]) -> str:
+    """The differences in one line."""
+    named = [f"{each.package}{each.required} ({each.installed or 'not'} installed)" for each in found[:NAMED]]
+    rest = len(found) - len(named)
+    return ", ".join(named) + (f" and {rest} more" if rest else "")
+
+
+def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelRequirementsError]:
+    """Why a version is not served here: the library of its flavor has another major version, or is missing."""
+    if settings.allow_major_mismatch:
+        return []
+    libraries = {canonicalize_name(LIBRARIES.get(flavor, flavor)) for flavor in found.flavors}
+    others = [
+        each
+        for each in differences(found.path)
+        if canonicalize_name(each.package) in libraries and _is_other_major(each)
+    ]
+    if not others:
+        return []
+    return [
+        ModelRequirementsError(
+            f"{found.uri} was logged with {described(others)}; expected the same major version. Install it, or set "
+            "MODELYARD_ALLOW_MAJOR_MISMATCH=true to try the version as it is"
+        )
+    ]
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _is_other_major(difference: RequirementDifference) -> bool:
+    if difference.installed is None:
+        return True
+    named = Requirement(difference.package + difference.required).specifier
+    try:
+        majors = {Version(each.version.removesuffix(".*")).major for each in named}
+        return Version(difference.installed).major not in majors
+    except InvalidVersion:  # `===` takes any text
+        return True
