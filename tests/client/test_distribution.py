@@ -11,8 +11,9 @@ import venv
 import zipfile
 from pathlib import Path
 
-import pip_config
 import pytest
+
+from workers import pip_config
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.prefix) / "bin" / "uv"
