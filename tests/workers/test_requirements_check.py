@@ -105,7 +105,7 @@ def test_a_worker_and_check_show_the_differences_and_refuse_another_major_versio
     refused = start_worker("1", **wanted)
     worker = start_worker("1", **wanted, MODELYARD_ALLOW_MAJOR_MISMATCH="true")
     with redis.Redis.from_url(redis_server.url) as client:
-        wait_until(lambda: ready_pids(client) or worker.poll() is not None, timeout_s=60, what="the worker that was told serves"); print(worker.poll(), worker.communicate(timeout=5) if worker.poll() is not None else "")
+        wait_until(lambda: ready_pids(client), timeout_s=120, what="the worker that was told serves")
         [record] = records(client)
     assert list(record.requirements) == [
         RequirementDifference("scikit-learn", f"=={OTHER_MAJOR}", SKLEARN),
