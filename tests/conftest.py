@@ -50,10 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def starts_processes(item: pytest.Item) -> bool:
-    """Whether a test needs a server or another process; `make check` leaves those out."""
+    """Whether a test needs a server, another process or MLflow's database; `make check` leaves those out."""
     module, fixtures = getattr(item, "module", None), getattr(item, "fixturenames", ())
-    names = {"running_redis", "subprocess"}.intersection(vars(module))
-    return group_of(item.nodeid) in SHARING or "redis_process" in fixtures or bool(names)
+    needed = {"redis_process", "empty_database"}.intersection(fixtures)
+    named = {"running_redis", "subprocess"}.intersection(vars(module))
+    return group_of(item.nodeid) in SHARING or bool(needed or named)
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]

@@ -250,6 +250,14 @@ def measured(turn: int, per_s: float, p50_ms: float, stolen: float = 0.0) -> Poi
     return replace(point(4.0), turn=turn, per_s=per_s, p50_ms=p50_ms, stolen=stolen)
 
 
+@pytest.fixture
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulates less of each round."""
+    monkeypatch.setattr(check, "WARM_S", 0.1)
+    monkeypatch.setattr(check, "RUN_S", 0.4)
+
+
+@pytest.mark.usefixtures("short_rounds")
 def test_an_error_is_the_median_of_those_of_the_rounds() -> None:
     calibrating = [point(size, turn) for turn in range(3) for size in SIZES]
     predicted = check.predict(calibrate.fit(calibrating, 20.0), 1, 8, 2)
@@ -273,6 +281,7 @@ def test_a_round_is_predicted_from_what_its_own_pool_cost_in_it() -> None:
     assert check.errors(found.per_s) == pytest.approx([0.0, 0.0], abs=0.01)
 
 
+@pytest.mark.usefixtures("short_rounds")
 def test_what_the_hypervisor_takes_is_not_there() -> None:
     calibrating = [point(size) for size in SIZES]
     predicted = check.predict(calibrate.fit(calibrating, 20.0), 1, 8, 2)

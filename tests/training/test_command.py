@@ -1,5 +1,6 @@
 """Training and inference as a person calls them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,13 @@ from .conftest import Trained
 
 
 def test_training_from_nothing_prints_a_table_and_none_of_mlflows_chatter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[str, str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     line = [sys.executable, "-m", "training", "--epochs", "2", "--model-name", "Mine"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = os.environ | measured
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "champion" in done.stdout
     epochs = [line for line in done.stdout.splitlines() if line.startswith("training mlp ")]
