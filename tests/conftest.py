@@ -57,7 +57,7 @@ def starts_processes(item: pytest.Item) -> bool:
     return group_of(item.nodeid) in SHARING or bool(needed or named)
 
 
-class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+class GroupScheduling(LoadScopeScheduling):
     """Marks `xdist_group` do not serve: under pytest 9.2, xdist 3.8 loses them without a word."""
 
     def _split_scope(self, nodeid: str) -> str:

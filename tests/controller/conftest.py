@@ -144,17 +144,17 @@ class HandWorker:
 
     def __init__(self, client: redis.Redis, worker: WorkerRecord) -> None:
         self.record = worker
-        self._client = client
+        self.client = client
         self._ledger = WorkerLedger(client, worker.worker_id, worker.queue, RETENTION_S)
 
     def start(self) -> None:
-        publish(self._client, self.record)
+        publish(self.client, self.record)
 
     def stop(self) -> None:
-        unpublish(self._client, self.record)
+        unpublish(self.client, self.record)
 
     def next_batch_id(self) -> str | None:
-        message = self._client.rpop(self.record.queue)
+        message = self.client.rpop(self.record.queue)
         return batch_id_of(message) if isinstance(message, bytes) else None
 
     def claim(self) -> ClaimedBatch | None:
@@ -174,7 +174,8 @@ class HandWorker:
 
     async def claimed(self) -> ClaimedBatch:
         """The next batch, waiting until there is one."""
-        return await until(self.claim, "a batch is on the queue")
+        batch: ClaimedBatch = await until(self.claim, "a batch is on the queue")
+        return batch
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,10 +63,14 @@ async def test_many_that_wait_while_little_is_out_travel_in_two_batches(
     served = await serve(batch_hold_ms=1000, batches_ahead=1)
     lane = served.services.dispatcher.lane(worker.record.queue)
     lane.backlog.pass_ms = inference_ms
+
+    def is_sent(n_batches: int) -> bool:
+        return lane.backlog.sent_batches == n_batches
+
     posts = []
     for sent in (1, 2):
         posts.append(asyncio.create_task(served.post(query="?wait=5")))
-        await until(lambda sent=sent: lane.backlog.sent_batches == sent, "it is sent")
+        await until(partial(is_sent, sent), "it is sent")
     posts += [asyncio.create_task(served.post(query="?wait=5")) for _ in range(n_waiting)]
     await until(lambda: len(lane.waiting) == n_waiting, "all of them are held")
     found = []

@@ -58,7 +58,8 @@ def samples(content_type: bytes, body: bytes, contract: InputContract) -> list[A
     """The numbers that the model gets."""
     numbers = bodies.parse(content_type, body).numbers(contract)
     data = json_numbers.to_samples(numbers, contract, 100)
-    return np.frombuffer(data, json_numbers.little_endian(contract.dtype)).tolist()
+    got: list[Any] = np.frombuffer(data, json_numbers.little_endian(contract.dtype)).tolist()
+    return got
 
 
 def expected(numbers: list[Any], dtype: str) -> list[Any] | None:
@@ -96,7 +97,7 @@ def check(
         return
     assert got == wanted
     if dtype.startswith("float"):
-        assert np.signbit(got).tolist() == [bool(np.signbit(float(number))) for number in numbers]
+        assert np.signbit(np.array(got)).tolist() == [bool(np.signbit(float(number))) for number in numbers]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from app.redis import keys
+from controller import pool_watcher
 from modelyard.schemas import Latency
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import MODEL, now_ms
@@ -163,7 +164,7 @@ async def test_a_controller_of_an_empty_pool_stays_with_its_load_balancer_for_re
     answer = await served.http.get("/readyz/read")
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": []})
     assert (await served.http.get(f"{url}?wait=5")).json()["status"] == "succeeded"
-    served.app.announce_stop()
+    served.services.drain.is_announced = True
     answer = await served.http.get("/readyz/read")
     assert (answer.status_code, answer.json()["reasons"]) == (503, ["the controller is stopping"])
 
@@ -176,7 +177,7 @@ async def test_what_nobody_foresaw_in_the_pool_does_not_end_the_refreshing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served = await serve()
-    monkeypatch.setattr(served.services.watcher, "_counts", lambda raw: 1 / 0)
+    monkeypatch.setattr(pool_watcher, "build_snapshot", lambda *_: 1 / 0)
     await until(lambda: "the pool could not be read" in caplog.text, "the refresh has failed")
     monkeypatch.undo()
     hand_worker()

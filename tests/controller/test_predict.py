@@ -199,7 +199,7 @@ async def test_traffic_moves_when_the_better_worker_stops_and_back_when_it_retur
 
 async def _listening(_: object, worker: HandWorker) -> None:
     await until(
-        lambda: worker._client.pubsub_numsub(keys.POOL_CHANNEL)[0][1] > 0, "the controller is subscribed"
+        lambda: worker.client.pubsub_numsub(keys.POOL_CHANNEL)[0][1] > 0, "the controller is subscribed"
     )
 
 

@@ -198,7 +198,7 @@ async def test_the_controllers_user_may_count_for_a_rate_limit(guarded: Guarded)
         give_up_at_s = time.monotonic() + 20
         while outcomes[-2:] != [False, True] and time.monotonic() < give_up_at_s:
             try:
-                await limit.count(caller, {}, 1)
+                await limit.count(caller, None, 1)
                 outcomes.append(True)
             except RateLimitError:
                 outcomes.append(False)

@@ -104,6 +104,7 @@ def test_a_batch_runs_in_one_pass_and_each_job_gets_its_rows(bench: Bench) -> No
     assert outcome
     assert calls == [(4, 2)]
     assert [job.classes for job in outcome.jobs] == [[0], [0, 1], [1]]
+    assert isinstance(outcome.jobs[1].scores, bytes)
     assert np.frombuffer(outcome.jobs[1].scores, "<f4").reshape(2, 2).tolist() == [[0, 0], [-1, 1]]
     assert (outcome.worker_id, outcome.n_samples) == ("host-1", 4)
     assert outcome.finished_at_ms >= outcome.started_at_ms > 0

@@ -64,8 +64,8 @@ def worker(
 
 
 def is_ready(client: redis.Redis) -> bool:
-    records = client.mget(client.keys(keys.worker("*")) or ["none"])  # type: ignore[arg-type, misc]
-    return any(decode_record(data).state == "ready" for data in records if data)  # type: ignore[union-attr]
+    records = client.mget(client.keys(keys.worker("*")) or ["none"])
+    return any(decode_record(data).state == "ready" for data in records if isinstance(data, bytes))
 
 
 def message(url: str, batch_id: str = "B" * 32) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_no_message_makes_a_worker_do_anything_but_run_its_batches(
             )
             assert worker.poll() is None, f"{name} ended the worker: {worker.communicate()[1][-2000:]}"
         assert not sprung.exists()
-        assert not [key for key in client.keys("*") if MARK.encode() in key]  # type: ignore[union-attr]
+        assert not [key for key in client.keys("*") if MARK.encode() in key]
 
 
 def test_remote_commands_can_look_at_a_worker_but_not_change_it(

@@ -68,7 +68,8 @@ def good(redis_server: RedisServer) -> dict[str, Any]:
 
 def test_a_message_as_a_controller_writes_it_is_a_wake_up_and_garbage_is_none(good: dict[str, Any]) -> None:
     assert is_wake_up(good)
-    for other in ({}, [], None, {"headers": {"task": "os.system", "id": GOOD_ID}}):
+    garbage: list[Any] = [{}, [], None, {"headers": {"task": "os.system", "id": GOOD_ID}}]
+    for other in garbage:
         assert not is_wake_up(other)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -27,14 +28,15 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield connection
 
 
-def beacon(client: redis.Redis, worker_id: str, heartbeat_s: float = 60, **fields: object) -> Heartbeat:
+def beacon(client: redis.Redis, worker_id: str, heartbeat_s: float = 60, **fields: Any) -> Heartbeat:
     return Heartbeat(client, record(worker_id=worker_id, **fields), PoolClock(), heartbeat_s)
 
 
 def test_a_worker_of_another_model_does_not_start_and_both_are_named(client: redis.Redis) -> None:
     first = beacon(client, "a", run_id="r1", model_id="m-1", registry="sqlite:////one.db", host="alpha")
     first.start()
-    for other in ({"run_id": "r1", "model_id": "m-2"}, {"run_id": "r2", "model_id": "m-1"}):
+    others: list[dict[str, Any]] = [{"run_id": "r1", "model_id": "m-2"}, {"run_id": "r2", "model_id": "m-1"}]
+    for other in others:
         second = beacon(client, "b", registry="sqlite:////two.db", host="beta", **other)
         with pytest.raises(QueueTakenError) as raised:
             second.start()
@@ -47,8 +49,8 @@ def test_a_worker_of_another_model_does_not_start_and_both_are_named(client: red
         assert client.exists(keys.worker("b")) == 0
     replica = beacon(client, "c", run_id="r1", model_id="m-1", registry="http://elsewhere", host="gamma")
     replica.start()
-    for each in (first, replica):
-        each.close()
+    for served in (first, replica):
+        served.close()
     last = beacon(client, "d", run_id="r2", model_id="m-2")
     last.start()
     last.close()
@@ -66,7 +68,8 @@ def test_records_of_older_releases_are_compared_by_their_run(client: redis.Redis
 def test_of_two_models_that_start_at_once_one_is_served(client: redis.Redis) -> None:
     for _ in range(20):
         beacons = [beacon(client, name, run_id=name, model_id=name) for name in ("a", "b")]
-        both, refused = threading.Barrier(2), []
+        both = threading.Barrier(2)
+        refused: list[str] = []
 
         def start(each: Heartbeat, both: threading.Barrier = both, refused: list[str] = refused) -> None:
             both.wait()
@@ -122,4 +125,5 @@ def test_a_process_that_would_serve_another_model_ends_with_one_line(
     assert f"of {registry} on" in last
     assert "Traceback" not in done.stderr
     (data,) = [client.get(each) for each in client.scan_iter(keys.worker("*"))]
+    assert isinstance(data, bytes)
     assert decode_record(data).run_id == "other"

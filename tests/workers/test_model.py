@@ -43,7 +43,7 @@ def settings(registry: str, version: str, **fields: Any) -> WorkerSettings:
 @pytest.mark.parametrize(("wanted", "version"), [("1", 1), ("3", 3), ("champion", 1), ("latest", 4)])
 def test_a_number_an_alias_and_latest_resolve_to_a_version(registry: str, wanted: str, version: int) -> None:
     found = find(settings(registry, wanted))
-    assert (found.name, found.version, found.val_accuracy) == ("Scikit", version, 0.75)
+    assert (found.name, found.version, found.quality.value) == ("Scikit", version, 0.75)
     assert found.run_id
 
 
@@ -143,7 +143,8 @@ def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path:
             self.two = torch.full((1,), 2.0)
 
         def forward(self, samples: torch.Tensor) -> torch.Tensor:
-            return self.linear(samples) * self.two + torch.arange(3)
+            doubled: torch.Tensor = self.linear(samples) * self.two + torch.arange(3)
+            return doubled
 
     n_samples = torch.export.Dim("n_samples")
     program = torch.export.export(Doubled().eval(), (torch.zeros(2, 4),), dynamic_shapes=({0: n_samples},))

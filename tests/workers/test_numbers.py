@@ -58,7 +58,7 @@ def run(bench: Bench, samples: Any, counts: list[int], predict: Predict, **of_mo
         jobs=[JobEntry(count, now_ms(), now_ms() + 60_000, "", forced=False) for count in counts],
     )
     batch_id = SIGNER.new_batch_id(now_ms(), len(counts))
-    bench.accept(NewBatch(batch_id, batch_head, samples.tobytes(), b"message", now_ms(), {}))
+    bench.accept(NewBatch(batch_id, batch_head, samples.tobytes(), b"message", now_ms(), ()))
     bench.runner(predict, **of_model).run(batch_id)
     outcome = bench.outcome(batch_id)
     assert outcome
@@ -81,7 +81,8 @@ def test_numbers_of_every_dtype_come_back_as_they_were_sent(
     elements = FINITE if name.startswith("float") else None
     array = data.draw(arrays(name, shape, elements=elements))
     contract = InputContract(name, array.shape[1:])
-    numbers = bodies.parse(bodies.JSON, encode_samples(array)).numbers(contract)
+    content_type, body = encode_samples(array)
+    numbers = bodies.parse(content_type.encode(), body).numbers(contract)
     samples = np.frombuffer(json_numbers.to_samples(numbers, contract, 3), name).reshape(array.shape)
 
     [job] = run(bench, samples, [len(array)], lambda rows: rows)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +136,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 @pytest.fixture
-def poisoned(exported: tuple[str, Path], tmp_path: Path) -> Callable[[Callable[[Path, bytes], None]], Path]:
+def poisoned(
+    exported: tuple[str, Path], tmp_path: Path
+) -> Iterator[Callable[[Callable[[Path, bytes], None]], Path]]:
     """`poisoned(how)` changes the model's files, and answers which folder appears if the trap springs."""
     import shutil
 

@@ -10,9 +10,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from redis import Redis
 
 from app.clock import to_ms
 from app.redis import keys
@@ -32,7 +34,7 @@ class Server:
     redis: OwnRedis
     port: int
     folder: Path
-    operator: redis.Redis
+    operator: Redis
 
     @property
     def socket(self) -> Path:
@@ -78,7 +80,7 @@ class Callers:
     """What callers of a controller see."""
 
     served: Served
-    operator: redis.Redis
+    operator: Redis
     reasons: Sequence[str] = ()
 
     async def post(self, query: str = "") -> tuple[int, dict[str, str]]:
@@ -117,9 +119,8 @@ class Callers:
 def silence_ms(client: redis.Redis) -> float:
     """Since the last heartbeat of a worker."""
     seconds, microseconds = client.time()
-    return to_ms(seconds, microseconds) - max(
-        score for _, score in client.zrange(keys.WORKERS, 0, -1, withscores=True)
-    )
+    beats: Any = client.zrange(keys.WORKERS, 0, -1, withscores=True)
+    return to_ms(seconds, microseconds) - max(float(score) for _, score in beats)
 
 
 def fail_to_save(server: Server) -> None:

@@ -23,8 +23,8 @@ from tests.pool_samples import outcome
 
 HandWorkers = Callable[..., HandWorker]
 Lines = Callable[[], list[dict[str, Any]]]
-POST = {"url": "/predict", "json": {"data": [1, 2]}}
-ALICE, OPERATOR = (new_key(name, role) for name, role in (("alice", "predict"), ("root", "operate")))
+POST: dict[str, Any] = {"url": "/predict", "json": {"data": [1, 2]}}
+ALICE, OPERATOR = new_key("alice", "predict"), new_key("root", "operate")
 AS_ALICE, AS_OPERATOR = ({"authorization": f"Bearer {key}"} for key, _ in (ALICE, OPERATOR))
 STRANGE = {"authorization": "Bearer modelyard_SECRET"}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tracemalloc
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +274,14 @@ async def test_the_scheme_may_be_spelt_in_any_case(serve: Serve, key_file: KeyFi
 
 
 def test_spellings_of_a_valid_key_do_not_fill_the_memory(key_file: KeyFile) -> None:
-    header = key_file.add("ops", "operate")["authorization"].encode()
+    key = key_file.add("ops", "operate")["authorization"].removeprefix("Bearer ")
     access = Access(settings_for("unix:///nowhere", api_keys_file=key_file.path))
-    for spaces in range(1, CACHED_CALLERS + 10):
-        assert access.caller(header.replace(b" ", b" " * spaces, 1)).is_operator
-    assert 0 < len(access._callers) <= CACHED_CALLERS
-    assert all(len(spelling) < 1000 for spelling in access._callers)
+    schemes = ["".join(letters) for letters in product(*zip("bearer", "BEARER", strict=True))]
+    tracemalloc.start()
+    try:
+        for scheme, n_spaces in product(schemes, [*range(1, 100), 100_000]):
+            assert access.caller(f"{scheme}{' ' * n_spaces}{key}".encode()).is_operator
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < CACHED_CALLERS * 1000

@@ -346,7 +346,7 @@ def test_a_job_that_came_and_went_while_the_pool_was_read_counts_for_no_other_co
 
 def test_a_controller_that_has_just_begun_goes_by_what_the_workers_say() -> None:
     pool = backlogs()
-    said = {"inference_ms": Latency(19, 19, 30), "jobs_done": 400, "batches_done": 40}
+    said: dict[str, Any] = {"inference_ms": Latency(19, 19, 30), "jobs_done": 400, "batches_done": 40}
     replicas = [record(worker_id=f"host-{i}", **said) for i in range(2)]
     waits_ms = pool.refresh(replicas, {QUEUE: 100})
     assert waits_ms[QUEUE] == pytest.approx(100, rel=0.01), "10 batches of 20 ms for two workers"

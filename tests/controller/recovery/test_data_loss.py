@@ -127,7 +127,7 @@ async def test_a_default_user_with_fewer_rights_is_found_before_the_restart(star
     async with redis.asyncio.Redis.from_url(server.url) as client:
         detail = (await findings(client, server.url))["default_user_restricted"]
         assert "ACL SETUSER default ~* &* +@all" in detail
-        await client.execute_command("ACL", "SETUSER", "default", "~*", "&*", "+@all")  # type: ignore[no-untyped-call]
+        await client.execute_command("ACL", "SETUSER", "default", "~*", "&*", "+@all")
         assert await findings(client, server.url) == {}
         with (
             redis.Redis(port=server.port, retry=Retry(NoBackoff(), 0)) as anybody,
@@ -163,7 +163,9 @@ async def test_an_emptied_redis_is_told_and_the_note_lives_as_long_as_outcomes_w
         await watched.look()
         await client.flushall()
         assert await watched.look() == 1
-        loss = decode(await client.get(keys.LOSS) or b"")
+        noted = await client.get(keys.LOSS)
+        assert isinstance(noted, bytes)
+        loss = decode(noted)
         assert loss
         assert (loss.since_ms, loss.until_ms <= loss.noticed_at_ms) == (0, True)
         assert 0 < await client.pttl(keys.LOSS) <= RETENTION_S * 1000

@@ -125,7 +125,9 @@ def test_a_worker_asks_for_its_number_again_where_redis_has_lost_it(
     client.flushall()
     wait_until(lambda: client.hget(keys.NUMBERS, own.queue) == b"3", what="its number is known")
     with client.pipeline() as pipe:
-        pipe.flushall().hset(keys.NUMBERS, "modelyard:queue:Other:1", 3).execute()
+        pipe.flushall()
+        pipe.hset(keys.NUMBERS, "modelyard:queue:Other:1", "3")
+        pipe.execute()
     wait_until(lambda: client.hget(keys.NUMBERS, own.queue) == b"1", what="it has another number")
     beacon.close()
 
