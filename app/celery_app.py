@@ -1,22 +1,13 @@
-"""The Celery application that workers, controllers and Flower share, and the one task message there is.
-
-The task takes no arguments: its id is the batch's id. So Flower's list of tasks is a list of batches, and a
-message of one queue differs from the next only in its ids.
-"""
+"""The Celery application that workers, controllers and Flower share."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
-from uuid import uuid4
 
 import click
 from celery import Celery, bootsteps
-from kombu import Connection, Queue
-from kombu.utils.json import dumps
 
-from app.ledger import ids
 from app.redis import keys
 from app.redis.credentials import PasswordFile
 from app.settings import Settings, load
@@ -28,9 +19,6 @@ WRONG_WORKER = (
     "`modelyard worker` with MODEL_NAME and MODEL_VERSION instead"
 )
 _credentials: PasswordFile | None = None  # a global, as kombu takes a name and passes no argument
-_ID_PLACEHOLDER = "<batch id>"
-_TAG_PLACEHOLDER = "<delivery tag>"
-_QUEUE_PLACEHOLDER = "<queue>"
 
 
 def create_celery(settings: Settings) -> Celery:
@@ -98,65 +86,6 @@ def _refuse_celery_worker(*_: Any) -> None:
 def redis_credentials() -> PasswordFile | None:
     """What kombu's connections authenticate by, which finds it by name in the broker's URL."""
     return _credentials
-
-
-def message_template(celery: Celery) -> bytes:
-    """A batch's message with placeholders, as Celery writes it and kombu's Redis transport stores it.
-
-    Celery writes it once, to kombu's in-memory transport. After that a message costs microseconds instead of
-    the hundreds that `send_task` takes, and can travel in the same transaction as the ledger's record.
-    """
-    with Connection("memory://") as connection:
-        channel = connection.default_channel
-        queue = Queue(_QUEUE_PLACEHOLDER, routing_key=_QUEUE_PLACEHOLDER)(channel)
-        queue.declare()
-        celery.send_task(BATCH_TASK, task_id=_ID_PLACEHOLDER, queue=queue, connection=connection)
-        payload = channel._get(_QUEUE_PLACEHOLDER)
-        queue.delete()
-    payload["properties"]["delivery_tag"] = _TAG_PLACEHOLDER
-    payload["properties"]["delivery_info"] = {"exchange": "", "routing_key": _QUEUE_PLACEHOLDER}
-    written: bytes = dumps(payload).encode()
-    return written
-
-
-class BatchMessages:
-    """Writes the messages of one queue.
-
-    Args:
-        template: What `message_template` answers.
-        queue: Queue of a model version.
-    """
-
-    def __init__(self, template: bytes, queue: str) -> None:
-        self._template = template.replace(_QUEUE_PLACEHOLDER.encode(), dumps(queue)[1:-1].encode())
-
-    def write(self, batch_id: str) -> bytes:
-        """The message that wakes a worker for `batch_id`."""
-        message = self._template.replace(_ID_PLACEHOLDER.encode(), batch_id.encode())
-        return message.replace(_TAG_PLACEHOLDER.encode(), str(uuid4()).encode())
-
-
-def batch_id_of(message: bytes) -> str | None:
-    """Batch id in a stored message, or None if it is not one of ours."""
-    _, found, rest = message.partition(b'"correlation_id": "')
-    batch_id, quote, _ = rest.partition(b'"')
-    return batch_id.decode("ascii", "replace") if found and quote else None
-
-
-def unannounced(
-    unclaimed: Iterable[tuple[str, float]], next_message: bytes | None, before_ms: float
-) -> list[str]:
-    """Batches that the queue, first in first out, should have given out by now.
-
-    Args:
-        unclaimed: Batches that nobody runs, each with when it was accepted (ms).
-        next_message: Stored message that is next to be taken, or None.
-        before_ms: Later ones may still be on their way.
-    """
-    next_batch = batch_id_of(next_message) if next_message else None
-    if next_batch and ids.is_well_formed(next_batch):
-        before_ms = min(before_ms, ids.accepted_at_ms(next_batch))
-    return [batch for batch, at_ms in unclaimed if int(at_ms) < before_ms and batch != next_batch]
 
 
 def __getattr__(name: str) -> Celery:

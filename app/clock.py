@@ -20,6 +20,10 @@ class PoolClock:
         """Milliseconds since the epoch, as Redis would tell them."""
         return time.monotonic() * 1000 + self._offset_ms
 
+    def ms_at(self, monotonic_s: float) -> float:
+        """The same for a moment of `time.monotonic()`."""
+        return monotonic_s * 1000 + self._offset_ms
+
     def adjust(self, redis_time: tuple[int, int], asked_at_s: float) -> None:
         """Take over the answer (seconds, microseconds) of Redis's TIME, as read halfway through the round trip.
 

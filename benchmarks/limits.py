@@ -19,11 +19,11 @@ from pathlib import Path
 
 import redis
 
-from app.celery_app import BatchMessages, create_celery, message_template
+from app.celery_app import create_celery
 from app.clock import to_ms
 from app.ledger.commands import NewBatch
-from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.ids import IdSigner
+from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.ledger.wire import BatchHead, JobEntry
 from app.redis import keys
 from app.redis.client import connect_async
@@ -32,6 +32,7 @@ from benchmarks import digit_bodies, envs, machine, package_versions, processes
 from benchmarks.bench_pool import FAR_S, Pool
 from benchmarks.systems import LOOPBACK, SYSTEMS
 from benchmarks.wrk_load import Generator, Load, Target
+from tests.pool_samples import accept
 
 PAGE = Path(__file__).with_name("limits.md")
 MODELYARD = SYSTEMS[0]
@@ -47,6 +48,7 @@ LONG_BACKLOG = {
     "MODELYARD_BATCH_HOLD_BEHIND_MS": "4",
 }
 SAMPLE_BYTES = 784 * 4
+AT_ONCE = 64  # batches, accepted on one connection
 MEASURE_S = 5
 STOPPED_S = 2
 ROUNDS = 5
@@ -303,8 +305,8 @@ async def _fill(pool: Pool, n_jobs: int) -> None:
     secret = await client.get(keys.SECRET)
     assert isinstance(secret, bytes)
     signer = IdSigner(secret)
-    accept = ControllerLedger(client, settings.result_retention_s).accept
-    messages = BatchMessages(message_template(create_celery(settings)), queue)
+    made: list[NewBatch] = []
+    messages = WakeUpMessages(write_template(create_celery(settings)), queue)
     lot = random.Random(0)
     while n_jobs > 0:
         n_here = min(lot.randint(*JOBS_PER_BATCH), n_jobs)
@@ -323,7 +325,11 @@ async def _fill(pool: Pool, n_jobs: int) -> None:
             sample_shape=(1, 28, 28),
             jobs=[job] * n_here,
         )
-        await accept(NewBatch(batch_id, head, bytes(n_here * SAMPLE_BYTES), messages.write(batch_id), now_ms))
+        data = bytes(n_here * SAMPLE_BYTES)
+        made.append(NewBatch(batch_id, head, data, messages.write(batch_id), now_ms))
+        if len(made) == AT_ONCE or not n_jobs:
+            await accept(client, *made, retention_s=settings.result_retention_s)
+            made.clear()
     await client.aclose()
 
 

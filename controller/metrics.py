@@ -17,7 +17,7 @@ from prometheus_client.utils import floatToGoString
 from app.clock import PoolClock
 from app.unreadable import WHATS, Unreadable
 from app.worker_record import WorkerRecord
-from controller.dispatch import SentBatch
+from controller.events import Accepted, Completed
 from controller.pool_watcher import PoolWatcher
 from modelyard.schemas import FINAL_STATUSES, Status
 
@@ -42,6 +42,7 @@ class Metrics:
     def __init__(self, watcher: PoolWatcher, clock: PoolClock, unreadable: Unreadable) -> None:
         self._registry = CollectorRegistry()
         self._watcher = watcher
+        self._clock = clock
         self._seen: dict[str, _OfWorker] = {}
         registry = self._registry
         self._end_to_end = Latencies(
@@ -82,25 +83,25 @@ class Metrics:
         registry.register(_PoolCollector(watcher, clock))
         registry.register(_UnreadableCollector(unreadable))
 
-    def sent(self, batch: SentBatch, seconds: float) -> None:
+    def accepted(self, event: Accepted) -> None:
         """Count an accepted batch."""
-        own = self._of(batch)
-        own.batch_jobs.observe(len(batch.head.jobs))
-        own.dispatch.observe(seconds)
+        head = event.accept.batch.head
+        own = self._of(head.worker)
+        own.batch_jobs.observe(len(head.jobs))
+        own.dispatch.observe(event.took_s)
 
-    def settled(self, batch: SentBatch) -> None:
+    def completed(self, event: Completed) -> None:
         """Count the outcomes of a batch."""
-        assert batch.outcome
-        own, heard_at_ms = self._of(batch), batch.heard_at_ms
-        latencies_s = [max(0.0, heard_at_ms - job.received_at_ms) / 1000 for job in batch.head.jobs]
+        own, heard_at_ms = self._of(event.head.worker), self._clock.ms_at(event.heard_at_s)
+        latencies_s = [max(0.0, heard_at_ms - job.received_at_ms) / 1000 for job in event.head.jobs]
         self._end_to_end.observe(own.worker, latencies_s)
         self._end_to_end_last.labels(own.worker).set(latencies_s[-1])  # none before there is a value
-        statuses = [job.status for job in batch.outcome.jobs]
+        statuses = [job.status for job in event.outcome.jobs]
         for status in set(statuses):
             own.jobs[status].inc(statuses.count(status))
 
-    def _of(self, batch: SentBatch) -> _OfWorker:
-        worker = str(batch.head.worker)
+    def _of(self, number: int) -> _OfWorker:
+        worker = str(number)
         own = self._seen.get(worker)
         if own is None:
             own = self._seen[worker] = _OfWorker(

@@ -24,6 +24,7 @@ from app.quality import quality_problem
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.redis.refusals import PROBE, refusal
+from app.settings import ControllerSettings
 from app.unreadable import Unreadable
 from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
@@ -32,8 +33,8 @@ from controller.routing import Snapshot, build_snapshot
 
 logger = logging.getLogger(__name__)
 SWEEP_AFTER_TTLS = 20
-AWAY_S = 0.25  # between two attempts while Redis is away, and between two readings while it settles
-HEARTBEATS_TO_SETTLE = 3
+AWAY_S = 0.25  # between two attempts while Redis is away, and between two readings after it has come back
+HEARTBEATS_TO_COME_BACK = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,11 @@ class PoolWatcher:
         client: Asynchronous Redis client that answers bytes.
         clock: Taught Redis's time by each refresh.
         backlogs: Told of each reading.
-        recent: Told of each answer of Redis, and which run of it has answered.
-        interval_s: Seconds between two refreshes.
-        worker_ttl_s: Seconds after which a silent worker is dead.
+        replay_buffer: Told of each answer of Redis, and which run of it has answered.
+        settings: Say how often to refresh, and after how long a silent worker is dead.
 
     Attributes:
+        clock: Redis's clock.
         reachable: Whether Redis answers, and takes writes.
         refusal: What it said, where it answers and refuses.
     """
@@ -76,26 +77,25 @@ class PoolWatcher:
         client: redis.asyncio.Redis,
         clock: PoolClock,
         backlogs: Backlogs,
-        recent: ReplayBuffer,
-        interval_s: float,
-        worker_ttl_s: float,
+        replay_buffer: ReplayBuffer,
+        settings: ControllerSettings,
         unreadable: Unreadable,
     ) -> None:
         self.view = PoolView()
         self.reachable = False
         self.refusal = ""
         self._client = client
-        self._clock = clock
+        self.clock = clock
         self._backlogs = backlogs
-        self._recent = recent
+        self._replay_buffer = replay_buffer
         self._unreadable = unreadable
-        self._interval_s = interval_s
-        self._worker_ttl_ms = worker_ttl_s * 1000
+        self._interval_s = settings.heartbeat_s
+        self._worker_ttl_ms = settings.worker_ttl_s * 1000
         self._signer: IdSigner | None = None
         self._secret = b""
         self._run = ""
         self._was_away = False
-        self._settles_until_s = 0.0
+        self._comes_back_until_s = 0.0
         self._wake = asyncio.Event()
 
     @property
@@ -116,9 +116,9 @@ class PoolWatcher:
         return self._signer
 
     @property
-    def is_settling(self) -> bool:
+    def has_just_come_back(self) -> bool:
         """Whether Redis has come back a moment ago."""
-        return time.monotonic() < self._settles_until_s
+        return time.monotonic() < self._comes_back_until_s
 
     async def is_being_restored(self) -> bool:
         """Whether what Redis lacks may be written again shortly, asking it whether it has just come back.
@@ -131,10 +131,14 @@ class PoolWatcher:
             pipe.info("server")
             pipe.get(keys.EPOCH)
             server, epoch = await pipe.execute()
-        if _run(server, epoch) == self._run == self._recent.run:
-            return self.is_settling
+        if _run(server, epoch) == self._run == self._replay_buffer.run:
+            return self.has_just_come_back
         self.refresh_soon()
         return True
+
+    def hear(self, _: bytes) -> None:
+        """A worker says that it has changed."""
+        self._wake.set()
 
     def refresh_soon(self) -> None:
         """Refresh now rather than at the next interval."""
@@ -158,7 +162,7 @@ class PoolWatcher:
                 # A record that nobody foresaw must not end the refreshing: routing would go by this view for ever.
                 logger.exception("the pool could not be read; trying again each heartbeat")
             with contextlib.suppress(TimeoutError):
-                is_calm = self.reachable and not self.is_settling
+                is_calm = self.reachable and not self.has_just_come_back
                 pause_s = self._interval_s if is_calm else min(AWAY_S, self._interval_s)
                 await asyncio.wait_for(self._wake.wait(), pause_s)
             self._wake.clear()
@@ -182,7 +186,7 @@ class PoolWatcher:
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
             _, redis_time, server, epoch, secret, workers, numbers, backlog = await pipe.execute()
-            self._clock.adjust(redis_time, asked_at_s)
+            self.clock.adjust(redis_time, asked_at_s)
             # By Redis's time alone: this host's clock may be minutes off.
             dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms
             worker_ids = [worker_id for worker_id, heartbeat_at_ms in workers if heartbeat_at_ms > dead_at_ms]
@@ -191,7 +195,7 @@ class PoolWatcher:
             secret = secret or await self._first(keys.SECRET, self._secret or os.urandom(32))
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
-            await self._recent.see(self._run, asked_at_s)
+            await self._replay_buffer.see(self._run, asked_at_s)
             numbers = self._with_former(self._counts(numbers))
             await self._read_workers(worker_ids, numbers, self._counts(backlog))
         if not self.reachable:
@@ -200,12 +204,12 @@ class PoolWatcher:
 
     def _note_run(self, run: str) -> None:
         if self._was_away or self._run not in ("", run):
-            self._settles_until_s = time.monotonic() + HEARTBEATS_TO_SETTLE * self._interval_s
+            self._comes_back_until_s = time.monotonic() + HEARTBEATS_TO_COME_BACK * self._interval_s
         self._run, self._was_away = run, False
 
     def _with_former(self, numbers: dict[str, int]) -> dict[str, int]:
-        """While Redis settles, also numbers that it had: workers register again with a heartbeat each."""
-        if not self.is_settling:
+        """While Redis has just come back, also numbers that it had: workers register again with a heartbeat each."""
+        if not self.has_just_come_back:
             return numbers
         taken = set(numbers.values())
         former = {queue: number for queue, number in self.view.numbers.items() if number not in taken}
@@ -233,7 +237,7 @@ class PoolWatcher:
         pipe.mget([keys.worker(name) for name in names])
         # Workers that were killed never take themselves off the list.
         pipe.zremrangebyscore(
-            keys.WORKERS, "-inf", self._clock.now_ms() - SWEEP_AFTER_TTLS * self._worker_ttl_ms
+            keys.WORKERS, "-inf", self.clock.now_ms() - SWEEP_AFTER_TTLS * self._worker_ttl_ms
         )
         for queue in backlog:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)

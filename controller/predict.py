@@ -17,6 +17,7 @@ import msgspec
 from app.clock import PoolClock
 from app.errors import DrainingError, InputError, ModelyardError, TooLargeError
 from app.ledger import ids
+from app.ledger.wire import JobEntry
 from app.settings import ControllerSettings
 from controller.admission.audit_log import Client
 from controller.admission.authentication import Caller
@@ -202,7 +203,7 @@ class Predict:
                 await self._rate_limit.count(request.caller, request.client, 1)
             raise
         if self._rate_limit:
-            await self._rate_limit.count(request.caller, request.client, job.n_samples)
+            await self._rate_limit.count(request.caller, request.client, job.entry.n_samples)
         job.once = once
         self._submit(job, asked.wait_s)
         await settled.wait()
@@ -225,20 +226,24 @@ class Predict:
             self._backlogs.admit(samples.route.candidate.queue, asked.deadline_s, request.caller.name)
         return Job(
             route=samples.route,
+            entry=JobEntry(
+                samples.n_samples,
+                request.received_at_ms,
+                request.received_at_ms + asked.deadline_s * 1000,
+                samples.route.policy,
+                samples.route.forced,
+                request.caller.name,
+            ),
             data=samples.data,
-            n_samples=samples.n_samples,
-            received_at_ms=request.received_at_ms,
-            deadline_ms=request.received_at_ms + asked.deadline_s * 1000,
             wants_outcome=asked.wait_s > 0,
             waits_until_s=time.monotonic() + asked.wait_s,
-            on_settled=waiter.settled,
-            owner=request.caller.name,
+            on_ready=waiter.settled,
         )
 
     def _submit(self, job: Job, wait_s: float) -> None:
         self._dispatcher.submit(job)
-        lives_ms = job.deadline_ms - job.received_at_ms
-        if lives_ms < wait_s * 1000 and not job.is_settled:
+        lives_ms = job.entry.deadline_ms - job.entry.received_at_ms
+        if lives_ms < wait_s * 1000 and not job.is_answered:
             asyncio.get_running_loop().call_later(lives_ms / 1000, self._at_deadline, job)
 
     def reply_or_refusal(self, job: Job, wait_s: float) -> Reply:
@@ -275,7 +280,7 @@ class Predict:
 
     def _at_deadline(self, job: Job) -> None:
         """Tell a caller that still waits if no worker took the job in time, before its batch is closed."""
-        if job.accepted and not job.is_settled:
+        if job.accepted and not job.is_answered:
             look_up = asyncio.create_task(self._see_whether_expired(job))
             self._look_ups.add(look_up)
             look_up.add_done_callback(self._look_ups.discard)
@@ -283,11 +288,14 @@ class Predict:
     async def _see_whether_expired(self, job: Job) -> None:
         assert job.batch
         with suppress(ModelyardError):  # then the caller goes on waiting
-            job_id, owner = ids.job_id(job.batch.batch_id, job.index), Caller(job.owner, is_operator=False)
+            job_id, owner = (
+                ids.job_id(job.batch.batch_id, job.index),
+                Caller(job.entry.owner, is_operator=False),
+            )
             view = await self._results.job(job_id, owner, EXPIRY_POLL_S)
             if view.status == "expired":
                 job.expired = True
-                job.settle()
+                job.answer()
 
     async def _repeat(self, first_job_id: str, request: Request) -> Reply:
         wait_s = request.asked.wait_s

@@ -15,7 +15,6 @@ from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, Unk
 from app.ledger import ids, wire
 from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.ids import BATCH_ID_LENGTH, JobRef
-from app.ledger.wire import BatchOutcome
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.unreadable import Unreadable
@@ -38,39 +37,37 @@ class Results:
     """What callers learn of their jobs.
 
     Args:
-        controller_id: Whose notices to hear.
         client: Asynchronous Redis client that answers bytes.
     """
 
     def __init__(
         self,
-        controller_id: str,
         client: redis.asyncio.Redis,
         ledger: ControllerLedger,
         *,
         dispatcher: Dispatcher,
-        recent: ReplayBuffer,
+        replay_buffer: ReplayBuffer,
         watcher: PoolWatcher,
         clock: PoolClock,
         unreadable: Unreadable,
         drain: Drain,
     ) -> None:
-        self._reply_channel = keys.reply_channel(controller_id).encode()
         self._client = client
         self._ledger = ledger
         self._dispatcher = dispatcher
-        self._recent = recent
+        self._replay_buffer = replay_buffer
         self._watcher = watcher
         self._clock = clock
         self._unreadable = unreadable
         self._drain = drain
 
-    def hear(self, channel: bytes, data: bytes) -> None:
-        """Take in what was published: the outcomes of a batch, or that the pool changed."""
-        if channel == self._reply_channel:
-            self._hear_outcome(data)
-        else:
-            self._watcher.refresh_soon()
+    def hear(self, notice: bytes) -> None:
+        """Take in the outcomes of a batch, as they are announced to this controller."""
+        try:
+            batch_id = notice[:BATCH_ID_LENGTH].decode()
+            self._dispatcher.completed(batch_id, wire.decode_outcome(notice[BATCH_ID_LENGTH:]))
+        except (WireError, UnicodeDecodeError) as error:
+            self._unreadable.note("notice", "", f"left out: {error}")
 
     async def check_overdue(self) -> None:
         """Until cancelled, look up batches whose notice may have been lost with a connection."""
@@ -126,20 +123,6 @@ class Results:
             )
         return JobGoneError("the job's outcome was kept for its retention time and is gone; submit again")
 
-    def _hear_outcome(self, notice: bytes) -> None:
-        try:
-            batch_id = notice[:BATCH_ID_LENGTH].decode()
-            outcome = wire.decode_outcome(notice[BATCH_ID_LENGTH:])
-            self._settle(batch_id, outcome)
-        except (WireError, UnicodeDecodeError) as error:
-            self._unreadable.note("notice", "", f"left out: {error}")
-
-    def _settle(self, batch_id: str, outcome: BatchOutcome) -> None:
-        batch = self._dispatcher.sent.get(batch_id)
-        if batch and len(batch.head.jobs) != len(outcome.jobs):
-            raise WireError(f"{len(outcome.jobs)} outcomes for {len(batch.head.jobs)} jobs")
-        self._dispatcher.settle_batch(batch_id, outcome)
-
     async def _check_overdue_once(self) -> None:
         sent_before_s = time.monotonic() - NOTICE_OVERDUE_S
         batches = [batch for batch in self._dispatcher.sent.values() if batch.sent_at_s < sent_before_s]
@@ -159,12 +142,12 @@ class Results:
             head, out = cast(list[bytes | None], row)
             if out:
                 self._make_up_for_notice(batch, out)
-            elif head is None and batch.batch_id not in self._recent:
+            elif head is None and batch.batch_id not in self._replay_buffer:
                 self._dispatcher.abandon(batch, lost=True)
 
     def _make_up_for_notice(self, batch: SentBatch, out: bytes) -> None:
         try:
-            self._settle(batch.batch_id, wire.decode_outcome(out))
+            self._dispatcher.completed(batch.batch_id, wire.decode_outcome(out))
         except WireError as error:
             self._unreadable.note("outcome", batch.batch_id, f"left out: {error.detail}")
             self._dispatcher.abandon(batch)

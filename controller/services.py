@@ -10,11 +10,12 @@ from uuid import uuid4
 
 import redis.asyncio
 
-from app.celery_app import create_celery, message_template
+from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.quarantine import Quarantine
 from app.ledger.replay import Replay
+from app.ledger.wakeup_message import write_template
 from app.redis import keys
 from app.redis.link import RedisLink
 from app.settings import ControllerSettings
@@ -54,7 +55,7 @@ class Services:
     ledger: ControllerLedger
     watcher: PoolWatcher
     dispatcher: Dispatcher
-    recent: ReplayBuffer
+    replay_buffer: ReplayBuffer
     results: Results
     metrics: Metrics
     refusals: Refusals
@@ -79,41 +80,35 @@ def build_services(
     """
     controller_id, clock = uuid4().hex, PoolClock()
     ledger = ControllerLedger(client, settings.result_retention_s)
-    backlogs = Backlogs(settings, lambda queue: dispatcher.open_jobs(queue))
+    backlogs = Backlogs(settings)
     unreadable, drain = Unreadable(), Drain()
-    recent = ReplayBuffer(Replay(client), clock, settings.result_retention_s)
-    watcher = PoolWatcher(
-        client, clock, backlogs, recent, settings.heartbeat_s, settings.worker_ttl_s, unreadable
-    )
+    replay_buffer = ReplayBuffer(Replay(client), clock, settings.result_retention_s)
+    watcher = PoolWatcher(client, clock, backlogs, replay_buffer, settings, unreadable)
     metrics = Metrics(watcher, clock, unreadable)
-    channels = [keys.reply_channel(controller_id), keys.POOL_CHANNEL]
-    link = RedisLink(
-        client, channels, lambda channel, data: results.hear(channel, data), settings.redis_timeout_s
-    )
-    template = message_template(create_celery(settings))
+    link = RedisLink(client, settings.redis_timeout_s)
+    template = write_template(create_celery(settings))
     dispatcher = Dispatcher(
         controller_id,
+        settings,
         link,
         template,
-        clock,
-        settings,
         backlogs,
-        recent,
-        lambda: watcher.signer,
-        metrics.sent,
-        metrics.settled,
+        watcher,
+        on_accepted=[replay_buffer.accepted, metrics.accepted],
+        on_completed=[backlogs.completed, replay_buffer.completed, metrics.completed],
     )
     results = Results(
-        controller_id,
         client,
         ledger,
         dispatcher=dispatcher,
-        recent=recent,
+        replay_buffer=replay_buffer,
         watcher=watcher,
         clock=clock,
         unreadable=unreadable,
         drain=drain,
     )
+    link.listen(keys.reply_channel(controller_id), results.hear)
+    link.listen(keys.POOL_CHANNEL, watcher.hear)
     rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
     gate = Gate(settings, access, drain, rate_limit)
     refusals, large_bodies = Refusals(metrics, audit), LargeBodies()
@@ -145,7 +140,7 @@ def build_services(
         ledger=ledger,
         watcher=watcher,
         dispatcher=dispatcher,
-        recent=recent,
+        replay_buffer=replay_buffer,
         results=results,
         metrics=metrics,
         refusals=refusals,
@@ -157,7 +152,7 @@ def build_services(
         large_bodies=large_bodies,
         audit=audit,
         reconciler=Reconciler(
-            controller_id, client, ledger, dispatcher, clock, settings.heartbeat_s, unreadable
+            controller_id, client, ledger, template, watcher, unreadable, interval_s=settings.heartbeat_s
         ),
         losses=LossWatch(client, settings.heartbeat_s, settings.result_retention_s, metrics.ledger_lost),
     )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import time
 from typing import Any, Protocol
 
 import numpy as np
 import redis
+import redis.asyncio
 
 from app.contract import InputContract
-from app.ledger.commands import NewBatch
+from app.ledger.commands import Accept, NewBatch
 from app.ledger.ids import IdSigner
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
 from app.redis import keys
+from app.redis.client import ledger_error
+from app.redis.link import RedisLink
 from app.worker_record import WorkerRecord, encode_record
 
 MODEL = "MNIST_PyTorch_Model"
@@ -97,6 +101,32 @@ def new_batch(n_jobs: int = 1, signer: IdSigner = SIGNER, **fields: Any) -> NewB
     data = np.repeat(np.arange(n_samples), 2).astype(batch_head.dtype).tobytes()
     batch_id = signer.new_batch_id(accepted_at_ms, n_jobs)
     return NewBatch(batch_id, batch_head, data, b"message " + batch_id.encode(), accepted_at_ms, once)
+
+
+async def accept(client: redis.asyncio.Redis, *batches: NewBatch, retention_s: float = 100.0) -> None:
+    """Have batches accepted, as a controller does."""
+    link = RedisLink(client, timeout_s=10.0)
+    await link.connect()
+    try:
+        for batch in batches:
+            reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            Accept.of(batch, int(retention_s * 1000)).send(link, reply.set_result)
+            answer = await reply
+            if isinstance(answer, Exception):
+                raise ledger_error(answer)
+            assert answer in (0, 1), "no idempotency key was lost"
+    finally:
+        await link.close()
+
+
+def accept_now(url: str, *batches: NewBatch, retention_s: float = 100.0) -> None:
+    """The same, in an event loop of its own."""
+
+    async def go() -> None:
+        async with redis.asyncio.Redis.from_url(url) as client:
+            await accept(client, *batches, retention_s=retention_s)
+
+    asyncio.run(go())
 
 
 def outcome(n_jobs: int = 1, worker_id: str = "host-1", **fields: Any) -> BatchOutcome:

@@ -10,7 +10,7 @@ from typing import cast
 
 import redis.asyncio
 
-from app.celery_app import BatchMessages, batch_id_of, create_celery, message_template
+from app.celery_app import create_celery
 from app.clock import to_ms
 from app.errors import WireError
 from app.fsck.examination import MOST_BATCHES_COUNTED, Examiner
@@ -24,6 +24,7 @@ from app.fsck.fsck_commands import (
 )
 from app.ledger import commands, ids, wire
 from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.wakeup_message import WakeUpMessages, batch_id_of, write_template
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.redis.script import Call, run
@@ -77,7 +78,7 @@ class Doctor:
         self._settings = settings
         self._ledger = ControllerLedger(client, settings.result_retention_s)
         self._examiner = Examiner(client)
-        self._template = message_template(create_celery(settings))
+        self._template = write_template(create_celery(settings))
         self.mends: dict[str, Callable[[Finding], Awaitable[bool]]] = {
             "backlog_wrong": self._add_up,
             "dead_claim": self._take_from_dead,
@@ -166,13 +167,13 @@ class Doctor:
         return await self._ledger.close_unreadable(found.batch_id, found.queue, await self._now_ms())
 
     async def _take_from_dead(self, found: Finding) -> bool:
-        message = BatchMessages(self._template, found.queue).write(found.batch_id)
+        message = WakeUpMessages(self._template, found.queue).write(found.batch_id)
         return await self._ledger.requeue_from_dead(found.batch_id, found.queue, found.owner, message)
 
     async def _send_again(self, found: Finding) -> bool:
         """All that the queue has lost: one a queue was reported."""
         lost = await self._examiner.lost(found.queue)
-        messages = BatchMessages(self._template, found.queue)
+        messages = WakeUpMessages(self._template, found.queue)
         # The last one sent is the first one taken.
         sent = [
             await self._ledger.requeue(each, found.queue, "", messages.write(each)) for each in lost[::-1]

@@ -13,11 +13,11 @@ from typing import Any, cast
 import redis
 import redis.asyncio
 
-from app.celery_app import batch_id_of, unannounced
 from app.errors import NewerWireError, WireError
 from app.fsck.findings import BatchState, Examination, text
 from app.fsck.fsck_commands import sum_backlog, survey_batches, survey_keys, survey_queue
 from app.ledger import ids, marks, wire
+from app.ledger.wakeup_message import batch_id_of, unannounced
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.redis.script import run

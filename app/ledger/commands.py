@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from app.ledger import wire
 from app.ledger.closing import closed_head, unreadable_outcome
 from app.ledger.ids import JobRef
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
+from app.redis.link import RedisLink
 from app.redis.script import Call, LargeField, Value, load
 
 QUARANTINE_LIMIT = 10_000
 SAMPLES = "data"  # the field of a record
-LARGE_BYTES = (
-    16 * 2**10
-)  # of a batch's samples: from here on Lua costs more than a transaction and a round trip
+# Of a batch's samples: from here on Lua costs more than a transaction and a round trip.
+LARGE_BYTES = 16 * 2**10
+_deadline_ms = attrgetter("deadline_ms")
 
 
 class OnceKey(NamedTuple):
@@ -59,12 +61,15 @@ class Accept:
     Attributes:
         head: Of the batch, encoded.
         last_deadline_ms: When its last job expires, Redis's clock.
+        retention_ms: Milliseconds that an outcome stays readable.
+        ttl_ms: Milliseconds that the record lives.
     """
 
     batch: NewBatch
     head: bytes
     last_deadline_ms: float
     retention_ms: int
+    ttl_ms: int
 
     @classmethod
     def of(cls, batch: NewBatch, retention_ms: int) -> Accept:
@@ -73,68 +78,62 @@ class Accept:
         Args:
             retention_ms: How long an outcome stays readable.
         """
-        deadline_ms = max(job.deadline_ms for job in batch.head.jobs)
-        return cls(batch, wire.encode(batch.head), deadline_ms, retention_ms)
+        deadline_ms = max(map(_deadline_ms, batch.head.jobs))
+        ttl_ms = int(deadline_ms - batch.accepted_at_ms) + retention_ms
+        return cls(batch, wire.encode(batch.head), deadline_ms, retention_ms, ttl_ms)
 
-    @property
-    def is_large(self) -> bool:
-        """Whether a transaction writes the samples before the script runs."""
-        return len(self.batch.data) >= LARGE_BYTES
+    def send(self, link: RedisLink, done: Callable[..., None], *args: Any) -> None:
+        """Accept it; refused where Redis is full, or where an idempotency key is no longer its post's.
 
-    @property
-    def ttl_ms(self) -> int:
-        """Milliseconds that the record lives."""
-        return int(self.last_deadline_ms - self.batch.accepted_at_ms) + self.retention_ms
-
-    def call(self) -> Call:
-        """Accept it; refused where Redis is full, or where an idempotency key is no longer its post's."""
-        return Call(load("accept"), self._keys(), self._args(self.batch.data))
-
-    def call_after_samples(self) -> Call:
-        """Accept it in a transaction that has written its samples."""
-        return Call(load("accept_after_samples"), self._keys(), self._args(b""))
-
-    def samples(self) -> LargeField:
-        """The samples, for that transaction."""
-        return LargeField(keys.batch(self.batch.batch_id), SAMPLES, self.batch.data, self.ttl_ms)
+        `done` is called with `args` and the answer of accept.lua, or the `RedisError` there was instead.
+        """
+        samples = self.batch.data
+        if len(samples) < LARGE_BYTES:
+            link.run_script(self._call("accept", samples), done, *args)
+            return
+        large = LargeField(keys.batch(self.batch.batch_id), SAMPLES, samples, self.ttl_ms)
+        link.store_and_run(large, self._call("accept_after_samples", b""), done, *args)
 
     def call_again(self) -> Call:
         """Accept what was accepted before and lost, even where Redis is full."""
-        return Call(load("accept_again"), self._keys(), self._args(self.batch.data))
+        return self._call("accept_again", self.batch.data)
 
     def call_resend(self, old: JobRef, new_job_id: str, *, again: bool) -> Call:
         """Accept a quarantined job as a new one; its samples come from its old record."""
-        names = [*self._keys(), keys.batch(old.batch_id)]
-        return Call(load("resend"), names, [*self._args(b""), old.index, new_job_id, int(again)])
+        own = self._call("resend", b"")
+        own.keys.append(keys.batch(old.batch_id))
+        own.args.extend((old.index, new_job_id, int(again)))
+        return own
 
-    def _keys(self) -> list[str]:
-        batch_id, queue = self.batch.batch_id, self.batch.head.queue
-        return [
+    def _call(self, script: str, data: bytes) -> Call:
+        batch = self.batch
+        batch_id, head, once = batch.batch_id, batch.head, batch.once
+        queue = head.queue
+        names = [
             keys.batch(batch_id),
             keys.pending(queue),
             keys.deadlines(queue),
             keys.BACKLOG,
             queue,
             keys.open_jobs(queue),
-            *[each.name for each in self.batch.once],
         ]
-
-    def _args(self, data: bytes) -> list[Value]:
-        batch = self.batch
-        return [
-            batch.batch_id,
-            batch.head.queue,
+        args: list[Value] = [
+            batch_id,
+            queue,
             self.head,
             data,
-            len(batch.head.jobs),
+            len(head.jobs),
             batch.accepted_at_ms,
             self.last_deadline_ms,
             self.ttl_ms,
             batch.message,
             self.retention_ms,
-            *[each.value for each in batch.once],
-            *[each.fence for each in batch.once],
         ]
+        if once:
+            names += [each.name for each in once]
+            args += [each.value for each in once]
+            args += [each.fence for each in once]
+        return Call(load(script), names, args)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The ledger as a controller uses it, for everything but the accepting of predictions, which `dispatch` does."""
+"""The ledger as a controller uses it; `commands.Accept` accepts batches, on the link that hears of their outcomes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import cast
 import redis.asyncio
 
 from app.clock import to_ms
-from app.errors import IdempotencyPendingError, JobNotCancellableError, UnknownJobError, WireError
+from app.errors import JobNotCancellableError, UnknownJobError, WireError
 from app.ledger import commands, ids, wire
 from app.ledger.closing import overdue_outcome
-from app.ledger.commands import Accept, NewBatch
 from app.ledger.ids import JobRef
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
@@ -53,27 +52,6 @@ class ControllerLedger:
     def __init__(self, client: redis.asyncio.Redis, retention_s: float) -> None:
         self._client = client
         self.retention_ms = int(retention_s * 1000)
-
-    async def accept(self, batch: NewBatch) -> None:
-        """Write a batch and its wake-up. Once this returns, its jobs are accepted.
-
-        Raises:
-            IdempotencyPendingError: A job's idempotency key is no longer its post's; nothing is accepted.
-            LedgerUnavailableError: Redis did not confirm; nobody may be told that the jobs are accepted.
-        """
-        accept = Accept.of(batch, self.retention_ms)
-        with ledger_errors():
-            if accept.is_large:
-                samples = accept.samples()
-                async with self._client.pipeline(transaction=True) as transaction:
-                    transaction.hset(samples.key, samples.name, samples.value)
-                    transaction.pexpire(samples.key, samples.ttl_ms)
-                    await run(transaction, accept.call_after_samples())
-                    *_, reply = await transaction.execute()
-            else:
-                reply = await run(self._client, accept.call())
-        if isinstance(reply, list):
-            raise key_lost()
 
     async def read(self, ref: JobRef) -> JobView | None:
         """Look a job up; None where the ledger has no record of its batch.
@@ -157,13 +135,6 @@ class ControllerLedger:
     async def forget(self, batch_id: str, queue: str) -> bool:
         """Drop a batch without a record from the indexes; True if it was one."""
         return bool(await run(self._client, commands.forget(batch_id, queue)))
-
-
-def key_lost() -> IdempotencyPendingError:
-    """Why a job was not accepted whose idempotency key was no longer its post's."""
-    return IdempotencyPendingError(
-        "the job was not accepted in time for its Idempotency-Key; send it again", retry_after_s=1
-    )
 
 
 def _status(view: JobView, claimed: bool, cancelled: bool, now_ms: float) -> Status:

@@ -13,12 +13,12 @@ from typing import cast
 import msgspec
 import redis.asyncio
 
-from app.celery_app import BatchMessages
 from app.clock import to_ms
 from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError, WireError
 from app.ledger import ids, wire
 from app.ledger.commands import Accept, NewBatch
 from app.ledger.ids import IdSigner, JobRef
+from app.ledger.wakeup_message import WakeUpMessages
 from app.ledger.wire import BatchHead, JobEntry
 from app.redis import keys
 from app.redis.client import ledger_errors
@@ -46,7 +46,7 @@ class Quarantine:
 
     Args:
         client: Asynchronous Redis client that answers bytes.
-        template: Celery message, as `app.celery_app.message_template` answers it.
+        template: Celery message, as `app.wakeup_message.write_template` answers it.
         retention_s: Seconds an outcome stays readable.
     """
 
@@ -130,7 +130,7 @@ class Quarantine:
             batch_id=batch_id,
             head=msgspec.structs.replace(head, jobs=[job], reply_to=reply_to, resent_from=job_id),
             data=b"",
-            message=BatchMessages(self._template, head.queue).write(batch_id),
+            message=WakeUpMessages(self._template, head.queue).write(batch_id),
             accepted_at_ms=now_ms,
         )
 

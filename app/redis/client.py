@@ -92,10 +92,11 @@ def ledger_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise _ledger_error(error) from error
+        raise ledger_error(error) from error
 
 
-def _ledger_error(error: Exception) -> ModelyardError:
+def ledger_error(error: Exception) -> ModelyardError:
+    """The Modelyard error that an error of redis-py, or of the network, is."""
     text = str(error)
     if isinstance(error, ResponseError) and any(sign in text for sign in _DAMAGE):
         return WireError(f"Redis holds a value of another kind than expected: {first_line(error)}")

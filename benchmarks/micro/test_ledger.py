@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis
 
-from app.ledger.commands import NewBatch
-from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.commands import Accept, NewBatch
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis.client import connect, connect_async
+from app.redis.link import RedisLink
 from app.settings import Settings
 from tests.pool_samples import head, new_batch, outcome
 
@@ -45,28 +45,34 @@ def digits(n_jobs: int) -> NewBatch:
 
 
 class Accepting:
-    """A controller's ledger in an event loop of its own."""
+    """A controller's link to the ledger, in an event loop of its own."""
 
     def __init__(self, settings: Settings) -> None:
         self.loop = asyncio.new_event_loop()
         self.client = connect_async(settings)
-        self.ledger = ControllerLedger(self.client, RETENTION_S)
+        self.link = RedisLink(self.client, settings.redis_timeout_s)
+        self.loop.run_until_complete(self.link.connect())
 
-    def accept(self, n_jobs: int) -> str:
-        """Accept a batch of digits and return its id."""
-        batch = digits(n_jobs)
-        self.loop.run_until_complete(self.ledger.accept(batch))
+    def accept(self, batch: NewBatch) -> str:
+        """Accept a batch; return its id."""
+        self.loop.run_until_complete(self._accept(batch))
         return batch.batch_id
 
+    async def _accept(self, batch: NewBatch) -> None:
+        answer: asyncio.Future[object] = self.loop.create_future()
+        Accept.of(batch, int(RETENTION_S * 1000)).send(self.link, answer.set_result)
+        assert await answer == 1
+
     def close(self) -> None:
-        """Close the client and the loop."""
+        """Close the link, the client and the loop."""
+        self.loop.run_until_complete(self.link.close())
         self.loop.run_until_complete(self.client.aclose())
         self.loop.close()
 
 
 @pytest.fixture
 def accepting(settings: Settings) -> Iterator[Accepting]:
-    """A controller's ledger."""
+    """A controller's link to the ledger."""
     made = Accepting(settings)
     yield made
     made.close()
@@ -76,18 +82,14 @@ def accepting(settings: Settings) -> Iterator[Accepting]:
 def test_accept(benchmark: Any, accepting: Accepting, n_jobs: int) -> None:
     """Write a batch and its wake-up."""
     batches = [digits(n_jobs) for _ in range(N_ROUNDS + 1)]
-
-    def accept() -> None:
-        accepting.loop.run_until_complete(accepting.ledger.accept(batches.pop()))
-
-    benchmark.pedantic(accept, rounds=N_ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(lambda: accepting.accept(batches.pop()), rounds=N_ROUNDS, warmup_rounds=1)
 
 
 @N_JOBS
 def test_claim(benchmark: Any, accepting: Accepting, client: redis.Redis, n_jobs: int) -> None:
     """Fetch a batch."""
     ledger = WorkerLedger(client, "host-1", head().queue, RETENTION_S)
-    waiting = [accepting.accept(n_jobs) for _ in range(N_ROUNDS + 1)]
+    waiting = [accepting.accept(digits(n_jobs)) for _ in range(N_ROUNDS + 1)]
     assert benchmark.pedantic(lambda: ledger.claim(waiting.pop()), rounds=N_ROUNDS, warmup_rounds=1)
 
 
@@ -95,7 +97,7 @@ def test_claim(benchmark: Any, accepting: Accepting, client: redis.Redis, n_jobs
 def test_finish(benchmark: Any, accepting: Accepting, client: redis.Redis, n_jobs: int) -> None:
     """Write a batch's outcome."""
     ledger = WorkerLedger(client, "host-1", head().queue, RETENTION_S)
-    claims = (ledger.claim(accepting.accept(n_jobs)) for _ in range(N_ROUNDS + 1))
+    claims = (ledger.claim(accepting.accept(digits(n_jobs))) for _ in range(N_ROUNDS + 1))
     claimed = [batch for batch in claims if batch]
     result = outcome(n_jobs)
     assert benchmark.pedantic(lambda: ledger.finish(claimed.pop(), result), rounds=N_ROUNDS, warmup_rounds=1)

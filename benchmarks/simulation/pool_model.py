@@ -1,7 +1,8 @@
 """The pool as stations that spend the calibrated costs: controllers with group commit, one Redis, workers.
 
 Follows `controller/dispatch.py`, `app/ledger` and `workers/batch_runner.py` step by step, for callers that wait for
-their outcome. How a process's cost divides among its steps was not measured, only the whole: see `SHARES`.
+their outcome; the rules of group commit are the product's own, `controller/batching.py`. How a process's cost divides
+among its steps was not measured, only the whole: see `SHARES`.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil
+from itertools import repeat
+from math import inf
 from random import Random
 
 from benchmarks.simulation.costs import Cost, Costs
 from benchmarks.simulation.events import Action, Clock, Host, Link, Process
-from controller.dispatch import FEW_JOBS, LONG_BATCH_MS, MANY_JOBS, QUICK_PASS_MS
+from controller import batching
 
 # Shares of a batch's cost and of a job's, by step. They move work within a round, and leave its sum as it is.
 SHARES = {
     "receive": (0.0, 0.70),  # controller: read, decode, route
     "send": (0.50, 0.05),
     "hear": (0.25, 0.02),  # the notice; what waits is sent before anybody is answered
-    "settle": (0.25, 0.0),
+    "complete": (0.25, 0.0),
     "reply": (0.0, 0.08),  # an answer's body
     "write": (0.0, 0.15),  # to its connection, once all answers of the batch are there
     "take": (0.4, 0.0),  # worker: waiting for a batch, and taking it
@@ -37,7 +39,6 @@ SEED = 0
 # Of forward passes of like batches 0.3 to 0.9 was measured at 64 and 256 connections. With 0.3 and less, callers go on
 # as they began, in step or by turns, and the dice of the first moments decide on a fifth of the throughput.
 VARIATION = 0.5
-LONG_BATCH_S = LONG_BATCH_MS / 1000
 IN_SHARES = {"accept": (0.4, 0.97), "ask": (0.1, 0.0), "claim": (0.2, 0.0), "finish": (0.3, 0.03)}
 OUT_SHARES = {"accept": (0.1, 0.0), "ask": (0.3, 0.0), "claim": (0.3, 0.96), "finish": (0.3, 0.04)}
 
@@ -87,13 +88,19 @@ class Batch:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One version's jobs in one controller."""
+    """One version's jobs in one controller.
+
+    Attributes:
+        timer: Changes whenever jobs are sent, so that an older timer does nothing.
+    """
 
     waiting: list[Job] = field(default_factory=list)
     sent_batches: int = 0
     sent_jobs: int = 0
-    flush_number: int = 0
-    is_flush_due: bool = False
+    pass_ms: float = inf
+    asks_at_end_of_turn: bool = False
+    timer: int = 0
+    is_held: bool = False
 
 
 class Steps:
@@ -101,7 +108,7 @@ class Steps:
 
     def __init__(self, costs: Costs) -> None:
         whole = {
-            **dict.fromkeys(("receive", "send", "hear", "settle", "reply", "write"), costs.controller),
+            **dict.fromkeys(("receive", "send", "hear", "complete", "reply", "write"), costs.controller),
             **dict.fromkeys(("take", "infer", "end"), costs.worker),
             **dict.fromkeys(("accept", "ask", "claim", "finish"), costs.redis),
         }
@@ -158,8 +165,16 @@ class Controller:
 
     def __init__(self, pool: Pool) -> None:
         self.process = pool.process()
-        self._pool, self._plan, self._cpu_s = pool, pool.plan, pool.steps.cpu_s
+        self._pool, self._cpu_s = pool, pool.steps.cpu_s
         self._lanes = [Lane() for _ in range(pool.plan.n_versions)]
+        plan = pool.plan
+        self._limits = batching.Limits(
+            max_jobs=plan.max_jobs,
+            max_samples=plan.max_jobs,
+            hold_ms=plan.hold_s * 1000,
+            hold_behind_ms=plan.hold_behind_s * 1000,
+            ahead=plan.ahead,
+        )
 
     def receive(self, job: Job) -> None:
         """A request arrives."""
@@ -169,79 +184,65 @@ class Controller:
         lane = self._lanes[job.version]
         lane.waiting.append(job)
         self._pool.open_jobs[job.version] += 1
-        if len(lane.waiting) >= self._plan.max_jobs:
-            self._flush(job.version)
-        elif not lane.is_flush_due:
-            lane.is_flush_due = True
-            flush = partial(self._flush_if_due, job.version, lane.flush_number)
-            if self._is_open(job.version):
-                self.process.do(0.0, flush)  # at the end of this turn of the event loop
-            else:
-                self._pool.clock.after(self._hold_s(lane, job.version), partial(self.process.do, 0.0, flush))
+        if not lane.asks_at_end_of_turn:
+            lane.asks_at_end_of_turn = True
+            self.process.do(0.0, partial(self._send, job.version, False))
 
-    def _is_open(self, version: int) -> bool:
+    def _load(self, version: int) -> batching.Load:
         lane = self._lanes[version]
-        return lane.sent_batches < self._places(version, lane.sent_jobs)
+        n_waiting = len(lane.waiting)
+        return batching.Load(
+            waiting_jobs=n_waiting,
+            waiting_samples=n_waiting,
+            waiting_receipts=0,
+            sent_batches=lane.sent_batches,
+            sent_jobs=lane.sent_jobs,
+            other_jobs=self._pool.open_jobs[version] - n_waiting - lane.sent_jobs,
+            workers=self._pool.replicas[version],
+            pass_ms=lane.pass_ms,
+            usual_jobs=1.0,
+            batch_ms=self._batch_ms,
+        )
 
-    def _places(self, version: int, n_out: int) -> int:
-        busy = self._pool.replicas[version] if self._takes_long(version) else 1
-        is_quick = n_out >= FEW_JOBS and self._cpu_s["infer"].of(n_out) < QUICK_PASS_MS / 1000 * n_out
-        return busy + (0 if is_quick else self._plan.ahead)
+    def _batch_ms(self, n_jobs: float) -> float:
+        return 1000 * sum(self._cpu_s[step].of(n_jobs) for step in ("take", "infer", "end"))
 
-    def _takes_long(self, version: int) -> bool:
-        return self._batch_s(max(len(self._lanes[version].waiting), 1)) > LONG_BATCH_S
+    def _send_held(self, version: int, timer: int) -> None:
+        if self._lanes[version].timer == timer:
+            self._send(version, True)
 
-    def _batch_s(self, n_jobs: float) -> float:
-        return sum(self._cpu_s[step].of(n_jobs) for step in ("take", "infer", "end"))
-
-    def _share(self, version: int) -> int:
+    def _send(self, version: int, is_due: bool) -> None:
         lane = self._lanes[version]
-        n_jobs = len(lane.waiting)
-        n_out = n_jobs + lane.sent_jobs
-        fair = n_out / self._places(version, n_out)
-        if self._pool.replicas[version] > 1 and self._takes_long(version):
-            share = max(fair, n_jobs * LONG_BATCH_S / self._batch_s(n_jobs))
-        elif n_jobs >= MANY_JOBS:
-            share = n_jobs / max(round(n_jobs / fair), 1)
-        else:
-            share = n_jobs
-        return min(ceil(share), self._plan.max_jobs)
-
-    def _hold_s(self, lane: Lane, version: int) -> float:
-        held = len(lane.waiting)
-        size = (held + lane.sent_jobs) / (lane.sent_batches + 1)
-        batch_s = self._batch_s(size)
-        wait_s = self._pool.open_jobs[version] / size * batch_s / self._pool.replicas[version]
-        return max(min(wait_s / 4, self._plan.hold_behind_s), self._plan.hold_s)
-
-    def _flush_if_due(self, version: int, number: int) -> None:
-        if self._lanes[version].flush_number == number:
-            self._flush(version)
-
-    def _flush(self, version: int) -> None:
-        lane = self._lanes[version]
-        lane.is_flush_due = False
-        lane.flush_number += 1
-        share = self._share(version)
-        while lane.waiting:
-            jobs, lane.waiting = lane.waiting[:share], lane.waiting[share:]
+        lane.asks_at_end_of_turn = False
+        if not lane.waiting:
+            return
+        decision = batching.decide(self._load(version), self._limits, repeat(1), is_due=is_due)
+        if decision.sizes:
+            lane.timer += 1
+            lane.is_held = False
+        for size in decision.sizes:
+            jobs, lane.waiting = lane.waiting[:size], lane.waiting[size:]
             lane.sent_batches += 1
             lane.sent_jobs += len(jobs)
             batch = Batch(self, version, jobs)
             self.process.do(self._cpu_s["send"].of(len(jobs)), partial(self._pool.redis.accept, batch))
+        if lane.waiting and not lane.is_held:
+            lane.is_held = True
+            send = partial(self._send_held, version, lane.timer)
+            self._pool.clock.after(decision.hold_ms / 1000, partial(self.process.do, 0.0, send))
 
     def hear(self, batch: Batch) -> None:
         """The notice of a batch's outcome arrives."""
-        self.process.do(self._cpu_s["hear"].of(len(batch.jobs)), partial(self._settle, batch))
+        self.process.do(self._cpu_s["hear"].of(len(batch.jobs)), partial(self._complete, batch))
 
-    def _settle(self, batch: Batch) -> None:
+    def _complete(self, batch: Batch) -> None:
         lane = self._lanes[batch.version]
         lane.sent_batches -= 1
         lane.sent_jobs -= len(batch.jobs)
         self._pool.open_jobs[batch.version] -= len(batch.jobs)
-        if lane.waiting and self._is_open(batch.version):
-            self._flush(batch.version)
-        self.process.do(self._cpu_s["settle"].of(0), lambda: None)
+        lane.pass_ms = 1000 * self._cpu_s["infer"].of(len(batch.jobs)) / len(batch.jobs)
+        self._send(batch.version, False)
+        self.process.do(self._cpu_s["complete"].of(0), lambda: None)
         self.process.do(self._cpu_s["reply"].of(len(batch.jobs)), lambda: None)
         for job in batch.jobs:
             self.process.do(self._cpu_s["write"].job, job.done)

@@ -76,13 +76,14 @@ def resend(
 
 
 async def _with_quarantine(redis_url: str | None, act: Act[T]) -> T:
-    from app.celery_app import create_celery, message_template
+    from app.celery_app import create_celery
     from app.ledger.quarantine import Quarantine
+    from app.ledger.wakeup_message import write_template
     from app.redis.client import connect_async
 
     settings = load(Settings, redis_url=redis_url)
     async with located(settings), connect_async(settings) as client:
-        template = message_template(create_celery(settings))
+        template = write_template(create_celery(settings))
         return await act(Quarantine(client, template, settings.result_retention_s), client)
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 # Part of what the workers get done that is promised to those who return. New callers cannot be told from them, and
 # take the rest: with 0.4, at three times the capacity, one in six of those who return is refused again; with 1, every
@@ -18,30 +17,24 @@ RETURNS_SHARE = 0.4
 LONGEST_RETURN_S = 300.0
 FORGET_S = 10.0  # without a refusal: there has been room, and many who were told to return never will
 JITTER = 0.25
-COUNT_AGAIN_S = 0.05
-COUNTING_SHARE = 0.02  # of the time, at most: a count reads every open job
 
 
 class FullQueue:
     """The callers of one queue, as far as it is full.
 
     Args:
-        count: Open jobs of this controller in the queue, by the name of their API key.
+        open_jobs: Open jobs of this controller in the queue, by the name of their API key; as they are now.
         now_s: A monotonic clock.
     """
 
-    def __init__(
-        self, count: Callable[[], Counter[str]], now_s: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._count = count
+    def __init__(self, open_jobs: Mapping[str, int], now_s: Callable[[], float] = time.monotonic) -> None:
+        self._open_jobs = open_jobs
         self._now_s = now_s
-        self._open: Counter[str] = Counter()
-        self._count_at_s = 0.0
         self._next_return_s: dict[str, float] = {}
         self._refused_at_s = 0.0
 
-    def take_below_share(self, caller: str, most_jobs: float, n_others: int) -> bool:
-        """Whether a caller has fewer open jobs than its share of the queue (max-min fairness); counts one more then.
+    def is_below_share(self, caller: str, most_jobs: float, n_others: int) -> bool:
+        """Whether a caller has fewer open jobs than its share of the queue (max-min fairness).
 
         Callers without an API key are one caller, who has nobody to share with.
 
@@ -52,10 +45,7 @@ class FullQueue:
         if not caller:
             return False
         n_callers = self._n_callers(caller) + n_others
-        if n_callers == 1 or self._open[caller] + 1 > most_jobs / n_callers:
-            return False
-        self._open[caller] += 1
-        return True
+        return n_callers > 1 and self._open_jobs.get(caller, 0) + 1 <= most_jobs / n_callers
 
     def return_after_s(self, caller: str, room_s: float, job_s: float) -> float:
         """Seconds after which a refused caller is to come back: a place behind the refusals of this caller before.
@@ -75,9 +65,4 @@ class FullQueue:
         return max(min(room_s + behind_s * random.uniform(1 - JITTER, 1 + JITTER), longest_s), 1.0)
 
     def _n_callers(self, caller: str) -> int:
-        now_s = self._now_s()
-        if now_s >= self._count_at_s:
-            self._open = self._count()
-            took_s = self._now_s() - now_s
-            self._count_at_s = now_s + max(COUNT_AGAIN_S, took_s / COUNTING_SHARE)
-        return len(self._open) + (caller not in self._open)
+        return len(self._open_jobs) + (caller not in self._open_jobs)

@@ -1,7 +1,7 @@
 """How long a job would wait in each queue, and whether that leaves it enough of its deadline.
 
-The one definition of the expected wait: the jobs ahead, in batches as they are now, times what such batches have
-taken, divided by the ready workers. Routing breaks ties by it, and a full queue is one whose wait is too long.
+Counts the jobs of each queue and learns what its batches cost; `batching` says what follows for the expected wait.
+Routing breaks ties by it, and a full queue is one whose wait is too long.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from math import inf
 
 from app.errors import QueueFullError
 from app.ledger import ids
-from app.ledger.wire import BatchOutcome
+from app.ledger.wire import BatchOutcome, JobEntry
 from app.settings import ControllerSettings
 from app.worker_record import WorkerRecord
 from controller.admission.full_queue import FullQueue
+from controller.batching import Load, expected_wait_ms
+from controller.events import Completed
 
 # No batch takes less: what a worker spends on the message alone.
 LEAST_BATCH_MS = 1.0
@@ -102,6 +104,7 @@ class QueueBacklog:
         workers: Ready workers, as last read.
         pass_ms: What a job takes of its batch's forward pass; infinite before any is known.
         free_at_ms: When each worker ended the batch last heard of, Redis's clock, by worker id.
+        open_by_caller: Held and sent jobs of callers with an API key, by its name.
     """
 
     held_jobs: int = 0
@@ -113,30 +116,53 @@ class QueueBacklog:
     pass_ms: float = inf
     costs: BatchCosts = field(default_factory=BatchCosts)
     free_at_ms: dict[str, float] = field(default_factory=dict)
+    open_by_caller: Counter[str] = field(default_factory=Counter)
 
     @property
     def jobs(self) -> int:
         """All of them."""
         return self.held_jobs + self.sent_jobs + self.other_jobs
 
+    def load(self, waiting_samples: int = 0, waiting_receipts: int = 0) -> Load:
+        """What `batching` decides by.
+
+        Args:
+            waiting_samples: In the held jobs.
+            waiting_receipts: Of the held jobs, those whose callers wait for acceptance alone.
+        """
+        costs = self.costs
+        return Load(
+            self.held_jobs,
+            waiting_samples,
+            waiting_receipts,
+            self.sent_batches,
+            self.sent_jobs,
+            self.other_jobs,
+            self.workers,
+            self.pass_ms,
+            costs.usual_jobs,
+            costs.batch_ms,
+        )
+
     def send(self, n_jobs: int) -> None:
         """Count a batch that is sent."""
-        self.held_jobs -= n_jobs
         self.sent_batches += 1
         self.sent_jobs += n_jobs
         self.most_sent_jobs = max(self.most_sent_jobs, self.sent_jobs)
 
+    def close(self, entries: Iterable[JobEntry]) -> None:
+        """Count jobs of callers with API keys as no longer open."""
+        for entry in entries:
+            if entry.owner:
+                self.open_by_caller[entry.owner] -= 1
+                if self.open_by_caller[entry.owner] <= 0:
+                    del self.open_by_caller[entry.owner]
+
     def expected_wait_ms(self) -> float:
         """Milliseconds until a worker would take a job that came now."""
-        own = self.held_jobs + self.sent_jobs
-        jobs = own + self.other_jobs
-        if not jobs:
-            return 0.0
-        batches = self.sent_batches + (self.held_jobs > 0)
-        size = own / batches if batches else self.costs.usual_jobs
-        return jobs / size * self.costs.batch_ms(size) / self.workers
+        return expected_wait_ms(self.load())
 
-    def hear(self, batch_id: str, outcome: BatchOutcome) -> None:
+    def learn(self, batch_id: str, outcome: BatchOutcome) -> None:
         """Learn from a batch that came back what such a batch takes."""
         ran = sum(job.status == "succeeded" or job.status == "failed" for job in outcome.jobs)
         if not (ran and outcome.n_samples):
@@ -156,17 +182,10 @@ class Backlogs:
 
     Args:
         settings: Its limits.
-        open_jobs: This controller's open jobs in a queue, by the name of their API key.
         now_s: A monotonic clock.
     """
 
-    def __init__(
-        self,
-        settings: ControllerSettings,
-        open_jobs: Callable[[str], Counter[str]] = lambda _: Counter(),
-        now_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._open_jobs = open_jobs
+    def __init__(self, settings: ControllerSettings, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s
         self._full: dict[str, FullQueue] = {}
         self._jobs_limit = settings.backlog_limit
@@ -179,6 +198,10 @@ class Backlogs:
         if found is None:
             found = self._queues[queue] = QueueBacklog()
         return found
+
+    def completed(self, event: Completed) -> None:
+        """Learn from a batch whose outcome has come."""
+        self.of(event.head.queue).learn(event.batch_id, event.outcome)
 
     def begin_reading(self) -> None:
         """The pool is about to be read."""
@@ -233,13 +256,13 @@ class Backlogs:
             return
         full = self._full.get(queue)
         if full is None:
-            full = self._full[queue] = FullQueue(lambda: self._open_jobs(queue), self._now_s)
+            full = self._full[queue] = FullQueue(backlog.open_by_caller, self._now_s)
         overflows = (
             jobs >= self._jobs_limit * (1 + OVERFLOW)
             or wait_s > longest_s + (deadline_s - longest_s) * OVERFLOW
         )
         most_jobs = min(self._jobs_limit, jobs * longest_s / wait_s)
-        if not overflows and full.take_below_share(caller, most_jobs, n_others=backlog.other_jobs > 0):
+        if not overflows and full.is_below_share(caller, most_jobs, n_others=backlog.other_jobs > 0):
             return
         own_jobs = max(jobs - backlog.other_jobs, jobs * LEAST_OWN_SHARE)
         over_jobs_s = wait_s * (jobs + 1 - self._jobs_limit) / jobs

@@ -62,7 +62,7 @@ async def cancel(request: Request, job_id: str) -> Response:
         view = await services.results.job(job_id, caller)
         if view.status != "cancelled":
             await services.ledger.cancel(view.ref, view.head)
-            services.recent.cancelled(view.ref, view.head)
+            services.replay_buffer.cancelled(view.ref, view.head)
     prefix = services.settings.prefix
     return Response(job_json(view.ref, view.head, "cancelled", view.outcome, prefix), media_type=JSON)
 

@@ -15,18 +15,17 @@ from typing import cast
 
 import redis.asyncio
 
-from app.celery_app import unannounced
-from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import ids
 from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.wakeup_message import WakeUpMessages, unannounced
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.redis.script import Call, load, run
 from app.settings import HEARTBEATS_TO_LIVE
 from app.unreadable import Unreadable
 from app.worker_record import decode_record
-from controller.dispatch import Dispatcher
+from controller.pool_watcher import PoolWatcher
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +60,8 @@ class Reconciler:
     Args:
         controller_id: Who holds the lease.
         client: Asynchronous Redis client that answers bytes.
+        template: What `app.ledger.wakeup_message.write_template` answers.
+        watcher: Has Redis's clock.
         interval_s: Seconds between two passes.
     """
 
@@ -69,16 +70,17 @@ class Reconciler:
         controller_id: str,
         client: redis.asyncio.Redis,
         ledger: ControllerLedger,
-        dispatcher: Dispatcher,
-        clock: PoolClock,
-        interval_s: float,
+        template: bytes,
+        watcher: PoolWatcher,
         unreadable: Unreadable,
+        *,
+        interval_s: float,
     ) -> None:
         self._controller_id = controller_id
         self._client = client
         self._ledger = ledger
-        self._dispatcher = dispatcher
-        self._clock = clock
+        self._template = template
+        self._clock = watcher.clock
         self._interval_s = interval_s
         self._unreadable = unreadable
         # Seen in one pass, acted on in the next: what is merely on its way has arrived by then.
@@ -192,7 +194,7 @@ class Reconciler:
         return suspects - set(lost)
 
     async def _send_one_again(self, batch_id: str, queue: str, owner: str) -> None:
-        message = self._dispatcher.lane(queue).messages.write(batch_id)
+        message = WakeUpMessages(self._template, queue).write(batch_id)
         try:
             with ledger_errors():
                 if await self._ledger.requeue(batch_id, queue, owner, message):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
@@ -18,9 +17,7 @@ from app.ledger.commands import Accept, RestoreOutcome
 from app.ledger.ids import JobRef
 from app.ledger.replay import Replay
 from app.ledger.wire import BatchHead
-
-if TYPE_CHECKING:
-    from controller.dispatch import SentBatch
+from controller.events import Accepted, Completed
 
 logger = logging.getLogger(__name__)
 
@@ -72,24 +69,24 @@ class ReplayBuffer:
     def __contains__(self, batch_id: str) -> bool:
         return batch_id in self._copies
 
-    def keep(self, accept: Accept) -> None:
+    def accepted(self, event: Accepted) -> None:
         """Keep a batch that was just accepted."""
-        self._add(accept.batch.batch_id, accept, len(accept.batch.data) + len(accept.head))
+        self._keep(event.accept)
 
-    def settle(self, batch: SentBatch) -> None:
+    def completed(self, event: Completed) -> None:
         """Keep the outcome of a batch in the place of its samples; nothing where all callers were given theirs."""
-        copy, outcome = self._remove(batch.batch_id), batch.outcome
-        if copy is None or outcome is None or not isinstance(copy.call, Accept):
+        copy = self._remove(event.batch_id)
+        if copy is None or not isinstance(copy.call, Accept):
             return
         accept = copy.call
-        if not accept.batch.once and _all_were_told(batch):
+        if event.all_told and not accept.batch.once:
             return
-        if any(job.error_code == QUARANTINED for job in outcome.jobs):
+        if any(job.error_code == QUARANTINED for job in event.outcome.jobs):
             # The quarantine has its samples, too: it has to come to that outcome again.
-            self.keep(accept)
+            self._keep(accept)
             return
-        restore = RestoreOutcome.of(accept, outcome)
-        self._add(batch.batch_id, restore, len(restore.head) + len(restore.outcome))
+        restore = RestoreOutcome.of(accept, event.outcome)
+        self._add(event.batch_id, restore, len(restore.head) + len(restore.outcome))
 
     def cancelled(self, ref: JobRef, head: BatchHead) -> None:
         """Keep a cancel that was just confirmed."""
@@ -153,6 +150,9 @@ class ReplayBuffer:
             if answer != "unknown":
                 self._cancels_due.discard(ref)
 
+    def _keep(self, accept: Accept) -> None:
+        self._add(accept.batch.batch_id, accept, len(accept.batch.data) + len(accept.head))
+
     def _add(self, batch_id: str, call: Accept | RestoreOutcome, n_bytes: int) -> None:
         size_bytes = OVERHEAD_BYTES + n_bytes
         self._copies[batch_id] = Copy(call, time.monotonic(), size_bytes)
@@ -176,8 +176,3 @@ class ReplayBuffer:
         if self._cancels:
             self._cancels = {ref: each for ref, each in self._cancels.items() if each[1] > before_s}
             self._cancels_due &= self._cancels.keys()
-
-
-def _all_were_told(batch: SentBatch) -> bool:
-    """Whether every caller was given its outcome, so that none was promised one."""
-    return len(batch.jobs) == len(batch.head.jobs) and all(job.wants_outcome for job in batch.jobs)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 
-from app.celery_app import batch_id_of
+from app.ledger.wakeup_message import batch_id_of
 from app.redis import keys
 from app.worker_record import WorkerRecord
 from faults import fault_models

@@ -10,7 +10,8 @@ import redis
 from celery import Celery
 
 from app import celery_app
-from app.celery_app import BATCH_TASK, batch_id_of, create_celery
+from app.celery_app import BATCH_TASK, create_celery
+from app.ledger.wakeup_message import WakeUpMessages, batch_id_of, write_template
 from app.redis import keys
 from app.settings import Settings
 from tests.pool_samples import MODEL, SIGNER, RedisServer
@@ -19,7 +20,7 @@ QUEUE = keys.queue_name(MODEL, 1)
 
 
 def written(celery: Celery, batch_id: str, queue: str = QUEUE) -> bytes:
-    return celery_app.BatchMessages(celery_app.message_template(celery), queue).write(batch_id)
+    return WakeUpMessages(write_template(celery), queue).write(batch_id)
 
 
 def test_a_written_message_equals_what_celery_itself_stores(
@@ -53,8 +54,8 @@ def test_a_message_is_json_whatever_the_models_name(queue: str) -> None:
 
 def test_two_messages_of_one_batch_have_different_delivery_tags() -> None:
     settings = Settings(redis_url="redis://nowhere")
-    template = celery_app.message_template(create_celery(settings))
-    messages = celery_app.BatchMessages(template, QUEUE)
+    template = write_template(create_celery(settings))
+    messages = WakeUpMessages(template, QUEUE)
     tags = {json.loads(messages.write("id"))["properties"]["delivery_tag"] for _ in range(10)}
     assert len(tags) == 10
 

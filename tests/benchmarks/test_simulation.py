@@ -101,7 +101,7 @@ def test_bytes_leave_one_after_the_other_and_travel_together() -> None:
 
 def test_the_shares_of_the_steps_add_up_to_the_whole_cost() -> None:
     for steps in (
-        ("receive", "send", "hear", "settle", "reply", "write"),
+        ("receive", "send", "hear", "complete", "reply", "write"),
         ("take", "infer", "end"),
         ("accept", "ask", "claim", "finish"),
     ):
@@ -302,7 +302,7 @@ def test_the_page_keeps_what_was_written_by_hand(tmp_path: Path) -> None:
 def test_a_worker_that_finds_its_next_batch_with_the_last_one_never_asks_for_it() -> None:
     """Under load the queue is hardly ever empty: a batch costs Redis what it costs without `ask`, and is as much."""
     costs = Costs(**{**vars(COSTS), "controller": Cost(10.0, 10.0), "worker": Cost(0.0, 100.0)})
-    run = Run(costs, Plan())
+    run = Run(costs, Plan(variation=0.0))
     run.close_loop(256)
     seen = run.watch(0.5, 2.0)
     assert seen.utilisation["worker"] > 0.9  # the rest are round trips

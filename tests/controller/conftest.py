@@ -17,7 +17,7 @@ import httpx
 import pytest
 import redis
 
-from app.celery_app import batch_id_of
+from app.ledger.wakeup_message import batch_id_of
 from app.ledger.wire import BatchOutcome
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys

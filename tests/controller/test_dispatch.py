@@ -12,7 +12,7 @@ import redis
 
 from app.ledger.commands import LARGE_BYTES
 from app.redis import keys
-from controller.dispatch import ENOUGH_RECEIPTS
+from controller.batching import ENOUGH_RECEIPTS
 from tests.controller.conftest import HandWorker, Serve, nothing_is_queued, until
 from tests.pool_samples import outcome
 
@@ -146,7 +146,7 @@ async def test_where_nobody_waits_the_next_batch_gathers_all_that_has_come(
     batch = await worker.claimed()
     held = asyncio.create_task(served.post())
     await until(lambda: len(lane.waiting) == 1, "it is held")
-    dispatcher.settle_batch(batch.batch_id, outcome())
+    dispatcher.completed(batch.batch_id, outcome())
     assert len(lane.waiting) == 1
     await asyncio.sleep(0)
     assert not lane.waiting

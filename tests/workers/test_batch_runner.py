@@ -22,7 +22,7 @@ from app.ledger.wire import BatchOutcome, JobEntry
 from app.ledger.worker_ledger import WorkerLedger, keep_outcome
 from app.redis import keys
 from app.settings import Settings
-from tests.pool_samples import PAIR, RedisServer, head, new_batch, now_ms, record
+from tests.pool_samples import PAIR, RedisServer, accept_now, head, new_batch, now_ms, record
 from workers.batch_runner import TIMED_OUT, BatchRunner
 from workers.model import LoadedModel
 from workers.process.heartbeat import Heartbeat
@@ -55,7 +55,7 @@ class Bench:
         )
 
     def accept(self, batch: NewBatch) -> str:
-        self._as_controller(lambda ledger: ledger.accept(batch))
+        accept_now(self.url, batch)
         return batch.batch_id
 
     def requeue(self, batch_id: str, owner: str) -> None:

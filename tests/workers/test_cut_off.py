@@ -10,14 +10,13 @@ import pytest
 
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
-from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis.client import connect, connect_async
 from app.redis.keys import queue_name
 from app.settings import Settings
 from faults.proxy import Proxy
 from tests.conftest import RedisServer, WaitUntil
-from tests.pool_samples import MODEL, new_batch, record
+from tests.pool_samples import MODEL, accept, new_batch, record
 from workers.consumer import transport
 from workers.process.heartbeat import Heartbeat
 
@@ -57,7 +56,7 @@ async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connecti
     way.revive()
     client = connect_async(Settings(redis_url=redis_server.url))
     batch = new_batch()
-    await ControllerLedger(client, 100).accept(batch)
+    await accept(client, batch)
     await client.aclose()
     claimed = jobs.claim(batch.batch_id)
     assert claimed

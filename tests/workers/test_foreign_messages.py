@@ -17,7 +17,8 @@ import pytest
 import redis
 from celery import Celery
 
-from app.celery_app import BatchMessages, create_celery, message_template
+from app.celery_app import create_celery
+from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
 from app.worker_record import decode_record
@@ -70,8 +71,8 @@ def is_ready(client: redis.Redis) -> bool:
 
 def message(url: str, batch_id: str = "B" * 32) -> dict[str, Any]:
     """A message as a controller writes it, for a batch that does not exist."""
-    template = message_template(create_celery(Settings(redis_url=url)))
-    made: dict[str, Any] = json.loads(BatchMessages(template, QUEUE).write(batch_id))
+    template = write_template(create_celery(Settings(redis_url=url)))
+    made: dict[str, Any] = json.loads(WakeUpMessages(template, QUEUE).write(batch_id))
     return made
 
 

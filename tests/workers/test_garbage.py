@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import redis
 
-from app.celery_app import BatchMessages, create_celery, message_template
+from app.celery_app import create_celery
 from app.ledger import wire
+from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
 from app.worker_record import WorkerRecord, decode_record
@@ -61,8 +62,8 @@ def garbage(good: dict[str, Any]) -> Iterator[bytes]:
 @pytest.fixture
 def good(redis_server: RedisServer) -> dict[str, Any]:
     """A message as a controller writes it, for a batch that does not exist."""
-    template = message_template(create_celery(Settings(redis_url=redis_server.url)))
-    made: dict[str, Any] = json.loads(BatchMessages(template, QUEUE).write(GOOD_ID))
+    template = write_template(create_celery(Settings(redis_url=redis_server.url)))
+    made: dict[str, Any] = json.loads(WakeUpMessages(template, QUEUE).write(GOOD_ID))
     return made
 
 

@@ -14,7 +14,7 @@ from app.ledger import ids
 from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.wire import BatchOutcome
 from app.ledger.worker_ledger import WorkerLedger
-from tests.pool_samples import PAIR, RedisServer, new_batch, outcome, record
+from tests.pool_samples import PAIR, RedisServer, accept, new_batch, outcome, record
 from workers.batch_runner import BatchRunner
 from workers.model import LoadedModel
 from workers.process.heartbeat import Heartbeat
@@ -66,7 +66,7 @@ async def test_a_job_that_kills_its_worker_is_quarantined_alone(redis_server: Re
     with redis.Redis.from_url(redis_server.url) as client:
         async with redis.asyncio.Redis.from_url(redis_server.url) as connection:
             jobs = ControllerLedger(connection, 60)
-            await jobs.accept(batch)
+            await accept(connection, batch)
             while (final := await read_outcome(jobs, batch.batch_id)) is None:
                 lives.append(Worker(client, f"worker-{len(lives)}"))
                 try:
@@ -92,8 +92,7 @@ async def test_a_worker_that_lost_its_claim_runs_no_further_job(redis_server: Re
     batch = new_batch(2)
     with redis.Redis.from_url(redis_server.url) as client:
         async with redis.asyncio.Redis.from_url(redis_server.url) as connection:
-            jobs = ControllerLedger(connection, 60)
-            await jobs.accept(batch)
+            await accept(connection, batch)
         first = WorkerLedger(client, "first", batch.head.queue, 60)
         claimed = first.claim(batch.batch_id)
         assert claimed is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -16,15 +15,15 @@ import pytest
 import redis
 import redis.asyncio
 
-from app.celery_app import BatchMessages, create_celery, message_template
+from app.celery_app import create_celery
 from app.ledger import wire
 from app.ledger.commands import NewBatch
-from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
 from app.worker_record import WorkerRecord, decode_record
 from tests.conftest import process_environment
-from tests.pool_samples import RedisServer, new_batch
+from tests.pool_samples import RedisServer, accept_now, new_batch
 from tests.workers.process.test_prefork_supervisor import runs
 
 QUEUE = keys.queue_name("Scikit", 1)
@@ -75,16 +74,11 @@ def silent_registry() -> Iterator[tuple[str, socket.socket]]:
 def accept(url: str) -> str:
     """Accept one batch of two jobs for version 1, exactly as a controller does."""
     batch = new_batch(2, queue=QUEUE, model_name="Scikit", dtype="float64")
-    message = BatchMessages(message_template(create_celery(Settings(redis_url=url))), QUEUE).write(
+    message = WakeUpMessages(write_template(create_celery(Settings(redis_url=url))), QUEUE).write(
         batch.batch_id
     )
     sent = NewBatch(batch.batch_id, batch.head, batch.data, message, batch.accepted_at_ms)
-
-    async def go() -> None:
-        async with redis.asyncio.Redis.from_url(url) as client:
-            await ControllerLedger(client, 100).accept(sent)
-
-    asyncio.run(go())
+    accept_now(url, sent)
     return batch.batch_id
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -16,13 +15,13 @@ import pytest
 import redis
 import redis.asyncio
 
-from app.celery_app import BATCH_TASK, BatchMessages, create_celery, message_template
+from app.celery_app import BATCH_TASK, create_celery
 from app.ledger.commands import NewBatch
-from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
 from tests.conftest import WaitUntil, process_environment, running_redis
-from tests.pool_samples import new_batch
+from tests.pool_samples import accept_now, new_batch
 from tests.workers import unruly_model
 from tests.workers.test_process import ready_pids, records
 from workers.consumer.remote_control import REFUSED
@@ -87,15 +86,10 @@ class Worker:
     def accept(self, n_jobs: int) -> str:
         """Accept one batch, exactly as a controller does."""
         batch = new_batch(n_jobs, queue=QUEUE, model_name="Unruly", dtype="float64")
-        template = message_template(create_celery(Settings(redis_url=self.url)))
-        message = BatchMessages(template, QUEUE).write(batch.batch_id)
+        template = write_template(create_celery(Settings(redis_url=self.url)))
+        message = WakeUpMessages(template, QUEUE).write(batch.batch_id)
         sent = NewBatch(batch.batch_id, batch.head, batch.data, message, batch.accepted_at_ms)
-
-        async def go() -> None:
-            async with redis.asyncio.Redis.from_url(self.url) as client:
-                await ControllerLedger(client, 100).accept(sent)
-
-        asyncio.run(go())
+        accept_now(self.url, sent)
         return batch.batch_id
 
     def signals_of(self, batch_id: str) -> list[tuple[str, str, dict[str, Any]]]:

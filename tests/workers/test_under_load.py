@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from multiprocessing.synchronize import Event
 
 import pytest
 import redis
-import redis.asyncio
 from celery import Celery
 
-from app.celery_app import BatchMessages, create_celery, message_template
+from app.celery_app import create_celery
 from app.ledger import wire
-from app.ledger.commands import NewBatch
-from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
-from tests.pool_samples import RedisServer, new_batch
+from tests.pool_samples import RedisServer, accept_now, new_batch
 from tests.workers.test_process import QUEUE, Start, records, start_worker
 
 __all__ = ["start_worker"]
@@ -36,24 +34,14 @@ ANSWER_S = 5.0
 
 @cache
 def template() -> bytes:
-    return message_template(create_celery(Settings(redis_url="redis://unused")))
+    return write_template(create_celery(Settings(redis_url="redis://unused")))
 
 
 def accept_many(url: str, count: int) -> list[str]:
     """Accept batches of two jobs for version 1, exactly as a controller does."""
-    messages = BatchMessages(template(), QUEUE)
+    messages = WakeUpMessages(template(), QUEUE)
     made = [new_batch(2, queue=QUEUE, model_name="Scikit", dtype="float64") for _ in range(count)]
-
-    async def go() -> None:
-        async with redis.asyncio.Redis.from_url(url) as client:
-            ledger = ControllerLedger(client, 100)
-            for each in made:
-                message = messages.write(each.batch_id)
-                await ledger.accept(
-                    NewBatch(each.batch_id, each.head, each.data, message, each.accepted_at_ms)
-                )
-
-    asyncio.run(go())
+    accept_now(url, *[replace(each, message=messages.write(each.batch_id)) for each in made])
     return [each.batch_id for each in made]
 
 

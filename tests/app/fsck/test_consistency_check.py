@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from app.celery_app import BatchMessages, create_celery, message_template
+from app.celery_app import create_celery
 from app.fsck.consistency_check import Doctor, Report, patience_s
 from app.ledger import wire
 from app.ledger.commands import NewBatch
 from app.ledger.controller_ledger import ControllerLedger
+from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.settings import Settings
 from app.worker_record import encode_record
-from tests.pool_samples import RedisServer, head, new_batch, now_ms, outcome, record
+from tests.pool_samples import RedisServer, accept, head, new_batch, now_ms, outcome, record
 
 QUEUE = head().queue
 LONG_AGO_MS = 20_000
@@ -33,7 +34,7 @@ class Ward:
 
     client: redis.asyncio.Redis
     doctor: Doctor
-    messages: BatchMessages
+    messages: WakeUpMessages
     batches: list[NewBatch] = field(default_factory=list)
 
     async def accept(self, n_jobs: int = 2, **fields: Any) -> str:
@@ -41,7 +42,7 @@ class Ward:
         batch = NewBatch(
             made.batch_id, made.head, made.data, self.messages.write(made.batch_id), made.accepted_at_ms
         )
-        await ControllerLedger(self.client, RETENTION_S).accept(batch)
+        await accept(self.client, batch, retention_s=RETENTION_S)
         self.batches.append(batch)
         return batch.batch_id
 
@@ -87,7 +88,7 @@ class Ward:
 @pytest.fixture
 async def ward(redis_server: RedisServer) -> AsyncIterator[Ward]:
     settings = Settings(redis_url=redis_server.url, heartbeat_s=0.01, result_retention_s=RETENTION_S)
-    messages = BatchMessages(message_template(create_celery(settings)), QUEUE)
+    messages = WakeUpMessages(write_template(create_celery(settings)), QUEUE)
     async with redis.asyncio.Redis.from_url(redis_server.url) as client:
         made = Ward(client, Doctor(client, settings), messages)
         await client.hset(keys.NUMBERS, QUEUE, "1")

@@ -27,7 +27,7 @@ from app.ledger.replay import Replay
 from app.ledger.wire import BatchOutcome
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
-from tests.pool_samples import RedisServer, head, new_batch, outcome
+from tests.pool_samples import RedisServer, accept, head, new_batch, outcome
 
 QUEUE = head().queue
 WORKERS = ("anna", "bert")
@@ -91,7 +91,7 @@ class LedgerMachine(RuleBasedStateMachine):
         made = new_batch(n_jobs)
         data = made.data * 2048 if large else made.data  # those are fetched by themselves
         batch = Expected(replace(made, data=data, message=message(made.batch_id)), n_jobs)
-        self.runner.run(self.controller.accept(batch.new))
+        self.runner.run(accept(self.async_client, batch.new, retention_s=RETENTION_S))
         self.batches.append(batch)
         self.messages.append(batch)
         return batch
@@ -99,7 +99,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(batch=accepted)
     @precondition(lambda self: not any(each.lost for each in self.batches))
     def accept_the_same_again(self, batch: Expected) -> None:
-        self.runner.run(self.controller.accept(batch.new))
+        self.runner.run(accept(self.async_client, batch.new, retention_s=RETENTION_S))
 
     @rule(batch=accepted)
     @precondition(lambda self: not any(each.lost for each in self.batches))

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import pytest
 import redis.asyncio
 
-from app.celery_app import batch_id_of, create_celery, message_template
+from app.celery_app import create_celery
 from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError
 from app.ledger import ids
 from app.ledger.commands import NewBatch
-from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.quarantine import Quarantine
+from app.ledger.wakeup_message import batch_id_of, write_template
 from app.ledger.wire import JobEntry
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.settings import Settings
 from modelyard.schemas import QuarantinedJob
-from tests.pool_samples import SIGNER, RedisServer, head, new_batch, now_ms, outcome
+from tests.pool_samples import SIGNER, RedisServer, accept, head, new_batch, now_ms, outcome
 
 RETENTION_S = 100.0
 QUEUE = head().queue
@@ -39,7 +39,7 @@ class Yard:
         now = now_ms()
         entry = JobEntry(1, now, now + 60_000, "highest_val_accuracy", forced=False, owner="shop")
         batch = new_batch(n_jobs, jobs=[entry] * n_jobs)
-        await ControllerLedger(self.client, RETENTION_S).accept(batch)
+        await accept(self.client, batch, retention_s=RETENTION_S)
         await self.client.lpop(QUEUE)
         await asyncio.to_thread(self._finish, batch, index)
         return ids.job_id(batch.batch_id, index)
@@ -60,7 +60,7 @@ class Yard:
 
 @pytest.fixture
 async def yard(redis_server: RedisServer) -> AsyncIterator[Yard]:
-    template = message_template(create_celery(Settings(redis_url=redis_server.url)))
+    template = write_template(create_celery(Settings(redis_url=redis_server.url)))
     with redis.Redis.from_url(redis_server.url) as client:
         worker = WorkerLedger(client, "host-1", QUEUE, RETENTION_S)
         async with redis.asyncio.Redis.from_url(redis_server.url) as asynchronous:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,10 @@ from redis.retry import Retry
 
 from app.errors import LedgerUnavailableError, NewerWireError, WireError
 from app.ledger import wire
-from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
 from faults.proxy import Proxy
-from tests.pool_samples import head, new_batch, outcome
+from tests.pool_samples import accept_now, head, new_batch, outcome
 
 QUEUE = head().queue
 RETENTION_S = 100.0
@@ -39,15 +37,8 @@ class Bench:
 
     def accept(self, n_batches: int) -> list[str]:
         made = [new_batch() for _ in range(n_batches)]
-
-        async def go() -> None:
-            async with redis.asyncio.Redis.from_url(self.url) as client:
-                ledger = ControllerLedger(client, RETENTION_S)
-                for each in made:
-                    message = b'{"properties": {"correlation_id": "%s"}}' % each.batch_id.encode()
-                    await ledger.accept(replace(each, message=message))
-
-        asyncio.run(go())
+        message = b'{"properties": {"correlation_id": "%s"}}'
+        accept_now(self.url, *[replace(each, message=message % each.batch_id.encode()) for each in made])
         return [each.batch_id for each in made]
 
     def claim_first(self) -> ClaimedBatch:

@@ -33,7 +33,8 @@ async def test_a_new_password_counts_for_every_connection_without_a_restart(
     file.write_text(FIRST)
     settings = settings_for(redis_server.url.replace("unix://", "unix://pool@"), redis_password_file=file)
     asynchronous, answers = connect_async(settings), list[object]()
-    link = RedisLink(asynchronous, ["modelyard:test"], lambda *_: None, 1.0)
+    link = RedisLink(asynchronous, 1.0)
+    link.listen("modelyard:test", lambda _: None)
     await link.connect()
     keeping = asyncio.create_task(link.run())
     with connect(settings) as synchronous:

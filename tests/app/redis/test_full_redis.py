@@ -28,7 +28,7 @@ from app.settings import ControllerSettings, Settings
 from cli.local_pool.programs import redis_answers
 from controller.admission.idempotency import Idempotency, Reservation
 from tests.conftest import wait_until_true
-from tests.pool_samples import MODEL, new_batch, outcome, record
+from tests.pool_samples import MODEL, accept, new_batch, outcome, record
 from workers.process.heartbeat import Heartbeat
 
 QUEUE = keys.queue_name(MODEL, 1)
@@ -69,12 +69,11 @@ async def test_a_full_redis_refuses_new_jobs_whole_and_brings_accepted_ones_to_t
     with redis.Redis.from_url(url) as client:
         async with redis.asyncio.Redis.from_url(url) as connection:
             ledger = ControllerLedger(connection, 100)
-            for batch in (first, second):
-                await ledger.accept(batch)
+            await accept(connection, first, second)
             fill(client)
             before = set(client.keys())
             with pytest.raises(LedgerFullError, match="Redis is full"):
-                await ledger.accept(refused)
+                await accept(connection, refused)
             assert set(client.keys()) == before
             assert client.hget(keys.BACKLOG, QUEUE) == b"4"
 
@@ -105,7 +104,7 @@ async def test_in_a_full_redis_the_end_of_a_batch_takes_the_next_one(url: str) -
         async with redis.asyncio.Redis.from_url(url) as connection:
             for batch in made:
                 message = b'"correlation_id": "%s"' % batch.batch_id.encode()
-                await ControllerLedger(connection, 100).accept(replace(batch, message=message))
+                await accept(connection, replace(batch, message=message))
             fill(client)
             worker = WorkerLedger(client, "host-1", QUEUE, 100)
             worker.take()

@@ -29,7 +29,7 @@ ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 class Ear:
     """A link that is kept connected, and what it heard."""
 
-    def __init__(self, link: RedisLink, heard: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, link: RedisLink, heard: list[bytes]) -> None:
         self.link = link
         self.heard = heard
 
@@ -42,7 +42,7 @@ class Ear:
     async def run(self, script: Script, *args: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         large = LargeField("record", "data", SAMPLES_BYTES, 60_000)
-        self.link.store_and_run(answer.set_result, large, Call(script, ["sum"], list(args)))
+        self.link.store_and_run(large, Call(script, ["sum"], list(args)), answer.set_result)
         return await asyncio.wait_for(answer, 5)
 
     async def connected(self) -> None:
@@ -58,9 +58,10 @@ class Ear:
 
 @asynccontextmanager
 async def listening(url: str) -> AsyncIterator[Ear]:
-    heard: list[tuple[bytes, bytes]] = []
+    heard: list[bytes] = []
     client = connect_async(settings_for(url))
-    link = RedisLink(client, [CHANNEL], lambda *notice: heard.append(notice), TIMEOUT_S)
+    link = RedisLink(client, TIMEOUT_S)
+    link.listen(CHANNEL, heard.append)
     keeping = asyncio.create_task(link.run())
     try:
         ear = Ear(link, heard)
@@ -93,7 +94,7 @@ async def test_what_is_published_is_heard_between_answers(ear: Ear, client: redi
         client.publish(CHANNEL, f"notice {number}")
         assert await ear.ask("PING") == b"PONG"
     await until(lambda: len(ear.heard) == 3, "all are heard")
-    assert ear.heard == [(CHANNEL.encode(), b"notice %d" % number) for number in range(3)]
+    assert ear.heard == [b"notice %d" % number for number in range(3)]
 
 
 async def test_a_script_that_redis_does_not_know_is_sent_whole(ear: Ear, client: redis.Redis) -> None:
@@ -107,7 +108,7 @@ async def test_samples_are_written_with_what_the_script_does(ear: Ear, client: r
     answers: list[Any] = []
     for number in (1, 2):
         large = LargeField(f"record {number}", "data", SAMPLES_BYTES, 60_000)
-        ear.link.store_and_run(answers.append, large, Call(ADD, ["sum"], [number]))
+        ear.link.store_and_run(large, Call(ADD, ["sum"], [number]), answers.append)
     assert await ear.ask("GET", "sum") == b"3"
     assert answers == [1, 3]
     for number in (1, 2):
@@ -142,7 +143,7 @@ async def test_a_lost_connection_fails_its_calls_and_is_made_anew(ear: Ear, clie
     assert isinstance(blocked[0], RedisConnectionError)
     await ear.connected()
     client.publish(CHANNEL, "again")
-    await until(lambda: ear.heard == [(CHANNEL.encode(), b"again")], "it has subscribed again")
+    await until(lambda: ear.heard == [b"again"], "it has subscribed again")
 
 
 async def test_a_redis_that_hangs_fails_the_calls_in_time_and_is_found_again(
@@ -172,7 +173,8 @@ async def test_a_user_who_may_not_subscribe_is_told_so(
     client.acl_setuser("deaf", enabled=True, passwords=["+pw"], commands=["+@all"], keys=["*"], channels=[])
     try:
         url = f"{redis_server.url}?username=deaf&password=pw"
-        refused = RedisLink(connect_async(settings_for(url)), [CHANNEL], lambda *_: None, TIMEOUT_S)
+        refused = RedisLink(connect_async(settings_for(url)), TIMEOUT_S)
+        refused.listen(CHANNEL, lambda _: None)
         keeping = asyncio.create_task(refused.run())
         await until(lambda: "NOPERM" in caplog.text, "it is logged")
         keeping.cancel()

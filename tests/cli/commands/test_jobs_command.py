@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -12,11 +11,10 @@ from click.testing import CliRunner, Result
 
 from app.errors import JobNotQuarantinedError, UnavailableError
 from app.ledger import ids
-from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from modelyard.commands.main import cli
-from tests.pool_samples import RedisServer, head, new_batch, outcome
+from tests.pool_samples import RedisServer, accept_now, head, new_batch, outcome
 
 QUEUE = head().queue
 RETENTION_S = 100.0
@@ -27,11 +25,7 @@ def quarantined(redis_server: RedisServer) -> str:
     """Id of a quarantined job."""
     batch = new_batch(2)
 
-    async def accept() -> None:
-        async with redis.asyncio.Redis.from_url(redis_server.url) as client:
-            await ControllerLedger(client, RETENTION_S).accept(batch)
-
-    asyncio.run(accept())
+    accept_now(redis_server.url, batch)
     with redis.Redis.from_url(redis_server.url) as client:
         client.delete(QUEUE)
         client.set(keys.SECRET, b"s" * 32)

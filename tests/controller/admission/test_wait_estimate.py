@@ -165,20 +165,20 @@ def test_whoever_is_let_in_at_first_sight_would_be_in_time(
 def test_a_batch_costs_what_passed_since_its_worker_could_have_begun_it() -> None:
     queue = QueueBacklog()
     batch_id = SIGNER.new_batch_id(NOW_MS - 1000, 4)
-    queue.hear(batch_id, came_back(NOW_MS, 30))
+    queue.learn(batch_id, came_back(NOW_MS, 30))
     assert queue.costs.batch_ms(4) == pytest.approx(40), "the first: as long a pause as there may be"
     fresh = QueueBacklog(free_at_ms={"host-1": NOW_MS - 3})
-    fresh.hear(batch_id, came_back(NOW_MS, 30))
+    fresh.learn(batch_id, came_back(NOW_MS, 30))
     assert fresh.costs.batch_ms(4) == pytest.approx(33), "3 ms passed between the two"
     idle = QueueBacklog(free_at_ms={"host-1": NOW_MS - 500})
-    idle.hear(SIGNER.new_batch_id(NOW_MS - 2, 4), came_back(NOW_MS, 30))
+    idle.learn(SIGNER.new_batch_id(NOW_MS - 2, 4), came_back(NOW_MS, 30))
     assert idle.costs.batch_ms(4) == pytest.approx(32), "before that there was nothing to do"
 
 
 def test_batches_that_did_not_run_teach_nothing() -> None:
     queue = QueueBacklog()
     closed = came_back(NOW_MS, 0, n_samples=0, worker_id="", jobs=[EXPIRED] * 4)
-    queue.hear(SIGNER.new_batch_id(NOW_MS, 4), closed)
+    queue.learn(SIGNER.new_batch_id(NOW_MS, 4), closed)
     assert not queue.costs.known
 
 
@@ -230,8 +230,9 @@ def test_the_limit_in_jobs_holds_whatever_the_queue_gets_through() -> None:
 def full_queue(owners: Counter[str], **counts: Any) -> Backlogs:
     """A queue with 10 ms a job, in which a job may wait for 5 s of its 10: 500 jobs."""
     settings = ControllerSettings(redis_url="redis://localhost", backlog_deadline_fraction=0.5)
-    full = Backlogs(settings, lambda _: Counter(owners), now_s=lambda: 1.0)
+    full = Backlogs(settings, now_s=lambda: 1.0)
     queue = full.of(QUEUE)
+    queue.open_by_caller.update({owner: n_jobs for owner, n_jobs in owners.items() if owner})
     queue.costs.learn(100, 1000)
     queue.sent_jobs = owners.total()
     queue.sent_batches, queue.other_jobs = queue.sent_jobs // 100, counts.get("other_jobs", 0)
@@ -271,15 +272,14 @@ def test_a_small_caller_has_a_place_beside_a_flood_that_came_through_other_contr
     with suppress(QueueFullError):
         for _ in range(600):
             full.admit(QUEUE, 10.0, "small")
+            full.of(QUEUE).open_by_caller["small"] += 1
             n_taken += 1
-    assert n_taken == 250, (
-        "half of what the queue holds when it is full, though the open jobs are not read again"
-    )
+    assert n_taken == 250, "half of what the queue holds when it is full"
 
 
 def test_those_who_never_came_back_are_forgotten_once_there_has_been_room() -> None:
     now = [0.0]
-    full = FullQueue(Counter, lambda: now[0])
+    full = FullQueue({}, lambda: now[0])
     told_s = [full.return_after_s("", 1.0, 0.1) for _ in range(10_000)]
     assert told_s[0] == 1.0
     assert max(told_s) == LONGEST_RETURN_S
@@ -319,7 +319,6 @@ def test_few_of_those_who_come_back_when_they_are_told_to_are_refused_again() ->
 def test_a_reading_of_the_pool_tells_the_other_controllers_jobs_and_never_counts_its_own_twice() -> None:
     pool = backlogs()
     queue = pool.of(QUEUE)
-    queue.held_jobs = 30
     queue.send(30)
     pool.begin_reading()
     queue.sent_jobs = 20  # one came back while Redis was read
@@ -337,7 +336,6 @@ def test_a_job_that_came_and_went_while_the_pool_was_read_counts_for_no_other_co
     pool = backlogs()
     queue = pool.of(QUEUE)
     pool.begin_reading()
-    queue.held_jobs = 10
     queue.send(10)
     queue.sent_jobs = 0
     pool.refresh([record()], {QUEUE: 10})

@@ -161,7 +161,7 @@ async def test_who_waits_for_a_job_that_redis_lost_gets_its_outcome(
     post = asyncio.create_task(served.post(query="?wait=20"))
     await until(lambda: own_redis.client.llen(worker.record.queue), "the job is accepted")
     batch_id = await until(lambda: next(iter(served.services.dispatcher.sent), None), "it is sent")
-    await until(lambda: batch_id in served.services.recent, "its acceptance is confirmed")
+    await until(lambda: batch_id in served.services.replay_buffer, "its acceptance is confirmed")
     await own_redis.set_back()
     await until(lambda: own_redis.client.pubsub_channels(), "the controller listens")
     await finish_all(worker, 1)
@@ -214,7 +214,7 @@ async def test_copies_are_kept_while_redis_is_away_and_only_then_for_longer_than
     await own_redis.set_back()
     assert (await read(served, url)).json()["status"] == "queued"
     batch_id = url.removeprefix("/results/").partition(".")[0]
-    await until(lambda: batch_id not in served.services.recent, "Redis must have written it by now")
+    await until(lambda: batch_id not in served.services.replay_buffer, "Redis must have written it by now")
 
 
 async def test_what_was_finished_and_has_expired_is_not_written_again(
@@ -230,8 +230,8 @@ async def test_what_was_finished_and_has_expired_is_not_written_again(
     await asyncio.sleep(0.3)  # longer than an outcome is kept
     own_redis.client.delete(keys.batch(done), keys.batch(lost.batch_id))  # as when they expire
     await own_redis.set_back()
-    await until(lambda: served.services.watcher.is_settling, "the controller has noticed")
-    await until(lambda: not served.services.watcher.is_settling, "it has written again what it would")
+    await until(lambda: served.services.watcher.has_just_come_back, "the controller has noticed")
+    await until(lambda: not served.services.watcher.has_just_come_back, "it has written again what it would")
     for url in (heard, unheard):
         assert (await read(served, url)).status_code == 410
     assert nothing_is_queued(own_redis.client)
@@ -275,10 +275,10 @@ async def test_nothing_is_kept_of_jobs_whose_callers_all_have_their_outcome(
     await until(lambda: client.pubsub_channels(), "the controller listens")
     posts = [asyncio.create_task(served.post(query="?wait=5"))]
     batch = await worker.claimed()
-    await until(lambda: batch.batch_id in served.services.recent, "its acceptance is confirmed")
+    await until(lambda: batch.batch_id in served.services.replay_buffer, "its acceptance is confirmed")
     worker.finish(batch)
     assert [(await post).status_code for post in posts] == [200]
-    assert batch.batch_id not in served.services.recent
+    assert batch.batch_id not in served.services.replay_buffer
 
 
 async def test_past_the_limit_the_oldest_copies_are_dropped(
@@ -289,7 +289,7 @@ async def test_past_the_limit_the_oldest_copies_are_dropped(
     monkeypatch.setattr(replay_buffer, "LIMIT_BYTES", 3.5 * replay_buffer.OVERHEAD_BYTES)
     urls = [await accepted(served) for _ in range(5)]
     batch_ids = [url.removeprefix("/results/").partition(".")[0] for url in urls]
-    kept = [batch_id in served.services.recent for batch_id in batch_ids]
+    kept = [batch_id in served.services.replay_buffer for batch_id in batch_ids]
     assert kept == [False, False, True, True, True]
 
 
