@@ -80,7 +80,10 @@ def batch_id_of(message: bytes) -> str | None:
 
 
 def unannounced(
-    unclaimed: Iterable[tuple[str, float]], next_message: bytes | None, before_ms: float
+    unclaimed: Iterable[tuple[str, float]],
+    next_message: bytes | None,
+    before_ms: float,
+    clocks_apart_ms: float = 0.0,
 ) -> list[str]:
     """Batches that the queue, first in first out, should have given out by now.
 
@@ -88,8 +91,9 @@ def unannounced(
         unclaimed: Batches that nobody runs, each with when it was accepted (ms).
         next_message: Stored message that is next to be taken, or None.
         before_ms: Later ones may still be on their way.
+        clocks_apart_ms: How much later than the next one a batch may have been sent that its id tells to be older.
     """
     next_batch = batch_id_of(next_message) if next_message else None
     if next_batch and ids.is_well_formed(next_batch):
-        before_ms = min(before_ms, ids.accepted_at_ms(next_batch))
+        before_ms = min(before_ms, ids.accepted_at_ms(next_batch) - clocks_apart_ms)
     return [batch for batch, at_ms in unclaimed if int(at_ms) < before_ms and batch != next_batch]

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 OLDEST_PER_PASS = 128
 OVERDUE_PER_PASS = 256
 UNCLAIMED_GRACE_MS = 2000
+# More than two readings of Redis's clock differ, be they two controllers' or one's before and after an adjustment. What
+# was sent within that time may stand in the queue in another order than its ids tell.
+CLOCKS_APART_MS = 1000
 # More than a local clock may run ahead of Redis's: past it, nobody can cancel or claim any more.
 OVERDUE_GRACE_MS = 1000
 
@@ -208,7 +211,8 @@ class Reconciler:
     def _unannounced(self, view: QueueView) -> set[str]:
         """Batches that nobody runs and that the queue, first in first out, should have given out by now."""
         unclaimed = [entry for entry in view.oldest if entry[0] not in view.running]
-        return set(unannounced(unclaimed, view.next_message, self._clock.now_ms() - UNCLAIMED_GRACE_MS))
+        before_ms = self._clock.now_ms() - UNCLAIMED_GRACE_MS
+        return set(unannounced(unclaimed, view.next_message, before_ms, CLOCKS_APART_MS))
 
     async def _close(self, batch_id: str, queue: str) -> None:
         now_ms = self._clock.now_ms()
