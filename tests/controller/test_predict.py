@@ -17,6 +17,7 @@ from app.ledger.commands import Accept
 from app.ledger.wire import JobOutcome
 from app.redis import keys
 from app.redis.link import Done
+from app.redis.script import Call
 from modelyard.schemas import Latency
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.pool_samples import CONTRACT, MODEL, outcome
@@ -443,8 +444,11 @@ async def test_an_idempotency_key_is_free_again_when_its_job_was_not_accepted(
     hand_worker()
     served = await serve()
 
+    def refuse(_: Call, done: Done, *args: Any) -> None:
+        done(*args, RedisConnectionError("no"))
+
     with monkeypatch.context() as patch:
-        patch.setattr(served.services.link, "run_script", lambda done, *_: done(RedisConnectionError("no")))
+        patch.setattr(served.services.link, "run_script", refuse)
         assert (await served.post(idempotency_key="abc")).status_code == 503
     assert list(client.scan_iter(keys.once("*"))) == []
     assert (await served.post(idempotency_key="abc")).status_code == 202
@@ -497,8 +501,8 @@ async def test_an_idempotency_key_whose_job_was_stored_unconfirmed_stays_with_th
     served = await serve()
     run_script = served.services.link.run_script
 
-    def run_and_lose_the_answer(done: Done, *call: Any) -> None:
-        run_script(lambda _: done(RedisConnectionError("the connection was cut")), *call)
+    def run_and_lose_the_answer(call: Call, done: Done, *args: Any) -> None:
+        run_script(call, lambda _: done(*args, RedisConnectionError("the connection was cut")))
 
     with monkeypatch.context() as patch:
         patch.setattr(served.services.link, "run_script", run_and_lose_the_answer)
