@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -316,7 +317,7 @@ class ControllerSettings(Settings):
     def _without_brackets(cls, value: str) -> str:
         return value.strip().removeprefix("[").removesuffix("]")  # as in a URL
 
-    @property
+    @cached_property
     def prefix(self) -> str:
         """`root_path` without a slash at its end."""
         return self.root_path.rstrip("/")

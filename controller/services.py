@@ -78,10 +78,72 @@ def build_services(
     Args:
         client: Asynchronous Redis client that answers bytes.
     """
-    controller_id, clock = uuid4().hex, PoolClock()
+    drain = Drain()
+    pool = _build_pool(settings, client, drain)
+    rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
+    gate = Gate(settings, access, drain, rate_limit)
+    refusals, large_bodies = Refusals(pool.metrics, audit), LargeBodies()
+    parts = Collaborators(
+        gate=gate,
+        rate_limit=rate_limit,
+        watcher=pool.watcher,
+        backlogs=pool.backlogs,
+        dispatcher=pool.dispatcher,
+        results=pool.results,
+        idempotency=Idempotency(client, settings),
+        large_bodies=large_bodies,
+        refusals=refusals,
+        clock=pool.clock,
+        drain=drain,
+    )
+    predict = Predict(settings, parts)
+    is_fast = settings.fast_http and rate_limit is None  # which has to ask Redis
+    return Services(
+        settings=settings,
+        clock=pool.clock,
+        access=access,
+        gate=gate,
+        ledger=pool.ledger,
+        watcher=pool.watcher,
+        dispatcher=pool.dispatcher,
+        replay_buffer=pool.replay_buffer,
+        results=pool.results,
+        metrics=pool.metrics,
+        refusals=refusals,
+        predict=predict,
+        fast_path=FastPath(settings, gate, predict) if is_fast else None,
+        quarantine=pool.quarantine,
+        drain=drain,
+        link=pool.link,
+        large_bodies=large_bodies,
+        audit=audit,
+        reconciler=pool.reconciler,
+        losses=pool.losses,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pool:
+    """What knows the ledger and the workers, and nothing of requests."""
+
+    clock: PoolClock
+    ledger: ControllerLedger
+    backlogs: Backlogs
+    replay_buffer: ReplayBuffer
+    watcher: PoolWatcher
+    metrics: Metrics
+    link: RedisLink
+    dispatcher: Dispatcher
+    results: Results
+    reconciler: Reconciler
+    quarantine: Quarantine
+    losses: LossWatch
+
+
+def _build_pool(settings: ControllerSettings, client: redis.asyncio.Redis, drain: Drain) -> _Pool:
+    controller_id, clock, unreadable = uuid4().hex, PoolClock(), Unreadable()
     ledger = ControllerLedger(client, settings.result_retention_s)
     backlogs = Backlogs(settings)
-    unreadable, drain = Unreadable(), Drain()
     replay_buffer = ReplayBuffer(Replay(client), clock, settings.result_retention_s)
     watcher = PoolWatcher(client, clock, backlogs, replay_buffer, settings, unreadable)
     metrics = Metrics(watcher, clock, unreadable)
@@ -109,50 +171,19 @@ def build_services(
     )
     link.listen(keys.reply_channel(controller_id), results.hear)
     link.listen(keys.POOL_CHANNEL, watcher.hear)
-    rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
-    gate = Gate(settings, access, drain, rate_limit)
-    refusals, large_bodies = Refusals(metrics, audit), LargeBodies()
-    predict = Predict(
-        settings,
-        Collaborators(
-            gate=gate,
-            rate_limit=rate_limit,
-            watcher=watcher,
-            backlogs=backlogs,
-            dispatcher=dispatcher,
-            results=results,
-            idempotency=Idempotency(client, settings),
-            large_bodies=large_bodies,
-            refusals=refusals,
-            clock=clock,
-            drain=drain,
-        ),
-    )
-    paths = frozenset(
-        (prefix + path).encode() for prefix in ("", settings.prefix) for path in ("/predict", "/predict/")
-    )
-    is_fast = settings.fast_http and rate_limit is None  # which has to ask Redis
-    return Services(
-        settings=settings,
+    return _Pool(
         clock=clock,
-        access=access,
-        gate=gate,
         ledger=ledger,
-        watcher=watcher,
-        dispatcher=dispatcher,
+        backlogs=backlogs,
         replay_buffer=replay_buffer,
-        results=results,
+        watcher=watcher,
         metrics=metrics,
-        refusals=refusals,
-        predict=predict,
-        fast_path=FastPath(settings, gate, predict, paths) if is_fast else None,
-        quarantine=Quarantine(client, template, settings.result_retention_s),
-        drain=drain,
         link=link,
-        large_bodies=large_bodies,
-        audit=audit,
+        dispatcher=dispatcher,
+        results=results,
         reconciler=Reconciler(
             controller_id, client, ledger, template, watcher, unreadable, interval_s=settings.heartbeat_s
         ),
+        quarantine=Quarantine(client, template, settings.result_retention_s),
         losses=LossWatch(client, settings.heartbeat_s, settings.result_retention_s, metrics.ledger_lost),
     )

@@ -21,6 +21,7 @@ from controller.http.draining import Drain
 
 HeaderList = Sequence[tuple[bytes, bytes]]
 ANY = "*"
+KNOWN_HOSTS = 64  # that were recognised before; there is no need for more
 # A host as the Host header spells it: a bracketed IPv6 address or a name, then perhaps a port (RFC 9110, section 7.2).
 _HOST = re.compile(r"(?:\[([^]]*:[^]]*)]|([^][:]*))(?::[0-9]*)?")
 
@@ -43,6 +44,7 @@ class Gate:
         self._rate_limit = rate_limit
         self._names = {_name(each) for each in listed(settings.allowed_hosts)} - {""}
         self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
+        self._own_hosts: set[str] = set()
         self._origins = frozenset(listed(settings.cors_origins))
 
     def enter(self, path: str, headers: HeaderList) -> Caller:
@@ -87,28 +89,37 @@ class Gate:
         """
         if self._access.is_guarded:
             return
-        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        hosts, origins = [], []
+        for name, value in headers:
+            if name == b"host":
+                hosts.append(value.decode("latin-1"))
+            elif name == b"origin":
+                origins.append(value.decode("latin-1"))
         for host in hosts:
-            if not self._is_own(_name(host)):
+            if host not in self._own_hosts and not self._is_own(host):
                 raise HostNotAllowedError(
                     "this controller has no API keys, and answers only requests to IP addresses, to localhost and to "
                     "the names in MODELYARD_ALLOWED_HOSTS; add the name that you use"
                 )
-        for origin in (value.decode("latin-1") for name, value in headers if name == b"origin"):
+        for origin in origins:
             if not self._is_of(origin, hosts):
                 raise OriginNotAllowedError(
                     "this controller has no API keys, and answers only web pages of its own host and of the origins in "
                     "MODELYARD_CORS_ORIGINS; add the page's origin"
                 )
 
-    def _is_own(self, name: str) -> bool:
-        return (
+    def _is_own(self, host: str) -> bool:
+        name = _name(host)
+        is_own = (
             name == "localhost"
             or name in self._names
             or ANY in self._names
             or name.endswith(self._suffixes)
             or _is_address(name)  # an address cannot be made to lead elsewhere
         )
+        if is_own and len(self._own_hosts) < KNOWN_HOSTS:
+            self._own_hosts.add(host)
+        return is_own
 
     def _is_of(self, origin: str, hosts: list[str]) -> bool:
         is_same_site = [origin.partition("://")[2].lower()] == [host.lower() for host in hosts]

@@ -68,7 +68,7 @@ class Controller:
         if scope["type"] != "http":
             await self.fastapi(scope, receive, send)
             return
-        if any(name == b"expect" for name, _ in scope["headers"]):
+        if b"expect" in dict(scope["headers"]):
             receive, send = on_unread_body(receive, send)
         connection = scope.get("state", {}).get("connection")
         try:
@@ -100,7 +100,8 @@ class Controller:
             return
         state = {**scope.get("state", {}), "services": services, "caller": caller}
         scope = {**scope, "root_path": prefix, "path": prefix + path, "method": method, "state": state}
-        send = on_pages(send) if path in DOCUMENTATION_PATHS else on_answers(send, services.drain)
+        wrap = on_pages if path in DOCUMENTATION_PATHS else on_answers
+        send = wrap(send, services.drain)
         await self.fastapi(scope, receive, send)
 
     async def _predict(self, scope: Scope, receive: Receive) -> Reply:

@@ -23,7 +23,7 @@ import inspect
 import time
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,7 +32,6 @@ from uvicorn.server import ServerState
 from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError, RequestTimeoutError
 from controller.admission.audit_log import Client
 from controller.http.asgi import Controller
-from controller.http.fast_path import FastPath
 from controller.http.framing import (
     HEAD_END,
     MAX_HEAD_BYTES,
@@ -45,7 +44,6 @@ from controller.http.framing import (
 from controller.http.problems import problem
 from controller.http.replies import Reply
 from controller.http.response_headers import API, CLOSE, Headers
-from controller.services import Services
 
 KEEP_ALIVE_S = 5  # of a connection between two requests, and up to a second more
 LINGER_BYTES = 256 * 2**20
@@ -65,19 +63,9 @@ class Connections:
     """
 
     def __init__(self, app: Controller, *, access_log: bool) -> None:
+        self.app = app
+        self.access_log = access_log
         self.open: set[Connection] = set()
-        self._app = app
-        self._access_log = access_log
-
-    @property
-    def services(self) -> Services:
-        """Those of the application."""
-        return self._app.services
-
-    @property
-    def fast_path(self) -> FastPath | None:
-        """The short way for predictions, unless it is switched off."""
-        return None if self._access_log else self._app.services.fast_path
 
     def end_overdue(self) -> None:
         """End those whose caller takes too long to send a request or to read an answer, or idles."""
@@ -87,7 +75,7 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """Serves one connection of the controller.
+    """Serves one connection of the controller: the protocol of its transport, and the transport of uvicorn's protocol.
 
     Args:
         shared: What it shares with the others; the rest is uvicorn's.
@@ -101,12 +89,12 @@ class Connection(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        services = shared.services
+        services = shared.app.services
         self._shared = shared
         self._metrics = services.metrics
         self._drain = services.drain
         self._request_timeout_s = services.settings.request_timeout_s
-        self._fast_path = shared.fast_path
+        self._fast_path = None if shared.access_log else services.fast_path
         self._server_state = server_state
         self._stock = HttpToolsProtocol(config, server_state, {**app_state, STATE_KEY: self}, _loop)
         self._held = b""  # read, and neither answered nor forwarded yet
@@ -135,7 +123,7 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._client: Client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         self._shared.open.add(self)
-        self._stock.connection_made(StockTransport(self, transport))
+        self._stock.connection_made(cast(asyncio.Transport, self))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called at the end."""
@@ -238,12 +226,12 @@ class Connection(asyncio.Protocol):
     def _answered(self, ends: bool) -> None:
         self._has_answered, self._idle_since_s = True, time.monotonic()
         if ends:
-            self.close()
+            self._end()
         elif self._held:
             self._advance()
 
     def _forward(self, head: Head, rest: bytes) -> None:
-        self._held, self._body = rest, head.body()
+        self._held, self._body = rest, head.body
         self._is_answering = self._stock_answers = True
         self._stock_began = False
         if self._body is None:
@@ -271,28 +259,38 @@ class Connection(asyncio.Protocol):
         self._is_answering = self._stock_answers = False
         self._answered(ends=False)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more is to be written."""
-        return self._ended_at_s is not None
+    # What uvicorn's protocol takes for its transport.
 
-    def write_for_stock(self, data: bytes) -> None:
-        """Write what uvicorn answers."""
+    def write(self, data: bytes) -> None:
+        """Write a part of uvicorn's answer."""
         if self._ended_at_s is None:
             self._stock_began = self._stock_began or not data.startswith(_CONTINUE)
             self.transport.write(data)
 
-    def let_stock_read(self, may_read: bool) -> None:
-        """Go on, or stop, reading the body of the request that uvicorn has."""
-        self._stock_is_full = not may_read
+    def close(self) -> None:
+        """Close, unless a request that uvicorn does not know of is still to be answered: the server stops then."""
+        if self._stock_answers or not (self._is_answering or self._held):
+            self._end()
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is to be written."""
+        return self._ended_at_s is not None
+
+    def pause_reading(self) -> None:
+        """Read no more of the body of the request that uvicorn has."""
+        self._stock_is_full = True
         self._read_or_pause()
 
-    def close_by_stock(self) -> None:
-        """Close, as uvicorn wishes, unless a request that it does not know of is still to be answered."""
-        if self._stock_answers or not (self._is_answering or self._held):
-            self.close()  # otherwise the server stops, and that answer is the last one
+    def resume_reading(self) -> None:
+        """Go on reading it."""
+        self._stock_is_full = False
+        self._read_or_pause()
 
-    def close(self) -> None:
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """About the connection."""
+        return self.transport.get_extra_info(name, default)
+
+    def _end(self) -> None:
         """Close after what was written is sent, so that the caller still sees it (RFC 9112, section 9.6).
 
         A socket that is closed with bytes unread answers more of them with a reset, which takes the answer away. So
@@ -319,7 +317,7 @@ class Connection(asyncio.Protocol):
         self._metrics.rejected(error.code)
         status, headers, body = problem(error)
         self._write(status, headers, body, ends=True)
-        self.close()
+        self._end()
 
     def end_if_overdue(self, now_s: float) -> None:
         """End it if its caller takes too long to send a request or to read an answer, or idles."""
@@ -341,13 +339,13 @@ class Connection(asyncio.Protocol):
         elif not self._is_answering and self._idle_since_s < (
             now_s - KEEP_ALIVE_S if self._has_answered else before_s
         ):
-            self.close()
+            self._end()
 
     def _give_up(self) -> None:
         if self._body is None or self._is_answering:
             self._refuse(RequestTimeoutError("the request did not arrive in time; send it in one go"))
         else:
-            self.close()  # it was answered without its body
+            self._end()  # it was answered without its body
 
     def _read_or_pause(self) -> None:
         if self._ended_at_s is not None:
@@ -360,35 +358,6 @@ class Connection(asyncio.Protocol):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
-
-
-class StockTransport(asyncio.Transport):
-    """A connection's transport, as uvicorn's protocol sees it."""
-
-    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._connection = connection
-        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
-
-    def write(self, data: bytes) -> None:  # type: ignore[override]
-        """Write a part of an answer."""
-        self._connection.write_for_stock(data)
-
-    def close(self) -> None:
-        """Close once everything is written."""
-        self._connection.close_by_stock()
-
-    def is_closing(self) -> bool:
-        """Whether nothing may be written any more."""
-        return self._connection.has_ended
-
-    def pause_reading(self) -> None:
-        """Read no more of the body until `resume_reading`."""
-        self._connection.let_stock_read(False)
-
-    def resume_reading(self) -> None:
-        """Go on reading the body."""
-        self._connection.let_stock_read(True)
 
 
 def check_uvicorn() -> None:

@@ -37,20 +37,16 @@ class KnownHead:
 
 
 class FastPath:
-    """The short way, for all connections of a controller.
+    """The short way, for all connections of a controller."""
 
-    Args:
-        paths: Those of predictions.
-    """
-
-    def __init__(
-        self, settings: ControllerSettings, gate: Gate, predict: Predict, paths: frozenset[bytes]
-    ) -> None:
+    def __init__(self, settings: ControllerSettings, gate: Gate, predict: Predict) -> None:
         self.predict = predict
         self.known_heads: dict[bytes, KnownHead] = {}
         self._settings = settings
         self._gate = gate
-        self._paths = paths
+        self._paths = {
+            (prefix + path).encode() for prefix in ("", settings.prefix) for path in ("/predict", "/predict/")
+        }
 
     def understand(self, data: bytes, head: Head, client: Client) -> KnownHead | None:
         """What a plain prediction's head means, which is kept; None where it asks for more, or is refused.

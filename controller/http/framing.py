@@ -28,6 +28,7 @@ class Head:
 
     Attributes:
         headers: Their names in lower case.
+        body: The body that follows; None where there is none.
         path: Of its target, as it was sent.
         query: The same, empty where there is none.
 
@@ -40,6 +41,7 @@ class Head:
         "_data",
         "_offers_upgrade",
         "_target",
+        "body",
         "headers",
         "keep_alive",
         "method",
@@ -53,6 +55,7 @@ class Head:
         self._target = b""
         self._offers_upgrade = False
         self.headers: list[tuple[bytes, bytes]] = []
+        self.body: SizedBody | ChunkedBody | None = None
         parser = HttpRequestParser(self)
         try:
             parser.feed_data(data)
@@ -80,23 +83,13 @@ class Head:
         An offer of another protocol is ignored (RFC 9110, section 7.8): httptools takes it for accepted and would
         read the body as the next request. Callers of HTTP/1.0 do not know 100 Continue (section 10.1.1).
         """
-        left_out = {b"upgrade"} if self._offers_upgrade else set()
-        if self.version == "1.0":
-            left_out.add(b"expect")
-        if left_out.isdisjoint([name for name, _ in self.headers]):
+        if not self._offers_upgrade and self.version != "1.0":
             return self._data
         lines = [b"%b %b HTTP/%b" % (self.method, self._target, self.version.encode())]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] not in left_out]
-        return _LINE_END.join((*lines, b"", b""))
-
-    def body(self) -> SizedBody | ChunkedBody | None:
-        """The body that follows; None where there is none."""
         for name, value in self.headers:
-            if name == b"transfer-encoding":
-                return ChunkedBody()
-            if name == b"content-length":
-                return SizedBody(int(value)) if int(value) else None
-        return None
+            if name != b"upgrade" and (name != b"expect" or self.version != "1.0"):
+                lines.append(b"%b: %b" % (name, value))
+        return _LINE_END.join((*lines, b"", b""))
 
     def _split_target(self) -> tuple[bytes, bytes]:
         try:
@@ -108,16 +101,22 @@ class Head:
         return url.path, url.query or b""
 
     def _check(self) -> None:
-        names = [name for name, _ in self.headers]
-        if len(names) > MAX_HEADERS:
-            raise head_too_large()
         if self.method == b"CONNECT":  # the bytes after it are no request's
             raise _malformed()
-        if names.count(b"host") != 1 and (self.version != "1.0" or b"host" in names):
-            raise MalformedRequestError("a request of HTTP/1.1 has exactly one Host header")
+        if len(self.headers) > MAX_HEADERS:
+            raise head_too_large()
+        n_hosts = 0
         for name, value in self.headers:
-            if name == b"transfer-encoding" and value.lower() != b"chunked":
-                raise MalformedRequestError("the only Transfer-Encoding that is read is chunked")
+            if name == b"host":
+                n_hosts += 1
+            elif name == b"content-length" and int(value):
+                self.body = SizedBody(int(value))
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked":
+                    raise MalformedRequestError("the only Transfer-Encoding that is read is chunked")
+                self.body = ChunkedBody()
+        if n_hosts > 1 or (not n_hosts and self.version != "1.0"):
+            raise MalformedRequestError("a request of HTTP/1.1 has exactly one Host header")
 
 
 def check_beginning(data: bytes) -> None:

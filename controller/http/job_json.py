@@ -112,19 +112,16 @@ class BatchJson:
 
 
 def _with_times(entries: Sequence[JobEntry], outcome: BatchOutcome, results: Sequence[str]) -> list[str]:
-    """How long jobs of a batch took, and their results."""
-    waits = _ms_between(entries, outcome.started_at_ms)
-    ends = _ms_between(entries, outcome.finished_at_ms)
+    """How long jobs of a batch took, in milliseconds since each one's arrival, and their results."""
+    written = []
+    for until_ms in (outcome.started_at_ms, outcome.finished_at_ms):
+        # Whole microseconds, as `round` takes thrice as long.
+        each_us = [int((until_ms - entry.received_at_ms) * 1000) for entry in entries]
+        written.append(_each([us / 1000 if us > 0 else 0.0 for us in each_us]))
     return [
         f',"queue_wait_ms":{wait},"end_to_end_ms":{end},{result}'
-        for wait, end, result in zip(waits, ends, results, strict=True)
+        for wait, end, result in zip(*written, results, strict=True)
     ]
-
-
-def _ms_between(entries: Sequence[JobEntry], until_ms: float) -> list[str]:
-    """Milliseconds from each job's arrival, as JSON; whole microseconds, as `round` takes thrice as long."""
-    each_us = [int((until_ms - entry.received_at_ms) * 1000) for entry in entries]
-    return _each([us / 1000 if us > 0 else 0.0 for us in each_us])
 
 
 def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:

@@ -56,7 +56,7 @@ def on_unread_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
     return receive_and_note, send_and_close
 
 
-def on_pages(send: Send) -> Send:
+def on_pages(send: Send, drain: Drain) -> Send:
     """A `send` that adds the headers of a documentation page, which comes in one piece."""
     start: Message = {}
 
@@ -65,7 +65,7 @@ def on_pages(send: Send) -> Send:
             start.update(message)  # held back: its headers depend on the page
             return
         if start:
-            own = of_page(message.get("body", b""))
+            own = of_page(message.get("body", b"")) + ([CLOSE] if drain.is_announced else [])
             await send({**start, "headers": [*start.get("headers", []), *own]})
             start.clear()
         await send(message)

@@ -65,7 +65,7 @@ def test_a_request_ends_in_the_same_place_in_whatever_pieces_it_comes(
     recorder = Recorder()
     parser = HttpRequestParser(recorder)
     parser.feed_data(head.for_uvicorn())
-    sent, body, held = data[end:] + after, head.body(), b""
+    sent, body, held = data[end:] + after, head.body, b""
     bounds = [0, *sorted({min(cut, len(sent)) for cut in cuts}), len(sent)]
     for begin, stop in pairwise(bounds):
         held += sent[begin:stop]
@@ -92,7 +92,7 @@ def test_a_request_ends_in_the_same_place_in_whatever_pieces_it_comes(
     ],
 )
 def test_what_is_no_chunk_is_refused(body: bytes) -> None:
-    chunks = Head(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").body()
+    chunks = Head(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").body
     assert chunks is not None
     with pytest.raises(MalformedRequestError):
         chunks.take(body)
@@ -100,7 +100,7 @@ def test_what_is_no_chunk_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("begun", [b"5;", b"0\r\na: ", b"0\r\n" + b"a: b\r\n" * 20_000])
 def test_lines_around_chunks_are_no_larger_than_a_head(begun: bytes) -> None:
-    chunks = Head(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").body()
+    chunks = Head(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").body
     assert chunks is not None
     with pytest.raises(HeadTooLargeError):
         chunks.take(begun + b"a" * (MAX_HEAD_BYTES + 1))
