@@ -70,15 +70,15 @@ class Exchange(msgspec.Struct):
     asked: Asked
     to: Addressee
 
-    def settled(self, job: Job) -> None:
+    def ready(self, job: Job) -> None:
         """Called once what is waited for is there."""
         self.to.answer(self.predict.reply_or_refusal(job, self.asked.wait_s))
 
 
-class Settled(asyncio.Event):
+class Ready(asyncio.Event):
     """Set once what a job's request waits for is there."""
 
-    def settled(self, _: Job) -> None:
+    def ready(self, _: Job) -> None:
         """Called then."""
         self.set()
 
@@ -192,12 +192,12 @@ class Predict:
             job.stop_waiting()
 
     async def _take(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
-        asked, settled = request.asked, Settled()
+        asked, ready = request.asked, Ready()
         try:
             snapshot, certain = self._foresee(request)
             read = (asked.content_type, body, snapshot, asked.selector, certain, self._settings.max_samples)
             samples = read_samples(*read) if len(body) < LARGE_BYTES else await self._large_bodies.read(*read)
-            job = self._job(samples, request, certain, settled)
+            job = self._job(samples, request, certain, ready)
         except (InputError, TooLargeError):
             if self._rate_limit:  # it has cost as much as a prediction
                 await self._rate_limit.count(request.caller, request.client, 1)
@@ -206,7 +206,7 @@ class Predict:
             await self._rate_limit.count(request.caller, request.client, job.entry.n_samples)
         job.once = once
         self._submit(job, asked.wait_s)
-        await settled.wait()
+        await ready.wait()
         return self._reply(job, asked.wait_s)
 
     def _foresee(self, request: Request) -> tuple[Snapshot, Route | None]:
@@ -219,7 +219,7 @@ class Predict:
         return snapshot, certain
 
     def _job(
-        self, samples: Samples, request: Request, certain: Route | None, waiter: Exchange | Settled
+        self, samples: Samples, request: Request, certain: Route | None, waiter: Exchange | Ready
     ) -> Job:
         asked = request.asked
         if certain is None:
@@ -237,7 +237,7 @@ class Predict:
             data=samples.data,
             wants_outcome=asked.wait_s > 0,
             waits_until_s=time.monotonic() + asked.wait_s,
-            on_ready=waiter.settled,
+            on_ready=waiter.ready,
         )
 
     def _submit(self, job: Job, wait_s: float) -> None:
@@ -247,7 +247,7 @@ class Predict:
             asyncio.get_running_loop().call_later(lives_ms / 1000, self._at_deadline, job)
 
     def reply_or_refusal(self, job: Job, wait_s: float) -> Reply:
-        """The answer to a settled job's request; errors are replies."""
+        """The answer to the request of a job that is ready; errors are replies."""
         try:
             return self._reply(job, wait_s)
         except Exception as error:
@@ -288,10 +288,8 @@ class Predict:
     async def _see_whether_expired(self, job: Job) -> None:
         assert job.batch
         with suppress(ModelyardError):  # then the caller goes on waiting
-            job_id, owner = (
-                ids.job_id(job.batch.batch_id, job.index),
-                Caller(job.entry.owner, is_operator=False),
-            )
+            owner = Caller(job.entry.owner, is_operator=False)
+            job_id = ids.job_id(job.batch.batch_id, job.index)
             view = await self._results.job(job_id, owner, EXPIRY_POLL_S)
             if view.status == "expired":
                 job.expired = True
