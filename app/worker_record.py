@@ -6,7 +6,19 @@ from typing import Any, Literal
 
 import msgspec
 
-from app.contract import DTYPES, InputContract
+from app.contract import (
+    DTYPES,
+    FREE,
+    NESTED,
+    SCALARS,
+    TENSOR_DTYPES,
+    AnyContract,
+    Column,
+    ColumnsContract,
+    ColumnType,
+    Contract,
+    TensorContract,
+)
 from app.errors import NewerWireError, WireError, WorkerNumberTakenError
 from app.ledger.wire import SCHEMA_VERSION, unreadable
 from app.redis import keys
@@ -23,6 +35,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         worker_id: Unique for each process that serves.
         worker: Worker number of its queue.
         val_accuracy: Fraction in [0, 1], as `app.quality` reads it, or None.
+        input: Contract of the version. Releases before the other kinds read a plain tensor alone.
+        example: A request body that the version answers, as JSON; empty where none is known.
         started_at_ms: Redis's clock.
         heartbeat_at_ms: When this record was written, Redis's clock.
         running_batch: Batch in hand, or empty.
@@ -48,7 +62,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     model_version: int
     run_id: str
     val_accuracy: float | None
-    input: InputContract
+    input: Contract
     state: WorkerState
     started_at_ms: float
     heartbeat_at_ms: float
@@ -71,11 +85,12 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str = ""
     dataset_digest: str = ""
     requirements: tuple[RequirementDifference, ...] = ()
+    example: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
 encode_record = msgspec.json.Encoder().encode
-_decode_record = msgspec.json.Decoder(WorkerRecord).decode
+_decode_document = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def decode_record(data: bytes) -> WorkerRecord:
@@ -85,7 +100,10 @@ def decode_record(data: bytes) -> WorkerRecord:
         WireError: The bytes are not a record of this schema version.
     """
     try:
-        record = _decode_record(data)
+        document = _decode_document(data)
+        if isinstance(document.get("input"), dict):
+            document["input"].setdefault("kind", "tensor")  # older releases know no other kind, and name none
+        record = msgspec.convert(document, WorkerRecord)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unreadable("worker record", error, data, "json") from None
     if record.schema_version > SCHEMA_VERSION:
@@ -102,8 +120,35 @@ def _check(record: WorkerRecord) -> None:
         record.queue
     ):
         raise WireError(f"a worker record names the queue {record.queue!r} for {record.model_name!r}")
-    if record.input.dtype not in DTYPES or min(record.input.sample_shape, default=1) < 1:
+    if not _makes_sense(record.input):
         raise WireError(f"a worker record has the input contract {record.input}")
+
+
+def _makes_sense(contract: Contract) -> bool:
+    if isinstance(contract, TensorContract):
+        return contract.dtype in DTYPES and min(contract.sample_shape, default=1) >= 1
+    if isinstance(contract, AnyContract):
+        return True
+    if isinstance(contract, ColumnsContract):
+        nameless = [each.name is None for each in contract.columns]
+        return len(set(nameless)) == 1 and all(map(_is_column, contract.columns))
+    fields = contract.tensors
+    return bool(fields) and all(
+        each.dtype in TENSOR_DTYPES
+        and all(size >= 1 or size == FREE for size in each.shape)
+        and (each.name is not None or len(fields) == 1)
+        for each in fields
+    )
+
+
+def _is_column(column: Column) -> bool:
+    return _is_type(column.type)
+
+
+def _is_type(kind: ColumnType) -> bool:
+    if kind.kind in ("array", "map"):
+        return kind.items is not None and _is_type(kind.items)
+    return kind.kind in (*SCALARS, *NESTED) and all(map(_is_column, kind.properties))
 
 
 def publish_record(record: WorkerRecord, ttl_ms: int, *, changed: bool) -> Call:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import redis
 
-from app.contract import InputContract
+from app.contract import TensorContract
 from app.redis import keys
 from app.settings import ControllerSettings
 from app.worker_record import WorkerRecord, encode_record
@@ -67,7 +67,7 @@ async def _measure(url: str) -> Cost:
 
 
 def _route_us(snapshot: Snapshot, selector: Selector) -> float:
-    def fits(_: InputContract) -> bool:
+    def fits(_: TensorContract) -> bool:
         return True
 
     best_s = min(_time(lambda: route(snapshot, selector, fits)) for _ in range(5))
@@ -94,7 +94,7 @@ def _publish(client: redis.Redis, n_versions: int, n_workers: int) -> None:
             model_version=version,
             run_id="run",
             val_accuracy=version / (n_versions + 1),
-            input=InputContract("float32", (1, 28, 28)),
+            input=TensorContract("float32", (1, 28, 28)),
             state="ready",
             started_at_ms=now_ms,
             heartbeat_at_ms=now_ms,

@@ -16,6 +16,8 @@ from operator import attrgetter
 
 import msgspec
 
+from app.contract import TensorContract
+from app.contract.payloads import JobForm
 from app.errors import (
     IdempotencyPendingError,
     LedgerUnavailableError,
@@ -60,6 +62,7 @@ class Job(msgspec.Struct, eq=False):
         batch: Where it travels, and `index` its place there.
         expired: Whether its deadline is known to have passed before a worker took it.
         error: Why it was not accepted.
+        form: What it must have in common with the jobs of its batch; None where its version takes a plain tensor.
     """
 
     route: Route
@@ -75,6 +78,7 @@ class Job(msgspec.Struct, eq=False):
     expired: bool = False
     is_answered: bool = False
     error: ModelyardError | None = None
+    form: JobForm | None = None
 
     def answer(self) -> None:
         """Have the caller answered, unless that is done."""
@@ -246,7 +250,10 @@ class Dispatcher:
         if lane.timer is not None and decision.sizes:
             lane.timer.cancel()
             lane.timer = None
-        for size in decision.sizes:
+        sizes = decision.sizes
+        if sizes and (lane.waiting[0].form is not None or lane.waiting[-1].form is not None):
+            sizes = _sort_by_form(lane.waiting, sizes)
+        for size in sizes:
             jobs, lane.waiting = lane.waiting[:size], lane.waiting[size:]
             if not (n_jobs := len(jobs)):
                 break  # a batch that was refused at once has had the others sent
@@ -255,7 +262,8 @@ class Dispatcher:
             backlog.held_jobs -= n_jobs
             try:
                 batch_id = self._watcher.signer.new_batch_id(now_ms, n_jobs)
-                candidate = jobs[-1].route.candidate
+                candidate, form = jobs[-1].route.candidate, jobs[0].form
+                contract = candidate.contract
                 head = BatchHead(
                     queue=candidate.queue,
                     worker=candidate.worker,
@@ -263,10 +271,12 @@ class Dispatcher:
                     model_name=candidate.model_name,
                     model_version=candidate.model_version,
                     val_accuracy=candidate.val_accuracy,
-                    dtype=candidate.contract.dtype,
-                    sample_shape=candidate.contract.sample_shape,
+                    dtype=contract.dtype if isinstance(contract, TensorContract) else "",
+                    sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
                     jobs=list(map(_entry, jobs)),
                 )
+                if form is not None:
+                    head = form.on(head, [len(job.data) for job in jobs])
                 data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
                 once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
                 accept = Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms)
@@ -412,6 +422,24 @@ class Dispatcher:
             error = LedgerUnavailableError("the jobs could not be stored")
         lane.backlog.close(map(_entry, jobs))
         _fail(jobs, error)
+
+
+def _sort_by_form(waiting: list[Job], sizes: list[int]) -> list[int]:
+    """Sizes of batches whose jobs have one form each, in place of sizes that do not look at it.
+
+    Args:
+        waiting: Brings those that are sent into the order of their batches.
+    """
+    n_jobs, largest = sum(sizes), max(sizes)
+    groups: dict[JobForm | None, list[Job]] = {}
+    for job in waiting[:n_jobs]:
+        groups.setdefault(job.form, []).append(job)
+    waiting[:n_jobs] = [job for group in groups.values() for job in group]
+    alike: list[int] = []
+    for form, group in groups.items():
+        step = largest if form is None or form.merges else 1
+        alike += [min(step, len(group) - start) for start in range(0, len(group), step)]
+    return alike
 
 
 def _once_keys(batch_id: str, jobs: list[Job]) -> list[OnceKey]:

@@ -238,6 +238,7 @@ class Predict:
             wants_outcome=asked.wait_s > 0,
             waits_until_s=time.monotonic() + asked.wait_s,
             on_ready=waiter.ready,
+            form=samples.form,
         )
 
     def _submit(self, job: Job, wait_s: float) -> None:

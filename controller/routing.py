@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from app.contract import InputContract
+from app.contract import Contract, TensorContract
 from app.errors import (
     ContradictionError,
     InputShapeError,
@@ -39,7 +39,7 @@ class Candidate:
     model_name: str
     model_version: int
     val_accuracy: float | None
-    contract: InputContract
+    contract: Contract
     live_workers: int
     expected_wait_ms: float
 
@@ -76,6 +76,7 @@ class Snapshot:
         by_model: The same, by model name, best first.
         by_version: The same, by model name and version.
         one_contract: Whether all candidates take the same input.
+        has_plain_tensors_alone: Whether each candidate's contract is a plain tensor.
         known: Model name and version of every worker number there has ever been.
         known_versions: The same, versions by model name.
     """
@@ -85,6 +86,7 @@ class Snapshot:
     by_model: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     by_version: Mapping[tuple[str, int], Candidate] = field(default_factory=dict)
     one_contract: bool = True
+    has_plain_tensors_alone: bool = True
     known: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     known_versions: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
@@ -120,13 +122,14 @@ def build_snapshot(
         by_model={name: tuple(group) for name, group in by_model.items()},
         by_version={(each.model_name, each.model_version): each for each in candidates},
         one_contract=len({candidate.contract for candidate in candidates}) < 2,
+        has_plain_tensors_alone=all(isinstance(each.contract, TensorContract) for each in candidates),
         known=known,
         known_versions={name: frozenset(each) for name, each in versions.items()},
     )
 
 
-def route(snapshot: Snapshot, selector: Selector, fits: Callable[[InputContract], bool]) -> Route:
-    """Choose the queue.
+def route(snapshot: Snapshot, selector: Selector, fits: Callable[[TensorContract], bool]) -> Route:
+    """Choose the queue among versions that take plain tensors.
 
     Args:
         fits: Whether the request's numbers spell samples of a contract.
@@ -139,14 +142,26 @@ def route(snapshot: Snapshot, selector: Selector, fits: Callable[[InputContract]
         NoCandidateError: Nothing that was asked for has a ready worker.
         InputShapeError: The numbers fit no candidate.
     """
+    routes = candidate_routes(snapshot, selector)
+    for each in routes:
+        contract = each.candidate.contract
+        if isinstance(contract, TensorContract) and fits(contract):
+            return each
+    contracts = dict.fromkeys(each.candidate.contract.describe() for each in routes[:3])
+    raise InputShapeError("the numbers do not fit the model; expected " + ", or ".join(contracts))
+
+
+def candidate_routes(snapshot: Snapshot, selector: Selector) -> list[Route]:
+    """Where the request may go, best first; at least one.
+
+    Raises:
+        NoCandidateError: Nothing that was asked for has a ready worker.
+        ModelyardError: As `route` does for the selector.
+    """
     candidates, forced = _selected(snapshot, selector)
     if not candidates:
         raise NoCandidateError("no worker is ready for this request; try again shortly", retry_after_s=2)
-    for candidate in candidates:
-        if fits(candidate.contract):
-            return _route(candidate, forced)
-    contracts = dict.fromkeys(candidate.contract.describe() for candidate in candidates[:3])
-    raise InputShapeError("the numbers do not fit the model; expected " + ", or ".join(contracts))
+    return [_route(candidate, forced) for candidate in candidates]
 
 
 def foreseen(snapshot: Snapshot, selector: Selector) -> Route | None:

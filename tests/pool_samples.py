@@ -11,7 +11,7 @@ import numpy as np
 import redis
 import redis.asyncio
 
-from app.contract import InputContract
+from app.contract import TensorContract
 from app.ledger.commands import Accept, NewBatch
 from app.ledger.ids import IdSigner
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
@@ -21,8 +21,8 @@ from app.redis.link import RedisLink
 from app.worker_record import WorkerRecord, encode_record
 
 MODEL = "MNIST_PyTorch_Model"
-CONTRACT = InputContract("float32", (1, 28, 28))
-PAIR = InputContract("float32", (2,))
+CONTRACT = TensorContract("float32", (1, 28, 28))
+PAIR = TensorContract("float32", (2,))
 SIGNER = IdSigner(b"s" * 32)
 HEARTBEAT_S = 60.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.contract import InputContract
+from app.contract import TensorContract
 from configuration_page import PAGE, page
 from controller.input.json_numbers import parse
 from modelyard.commands.main import known_commands
@@ -62,5 +62,5 @@ def test_every_decision_has_a_status_and_fits_a_page() -> None:
 
 def test_the_example_digit_spells_one_sample() -> None:
     body = (ROOT / "examples" / "seven.json").read_bytes()
-    assert parse(body).fit(InputContract("float32", (1, 28, 28)))
+    assert parse(body).fit(TensorContract("float32", (1, 28, 28)))
     assert np.shape(json.loads(body)["data"]) == (1, 1, 28, 28)

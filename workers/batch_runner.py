@@ -4,49 +4,37 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from math import nan
+from functools import partial
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from app.clock import PoolClock
 from app.errors import (
     InferenceTimeoutError,
     LedgerUnavailableError,
     ModelyardError,
-    OutputNotFiniteError,
     WireError,
     first_line,
 )
 from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome, outcome_version
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.unreadable import Unreadable
-from workers.model import LoadedModel, check_output
+from workers.job_inputs import JobInputs, job_data
+from workers.job_outputs import to_outcomes
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit
+from workers.warm_up import LoadedModel
 
 logger = logging.getLogger(__name__)
 KEEP_OUTCOME_S = 20.0
 TRY_AGAIN_S = 0.2
 # Meanwhile Celery's event loop stands still: Flower's questions wait, and it gives up after a second.
 CHAIN_S = 0.25
-FLOAT32 = np.dtype("<f4")
-Array = NDArray[Any]
 
 QUARANTINED = JobOutcome(
     "failed", error_code="job_quarantined", error_detail="the job's worker died or hung each time that it ran"
-)
-NOT_FINITE = JobOutcome(
-    "failed",
-    error_code=OutputNotFiniteError.code,
-    error_detail="the model answered NaN or an infinity to one of the samples; expected finite numbers: look at the "
-    "input, or start the version's workers with MODELYARD_ALLOW_NON_FINITE=true if the model means them",
 )
 TIMED_OUT = JobOutcome(
     "failed",
@@ -259,113 +247,58 @@ class BatchRunner:
 
     def _run_together(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
+        inputs = JobInputs(batch, self._model.contract)
         if len(indexes) > 1:
-            entries = batch.head.jobs
-            everything = len(indexes) == len(entries)
-            samples = _samples(batch) if everything else np.concatenate(_inputs(batch, indexes))
             try:
-                return self._outcomes(samples, [entries[i].n_samples for i in indexes])
+                return self._outcomes(inputs, indexes, batch)
+            except WireError:
+                raise
             except Exception as error:
                 logger.info("batch %s runs job by job: %s", batch.batch_id, first_line(error))
         # Read anew: a model may have written to the samples that it failed on.
-        inputs = _inputs(batch, indexes)
-        return [self._run_one(batch, index, array) for index, array in zip(indexes, inputs, strict=True)]
+        return [self._run_one(batch, index, inputs) for index in indexes]
 
     def _run_alone(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """One forward pass a job, each noted in the ledger before it starts and when it is done."""
+        inputs = JobInputs(batch, self._model.contract)
         outcomes: list[JobOutcome] = []
         done = None
-        for index, array in zip(indexes, _inputs(batch, indexes), strict=True):
+        for index in indexes:
             if not self._ledger.progress(batch, index, done):
                 raise _ClaimLostError
-            outcomes.append(self._run_one(batch, index, array))
+            outcomes.append(self._run_one(batch, index, inputs))
             done = (index, outcomes[-1])
         return outcomes
 
-    def _run_one(self, batch: ClaimedBatch, index: int, array: Array) -> JobOutcome:
+    def _run_one(self, batch: ClaimedBatch, index: int, inputs: JobInputs) -> JobOutcome:
         # Others of the batch may have taken their full time before it.
         if batch.head.jobs[index].deadline_ms <= self._clock.now_ms():
             return EXPIRED
         self._last_words.runs_alone(batch.batch_id, index)
         try:
-            return self._outcomes(array, [len(array)])[0]
+            return self._outcomes(inputs, [index], batch)[0]
+        except WireError:
+            raise
         except Exception as error:
             self._failure = error
             return _failure(error)
         finally:
             self._last_words.ran()
 
-    def _outcomes(self, samples: Array, counts: Sequence[int]) -> list[JobOutcome]:
-        """One forward pass, for jobs of so many samples each."""
-        output: Array = self._limit.run(self._model.predict, samples)
-        check_output(output, len(samples), "the model")
-        return _split(output, counts, self._model.allows_non_finite)
+    def _outcomes(self, inputs: JobInputs, indexes: Sequence[int], batch: ClaimedBatch) -> list[JobOutcome]:
+        """One forward pass for some jobs."""
+        model, jobs = self._model, batch.head.jobs
+        given, params = inputs.together(indexes), inputs.params()
+        predict = model.predict if params is None else partial(model.predict, params=params)
+        output: Any = self._limit.run(predict, given)
+        counts = [jobs[index].n_samples for index in indexes]
+        return to_outcomes(output, counts, model.contract, model.task, model.allows_non_finite)
 
 
 def _quarantined(batch: ClaimedBatch, outcome: BatchOutcome) -> dict[int, bytes]:
-    """Samples of the jobs that this outcome quarantines, by index."""
+    """Data of the jobs that this outcome quarantines, by index."""
     found = [i for i, job in enumerate(outcome.jobs) if job is QUARANTINED]
-    return (
-        {i: array.tobytes() for i, array in zip(found, _inputs(batch, found), strict=True)} if found else {}
-    )
-
-
-def _samples(batch: ClaimedBatch) -> Array:
-    """Samples of all jobs, one after the other."""
-    head = batch.head
-    n_samples = sum([job.n_samples for job in head.jobs])
-    try:
-        # A copy that may be written to: torch refuses to promise anything about read-only memory.
-        return np.frombuffer(bytearray(batch.data), head.dtype).reshape(n_samples, *head.sample_shape)
-    except (TypeError, ValueError) as error:
-        raise WireError(f"the record's samples are not what its head says: {error}") from None
-
-
-def _inputs(batch: ClaimedBatch, indexes: Sequence[int]) -> list[Array]:
-    """Samples of some jobs, an array each."""
-    samples, counts = _samples(batch), [job.n_samples for job in batch.head.jobs]
-    ends = list(accumulate(counts))
-    return [samples[ends[i] - counts[i] : ends[i]] for i in indexes]
-
-
-def _split(output: Array, counts: Sequence[int], allows_non_finite: bool) -> list[JobOutcome]:
-    """Cut a model's output, shape (n,) or (n, n_scores), into the jobs' outcomes."""
-    dtype = output.dtype
-    if output.ndim == 2 and output.shape[1] > 1:
-        classes: list[int | float] = output.argmax(axis=1).tolist()
-        if dtype != FLOAT32:
-            dtype = dtype.newbyteorder("<")
-            output = output.astype(dtype, copy=False)
-        scores, row_bytes = output.tobytes(), dtype.itemsize * output.shape[1]
-    else:
-        # Booleans travel as 0 and 1: the outcome's classes are numbers.
-        classes = (output.view(np.uint8) if dtype.kind == "b" else output).reshape(-1).tolist()
-        scores, row_bytes = b"", 0
-    rejected: Sequence[int] = ()
-    # As bytes, in which zeros are found in half the time that `all` takes.
-    if dtype.kind == "f" and np.isfinite(output).tobytes().find(0) >= 0:
-        rejected = _non_finite(output, classes, allows_non_finite)
-    name = dtype.name if row_bytes and dtype != FLOAT32 else ""
-    outcomes, start, start_byte = [], 0, 0
-    for count in counts:
-        end, end_byte = start + count, start_byte + count * row_bytes
-        own = scores[start_byte:end_byte]
-        outcomes.append(JobOutcome("succeeded", classes[start:end], (name, own) if name else own))
-        start, start_byte = end, end_byte
-    ends = list(accumulate(counts)) if rejected else []
-    for row in rejected:
-        outcomes[bisect_right(ends, row)] = NOT_FINITE
-    return outcomes
-
-
-def _non_finite(output: Array, classes: list[int | float], are_allowed: bool) -> Sequence[int]:
-    """Rows that fail their jobs. Where none does, the class of a row with NaN becomes NaN: it has no largest score."""
-    rows = output.reshape(len(output), -1)
-    if not are_allowed:
-        return np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
-    for row in np.flatnonzero(np.isnan(rows).any(axis=1)):
-        classes[row] = nan
-    return ()
+    return {i: job_data(batch, i) for i in found}
 
 
 def _failure(error: Exception) -> JobOutcome:

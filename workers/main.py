@@ -27,12 +27,12 @@ from app.worker_record import WorkerRecord, assign_number
 from workers import model, requirements_check
 from workers.batch_runner import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
 from workers.consumer.celery_worker import consume
-from workers.model import LoadedModel
 from workers.model_lookup import ModelVersion
 from workers.process import prefork_supervisor
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit, Watchdog
+from workers.warm_up import LoadedModel
 
 logger = logging.getLogger(__name__)
 EXIT_STUCK = prefork_supervisor.EX_SOFTWARE
@@ -142,6 +142,7 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
         dataset=found.quality.dataset,
         dataset_digest=found.quality.dataset_digest,
         input=loaded.contract,
+        example=loaded.example,
         state="starting",
         started_at_ms=0,
         heartbeat_at_ms=0,

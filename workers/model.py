@@ -5,13 +5,13 @@ Importing PyTorch takes seconds, so that is left to `load`. MLflow is imported f
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,45 +19,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.contract import DTYPES, InputContract
+from app.contract import AnyContract, Contract, TensorContract, TensorsContract
+from app.contract.documents import Document
 from app.errors import (
+    InputShapeError,
     ModelContractError,
     ModelError,
     ModelNotAllowedError,
     ModelWarmUpError,
-    OutputNotFiniteError,
     first_line,
 )
 from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.settings import WorkerSettings
 from workers import model_lookup, requirements_check
+from workers.job_inputs import read_unread
 from workers.model_lookup import ModelVersion
+from workers.signature import read_contract
+from workers.warm_up import LoadedModel, Predict, said, warm_up
 
 Array = NDArray[Any]
-Predict = Callable[[Array], Array]
 logger = logging.getLogger(__name__)
 # PyTorch's own: whatever it loads then goes through an unpickler that makes tensors and plain containers alone.
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-MAX_ITEM_BYTES = 8  # NumPy's longdouble is the one larger number, and no answer can carry it
+TAKE_MISSING = ("xgboost", "lightgbm", "catboost")  # flavors whose trees have a branch for a missing value
 SKLEARN_METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
 REHEARSED_BYTES = 64 * 2**20  # of a file: beyond, a second load takes longer than what is saved is worth
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model ready to infer.
-
-    Attributes:
-        predict: Takes an array of shape (n, *sample_shape) in the contract's dtype; answers shape (n, …).
-        device: `cpu` or `cuda:N`.
-        allows_non_finite: Whether NaN and infinities are among its answers.
-    """
-
-    contract: InputContract
-    predict: Predict
-    device: str
-    allows_non_finite: bool = False
 
 
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
@@ -125,7 +112,7 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
 
     Raises:
         ModelNotAllowedError: Loading it runs code, and the settings do not allow that; its signature may be wrong, too.
-        ModelContractError: Its signature is not one tensor with a free first dimension, or it breaks it.
+        ModelContractError: Its signature states what cannot be enforced, or it breaks it.
         ModelWarmUpError: It cannot be loaded, or fails on a warm-up input.
     """
     _require_servable(found, settings)
@@ -136,7 +123,7 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
         return _warm(found, contract, partial(_load_skops, found, how.file), "cpu", settings)
     if how.kind == "code":
         logger.warning("MODELYARD_ALLOW_PICKLE_MODELS is set: %s %s", found.uri, how.reason)
-    if "pytorch" in found.flavors:
+    if "pytorch" in found.flavors and isinstance(contract, TensorContract | TensorsContract):
         return _load_torch(found, contract, settings, _load_pickled)
     return _warm(found, contract, partial(_load_pyfunc, found, settings, how.kind == "code"), "cpu", settings)
 
@@ -162,24 +149,17 @@ def _require_servable(found: ModelVersion, settings: WorkerSettings) -> None:
         raise type(problems[0])(". Besides, ".join(each.detail for each in problems))
 
 
-def _contract(found: ModelVersion) -> InputContract:
-    if len(found.inputs) != 1:
-        raise ModelContractError(
-            f"{found.uri} must have a signature with exactly one tensor input; log it with "
-            "signature=ModelSignature(inputs=Schema([TensorSpec(dtype, (-1, …))]), …)"
-        )
-    [(dtype, shape)] = found.inputs
-    if dtype not in DTYPES or shape[:1] != (-1,) or any(size < 1 for size in shape[1:]):
-        raise ModelContractError(
-            f"{found.uri} takes {dtype} of shape {shape}; expected numbers with a free first dimension and fixed "
-            "others, as in float32 (-1, 1, 28, 28)"
-        )
-    return InputContract(dtype, shape[1:])
+def _contract(found: ModelVersion) -> Contract:
+    takes_missing = any(flavor in found.flavors for flavor in TAKE_MISSING)
+    try:
+        return read_contract(found.signature, takes_missing=takes_missing)
+    except ModelContractError as error:
+        raise ModelContractError(f"{found.uri} cannot be served: {error.detail}") from None
 
 
 def _load_torch(
     found: ModelVersion,
-    contract: InputContract,
+    contract: Contract,
     settings: WorkerSettings,
     make: Callable[[ModelVersion, str, WorkerSettings], Predict],
 ) -> LoadedModel:
@@ -219,24 +199,29 @@ def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Pre
         raise refusal(found.uri, "is a pt2 file with a pickle inside") from error
     if device != "cpu":  # a module's own `to` would leave behind what the graph makes, and its constants
         program = move_to_device_pass(program, device)
-    return _on(device, _checked_once(program))
+    return _on(device, _checked_once(program), program.graph_signature.user_inputs)
 
 
-def _checked_once(program: Any) -> Callable[[Any], Any]:
-    """An exported program, which looks at its input's shape once for each number of samples.
+def _checked_once(program: Any) -> Callable[..., Any]:
+    """An exported program, which looks at its input's shape once for each shape.
 
-    Its guards are conditions on sizes, all of which but the first are the contract's, checked before the queue. To a
-    small model they cost a third as much as its work.
+    Its guards are conditions on sizes, which are the contract's, checked before the queue, but for free dimensions. To
+    a small model they cost a third as much as its work.
     """
     guarded, unguarded = program.module().forward, program.module(check_guards=False).forward
-    known: set[int] = set()
+    by_name = list(program.call_spec.in_spec.child(1).context)
+    known: set[Any] = set()
 
-    def run(samples: Any) -> Any:
-        n_samples = samples.shape[0]
-        if n_samples in known:
-            return unguarded(samples)
-        output = guarded(samples)
-        known.add(n_samples)
+    def run(*tensors: Any) -> Any:
+        shapes = tensors[0].shape if len(tensors) == 1 else tuple([each.shape for each in tensors])
+        forward = unguarded if shapes in known else guarded
+        if by_name:
+            n_places = len(tensors) - len(by_name)
+            named = dict(zip(by_name, tensors[n_places:], strict=True))
+            output = forward(*tensors[:n_places], **named)
+        else:
+            output = forward(*tensors)
+        known.add(shapes)
         return output
 
     return run
@@ -256,18 +241,40 @@ def _load_pickled(found: ModelVersion, device: str, settings: WorkerSettings) ->
     import mlflow.pytorch
 
     os.environ[MLFLOW_SWITCH] = "true"
-    return _on(device, mlflow.pytorch.load_model(found.path).to(device))
+    module = mlflow.pytorch.load_model(found.path).to(device)
+    return _on(device, module, list(inspect.signature(module.forward).parameters))
 
 
-def _on(device: str, run: Callable[[Any], Any]) -> Predict:
+def _on(device: str, run: Callable[..., Any], names: Sequence[str]) -> Predict:
+    """A PyTorch model, called with arrays.
+
+    Args:
+        names: Of its inputs, in order. Several tensors are passed by these where the contract names the same.
+    """
     import torch
 
-    def predict(samples: Array) -> Array:
+    def predict(samples: Any, params: Mapping[str, Any] | None = None) -> Any:
         with torch.inference_mode():
-            output: Array = run(torch.from_numpy(samples).to(device)).cpu().numpy()
-            return output
+            if type(samples) is dict:
+                ordered = (
+                    [samples[name] for name in names] if samples.keys() == set(names) else samples.values()
+                )
+                output = run(*[torch.from_numpy(each).to(device) for each in ordered])
+            elif hasattr(samples, "iloc"):  # MLflow's own rule for a DataFrame
+                output = run(torch.from_numpy(samples.to_numpy(np.float32)).to(device))
+            else:
+                output = run(torch.from_numpy(samples).to(device))
+            return output.cpu().numpy() if isinstance(output, torch.Tensor) else _to_numpy(output)
 
     return predict
+
+
+def _to_numpy(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return {str(name): _to_numpy(each) for name, each in output.items()}
+    if isinstance(output, tuple | list):
+        return tuple(map(_to_numpy, output))
+    return output.cpu().numpy() if hasattr(output, "cpu") else output
 
 
 def _load_skops(found: ModelVersion, file: str) -> Predict:
@@ -286,7 +293,7 @@ def _load_skops(found: ModelVersion, file: str) -> Predict:
         raise refusal(
             found.uri, f"holds types that skops does not trust ({file}: {first_line(error)})"
         ) from error
-    return lambda samples: np.asarray(predict(samples))
+    return lambda samples, params=None: predict(samples)
 
 
 def _load_pyfunc(found: ModelVersion, settings: WorkerSettings, may_unpickle: bool) -> Predict:
@@ -295,68 +302,41 @@ def _load_pyfunc(found: ModelVersion, settings: WorkerSettings, may_unpickle: bo
     os.environ[MLFLOW_SWITCH] = str(may_unpickle).lower()
     mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
     model = mlflow.pyfunc.load_model(found.path)
-
-    def predict(samples: Array) -> Array:
-        answer = model.predict(samples)
-        if isinstance(answer, dict) and len(answer) == 1:  # ONNX models name their outputs
-            (answer,) = answer.values()
-        return np.asarray(answer)
-
+    predict: Predict = model.predict
     return predict
+
+
+def _from_document(predict: Predict, is_own: bool) -> Predict:
+    """A model that takes what MLflow's scoring server makes of a request's document."""
+
+    def predict_document(document: Document, params: Mapping[str, Any] | None = None) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            data = read_unread(document, is_own)
+        except (MlflowException, ValueError) as error:
+            raise InputShapeError(
+                f"the body cannot be read as {document.key}: {first_line(error)}"
+            ) from error
+        return predict(data, params)
+
+    return predict_document
 
 
 def _warm(
     found: ModelVersion,
-    contract: InputContract,
+    contract: Contract,
     make: Callable[[], Predict],
     device: str,
     settings: WorkerSettings,
 ) -> LoadedModel:
     try:
-        model = LoadedModel(contract, make(), device, settings.allow_non_finite)
+        predict = make()
     except ModelNotAllowedError:
         raise
     except BaseException as error:  # a model may call `sys.exit`
-        raise ModelWarmUpError(f"{found.uri} cannot be loaded on {device}: {_said(error)}") from error
-    _warm_up(model, found.uri)
-    return model
-
-
-def _warm_up(model: LoadedModel, uri: str) -> None:
-    for n_samples in (1, 2):
-        zeros = np.zeros((n_samples, *model.contract.sample_shape), model.contract.dtype)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                output = model.predict(zeros)
-        except BaseException as error:
-            raise ModelWarmUpError(f"{uri} fails on {n_samples} zero sample(s): {_said(error)}") from error
-        check_output(output, n_samples, uri)
-    # No reason to refuse it: zeros need not be in the model's domain.
-    if not (model.allows_non_finite or np.isfinite(output).all()):
-        logger.warning(
-            "%s answers NaN or infinities to zeros; jobs with such an answer fail as %s: set "
-            "MODELYARD_ALLOW_NON_FINITE=true if the model means them",
-            uri,
-            OutputNotFiniteError.code,
-        )
-
-
-def _said(error: BaseException) -> str:
-    if isinstance(error, Exception):
-        return first_line(error)
-    return f"it raised {type(error).__name__}({error}), which would end its worker"
-
-
-def check_output(output: Array, n_samples: int, name: str) -> None:
-    """Check that a model answered one row of numbers per sample. Whether they are finite is a matter of each job.
-
-    Raises:
-        ModelContractError: It did not.
-    """
-    is_numeric = output.dtype.kind in "fiub" and output.itemsize <= MAX_ITEM_BYTES
-    if not is_numeric or output.ndim not in (1, 2) or len(output) != n_samples or not output.size:
-        raise ModelContractError(
-            f"{name} answered {output.dtype} of shape {output.shape} to {n_samples} sample(s); "
-            f"expected numbers of at most 64 bits, shape ({n_samples},) or ({n_samples}, n_scores)"
-        )
+        raise ModelWarmUpError(f"{found.uri} cannot be loaded on {device}: {said(error)}") from error
+    if isinstance(contract, AnyContract):
+        predict = _from_document(predict, contract.is_own)
+    model = LoadedModel(contract, predict, device, settings.allow_non_finite, found.task)
+    return warm_up(model, found)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,8 @@ from app.registry_database import examine, others_beside, sqlite_path
 if TYPE_CHECKING:
     from app.settings import WorkerSettings
 
+TASK = "modelyard.task"  # a version's tag, or an entry of its model's metadata
+MISSING = "modelyard.missing"  # metadata: whether the model takes missing values, `allowed` or `refused`
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
 MOST_MODELS, NAMED = 1000, 8  # that are looked at and named where something is not found
 ERRORS = {
@@ -49,7 +53,8 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     Attributes:
         path: Folder of its files, on this machine.
         flavors: Of its MLmodel file.
-        inputs: Type and shape of each tensor in its signature; empty where it takes something else.
+        signature: As `workers.signature` reads it.
+        task: What the version says that it is, by its tag or metadata `modelyard.task`: such as `classification`.
         quality: Its `val_accuracy` and where that was logged.
         model_id: MLflow's id of the logged model, `m-…`, or the digest of its files where it has no run either.
         place: Of files that are in no registry; else empty.
@@ -60,10 +65,11 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     run_id: str
     path: str
     flavors: dict[str, Any]
-    inputs: list[tuple[str, tuple[int, ...]]]
+    signature: dict[str, Any] = {}
     quality: Quality = Quality()
     model_id: str = ""
     place: str = ""
+    task: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -198,12 +204,22 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
     uri = f"models:/{name}/{version.version}"
     try:
         path = mlflow.artifacts.download_artifacts(uri)
-        flavors, inputs = read_description(path)
+        described = read_description(path)
     except Exception as error:
         raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
     run_id, number = version.run_id or "", int(version.version)
     model_id = _model_id(version.source or "", run_id, Path(path))
-    return ModelVersion(name, number, run_id, path, flavors, inputs, quality, model_id)
+    return ModelVersion(
+        name,
+        number,
+        run_id,
+        path,
+        described.flavors,
+        described.signature,
+        quality,
+        model_id,
+        task=str(version.tags.get(TASK) or described.task),
+    )
 
 
 def _model_id(source: str, run_id: str, folder: Path) -> str:
@@ -265,14 +281,34 @@ def _nearest(wanted: str, names: Iterable[str]) -> str:
     return ", ".join(ordered[:NAMED]) + (", …" if len(ordered) > NAMED else "")
 
 
-def read_description(folder: str) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...]]]]:
-    """Flavors and input tensors of a model, from the description among its files."""
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model's description says of it.
+
+    Attributes:
+        flavors: Those that it can be loaded as.
+        signature: As `workers.signature` reads it.
+        task: What its metadata says that it is; empty where they do not.
+    """
+
+    flavors: dict[str, Any]
+    signature: dict[str, Any]
+    task: str
+
+
+def read_description(folder: str) -> Description:
+    """What the description among a model's files says."""
     from mlflow.models import Model
 
-    description = Model.load(folder)
-    inputs = description.signature.inputs if description.signature else None
-    specs = inputs.inputs if inputs and inputs.is_tensor_spec() else []
-    return description.flavors, [(each.type.name, tuple(map(int, each.shape))) for each in specs]
+    described = Model.load(folder)
+    metadata: dict[str, Any] = described.metadata or {}
+    written = described.signature.to_dict() if described.signature else {}
+    signature = {name: json.loads(written[name]) for name in ("inputs", "params") if written.get(name)}
+    if described.to_dict().get("is_signature_from_type_hint"):
+        signature["is_own"] = True
+    if MISSING in metadata:
+        signature["allows_missing"] = metadata[MISSING] in (True, "allowed")
+    return Description(described.flavors, signature, str(metadata.get(TASK) or ""))
 
 
 if __name__ == "__main__":

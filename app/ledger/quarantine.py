@@ -128,7 +128,9 @@ class Quarantine:
         batch_id = signer.new_batch_id(now_ms, 1)
         return NewBatch(
             batch_id=batch_id,
-            head=msgspec.structs.replace(head, jobs=[job], reply_to=reply_to, resent_from=job_id),
+            head=msgspec.structs.replace(
+                head, jobs=[job], sizes=head.sizes[ref.index :][:1], reply_to=reply_to, resent_from=job_id
+            ),
             data=b"",
             message=WakeUpMessages(self._template, head.queue).write(batch_id),
             accepted_at_ms=now_ms,

@@ -13,9 +13,13 @@ import msgspec
 from app.errors import NewerWireError, WireError
 
 SCHEMA_VERSION = 1
+# Of batches whose input is no plain tensor. Older workers read that the batch is of a newer release.
+ANY_CONTRACT_VERSION = 2
 # Of outcomes with scores that name their dtype. Older processes would take their bytes for float32; they read that
 # the outcome is of a newer release instead.
 NAMED_DTYPE_VERSION = 2
+# Of outcomes that have outputs of any kind in place of classes and scores.
+OUTPUTS_VERSION = 3
 
 
 class JobEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -42,6 +46,11 @@ class JobEntry(msgspec.Struct, frozen=True, array_like=True):
 class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     """A batch without its input.
 
+    The input is the jobs' data, one after the other: samples in C order, little-endian, where `kind` is `tensor`; else
+    MessagePack of `sizes` bytes a job. A job of `tensors` holds a triple (dtype, shape, bytes, or a list of text) for
+    each; one of `columns` a list of values for each, or None where an optional one is absent; one of `any` the key
+    and the value of the request's body.
+
     Attributes:
         queue: Queue it was sent to.
         worker: Worker number of the queue.
@@ -49,10 +58,13 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
         model_name: Registered model.
         model_version: Its version.
         val_accuracy: Fraction in [0, 1] published when the batch was routed, or None.
-        dtype: NumPy name of the input's element type.
-        sample_shape: Shape of one sample.
+        dtype: NumPy name of the input's element type, where it is a plain tensor.
+        sample_shape: Shape of one sample, where it is a plain tensor.
         jobs: The jobs, by index.
         resent_from: Id of the quarantined job that its only job is a repetition of, or empty.
+        kind: Of the version's contract.
+        params: Parameters that all jobs have in common, as MessagePack; empty where there are none.
+        sizes: Bytes of each job's data, unless `kind` is `tensor`.
     """
 
     queue: str
@@ -65,10 +77,30 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     sample_shape: tuple[int, ...]
     jobs: list[JobEntry]
     resent_from: str = ""
+    kind: Literal["tensor", "tensors", "columns", "any"] = "tensor"
+    params: bytes = b""
+    sizes: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
 Scores: TypeAlias = bytes | tuple[str, bytes]
+
+
+class Array(msgspec.Struct, frozen=True, array_like=True):
+    """A tensor that a model answered.
+
+    Attributes:
+        dtype: NumPy name, one of `app.contract.OUTPUT_DTYPES`.
+        data: Little-endian, C order.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+# One tensor, several by name, or anything else as JSON.
+Outputs: TypeAlias = Array | dict[str, Array] | bytes
 
 
 class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
@@ -82,6 +114,9 @@ class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
             of another dtype, one of `app.contract.OUTPUT_DTYPES`, and its bytes. Empty where the model has none.
         error_code: Stable code, if failed.
         error_detail: One sentence, if failed.
+        outputs: What the model answered, where classes and scores do not say it in full. Last and with a default, so
+            that older records stay readable; older processes read past it where there are classes.
+        task: What the numbers in `classes` are, where the version says so: empty, `classification` or `regression`.
     """
 
     status: Literal["succeeded", "failed", "expired", "cancelled"]
@@ -89,6 +124,8 @@ class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
     scores: Scores = b""
     error_code: str = ""
     error_detail: str = ""
+    outputs: Outputs | None = None
+    task: str = ""
 
 
 EXPIRED = JobOutcome(
@@ -121,8 +158,13 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def outcome_version(jobs: Iterable[JobOutcome]) -> int:
     """The oldest schema version that has everything these outcomes hold."""
-    kinds: set[type] = {type(job.scores) for job in jobs}
-    return NAMED_DTYPE_VERSION if tuple in kinds else SCHEMA_VERSION
+    version = SCHEMA_VERSION
+    for job in jobs:
+        if job.outputs is not None and not job.classes:
+            return OUTPUTS_VERSION
+        if type(job.scores) is tuple:
+            version = NAMED_DTYPE_VERSION
+    return version
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -140,9 +182,9 @@ def decode_head(data: bytes) -> BatchHead:
         WireError: The bytes are not a batch head of this schema version.
     """
     try:
-        return _checked(_decode_head(data))
+        return _checked(_decode_head(data), ANY_CONTRACT_VERSION)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise unreadable("batch head", error, data) from None
+        raise unreadable("batch head", error, data, newest=ANY_CONTRACT_VERSION) from None
 
 
 def decode_outcome(data: bytes) -> BatchOutcome:
@@ -152,9 +194,9 @@ def decode_outcome(data: bytes) -> BatchOutcome:
         WireError: The bytes are not an outcome of this schema version.
     """
     try:
-        return _checked(_decode_outcome(data), NAMED_DTYPE_VERSION)
+        return _checked(_decode_outcome(data), OUTPUTS_VERSION)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise unreadable("outcome", error, data, newest=NAMED_DTYPE_VERSION) from None
+        raise unreadable("outcome", error, data, newest=OUTPUTS_VERSION) from None
 
 
 def decode_job_outcome(data: bytes) -> JobOutcome:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from app.contract import InputContract
+from app.contract import TensorContract
 from tests.conftest import running_redis
 
-CONTRACT = InputContract("float32", (1, 28, 28))
+CONTRACT = TensorContract("float32", (1, 28, 28))
 
 
 @pytest.fixture(scope="session")

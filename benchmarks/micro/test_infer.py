@@ -11,7 +11,7 @@ import pytest
 from app.settings import WorkerSettings
 from benchmarks import digit_bodies, envs
 from workers import model as models
-from workers.model import LoadedModel
+from workers.warm_up import LoadedModel
 
 
 @pytest.fixture(scope="session")

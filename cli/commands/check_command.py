@@ -66,10 +66,12 @@ def _find(model: str, settings: WorkerSettings) -> ModelVersion:
             f"{model} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a folder with a file MLmodel"
         )
     try:
-        flavors, inputs = model_lookup.read_description(model)
+        described = model_lookup.read_description(model)
     except Exception as error:  # MLflow's, or its YAML parser's
         raise ModelWarmUpError(f"{model}/MLmodel cannot be read: {first_line(error)}") from error
-    return model_lookup.ModelVersion(model, 0, "", model, flavors, inputs, place=model)
+    return model_lookup.ModelVersion(
+        model, 0, "", model, described.flavors, described.signature, place=model, task=described.task
+    )
 
 
 def _describe(found: ModelVersion) -> None:

@@ -11,6 +11,8 @@ ModelyardError
 │   ├── InputNotNumericError
 │   ├── InputNotFiniteError
 │   ├── InputEmptyError
+│   ├── InputTypeError            a value is not of its column's or tensor's type
+│   ├── ParamsError               `params` are not what the version takes
 │   ├── BodyCodingError           not the gzip or deflate that its content coding says
 │   ├── ParameterError
 │   ├── ContradictionError
@@ -133,6 +135,18 @@ class InputEmptyError(InputError):
     """The array holds no sample."""
 
     code = "input_empty"
+
+
+class InputTypeError(InputError):
+    """A value is not of the type that its column or tensor has, or is missing where none may be."""
+
+    code = "input_wrong_type"
+
+
+class ParamsError(InputError):
+    """The parameters beside the data are unknown to the version, or not of their types."""
+
+    code = "params_invalid"
 
 
 class ParameterError(InputError):

@@ -48,7 +48,10 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         says(
             "the class, or the value of a regression; null where it is no finite number, or where a score is NaN"
         ),
-    ] = msgspec.field(name="class")
+    ] = msgspec.field(name="class", default=None)
+    value: Annotated[
+        Later[float], says("of a version that declares itself a regression, in place of `class`")
+    ] = None
     scores: Annotated[
         tuple[int | float | None, ...] | None,
         says(
@@ -102,6 +105,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     end_to_end_ms: Annotated[Later[float], says("from the request's arrival to its outcome")] = None
     predictions: Annotated[tuple[Prediction, ...], says("one per sample; absent unless succeeded")] = ()
     scores_dtype: Annotated[str, says("NumPy name of the scores' dtype; absent for float32")] = "float32"
+    outputs: Annotated[
+        Any, says("what the model answered, as MLflow would; absent where `predictions` say it in full")
+    ] = None
     error: Later[JobProblem] = None
 
     @property
@@ -171,11 +177,17 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
 
 
-class InputShape(msgspec.Struct, frozen=True):
-    """Input of a model version."""
+class InputShape(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Input of a model version: its contract, read from its signature."""
 
-    dtype: Annotated[str, says("NumPy name of the element type")]
-    shape: Annotated[tuple[int, ...], says("-1 for the number of samples")]
+    dtype: Annotated[str, says("of a tensor: NumPy name of the element type")] = ""
+    shape: Annotated[tuple[int, ...], says("of a tensor: -1 for the number of samples")] = ()
+    kind: Annotated[str, says("`tensor`, `tensors`, `columns` or `any`")] = "tensor"
+    tensors: Annotated[tuple[dict[str, Any], ...], says("name, dtype and shape of each; -1 is free")] = ()
+    columns: Annotated[
+        tuple[dict[str, Any], ...], says("name and type of each, and whether it is required")
+    ] = ()
+    params: Annotated[tuple[dict[str, Any], ...], says("name, type and default of each")] = ()
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,6 +209,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     jobs_done: int
     jobs_failed: int
     replicas: tuple[Replica, ...]
+    example: Annotated[
+        Any, says("a request body that the version has answered; null where none is known")
+    ] = None
 
 
 class Pool(msgspec.Struct, frozen=True):

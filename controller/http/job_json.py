@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from types import NoneType
 from typing import Any, cast
 
 import numpy as np
@@ -13,9 +14,19 @@ from app.contract import OUTPUT_DTYPES
 from app.errors import WireError
 from app.ledger import ids
 from app.ledger.ids import JobRef
-from app.ledger.wire import EXPIRED, BatchHead, BatchOutcome, JobEntry, JobOutcome, Scores
+from app.ledger.wire import (
+    EXPIRED,
+    Array,
+    BatchHead,
+    BatchOutcome,
+    JobEntry,
+    JobOutcome,
+    Outputs,
+    Scores,
+)
 from modelyard.schemas import Status
 
+REGRESSION = "regression"  # a version's task whose numbers are values, not classes
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in OUTPUT_DTYPES}
 # As they are written where the dtype's own form would not do: booleans as 0 and 1, and float16 with all its digits
 # (orjson writes those that tell float32 numbers apart).
@@ -126,9 +137,9 @@ def _with_times(entries: Sequence[JobEntry], outcome: BatchOutcome, results: Seq
 
 def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
     """The result of each job, written in one go; nothing unless all succeeded with one sample and scores alike."""
-    kinds = {(job.status, len(job.classes), len(job.scores)) for job in jobs}
-    status, n_samples, size = kinds.pop() if len(kinds) == 1 else ("", 0, 0)
-    if status != "succeeded" or n_samples != 1 or not size:
+    kinds = {(job.status, len(job.classes), len(job.scores), type(job.outputs)) for job in jobs}
+    status, n_samples, size, outputs = kinds.pop() if len(kinds) == 1 else ("", 0, 0, None)
+    if status != "succeeded" or n_samples != 1 or not size or outputs is not NoneType:
         return []
     scores = _joined([job.scores for job in jobs])
     if scores is None:
@@ -157,8 +168,43 @@ def _result(own: JobOutcome) -> str:
     """
     if own.status != "succeeded":
         return f'"error":{_error(own)}'
-    rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
-    return f'"predictions":[{",".join(_predictions(own.classes, rows))}]{_dtype_member(own.scores)}'
+    members = []
+    if own.classes or own.outputs is None:
+        rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
+        predictions = _predictions(own.classes, rows) if own.task != REGRESSION else _values(own.classes)
+        members.append(f'"predictions":[{",".join(predictions)}]{_dtype_member(own.scores)}')
+    if own.outputs is not None:
+        members.append(f'"outputs":{outputs_json(own.outputs)}')
+    return ",".join(members)
+
+
+def outputs_json(outputs: Outputs) -> str:
+    """What a model answered, as JSON.
+
+    Raises:
+        WireError: It cannot be read.
+    """
+    if isinstance(outputs, bytes):
+        return outputs.decode()
+    if isinstance(outputs, Array):
+        return _array(outputs)
+    return "{" + ",".join([f"{_json(name)}:{_array(each)}" for name, each in outputs.items()]) + "}"
+
+
+def _array(array: Array) -> str:
+    try:
+        values = np.frombuffer(array.data, DTYPES[array.dtype]).reshape(array.shape)
+    except (KeyError, ValueError) as error:
+        raise WireError(f"the outcome's outputs cannot be read: {error}") from None
+    if array.dtype == "float16":
+        values = values.astype(np.float64)
+    # orjson refuses arrays that are empty in some dimension, or have none.
+    return _json(values if values.size and values.ndim else values.tolist())
+
+
+def _values(values: Sequence[float]) -> list[str]:
+    """The values of a regression, one a sample."""
+    return [f'{{"value":{each}}}' for each in _each(values)]
 
 
 def _predictions(classes: Sequence[float], rows: Sequence[str]) -> list[str]:

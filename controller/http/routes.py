@@ -7,6 +7,8 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
+from app.contract import TensorContract
+from app.worker_record import WorkerRecord
 from controller.admission.authentication import caller_of, require
 from controller.http import documentation as docs
 from controller.http import readiness
@@ -167,7 +169,7 @@ def _worker(view: PoolView, queue: str, number: int, now_ms: float) -> WorkerInf
         model_version=version,
         queue=queue,
         val_accuracy=newest.val_accuracy if newest else None,
-        input=InputShape(newest.input.dtype, (-1, *newest.input.sample_shape)) if newest else None,
+        input=_input(newest) if newest else None,
         live_workers=sum(record.state == "ready" for record in records),
         backlog_jobs=view.backlog_jobs.get(queue, 0),
         oldest_job_age_s=0.0 if oldest_at_ms is None else round(max(0.0, now_ms - oldest_at_ms) / 1000, 3),
@@ -176,4 +178,12 @@ def _worker(view: PoolView, queue: str, number: int, now_ms: float) -> WorkerInf
         jobs_done=sum(record.jobs_done for record in records),
         jobs_failed=sum(record.jobs_failed for record in records),
         replicas=tuple(msgspec.convert(record, Replica, from_attributes=True) for record in records),
+        example=msgspec.Raw(newest.example.encode()) if newest and newest.example else None,
     )
+
+
+def _input(record: WorkerRecord) -> InputShape:
+    contract = record.input
+    if isinstance(contract, TensorContract):
+        return InputShape(contract.dtype, (-1, *contract.sample_shape))
+    return msgspec.convert(msgspec.to_builtins(contract), InputShape)

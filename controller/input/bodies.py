@@ -15,7 +15,7 @@ import orjson
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from app.contract import InputContract, skeleton, spellings
+from app.contract import TensorContract, skeleton, spellings
 from app.errors import (
     BodyKeyError,
     BodyNotArrayError,
@@ -53,12 +53,12 @@ class Tensor:
     shape: tuple[int, ...]
     largest: float
 
-    def fit(self, contract: InputContract) -> bool:
+    def fit(self, contract: TensorContract) -> bool:
         """Whether they spell whole samples of the contract."""
         n_samples, rest = divmod(len(self.values), contract.sample_size)
         return not rest and self.shape in spellings(contract.sample_shape, n_samples)
 
-    def numbers(self, _: InputContract) -> Tensor:
+    def numbers(self, _: TensorContract) -> Tensor:
         """The numbers as they are."""
         return self
 
@@ -69,12 +69,12 @@ class Octets:
 
     data: bytes
 
-    def fit(self, contract: InputContract) -> bool:
+    def fit(self, contract: TensorContract) -> bool:
         """Whether there are bytes for whole samples of the contract."""
         sample_bytes = contract.sample_size * little_endian(contract.dtype).itemsize
         return bool(self.data) and len(self.data) % sample_bytes == 0
 
-    def numbers(self, contract: InputContract) -> Tensor:
+    def numbers(self, contract: TensorContract) -> Tensor:
         """The numbers that the bytes are in this contract's dtype.
 
         Raises:

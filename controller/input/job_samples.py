@@ -1,4 +1,4 @@
-"""From a request's body to the samples of a job: parse it, choose the queue that it fits, and cast its numbers."""
+"""From a request's body to the input of a job: read it, choose the queue that it fits, and enforce the contract."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from contextlib import suppress
 
 import msgspec
 
-from app.errors import BodyNotJsonError, InputShapeError
+from app.contract import TensorContract, documents
+from app.contract.documents import Rules
+from app.contract.payloads import JobForm, to_payload
+from app.errors import BodyKeyError, BodyNotJsonError, InputError, InputShapeError, UnsupportedTypeError
 from controller.input import bodies, json_numbers
-from controller.routing import Route, Selector, Snapshot, route
+from controller.routing import Route, Selector, Snapshot, candidate_routes, route
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -16,13 +19,15 @@ class Samples(msgspec.Struct, frozen=True):
 
     Attributes:
         route: Where it goes.
-        data: Samples in the contract's dtype, C order, little-endian.
+        data: Samples in the contract's dtype, C order, little-endian; or as `form` says.
         n_samples: How many.
+        form: None where the contract is a plain tensor.
     """
 
     route: Route
     data: bytes
     n_samples: int
+    form: JobForm | None = None
 
 
 def read_samples(
@@ -32,6 +37,7 @@ def read_samples(
     selector: Selector,
     certain: Route | None,
     max_samples: int,
+    rules: Rules = "strict",
 ) -> Samples:
     """Read a body. A function of its arguments alone, so that any process may run it.
 
@@ -41,10 +47,35 @@ def read_samples(
     Raises:
         ModelyardError: The body, or what the selector asks for, is refused.
     """
+    is_plain = (
+        isinstance(certain.candidate.contract, TensorContract)
+        if certain
+        else snapshot.has_plain_tensors_alone
+    )
+    if is_plain and rules == "strict":
+        try:
+            return _read_plain(content_type, body, snapshot, selector, certain, max_samples)
+        except BodyKeyError:
+            if not documents.GENERAL.search(body):
+                raise
+    routes = [certain] if certain else candidate_routes(snapshot, selector)
+    return _read_any(content_type, body, routes, max_samples, rules)
+
+
+def _read_plain(
+    content_type: bytes,
+    body: bytes,
+    snapshot: Snapshot,
+    selector: Selector,
+    certain: Route | None,
+    max_samples: int,
+) -> Samples:
+    """Read a body where every version takes a plain tensor: numbers alone, which need no Python object each."""
     given = bodies.parse(content_type, body)
     try:
         chosen = certain or route(snapshot, selector, given.fit)
         contract = chosen.candidate.contract
+        assert isinstance(contract, TensorContract)
         numbers = given.numbers(contract)
         data = json_numbers.to_samples(numbers, contract, max_samples)
     except InputShapeError:
@@ -53,3 +84,34 @@ def read_samples(
                 json_numbers.parse_slow(body)  # a ragged array has a better explanation
         raise
     return Samples(chosen, data, len(numbers.values) // contract.sample_size)
+
+
+def _read_any(
+    content_type: bytes, body: bytes, routes: list[Route], max_samples: int, rules: Rules
+) -> Samples:
+    """Read a body for the first route whose contract it fits.
+
+    Raises:
+        InputError: It fits none; the error is that of the first.
+    """
+    refusal: InputError | UnsupportedTypeError | None = None
+    document: documents.Document | None = None
+    for each in routes:
+        contract = each.candidate.contract
+        try:
+            if (
+                isinstance(contract, TensorContract)
+                and rules == "strict"
+                and not documents.GENERAL.search(body)
+            ):
+                given = bodies.parse(content_type, body)
+                numbers = given.numbers(contract)
+                data = json_numbers.to_samples(numbers, contract, max_samples)
+                return Samples(each, data, len(numbers.values) // contract.sample_size)
+            document = document or documents.read(content_type, body, rules)
+            payload = to_payload(document, contract, max_samples, rules)
+            return Samples(each, payload.data, payload.n_samples, payload.form)
+        except (InputError, UnsupportedTypeError) as error:
+            refusal = refusal or error
+    assert refusal
+    raise refusal

@@ -18,7 +18,7 @@ import numpy as np
 import simdjson
 from numpy.typing import NDArray
 
-from app.contract import InputContract, skeleton
+from app.contract import TensorContract, skeleton
 from app.errors import (
     BodyKeyError,
     BodyNotJsonError,
@@ -57,11 +57,11 @@ class Numbers(msgspec.Struct, frozen=True):
     skeleton: bytes
     largest: float
 
-    def fit(self, contract: InputContract) -> bool:
+    def fit(self, contract: TensorContract) -> bool:
         """Whether they spell whole samples of the contract."""
         return contract.accepts(len(self.values), self.skeleton)
 
-    def numbers(self, contract: InputContract) -> Numbers:
+    def numbers(self, contract: TensorContract) -> Numbers:
         """The numbers as they are.
 
         Raises:
@@ -171,11 +171,11 @@ class Values(Protocol):
     def largest(self) -> float:
         """The largest magnitude among them."""
 
-    def fit(self, contract: InputContract) -> bool:
+    def fit(self, contract: TensorContract) -> bool:
         """Whether they spell whole samples of the contract."""
 
 
-def to_samples(numbers: Values, contract: InputContract, max_samples: int) -> bytes:
+def to_samples(numbers: Values, contract: TensorContract, max_samples: int) -> bytes:
     """The samples as the worker wants them: the contract's dtype, C order, little-endian.
 
     Raises:

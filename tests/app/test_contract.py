@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.contract import SKELETON_CACHE_SAMPLES, InputContract, skeleton, spellings
+from app.contract import SKELETON_CACHE_SAMPLES, TensorContract, skeleton, spellings
 
 shapes = st.lists(st.integers(1, 4), max_size=4).map(tuple)
-DIGIT = InputContract("float32", (1, 28, 28))
+DIGIT = TensorContract("float32", (1, 28, 28))
 
 
 def nested(shape: tuple[int, ...]) -> bytes:
@@ -25,7 +25,7 @@ def test_a_skeleton_is_the_json_array_without_its_numbers(shape: tuple[int, ...]
 
 @given(shapes, st.integers(1, SKELETON_CACHE_SAMPLES + 3))
 def test_a_contract_accepts_every_spelling_of_whole_samples(shape: tuple[int, ...], n_samples: int) -> None:
-    contract = InputContract("float32", shape)
+    contract = TensorContract("float32", shape)
     for spelling in spellings(shape, n_samples):
         assert prod(spelling) == n_samples * contract.sample_size
         assert contract.accepts(prod(spelling), skeleton(spelling))
@@ -33,7 +33,7 @@ def test_a_contract_accepts_every_spelling_of_whole_samples(shape: tuple[int, ..
 
 @given(shapes, st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple))
 def test_a_contract_accepts_no_other_nesting(shape: tuple[int, ...], other: tuple[int, ...]) -> None:
-    contract = InputContract("float32", shape)
+    contract = TensorContract("float32", shape)
     n_samples, rest = divmod(prod(other), contract.sample_size)
     expected = not rest and n_samples > 0 and other in spellings(shape, n_samples)
     assert contract.accepts(prod(other), skeleton(other)) == expected

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.contract import DTYPES, InputContract
+from app.contract import DTYPES, TensorContract
 from app.errors import InputError, InputNotFiniteError, InputNotNumericError
 from controller.http.problems import status_of
 from controller.input import bodies, json_numbers
@@ -54,7 +54,7 @@ NOT_NUMBERS = [
 ]
 
 
-def samples(content_type: bytes, body: bytes, contract: InputContract) -> list[Any]:
+def samples(content_type: bytes, body: bytes, contract: TensorContract) -> list[Any]:
     """The numbers that the model gets."""
     numbers = bodies.parse(content_type, body).numbers(contract)
     data = json_numbers.to_samples(numbers, contract, 100)
@@ -87,7 +87,7 @@ def check(
     got: list[Any] | None = None
     refusal: InputError | None = None
     try:
-        got = samples(content_type, body, InputContract(dtype, (sample_size or len(numbers),)))
+        got = samples(content_type, body, TensorContract(dtype, (sample_size or len(numbers),)))
     except (InputNotNumericError, InputNotFiniteError) as error:
         refusal = error
     if refusal:
@@ -107,7 +107,7 @@ def test_a_json_number_is_exact_or_refused(texts: list[str], dtype: str) -> None
     written = [Fraction(text) for text in texts]
     if any(abs(number) > json_numbers.MAX_FLOAT for number in written):
         with pytest.raises(InputNotFiniteError):
-            samples(JSON, body, InputContract(dtype, (len(texts),)))
+            samples(JSON, body, TensorContract(dtype, (len(texts),)))
         return
     is_integer_array = all(text.lstrip("-").isdigit() for text in texts)
     # Python reads the integers of an array exactly, and everything in one with fractions or exponents as float64.
@@ -124,7 +124,7 @@ def test_a_json_number_is_exact_or_refused(texts: list[str], dtype: str) -> None
 def test_what_is_no_number_in_json_is_refused(text: str) -> None:
     for dtype in ("float64", "int64"):
         with pytest.raises(InputError) as raised:
-            samples(JSON, f'{{"data": [1, {text}]}}'.encode(), InputContract(dtype, (2,)))
+            samples(JSON, f'{{"data": [1, {text}]}}'.encode(), TensorContract(dtype, (2,)))
         assert status_of(raised.value) in (400, 422)
 
 
@@ -184,4 +184,4 @@ def test_a_numpy_file_of_something_else_is_refused(array: Any) -> None:
     file = io.BytesIO()
     np.save(file, array)
     with pytest.raises(InputNotNumericError):
-        samples(NPY, file.getvalue(), InputContract("float64", (2,)))
+        samples(NPY, file.getvalue(), TensorContract("float64", (2,)))

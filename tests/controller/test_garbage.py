@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import redis
 
-from app.contract import InputContract
+from app.contract import TensorContract
 from app.ledger import wire
 from app.redis import keys
 from app.worker_record import encode_record
@@ -87,9 +87,9 @@ async def test_a_controller_among_garbage_serves_on_and_counts_it(
     [
         {"queue": keys.queue_name(MODEL, 9)},
         {"queue": "modelyard:queue:a:b:1", "model_name": "a:b", "model_version": 1},
-        {"input": InputContract("object", (2,))},
-        {"input": InputContract("float32", (0,))},
-        {"input": InputContract("float32", (-1, 2))},
+        {"input": TensorContract("object", (2,))},
+        {"input": TensorContract("float32", (0,))},
+        {"input": TensorContract("float32", (-1, 2))},
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.contract import InputContract
+from app.contract import TensorContract
 from app.ledger.commands import Accept
 from app.ledger.wire import JobOutcome
 from app.redis import keys
@@ -338,7 +338,7 @@ async def test_a_full_queue_does_not_look_at_the_body_where_that_decides_nothing
     await served.post()
     assert (await served.post(b"no JSON", "?deadline=1")).status_code == 429
     assert (await served.post(b"no JSON")).status_code == 400, "there is room for it"
-    hand_worker(2, val_accuracy=0.1, input=InputContract("float32", (3,)))
+    hand_worker(2, val_accuracy=0.1, input=TensorContract("float32", (3,)))
     await until(lambda: len(served.services.watcher.view.records) == 2, "the second is seen")
     assert (await served.post(b"no JSON", "?deadline=1")).status_code == 400
     assert (await served.post({"data": [1, 2, 3]}, "?deadline=1")).json()["worker"] == 2

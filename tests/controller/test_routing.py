@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.contract import InputContract
+from app.contract import TensorContract
 from app.errors import (
     ContradictionError,
     InputShapeError,
@@ -31,7 +31,7 @@ def snapshot(
     return build_snapshot(records, numbers, waits)
 
 
-def fits(_: InputContract) -> bool:
+def fits(_: TensorContract) -> bool:
     return True
 
 
@@ -153,7 +153,7 @@ def test_no_candidate_says_when_to_try_again() -> None:
 
 
 def test_the_best_candidate_that_fits_the_input_is_chosen() -> None:
-    wide = InputContract("float32", (3,))
+    wide = TensorContract("float32", (3,))
     pool = snapshot(record(1, val_accuracy=0.5), record(2, val_accuracy=0.9, input=wide))
     chosen = route(pool, Selector(), lambda contract: contract != wide)
     assert (chosen.candidate.worker, chosen.policy) == (1, POLICY)
@@ -171,7 +171,7 @@ def test_where_all_versions_take_the_same_input_the_choice_is_known_before_it(
 
 
 def test_where_the_input_decides_nothing_is_foreseen() -> None:
-    pool = snapshot(record(1), record(2, input=InputContract("float32", (3,))))
+    pool = snapshot(record(1), record(2, input=TensorContract("float32", (3,))))
     assert foreseen(pool, Selector()) is None
     certain = foreseen(pool, Selector(worker=1))
     assert certain
@@ -179,14 +179,14 @@ def test_where_the_input_decides_nothing_is_foreseen() -> None:
 
 
 def test_an_input_that_fits_no_candidate_is_told_what_each_takes() -> None:
-    wide = InputContract("int8", (3,))
+    wide = TensorContract("int8", (3,))
     pool = snapshot(record(1), record(2, input=wide))
     with pytest.raises(InputShapeError, match=r"int8 .*\(n, 3\).* or float32 .*\(n, 2\)"):
         route(pool, Selector(), lambda _: False)
 
 
 def test_a_forced_worker_that_does_not_fit_is_not_replaced_by_another() -> None:
-    wide = InputContract("float32", (3,))
+    wide = TensorContract("float32", (3,))
     pool = snapshot(record(1), record(2, input=wide))
     with pytest.raises(InputShapeError):
         route(pool, Selector(worker=2), lambda contract: contract != wide)

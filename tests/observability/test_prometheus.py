@@ -16,7 +16,7 @@ import yaml
 
 from app.api_keys import new_key
 from app.clock import PoolClock
-from app.contract import InputContract
+from app.contract import TensorContract
 from app.worker_record import assign_number
 from tests.conftest import RedisServer, WaitUntil
 from tests.pool_samples import record
@@ -77,7 +77,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture
 def worker(redis_server: RedisServer) -> Iterator[Heartbeat]:
     """What a worker tells the pool of itself. It takes nothing off its queue, so jobs stay where one can count."""
-    told = record(3, val_accuracy=0.875, input=InputContract("float32", (1, 28, 28)))
+    told = record(3, val_accuracy=0.875, input=TensorContract("float32", (1, 28, 28)))
     with redis.Redis.from_url(redis_server.url) as client:
         assign_number(client, told.queue, told.worker)
         beacon = Heartbeat(client, told, PoolClock(), HEARTBEAT_S)

@@ -22,7 +22,7 @@ ODD_REQUIREMENTS = [
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Tracking URI: version 1 is good, 2 has no signature, 3 has a fixed first dimension, 4 fails its warm-up.
+    """Tracking URI: version 1 is good, 2 takes complex numbers, 3 a fixed number of samples, 4 fails its warm-up.
 
     The model `Named` answers a dictionary of one output; `Echo` answers its samples, NaN for each 666, version 1 in
     float64 and 2 in int64; `Odd` requires packages that are not here; the model `Emptied` has no version; `Unruly` is
@@ -57,12 +57,12 @@ def _register(uri: str, folder: Path) -> None:
         def predict(self, context: object, model_input: np.ndarray) -> dict[str, np.ndarray]:
             return {"sum": model_input.sum(axis=1)}
 
-    def shape(*sizes: int) -> ModelSignature:
-        return ModelSignature(inputs=Schema([TensorSpec(np.dtype("float64"), sizes)]))
+    def shape(*sizes: int, dtype: str = "float64") -> ModelSignature:
+        return ModelSignature(inputs=Schema([TensorSpec(np.dtype(dtype), sizes)]))
 
     for model, signature in (
         (fitted, shape(-1, 2)),
-        (fitted, None),
+        (fitted, shape(-1, 2, dtype="complex64")),
         (fitted, shape(4, 2)),
         (fitted, shape(-1, 3)),
     ):

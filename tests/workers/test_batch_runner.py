@@ -24,10 +24,10 @@ from app.redis import keys
 from app.settings import Settings
 from tests.pool_samples import PAIR, RedisServer, accept_now, head, new_batch, now_ms, record
 from workers.batch_runner import TIMED_OUT, BatchRunner
-from workers.model import LoadedModel
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit
+from workers.warm_up import LoadedModel
 
 RETENTION_S = 100.0
 Predict = Callable[[Any], Any]

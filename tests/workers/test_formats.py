@@ -19,6 +19,7 @@ from app.settings import WorkerSettings
 from cli.commands.check_command import command
 from workers import model
 from workers.model_lookup import ModelVersion, look_up, read_description
+from workers.warm_up import LoadedModel
 
 ALLOWED = "MODELYARD_ALLOW_PICKLE_MODELS"
 
@@ -43,9 +44,9 @@ def fitted() -> LogisticRegression:
     return LogisticRegression().fit([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [3, 3, 8, 8])
 
 
-def load(folder: str) -> model.LoadedModel:
-    flavors, inputs = read_description(folder)
-    found = ModelVersion("Plain", 1, "", folder, flavors, inputs)
+def load(folder: str) -> LoadedModel:
+    described = read_description(folder)
+    found = ModelVersion("Plain", 1, "", folder, described.flavors, described.signature)
     return model.load(found, WorkerSettings(allow_pickle_models=False))
 
 
@@ -84,7 +85,7 @@ def test_check_names_every_obstacle_of_a_registered_version(registry: str) -> No
         "would be served: no",
         f"{ALLOWED}=true",
         "[model_not_allowed]",
-        "exactly one tensor input",
+        "tensor of complex64",
     ):
         assert part in done.output
     done = CliRunner().invoke(
@@ -96,5 +97,5 @@ def test_check_names_every_obstacle_of_a_registered_version(registry: str) -> No
 
 def test_a_worker_is_told_of_both_obstacles_at_once(registry: str) -> None:
     found = look_up(registry, "Scikit", "2")
-    with pytest.raises(ModelNotAllowedError, match=f"{ALLOWED}=true. Besides, .*exactly one tensor input"):
+    with pytest.raises(ModelNotAllowedError, match=f"{ALLOWED}=true. Besides, .*tensor of complex64"):
         model.load(found, WorkerSettings(allow_pickle_models=False))

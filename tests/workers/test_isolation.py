@@ -16,10 +16,10 @@ from app.ledger.wire import BatchOutcome
 from app.ledger.worker_ledger import WorkerLedger
 from tests.pool_samples import PAIR, RedisServer, accept, new_batch, outcome, record
 from workers.batch_runner import BatchRunner
-from workers.model import LoadedModel
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit
+from workers.warm_up import LoadedModel
 
 POISON = 2.0
 N_JOBS = 5

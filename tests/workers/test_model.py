@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.contract import InputContract
+from app.contract import TensorContract
 from app.errors import (
     ModelContractError,
     ModelNotFoundError,
@@ -20,9 +20,10 @@ from app.errors import (
 from app.settings import WorkerSettings
 from workers import model
 from workers.model_lookup import ModelVersion, look_up, looking_up
+from workers.warm_up import LoadedModel
 
 
-def load(wanted: WorkerSettings) -> model.LoadedModel:
+def load(wanted: WorkerSettings) -> LoadedModel:
     return model.load(find(wanted), wanted)
 
 
@@ -82,22 +83,22 @@ def test_a_registry_that_does_not_answer_is_unavailable(
 
 def test_a_scikit_learn_model_with_a_tensor_signature_answers_its_labels(registry: str) -> None:
     loaded = load(settings(registry, "1"))
-    assert loaded.contract == InputContract("float64", (2,))
+    assert loaded.contract == TensorContract("float64", (2,))
     assert loaded.device == "cpu"
     assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]])).tolist() == [3, 8]
 
 
 def test_a_model_that_names_its_one_output_answers_that(registry: str) -> None:
     loaded = load(settings(registry, "1", model_name="Named"))
-    assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]])).tolist() == [0.5, 1.5]
+    assert loaded.contract == TensorContract("float64", (2,))
+    assert loaded.predict(np.array([[0.0, 0.5], [1.0, 0.5]]))["sum"].tolist() == [0.5, 1.5]
 
 
 @pytest.mark.parametrize(
     ("version", "error", "text"),
     [
-        ("2", ModelContractError, "exactly one tensor input"),
-        ("3", ModelContractError, "free first dimension"),
-        ("4", ModelWarmUpError, "fails on 1 zero sample"),
+        ("2", ModelContractError, "tensor of complex64"),
+        ("4", ModelWarmUpError, "fails on zeros"),
     ],
 )
 def test_a_model_that_cannot_be_served_says_why(
@@ -128,7 +129,8 @@ def pt2(folder: Path, shape: tuple[int, ...]) -> ModelVersion:
     import torch
 
     flavors = {"pytorch": {"model_data": ".", "pytorch_version": torch.__version__}}
-    return ModelVersion("Exported", 1, "", str(folder), flavors, [("float32", shape)])
+    tensor = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": list(shape)}}
+    return ModelVersion("Exported", 1, "", str(folder), flavors, {"inputs": [tensor]})
 
 
 def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from app.contract import DTYPES, InputContract
+from app.contract import DTYPES, TensorContract
 from app.ledger.commands import NewBatch
 from app.ledger.ids import JobRef
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
@@ -80,7 +80,7 @@ def test_numbers_of_every_dtype_come_back_as_they_were_sent(
     shape = st.tuples(st.integers(1, 3), st.integers(2, 3))
     elements = FINITE if name.startswith("float") else None
     array = data.draw(arrays(name, shape, elements=elements))
-    contract = InputContract(name, array.shape[1:])
+    contract = TensorContract(name, array.shape[1:])
     content_type, body = encode_samples(array)
     numbers = bodies.parse(content_type.encode(), body).numbers(contract)
     samples = np.frombuffer(json_numbers.to_samples(numbers, contract, 3), name).reshape(array.shape)

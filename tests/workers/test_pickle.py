@@ -22,6 +22,7 @@ from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 from workers import model
 from workers.model_lookup import look_up
+from workers.warm_up import LoadedModel
 
 MODEL = "Exported"
 
@@ -164,7 +165,7 @@ def settings(uri: str, allow: bool = False) -> WorkerSettings:
     )
 
 
-def load(uri: str, allow: bool = False) -> model.LoadedModel:
+def load(uri: str, allow: bool = False) -> LoadedModel:
     return model.load(look_up(uri, MODEL, "1"), settings(uri, allow))
 
 

@@ -30,7 +30,7 @@ def write(folder: Path, *lines: str, python: str = "") -> ModelVersion:
     (folder / "requirements.txt").write_text("\n".join(lines))
     if python:
         (folder / "python_env.yaml").write_text(f"python: {python}\nbuild_dependencies:\n- pip\n")
-    return ModelVersion("Plain", 1, "", str(folder), {"sklearn": {}, "python_function": {}}, [])
+    return ModelVersion("Plain", 1, "", str(folder), {"sklearn": {}, "python_function": {}}, {})
 
 
 def test_only_requirements_that_apply_here_are_read(tmp_path: Path) -> None:

@@ -100,18 +100,18 @@ def test_a_value_truncated_anywhere_is_unreadable(decode: Any, written: bytes) -
 @pytest.mark.parametrize(
     ("decode", "written"),
     [
-        (wire.decode_head, wire.encode(msgspec.structs.replace(head(), schema_version=3))),
-        (wire.decode_outcome, wire.encode(msgspec.structs.replace(outcome(), schema_version=3))),
+        (wire.decode_head, wire.encode(msgspec.structs.replace(head(), schema_version=4))),
+        (wire.decode_outcome, wire.encode(msgspec.structs.replace(outcome(), schema_version=4))),
         (wire.decode_outcome, wire.encode(msgspec.structs.replace(outcome(), schema_version=0))),
         (
             worker_record.decode_record,
-            worker_record.encode_record(msgspec.structs.replace(record(), schema_version=3)),
+            worker_record.encode_record(msgspec.structs.replace(record(), schema_version=4)),
         ),
     ],
     ids=["head", "outcome", "outcome of none", "record"],
 )
 def test_a_value_of_another_schema_version_is_refused_and_says_which(decode: Any, written: bytes) -> None:
-    with pytest.raises(WireError, match=r"version [03]"):
+    with pytest.raises(WireError, match=r"version [04]"):
         decode(written)
 
 
@@ -210,12 +210,15 @@ def test_what_an_older_release_wrote_is_read_and_float32_is_still_written_so() -
     read = wire.decode_outcome(OLD_OUTCOME)
     assert (read.worker_id, read.n_samples, read.inference_ms, read.jobs) == ("host-1", 4, 1.5, OUTCOMES)
     assert wire.outcome_version(read.jobs) == 1
-    assert wire.encode(read) == OLD_OUTCOME
+    assert wire.decode_outcome(wire.encode(read)) == read
     assert wire.decode_job_outcome(OLD_JOB_OUTCOME) == OUTCOMES[1]
-    assert wire.encode(OUTCOMES[1]) == OLD_JOB_OUTCOME
+    by_old = msgspec.msgpack.decode(wire.encode(OUTCOMES[1]), type=OldJobOutcome)
+    assert by_old == msgspec.msgpack.decode(OLD_JOB_OUTCOME, type=OldJobOutcome)
     old_head = wire.decode_head(OLD_HEAD)
     assert (old_head.dtype, old_head.sample_shape, old_head.jobs[0].owner) == ("float32", (2,), "alice")
-    assert wire.encode(old_head) == OLD_HEAD
+    assert (old_head.kind, old_head.params, old_head.sizes) == ("tensor", b"", ())
+    written: dict[str, object] = msgspec.msgpack.decode(wire.encode(old_head))
+    assert msgspec.msgpack.decode(OLD_HEAD).items() <= written.items()
 
 
 @given(outcomes)
@@ -231,4 +234,4 @@ def test_an_older_process_reads_float32_and_refuses_what_it_would_take_for_float
                 msgspec.msgpack.decode(wire.encode(job), type=OldJobOutcome)
         else:
             read = msgspec.msgpack.decode(wire.encode(job), type=OldJobOutcome)
-            assert msgspec.structs.astuple(read) == msgspec.structs.astuple(job)
+            assert msgspec.structs.astuple(read) == msgspec.structs.astuple(job)[:5]

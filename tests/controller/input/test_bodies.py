@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from app.contract import DTYPES, InputContract
+from app.contract import DTYPES, TensorContract
 from app.errors import (
     BodyKeyError,
     BodyNotArrayError,
@@ -32,7 +32,7 @@ from controller.input.bodies import MSGPACK, NPY, OCTETS
 from tests.controller.conftest import HandWorker, Serve
 from tests.pool_samples import CONTRACT
 
-PAIRS = InputContract("float32", (2,))
+PAIRS = TensorContract("float32", (2,))
 
 
 def saved(array: Any) -> bytes:
@@ -41,7 +41,7 @@ def saved(array: Any) -> bytes:
     return file.getvalue()
 
 
-def samples(content_type: bytes, body: bytes, contract: InputContract, limit: int = 100) -> bytes:
+def samples(content_type: bytes, body: bytes, contract: TensorContract, limit: int = 100) -> bytes:
     numbers = bodies.parse(content_type, body).numbers(contract)
     return json_numbers.to_samples(numbers, contract, limit)
 
@@ -56,7 +56,7 @@ def samples(content_type: bytes, body: bytes, contract: InputContract, limit: in
     )
 )
 def test_every_form_of_body_gives_the_samples_that_were_meant(array: NDArray[Any]) -> None:
-    contract = InputContract(array.dtype.name, array.shape[1:])
+    contract = TensorContract(array.dtype.name, array.shape[1:])
     octets = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
     for content_type, body in [
         (OCTETS, octets),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.contract import InputContract, skeleton
+from app.contract import TensorContract, skeleton
 from app.errors import (
     BodyKeyError,
     BodyNotJsonError,
@@ -71,7 +71,7 @@ def test_what_the_fast_way_accepts_the_slow_way_accepts_with_the_same_numbers(bo
     else:
         # A ragged array passes the fast way; no contract accepts its nesting, and then the slow way explains.
         assert isinstance(exact, InputShapeError)
-        assert not any(fast.fit(InputContract("float32", (size,))) for size in range(1, 13))
+        assert not any(fast.fit(TensorContract("float32", (size,))) for size in range(1, 13))
 
 
 @given(st.binary(max_size=60))
@@ -102,7 +102,7 @@ def test_a_regular_array_comes_back_with_its_shape_and_nearest_numbers(
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
 def test_integers_of_64_bits_stay_exact(values: list[int]) -> None:
-    contract = InputContract("int64", (len(values),))
+    contract = TensorContract("int64", (len(values),))
     parsed = json_numbers.parse(json.dumps({"data": values}).encode())
     assert np.frombuffer(json_numbers.to_samples(parsed, contract, 1), "<i8").tolist() == values
 
@@ -188,7 +188,7 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused(
     dtype: str, value: float, error: type[InputError] | None
 ) -> None:
     parsed = json_numbers.parse(json.dumps({"data": [value]}).encode())
-    contract = InputContract(dtype, (1,))
+    contract = TensorContract(dtype, (1,))
     if error:
         with pytest.raises(error, match=dtype):
             json_numbers.to_samples(parsed, contract, 1)
@@ -199,20 +199,20 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused(
 
 def test_samples_are_written_in_the_order_in_which_they_came() -> None:
     parsed = json_numbers.parse(b'{"data": [[[1, 2]], [[3, 4]]]}')
-    data = json_numbers.to_samples(parsed, InputContract("float32", (1, 2)), 2)
+    data = json_numbers.to_samples(parsed, TensorContract("float32", (1, 2)), 2)
     assert np.frombuffer(data, "<f4").tolist() == [1, 2, 3, 4]
 
 
 def test_more_samples_than_the_limit_are_too_large() -> None:
     parsed = json_numbers.parse(b'{"data": [[1], [2], [3]]}')
     with pytest.raises(TooLargeError, match="3 samples in one request; at most 2"):
-        json_numbers.to_samples(parsed, InputContract("float32", (1,)), 2)
+        json_numbers.to_samples(parsed, TensorContract("float32", (1,)), 2)
 
 
 def test_numbers_that_do_not_fit_say_what_was_expected() -> None:
     parsed = json_numbers.parse(b'{"data": [1, 2, 3]}')
     with pytest.raises(InputShapeError, match=r"3 numbers .* expected float32 numbers of shape \(n, 2\)"):
-        json_numbers.to_samples(parsed, InputContract("float32", (2,)), 2)
+        json_numbers.to_samples(parsed, TensorContract("float32", (2,)), 2)
 
 
 @pytest.mark.parametrize(

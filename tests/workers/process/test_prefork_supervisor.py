@@ -242,7 +242,7 @@ def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose
             tasks = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
             return [open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks]
         model._import_for_pt2()
-        found = ModelVersion("M", 1, "run", ".", {"pytorch": {}}, [])
+        found = ModelVersion("M", 1, "run", ".", {"pytorch": {}}, {})
         model._rehearse(found, WorkerSettings(model_name="M", model_version="1"))
         print(os.environ[model.TORCH_SWITCH], threading.active_count(), *others())
         import mlflow.pyfunc, mlflow.pytorch

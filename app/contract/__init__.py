@@ -1,0 +1,258 @@
+"""The contract of a model version: what it takes, as its MLflow signature says.
+
+One of four kinds: one plain tensor, several tensors, the columns of a table, or anything. The controller enforces a
+contract without MLflow; `workers.signature` reads it from a signature.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from math import prod
+from typing import TypeAlias
+
+import msgspec
+
+DTYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+)
+OUTPUT_DTYPES = (*DTYPES, "bool")
+TENSOR_DTYPES = (*OUTPUT_DTYPES, "str")
+SCALARS = ("boolean", "integer", "long", "float", "double", "string", "binary", "datetime")
+NESTED = ("array", "object", "map", "any")
+SKELETON_CACHE_SAMPLES = 16
+FREE = -1  # a dimension of any size
+
+
+class Param(msgspec.Struct, frozen=True):
+    """A parameter that a request may give beside its data.
+
+    Attributes:
+        type: One of `SCALARS`, or `any`.
+        default: As JSON; what the model takes where the request does not say.
+        is_list: Whether it holds a list of the type.
+    """
+
+    name: str
+    type: str
+    default: str = "null"
+    is_list: bool = False
+
+
+class TensorContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", tag="tensor"):
+    """One plain tensor: finite numbers, a free first dimension, fixed others, no name and no parameters.
+
+    Attributes:
+        dtype: NumPy name of the element type, one of `DTYPES`.
+        sample_shape: Shape of one sample, without the batch dimension: (1, 28, 28).
+    """
+
+    dtype: str
+    sample_shape: tuple[int, ...]
+
+    @property
+    def params(self) -> tuple[Param, ...]:
+        """Parameters of a request: none."""
+        return ()
+
+    @cached_property
+    def as_tensors(self) -> TensorsContract:
+        """The same, as the only one of several tensors."""
+        return TensorsContract((TensorField(None, self.dtype, (FREE, *self.sample_shape)),))
+
+    @cached_property
+    def is_float(self) -> bool:
+        """Whether it takes numbers with a fraction."""
+        return self.dtype.startswith("float")
+
+    @cached_property
+    def sample_size(self) -> int:
+        """Elements of one sample."""
+        return prod(self.sample_shape)
+
+    def accepts(self, n_values: int, skeleton: bytes) -> bool:
+        """Whether a JSON array with this many numbers and this nesting spells whole samples.
+
+        Args:
+            n_values: Numbers in the array.
+            skeleton: The array's brackets and commas, all else removed.
+        """
+        n_samples, rest = divmod(n_values, self.sample_size)
+        if rest or not n_samples:
+            return False
+        if n_samples <= SKELETON_CACHE_SAMPLES:
+            return skeleton in _cached_skeletons(self.sample_shape, n_samples)
+        return skeleton in _skeletons(self.sample_shape, n_samples)
+
+    def describe(self) -> str:
+        """The contract in words, for error messages."""
+        size = self.sample_size
+        shape = ", ".join(map(str, ("n", *self.sample_shape)))
+        return (
+            f"{self.dtype} numbers of shape ({shape}); one sample may also be a flat list of {size} numbers"
+        )
+
+
+class TensorField(msgspec.Struct, frozen=True):
+    """One of several tensors.
+
+    Attributes:
+        name: None where the contract has this one alone and does not name it.
+        dtype: One of `TENSOR_DTYPES`.
+        shape: With the first dimension; `FREE` where a dimension may have any size.
+    """
+
+    name: str | None
+    dtype: str
+    shape: tuple[int, ...]
+
+    def describe(self) -> str:
+        """In words, for error messages."""
+        shape = ", ".join("n" if size == FREE else str(size) for size in self.shape)
+        return f"{f'{self.name}: ' if self.name else ''}{self.dtype} of shape ({shape})"
+
+
+class TensorsContract(msgspec.Struct, frozen=True, tag_field="kind", tag="tensors"):
+    """Tensors of any shape and dtype: several with names, or one.
+
+    Attributes:
+        allows_missing: Whether floating-point tensors may hold NaN, which JSON spells null.
+        merges: Whether jobs may share a batch: the model answers a row for each row.
+    """
+
+    tensors: tuple[TensorField, ...]
+    params: tuple[Param, ...] = ()
+    allows_missing: bool = False
+    merges: bool = True
+
+    def describe(self) -> str:
+        """The contract in words, for error messages."""
+        return "; ".join(each.describe() for each in self.tensors)
+
+
+class ColumnType(msgspec.Struct, frozen=True):
+    """Type of a column, or of what is nested in one.
+
+    Attributes:
+        kind: One of `SCALARS` or `NESTED`.
+        items: Type of an array's items, or of a map's values.
+        properties: Of an object.
+    """
+
+    kind: str
+    items: ColumnType | None = None
+    properties: tuple[Column, ...] = ()
+
+    def describe(self) -> str:
+        """In words, for error messages."""
+        if self.kind == "object":
+            return "object {" + ", ".join(each.describe() for each in self.properties) + "}"
+        return f"{self.kind} of {self.items.describe()}" if self.items else self.kind
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column of a table, or a property of an object.
+
+    Attributes:
+        name: None where the columns go by their position.
+        required: Whether it must be there.
+    """
+
+    name: str | None
+    type: ColumnType
+    required: bool = True
+
+    def describe(self) -> str:
+        """In words, for error messages."""
+        optional = "" if self.required else " (optional)"
+        return f"{f'{self.name}: ' if self.name is not None else ''}{self.type.describe()}{optional}"
+
+
+class ColumnsContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", tag="columns"):
+    """The columns of a table: all with names, or all without.
+
+    Attributes:
+        allows_missing: Whether required columns of floating-point numbers, text and times may lack values.
+        merges: Whether jobs may share a batch: the model answers a row for each row.
+    """
+
+    columns: tuple[Column, ...]
+    params: tuple[Param, ...] = ()
+    allows_missing: bool = True
+    merges: bool = True
+
+    @cached_property
+    def has_names(self) -> bool:
+        """Whether columns go by their names, not by their position."""
+        return self.columns[0].name is not None
+
+    @cached_property
+    def has_nested(self) -> bool:
+        """Whether a column holds lists or objects."""
+        return any(each.type.kind in NESTED[:3] for each in self.columns)
+
+    def describe(self) -> str:
+        """The contract in words, for error messages."""
+        shown = ", ".join(each.describe() for each in self.columns[:20])
+        return f"the columns {shown}{', …' if len(self.columns) > 20 else ''}"
+
+
+class AnyContract(msgspec.Struct, frozen=True, tag_field="kind", tag="any"):
+    """Anything: the version has no signature, or one that its own code enforces.
+
+    Attributes:
+        is_own: Whether the model checks what it is given by its type hints, and takes it unread.
+    """
+
+    params: tuple[Param, ...] = ()
+    is_own: bool = False
+
+    @property
+    def merges(self) -> bool:
+        """Whether jobs may share a batch: never, as nothing says what a row is."""
+        return False
+
+    def describe(self) -> str:
+        """The contract in words, for error messages."""
+        return "what the model itself takes: the version has no signature that says more"
+
+
+Contract: TypeAlias = TensorContract | TensorsContract | ColumnsContract | AnyContract
+
+
+@lru_cache(maxsize=256)
+def spellings(sample_shape: tuple[int, ...], n_samples: int) -> frozenset[tuple[int, ...]]:
+    """Array shapes that spell `n_samples` samples, all with the same elements in the same order.
+
+    With the batch dimension; each sample flat; unit dimensions left out; and for one sample also without the
+    batch dimension.
+    """
+    squeezed = tuple(d for d in sample_shape if d != 1) or (1,)
+    one = {sample_shape, (prod(sample_shape),), squeezed}
+    shapes = {(n_samples, *shape) for shape in one}
+    return frozenset(shapes | {shape for shape in one if shape} if n_samples == 1 else shapes)
+
+
+def skeleton(shape: tuple[int, ...]) -> bytes:
+    """Brackets and commas of a JSON array of this shape, which has at least one dimension."""
+    text = b""
+    for size in reversed(shape):
+        text = b"[" + b",".join([text] * size) + b"]"
+    return text
+
+
+def _skeletons(sample_shape: tuple[int, ...], n_samples: int) -> tuple[bytes, ...]:
+    # A few, of different lengths: to compare is quicker than to hash what is looked for.
+    return tuple(skeleton(shape) for shape in spellings(sample_shape, n_samples))
+
+
+_cached_skeletons = lru_cache(maxsize=256)(_skeletons)

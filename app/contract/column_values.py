@@ -1,0 +1,279 @@
+"""Values of one column, or of what is nested in one, as they travel: checked against their type in one pass.
+
+A column that is right costs a few calls whatever its length; only a wrong one is walked, to name the row.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from app.contract import ColumnType
+from app.contract.documents import Rules
+
+Values = list[Any]
+FLOAT32_OVERFLOW = float(np.finfo(np.float32).max) * (1 + 2.0**-25)
+EXACT_INTEGERS = 2**53
+RANGES = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
+HAVE_MISSING = frozenset({"float", "double", "string", "datetime"})
+NUMBERS = frozenset({int, float})
+NONE = type(None)
+TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d(?::\d\d(?::\d\d(?:\.\d{1,9})?)?)?))?", re.ASCII)
+WHOLE = re.compile(r"\s*[+-]?\d{1,19}\s*", re.ASCII)
+YEARS = range(1678, 2262)  # that nanoseconds in 64 bits hold in full
+NAT = -(2**63)
+TIME_EXTENSION = 1  # MessagePack's code of a time within nested values: nanoseconds, little-endian
+WORDS = {
+    "boolean": "true or false",
+    "integer": "a whole number from -2147483648 to 2147483647",
+    "long": "a whole number from -9223372036854775808 to 9223372036854775807",
+    "float": "a finite float32 number",
+    "double": "a finite number",
+    "string": "text",
+    "binary": "bytes as base64",
+    "datetime": 'a time without offset, such as "2026-01-31T12:00:00", of the years 1678 to 2261',
+    "array": "a list",
+    "object": "an object",
+    "map": "an object",
+}
+
+
+class Misfit(Exception):  # noqa: N818  # no error: it becomes one where row and column are known
+    """A value that is not of its type.
+
+    Args:
+        place: Where it stands within the value of its row, such as `.price[2]`; empty where it is the value itself.
+    """
+
+    def __init__(self, value: Any, expected: str, place: str = "", row: int = 0) -> None:
+        super().__init__(expected)
+        self.value = value
+        self.expected = expected
+        self.place = place
+        self.row = row
+
+
+def convert(values: Values, kind: ColumnType, *, allows_missing: bool, rules: Rules) -> Values:
+    """The values as they travel; None where one is missing.
+
+    Args:
+        allows_missing: Whether there may be None, or NaN among numbers.
+
+    Raises:
+        Misfit: One of them is not of the type; it names the first such row.
+    """
+    kinds = set(map(type, values))
+    quick = _QUICK.get(kind.kind)
+    if quick and quick(values, kinds, allows_missing):
+        return values
+    return _each(values, kind, allows_missing, rules)
+
+
+def _each(values: Values, kind: ColumnType, allows_missing: bool, rules: Rules) -> Values:
+    converted = []
+    for row, value in enumerate(values):
+        try:
+            converted.append(_one(value, kind, allows_missing, rules))
+        except Misfit as misfit:
+            misfit.row = row
+            raise
+    return converted
+
+
+def _quick_double(values: Values, kinds: set[type], allows_missing: bool) -> bool:
+    # The sum of finite numbers may overflow; then they are walked.
+    return kinds == {float} and math.isfinite(sum(values))
+
+
+def _quick_float(values: Values, kinds: set[type], allows_missing: bool) -> bool:
+    return kinds == {float} and sum(map(abs, values)) < FLOAT32_OVERFLOW
+
+
+def _quick_integer(low: int, high: int) -> Callable[[Values, set[type], bool], bool]:
+    def is_quick(values: Values, kinds: set[type], allows_missing: bool) -> bool:
+        return kinds == {int} and low <= min(values) and max(values) <= high
+
+    return is_quick
+
+
+def _quick_text(values: Values, kinds: set[type], allows_missing: bool) -> bool:
+    return kinds == {str} or (allows_missing and kinds == {str, NONE})
+
+
+def _quick_boolean(values: Values, kinds: set[type], allows_missing: bool) -> bool:
+    return kinds == {bool}
+
+
+_QUICK: dict[str, Callable[[Values, set[type], bool], bool]] = {
+    "double": _quick_double,
+    "float": _quick_float,
+    "integer": _quick_integer(*RANGES["integer"]),
+    "long": _quick_integer(*RANGES["long"]),
+    "string": _quick_text,
+    "boolean": _quick_boolean,
+    "any": lambda *_: True,
+}
+
+
+def _one(value: Any, kind: ColumnType, allows_missing: bool, rules: Rules) -> Any:
+    name = kind.kind
+    if value is None or (type(value) is float and math.isnan(value)):
+        if allows_missing or name == "any":
+            return None
+        raise Misfit(value, f"{WORDS[name]} ({name}), which may not be missing")
+    return _CONVERTERS[name](value, kind, rules)
+
+
+def _boolean(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    if type(value) is bool:
+        return value
+    if rules == "mlflow" and type(value) in NUMBERS and value in (0, 1):
+        return bool(value)
+    raise _misfit(value, kind)
+
+
+def _integer(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    number = value
+    if rules == "mlflow" and (type(value) is bool or (type(value) is str and WHOLE.fullmatch(value))):
+        number = int(value)
+    if type(number) is float and number.is_integer() and abs(number) < EXACT_INTEGERS:
+        number = int(number)
+    low, high = RANGES[kind.kind]
+    if type(number) is not int or not low <= number <= high:
+        raise _misfit(value, kind)
+    return number
+
+
+def _float(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    number = value
+    if rules == "mlflow":
+        if type(value) is bool:
+            number = float(value)
+        elif type(value) is str:
+            try:
+                number = float(value)
+            except ValueError:
+                raise _misfit(value, kind) from None
+    if type(number) not in NUMBERS:
+        raise _misfit(value, kind)
+    try:
+        as_float = float(number)
+    except OverflowError:
+        raise _misfit(value, kind) from None
+    if rules == "mlflow" and kind.kind == "double":
+        return as_float
+    if not math.isfinite(as_float) or (kind.kind == "float" and abs(as_float) >= FLOAT32_OVERFLOW):
+        raise _misfit(value, kind)
+    return as_float
+
+
+def _string(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    if type(value) is str or (rules == "mlflow" and type(value) in (int, float, bool)):
+        return value
+    raise _misfit(value, kind)
+
+
+def _binary(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    if type(value) is bytes:
+        return value
+    if type(value) is not str:
+        raise _misfit(value, kind)
+    try:
+        return base64.b64decode("".join(value.split()), validate=True)
+    except (ValueError, binascii.Error):
+        raise _misfit(value, kind) from None
+
+
+def _time(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    """Nanoseconds since 1970."""
+    if rules == "mlflow" and type(value) is int and NAT < value < -NAT:
+        return value
+    if type(value) is dt.datetime and value.tzinfo is None:  # MessagePack may say so
+        value = value.isoformat()
+    found = TIME.fullmatch(value) if type(value) is str else None
+    if not found or int(value[:4]) not in YEARS:
+        raise _misfit(value, kind)
+    try:
+        return int(np.datetime64("T".join(part for part in found.groups() if part), "ns").astype(np.int64))
+    except ValueError:  # such as the 31st of February
+        raise _misfit(value, kind) from None
+
+
+def _array(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    if type(value) is not list:
+        raise _misfit(value, kind)
+    assert kind.items
+    return _nested(value, kind.items, rules)
+
+
+def _nested(values: Values, kind: ColumnType, rules: Rules) -> Values:
+    try:
+        converted = convert(values, kind, allows_missing=False, rules=rules)
+    except Misfit as misfit:
+        misfit.place = f"[{misfit.row}]{misfit.place}"
+        raise
+    return [_nested_leaf(each) for each in converted] if kind.kind == "datetime" else converted
+
+
+def _nested_leaf(nanoseconds: int) -> msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(TIME_EXTENSION, nanoseconds.to_bytes(8, "little", signed=True))
+
+
+def _map(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    if type(value) is not dict:
+        raise _misfit(value, kind)
+    assert kind.items
+    return {name: _member(name, each, kind.items, False, rules) for name, each in value.items()}
+
+
+def _object(value: Any, kind: ColumnType, rules: Rules) -> Any:
+    if type(value) is not dict:
+        raise _misfit(value, kind)
+    known = {each.name: each for each in kind.properties}
+    for name in value:
+        if name not in known:
+            raise Misfit(value[name], f"no property of this name, but {kind.describe()}", f".{name}")
+    for each in kind.properties:
+        if each.required and each.name not in value:
+            raise Misfit(value, f"{kind.describe()}; its property {each.name} is missing")
+    return {
+        name: _member(name, each, known[name].type, not known[name].required, rules)
+        for name, each in value.items()
+    }
+
+
+def _member(name: str, value: Any, kind: ColumnType, allows_missing: bool, rules: Rules) -> Any:
+    try:
+        converted = _one(value, kind, allows_missing, rules)
+    except Misfit as misfit:
+        misfit.place = f".{name}{misfit.place}"
+        raise
+    return _nested_leaf(converted) if kind.kind == "datetime" and converted is not None else converted
+
+
+def _misfit(value: Any, kind: ColumnType) -> Misfit:
+    return Misfit(value, f"{WORDS[kind.kind]} ({kind.kind})")
+
+
+_CONVERTERS: dict[str, Callable[[Any, ColumnType, Rules], Any]] = {
+    "boolean": _boolean,
+    "integer": _integer,
+    "long": _integer,
+    "float": _float,
+    "double": _float,
+    "string": _string,
+    "binary": _binary,
+    "datetime": _time,
+    "array": _array,
+    "map": _map,
+    "object": _object,
+    "any": lambda value, kind, rules: value,
+}

@@ -1,0 +1,114 @@
+"""A request's body as a document: one of the keys that hold data, its value, and the parameters beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from app.errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, UnsupportedTypeError
+
+# `strict` refuses what would change a value; `mlflow` takes what MLflow's scoring server takes, where nothing is lost.
+Rules = Literal["strict", "mlflow"]
+FRAMES = ("dataframe_split", "dataframe_records")
+KEYS: dict[Rules, tuple[str, ...]] = {
+    "strict": ("data", "inputs", "instances", *FRAMES),
+    "mlflow": ("inputs", "instances", *FRAMES),
+}
+PARAMS = "params"
+CSV = "csv"  # the key of a document that was a table of text
+# What only the general way reads. A plain tensor's body has neither.
+GENERAL = re.compile(rb'"(dataframe_split|dataframe_records|params)"')
+
+
+_decode = msgspec.json.Decoder().decode
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A body that was read, and not yet compared with a contract.
+
+    Attributes:
+        key: One of `KEYS`, or `CSV`.
+        value: What it holds.
+        params: What stands beside it; None where nothing does.
+    """
+
+    key: str
+    value: Any
+    params: Any = None
+
+
+def read_json(body: bytes, rules: Rules) -> Document:
+    """Read a JSON body. `NaN` and infinities are read as Python writes them.
+
+    Raises:
+        BodyNotJsonError: It is not JSON.
+        BodyKeyError: It is not an object with exactly one of the keys.
+    """
+    try:
+        document = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        document = _read_python_json(body)
+    return _document(document, rules)
+
+
+def _read_python_json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        said = f"{error.msg} at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else "not UTF-8"
+        reason = "nested too deeply" if isinstance(error, RecursionError) else said
+        raise BodyNotJsonError(f"the body is not JSON ({reason}); expected a JSON object") from None
+
+
+def read_msgpack(body: bytes) -> Document:
+    """Read a MessagePack body with the same keys.
+
+    Raises:
+        BodyNotArrayError: It is not MessagePack.
+        BodyKeyError: It is not a map with exactly one of the keys.
+    """
+    try:
+        document = msgspec.msgpack.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BodyNotArrayError(f"the body is not MessagePack ({error})") from None
+    return _document(document, "strict")
+
+
+def _document(document: Any, rules: Rules) -> Document:
+    keys = KEYS[rules]
+    given: Mapping[str, Any] = document if isinstance(document, dict) else {}
+    found = [key for key in given if key in keys]
+    others = [key for key in given if key not in keys and key != PARAMS]
+    if len(found) != 1 or (others and rules == "strict"):
+        named = ", ".join(f'"{key}"' for key in keys)
+        raise BodyKeyError(
+            f"expected a JSON object with exactly one key, one of {named}, and optionally params; got "
+            + (", ".join(repr(key)[:40] for key in list(given)[:5]) or "none of them")
+        )
+    return Document(found[0], given[found[0]], given.get(PARAMS))
+
+
+def read(content_type: bytes, body: bytes, rules: Rules) -> Document:
+    """Read a body by its content type.
+
+    Raises:
+        UnsupportedTypeError: It is of a type that is not read here.
+        InputError: It is not what its type says.
+    """
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind == b"application/msgpack":
+        return read_msgpack(body)
+    if kind == b"text/csv":
+        try:
+            return Document(CSV, body.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            raise BodyNotArrayError("the body is not text in UTF-8; expected CSV with a header row") from None
+    if kind in (b"application/octet-stream", b"application/x-npy"):
+        raise UnsupportedTypeError(
+            "raw numbers are read for a version that takes one plain tensor; send JSON or MessagePack"
+        )
+    return read_json(body, rules)

@@ -1,0 +1,72 @@
+"""The parameters that stand beside a request's data."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from app.contract import Param
+from app.contract.column_values import RANGES, TIME
+from app.contract.documents import Rules
+from app.errors import ParamsError
+
+encode = msgspec.msgpack.Encoder().encode
+DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?", re.ASCII)
+
+
+def read_params(given: Any, params: tuple[Param, ...], rules: Rules) -> bytes:
+    """The parameters as they travel: equal bytes for equal parameters; none where the request gives none.
+
+    Raises:
+        ParamsError: One is unknown or not of its type, or they are no object.
+    """
+    if given is None or (rules == "mlflow" and not params):
+        return b""
+    if type(given) is not dict:
+        raise ParamsError(f"params must be an object; expected {_described(params)}")
+    known = {each.name: each for each in params}
+    unknown = [name for name in given if name not in known]
+    if unknown and rules == "strict":
+        raise ParamsError(f"the version takes no parameter {unknown[0]!r}; expected {_described(params)}")
+    taken = {each.name: _value(given[each.name], each) for each in params if each.name in given}
+    return encode(taken) if taken else b""
+
+
+def _described(params: tuple[Param, ...]) -> str:
+    return ", ".join(f"{each.name} ({_type(each)})" for each in params) or "none at all"
+
+
+def _type(param: Param) -> str:
+    return f"list of {param.type}" if param.is_list else param.type
+
+
+def _value(value: Any, param: Param) -> Any:
+    if value is None or param.type == "any":
+        return value
+    if param.is_list:
+        if type(value) is not list:
+            raise _misfit(value, param)
+        return [_scalar(each, param) for each in value]
+    return _scalar(value, param)
+
+
+def _scalar(value: Any, param: Param) -> Any:
+    kind, of_type = param.type, type(value)
+    if kind == "boolean" and of_type is bool:
+        return value
+    if kind in RANGES and of_type is int and RANGES[kind][0] <= value <= RANGES[kind][1]:
+        return value
+    if kind in ("float", "double") and of_type in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind == "string" and of_type is str:
+        return value
+    if kind == "datetime" and of_type is str and (TIME.fullmatch(value) or DATE.fullmatch(value)):
+        return value
+    raise _misfit(value, param)
+
+
+def _misfit(value: Any, param: Param) -> ParamsError:
+    return ParamsError(f"parameter {param.name!r}: got {repr(value)[:80]}; expected {_type(param)}")

@@ -1,0 +1,126 @@
+"""What a job of any contract but a plain tensor sends to its worker; `workers.job_inputs` reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from numpy.typing import NDArray
+
+from app.contract import AnyContract, ColumnsContract, Contract, TensorContract, TensorsContract
+from app.contract.documents import Document, Rules
+from app.contract.params import read_params
+from app.contract.tables import read_columns
+from app.contract.tensors import read_tensors
+from app.errors import InputShapeError, InputTypeError, TooLargeError
+from app.ledger.wire import ANY_CONTRACT_VERSION, BatchHead
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class JobForm(msgspec.Struct, frozen=True):
+    """What jobs must have in common to share a batch, where their version takes no plain tensor.
+
+    Attributes:
+        kind: Of the contract.
+        params: Parameters, as `read_params` writes them.
+        layout: Shapes of the tensors' rows, or which optional columns there are.
+        merges: Whether the job may share a batch at all.
+    """
+
+    kind: str
+    params: bytes = b""
+    layout: tuple[Any, ...] = ()
+    merges: bool = True
+
+    def on(self, head: BatchHead, sizes: list[int]) -> BatchHead:
+        """A batch's head that says so.
+
+        Args:
+            sizes: Bytes of each job's data.
+        """
+        return msgspec.structs.replace(
+            head,
+            kind=self.kind,
+            params=self.params,
+            sizes=tuple(sizes),
+            schema_version=ANY_CONTRACT_VERSION,
+        )
+
+
+class Payload(msgspec.Struct, frozen=True):
+    """A job's input.
+
+    Attributes:
+        form: None where the contract is a plain tensor.
+        data: As `app.ledger.wire.BatchHead` describes it.
+        n_samples: Rows.
+    """
+
+    form: JobForm | None
+    data: bytes
+    n_samples: int
+
+
+def to_payload(document: Document, contract: Contract, max_samples: int, rules: Rules) -> Payload:
+    """A document as a job's input under a contract.
+
+    Raises:
+        InputError: It does not fit the contract.
+        TooLargeError: It has more than `max_samples` rows.
+    """
+    params = read_params(document.params, contract.params, rules)
+    try:
+        payload = _payload(document, contract, params, rules)
+    except OverflowError:
+        raise InputTypeError("a whole number has more than 64 bits; expected one that has fewer") from None
+    except UnicodeEncodeError:
+        raise InputTypeError("text holds half of a surrogate pair; expected valid Unicode") from None
+    if payload.n_samples > max_samples:
+        raise TooLargeError(f"{payload.n_samples} rows in one request; at most {max_samples} are accepted")
+    return payload
+
+
+def _payload(document: Document, contract: Contract, params: bytes, rules: Rules) -> Payload:
+    if isinstance(contract, TensorContract):
+        [array] = read_tensors(document, contract.as_tensors, rules)
+        return Payload(None, _bytes(array), len(array))
+    if isinstance(contract, TensorsContract):
+        return _tensors(document, contract, params, rules)
+    if isinstance(contract, ColumnsContract):
+        columns, n_rows = read_columns(document, contract, rules)
+        layout = tuple([values is not None for values in columns])
+        form = JobForm("columns", params, layout, contract.merges and n_rows > 0)
+        return Payload(form, _encode(columns), n_rows)
+    return _anything(document, contract, params)
+
+
+def _tensors(document: Document, contract: TensorsContract, params: bytes, rules: Rules) -> Payload:
+    arrays = read_tensors(document, contract, rules)
+    lengths = {array.shape[:1] for array in arrays}
+    if contract.merges and len(lengths) > 1 and rules == "strict":
+        shown = ", ".join(str(array.shape) for array in arrays)
+        raise InputShapeError(f"the tensors differ in their first dimension ({shown}); expected the same")
+    data = _encode([(_dtype(array), array.shape, _values(array)) for array in arrays])
+    layout = tuple([array.shape[1:] for array in arrays])
+    form = JobForm("tensors", params, layout, contract.merges and len(lengths) == 1)
+    return Payload(form, data, len(arrays[0]))
+
+
+def _anything(document: Document, contract: AnyContract, params: bytes) -> Payload:
+    value = document.value
+    rows = value.get("data") if document.key == "dataframe_split" and isinstance(value, dict) else value
+    n_rows = max(len(rows), 1) if isinstance(rows, list) else 1
+    return Payload(JobForm("any", params, merges=False), _encode((document.key, value)), n_rows)
+
+
+def _dtype(array: NDArray[Any]) -> str:
+    return "str" if array.dtype.kind == "O" else array.dtype.name
+
+
+def _values(array: NDArray[Any]) -> bytes | list[str]:
+    return array.reshape(-1).tolist() if array.dtype.kind == "O" else _bytes(array)
+
+
+def _bytes(array: NDArray[Any]) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -1,0 +1,254 @@
+"""A document as the columns of a contract: finds each column in whatever form the rows came, and checks its values."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.contract import Column, ColumnsContract
+from app.contract.column_values import HAVE_MISSING, Misfit, Values, convert
+from app.contract.documents import CSV, Document, Rules
+from app.errors import InputEmptyError, InputError, InputShapeError, InputTypeError
+
+Named = Mapping[str, Values]
+ABSENT = object()  # in a row that lacks a column
+SHOWN = 80  # characters of a value in an error
+
+
+def read_columns(
+    document: Document, contract: ColumnsContract, rules: Rules
+) -> tuple[list[Values | None], int]:
+    """Values of each column of the contract, None where an optional one is absent; and the number of rows.
+
+    Raises:
+        InputShapeError: A column is missing, or rows differ in length.
+        InputTypeError: A value is not of its column's type; the error names row and column.
+        InputEmptyError: There is no row.
+    """
+    given, n_rows = _columns(document, contract, rules)
+    if n_rows == 0 and rules == "strict":
+        raise InputEmptyError("the body holds no row; expected at least one")
+    if isinstance(given, dict):
+        found = [given.get(str(each.name)) for each in contract.columns]
+    else:
+        found = [*given, *[None] * (len(contract.columns) - len(given))]
+    as_text = rules == "mlflow" and document.key in ("inputs", "instances")
+    columns = [
+        _checked(place, column, values, contract, rules, as_text)
+        for place, (column, values) in enumerate(zip(contract.columns, found, strict=False))
+    ]
+    return columns, n_rows
+
+
+def _checked(
+    place: int, column: Column, values: Values | None, contract: ColumnsContract, rules: Rules, as_text: bool
+) -> Values | None:
+    name = repr(column.name) if column.name is not None else f"number {place + 1}"
+    if values is None:
+        if column.required:
+            raise InputShapeError(f"the column {name} is missing; expected {contract.describe()}")
+        return None
+    allows_missing = not column.required or (contract.allows_missing and column.type.kind in HAVE_MISSING)
+    if ABSENT in values:
+        if column.required and rules == "strict":
+            raise InputShapeError(
+                f"row {values.index(ABSENT)} lacks the column {name}; expected {column.describe()}"
+            )
+        values = [None if each is ABSENT else each for each in values]
+    if as_text:
+        values = _as_text(values, column.type.kind)
+    try:
+        converted = convert(values, column.type, allows_missing=allows_missing, rules=rules)
+    except Misfit as misfit:
+        shown = repr(misfit.value)
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+        raise InputTypeError(
+            f"row {misfit.row}, column {name}{misfit.place}: got {shown}; expected {misfit.expected}"
+        ) from None
+    if not column.required and None in converted:
+        return _optional(converted, column, name)
+    return converted
+
+
+def _optional(values: Values, column: Column, name: str) -> Values | None:
+    """An optional column with gaps. MLflow hands a model no gap among integers: such a column is there or is not."""
+    if column.type.kind not in ("integer", "long", "binary", "array", "object", "map"):
+        return values
+    if any(value is not None for value in values) and column.type.kind in ("integer", "long"):
+        raise InputTypeError(
+            f"row {values.index(None)}, column {name}: got null beside integers; a {column.type.kind} column may be "
+            "left out, but not in single rows: declare it as double where it may have gaps"
+        )
+    return values if any(value is not None for value in values) else None
+
+
+def _as_text(values: Values, kind: str) -> Values:
+    """What MLflow makes of text and bytes under `inputs` and `instances`; except that null stays null."""
+    if kind == "string":
+        return [str(each) if type(each) in (int, float, bool) else each for each in values]
+    if kind == "binary":
+        return [each.encode() if type(each) is str and each.isascii() else each for each in values]
+    return values
+
+
+def _columns(
+    document: Document, contract: ColumnsContract, rules: Rules
+) -> tuple[Named | Sequence[Values], int]:
+    """Columns by name, or in their order where the contract names none; and the number of rows."""
+    value = document.value
+    if document.key == "dataframe_split":
+        return _split(value, contract, rules)
+    if document.key == "dataframe_records":
+        return _records(value, contract, "dataframe_records")
+    if document.key == CSV:
+        return _csv(value, contract)
+    if isinstance(value, dict):
+        return _by_name(value, contract, document.key)
+    if isinstance(value, list) and value and all(type(each) is dict for each in value):
+        return _records(value, contract, document.key)
+    if not contract.has_names:
+        return _positional(value if isinstance(value, list) else [value], contract, rules)
+    if (
+        len(contract.columns) == 1
+        and isinstance(value, list)
+        and not any(type(each) is dict for each in value)
+    ):
+        return {str(contract.columns[0].name): value}, len(value)
+    raise _wrong_form(document.key, contract)
+
+
+def _wrong_form(key: str, contract: ColumnsContract) -> InputError:
+    return InputShapeError(
+        f"{key} must hold a list of objects, one a row, or an object of columns; expected {contract.describe()}"
+    )
+
+
+def _split(value: Any, contract: ColumnsContract, rules: Rules) -> tuple[Named | Sequence[Values], int]:
+    if type(value) is not dict or "data" not in value or value.keys() - {"columns", "data", "index"}:
+        raise InputShapeError(
+            'dataframe_split must hold an object with "data", optionally "columns" and "index", and nothing else'
+        )
+    names, rows = value.get("columns"), value["data"]
+    if type(rows) is not list or not (names is None or type(names) is list):
+        raise InputShapeError("data and columns of dataframe_split must be lists")
+    if rows and type(rows[0]) is not list:
+        rows = [[each] for each in rows]
+    if names is None:
+        if contract.has_names:
+            raise InputShapeError(f"dataframe_split lacks columns; expected {contract.describe()}")
+        return _positional(rows, contract, rules)
+    if len({repr(each) for each in names}) < len(names):
+        raise InputShapeError("dataframe_split names a column twice; expected each of them once")
+    columns = _transposed(rows, len(names), rules)
+    if not contract.has_names:
+        return _enough(columns, contract), len(rows)
+    return dict(zip(map(str, names), columns, strict=True)), len(rows)
+
+
+def _positional(rows: Any, contract: ColumnsContract, rules: Rules) -> tuple[Sequence[Values], int]:
+    if rows and type(rows[0]) is not list:
+        rows = [[each] for each in rows]
+    n_columns = len(rows[0]) if rows else len(contract.columns)
+    return _enough(_transposed(rows, n_columns, rules), contract), len(rows)
+
+
+def _enough(columns: list[Values], contract: ColumnsContract) -> list[Values]:
+    if len(columns) < len(contract.columns):
+        raise InputShapeError(
+            f"{len(columns)} columns; expected {len(contract.columns)}, in this order: {contract.describe()}"
+        )
+    return columns
+
+
+def _transposed(rows: list[Any], n_columns: int, rules: Rules) -> list[Values]:
+    if not rows:
+        return [[] for _ in range(n_columns)]
+    for row, each in enumerate(rows):
+        if type(each) is not list or len(each) > n_columns or (len(each) < n_columns and rules == "strict"):
+            got = f"{len(each)} values" if type(each) is list else "no list"
+            raise InputShapeError(f"row {row} has {got}; expected {n_columns}, one a column")
+    if any(len(each) < n_columns for each in rows):
+        rows = [[*each, *[None] * (n_columns - len(each))] for each in rows]
+    return list(map(list, zip(*rows, strict=True)))
+
+
+def _records(value: Any, contract: ColumnsContract, key: str) -> tuple[Named | Sequence[Values], int]:
+    if type(value) is not list or not all(type(each) is dict for each in value):
+        raise InputShapeError(f"{key} must hold a list of objects, one a row; expected {contract.describe()}")
+    names = (
+        [str(each.name) for each in contract.columns]
+        if contract.has_names
+        else list(value[0] if value else ())
+    )
+    columns = {name: [row.get(name, ABSENT) for row in value] for name in names}
+    found = {name: values for name, values in columns.items() if any(each is not ABSENT for each in values)}
+    return (found if contract.has_names else _enough(list(columns.values()), contract)), len(value)
+
+
+def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str) -> tuple[Named, int]:
+    if not contract.has_names:
+        raise _wrong_form(key, contract)
+    known = {str(each.name) for each in contract.columns}
+    given = {name: each for name, each in value.items() if name in known}
+    # MLflow: where a column holds lists or objects, the whole object is one row.
+    if contract.has_nested or not any(type(each) is list for each in given.values()):
+        return {name: [each] for name, each in given.items()}, 1
+    lengths = {name: len(each) for name, each in given.items() if type(each) is list}
+    if len(lengths) < len(given) or len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name}: {lengths.get(name, 'no list')}" for name in given)
+        raise InputShapeError(
+            f"the columns differ in length ({shown[: SHOWN * 4]}); expected one value a row"
+        )
+    return given, next(iter(lengths.values()))
+
+
+def _csv(text: str, contract: ColumnsContract) -> tuple[Named | Sequence[Values], int]:
+    """A table of text. What a cell means is up to its column: see `_cell`."""
+    try:
+        header, *rows = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
+    except csv.Error as error:
+        raise InputShapeError(
+            f"the body is not CSV ({error}); expected a header row and one row each"
+        ) from None
+    rows = [row for row in rows if row]
+    columns = dict(zip(header, _transposed(rows, len(header), "strict"), strict=True))
+    if len(columns) < len(header):
+        raise InputShapeError("the header names a column twice; expected each of them once")
+    kinds = [each.type.kind for each in contract.columns]
+    for column in contract.columns:
+        if column.type.kind not in ("boolean", "integer", "long", "float", "double", "string"):
+            raise InputShapeError(
+                f"CSV cannot spell a column of type {column.type.describe()}; send the rows as JSON"
+            )
+    if contract.has_names:
+        of = {str(each.name): each.type.kind for each in contract.columns}
+        return {
+            name: [_cell(each, of[name]) for each in values] for name, values in columns.items() if name in of
+        }, len(rows)
+    ordered = _enough(list(columns.values()), contract)
+    return [
+        [_cell(each, kind) for each in values] for kind, values in zip(kinds, ordered, strict=False)
+    ], len(rows)
+
+
+# What pandas takes for a missing value in CSV.
+GAPS = frozenset(
+    {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"}
+    | {"N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
+)
+BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+
+
+def _cell(text: str, kind: str) -> Any:
+    if text in GAPS:
+        return None
+    if kind == "boolean":
+        return BOOLEANS.get(text, text)
+    if kind == "string":
+        return text
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,157 @@
+"""Inputs of a batch's jobs, as the model takes them: an array, a dictionary of arrays, a DataFrame, or a document.
+
+pandas is imported for contracts of columns alone, and MLflow's reader for versions without a contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from app.contract import Column, ColumnsContract, Contract, TensorsContract
+from app.contract.column_values import NAT, TIME_EXTENSION
+from app.contract.documents import CSV, Document
+from app.errors import WireError, first_line
+from app.ledger.worker_ledger import ClaimedBatch
+
+Array = NDArray[Any]
+DTYPES = {"boolean": "bool", "integer": "int32", "long": "int64", "float": "float32", "double": "float64"}
+
+
+class JobInputs:
+    """Inputs of one batch.
+
+    Args:
+        batch: A batch of the version whose contract this is.
+    """
+
+    def __init__(self, batch: ClaimedBatch, contract: Contract) -> None:
+        self._batch = batch
+        self._contract = contract
+
+    def together(self, indexes: Sequence[int]) -> Any:
+        """Input of some jobs, one after the other.
+
+        Raises:
+            WireError: Their data cannot be read.
+        """
+        batch = self._batch
+        head = batch.head
+        try:
+            if head.kind == "tensor":
+                n_samples = sum([head.jobs[each].n_samples for each in indexes])
+                is_whole = len(indexes) == len(head.jobs)
+                data = batch.data if is_whole else b"".join([job_data(batch, each) for each in indexes])
+                # A copy that may be written to: torch refuses to promise anything about read-only memory.
+                return np.frombuffer(bytearray(data), head.dtype).reshape(n_samples, *head.sample_shape)
+            return to_input([decode(job_data(batch, each)) for each in indexes], self._contract)
+        except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
+            raise WireError(f"the record's samples are not what its head says: {first_line(error)}") from None
+
+    def params(self) -> dict[str, Any] | None:
+        """Parameters that the jobs have in common."""
+        written = self._batch.head.params
+        params: dict[str, Any] | None = decode(written) if written else None
+        return params
+
+
+def job_data(batch: ClaimedBatch, index: int) -> bytes:
+    """The data of one job.
+
+    Raises:
+        WireError: The record's data is not what its head says.
+    """
+    head = batch.head
+    sizes: Sequence[int] = head.sizes
+    if head.kind == "tensor":
+        n_samples = sum([job.n_samples for job in head.jobs])
+        sizes = [job.n_samples * (len(batch.data) // max(n_samples, 1)) for job in head.jobs]
+    if len(sizes) != len(head.jobs) or sum(sizes) != len(batch.data):
+        raise WireError(f"the record holds {len(batch.data)} bytes of samples; its head says {sum(sizes)}")
+    start = sum(sizes[:index])
+    return batch.data[start : start + sizes[index]]
+
+
+def _extension(code: int, data: memoryview) -> Any:
+    if code != TIME_EXTENSION:
+        raise ValueError(f"MessagePack extension {code}")
+    return np.datetime64(int.from_bytes(data, "little", signed=True), "ns")
+
+
+decode = msgspec.msgpack.Decoder(ext_hook=_extension).decode
+
+
+def to_input(documents: Sequence[Any], contract: Contract) -> Any:
+    """What the model takes for jobs with these data, which are alike in form."""
+    if isinstance(contract, ColumnsContract):
+        return _frame(documents, contract)
+    if isinstance(contract, TensorsContract):
+        return _tensors(documents, contract)
+    [(key, value)] = documents
+    return Document(key, value)
+
+
+def _tensors(documents: Sequence[Any], contract: TensorsContract) -> Any:
+    arrays = [
+        np.concatenate(parts) if len(parts) > 1 else parts[0]
+        for parts in ([_array(*each[place]) for each in documents] for place in range(len(contract.tensors)))
+    ]
+    [first, *_] = contract.tensors
+    if first.name is None:
+        return arrays[0]
+    return {field.name: array for field, array in zip(contract.tensors, arrays, strict=True)}
+
+
+def _array(dtype: str, shape: Sequence[int], data: Any) -> Array:
+    if dtype == "str":
+        return np.array(data, object).reshape(shape)
+    return np.frombuffer(bytearray(data), np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+
+def _frame(documents: Sequence[Any], contract: ColumnsContract) -> Any:
+    import pandas as pd
+
+    columns = {}
+    for place, column in enumerate(contract.columns):
+        parts = [each[place] for each in documents]
+        if parts[0] is not None:
+            values = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+            columns[place if column.name is None else column.name] = _column(values, column, pd)
+    return pd.DataFrame(columns)
+
+
+def _column(values: list[Any], column: Column, pd: Any) -> Any:
+    kind = column.type.kind
+    if kind == "datetime":
+        return np.array([NAT if each is None else each for each in values], "datetime64[ns]")
+    if kind in DTYPES and not (kind == "boolean" and None in values):
+        return np.array(values, DTYPES[kind])
+    series = pd.Series(values, dtype=None if kind == "string" and values else object)
+    # Text as pandas holds it; what MLflow's leniency let through stays what it is.
+    return series if isinstance(series.dtype, pd.StringDtype) else series.astype(object)
+
+
+def read_unread(document: Document, is_own: bool) -> Any:
+    """A document as MLflow's scoring server would hand it to a version without a signature.
+
+    Args:
+        is_own: Whether the model takes the value as it stands.
+
+    Raises:
+        Exception: MLflow's own, where it cannot be read.
+    """
+    if is_own:
+        return document.value
+    from io import StringIO
+
+    from mlflow.pyfunc import scoring_server
+
+    if document.key == CSV:
+        return scoring_server.parse_csv_input(StringIO(document.value))
+    key = "inputs" if document.key == "data" else document.key
+    return scoring_server.infer_and_parse_data({key: document.value})

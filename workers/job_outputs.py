@@ -1,0 +1,294 @@
+"""What a model answered, cut into the outcomes of the jobs: exact in dtype and shape, whatever it is.
+
+A plain tensor's version that answers one row of numbers a sample, and does not say what they are, is answered as the
+first release did: `classes` and `scores`. All else goes into `outputs`, as MLflow's scoring server would answer it.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from math import nan
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from app.contract import OUTPUT_DTYPES, Contract, TensorContract
+from app.errors import ModelContractError, OutputNotFiniteError
+from app.ledger.wire import Array, JobOutcome, Outputs
+
+FLOAT32 = np.dtype("<f4")
+MAX_ITEM_BYTES = 8  # NumPy's longdouble is the one larger number, and no answer can carry it
+CLASSIFICATION, REGRESSION = "classification", "regression"
+NOT_FINITE = JobOutcome(
+    "failed",
+    error_code=OutputNotFiniteError.code,
+    error_detail="the model answered NaN or an infinity to one of the samples; expected finite numbers: look at the "
+    "input, or start the version's workers with MODELYARD_ALLOW_NON_FINITE=true if the model means them",
+)
+
+
+def to_outcomes(
+    output: Any, counts: Sequence[int], contract: Contract, task: str, allows_non_finite: bool
+) -> list[JobOutcome]:
+    """The outcomes of jobs that ran in one pass.
+
+    Args:
+        counts: Rows of each job.
+        task: What the version says that it is; empty where it does not say.
+        allows_non_finite: Whether NaN and infinities are among its answers.
+
+    Raises:
+        ModelContractError: There is not a row for each row, or what was answered cannot be written.
+    """
+    if isinstance(contract, TensorContract):
+        numbers = as_rows_of_numbers(output)
+        check_output(numbers, sum(counts), "the model")
+        outcomes = split_numbers(numbers, counts, allows_non_finite, task)
+        return _with_form(outcomes, output, numbers, counts) if _needs_form(output, task) else outcomes
+    parts = split(output, counts) if len(counts) > 1 else [output]
+    return [_outcome(part, task, allows_non_finite) for part in parts]
+
+
+def _outcome(output: Any, task: str, allows_non_finite: bool) -> JobOutcome:
+    if not (allows_non_finite or is_finite(output)):
+        return NOT_FINITE
+    outputs = to_outputs(output)
+    numbers = as_rows_of_numbers(output) if task in (CLASSIFICATION, REGRESSION) else None
+    if numbers is None or not _are_rows_of_numbers(numbers):
+        return JobOutcome("succeeded", outputs=outputs, task=task)
+    [outcome] = split_numbers(numbers, [len(numbers)], allows_non_finite, task)
+    return msgspec.structs.replace(outcome, outputs=outputs)
+
+
+def as_rows_of_numbers(output: Any) -> NDArray[Any]:
+    """The one array that a dictionary holds, as ONNX models name theirs; anything else as an array, if it is one."""
+    if isinstance(output, Mapping) and len(output) == 1:
+        (output,) = output.values()
+    try:
+        return np.asarray(output)
+    except ValueError:  # it is ragged
+        return np.empty(0, object)
+
+
+def _are_rows_of_numbers(output: NDArray[Any]) -> bool:
+    is_numeric = output.dtype.kind in "fiub" and output.itemsize <= MAX_ITEM_BYTES
+    return is_numeric and output.ndim in (1, 2) and output.size > 0
+
+
+def check_output(output: NDArray[Any], n_samples: int, name: str) -> None:
+    """Check that a model answered one row of numbers per sample. Whether they are finite is a matter of each job.
+
+    Raises:
+        ModelContractError: It did not.
+    """
+    if not _are_rows_of_numbers(output) or len(output) != n_samples:
+        raise ModelContractError(
+            f"{name} answered {output.dtype} of shape {output.shape} to {n_samples} sample(s); "
+            f"expected numbers of at most 64 bits, shape ({n_samples},) or ({n_samples}, n_scores)"
+        )
+
+
+def _needs_form(output: Any, task: str) -> bool:
+    """Whether classes and scores leave out what the output was."""
+    if type(output) is not np.ndarray:
+        return True
+    return output.dtype.kind == "b" or (output.ndim == 2 and output.shape[1] == 1) or task == REGRESSION
+
+
+def _with_form(
+    outcomes: list[JobOutcome], output: Any, numbers: NDArray[Any], counts: Sequence[int]
+) -> list[JobOutcome]:
+    parts = split(output if isinstance(output, Mapping) else numbers, counts)
+    return [
+        msgspec.structs.replace(own, outputs=to_outputs(part)) if own.status == "succeeded" else own
+        for own, part in zip(outcomes, parts, strict=True)
+    ]
+
+
+def split_numbers(
+    output: NDArray[Any], counts: Sequence[int], allows_non_finite: bool, task: str = ""
+) -> list[JobOutcome]:
+    """Cut an output, shape (n,) or (n, n_scores), into classes and scores of the jobs."""
+    dtype = output.dtype
+    if output.ndim == 2 and output.shape[1] > 1:
+        classes: list[int | float] = output.argmax(axis=1).tolist()
+        if dtype != FLOAT32:
+            dtype = dtype.newbyteorder("<")
+            output = output.astype(dtype, copy=False)
+        scores, row_bytes = output.tobytes(), dtype.itemsize * output.shape[1]
+    else:
+        # Booleans travel as 0 and 1: the outcome's classes are numbers.
+        classes = (output.view(np.uint8) if dtype.kind == "b" else output).reshape(-1).tolist()
+        scores, row_bytes = b"", 0
+    rejected: Sequence[int] = ()
+    # As bytes, in which zeros are found in half the time that `all` takes.
+    if dtype.kind == "f" and np.isfinite(output).tobytes().find(0) >= 0:
+        rejected = _non_finite(output, classes, allows_non_finite)
+    name = dtype.name if row_bytes and dtype != FLOAT32 else ""
+    outcomes, start, start_byte = [], 0, 0
+    for count in counts:
+        end, end_byte = start + count, start_byte + count * row_bytes
+        own = scores[start_byte:end_byte]
+        outcomes.append(JobOutcome("succeeded", classes[start:end], (name, own) if name else own, task=task))
+        start, start_byte = end, end_byte
+    ends = list(accumulate(counts)) if rejected else []
+    for row in rejected:
+        outcomes[bisect_right(ends, row)] = NOT_FINITE
+    return outcomes
+
+
+def _non_finite(output: NDArray[Any], classes: list[int | float], are_allowed: bool) -> Sequence[int]:
+    """Rows that fail their jobs. Where none does, the class of a row with NaN becomes NaN: it has no largest score."""
+    rows = output.reshape(len(output), -1)
+    if not are_allowed:
+        return np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
+    for row in np.flatnonzero(np.isnan(rows).any(axis=1)):
+        classes[row] = nan
+    return ()
+
+
+def n_rows(output: Any) -> int | None:
+    """Rows of an output, so far as it has rows: of a dictionary or a tuple, those that all its members have."""
+    if isinstance(output, Mapping | tuple):
+        members = output.values() if isinstance(output, Mapping) else output
+        lengths = {n_rows(each) for each in members}
+        return lengths.pop() if len(lengths) == 1 else None
+    if (
+        isinstance(output, str | bytes)
+        or not hasattr(output, "__len__")
+        or getattr(output, "shape", None) == ()
+    ):
+        return None
+    return len(output)
+
+
+def split(output: Any, counts: Sequence[int]) -> list[Any]:
+    """Cut an output by rows.
+
+    Raises:
+        ModelContractError: It does not have a row for each row.
+    """
+    if n_rows(output) != sum(counts):
+        raise ModelContractError(
+            f"the model answered {n_rows(output)} rows to {sum(counts)}; expected one each: its jobs run one by one"
+        )
+    ends = list(accumulate(counts))
+    return [_rows(output, end - count, end) for count, end in zip(counts, ends, strict=True)]
+
+
+def _rows(output: Any, start: int, end: int) -> Any:
+    if isinstance(output, Mapping):
+        return {name: _rows(each, start, end) for name, each in output.items()}
+    if isinstance(output, tuple):
+        return tuple(_rows(each, start, end) for each in output)
+    return output.iloc[start:end] if hasattr(output, "iloc") else output[start:end]
+
+
+def is_finite(output: Any) -> bool:
+    """Whether no number in an output is NaN or infinite."""
+    if isinstance(output, float | np.floating):
+        return math.isfinite(output)
+    if isinstance(output, Mapping):
+        return all(map(is_finite, output.values()))
+    if isinstance(output, np.ndarray):
+        if output.dtype.kind == "O":
+            return all(map(is_finite, output.reshape(-1).tolist()))
+        return output.dtype.kind not in "fc" or bool(np.isfinite(output).all())
+    if hasattr(output, "iloc"):
+        columns = [output[name] for name in output] if hasattr(output, "columns") else [output]
+        return all(is_finite(each.to_numpy()) for each in columns if each.dtype.kind in "fc")
+    return not isinstance(output, list | tuple) or all(map(is_finite, output))
+
+
+def to_outputs(output: Any) -> Outputs:
+    """An output as it is written: arrays of numbers with their dtype, all else as JSON.
+
+    Raises:
+        ModelContractError: JSON cannot say it.
+    """
+    if isinstance(output, np.ndarray) and _is_array(output):
+        return _array(output)
+    if (
+        isinstance(output, Mapping)
+        and output
+        and all(
+            isinstance(name, str) and isinstance(each, np.ndarray) and _is_array(each)
+            for name, each in output.items()
+        )
+    ):
+        return {name: _array(each) for name, each in output.items()}
+    try:
+        return msgspec.json.encode(_plain(output), enc_hook=_plain)
+    except (TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
+        raise ModelContractError(
+            f"the model answered {type(output).__name__}, which JSON cannot say: {error}"
+        ) from None
+
+
+def _is_array(output: NDArray[Any]) -> bool:
+    return output.dtype.name in OUTPUT_DTYPES
+
+
+def _array(output: NDArray[Any]) -> Array:
+    little = output.astype(output.dtype.newbyteorder("<"), copy=False)
+    return Array(output.dtype.name, output.shape, little.tobytes())
+
+
+def _plain(output: Any) -> Any:
+    """One level of an output as JSON's encoder takes it."""
+    if isinstance(output, np.ndarray):
+        return _times(output).tolist()
+    if isinstance(output, np.datetime64):
+        return None if np.isnat(output) else np.datetime_as_string(output)
+    if isinstance(output, np.generic):
+        return output.item()
+    if hasattr(output, "iloc"):
+        return _records(output)
+    if isinstance(output, dt.datetime | dt.date | dt.time):
+        text = output.isoformat()
+        return None if text == "NaT" else text
+    if isinstance(output, bytes | bytearray):
+        return base64.b64encode(output).decode()
+    if isinstance(output, Mapping):
+        return {str(name): each for name, each in output.items()}
+    if hasattr(output, "model_dump"):  # pydantic's
+        return output.model_dump()
+    if output is None or isinstance(output, str | int | float | list | tuple | set | frozenset):
+        return output
+    if type(output).__name__ == "NAType":  # pandas
+        return None
+    if hasattr(output, "tolist"):  # other libraries' arrays
+        return output.tolist()
+    if isinstance(output, Iterable):
+        return list(output)
+    raise TypeError(f"a {type(output).__name__}")
+
+
+def _times(output: NDArray[Any]) -> NDArray[Any]:
+    if output.dtype.kind != "M":
+        return output
+    texts = np.datetime_as_string(output).astype(object)
+    texts[np.isnat(output)] = None
+    return texts
+
+
+def _records(output: Any) -> Any:
+    """A DataFrame, or a Series as MLflow takes it for one, as an object a row."""
+    frame = output if hasattr(output, "columns") else output.to_frame()
+    columns = {str(name): _column(frame[name]) for name in frame}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _column(series: Any) -> list[Any]:
+    values = series.to_numpy()
+    if values.dtype.kind == "O":  # where text, or a gap, is
+        return [None if type(each) is float and math.isnan(each) else each for each in values.tolist()]
+    listed: list[Any] = _times(values).tolist()
+    return listed

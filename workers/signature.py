@@ -1,0 +1,95 @@
+"""Reads a contract from an MLflow signature, as the description among a model's files spells it in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from app.contract import (
+    DTYPES,
+    FREE,
+    SCALARS,
+    TENSOR_DTYPES,
+    AnyContract,
+    Column,
+    ColumnsContract,
+    ColumnType,
+    Contract,
+    Param,
+    TensorContract,
+    TensorField,
+    TensorsContract,
+)
+from app.errors import ModelContractError
+
+
+def read_contract(signature: Mapping[str, Any], *, takes_missing: bool = False) -> Contract:
+    """The contract that a signature states.
+
+    Args:
+        signature: `inputs` and `params`, each a list in MLflow's JSON or absent; `is_own` where the model's own type
+            hints check its input; `allows_missing` where the version says whether it takes missing values. Empty
+            where the version has no signature.
+        takes_missing: Whether tensors may lack values where the version does not say; columns may, as their types do.
+
+    Raises:
+        ModelContractError: It states what Modelyard cannot enforce.
+    """
+    params = tuple(map(_param, signature.get("params") or ()))
+    inputs: Sequence[Mapping[str, Any]] = signature.get("inputs") or ()
+    if not inputs or signature.get("is_own"):
+        return AnyContract(params, is_own=bool(signature.get("is_own")))
+    if inputs[0]["type"] == "tensor":
+        allows_missing = bool(signature.get("allows_missing", takes_missing))
+        return _tensors(tuple(map(_field, inputs)), params, allows_missing)
+    columns = tuple(map(_column, inputs))
+    return ColumnsContract(columns, params, bool(signature.get("allows_missing", True)))
+
+
+def _tensors(fields: tuple[TensorField, ...], params: tuple[Param, ...], allows_missing: bool) -> Contract:
+    [first, *others] = fields
+    is_plain = not others and first.name is None and first.dtype in DTYPES and not params
+    if is_plain and first.shape[:1] == (FREE,) and FREE not in first.shape[1:] and not allows_missing:
+        return TensorContract(first.dtype, first.shape[1:])
+    merges = all(each.shape[:1] == (FREE,) for each in fields)
+    return TensorsContract(fields, params, allows_missing, merges)
+
+
+def _field(spec: Mapping[str, Any]) -> TensorField:
+    named, shape = spec["tensor-spec"]["dtype"], tuple(map(int, spec["tensor-spec"]["shape"]))
+    dtype = "str" if np.dtype(named).kind in "OU" else np.dtype(named).name
+    if dtype not in TENSOR_DTYPES or any(size < 1 and size != FREE for size in shape):
+        raise ModelContractError(
+            f"its signature has a tensor of {named} and shape {shape}; expected one of {', '.join(TENSOR_DTYPES)}, "
+            "and dimensions of at least 1, or -1 where they are free"
+        )
+    return TensorField(spec.get("name"), dtype, shape)
+
+
+def _column(spec: Mapping[str, Any]) -> Column:
+    return Column(spec.get("name"), _type(spec), spec.get("required") is not False)
+
+
+def _type(spec: Mapping[str, Any]) -> ColumnType:
+    kind = spec["type"]
+    if kind in SCALARS or kind == "any":
+        return ColumnType(kind)
+    if kind == "array":
+        return ColumnType(kind, _type(spec["items"]))
+    if kind == "map":
+        return ColumnType(kind, _type(spec["values"]))
+    if kind == "object":
+        properties = [
+            Column(name, _type(each), each.get("required") is not False)
+            for name, each in spec["properties"].items()
+        ]
+        return ColumnType(kind, properties=tuple(properties))
+    raise ModelContractError(f"its signature has a column of type {kind}, which JSON cannot spell")
+
+
+def _param(spec: Mapping[str, Any]) -> Param:
+    kind = spec["type"] if spec["type"] in SCALARS else "any"
+    return Param(spec["name"], kind, json.dumps(spec.get("default")), spec.get("shape") is not None)
