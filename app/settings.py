@@ -189,6 +189,12 @@ class WorkerSettings(Settings):
         le=100,
         description="times that jobs may lose their worker before they are quarantined",
     )
+    worker_imports: str = Field(
+        default="",
+        pattern=r"^([A-Za-z_][\w.]*(\s*,\s*[A-Za-z_][\w.]*)*)?$",
+        description="modules that a worker imports before it consumes, separated by commas; they may connect receivers "
+        "to Celery's signals, as Sentry, OpenTelemetry and other monitors do",
+    )
     ready_file: Path | None = Field(
         default=None,
         description="file that a worker keeps while it is ready, for `python -m workers.process.health`",

@@ -30,7 +30,7 @@ from workers.warm_up import LoadedModel
 logger = logging.getLogger(__name__)
 KEEP_OUTCOME_S = 20.0
 TRY_AGAIN_S = 0.2
-# Meanwhile Celery's event loop stands still: Flower's questions wait, and it gives up after a second.
+# Meanwhile Celery's event loop stands still: SIGTERM and Celery's own heartbeats wait.
 CHAIN_S = 0.25
 
 QUARANTINED = JobOutcome(
@@ -73,30 +73,28 @@ class BatchRunner:
     """What the Celery task does.
 
     Args:
-        worker_id: The worker's own id.
         limit: Ends a forward pass that takes too long.
-        last_words: Told of each job that runs alone.
+        marker: Told of each job that runs alone.
         max_attempts: Runs that may each cost a job its worker; then it is quarantined.
     """
 
     def __init__(
         self,
-        worker_id: str,
         ledger: WorkerLedger,
         model: LoadedModel,
-        beacon: Heartbeat,
+        heartbeat: Heartbeat,
         clock: PoolClock,
         limit: TimeLimit,
-        last_words: InFlightMarker,
+        marker: InFlightMarker,
+        *,
         max_attempts: int,
     ) -> None:
-        self._worker_id = worker_id
         self._ledger = ledger
         self._model = model
-        self._beacon = beacon
+        self._heartbeat = heartbeat
         self._clock = clock
         self._limit = limit
-        self._last_words = last_words
+        self._marker = marker
         self._max_attempts = max_attempts
         self._unreadable = Unreadable()
         self._in_hand: ClaimedBatch | None = None
@@ -129,7 +127,7 @@ class BatchRunner:
         return self._ledger.taken
 
     def _may_take(self, until_s: float) -> bool:
-        return time.monotonic() < until_s and not self._beacon.is_draining
+        return time.monotonic() < until_s and not self._heartbeat.is_draining
 
     def run(self, batch_id: str, take_until_s: float = 0) -> str:
         """Bring a batch to its outcomes. Never raises: what fails here is the ledger's to send again.
@@ -153,7 +151,7 @@ class BatchRunner:
         except WireError as error:
             self._failure = error
             self._unreadable.note("batch", batch_id, error.detail)
-            self._beacon.unreadable_seen()
+            self._heartbeat.unreadable_seen()
             return "unreadable"
 
     def give_up(self) -> None:
@@ -162,10 +160,10 @@ class BatchRunner:
         A batch that runs together is left as it is: whoever takes it next runs its jobs one by one. Called
         from another thread, while the main one is stuck in the model.
         """
-        batch, said = self._in_hand, self._last_words.read()
-        if batch is None or said is None:
+        batch, noted = self._in_hand, self._marker.read()
+        if batch is None or noted is None:
             return
-        alone = said.index if said.batch_id else None
+        alone = noted.index if noted.batch_id else None
         logger.critical(
             "a forward pass does not end (batch %s, job %s); ending the process", batch.batch_id, alone
         )
@@ -174,9 +172,14 @@ class BatchRunner:
 
     def _run_claimed(self, batch: ClaimedBatch, take_until_s: float) -> str:
         self._in_hand = batch
-        self._beacon.batch_started(batch.batch_id)
+        self._heartbeat.batch_started(batch.batch_id)
         outcome = BatchOutcome(
-            worker_id=self._worker_id, started_at_ms=0, finished_at_ms=0, inference_ms=0, n_samples=0, jobs=[]
+            worker_id=self._ledger.worker_id,
+            started_at_ms=0,
+            finished_at_ms=0,
+            inference_ms=0,
+            n_samples=0,
+            jobs=[],
         )
         try:
             outcome = self._infer(batch)
@@ -190,7 +193,7 @@ class BatchRunner:
             self._in_hand = None
             statuses = [job.status for job in outcome.jobs]
             succeeded, failed = statuses.count("succeeded"), statuses.count("failed")
-            self._beacon.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
+            self._heartbeat.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
         if not written:
             return "too late: the batch was given to another worker"
         if failed and not self._failure:
@@ -224,7 +227,7 @@ class BatchRunner:
             inference_ms = (time.perf_counter() - start) * 1000
         jobs = [outcome for outcome in outcomes if outcome]
         return BatchOutcome(
-            worker_id=self._worker_id,
+            worker_id=self._ledger.worker_id,
             started_at_ms=batch.claimed_at_ms,
             finished_at_ms=max(self._clock.now_ms(), batch.claimed_at_ms + inference_ms),
             inference_ms=round(inference_ms, 3),
@@ -274,7 +277,7 @@ class BatchRunner:
         # Others of the batch may have taken their full time before it.
         if batch.head.jobs[index].deadline_ms <= self._clock.now_ms():
             return EXPIRED
-        self._last_words.runs_alone(batch.batch_id, index)
+        self._marker.runs_alone(batch.batch_id, index)
         try:
             return self._outcomes(inputs, [index], batch)[0]
         except WireError:
@@ -283,7 +286,7 @@ class BatchRunner:
             self._failure = error
             return _failure(error)
         finally:
-            self._last_words.ran()
+            self._marker.ran()
 
     def _outcomes(self, inputs: JobInputs, indexes: Sequence[int], batch: ClaimedBatch) -> list[JobOutcome]:
         """One forward pass for some jobs."""

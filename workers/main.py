@@ -64,28 +64,28 @@ def run(settings: WorkerSettings) -> NoReturn:
         logger.warning("%s was logged with %s", found.uri, requirements_check.described(differing))
     for warning in found.warnings:
         logger.warning("%s: %s", found.uri, warning)
-    last_words = InFlightMarker()
+    marker = InFlightMarker()
     # A pass that began may take its limit, and its outcome may have to wait for Redis.
     stop_limit_s = settings.inference_timeout_s + KEEP_OUTCOME_S + STOP_GRACE_S
-    tell_ready = prefork_supervisor.keep_serving(remove, last_words.end, stop_limit_s)
+    tell_ready = prefork_supervisor.keep_serving(remove, marker.end, stop_limit_s)
     atexit.unregister(remove)  # the next process that serves reads the files again
     for number in (signal.SIGTERM, signal.SIGINT):  # no exception: what loads the model may catch it
         signal.signal(number, lambda *_: os._exit(0))
-    _serve(settings, found, last_words, tell_ready)
+    _serve(settings, found, marker, tell_ready)
     prefork_supervisor.leave(0)
 
 
 def _serve(
-    settings: WorkerSettings, found: ModelVersion, last_words: InFlightMarker, tell_ready: Callable[[], None]
+    settings: WorkerSettings, found: ModelVersion, marker: InFlightMarker, tell_ready: Callable[[], None]
 ) -> None:
-    predecessor = _settle(last_words, settings)
+    predecessor = _close_hung_job(marker, settings)
     loaded = model.load(found, settings)
     record = _new_record(settings, found, loaded)
     clock = PoolClock()
     # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
     pulse = connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
-    beacon = Heartbeat(
-        pulse, record, clock, settings.heartbeat_s, predecessor, ready_file=settings.ready_file
+    heartbeat = Heartbeat(
+        pulse, record, clock, settings.heartbeat_s, predecessor=predecessor, ready_file=settings.ready_file
     )
     # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
     jobs = WorkerLedger(
@@ -93,37 +93,36 @@ def _serve(
         record.worker_id,
         record.queue,
         settings.result_retention_s,
-        silences=lambda: beacon.silences,
+        silences=lambda: heartbeat.silences,
     )
     limit = TimeLimit(settings.inference_timeout_s)
-    runner = BatchRunner(
-        record.worker_id, jobs, loaded, beacon, clock, limit, last_words, settings.max_attempts
-    )
-    watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, beacon))
-    last_words.serves(record.worker_id)
+    runner = BatchRunner(jobs, loaded, heartbeat, clock, limit, marker, max_attempts=settings.max_attempts)
+    watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, heartbeat))
+    marker.serves(record.worker_id)
     limit.install()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    beacon.start()
+    heartbeat.start()
     watchdog.start()
     try:
-        consume(create_celery(settings), record, runner, beacon, tell_ready)
+        imports = [name.strip() for name in settings.worker_imports.split(",") if name]
+        consume(create_celery(settings), record, runner, heartbeat, tell_ready, imports)
     finally:
         watchdog.close()
-        beacon.close()
+        heartbeat.close()
 
 
-def _settle(last_words: InFlightMarker, settings: WorkerSettings) -> str:
+def _close_hung_job(marker: InFlightMarker, settings: WorkerSettings) -> str:
     """Close the job that the process before this one hung in, if it did; its worker id, or empty if there was none."""
-    said = last_words.read()
-    if said is None:
+    noted = marker.read()
+    if noted is None:
         return ""
-    if said.batch_id and last_words.ended_at_s - said.since_s >= settings.inference_timeout_s:
+    if noted.batch_id and marker.ended_at_s - noted.since_s >= settings.inference_timeout_s:
         try:
             with connect(settings) as client:
-                keep_outcome(client, said.batch_id, said.index, TIMED_OUT)
+                keep_outcome(client, noted.batch_id, noted.index, TIMED_OUT)
         except LedgerUnavailableError as error:
-            logger.warning("job %d of batch %s may hang again: %s", said.index, said.batch_id, error.detail)
-    return said.worker_id
+            logger.warning("job %d of batch %s may hang again: %s", noted.index, noted.batch_id, error.detail)
+    return noted.worker_id
 
 
 def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedModel) -> WorkerRecord:
@@ -157,11 +156,11 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
     )
 
 
-def _end(runner: BatchRunner, beacon: Heartbeat) -> None:
+def _end(runner: BatchRunner, heartbeat: Heartbeat) -> None:
     """End the process from a thread, while the main one is stuck: its parent starts another."""
     try:
         runner.give_up()
-        beacon.close()  # without a record its batch is sent again at once
+        heartbeat.close()  # without a record its batch is sent again at once
     finally:
         os._exit(EXIT_STUCK)
 

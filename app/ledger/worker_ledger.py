@@ -57,6 +57,7 @@ class WorkerLedger:
         silences: Gives a number that changes when Redis did not answer the worker elsewhere.
 
     Attributes:
+        worker_id: The worker's own id.
         taken: Id of the batch that was taken off the queue last, and is to be claimed next; None where there is none.
     """
 
@@ -72,7 +73,7 @@ class WorkerLedger:
         self._taken_fields: list[bytes] = []
         self._client = client
         self._scripts = ScriptConnection(client)
-        self._worker_id = worker_id
+        self.worker_id = worker_id
         self._queue = queue
         self._retention_ms = int(retention_s * 1000)
         self._silences = silences
@@ -97,11 +98,11 @@ class WorkerLedger:
                 flat = self._taken_fields
             else:
                 with ledger_errors():
-                    flat = self._scripts.run(commands.claim(batch_id, self._queue, self._worker_id))
+                    flat = self._scripts.run(commands.claim(batch_id, self._queue, self.worker_id))
             return self._claimed(batch_id, flat) if flat else None
         except NewerWireError:
             with ledger_errors():
-                self._run(commands.release(batch_id, self._queue, self._worker_id))
+                self._run(commands.release(batch_id, self._queue, self.worker_id))
             raise
         except WireError:
             self.close_unreadable(batch_id)
@@ -133,7 +134,7 @@ class WorkerLedger:
             number = int(cast(bytes | None, self._client.hget(keys.NUMBERS, self._queue)) or 0)
             now_ms = to_ms(*self._client.time())
             call = commands.close_unreadable(
-                batch_id, self._queue, number, self._worker_id, fields, now_ms, self._retention_ms
+                batch_id, self._queue, number, self.worker_id, fields, now_ms, self._retention_ms
             )
             return bool(self._run(call))
 
@@ -152,7 +153,7 @@ class WorkerLedger:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        call = commands.progress(batch.batch_id, self._queue, self._worker_id, next_index, done)
+        call = commands.progress(batch.batch_id, self._queue, self.worker_id, next_index, done)
         with ledger_errors():
             return bool(self._run(call))
 
@@ -174,7 +175,7 @@ class WorkerLedger:
             LedgerUnavailableError: Redis does not answer.
         """
         call = commands.finish_and_take(
-            batch.batch_id, batch.head, self._worker_id, outcome, self._retention_ms, quarantined, take=take
+            batch.batch_id, batch.head, self.worker_id, outcome, self._retention_ms, quarantined, take=take
         )
         with ledger_errors():
             written, *taken = self._scripts.run(call)
@@ -194,7 +195,7 @@ class WorkerLedger:
             self._note_taken(self._wait_and_take(limit_s))
 
     def _wait_and_take(self, limit_s: float) -> Any:
-        call = commands.take(self._queue, self._worker_id)
+        call = commands.take(self._queue, self.worker_id)
         if limit_s > 0:
             at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever where it is a thousandth
             # From the queue's end to its end: BLMOVE shows the message and takes none.

@@ -16,7 +16,7 @@ from app.errors import ConfigurationError
 from tests.pool_samples import RedisServer, record
 from workers.process.heartbeat import Heartbeat
 
-StartBeacon = Callable[..., Heartbeat]
+StartHeartbeat = Callable[..., Heartbeat]
 
 
 @pytest.fixture
@@ -25,22 +25,22 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start_beacon(redis_server: RedisServer, file: Path) -> Iterator[StartBeacon]:
+def start_heartbeat(redis_server: RedisServer, file: Path) -> Iterator[StartHeartbeat]:
     """Starts a worker's heartbeat, which ends with the test."""
     made: list[Heartbeat] = []
     with redis.Redis.from_url(redis_server.url) as client:
 
         def start(heartbeat_s: float, ready_file: Path = file) -> Heartbeat:
-            beacon = Heartbeat(
+            heartbeat = Heartbeat(
                 client, record(state="starting"), PoolClock(), heartbeat_s, ready_file=ready_file
             )
-            beacon.start()
-            made.append(beacon)
-            return beacon
+            heartbeat.start()
+            made.append(heartbeat)
+            return heartbeat
 
         yield start
-        for beacon in made:
-            beacon.close()
+        for heartbeat in made:
+            heartbeat.close()
 
 
 def check(file: Path | str) -> tuple[int, str]:
@@ -56,25 +56,25 @@ def check(file: Path | str) -> tuple[int, str]:
 
 
 def test_a_worker_is_healthy_while_it_is_ready_and_not_before_or_after(
-    start_beacon: StartBeacon, file: Path, wait_until: Callable[..., None]
+    start_heartbeat: StartHeartbeat, file: Path, wait_until: Callable[..., None]
 ) -> None:
-    beacon = start_beacon(60)
+    heartbeat = start_heartbeat(60)
     assert check(file)[0] == 1
-    beacon.set_state("ready")
+    heartbeat.set_state("ready")
     wait_until(lambda: check(file) == (0, ""), what="it is healthy")
-    beacon.set_state("draining")
+    heartbeat.set_state("draining")
     wait_until(lambda: check(file)[0] == 1, what="one that drains is not")
-    beacon.set_state("ready")
+    heartbeat.set_state("ready")
     wait_until(lambda: check(file)[0] == 0, what="it is healthy again")
-    beacon.close()
+    heartbeat.close()
     assert check(file)[0] == 1
 
 
 def test_a_worker_whose_record_redis_no_longer_takes_is_unhealthy_once_it_has_expired(
-    start_beacon: StartBeacon, redis_server: RedisServer, file: Path, wait_until: Callable[..., None]
+    start_heartbeat: StartHeartbeat, redis_server: RedisServer, file: Path, wait_until: Callable[..., None]
 ) -> None:
-    beacon = start_beacon(0.1)
-    beacon.set_state("ready")
+    heartbeat = start_heartbeat(0.1)
+    heartbeat.set_state("ready")
     wait_until(lambda: check(file)[0] == 0, what="it is healthy")
     with redis.Redis.from_url(redis_server.url) as client:
         client.client_pause(3000)
@@ -84,20 +84,20 @@ def test_a_worker_whose_record_redis_no_longer_takes_is_unhealthy_once_it_has_ex
 
 
 def test_what_a_killed_worker_left_behind_does_not_count_for_the_next_one(
-    start_beacon: StartBeacon, file: Path
+    start_heartbeat: StartHeartbeat, file: Path
 ) -> None:
     file.touch()
     os.utime(file, (2**32, 2**32))
     assert check(file)[0] == 0
-    start_beacon(60)
+    start_heartbeat(60)
     assert check(file)[0] == 1
 
 
 def test_a_file_that_cannot_be_written_stops_the_worker_with_a_line(
-    start_beacon: StartBeacon, tmp_path: Path
+    start_heartbeat: StartHeartbeat, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"MODELYARD_READY_FILE=.*nowhere.* cannot be written"):
-        start_beacon(60, tmp_path / "nowhere" / "ready")
+        start_heartbeat(60, tmp_path / "nowhere" / "ready")
 
 
 def test_a_check_without_a_file_says_what_to_set() -> None:

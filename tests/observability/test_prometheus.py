@@ -80,10 +80,10 @@ def worker(redis_server: RedisServer) -> Iterator[Heartbeat]:
     told = record(3, val_accuracy=0.875, input=TensorContract("float32", (1, 28, 28)))
     with redis.Redis.from_url(redis_server.url) as client:
         assign_number(client, told.queue, told.worker)
-        beacon = Heartbeat(client, told, PoolClock(), HEARTBEAT_S)
-        beacon.start()
-        yield beacon
-        beacon.close()
+        heartbeat = Heartbeat(client, told, PoolClock(), HEARTBEAT_S)
+        heartbeat.start()
+        yield heartbeat
+        heartbeat.close()
 
 
 @pytest.fixture(scope="module")

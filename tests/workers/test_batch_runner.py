@@ -48,10 +48,10 @@ class Bench:
         """A worker's runner; `model` are more fields of its `LoadedModel`."""
         clock = PoolClock()
         ledger = WorkerLedger(self.client, worker_id, self.queue, RETENTION_S)
-        self.beacon = Heartbeat(self.client, record(worker_id=worker_id), clock, 60)
+        self.heartbeat = Heartbeat(self.client, record(worker_id=worker_id), clock, 60)
         loaded = LoadedModel(PAIR, predict, "cpu", **model)
         return BatchRunner(
-            worker_id, ledger, loaded, self.beacon, clock, self.limit, InFlightMarker(), max_attempts
+            ledger, loaded, self.heartbeat, clock, self.limit, InFlightMarker(), max_attempts=max_attempts
         )
 
     def accept(self, batch: NewBatch) -> str:
@@ -286,24 +286,23 @@ def test_redis_away_leaves_the_batch_to_be_sent_again(bench: Bench, tmp_path: An
     client = connect(Settings(redis_url=f"unix://{tmp_path}/none.sock"))
     clock = PoolClock()
     runner = BatchRunner(
-        "host-1",
         WorkerLedger(client, "host-1", bench.queue, RETENTION_S),
         LoadedModel(PAIR, score, "cpu"),
         Heartbeat(client, record(), clock, 60),
         clock,
         TimeLimit(60),
         InFlightMarker(),
-        3,
+        max_attempts=3,
     )
     assert runner.run("x").startswith("left to be sent again")
 
 
-def test_the_beacon_counts_what_ran(bench: Bench) -> None:
+def test_the_heartbeat_counts_what_ran(bench: Bench) -> None:
     runner = bench.runner(score)
     runner.run(bench.accept(new_batch(3)))
-    bench.beacon.start()
+    bench.heartbeat.start()
     stored = bench.client.get(keys.worker("host-1"))
-    bench.beacon.close()
+    bench.heartbeat.close()
     assert isinstance(stored, bytes)
     from app.worker_record import decode_record
 

@@ -40,7 +40,7 @@ def drain_after(bench: Bench, n_passes: int) -> tuple[list[Any], Any]:
     def predict(samples: Any) -> Any:
         passes.append(samples)
         if len(passes) == n_passes:
-            bench.beacon.set_state("draining")
+            bench.heartbeat.set_state("draining")
         return score(samples)
 
     return passes, predict
@@ -75,7 +75,7 @@ def test_a_worker_that_is_told_to_stop_while_it_waits_runs_what_that_brings_and_
 
     def told_meanwhile(limit_s: float) -> None:
         batches.extend(queue_up(bench, 3)[1:])  # the others' messages are on the queue
-        bench.beacon.set_state("draining")
+        bench.heartbeat.set_state("draining")
         take(limit_s)
 
     monkeypatch.setattr(runner._ledger, "take", told_meanwhile)

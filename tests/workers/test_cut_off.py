@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import kombu.transport
+import kombu
 import pytest
 
+from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
 from app.ledger.worker_ledger import WorkerLedger
@@ -29,11 +30,17 @@ def way(redis_server: RedisServer, tmp_path: Path) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture
-def transports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a test `transport.use` one, and the next test another."""
-    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
-    monkeypatch.setattr(kombu.transport, "_transport_cache", {})
+def worker_connection(url: str, silences: Callable[[], int]) -> kombu.Connection:
+    """A connection as a worker's Celery makes it."""
+    celery = create_celery(Settings(redis_url=url, redis_timeout_s=LONG_S))
+    observer = transport.Observer(queue_name(MODEL, 1), lambda *_: None, lambda: None, silences)
+    transport.use(celery, observer)
+    return celery.connection_for_read()
+
+
+def send_event(connection: kombu.Connection) -> None:
+    exchange = kombu.Exchange("celeryev", "fanout")
+    connection.Producer().publish({"type": "an event"}, exchange=exchange)
 
 
 @pytest.mark.timeout(30)
@@ -41,18 +48,18 @@ async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connecti
     redis_server: RedisServer, way: Proxy, wait_until: WaitUntil
 ) -> None:
     settings = Settings(redis_url=way.url, redis_timeout_s=LONG_S)
-    beacon = Heartbeat(connect(settings, timeout_s=0.1), record(), PoolClock(), 0.1)
+    heartbeat = Heartbeat(connect(settings, timeout_s=0.1), record(), PoolClock(), 0.1)
     jobs = WorkerLedger(
         connect(settings, single_connection_client=True),
         "host-1",
         queue_name(MODEL, 1),
         100,
-        silences=lambda: beacon.silences,
+        silences=lambda: heartbeat.silences,
     )
     assert jobs.claim(new_batch().batch_id) is None  # it is connected
-    beacon.start()
+    heartbeat.start()
     way.go_dead()
-    wait_until(lambda: beacon.silences, what="a heartbeat fails")
+    wait_until(lambda: heartbeat.silences, what="a heartbeat fails")
     way.revive()
     client = connect_async(Settings(redis_url=redis_server.url))
     batch = new_batch()
@@ -61,7 +68,7 @@ async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connecti
     claimed = jobs.claim(batch.batch_id)
     assert claimed
     assert claimed.batch_id == batch.batch_id
-    beacon.close()
+    heartbeat.close()
 
 
 @pytest.mark.timeout(30)
@@ -79,30 +86,25 @@ def test_a_worker_that_waits_for_a_batch_soon_finds_out_that_it_is_cut_off(
 
 
 @pytest.mark.timeout(30)
-def test_after_a_failed_heartbeat_events_go_over_a_new_connection(way: Proxy, transports: None) -> None:
+def test_after_a_failed_heartbeat_events_go_over_a_new_connection(way: Proxy) -> None:
     silences = 0
-    transport.use(queue_name(MODEL, 1), lambda *_: None, lambda: None, lambda: silences)
-    url = way.url.replace("unix://", "redis+socket://")
-    with kombu.Connection(url, transport_options={"socket_timeout": LONG_S}) as connection:
-        channel = connection.default_channel
-        channel._put_fanout("celeryev", {"type": "first"}, "")  # it is connected
+    with worker_connection(way.url, lambda: silences) as connection:
+        send_event(connection)  # it is connected
         way.go_dead()
         way.revive()
         silences += 1
-        channel._put_fanout("celeryev", {"type": "second"}, "")
+        send_event(connection)
 
 
 @pytest.mark.timeout(30)
 def test_after_a_failed_heartbeat_work_is_asked_for_on_a_new_connection_though_an_event_was_sent_first(
-    redis_server: RedisServer, way: Proxy, transports: None
+    redis_server: RedisServer, way: Proxy
 ) -> None:
     silences = 0
-    transport.use(queue_name(MODEL, 1), lambda *_: None, lambda: None, lambda: silences)
-    url = way.url.replace("unix://", "redis+socket://")
     heard: list[str] = []
     with (
         kombu.Connection(f"redis+socket://{redis_server.socket}").SimpleQueue("wake-ups") as queue,
-        kombu.Connection(url, transport_options={"socket_timeout": LONG_S}) as connection,
+        worker_connection(way.url, lambda: silences) as connection,
         connection.Consumer(
             kombu.Queue("wake-ups"), on_message=lambda message: heard.append(message.payload), no_ack=True
         ),
@@ -112,7 +114,7 @@ def test_after_a_failed_heartbeat_work_is_asked_for_on_a_new_connection_though_a
         way.go_dead()
         way.revive()
         silences += 1
-        connection.default_channel._put_fanout("celeryev", {"type": "an event"}, "")
+        send_event(connection)
         queue.put("second")
         connection.drain_events(timeout=5)
     assert heard == ["first", "second"]

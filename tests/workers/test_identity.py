@@ -28,16 +28,16 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield connection
 
 
-def beacon(client: redis.Redis, worker_id: str, heartbeat_s: float = 60, **fields: Any) -> Heartbeat:
+def heartbeat(client: redis.Redis, worker_id: str, heartbeat_s: float = 60, **fields: Any) -> Heartbeat:
     return Heartbeat(client, record(worker_id=worker_id, **fields), PoolClock(), heartbeat_s)
 
 
 def test_a_worker_of_another_model_does_not_start_and_both_are_named(client: redis.Redis) -> None:
-    first = beacon(client, "a", run_id="r1", model_id="m-1", registry="sqlite:////one.db", host="alpha")
+    first = heartbeat(client, "a", run_id="r1", model_id="m-1", registry="sqlite:////one.db", host="alpha")
     first.start()
     others: list[dict[str, Any]] = [{"run_id": "r1", "model_id": "m-2"}, {"run_id": "r2", "model_id": "m-1"}]
     for other in others:
-        second = beacon(client, "b", registry="sqlite:////two.db", host="beta", **other)
+        second = heartbeat(client, "b", registry="sqlite:////two.db", host="beta", **other)
         with pytest.raises(QueueTakenError) as raised:
             second.start()
         for each in (
@@ -47,27 +47,27 @@ def test_a_worker_of_another_model_does_not_start_and_both_are_named(client: red
         ):
             assert each in raised.value.detail
         assert client.exists(keys.worker("b")) == 0
-    replica = beacon(client, "c", run_id="r1", model_id="m-1", registry="http://elsewhere", host="gamma")
+    replica = heartbeat(client, "c", run_id="r1", model_id="m-1", registry="http://elsewhere", host="gamma")
     replica.start()
     for served in (first, replica):
         served.close()
-    last = beacon(client, "d", run_id="r2", model_id="m-2")
+    last = heartbeat(client, "d", run_id="r2", model_id="m-2")
     last.start()
     last.close()
 
 
 def test_records_of_older_releases_are_compared_by_their_run(client: redis.Redis) -> None:
     publish(client, record(worker_id="old", run_id="r1"))
-    same = beacon(client, "a", run_id="r1", model_id="m-1")
+    same = heartbeat(client, "a", run_id="r1", model_id="m-1")
     same.start()
     with pytest.raises(QueueTakenError):
-        beacon(client, "b", run_id="r2", model_id="m-1").start()
+        heartbeat(client, "b", run_id="r2", model_id="m-1").start()
     same.close()
 
 
 def test_of_two_models_that_start_at_once_one_is_served(client: redis.Redis) -> None:
     for _ in range(20):
-        beacons = [beacon(client, name, run_id=name, model_id=name) for name in ("a", "b")]
+        heartbeats = [heartbeat(client, name, run_id=name, model_id=name) for name in ("a", "b")]
         both = threading.Barrier(2)
         refused: list[str] = []
 
@@ -78,13 +78,13 @@ def test_of_two_models_that_start_at_once_one_is_served(client: redis.Redis) -> 
             except QueueTakenError as error:
                 refused.append(error.detail)
 
-        threads = [threading.Thread(target=start, args=[each]) for each in beacons]
+        threads = [threading.Thread(target=start, args=[each]) for each in heartbeats]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert len(refused) == 1
-        for each in beacons:
+        for each in heartbeats:
             each.close()
 
 

@@ -39,11 +39,11 @@ class Worker:
         clock = PoolClock()
         own = record(worker_id=worker_id)
         jobs = WorkerLedger(client, worker_id, own.queue, 60)
-        beacon = Heartbeat(client, own, clock, 1)
+        heartbeat = Heartbeat(client, own, clock, 1)
         model = LoadedModel(PAIR, self._predict, "cpu")
         limit = TimeLimit(LIMIT_S)
         self.runner = BatchRunner(
-            worker_id, jobs, model, beacon, clock, limit, InFlightMarker(), MAX_ATTEMPTS
+            jobs, model, heartbeat, clock, limit, InFlightMarker(), max_attempts=MAX_ATTEMPTS
         )
 
     def _predict(self, samples: NDArray[Any]) -> NDArray[Any]:

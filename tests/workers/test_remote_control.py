@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 import redis.asyncio
@@ -27,28 +29,36 @@ from tests.workers.test_process import ready_pids, records
 from workers.consumer.remote_control import REFUSED
 
 QUEUE = keys.queue_name("Unruly", 1)
-BAD_SAMPLE = 2
-# Runs in the worker as it loads its model: what a library such as OpenTelemetry's does there.
-RECEIVERS = f"""
-import json
-from celery import signals
-from celery.worker import state
+BAD_SAMPLE, BLOCKING_SAMPLE = 2, 3
+PASSWORD = "secret"
+# Runs in the worker as it loads its model.
+MODEL = f"""
+import time
 
 def _behave(behaviour):
     if behaviour == {BAD_SAMPLE}:
         raise ValueError("a bad sample")
+    while behaviour == {BLOCKING_SAMPLE} and not os.path.exists(os.environ["SEEN"] + ".go-on"):
+        time.sleep(0.01)
+"""
+# A user's own module, which the worker imports.
+RECEIVERS = """
+import json, os
+from celery import signals
+from celery.worker import state
 
-def _tell(signal, sender, task_id="", **told):
-    told = {{name: value for name, value in told.items() if isinstance(value, str)}} | {{
+def tell(signal, sender, task_id="", **told):
+    told = {name: value for name, value in told.items() if isinstance(value, (str, dict))} | {
         "error": repr(told.get("exception")),
         "traced": str(told.get("einfo", "")).count("ValueError"),
         "active": [request.info() for request in state.active_requests],
-    }}
+        "current": sender.request.id,
+    }
     with open(os.environ["SEEN"], "a") as file:
         print(json.dumps([signal.name, sender.name, task_id, told]), file=file)
 
 for each in (signals.task_prerun, signals.task_postrun, signals.task_failure):
-    each.connect(_tell, weak=False, dispatch_uid="test")
+    each.connect(tell, weak=False)
 """
 
 
@@ -103,7 +113,9 @@ class Worker:
 def worker(
     registry: str, wait_until: WaitUntil, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Worker]:
-    seen = tmp_path_factory.mktemp("signals") / "seen"
+    folder = tmp_path_factory.mktemp("signals")
+    seen = folder / "seen"
+    (folder / "my_monitor.py").write_text(RECEIVERS)
     with running_redis() as server, redis.Redis.from_url(server.url) as client:
         own = {
             "REDIS_URL": server.url,
@@ -112,7 +124,9 @@ def worker(
             "MODEL_VERSION": "1",
             "ALLOW_PICKLE_MODELS": "true",
             "MODELYARD_HEARTBEAT_S": "0.2",
-            unruly_model.LOADING: RECEIVERS,
+            "MODELYARD_WORKER_IMPORTS": "my_monitor",
+            "PYTHONPATH": str(folder),
+            unruly_model.LOADING: MODEL,
             "SEEN": str(seen),
         }
         command = [sys.executable, "-m", "workers"]
@@ -124,7 +138,7 @@ def worker(
                 what="the worker is ready",
             )
             [record] = records(client)
-            node = f"worker-{record.worker}@{record.worker_id}"
+            node = f"Unruly-1@{record.worker_id}"
             yield Worker(server.url, node, record.pid, seen, client)
         finally:
             process.terminate()
@@ -184,18 +198,66 @@ def test_a_command_that_would_change_a_worker_is_refused_with_what_to_do_instead
     assert [(record.pid, record.state) for record in records(worker.client)] == [(worker.pid, "ready")]
 
 
-def test_celerys_task_signals_are_sent_once_a_batch(worker: Worker, wait_until: WaitUntil) -> None:
+def test_celerys_task_signals_are_sent_once_a_batch_to_a_users_module(
+    worker: Worker, wait_until: WaitUntil
+) -> None:
     good, bad = worker.accept(BAD_SAMPLE), worker.accept(BAD_SAMPLE + 1)
     wait_until(lambda: len(worker.signals_of(bad)) >= 3, what="the signals of the second batch")
     [before, after] = worker.signals_of(good)
     assert [before[:2], after[:2]] == [("task_prerun", BATCH_TASK), ("task_postrun", BATCH_TASK)]
+    assert before[2]["kwargs"] == {"model": "Unruly", "version": 1, "jobs": [f"{good}.0", f"{good}.1"]}
     assert after[2]["state"] == "SUCCESS"
     assert (after[2]["retval"], after[2]["active"]) == ("2 of 2 jobs succeeded", [])
     [active] = before[2]["active"]
     assert (active["id"], active["name"], active["hostname"]) == (good, BATCH_TASK, worker.node)
-    assert active["time_start"] > 0
+    assert (active["time_start"] > 0, before[2]["current"], after[2]["current"]) == (True, good, good)
     assert [name for name, _, _ in worker.signals_of(bad)] == ["task_prerun", "task_failure", "task_postrun"]
     _, failed, ended = [told for _, _, told in worker.signals_of(bad)]
     assert (ended["state"], ended["retval"]) == ("FAILURE", "2 of 3 jobs succeeded")
     assert "ValueError('a bad sample')" in failed["error"]
     assert failed["traced"]
+
+
+def test_flower_and_inspect_show_a_batch_while_it_runs_and_how_it_ended(
+    worker: Worker, free_port: Callable[[], int], wait_until: WaitUntil
+) -> None:
+    port = free_port()
+    own = {
+        "REDIS_URL": worker.url,
+        "FLOWER_PORT": str(port),
+        "FLOWER_BASIC_AUTH": f"ops:{PASSWORD}",
+        "FLOWER_INSPECT_TIMEOUT": "20000",
+    }
+    command = [sys.executable, "-m", "cli", "flower"]
+    flower = subprocess.Popen(command, env=process_environment() | own, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", auth=("ops", PASSWORD), timeout=30) as client:
+
+            def tasks() -> dict[str, Any]:
+                with suppress(httpx.TransportError):
+                    return client.get("/api/tasks").raise_for_status().json()  # type: ignore[no-any-return]
+                return {}
+
+            def is_heard() -> bool:
+                worker.accept(1)
+                return bool(tasks())
+
+            wait_until(is_heard, timeout_s=60, what="Flower hears of batches")
+            blocked = worker.accept(BLOCKING_SAMPLE + 1)
+            wait_until(lambda: tasks().get(blocked, {}).get("state") == "STARTED", what="Flower shows it")
+            [active] = worker.inspect("active")
+            jobs = [f"{blocked}.{index}" for index in range(BLOCKING_SAMPLE + 1)]
+            assert active["kwargs"] == {"model": "Unruly", "version": 1, "jobs": jobs}
+            assert worker.inspect("query_task", blocked)[blocked][0] == "active"
+            assert (active["id"], active["delivery_info"]["routing_key"]) == (blocked, QUEUE)
+            Path(f"{worker.seen}.go-on").touch()
+            wait_until(lambda: tasks()[blocked]["state"] == "FAILURE", what="Flower shows its end")
+            shown = tasks()[blocked]
+            assert (shown["worker"], shown["routing_key"]) == (worker.node, QUEUE)
+            assert all(text in shown["kwargs"] for text in ("'Unruly'", "'version': 1", *jobs))
+            assert "a bad sample" in shown["exception"]
+            assert "SUCCESS" in {each["state"] for each in tasks().values()}
+            assert worker.node in client.get("/api/workers?refresh=1").json()
+    finally:
+        flower.terminate()
+        flower.wait(30)

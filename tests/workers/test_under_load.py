@@ -103,7 +103,7 @@ def test_a_worker_answers_flower_while_its_queue_is_never_empty(
             assert client.llen(QUEUE) > 0
 
 
-def test_flower_hears_of_every_batch_of_a_backlog_as_a_task_that_was_received_and_succeeded(
+def test_flower_hears_of_every_batch_of_a_backlog_as_a_task_that_was_received_and_started_and_succeeded(
     start_worker: Start, redis_server: RedisServer, celery: Celery, wait_until: WaitUntil
 ) -> None:
     start_worker("1")
@@ -119,13 +119,13 @@ def test_flower_hears_of_every_batch_of_a_backlog_as_a_task_that_was_received_an
             accepted.extend(accept_many(redis_server.url, N_EVENTS))
         elif event["type"].startswith("task-"):
             heard[event["uuid"]].append(event["type"])
-        has_all = sum(map(len, heard.values())) == 2 * N_EVENTS
+        has_all = sum(map(len, heard.values())) == 3 * N_EVENTS
         receiver.should_stop = has_all or time.monotonic() > give_up_at_s
 
     with celery.connection() as connection:
         receiver = celery.events.Receiver(connection, handlers={"*": hear})
         receiver.capture(timeout=20, wakeup=False)
-    assert heard == {batch: ["task-received", "task-succeeded"] for batch in accepted}
+    assert heard == {batch: ["task-received", "task-started", "task-succeeded"] for batch in accepted}
     assert list(heard) == accepted  # first in, first out
 
 

@@ -1,41 +1,33 @@
-"""What a message may make a worker do: run one batch, or, by Celery's remote control, tell what the worker does.
+"""Celery's remote control of a worker: commands that read are answered, commands that change a worker are refused.
 
-Anyone who can write to Redis can put any message there. So nothing of a message counts but the batch's id: no
-arguments, no callbacks, no time to run at, no other task; and no remote command changes a worker.
+A thread answers them, because a forward pass and the batches that follow it hold Celery's event loop: `celery inspect
+active` shows the batch that runs now. The same thread sends the events, so that Flower sees it start.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import time
-from collections.abc import Callable
+import threading
+from contextlib import suppress
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
-from celery import Celery, signals, states
-from celery.worker import state
+from celery import Celery, bootsteps
+from celery.utils.collections import AttributeDict
 from celery.worker.control import Panel
 
 from app.celery_app import BATCH_TASK
-from workers.batch_runner import Ran
 
+logger = logging.getLogger(__name__)
+EVENTS_FLUSH_S = 0.25
+EVENTS_AT_ONCE = 48
+RECONNECT_S = 0.5
+STOP_LIMIT_S = 2.0
 # Commands that only read. Flower also sends the last line: to turn events on, which are on, and to ask for a heartbeat.
 # Not `hello`, by which other Celery workers hand over what they have revoked.
 ANSWERED_COMMANDS = frozenset(
     {
-        *(
-            "active",
-            "active_queues",
-            "clock",
-            "conf",
-            "memdump",
-            "memsample",
-            "objgraph",
-            "ping",
-            "query_task",
-        ),
-        *("registered", "report", "reserved", "revoked", "scheduled", "stats"),
+        *("active", "active_queues", "clock", "conf", "memdump", "memsample", "objgraph", "ping"),
+        *("query_task", "registered", "report", "reserved", "revoked", "scheduled", "stats"),
         *("dump_active", "dump_conf", "dump_reserved", "dump_revoked", "dump_schedule", "dump_tasks"),
         *("enable_events", "heartbeat"),
     }
@@ -44,89 +36,6 @@ REFUSED = (
     "this worker takes no changes by remote control; stop it with SIGTERM, "
     "and start others with `modelyard worker`"
 )
-STRATEGY = f"{__name__}:strategy"  # by name: as an attribute of the task, a function would become its method
-
-
-class RunningBatch:
-    """What Celery's remote control reads of a batch that runs, as of a `celery.worker.request.Request`."""
-
-    __slots__ = ("__weakref__", "hostname", "id", "name", "time_start")
-
-    def __init__(self, batch_id: str, name: str, hostname: str) -> None:
-        self.id = batch_id
-        self.name = name
-        self.hostname = hostname
-        self.time_start = time.time()
-
-    def info(self, safe: bool = False) -> dict[str, Any]:
-        """The batch as `inspect active` and `inspect query_task` show a task."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "args": [],
-            "kwargs": {},
-            "type": self.name,
-            "hostname": self.hostname,
-            "time_start": self.time_start,
-            "acknowledged": True,
-            "delivery_info": {},
-            "worker_pid": os.getpid(),
-        }
-
-
-def strategy(task: Any, _: Celery, consumer: Any) -> Callable[..., None]:
-    """Celery's strategy of the batch task: it runs the batch that a message's id names, and reads nothing else of it.
-
-    Celery's default strategy makes a request of each message and traces it. A wake-up has no use for most of that: what
-    is left are Celery's counts, its signals and its events, once a batch.
-    """
-    running: list[RunningBatch] = []  # Celery's state holds only weak references
-
-    def begin(batch_id: str) -> None:
-        running[:] = [RunningBatch(batch_id, task.name, consumer.hostname)]
-        state.task_accepted(running[0])
-        signals.task_prerun.send(sender=task, task_id=batch_id, task=task, args=(), kwargs={})
-
-    def end(ran: Ran) -> None:
-        state.task_ready(running[0])
-        if ran.failure is None:
-            signals.task_success.send(sender=task, result=ran.result)
-        else:
-            _send_failure(task, ran.batch_id, ran.failure)
-        signals.task_postrun.send(
-            sender=task,
-            task_id=ran.batch_id,
-            task=task,
-            args=(),
-            kwargs={},
-            retval=ran.result,
-            state=states.FAILURE if ran.failure else states.SUCCESS,
-        )
-
-    def take(message: Any, *_: Any) -> None:
-        send = consumer.event_dispatcher.send
-        # `workers.consumer.transport` lets nothing but wake-ups come this far
-        for ran in task.run(message.headers["id"], begin):
-            end(ran)
-            uuid = ran.batch_id
-            send("task-received", uuid=uuid, name=task.name, args="()", kwargs="{}", timestamp=ran.at_s)
-            send("task-succeeded", uuid=uuid, result=ran.result, runtime=ran.took_s)
-
-    return take
-
-
-def _send_failure(task: Any, batch_id: str, error: Exception) -> None:
-    if signals.task_failure.receivers:
-        traceback = error.__traceback__
-        signals.task_failure.send(
-            sender=task,
-            task_id=batch_id,
-            exception=error,
-            args=(),
-            kwargs={},
-            traceback=traceback,
-            einfo=ExceptionInfo((type(error), error, traceback)),
-        )
 
 
 def only_batches(celery: Celery) -> None:
@@ -137,7 +46,58 @@ def only_batches(celery: Celery) -> None:
         Panel.data[name] = _refuse_command
     # A traceback for each command that is none: whoever reaches Redis could fill the log.
     logging.getLogger("kombu.pidbox").setLevel(logging.CRITICAL)
+    celery.conf.worker_enable_remote_control = False  # Celery's own, which the event loop runs
+    celery.steps["consumer"].add(RemoteControl)
 
 
 def _refuse_command(_: Any, **__: Any) -> dict[str, str]:
     return {"error": REFUSED}
+
+
+class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Answers commands and sends events in a thread that outlives lost connections of the consumer.
+
+    Events travel many at a time: one publish an event would take a fifth of a worker's time.
+    """
+
+    requires = ("celery.worker.consumer:Events",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=[consumer], name="remote-control", daemon=True)
+
+    def start(self, consumer: Any) -> None:
+        """Called on each connection: the dispatcher of events is a new one."""
+        consumer.event_dispatcher.on_send_buffered = None
+        consumer.event_dispatcher.buffer_limit = EVENTS_AT_ONCE
+        if not self._thread.ident:
+            self._thread.start()
+
+    def stop(self, consumer: Any) -> None:
+        """Called when the consumer has lost its connection; the thread has its own."""
+
+    def shutdown(self, consumer: Any) -> None:
+        """Called at the end."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_LIMIT_S)
+
+    def _run(self, consumer: Any) -> None:
+        lost = (*consumer.connection_errors, *consumer.channel_errors)
+        while not self._closing.is_set():
+            with suppress(*lost), consumer.app.connection_for_read() as connection:
+                self._answer(consumer, connection)
+            self._closing.wait(RECONNECT_S)
+
+    def _answer(self, consumer: Any, connection: Any) -> None:
+        state = AttributeDict(app=consumer.app, hostname=consumer.hostname, consumer=consumer, tset=set)
+        mailbox = consumer.app.control.mailbox
+        node = mailbox.Node(consumer.hostname, state, connection.channel(), handlers=Panel.data)
+        node.listen()
+        while not self._closing.is_set():
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=EVENTS_FLUSH_S)
+            connection.transport.cycle.maybe_check_subclient_health()
+            if dispatcher := consumer.event_dispatcher:
+                dispatcher.flush()

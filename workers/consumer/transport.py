@@ -1,16 +1,25 @@
-"""kombu's Redis transport, which outlives any bytes: what is no wake-up on our queue is counted and dropped.
+"""kombu's Redis transport for a worker, which survives any bytes on its queue and any refusal of Redis.
 
-kombu reads a message within Celery's event loop, where what cannot be read would end the worker.
+What it saves: kombu reads a message within Celery's event loop, where an unreadable one would end the worker; a
+connection that was cut off would cost a timeout; and a full Redis would refuse a reconnect.
+What it relies on: the methods of kombu's `Channel` and `Transport` in `RELIES_ON`, some of them private. pyproject.toml
+bounds kombu's version, and `use` checks the names.
+What would break it: another way of asking for messages than BRPOP, or another name. `tests/workers/test_garbage.py`,
+`test_cut_off.py` and `test_refusals.py` hold the behaviour.
+To switch it off: leave out the call of `use`; Celery then takes kombu's own transport.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import Empty
 from typing import Any
 
-from kombu import transport
+import kombu
+from celery import Celery
+from celery.app import amqp
 from kombu.transport import redis as stock
 from redis.exceptions import OutOfMemoryError
 
@@ -19,8 +28,15 @@ from app.ledger import ids
 from app.redis.refusals import PROBE, renewing
 from app.unreadable import What
 
-OnGarbage = Callable[[What, Exception], None]
-OnAsked = Callable[[], None]
+RELIES_ON = {
+    stock.Channel: (
+        *("_brpop_read", "_brpop_start", "_connparams", "_disconnect_pools", "_process_credential_provider"),
+        *("_queue_bind", "_size", "async_pool", "conn_or_acquire", "pool"),
+    ),
+    stock.QoS: ("restore_visible",),
+    stock.Transport: ("_deliver",),
+    stock.MultiChannelPoller: ("_register",),
+}
 # What the event loop acts on by itself: to reconnect, or to ask again. kombu counts KeyError among the losses of a
 # connection; here it comes from a message that lacks something.
 EXPECTED = tuple(
@@ -30,94 +46,133 @@ EXPECTED = tuple(
 )
 
 
-def use(queue: str, on_garbage: OnGarbage, on_asked: OnAsked, silences: Callable[[], int]) -> None:
-    """Make every Redis connection of Celery's in this process one that outlives garbage.
+@dataclass(frozen=True)
+class Observer:
+    """What the transport knows of its worker, and tells it.
 
-    Args:
+    Attributes:
         queue: The worker's queue, which holds wake-ups and nothing else.
         on_garbage: Told of each thing that is dropped.
         on_asked: Told each time that Redis is asked for a message; an idle worker asks every second.
         silences: Gives a number that changes when Redis did not answer the worker elsewhere.
     """
 
-    class NoQoS(stock.QoS):  # type: ignore[misc]
-        """Restores nothing, as nothing is acknowledged. Its lock is a write, which a full Redis refuses."""
+    queue: str
+    on_garbage: Callable[[What, Exception], None]
+    on_asked: Callable[[], None]
+    silences: Callable[[], int]
 
-        def restore_visible(self, *_: Any, **__: Any) -> None: ...
 
-    class Channel(stock.Channel):  # type: ignore[misc]
-        """Drops what is not JSON, and connections that may be cut off, which would cost a timeout each to see."""
+def use(celery: Celery, observer: Observer) -> None:
+    """Have an application's connections use this transport; one worker a process.
 
-        QoS = NoQoS
+    Raises:
+        RuntimeError: This kombu lacks what the transport relies on.
+    """
+    missing = [name for owner, names in RELIES_ON.items() for name in names if not hasattr(owner, name)]
+    if missing:
+        raise RuntimeError(f"kombu's Redis transport has no {', '.join(missing)}; install kombu>=5.7,<5.8")
+    Channel.observer = Transport.observer = observer
+    celery.amqp_cls = AMQP
 
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            self._heard_silences = dict.fromkeys(("pool", "async_pool"), silences())
-            super().__init__(*arguments, **options)
-            try:
-                self.client.eval(*PROBE)  # it has answered a ping, and may yet refuse to be written to
-            except Exception:
-                self._disconnect_pools()
-                raise
 
-        def _size(self, name: str) -> int:
-            # kombu asks in a transaction, in which a full Redis refuses even to read.
-            with self.conn_or_acquire() as client:
-                return int(client.llen(name))
+class QoS(stock.QoS):  # type: ignore[misc]
+    """Restores nothing, as nothing is acknowledged. Its lock is a write, which a full Redis refuses."""
 
-        def _queue_bind(self, *arguments: Any) -> None:
-            # Only kombu's senders read bindings, and the controller is none of them.
-            with suppress(OutOfMemoryError):
-                super()._queue_bind(*arguments)
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Called every ten seconds."""
 
-        def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-            parameters: dict[str, Any] = super()._connparams(asynchronous)
-            self._process_credential_provider(redis_credentials(), parameters)
-            return parameters | {"connection_class": renewing(parameters["connection_class"])}
 
-        def _brpop_start(self, *arguments: Any) -> None:
-            on_asked()
-            if self._drop_suspects("async_pool"):
-                self.connection.cycle._register(self, self.client, "BRPOP")  # its new socket
-            super()._brpop_start(*arguments)
+class Channel(stock.Channel):  # type: ignore[misc]
+    """Drops what is not JSON, and connections that may be cut off, which would cost a timeout each to see."""
 
-        def conn_or_acquire(self, *arguments: Any, **options: Any) -> Any:
-            self._drop_suspects("pool")
-            return super().conn_or_acquire(*arguments, **options)
+    QoS = QoS
+    observer: Observer
 
-        def _drop_suspects(self, pool: str) -> bool:
-            # Each pool when it is used: what asks for work is to be dropped while no answer is on its way.
-            now = silences()
-            is_suspect, self._heard_silences[pool] = now != self._heard_silences[pool], now
-            if is_suspect:
-                getattr(self, pool).disconnect()
-            return is_suspect
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._heard_silences = dict.fromkeys(("pool", "async_pool"), self.observer.silences())
+        super().__init__(*arguments, **options)
+        try:
+            self.client.eval(*PROBE)  # it has answered a ping, and may yet refuse to be written to
+        except Exception:
+            self._disconnect_pools()
+            raise
 
-        def _brpop_read(self, **options: Any) -> Any:
-            try:
-                return super()._brpop_read(**options)
-            except EXPECTED:
-                raise
-            except Exception as error:
-                on_garbage("message", error)
-                return True
+    def _size(self, name: str) -> int:
+        # kombu asks in a transaction, in which a full Redis refuses even to read.
+        with self.conn_or_acquire() as client:
+            return int(client.llen(name))
 
-    class Transport(stock.Transport):  # type: ignore[misc]
-        """Drops what is JSON, but not what belongs there."""
+    def _queue_bind(self, *arguments: Any) -> None:
+        # Only kombu's senders read bindings, and the controller is none of them.
+        with suppress(OutOfMemoryError):
+            super()._queue_bind(*arguments)
 
-        def _deliver(self, message: Any, source: str) -> None:
-            if source == queue and not is_wake_up(message):
-                on_garbage("message", ValueError("not the message of a batch"))
-                return
-            try:
-                super()._deliver(message, source)
-            except EXPECTED:
-                raise
-            except Exception as error:
-                on_garbage("message" if source == queue else "remote_command", error)
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        parameters: dict[str, Any] = super()._connparams(asynchronous)
+        self._process_credential_provider(redis_credentials(), parameters)
+        return parameters | {"connection_class": renewing(parameters["connection_class"])}
 
-    Transport.Channel = Channel
-    for alias in ("redis", "rediss"):
-        transport.TRANSPORT_ALIASES[alias] = lambda: Transport
+    def _brpop_start(self, *arguments: Any) -> None:
+        self.observer.on_asked()
+        if self._drop_suspects("async_pool"):
+            self.connection.cycle._register(self, self.client, "BRPOP")  # its new socket
+        super()._brpop_start(*arguments)
+
+    def conn_or_acquire(self, *arguments: Any, **options: Any) -> Any:
+        """Called for each command but those that wait."""
+        self._drop_suspects("pool")
+        return super().conn_or_acquire(*arguments, **options)
+
+    def _drop_suspects(self, pool: str) -> bool:
+        # Each pool when it is used: what asks for work is to be dropped while no answer is on its way.
+        now = self.observer.silences()
+        is_suspect, self._heard_silences[pool] = now != self._heard_silences[pool], now
+        if is_suspect:
+            getattr(self, pool).disconnect()
+        return is_suspect
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except EXPECTED:
+            raise
+        except Exception as error:
+            self.observer.on_garbage("message", error)
+            return True
+
+
+class Transport(stock.Transport):  # type: ignore[misc]
+    """Drops what is JSON, but not what belongs there."""
+
+    Channel = Channel
+    observer: Observer
+
+    def _deliver(self, message: Any, source: str) -> None:
+        is_of_queue = source == self.observer.queue
+        if is_of_queue and not is_wake_up(message):
+            self.observer.on_garbage("message", ValueError("not the message of a batch"))
+            return
+        try:
+            super()._deliver(message, source)
+        except EXPECTED:
+            raise
+        except Exception as error:
+            self.observer.on_garbage("message" if is_of_queue else "remote_command", error)
+
+
+class Connection(kombu.Connection):  # type: ignore[misc]
+    """Takes this transport for every URL; the setting `broker_transport` does not work for Unix sockets."""
+
+    def get_transport_cls(self) -> type[Transport]:
+        """Called for each new connection."""
+        return Transport
+
+
+class AMQP(amqp.AMQP):  # type: ignore[misc]
+    """Where a Celery application takes its connections from."""
+
+    Connection = Connection
 
 
 def is_wake_up(message: Any) -> bool:

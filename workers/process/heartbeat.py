@@ -69,6 +69,7 @@ class Heartbeat:
         record: WorkerRecord,
         clock: PoolClock,
         heartbeat_s: float,
+        *,
         predecessor: str = "",
         on_stall: Callable[[], None] = end_process,
         ready_file: Path | None = None,

@@ -17,7 +17,7 @@ LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class InFlight:
     """What was noted last.
 
     Attributes:
@@ -52,24 +52,24 @@ class InFlightMarker:
 
     def runs_alone(self, batch_id: str, index: int) -> None:
         """Note the job that is about to run with no other in its forward pass."""
-        self._write(Said(self._worker_id, batch_id, index, time.monotonic()))
+        self._write(InFlight(self._worker_id, batch_id, index, time.monotonic()))
 
     def ran(self) -> None:
         """Note that no job runs alone."""
-        self._write(Said(self._worker_id))
+        self._write(InFlight(self._worker_id))
 
     def end(self) -> None:
         """Note, in the parent, that it is dead."""
         self.ended_at_s = time.monotonic()
 
-    def read(self) -> Said | None:
+    def read(self) -> InFlight | None:
         """What was noted last; None where nothing was, or where death came in the middle of it."""
         length = int.from_bytes(self._memory[:LENGTH_BYTES], "little")
         try:
-            return msgspec.msgpack.decode(self._memory[LENGTH_BYTES : LENGTH_BYTES + length], type=Said)
+            return msgspec.msgpack.decode(self._memory[LENGTH_BYTES : LENGTH_BYTES + length], type=InFlight)
         except msgspec.DecodeError:
             return None
 
-    def _write(self, said: Said) -> None:
-        data = msgspec.msgpack.encode(said)
+    def _write(self, noted: InFlight) -> None:
+        data = msgspec.msgpack.encode(noted)
         self._memory[: LENGTH_BYTES + len(data)] = len(data).to_bytes(LENGTH_BYTES, "little") + data

@@ -4,7 +4,7 @@
 | --- | --- |
 | Python, or a call that a signal interrupts | SIGALRM, which raises in the main thread; the worker goes on |
 | native code that leaves the GIL to others | the watchdog: it notes whose job it was and ends the process |
-| native code that holds the GIL | faulthandler's thread, in C: the process ends; the next one has `last_words` |
+| native code that holds the GIL | faulthandler's thread, in C: the process ends; the next one has `marker` |
 """
 
 from __future__ import annotations

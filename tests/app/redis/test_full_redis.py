@@ -132,10 +132,10 @@ def test_a_worker_stays_alive_in_a_full_redis(url: str) -> None:
     with redis.Redis.from_url(url) as client:
         fill(client)
         own = record(worker=5)
-        beacon = Heartbeat(client, own, PoolClock(), 0.05)
-        beacon.start()
+        heartbeat = Heartbeat(client, own, PoolClock(), 0.05)
+        heartbeat.start()
         first = client.zscore(keys.WORKERS, own.worker_id)
         wait_until_true(lambda: client.zscore(keys.WORKERS, own.worker_id) != first, what="it beats")
         assert client.hget(keys.NUMBERS, own.queue) == b"5"
-        beacon.close()
+        heartbeat.close()
         assert not client.exists(keys.worker(own.worker_id))

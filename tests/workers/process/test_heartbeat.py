@@ -34,8 +34,8 @@ def published(client: redis.Redis) -> WorkerRecord | None:
 def test_a_record_is_published_at_once_renewed_and_expires_after_three_heartbeats(
     client: redis.Redis, wait_until: WaitUntil
 ) -> None:
-    beacon = Heartbeat(client, record(state="starting", started_at_ms=0), PoolClock(), 0.1)
-    beacon.start()
+    heartbeat = Heartbeat(client, record(state="starting", started_at_ms=0), PoolClock(), 0.1)
+    heartbeat.start()
     first = published(client)
     assert first
     assert first.state == "starting"
@@ -48,7 +48,7 @@ def test_a_record_is_published_at_once_renewed_and_expires_after_three_heartbeat
         return now is not None and now.heartbeat_at_ms > first.heartbeat_at_ms
 
     wait_until(renewed, what="the record is renewed")
-    beacon.close()
+    heartbeat.close()
 
 
 def test_a_change_of_state_is_published_and_announced_at_once(
@@ -57,14 +57,14 @@ def test_a_change_of_state_is_published_and_announced_at_once(
     pubsub = client.pubsub(ignore_subscribe_messages=True)
     pubsub.subscribe(keys.POOL_CHANNEL)
     pubsub.get_message(timeout=1)
-    beacon = Heartbeat(client, record(state="starting"), PoolClock(), 60)
-    beacon.start()
-    beacon.set_state("ready")
+    heartbeat = Heartbeat(client, record(state="starting"), PoolClock(), 60)
+    heartbeat.start()
+    heartbeat.set_state("ready")
     wait_until(lambda: (now := published(client)) and now.state == "ready", what="it is ready")
     message = pubsub.get_message(timeout=5)
     assert message
     assert message["data"] == b"host-1"
-    beacon.close()
+    heartbeat.close()
     pubsub.close()
 
 
@@ -72,46 +72,46 @@ def test_the_record_of_a_dead_predecessor_stays_until_its_successor_is_ready(
     client: redis.Redis, wait_until: WaitUntil
 ) -> None:
     publish(client, record(worker_id="dead"))
-    beacon = Heartbeat(client, record(state="starting"), PoolClock(), 60, predecessor="dead")
-    beacon.start()
+    heartbeat = Heartbeat(client, record(state="starting"), PoolClock(), 60, predecessor="dead")
+    heartbeat.start()
     assert client.exists(keys.worker("dead"))
-    beacon.set_state("ready")
+    heartbeat.set_state("ready")
     wait_until(lambda: not client.exists(keys.worker("dead")), what="the dead one's record is gone")
     assert client.zrange(keys.WORKERS, 0, -1) == [b"host-1"]
     now = published(client)
     assert now
     assert now.state == "ready"
-    beacon.close()
+    heartbeat.close()
 
 
-def test_a_closed_beacon_leaves_nothing_behind(client: redis.Redis) -> None:
-    beacon = Heartbeat(client, record(), PoolClock(), 60)
-    beacon.start()
-    beacon.close()
+def test_a_closed_heartbeat_leaves_nothing_behind(client: redis.Redis) -> None:
+    heartbeat = Heartbeat(client, record(), PoolClock(), 60)
+    heartbeat.start()
+    heartbeat.close()
     assert published(client) is None
     assert client.zcard(keys.WORKERS) == 0
 
 
-def test_a_beacon_can_be_closed_while_redis_is_away(redis_server: RedisServer) -> None:
+def test_a_heartbeat_can_be_closed_while_redis_is_away(redis_server: RedisServer) -> None:
     with redis.Redis.from_url(redis_server.url, socket_timeout=0.2) as connection:
-        beacon = Heartbeat(connection, record(), PoolClock(), 60)
-        beacon.start()
+        heartbeat = Heartbeat(connection, record(), PoolClock(), 60)
+        heartbeat.start()
         redis_server.process.send_signal(signal.SIGSTOP)
         try:
-            beacon.close()
+            heartbeat.close()
         finally:
             redis_server.process.send_signal(signal.SIGCONT)
 
 
 def test_the_batch_in_hand_is_named_until_it_ends(client: redis.Redis, wait_until: WaitUntil) -> None:
-    beacon = Heartbeat(client, record(), PoolClock(), 0.05)
-    beacon.start()
-    beacon.batch_started("batch")
+    heartbeat = Heartbeat(client, record(), PoolClock(), 0.05)
+    heartbeat.start()
+    heartbeat.batch_started("batch")
     wait_until(lambda: (now := published(client)) and now.running_batch == "batch", what="it is named")
-    beacon.batch_ended(done=2, failed=1, n_samples=3, inference_ms=4.0)
+    heartbeat.batch_ended(done=2, failed=1, n_samples=3, inference_ms=4.0)
     wait_until(lambda: (now := published(client)) and now.running_batch == "", what="it is named no more")
     now = published(client)
-    beacon.close()
+    heartbeat.close()
     assert now
     assert (now.jobs_done, now.jobs_failed, now.batch_samples_mean, now.inference_ms.last) == (2, 1, 3.0, 4.0)
 
@@ -120,8 +120,8 @@ def test_a_worker_asks_for_its_number_again_where_redis_has_lost_it(
     client: redis.Redis, wait_until: WaitUntil
 ) -> None:
     own = record(worker=3)
-    beacon = Heartbeat(client, own, PoolClock(), 0.05)
-    beacon.start()
+    heartbeat = Heartbeat(client, own, PoolClock(), 0.05)
+    heartbeat.start()
     client.flushall()
     wait_until(lambda: client.hget(keys.NUMBERS, own.queue) == b"3", what="its number is known")
     with client.pipeline() as pipe:
@@ -129,7 +129,7 @@ def test_a_worker_asks_for_its_number_again_where_redis_has_lost_it(
         pipe.hset(keys.NUMBERS, "modelyard:queue:Other:1", "3")
         pipe.execute()
     wait_until(lambda: client.hget(keys.NUMBERS, own.queue) == b"1", what="it has another number")
-    beacon.close()
+    heartbeat.close()
 
 
 def test_a_worker_whose_consumer_asks_for_nothing_any_more_is_ended(
@@ -137,17 +137,17 @@ def test_a_worker_whose_consumer_asks_for_nothing_any_more_is_ended(
 ) -> None:
     monkeypatch.setattr(consumer_progress, "STALLED_S", 0.5)
     ended = threading.Event()
-    beacon = Heartbeat(client, record(), PoolClock(), 0.02, on_stall=ended.set)
-    beacon.start()
+    heartbeat = Heartbeat(client, record(), PoolClock(), 0.02, on_stall=ended.set)
+    heartbeat.start()
     for _ in range(20):  # longer than the limit, and well
-        beacon.progress.note()
+        heartbeat.progress.note()
         assert not ended.wait(0.03)
-    beacon.batch_started("a long one")
+    heartbeat.batch_started("a long one")
     assert not ended.wait(0.8)
-    beacon.batch_ended(1, 0, 1, 1.0)
+    heartbeat.batch_ended(1, 0, 1, 1.0)
     assert ended.wait(10)
     assert published(client) is None
-    beacon.close()
+    heartbeat.close()
 
 
 def test_a_process_that_was_paused_as_a_whole_has_not_stalled(monkeypatch: pytest.MonkeyPatch) -> None:

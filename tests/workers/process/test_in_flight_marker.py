@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from workers.process.in_flight_marker import InFlightMarker, Said
+from workers.process.in_flight_marker import InFlight, InFlightMarker
 
 
 def die_after(words: InFlightMarker, notes: Callable[[], None]) -> None:
@@ -28,10 +28,10 @@ def test_the_next_process_reads_which_job_ran_alone_in_the_one_that_was_killed()
         words.runs_alone("batch", 7)
 
     die_after(words, hang_in_a_job)
-    said = words.read()
-    assert said is not None
-    assert (said.worker_id, said.batch_id, said.index) == ("dead", "batch", 7)
-    assert before_s <= said.since_s <= words.ended_at_s <= time.monotonic()
+    noted = words.read()
+    assert noted is not None
+    assert (noted.worker_id, noted.batch_id, noted.index) == ("dead", "batch", 7)
+    assert before_s <= noted.since_s <= words.ended_at_s <= time.monotonic()
 
 
 def test_a_job_that_ended_is_not_named() -> None:
@@ -43,7 +43,7 @@ def test_a_job_that_ended_is_not_named() -> None:
         words.ran()
 
     die_after(words, run_a_job)
-    assert words.read() == Said("dead")
+    assert words.read() == InFlight("dead")
 
 
 def test_where_nothing_was_noted_there_is_nothing_to_read() -> None:
