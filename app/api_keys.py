@@ -21,7 +21,7 @@ from app.settings import ControllerSettings
 
 Role = Literal["predict", "operate"]
 ROLES: tuple[Role, ...] = get_args(Role)
-KEYS_REMEDY = "make API keys with `modelyard key` and set MODELYARD_API_KEYS_FILE"
+KEYS_REMEDY = "create API keys with `modelyard key` and set MODELYARD_API_KEYS_FILE"
 KEY_PREFIX = "modelyard_"  # so that scanners for secrets can tell one
 _LINE = re.compile(
     rf"(?P<name>[A-Za-z0-9][\w.-]{{0,63}})[ \t]+(?P<role>{'|'.join(ROLES)})[ \t]+sha256:(?P<hash>[0-9a-f]{{64}})",
@@ -84,7 +84,7 @@ def read_keys(settings: ControllerSettings) -> tuple[ApiKey, ...]:
     for source, text in sources:
         for key in _parse(source, text):
             if key.digest in found:
-                raise ConfigurationError(f"{source} holds a key twice: take one of its lines out")
+                raise ConfigurationError(f"{source} holds a key twice: remove one of its lines")
             found[key.digest] = key
     return tuple(found.values())
 
@@ -97,7 +97,7 @@ def _parse(source: str, text: str) -> Iterator[ApiKey]:
             if match is None:
                 raise ConfigurationError(
                     f"{source}, line {number}: expected `name role sha256:<64 hex digits>`, the role one of "
-                    f"{', '.join(ROLES)}; `modelyard key` writes such lines"
+                    f"{', '.join(ROLES)}; `modelyard key` prints such lines"
                 )
             n_keys += 1
             role: Role = "operate" if match["role"] == "operate" else "predict"
@@ -133,8 +133,8 @@ def check_exposure(what: str, host: str, is_guarded: bool, remedy: str, settings
     if is_guarded or settings.allow_anonymous or is_loopback(host):
         return
     raise ConfigurationError(
-        f"{what} would listen on {host or 'every address'} for anyone who can reach it: {remedy}, or let it "
-        "listen on 127.0.0.1, or set MODELYARD_ALLOW_ANONYMOUS=true if that is what you want"
+        f"{what} would listen on {host or 'every address'} without authentication: {remedy}, listen on "
+        f"127.0.0.1, or set MODELYARD_ALLOW_ANONYMOUS=true to allow this"
     )
 
 

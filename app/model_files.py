@@ -68,7 +68,7 @@ def loading(flavors: Mapping[str, Any], folder: Path) -> Loading:
         return _sklearn(_conf(flavors, "sklearn"), folder, data)
     if loader in ("mlflow.xgboost", "mlflow.lightgbm", "mlflow.onnx"):
         return _library(_conf(flavors, loader.removeprefix("mlflow.")), loader, folder)
-    named = f"{data} by {loader}" if data else loader or "no loader that MLflow knows"
+    named = f"{data} by {loader}" if data else loader or "no loader known to MLflow"
     return Loading(
         "code", data, f"is pickled or code ({', '.join(sorted(flavors)) or 'no flavor'}): loads {named}"
     )
@@ -97,10 +97,10 @@ def pt2_file(flavors: Mapping[str, Any], folder: Path) -> Path:
 def refusal(uri: str, reason: str) -> ModelNotAllowedError:
     """What a person is told who wants a model that does not pass."""
     return ModelNotAllowedError(
-        f"{uri} {reason}, so that loading it may run any code; log it as mlflow.pytorch with "
+        f"{uri} {reason}, so loading it may run any code; log it as mlflow.pytorch with "
         'serialization_format="pt2", as mlflow.sklearn with serialization_format="skops" and no trusted types, or as '
-        "ONNX, XGBoost or LightGBM in their own formats; or, where everyone who can write to the registry is trusted "
-        "with this process, set MODELYARD_ALLOW_PICKLE_MODELS=true"
+        "ONNX, XGBoost or LightGBM in their own formats; or, if you trust every writer to the registry, set "
+        "MODELYARD_ALLOW_PICKLE_MODELS=true"
     )
 
 
@@ -135,9 +135,9 @@ def _sklearn(conf: Mapping[str, Any], folder: Path, data: str) -> Loading:
         return Loading("code", file, f"is pickled ({file}, by scikit-learn's {form})")
     trusted = conf.get("skops_trusted_types")
     if trusted:
-        return Loading("code", file, f"trusts types of its author's choice ({file}: {str(trusted)[:200]})")
+        return Loading("code", file, f"trusts types chosen by its author ({file}: {str(trusted)[:200]})")
     if not _is_plain(file) or not zipfile.is_zipfile(folder / file):
-        return Loading("code", file, f"says that {file or 'no file'} is skops, which it is not")
+        return Loading("code", file, f"says that {file or 'no file'} is skops, but it is not")
     return Loading("skops", file)
 
 
@@ -148,7 +148,7 @@ def _library(conf: Mapping[str, Any], loader: str, folder: Path) -> Loading:
             "code", file, f"names {file or 'no file'} as its {loader} model, which is not in its top folder"
         )
     if loader == "mlflow.xgboost" and of_class and not XGBOOST_CLASS.fullmatch(of_class):
-        return Loading("code", file, f"is loaded by the class {of_class}, which is not XGBoost's")
+        return Loading("code", file, f"is loaded by the class {of_class}, which is not part of XGBoost")
     if loader == "mlflow.lightgbm" and of_class not in ("", LIGHTGBM_CLASS):
         form = "in skops" if conf.get("serialization_format") == "skops" else "pickled"
         return Loading("code", file, f"is a {of_class} {form} ({file}; log its booster_, which is text)")

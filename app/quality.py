@@ -39,7 +39,7 @@ def quality_problem(val_accuracy: float | None) -> str:
     if val_accuracy is None or 0 <= val_accuracy <= 1:  # of NaN, false
         return ""
     percentage = ", not a percentage" if 1 < val_accuracy <= 100 else ""
-    return f"val_accuracy {val_accuracy:g} counts as none: expected a fraction in [0, 1]{percentage}"
+    return f"val_accuracy {val_accuracy:g} is ignored: expected a fraction in [0, 1]{percentage}"
 
 
 def read_quality(client: Any, version: Any) -> Quality:
@@ -64,9 +64,7 @@ def read_quality(client: Any, version: Any) -> Quality:
             )
         if run.info.lifecycle_stage == "deleted":
             restore = f"`mlflow runs restore --run-id {version.run_id}` brings it back"
-            return _none(
-                f"its run {version.run_id} was deleted, so its {VAL_ACCURACY} does not count; {restore}"
-            )
+            return _none(f"its run {version.run_id} was deleted, so its {VAL_ACCURACY} is ignored; {restore}")
     source = _first_source(client, version)
     metric = _own_metric(client, source)
     if metric:
@@ -74,8 +72,8 @@ def read_quality(client: Any, version: Any) -> Quality:
     value = run.data.metrics.get(VAL_ACCURACY) if run else None
     if value is not None and _is_shared(client, version, source):
         return _none(
-            f"its run {version.run_id} logged {VAL_ACCURACY} for several models, so it counts for none; "
-            "log it with `model_id`, or register one model per run"
+            f"its run {version.run_id} logged {VAL_ACCURACY} for several models, so it is ignored; log it with "
+            f"`model_id`, or register one model per run"
         )
     return _checked(value, "run")
 

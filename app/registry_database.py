@@ -42,9 +42,7 @@ def others_beside(uri: str) -> str:
     own = path.resolve() if path else None
     found = [each for each in _registries_in(path.parent if path else Path()) if _place(each) != own]
     return (
-        f" (beside it lies {', '.join(found)}: set MLFLOW_TRACKING_URI to look there)"
-        if found and path
-        else ""
+        f" (found instead: {', '.join(found)}; set MLFLOW_TRACKING_URI to use it)" if found and path else ""
     )
 
 
@@ -110,8 +108,8 @@ def sqlite_path(uri: str) -> Path | None:
 def _refusal(uri: str, revisions: set[str], known: frozenset[str]) -> str:
     if not revisions:
         return (
-            f"{uri} holds tables and no MLflow schema revision: it is another program's, or older than MLflow 1.0; "
-            "set MLFLOW_TRACKING_URI to an MLflow database"
+            f"{uri} has tables but no MLflow schema revision: it belongs to another program or is older than "
+            "MLflow 1.0; set MLFLOW_TRACKING_URI to an MLflow database"
         )
     named = f"{uri} has the schema revision {', '.join(sorted(revisions))}"
     server = "run the MLflow server that owns it and set MLFLOW_TRACKING_URI to its http address"
@@ -120,7 +118,7 @@ def _refusal(uri: str, revisions: set[str], known: frozenset[str]) -> str:
             f"{named}, which is older than the installed MLflow's; opening it would migrate it, and its own MLflow "
             f"could no longer read it. Back it up and run `mlflow db upgrade {uri}`, or {server}"
         )
-    return f"{named}, which the installed MLflow does not know: a newer one made it. Upgrade MLflow here, or {server}"
+    return f"{named}, which a newer MLflow than the installed one created. Upgrade MLflow here, or {server}"
 
 
 @cache

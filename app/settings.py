@@ -21,7 +21,7 @@ from app.redis import url as redis_url
 from app.registry_database import default_uri, sqlite_path
 from modelyard.redaction import redacted
 
-HEARTBEATS_TO_LIVE = 3  # a worker that has been silent for so many is dead
+HEARTBEATS_TO_LIVE = 3  # a worker without a heartbeat for this many is dead
 UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
 REGISTRY_SCHEMES = (
     *("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file"),
@@ -30,7 +30,7 @@ REGISTRY_SCHEMES = (
 
 
 class Settings(BaseSettings):
-    """What every process needs."""
+    """Settings of every process."""
 
     model_config = SettingsConfigDict(
         env_prefix="MODELYARD_", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
         validate_default=True,
         validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI"),
         description="MLflow tracking server or database; default: `mlruns.db` in the working directory, or MLflow's "
-        "own `mlflow.db` or `mlruns` folder where that is there instead",
+        "own `mlflow.db` or `mlruns` folder if that exists instead",
     )
     model_name: str = Field(
         default="MNIST_PyTorch_Model",
@@ -68,10 +68,10 @@ class Settings(BaseSettings):
         default=1.0,
         gt=0,
         le=60,
-        description="seconds between two records of a worker; it is dead after 3; the same for every process",
+        description="seconds between two heartbeats of a worker, which is dead after missing 3; the same pool-wide",
     )
     redis_timeout_s: float = Field(
-        default=2.0, gt=0, le=60, description="seconds after which a Redis command has failed"
+        default=2.0, gt=0, le=60, description="seconds after which a Redis command fails"
     )
     result_retention_s: float = Field(
         default=3600.0, gt=0, le=30 * 86400, description="seconds an outcome stays readable"
@@ -97,23 +97,23 @@ class Settings(BaseSettings):
         """Unix socket of the pool's own Redis server.
 
         Raises:
-            ConfigurationError: The path is longer than the kernel takes for a socket.
+            ConfigurationError: The path is longer than the kernel's limit for sockets.
         """
         path = self.state_dir.resolve() / "redis.sock"
         if len(bytes(path)) >= UNIX_SOCKET_PATH_LIMIT_BYTES:
             raise ConfigurationError(
-                f"the socket path {path} is too long for the system, which takes {UNIX_SOCKET_PATH_LIMIT_BYTES - 1} "
-                "bytes; set MODELYARD_STATE_DIR to a shorter folder, such as one in /tmp or /run"
+                f"the socket path {path} exceeds the system's limit of {UNIX_SOCKET_PATH_LIMIT_BYTES - 1} "
+                f"bytes; set MODELYARD_STATE_DIR to a shorter folder, such as one in /tmp or /run"
             )
         return path
 
     @property
     def effective_redis_url(self) -> str:
-        """The Redis URL in redis-py's form (``redis://``, ``rediss://`` or ``unix://``), password and all.
+        """The Redis URL in redis-py's form (``redis://``, ``rediss://`` or ``unix://``), with the password.
 
         Raises:
-            ConfigurationError: The URL has options that do not serve, the password's file cannot be read, or the
-                socket's path is too long.
+            ConfigurationError: The URL has unsupported options, the password file cannot be read, or the socket path is
+                too long.
         """
         url = redis_url.normalized(self.redis_url or f"unix://{quote(str(self.redis_socket))}")
         return redis_url.with_password(url, self.redis_password_file) if self.redis_password_file else url
@@ -125,7 +125,7 @@ class Settings(BaseSettings):
 
     @property
     def shown_registry(self) -> str:
-        """The MLflow registry for people and logs: without a password, and a file with its whole path."""
+        """The MLflow registry for people and logs: without a password, and a file with its full path."""
         path = sqlite_path(self.mlflow_tracking_uri)
         return f"sqlite:///{path.resolve()}" if path else redacted(self.mlflow_tracking_uri)
 
@@ -136,12 +136,12 @@ class Settings(BaseSettings):
 
     @property
     def celery_tls(self) -> dict[str, str]:
-        """TLS options of the connection, empty where it has none."""
+        """TLS options of the connection; empty without TLS."""
         return redis_url.tls_options(self.effective_redis_url)
 
 
 class WorkerSettings(Settings):
-    """What a worker needs besides."""
+    """Further settings of a worker."""
 
     model_version: str = Field(
         default="latest",
@@ -153,7 +153,7 @@ class WorkerSettings(Settings):
         ge=1,
         le=1_000_000,
         validation_alias=AliasChoices("worker_number", "WORKER"),
-        description="worker number asked for; default: the version's own, or the next free one",
+        description="requested worker number; default: the version's present number, or the next free one",
     )
     torch_threads: int = Field(default=1, ge=1, le=1024, description="threads of one forward pass")
     device: str = Field(
@@ -168,26 +168,26 @@ class WorkerSettings(Settings):
     )
     allow_non_finite: bool = Field(
         default=False,
-        description="whether a model may answer NaN and infinities, which are `null` in JSON; otherwise such a job "
-        "fails as `output_not_finite`",
+        description="whether outputs may hold NaN and infinity (`null` in JSON); otherwise such a job fails as "
+        "`output_not_finite`",
     )
     allow_major_mismatch: bool = Field(
         default=False,
         description="whether to serve a version although its library (scikit-learn, PyTorch, …) has another major "
         "version here than it was logged with",
     )
-    # A third of the default deadline: what shared a batch with a job that hangs still runs before its own.
+    # A third of the default deadline: jobs that share a batch with a hanging one still run before their deadline.
     inference_timeout_s: float = Field(
         default=20.0,
         ge=0.1,
         le=86400,
-        description="seconds that one forward pass may take; past it the job fails as `timed_out`",
+        description="time limit of one forward pass in seconds; after it the job fails as `timed_out`",
     )
     max_attempts: int = Field(
         default=3,
         ge=2,
         le=100,
-        description="times that jobs may lose their worker before they are quarantined",
+        description="number of worker deaths after which a job is quarantined",
     )
     worker_imports: str = Field(
         default="",
@@ -197,7 +197,7 @@ class WorkerSettings(Settings):
     )
     ready_file: Path | None = Field(
         default=None,
-        description="file that a worker keeps while it is ready, for `python -m workers.process.health`",
+        description="file that exists while a worker is ready, for `python -m workers.process.health`",
     )
 
 
@@ -206,75 +206,77 @@ PORT: Any = Field(default=9000, ge=1, le=65535, description="TCP port to listen 
 
 
 class ControllerSettings(Settings):
-    """What a controller needs besides."""
+    """Further settings of a controller."""
 
     host: str = HOST
     port: int = PORT
-    max_samples: int = Field(default=1024, ge=1, le=65535, description="samples that one request may hold")
-    max_body_bytes: int = Field(
-        default=8 * 2**20, ge=1024, description="bytes that one request body may hold"
+    max_samples: int = Field(
+        default=1024, ge=1, le=65535, description="maximum number of samples per request"
     )
-    batch_max_jobs: int = Field(default=256, ge=1, le=65535, description="jobs that travel in one batch")
-    batch_max_samples: int = Field(default=1024, ge=1, description="samples after which a batch is full")
+    max_body_bytes: int = Field(
+        default=8 * 2**20, ge=1024, description="maximum size of a request body in bytes"
+    )
+    batch_max_jobs: int = Field(default=256, ge=1, le=65535, description="maximum number of jobs per batch")
+    batch_max_samples: int = Field(
+        default=1024, ge=1, description="number of samples at which a batch is full"
+    )
     batches_ahead: int = Field(
         default=1,
         ge=0,
         le=64,
-        description="batches of one controller that may wait in a queue while its workers have theirs in hand; "
-        "then jobs are held (as they are where a model is quicker than the controller)",
+        description="batches of one controller that may wait in a queue while all its workers are busy; further "
+        "jobs are held (also if a model is faster than the controller)",
     )
     batch_hold_ms: float = Field(
         default=20.0,
         ge=0,
         le=1000,
-        description="milliseconds that a job is held at most for its batch to fill",
+        description="maximum time in milliseconds that a job is held for its batch to fill",
     )
     batch_hold_behind_ms: float = Field(
         default=200.0,
         ge=0,
         le=5000,
-        description="the same behind a backlog of at least four times as much work",
+        description="the same for queues with a backlog of at least four times that time",
     )
     backlog_limit: int = Field(
         default=1_000_000,
         ge=1,
-        description="jobs that may wait in one queue, however fast it is; half more with those of callers below their "
-        "share",
+        description="maximum number of jobs waiting in one queue, whatever its throughput; 1.5 times that for callers "
+        "below their share",
     )
     backlog_deadline_fraction: float = Field(
         default=0.5,
         gt=0,
         le=1,
-        description="fraction of its deadline that a job may be expected to wait; beyond it the queue is full",
+        description="maximum expected wait of a job, as a fraction of its deadline; beyond it the queue is full",
     )
     default_deadline_s: float = Field(
         default=60.0,
         gt=0,
         le=86400,
-        description="seconds until a job expires, where the request does not say",
+        description="seconds until a job expires, unless the request says otherwise",
     )
     max_deadline_s: float = Field(
-        default=3600.0, gt=0, le=86400, description="largest deadline, in seconds, that a request may ask for"
+        default=3600.0, gt=0, le=86400, description="maximum deadline of a request in seconds"
     )
     lame_duck_s: float = Field(
         default=3.0,
         ge=0,
         le=300,
-        description="seconds that a controller serves on after SIGTERM while its health probes say that it stops, for "
-        "load balancers to notice; none after Ctrl-C or a second signal; 0 in `modelyard up` where it is not set",
+        description="seconds for which a controller still serves after SIGTERM while its health probes fail, so that "
+        "load balancers stop using it; skipped after Ctrl-C or a second signal; default in `modelyard up`: 0",
     )
     drain_s: float = Field(
         default=5.0,
         ge=0,
         le=300,
-        description="seconds that callers may go on waiting for outcomes once the controller is told to stop; "
-        "then they are told where to read them",
+        description="seconds for which callers may wait for outcomes after the controller stopped listening; the rest "
+        "receive 503 with the job's `result_url`",
     )
-    max_wait_s: float = Field(
-        default=60.0, ge=0, le=3600, description="largest wait, in seconds, that a request may ask for"
-    )
+    max_wait_s: float = Field(default=60.0, ge=0, le=3600, description="maximum wait of a request in seconds")
     request_timeout_s: float = Field(
-        default=30.0, gt=0, le=3600, description="seconds that a request may take to arrive whole"
+        default=30.0, gt=0, le=3600, description="time limit in seconds for a request to arrive completely"
     )
     fast_http: bool = Field(
         default=True,
@@ -282,23 +284,26 @@ class ControllerSettings(Settings):
         "answer everything, more slowly",
     )
     api_keys_file: Path | None = Field(
-        default=None, description="file of API keys, a `modelyard key` line each; read again when it changes"
+        default=None,
+        description="file of API keys, one line of `modelyard key` each; read again when it changes",
     )
     api_keys: str = Field(
-        default="", repr=False, description="the same lines, separated by commas; hashes, never keys"
+        default="",
+        repr=False,
+        description="the same lines, separated by commas; they hold hashes, never keys",
     )
     allow_anonymous: bool = Field(
         default=False, description="whether to listen beyond loopback without API keys"
     )
     audit_log: Path | None = Field(
         default=None,
-        description="file for the audit log, a JSON object a line; default: standard error",
+        description="file for the audit log, one JSON object per line; default: standard error",
     )
     allowed_hosts: str = Field(
         default="",
         pattern=r"^[^\s/@]*(\s*,\s*[^\s/@]+)*$",
-        description="names that a controller without API keys answers to besides IP addresses and localhost, separated "
-        "by commas; `*.example.com` allows all below, `*` every name",
+        description="host names that a controller without API keys accepts besides IP addresses and localhost, "
+        "separated by commas; `*.example.com` allows all subdomains, `*` every name",
     )
     cors_origins: str = Field(
         default="",
@@ -308,14 +313,14 @@ class ControllerSettings(Settings):
     )
     root_path: str = Field(
         default="",
-        pattern=r"^(/[.]*[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*/?$",  # ASCII, as it stands in headers; no dot segment
+        pattern=r"^(/[.]*[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*/?$",  # ASCII, as in headers; no dot segments
         description="path under which a proxy publishes the controller, such as `/yard`, whether or not the proxy "
-        "strips it; it begins every reference in answers",
+        "strips it; all URLs in answers begin with it",
     )
     rate_limit: str = Field(
         default="",
         pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$",
-        description="predictions (samples) that one client may ask for, such as `100/second`; default: no limit",
+        description="maximum number of samples per client and time, such as `100/second`; default: no limit",
     )
 
     @field_validator("host")
@@ -344,7 +349,7 @@ def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
 
     Args:
         kind: The settings class.
-        **overrides: Values that win over the environment, by field name; None means not given.
+        **overrides: Values that take precedence over the environment, by field name; None means not given.
 
     Raises:
         ConfigurationError: A value is malformed or out of range; names every variable, value and rule.
@@ -366,14 +371,14 @@ def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
 
 
 def unknown_variables(names: Iterable[str]) -> dict[str, str]:
-    """Variables that begin like a setting and are none; with each the nearest one that there is, or nothing.
+    """Variables with the prefix of settings that are not settings, each with the most similar setting or "".
 
     Args:
         names: Names of environment variables.
     """
     fields = [(kind, field) for _, kind in KINDS for field in kind.model_fields]
     known = {variable_name(kind, field) for kind, field in fields} | {*OTHER_VARIABLES}
-    # a name without the prefix is often written with it
+    # the prefix is often added to names that have none
     spelled = {name if name.startswith(PREFIX) else PREFIX + name: name for name in known}
     known |= {PREFIX + field.upper() for _, field in fields}  # pydantic reads these too
     found = {}
@@ -390,15 +395,15 @@ def _check_registry(settings: Settings) -> None:
     if not separator or scheme.partition("+")[0] in REGISTRY_SCHEMES:
         return
     if any(each.name == scheme for each in entry_points(group="mlflow.tracking_store")):
-        return  # a package that is installed brings it
+        return  # an installed package provides it
     raise ConfigurationError(
-        f"MLFLOW_TRACKING_URI={settings.shown_registry} is no MLflow registry; expected a URI that begins with one of "
-        + ", ".join(f"{each}:" for each in REGISTRY_SCHEMES)
+        f"MLFLOW_TRACKING_URI={settings.shown_registry} is not an MLflow registry; expected a URI that begins "
+        f"with one of " + ", ".join(f"{each}:" for each in REGISTRY_SCHEMES)
     )
 
 
 def variable_name(kind: type[BaseSettings], field: str) -> str:
-    """Environment variable of a field (which pydantic reports by alias where it has one)."""
+    """Environment variable of a field, which pydantic reports by its alias if it has one."""
     alias = kind.model_fields[field].validation_alias if field in kind.model_fields else None
     if isinstance(alias, AliasChoices):
         return str(alias.choices[-1])

@@ -225,6 +225,6 @@ def assign_number(redis: Any, queue: str, asked: int | None) -> int:
     answer = run_now(redis, Call(load("assign_number"), [keys.NUMBERS], [queue, asked or 0]))
     if answer[0] < 0:
         raise WorkerNumberTakenError(
-            f"worker number {asked} belongs to {answer[1].decode()}; choose another WORKER or leave it out"
+            f"worker number {asked} belongs to {answer[1].decode()}; choose another WORKER or unset it"
         )
     return int(answer[0])

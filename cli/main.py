@@ -16,7 +16,7 @@ COMMANDS = {
     ),
     "check": Command(
         "cli.commands.check_command",
-        "Say whether a model version would be served, and what keeps it from that.",
+        "Report whether a worker would serve a model version.",
         "modelyard[worker]",
     ),
     "inference": Command(
@@ -28,15 +28,15 @@ COMMANDS = {
         "cli.commands.worker_command", "Serve one model version from its queue.", "modelyard[worker]"
     ),
     "serve": Command("cli.commands.serve_command", "Run the controller.", "modelyard[controller]"),
-    "doctor": Command("cli.commands.doctor_command", "Check a running pool, and mend it.", "modelyard"),
-    "jobs": Command("cli.commands.jobs_command", "List quarantined jobs, and send them again.", "modelyard"),
-    "key": Command("cli.commands.key_command", "Make an API key.", "modelyard"),
+    "doctor": Command("cli.commands.doctor_command", "Check a running pool, and repair it.", "modelyard"),
+    "jobs": Command("cli.commands.jobs_command", "List and resend quarantined jobs.", "modelyard"),
+    "key": Command("cli.commands.key_command", "Create an API key.", "modelyard"),
     "flower": Command(
-        "cli.commands.flower_command", "Watch workers, queues and batches in Flower.", "modelyard[flower]"
+        "cli.commands.flower_command", "Monitor workers, queues and batches in Flower.", "modelyard[flower]"
     ),
     "up": Command("cli.commands.up_command", "Run a whole pool on this machine.", "modelyard[all]"),
     "demo": Command(
-        "cli.commands.demo_command", "Train, register, serve and predict, from nothing.", "modelyard[all]"
+        "cli.commands.demo_command", "Train, register, serve and predict on example data.", "modelyard[all]"
     ),
 }
 

@@ -21,7 +21,7 @@ async def located(settings: Settings) -> AsyncIterator[None]:
     except LedgerFullError:
         raise
     except LedgerUnavailableError as error:
-        remedy = "start it, or set REDIS_URL to one that runs"
+        remedy = "start it, or set REDIS_URL to a running server"
         if not settings.redis_url:
             remedy = "start a pool here with `modelyard up`, or set REDIS_URL or MODELYARD_STATE_DIR"
         raise LedgerUnavailableError(

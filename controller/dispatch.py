@@ -356,7 +356,7 @@ class Dispatcher:
         if batch.batch_id in self.sent:
             self._close(batch, is_awaited=True)
         if lost:
-            why = "Redis has lost its data, and with it this job; send it again"
+            why = "Redis lost its data, including this job; send it again"
             _fail(batch.jobs, LedgerUnavailableError(why, retry_after_s=1))
 
     async def close(self) -> None:
@@ -411,7 +411,9 @@ class Dispatcher:
         lane.n_samples -= sum(map(_n_samples, late))
         lane.backlog.held_jobs -= len(late)
         self._refuse(
-            lane, late, QueueFullError("the deadline passed before the job could be sent; allow a later one")
+            lane,
+            late,
+            QueueFullError("the deadline passed before the job could be sent; choose a longer deadline"),
         )
 
     @staticmethod

@@ -84,7 +84,7 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
             await services.watcher.refresh()
         except LedgerUnavailableError as error:
             reason = error.detail.partition(";")[0]
-            logger.warning("%s (%s); serving 503 until it does", reason, settings.shown_redis_url)
+            logger.warning("%s (%s); answering 503 until it does", reason, settings.shown_redis_url)
         background = [
             services.watcher.run(),
             services.link.run(),
@@ -119,7 +119,7 @@ async def _running(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 def _log_death(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception():
-        logger.critical("a background task died", exc_info=task.exception())
+        logger.critical("a background task failed", exc_info=task.exception())
 
 
 def __getattr__(name: str) -> Controller:

@@ -46,17 +46,21 @@ class Metrics:
         self._seen: dict[str, _OfWorker] = {}
         registry = self._registry
         self._end_to_end = Latencies(
-            "modelyard_end_to_end_latency_seconds", "From a request's arrival to its outcome being known here"
+            "modelyard_end_to_end_latency_seconds",
+            "Time from a request's arrival to the receipt of its outcome",
         )
         registry.register(self._end_to_end)
         self._end_to_end_last = Gauge(
             "modelyard_end_to_end_latency_last_seconds",
-            "The same, for the job last heard of",
+            "End-to-end latency of the job whose outcome arrived last",
             ["worker"],
             registry=registry,
         )
         self._jobs = Counter(
-            "modelyard_jobs", "Jobs by outcome, as heard of here", ["worker", "outcome"], registry=registry
+            "modelyard_jobs",
+            "Jobs by outcome, as received by this controller",
+            ["worker", "outcome"],
+            registry=registry,
         )
         self._batch_jobs = Histogram(
             "modelyard_batch_jobs",
@@ -67,17 +71,20 @@ class Metrics:
         )
         self._dispatch = Histogram(
             "modelyard_dispatch_latency_seconds",
-            "From a batch being closed to its being stored",
+            "Time from closing a batch to storing it",
             ["worker"],
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._rejected = Counter(
-            "modelyard_requests_rejected", "Requests answered with a problem", ["code"], registry=registry
+            "modelyard_requests_rejected",
+            "Requests answered with a problem document",
+            ["code"],
+            registry=registry,
         )
         self._losses = Counter(
             "modelyard_ledger_losses",
-            "Times that Redis came back without data that it had confirmed, as noticed here",
+            "Losses of confirmed data by Redis, as detected by this controller",
             registry=registry,
         )
         registry.register(_PoolCollector(watcher, clock))
@@ -183,11 +190,13 @@ class _PoolCollector(Collector):
         """One family a gauge, one series a worker number."""
         view, now_ms = self._watcher.view, self._clock.now_ms()
         accuracy = _family("val_accuracy_ratio", "val_accuracy of the worker's model version")
-        inference = _family("inference_latency_seconds", "Last forward pass, as the worker reports it")
+        inference = _family(
+            "inference_latency_seconds", "Duration of the last forward pass, as reported by the worker"
+        )
         live = _family("live_workers", "Ready workers")
         backlog = _family("backlog_jobs", "Accepted jobs without an outcome")
-        oldest = _family("oldest_job_age_seconds", "Age of the oldest of them")
-        wait = _family("expected_wait_seconds", "What a job that came now would wait for a worker")
+        oldest = _family("oldest_job_age_seconds", "Age of the oldest accepted job without an outcome")
+        wait = _family("expected_wait_seconds", "Expected wait of a job that arrives now")
         for candidate in view.snapshot.candidates:
             wait.add_metric((str(candidate.worker),), candidate.expected_wait_ms / 1000)
         ready: dict[str, int] = {}
@@ -220,7 +229,7 @@ class _UnreadableCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """One family, one series a kind."""
         family = CounterMetricFamily(
-            "modelyard_unreadable", "Bytes in Redis that this controller could not read", labels=["what"]
+            "modelyard_unreadable", "Unreadable data in Redis, as found by this controller", labels=["what"]
         )
         for what in WHATS:
             family.add_metric((what,), self._unreadable.counts[what])

@@ -152,7 +152,7 @@ class PoolWatcher:
             except LedgerUnavailableError as error:
                 said = refusal(error)
                 if self.reachable or said not in ("", self.refusal):
-                    logger.warning("%s; the pool is as last seen, trying on", error.detail)
+                    logger.warning("%s; using the last known state of the pool, retrying", error.detail)
                 self.reachable, self._was_away, self.refusal = False, True, said
                 # What sits in the pool may be cut off without knowing, and each would cost a timeout to find out.
                 await self._client.connection_pool.disconnect(inuse_connections=False)
@@ -160,7 +160,7 @@ class PoolWatcher:
                 self._unreadable.note("pool_entry", "", error.detail)
             except Exception:
                 # A record that nobody foresaw must not end the refreshing: routing would go by this view for ever.
-                logger.exception("the pool could not be read; trying again each heartbeat")
+                logger.exception("the pool could not be read; retrying each heartbeat")
             with contextlib.suppress(TimeoutError):
                 is_calm = self.reachable and not self.has_just_come_back
                 pause_s = self._interval_s if is_calm else min(AWAY_S, self._interval_s)
@@ -261,7 +261,7 @@ class PoolWatcher:
             queue = name.decode("utf-8", "replace")
             try:
                 if not keys.is_queue(queue):
-                    raise ValueError("not the name of a queue")
+                    raise ValueError("not a queue name")
                 found[queue] = int(value)
             except ValueError as error:
                 self._unreadable.note("pool_entry", queue, error)

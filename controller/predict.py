@@ -183,7 +183,7 @@ class Predict:
         """
         limit = self._settings.max_body_bytes
         if body_bytes > limit:
-            raise TooLargeError(f"the body is larger than {limit} bytes; send fewer samples at a time")
+            raise TooLargeError(f"the body is larger than {limit} bytes; send fewer samples per request")
 
     def end_waits(self) -> None:
         """Answer callers who wait for an outcome: with where to read it, as the controller is stopping."""
@@ -272,7 +272,7 @@ class Predict:
 
     def _interrupted(self, job_id: str) -> Reply:
         error = DrainingError(
-            "this controller is stopping before the outcome came; the job goes on: read it at its result_url",
+            "this controller is stopping; the job was accepted and continues: read it at its result_url",
             retry_after_s=1,
         )
         url = result_url(job_id, self._prefix)

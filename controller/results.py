@@ -78,7 +78,7 @@ class Results:
             except LedgerUnavailableError:
                 continue
             except Exception:
-                logger.exception("a look-up of overdue batches failed; the next one follows")
+                logger.exception("a look-up of overdue batches failed; retrying")
 
     async def job(self, job_id: str, caller: Caller, wait_s: float = 0) -> JobView:
         """Look a job up, waiting up to `wait_s` seconds for its outcome, or until the controller stops.
@@ -108,7 +108,7 @@ class Results:
     async def _missing(self, ref: JobRef, caller: Caller) -> ModelyardError:
         if await self._watcher.is_being_restored():
             return LedgerUnavailableError(
-                "Redis has come back without this job, which may be written again; try again shortly",
+                "Redis returned without this job, which a controller may replay; try again shortly",
                 retry_after_s=1,
             )
         if not caller.is_operator:
@@ -118,10 +118,9 @@ class Results:
         age_ms = self._clock.now_ms() - ids.accepted_at_ms(ref.batch_id)
         if age_ms < self._ledger.retention_ms:
             return UnknownJobError(
-                "this job was accepted, and Redis has lost its data since; submit it again, and see "
-                "`modelyard doctor`"
+                "this job was accepted, but Redis has lost its data since; submit it again, and run `modelyard doctor`"
             )
-        return JobGoneError("the job's outcome was kept for its retention time and is gone; submit again")
+        return JobGoneError("the retention time of the job's outcome has ended; submit the job again")
 
     async def _check_overdue_once(self) -> None:
         sent_before_s = time.monotonic() - NOTICE_OVERDUE_S
@@ -158,5 +157,5 @@ def _unknown(caller: Caller) -> UnknownJobError:
     if caller.is_operator:
         return UnknownJobError("no job has this id")
     return UnknownJobError(
-        "no job of this API key has this id, or its outcome was kept for its time and is gone"
+        "no job of this API key has this id, or the retention time of its outcome has ended"
     )

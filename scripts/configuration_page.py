@@ -16,14 +16,14 @@ HEAD = """\
 # Configuration
 
 Modelyard is configured by environment variables; each process reads its own. Units are in the names: `_S` seconds,
-`_MS` milliseconds, `_BYTES` bytes. A wrong value stops the process at its start, with the variable, the value and what
-is allowed; an unknown `MODELYARD_*` variable is named in a warning. This page is written from the code
-(`python scripts/configuration_page.py`).
+`_MS` milliseconds, `_BYTES` bytes. An invalid value stops the process at its start, with the variable, its value and
+the allowed values. A warning names unknown `MODELYARD_*` variables. `python scripts/configuration_page.py` generates
+this page from the code.
 """
 TAIL = """
 ## Other commands
 
-`MODELYARD_URL` tells client commands where the controller is; without it they use `MODELYARD_HOST` and
+`MODELYARD_URL` is the controller's URL for client commands; without it they use `MODELYARD_HOST` and
 `MODELYARD_PORT`. `MODELYARD_API_KEY` is the key that they send.
 
 `modelyard up` and `modelyard demo` also read `FLOWER_ADDRESS` and `MLFLOW_HOST` (`127.0.0.1`), `FLOWER_PORT` (5555)

@@ -44,11 +44,11 @@ from training.versions import train_versions
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=TrainOptions.val_fraction,
     show_default=True,
-    help="Share of each class kept from training.",
+    help="Fraction of each class held out for validation.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=TrainOptions.seed, show_default=True)
 @click.option("--model-name", help="Registered model.  [default: MODEL_NAME]")
-@click.option("--missing", is_flag=True, help="Leave out every --arch that the model has a version of.")
+@click.option("--missing", is_flag=True, help="Skip each --arch that already has a version.")
 def command(archs: tuple[str, ...], model_name: str | None, missing: bool, **options: Any) -> None:
     """Train model versions on handwritten digits and register them in MLflow.
 
@@ -84,8 +84,8 @@ def _check_place(settings: Settings) -> None:
     if not os.access(place, os.W_OK):
         reason = "cannot be written" if place.exists() else "does not exist"
         raise ConfigurationError(
-            f"the registry {settings.shown_registry} is of no use: {place} {reason}; set MLFLOW_TRACKING_URI to a "
-            "database in a folder that can be written"
+            f"the registry {settings.shown_registry} cannot be used: {place} {reason}; set MLFLOW_TRACKING_URI "
+            f"to a database in a writable folder"
         )
 
 

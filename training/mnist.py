@@ -213,4 +213,6 @@ def _fetch(url: str, file: IO[bytes], name: str, on_download: OnDownload) -> Non
             done_bytes += len(chunk)
             on_download(name, done_bytes, total_bytes)
     if done_bytes < total_bytes:
-        raise DatasetError(f"{url} broke off after {done_bytes} of {total_bytes} bytes; try again")
+        raise DatasetError(
+            f"the download of {url} ended after {done_bytes} of {total_bytes} bytes; try again"
+        )

@@ -78,8 +78,8 @@ def registry_errors(tracking_uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         raise RegistryUnavailableError(
-            f"the MLflow registry {tracking_uri} did not do what was asked: {first_line(error)}; "
-            "check MLFLOW_TRACKING_URI and that the server or database behind it is up"
+            f"the MLflow registry {tracking_uri} failed: {first_line(error)}; check MLFLOW_TRACKING_URI and "
+            f"that its server or database is running"
         ) from error
 
 

@@ -34,12 +34,12 @@ TRY_AGAIN_S = 0.2
 CHAIN_S = 0.25
 
 QUARANTINED = JobOutcome(
-    "failed", error_code="job_quarantined", error_detail="the job's worker died or hung each time that it ran"
+    "failed", error_code="job_quarantined", error_detail="the job's worker died or hung each time it ran"
 )
 TIMED_OUT = JobOutcome(
     "failed",
     error_code=InferenceTimeoutError.code,
-    error_detail="the model did not answer in time, and its worker had to be ended",
+    error_detail="the forward pass exceeded its time limit, and its process was ended",
 )
 
 
@@ -142,12 +142,12 @@ class BatchRunner:
         try:
             batch = self._ledger.claim(batch_id)
             if batch is None:
-                return "nothing to do: the batch has its outcome, or another worker has the batch"
+                return "nothing to do: the batch has its outcome, or another worker claimed it"
             return self._run_claimed(batch, take_until_s)
         except LedgerUnavailableError as error:
             self._failure = error
-            logger.warning("batch %s is left to be sent again: %s", batch_id, error.detail)
-            return "left to be sent again: Redis does not answer"
+            logger.warning("batch %s is left for the reconciler: %s", batch_id, error.detail)
+            return "left for the reconciler: Redis does not answer"
         except WireError as error:
             self._failure = error
             self._unreadable.note("batch", batch_id, error.detail)
@@ -165,7 +165,9 @@ class BatchRunner:
             return
         alone = noted.index if noted.batch_id else None
         logger.critical(
-            "a forward pass does not end (batch %s, job %s); ending the process", batch.batch_id, alone
+            "a forward pass exceeded its time limit (batch %s, job %s); ending the process",
+            batch.batch_id,
+            alone,
         )
         if alone is not None:
             self._ledger.progress(batch, None, (alone, TIMED_OUT))
@@ -195,7 +197,7 @@ class BatchRunner:
             succeeded, failed = statuses.count("succeeded"), statuses.count("failed")
             self._heartbeat.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
         if not written:
-            return "too late: the batch was given to another worker"
+            return "too late: another worker claimed the batch"
         if failed and not self._failure:
             self._failure = JobsFailedError(f"{failed} of {len(outcome.jobs)} jobs failed")
         return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"

@@ -51,7 +51,7 @@ class JobInputs:
                 return np.frombuffer(bytearray(data), head.dtype).reshape(n_samples, *head.sample_shape)
             return to_input([decode(job_data(batch, each)) for each in indexes], self._contract)
         except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
-            raise WireError(f"the record's samples are not what its head says: {first_line(error)}") from None
+            raise WireError(f"the record's samples do not match its head: {first_line(error)}") from None
 
     def params(self) -> dict[str, Any] | None:
         """Parameters that the jobs have in common."""

@@ -29,8 +29,8 @@ CLASSIFICATION, REGRESSION = "classification", "regression"
 NOT_FINITE = JobOutcome(
     "failed",
     error_code=OutputNotFiniteError.code,
-    error_detail="the model answered NaN or an infinity to one of the samples; expected finite numbers: look at the "
-    "input, or start the version's workers with MODELYARD_ALLOW_NON_FINITE=true if the model means them",
+    error_detail="the model returned NaN or infinity for one of the samples; expected finite numbers: check the "
+    "input, or set MODELYARD_ALLOW_NON_FINITE=true for the version's workers if the model uses such values",
 )
 
 

@@ -173,6 +173,6 @@ def _require_redis(settings: WorkerSettings) -> None:
         if refusal(error):
             raise
         raise LedgerUnavailableError(
-            f"Redis does not answer at {settings.shown_redis_url}; start a pool here with `modelyard up`, or set "
-            "REDIS_URL to a server that runs"
+            f"Redis does not answer at {settings.shown_redis_url}; start a pool here with `modelyard up`, or "
+            f"set REDIS_URL to a running server"
         ) from error

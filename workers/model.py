@@ -285,7 +285,7 @@ def _load_skops(found: ModelVersion, file: str) -> Predict:
     asked = found.flavors["python_function"].get("predict_fn", "predict")
     if asked not in SKLEARN_METHODS:
         raise ModelWarmUpError(
-            f"{found.uri} predicts by {asked}; expected one of {', '.join(SKLEARN_METHODS)}"
+            f"{found.uri} has the predict method {asked}; expected one of {', '.join(SKLEARN_METHODS)}"
         )
     try:
         predict = getattr(skops.io.load(Path(found.path, file), trusted=[]), asked)

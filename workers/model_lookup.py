@@ -127,8 +127,8 @@ def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVers
     written = process.stdout.read()
     if not written:
         raise RegistryUnavailableError(
-            f"the MLflow registry at {tracking_uri} cannot be read: the process that tried ended with status "
-            f"{process.wait()}, its log above; check MLFLOW_TRACKING_URI"
+            f"the MLflow registry at {tracking_uri} cannot be read: the look-up process ended with status "
+            f"{process.wait()}, see its log above; check MLFLOW_TRACKING_URI"
         )
     answer: ModelVersion | _Refused = msgspec.msgpack.decode(written, type=ModelVersion | _Refused)
     if isinstance(answer, _Refused):
@@ -143,7 +143,7 @@ def _require_database(uri: str) -> None:
         what = "names a database that does not exist" if found == "missing" else "names an empty database"
         raise RegistryUnavailableError(
             f"MLFLOW_TRACKING_URI={uri} {what}{others_beside(uri)}; "
-            "start in the folder that holds it, or run `modelyard train` first"
+            "start in the folder of the database, or run `modelyard train` first"
         )
 
 

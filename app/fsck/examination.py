@@ -71,21 +71,20 @@ class Examiner:
         with contextlib.suppress(redis.ResponseError):  # of another type: that is a finding of its own
             data = cast(bytes | None, await self._client.get(keys.LOSS))
             if data and (loss := marks.decode(data)):
-                seen.add(
-                    "data_lost", "Redis", f"it has lost {loss}; jobs that were accepted then are unknown"
-                )
+                seen.add("data_lost", "Redis", f"it lost {loss}; jobs accepted in that time are unknown")
         if not (await self._client.info("persistence")).get("aof_enabled"):
-            seen.notes.append("Redis has no append-only file (appendonly no): what it ends with, it may lose")
-        elif refusal := await self._refuses_to_load():
-            detail = (
-                "at its next start Redis may skip its append-only file's transactions, which are the ledger: "
+            seen.notes.append(
+                "Redis has no append-only file (appendonly no) and loses its data when it ends; "
+                "set appendonly yes"
             )
+        elif refusal := await self._refuses_to_load():
+            detail = "at its next start Redis may skip the transactions of its append-only file and lose the ledger: "
             detail += f"{refusal}. Run ACL SETUSER default ~* &* +@all, and write it to the ACL file"
             seen.add("default_user_restricted", "Redis", detail)
         policy = (await self._client.info("memory")).get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             seen.notes.append(
-                f"Redis evicts keys when it is full ({policy}), jobs among them: set noeviction"
+                f"Redis evicts keys, including jobs, when it is full ({policy}): set noeviction"
             )
 
     async def _refuses_to_load(self) -> str:
@@ -117,13 +116,13 @@ class Examiner:
             if found == "none":
                 continue  # it has gone since
             if kind is None:
-                seen.add("unknown_key", name, f"a {found} that no part of Modelyard writes")
+                seen.add("unknown_key", name, f"a {found} that Modelyard does not write")
                 continue
             seen.count(f"keys {kind.prefix}")
             if kind.type and found != kind.type:
                 seen.add("wrong_type", name, f"is a {found}, should be a {kind.type}")
             elif kind.expires and ttl_ms == -1:
-                seen.add("no_ttl", name, "has no time to live and would stay for ever")
+                seen.add("no_ttl", name, "has no time to live and would never expire")
             if kind.names_queue:
                 queues.add(name.removeprefix(kind.prefix))
             elif kind.type == "string" and kind.prefix == keys.worker("") and found == "string":
@@ -131,7 +130,7 @@ class Examiner:
             elif kind.prefix == keys.batch("") and found == "hash":
                 batch_id = name.removeprefix(kind.prefix)
                 if has_out and not has_head:
-                    seen.add("outcome_without_job", batch_id, "its record has an outcome and no head")
+                    seen.add("outcome_without_job", batch_id, "its record has an outcome but no head")
                 elif not has_out and ids.is_well_formed(batch_id):
                     unfinished.append(batch_id)
         await self._check_unfinished(seen, unfinished)
@@ -178,7 +177,7 @@ class Examiner:
             except NewerWireError as error:
                 seen.notes.append(f"{name}: {error.detail}")
             except WireError as error:
-                seen.add("unreadable_worker", name, f"{error.detail}; nothing is routed to it")
+                seen.add("unreadable_worker", name, f"{error.detail}; it receives no requests")
         seen.counts["live queues"] = len(live)
 
     async def _check_queue_once(self, seen: Examination, queue: str, live: set[str]) -> None:
@@ -194,23 +193,23 @@ class Examiner:
                             seen.add(
                                 "no_batch",
                                 f"{queue} {each!r}",
-                                "an index lists what is no batch's id",
+                                "an index lists an invalid batch id",
                                 **about,
                             )
                     listed = [text(each) for each in page]
                     await self._check_batches(seen, queue, list(filter(ids.is_well_formed, listed)))
         except WireError as error:
             # The key itself is a finding of its own kind; the rest of this queue cannot be judged.
-            seen.notes.append(f"{queue} was not looked at further: {error.detail}")
+            seen.notes.append(f"{queue} was not checked further: {error.detail}")
 
     async def _check_queue(self, seen: Examination, queue: str) -> None:
         _, overdue = await self._behind(queue)
         # One a queue, the oldest: while that one changes, the queue is being brought in order.
         for batch_id in (await self.lost(queue))[:1]:
-            detail = "waits, and no message on the queue tells of it"
+            detail = "waits without a message on its queue"
             seen.add("lost_message", batch_id, detail, queue=queue, batch_id=batch_id)
         if overdue:
-            detail = "is past its last deadline and was not closed; does a controller run?"
+            detail = "is past its last deadline and not closed; check that a controller runs"
             seen.add("overdue", overdue, detail, queue=queue, batch_id=overdue)
 
     async def lost(self, queue: str) -> list[str]:
@@ -237,15 +236,15 @@ class Examiner:
             stale += sum(not is_pending for _, is_pending in page)
         seen.count("messages", messages)
         if stale and is_live:
-            seen.notes.append(f"{queue}: {stale} messages of batches that are gone; workers pass over them")
+            seen.notes.append(f"{queue}: {stale} messages of deleted batches; workers skip them")
         elif stale:
-            detail = f"{stale} messages of batches that are gone, on a queue without a worker to take them"
+            detail = f"{stale} messages of deleted batches on a queue without workers"
             seen.add("stale_messages", queue, detail, queue=queue)
         if not is_live and not messages and not await self._client.exists(keys.pending(queue)):
             number = await self._client.hget(keys.NUMBERS, queue)
             if number is not None:
                 seen.notes.append(
-                    f"worker number {text(number)} is kept for {queue}, which nobody serves now"
+                    f"worker number {text(number)} is reserved for {queue}, which no worker serves now"
                 )
 
     async def messages(self, queue: str) -> AsyncIterator[list[tuple[bytes, bool]]]:
@@ -261,12 +260,12 @@ class Examiner:
     async def _check_backlog(self, seen: Examination, queue: str) -> None:
         answer = await run(self._client, sum_backlog(queue, MOST_BATCHES_COUNTED, repair=False))
         if answer is None:
-            seen.notes.append(
-                f"{queue}: the backlog was not added up; it has too many batches to do so at once"
-            )
+            seen.notes.append(f"{queue}: the backlog was not checked: the queue has too many batches")
         elif answer:
             count, total = map(text, answer)
-            seen.add("backlog_wrong", queue, f"the backlog says {count} jobs; {total} are open", queue=queue)
+            seen.add(
+                "backlog_wrong", queue, f"the backlog counts {count} jobs; {total} are open", queue=queue
+            )
 
     async def _indexed(self, queue: str) -> AsyncIterator[list[bytes]]:
         """Pages of the batches in each of a queue's indexes."""

@@ -82,16 +82,16 @@ class BatchState:
         elif self.type != b"hash":
             self._add(seen, "unreadable_batch", f"its record is a {text(self.type)}, should be a hash")
         elif self.has_out and (any(indexed) or self.owner):
-            self._add(seen, "finished_but_listed", "it has its outcome and the queue still lists it")
+            self._add(seen, "finished_but_listed", "it has its outcome but the queue still lists it")
         elif not self.has_out and not (self.has_head and self.has_data):
-            self._add(seen, "no_input", "it waits or runs, and its record holds no input")
+            self._add(seen, "no_input", "it waits or runs, but its record has no input")
         elif not self.has_out and not all(indexed):
             missing = ", ".join(
                 n for n, is_in in zip(("pending", "deadlines", "open"), indexed, strict=True) if not is_in
             )
-            self._add(seen, "not_listed", f"it has no outcome and is missing from: {missing}")
+            self._add(seen, "not_listed", f"it has no outcome but is missing from: {missing}")
         elif self.owner in dead:
-            self._add(seen, "dead_claim", f"is held by {self.owner}, which is dead")
+            self._add(seen, "dead_claim", f"is claimed by {self.owner}, which is dead")
 
     def _add(self, seen: Examination, kind: str, detail: str) -> None:
         subject = f"{self.batch_id} by {self.owner}" if kind == "dead_claim" else self.batch_id

@@ -12,7 +12,7 @@ UNKNOWN_POLICY = "unknown"
 UNREADABLE = JobOutcome(
     "failed",
     error_code="record_unreadable",
-    error_detail="the record of this job in Redis cannot be read any more; submit it again",
+    error_detail="the record of this job in Redis is damaged; submit the job again",
 )
 
 

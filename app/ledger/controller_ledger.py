@@ -20,8 +20,8 @@ from app.redis.script import run
 from modelyard.schemas import Status
 
 _NOT_CANCELLABLE = {
-    b"running": "the job is running; only a job that waits can be cancelled",
-    b"finished": "the job has its outcome already; read it at its result_url",
+    b"running": "the job is running; only a queued job can be cancelled",
+    b"finished": "the job already has its outcome; read it at its result_url",
     b"expired": "the job's deadline has passed; read it at its result_url",
 }
 
@@ -71,7 +71,7 @@ class ControllerLedger:
         view = JobView(ref, wire.decode_head(head), "queued", wire.decode_outcome(out) if out else None)
         n_jobs = ids.n_jobs(ref.batch_id)
         if len(view.head.jobs) != n_jobs or (view.outcome and len(view.outcome.jobs) != n_jobs):
-            raise WireError("the record is another batch's")
+            raise WireError("the record belongs to another batch")
         status = _status(view, bool(by), bool(cancelled), to_ms(*time))
         return JobView(ref, view.head, status, view.outcome)
 
@@ -115,7 +115,7 @@ class ControllerLedger:
                 return await self.forget(batch_id, queue)
             head = wire.decode_head(fields.get(b"head", b""))
             if head.queue != queue or len(head.jobs) != ids.n_jobs(batch_id):
-                raise WireError("the record's head is another batch's")
+                raise WireError("the record's head belongs to another batch")
             return await self.close_unclaimed(batch_id, head, overdue_outcome(head, fields, now_ms))
 
     async def close_unreadable(self, batch_id: str, queue: str, now_ms: float) -> bool:

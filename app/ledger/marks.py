@@ -44,8 +44,8 @@ class Loss(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         if not self.since_ms:
-            return f"all that it confirmed until {_utc(self.until_ms)}"
-        return f"what it confirmed from {_utc(self.since_ms)} to {_utc(self.until_ms)}"
+            return f"all writes confirmed until {_utc(self.until_ms)}"
+        return f"the writes confirmed from {_utc(self.since_ms)} to {_utc(self.until_ms)}"
 
 
 async def make_mark(client: redis.asyncio.Redis) -> tuple[Mark, Mark, Mark]:

@@ -214,7 +214,7 @@ def _claimed(batch_id: str, queue: str, fields: Mapping[bytes, bytes], at_ms: fl
     try:
         head = wire.decode_head(fields[b"head"])
         if head.queue != queue or len(head.jobs) != ids.n_jobs(batch_id):
-            raise WireError("the record's head is another batch's")
+            raise WireError("the record's head belongs to another batch")
         return ClaimedBatch(
             batch_id,
             head,
@@ -226,7 +226,7 @@ def _claimed(batch_id: str, queue: str, fields: Mapping[bytes, bytes], at_ms: fl
             kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
         )
     except (KeyError, ValueError) as error:
-        raise WireError(f"the record lacks a field or holds nonsense: {error}") from None
+        raise WireError(f"the record lacks a field or has an invalid value: {error}") from None
 
 
 def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:

@@ -99,10 +99,10 @@ def ledger_error(error: Exception) -> ModelyardError:
     """The Modelyard error that an error of redis-py, or of the network, is."""
     text = str(error)
     if isinstance(error, ResponseError) and any(sign in text for sign in _DAMAGE):
-        return WireError(f"Redis holds a value of another kind than expected: {first_line(error)}")
+        return WireError(f"Redis holds a value of an unexpected type: {first_line(error)}")
     if isinstance(error, ResponseError) and "maxmemory" in text:  # before Redis 7 it has no class of its own
         return LedgerFullError(
-            "Redis is full; jobs are accepted again once outcomes have expired or it is given more memory",
+            "Redis is full; jobs are accepted again when outcomes expire or Redis has more memory",
             retry_after_s=RETRY_FULL_S,
         )
     if said := refusal(error):

@@ -143,7 +143,7 @@ class RedisLink(asyncio.Protocol):
                 if isinstance(reply, ResponseError):
                     self._end_if_refused(reply)
             except Exception:
-                logger.exception("an answer of Redis could not be taken in")
+                logger.exception("an answer of Redis could not be processed")
 
     def connection_lost(self, _: Exception | None) -> None:
         """Called at the end: whatever was not answered has failed."""
@@ -174,9 +174,7 @@ class RedisLink(asyncio.Protocol):
 
     def _note_refusal(self, said: str) -> None:
         if said and said != self.refusal:
-            logger.error(
-                "Redis refuses to store jobs and tell of outcomes (%s); trying until it does not", said
-            )
+            logger.error("Redis refuses jobs and subscriptions (%s); retrying", said)
         self.refusal = said
 
     def _probe(self) -> None:
@@ -185,7 +183,7 @@ class RedisLink(asyncio.Protocol):
 
     def _probed(self, reply: Any) -> None:
         if self.refusal and not isinstance(reply, Exception):
-            logger.info("Redis takes jobs again")
+            logger.info("Redis accepts jobs again")
             self.refusal = ""
 
     def _look(self) -> None:

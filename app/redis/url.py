@@ -34,7 +34,7 @@ def normalized(url: str) -> str:
     shown = without_secrets(url)
     if unknown := sorted(options.keys() - allowed):  # their values may be anything
         raise ConfigurationError(
-            f"REDIS_URL={shown} has an option that is unknown, {unknown[0]!r}; expected of "
+            f"REDIS_URL={shown} has the unknown option {unknown[0]!r}; expected one of "
             f"{', '.join(sorted(allowed))} (a timeout is MODELYARD_REDIS_TIMEOUT_S)"
         )
     if (required := options.get("ssl_cert_reqs", CERT_REQS[0])) not in CERT_REQS:
@@ -64,12 +64,12 @@ def check(url: str) -> None:
     if parts.scheme not in ("redis", "rediss", "unix") or (is_socket and not parts.path):
         problem = "is not a Redis URL"
     elif not is_socket and not re.fullmatch(r"/?\d*", parts.path):
-        problem = "names no database by number"
+        problem = "has no database number"
     else:
         try:
             ConnectionPool.from_url(normalized(url)).make_connection()  # which connects on first use
         except (TypeError, ValueError):
-            problem = "has an option that is unknown, or has no such value"
+            problem = "has an unknown option or option value"
     if problem:
         raise ConfigurationError(f"REDIS_URL={without_secrets(url)} {problem}; {EXPECTED}")
 
@@ -83,7 +83,7 @@ def with_password(url: str, password_file: Path) -> str:
     parts = _split(url)
     if parts.password:
         raise ConfigurationError(
-            "REDIS_URL holds a password and REDIS_PASSWORD_FILE is set; leave one of them out"
+            "REDIS_URL holds a password and REDIS_PASSWORD_FILE is set; remove one of them"
         )
     try:
         password = password_file.read_text().strip()

@@ -25,7 +25,7 @@ REGISTERED = re.compile(r"models:/(?!m-)([^/@]+)(?:[/@]([^/@]+))?/?")
 @click.command("check")
 @click.argument("model")
 def command(model: str) -> None:
-    """Say what MODEL is and whether a worker would serve it, with everything that keeps it from that.
+    """Describe MODEL, and report whether a worker would serve it and every obstacle.
 
     MODEL is models:/NAME/VERSION, models:/NAME@ALIAS or a folder with a model's files; the registry is
     MLFLOW_TRACKING_URI. The model is loaded and warmed up as a worker does it, so nothing runs that
@@ -87,11 +87,11 @@ def _describe(found: ModelVersion) -> None:
     rows = {
         "flavors": ", ".join(sorted(found.flavors)),
         "files": ", ".join(files[:20]) + (", …" if len(files) > 20 else ""),
-        "loads": how.reason or f"{how.file}, without running code of its author's",
+        "loads": how.reason or f"{how.file}, without running its author's code",
         "inputs": str(signature.inputs) if signature else "no signature",
         "outputs": str(signature.outputs) if signature and signature.outputs else "not in the signature",
         "run": found.run_id or "none",
-        "val_accuracy": "none; it is chosen only where no other version has one"
+        "val_accuracy": "none; chosen only if no other version has one"
         if found.quality.value is None
         else f"{found.quality.value:g}",
         "packages": requirements_check.described(requirements_check.differences(found.path))

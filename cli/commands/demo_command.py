@@ -44,7 +44,7 @@ HEADINGS = ("digit", "predicted", "", "version", "val_accuracy", "worker", "forc
 
 
 @click.command("demo")
-@click.option("--once", is_flag=True, help="End after the predictions instead of staying up until Ctrl-C.")
+@click.option("--once", is_flag=True, help="Exit after the predictions instead of serving until Ctrl-C.")
 @click.option(
     "--here",
     is_flag=True,
@@ -94,7 +94,7 @@ def _move_in(console: Console) -> None:
     if ignored:
         verb = "is" if len(ignored) == 1 else "are"
         text = f"{', '.join(ignored)} {verb} not used: the demo has its own registry and Redis in {folder}; "
-        console.print(f"{text}--here takes yours", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{text}--here uses yours", highlight=False, markup=False, soft_wrap=True)
 
 
 def _tell_how_to_join(settings: ControllerSettings, console: Console) -> None:
@@ -131,7 +131,7 @@ def _train(command: list[str], settings: ControllerSettings) -> None:
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{path.name}"}
         train = subprocess.run(command, cwd=path.parent, env=environment, check=False)  # noqa: S603
     if train.returncode:
-        raise ServiceError(f"the training failed with status {train.returncode}; its output stands above")
+        raise ServiceError(f"the training failed with status {train.returncode}; its output is above")
 
 
 def _show_predictions(url: str, console: Console) -> list[Record]:

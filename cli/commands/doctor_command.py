@@ -23,21 +23,21 @@ EXIT_NO_REDIS = 2
 
 
 @click.command("doctor")
-@click.option("--mend", is_flag=True, help="Mend what can be mended safely.")
+@click.option("--mend", is_flag=True, help="Repair findings that can be repaired safely.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
 @click.option(
     "--patience",
     "patience_s",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="How long to go on looking at what seems wrong before it is reported; "
-    "default: as long as the pool may need to mend it by itself.",
+    help="Time for which a finding must persist before it is reported; default: the time in which the pool "
+    "recovers by itself.",
 )
 @click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL].")
 def command(mend: bool, as_json: bool, patience_s: float | None, redis_url: str | None) -> None:
-    """Check that nothing in a pool is lost, stuck or left over, while it works.
+    """Check a running pool for lost, stuck and stale data.
 
-    Exit status: 0 healthy, 1 something was found (mended or not), 2 Redis does not answer.
+    Exit status: 0 healthy, 1 findings (repaired or not), 2 Redis does not answer.
     """
     settings = load(Settings, redis_url=redis_url)
     try:
@@ -104,4 +104,4 @@ def _show(report: Report, tried: bool) -> None:
         table.add_row(each.kind, escape(each.subject), escape(each.detail), *mended)
     console.print(table)
     if not tried:
-        console.print("`modelyard doctor --mend` mends what can be mended safely")
+        console.print("`modelyard doctor --mend` repairs findings that can be repaired safely")

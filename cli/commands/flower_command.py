@@ -14,17 +14,17 @@ from cli.local_pool.listening import refusal
 
 LOOPBACK = "127.0.0.1"
 LOGIN_FILE = "FLOWER_BASIC_AUTH_FILE"
-LOGIN_REMEDY = "set FLOWER_BASIC_AUTH=user:password, or FLOWER_BASIC_AUTH_FILE to a file of that"
+LOGIN_REMEDY = "set FLOWER_BASIC_AUTH=user:password, or FLOWER_BASIC_AUTH_FILE to a file that holds it"
 
 
 @click.command(
     "flower",
     context_settings={"ignore_unknown_options": True},
-    epilog="Every FLOWER_* variable works too, and FLOWER_BASIC_AUTH_FILE, a file of the login.",
+    epilog="All FLOWER_* variables work too; FLOWER_BASIC_AUTH_FILE names a file with the login.",
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[FLOWER OPTIONS]...")
 def command(options: tuple[str, ...]) -> None:
-    """Watch workers, queues and batches in Flower, by default on 127.0.0.1:5555 only."""
+    """Monitor workers, queues and batches in Flower, by default on 127.0.0.1:5555 only."""
     from app.celery_app import create_celery
 
     if any(option.lstrip("-").replace("_", "-").startswith("basic-auth") for option in options):
@@ -55,9 +55,7 @@ def _read_login() -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{LOGIN_FILE}={path} cannot be read: {error}") from None
     if login and os.environ.get("FLOWER_BASIC_AUTH"):
-        raise ConfigurationError(
-            f"FLOWER_BASIC_AUTH and {LOGIN_FILE} both hold a login; leave one of them out"
-        )
+        raise ConfigurationError(f"FLOWER_BASIC_AUTH and {LOGIN_FILE} both hold a login; remove one of them")
     if login:
         os.environ["FLOWER_BASIC_AUTH"] = login
 

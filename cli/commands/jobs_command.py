@@ -30,17 +30,21 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 @click.group("jobs")
 def command() -> None:
-    """List quarantined jobs, and send them again."""
+    """List and resend quarantined jobs."""
 
 
 @command.command("quarantined")
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="The newest so many."
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    help="Number of jobs, newest first.",
 )
 @AS_JSON
 @REDIS_URL
 def quarantined(limit: int, as_json: bool, redis_url: str | None) -> None:
-    """List jobs that cost their workers their lives, newest first."""
+    """List jobs quarantined after crashing their worker, newest first."""
     jobs = asyncio.run(_with_quarantine(redis_url, lambda quarantine, _: quarantine.jobs(limit)))
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(jobs), indent=2))
@@ -50,7 +54,7 @@ def quarantined(limit: int, as_json: bool, redis_url: str | None) -> None:
 
 @command.command("resend")
 @click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
-@click.option("--again", is_flag=True, help="Send even what was sent again before.")
+@click.option("--again", is_flag=True, help="Resend jobs even if they were resent before.")
 @click.option(
     "--deadline",
     "deadline_s",
@@ -65,7 +69,7 @@ def quarantined(limit: int, as_json: bool, redis_url: str | None) -> None:
 def resend(
     job_ids: tuple[str, ...], again: bool, deadline_s: float, as_json: bool, redis_url: str | None
 ) -> None:
-    """Send quarantined jobs again, each as a new job; said twice, it is done once."""
+    """Resend quarantined jobs, each as a new job; a second call repeats nothing."""
 
     async def send_all(quarantine: Quarantine, client: redis.asyncio.Redis) -> None:
         signer = await _signer(client)
@@ -95,7 +99,7 @@ async def _signer(client: redis.asyncio.Redis) -> IdSigner:
     with ledger_errors():
         secret = cast(bytes | None, await client.get(keys.SECRET))
     if secret is None:
-        raise UnavailableError("no controller has served on this Redis; check REDIS_URL")
+        raise UnavailableError("no controller has used this Redis; check REDIS_URL")
     return IdSigner(secret)
 
 
@@ -103,9 +107,9 @@ def _tell(job_id: str, sent: Resent, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"id": sent.job_id, "resent_from": job_id, "sent_before": sent.again}))
     elif sent.again:
-        click.echo(f"{job_id} was sent again before, as {sent.job_id}; --again sends it once more")
+        click.echo(f"{job_id} was resent before, as {sent.job_id}; --again resends it")
     else:
-        click.echo(f"{job_id} is sent again as {sent.job_id}")
+        click.echo(f"{job_id} was resent as {sent.job_id}")
 
 
 def _show(jobs: list[QuarantinedJob]) -> None:

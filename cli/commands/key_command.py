@@ -13,12 +13,12 @@ from app.api_keys import ROLES, Role, new_key
     "--role", type=click.Choice(ROLES), default="predict", show_default=True, help="operate includes predict."
 )
 def command(name: str, role: Role) -> None:
-    """Make an API key for the client NAME; a second key of the same name can replace the first.
+    """Create an API key for the client NAME; a second key of the same name can replace the first.
 
-    Prints the key, which is kept nowhere, and the line to put into the file MODELYARD_API_KEYS_FILE.
+    Prints the key, which is not stored, and the line for the file MODELYARD_API_KEYS_FILE.
     """
     key, made = new_key(name, role)
-    click.echo(f"The key of {name}, shown only now; it goes into the client's MODELYARD_API_KEY:", err=True)
+    click.echo(f"The key of {name}, shown only once; set the client's MODELYARD_API_KEY to it:", err=True)
     click.echo(key)
     click.echo("The line for the controller's MODELYARD_API_KEYS_FILE:", err=True)
     click.echo(made.line())

@@ -18,14 +18,14 @@ def parse_versions(ctx: click.Context, param: click.Parameter, value: str | None
     "--versions", callback=parse_versions, metavar="1,2", help="Versions to serve; default: the two newest."
 )
 @click.option(
-    "--replicas", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers a version."
+    "--replicas", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers per version."
 )
 @click.option(
     "--controllers",
     type=click.IntRange(1, 16),
     default=1,
     show_default=True,
-    help="Controllers, a port each.",
+    help="Controllers, each on its own port.",
 )
 @click.option("--views/--no-views", default=True, help="Run Flower and MLflow's user interface too.")
 def command(versions: list[int], replicas: int, controllers: int, views: bool) -> None:

@@ -16,7 +16,7 @@ from app.settings import WorkerSettings, load
 def command(
     model_name: str | None, model_version: str | None, worker_number: int | None, redis_url: str | None
 ) -> None:
-    """Serve one model version from its queue until SIGTERM or Ctrl-C, which drain."""
+    """Serve one model version from its queue until SIGTERM or Ctrl-C; the current batch is finished."""
     from workers.main import run
 
     settings = load(

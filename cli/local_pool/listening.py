@@ -36,15 +36,18 @@ def refusal(what: str, host: str, port: int, variable: str) -> str:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does
                 probe.bind(place)
     except (socket.gaierror, UnicodeError):
-        return f"{address}={host}: the address of {what} is unknown; expected one of this machine's, or a name of it"
+        return (
+            f"{address}={host}: the address of {what} is unknown; expected an address or name of this machine"
+        )
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return (
-                f"port {port} of {what} is taken; stop what listens there, or set {variable} to another port"
+                f"port {port} of {what} is taken; stop the process that listens there, or set {variable} to "
+                f"another port"
             )
         if error.errno in (errno.EACCES, errno.EPERM):
             return f"port {port} of {what} is for root only; set {variable} to a port from 1024"
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-            return f"{address}={host}: the address of {what} is none of this machine's; expected one that is"
+            return f"{address}={host}: the address of {what} belongs to another machine; expected one of this machine"
         return f"{what} cannot listen on {host}, port {port} ({error.strerror}); set {address} or {variable}"
     return ""

@@ -121,7 +121,7 @@ class Pool:
             for name, status in self._supervisor.statuses().items():
                 if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
                     log = escape(str(self._supervisor.log_path(name)))
-                    self._console.print(f"{name} stopped and was started again; its log: {log}")
+                    self._console.print(f"{name} stopped and was restarted; its log: {log}")
                 if status.is_alive:
                     self._pids[name] = status.pid
             self._serving_pids |= serving
@@ -205,7 +205,8 @@ def _end_leftovers(settings: ControllerSettings, console: Console) -> None:
         return
     listed = ", ".join(map(str, found))
     console.print(
-        f"ending what a killed pool left in {escape(str(settings.state_dir))}: {listed}", highlight=False
+        f"stopping processes that a killed pool left in {escape(str(settings.state_dir))}: {listed}",
+        highlight=False,
     )
     patience_s = LEFTOVER_WAIT_S + settings.drain_s
     with console.status("") as spinner:
@@ -216,7 +217,7 @@ def _end_leftovers(settings: ControllerSettings, console: Console) -> None:
         )
     if left:
         raise ServiceError(
-            f"{', '.join(map(str, left))} of a killed pool cannot be ended; end them, and start again"
+            f"{', '.join(map(str, left))} of a killed pool cannot be stopped; stop them, and try again"
         )
 
 
@@ -239,7 +240,7 @@ def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) ->
             if left:
                 console.print(f"[red]✗[/red] not stopped: {', '.join(map(str, left))}", highlight=False)
             else:
-                console.print("stopped everything that was started")
+                console.print("stopped all processes")
 
 
 @contextmanager

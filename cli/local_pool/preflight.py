@@ -67,8 +67,8 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
         problems.append(f"a Redis server of an earlier run listens on {path}; redis-cli -s {path} shutdown")
     if settings.redis_url and not redis_answers(settings.effective_redis_url):
         problems.append(
-            f"no Redis answers at REDIS_URL={settings.shown_redis_url}; start it, or unset REDIS_URL for a server "
-            "of the pool's own"
+            f"no Redis answers at REDIS_URL={settings.shown_redis_url}; start it, or unset REDIS_URL to use the "
+            f"pool's own server"
         )
     if problems:
         raise ConfigurationError("\nmodelyard: ".join(problems))

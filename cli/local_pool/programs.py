@@ -164,7 +164,7 @@ def mlflow_service(settings: ControllerSettings) -> Service:
     """
     host, port = os.environ.get("MLFLOW_HOST") or LOOPBACK, port_of("MLFLOW_PORT", MLFLOW_PORT)
     check_exposure(
-        "MLflow", host, False, "run one that asks for a login, and name it in MLFLOW_TRACKING_URI", settings
+        "MLflow", host, False, "run a server with a login, and set MLFLOW_TRACKING_URI to it", settings
     )
     url = local_url(host, port)
     return Service(

@@ -30,7 +30,7 @@ def find_server() -> Path:
     seen = "; ".join(f"{each} is too old or does not run" for each in candidates) or "none was found"
     raise ConfigurationError(
         f"a redis-server of version {OLDEST_VERSION[0]}.{OLDEST_VERSION[1]} or newer is needed ({seen}): "
-        "install your system's redis-server package, or set REDIS_URL to a server of yours"
+        "install your system's redis-server package, or set REDIS_URL to your own server"
     )
 
 
@@ -78,8 +78,8 @@ def unwritable(folder: Path, error: OSError) -> ConfigurationError:
     """What to tell a person whose state directory cannot be written."""
     place = f" at {error.filename}" if error.filename and str(error.filename) != str(folder) else ""
     return ConfigurationError(
-        f"the state directory {folder} cannot be written ({error.strerror}{place}); "
-        "make room or give leave to write, or set MODELYARD_STATE_DIR to another folder"
+        f"the state directory {folder} cannot be written ({error.strerror}{place}); free space, allow writing, "
+        f"or set MODELYARD_STATE_DIR to another folder"
     )
 
 

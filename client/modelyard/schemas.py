@@ -35,28 +35,24 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     status: int
     code: Annotated[str, says("stable; for programs")]
-    detail: Annotated[str, says("what was wrong and what was expected; for people")]
-    id: Annotated[Later[str], says("job that was accepted all the same")] = None
-    result_url: Annotated[Later[str], says("where its outcome is read")] = None
+    detail: Annotated[str, says("the error and the expected value; for people")]
+    id: Annotated[Later[str], says("the accepted job, if there is one")] = None
+    result_url: Annotated[Later[str], says("path of its outcome")] = None
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """What one sample was taken for."""
+    """The prediction for one sample."""
 
     predicted: Annotated[
         int | float | None,
-        says(
-            "the class, or the value of a regression; null where it is no finite number, or where a score is NaN"
-        ),
+        says("the class, or the value of a regression; null if it is not finite or a score is NaN"),
     ] = msgspec.field(name="class", default=None)
     value: Annotated[
         Later[float], says("of a version that declares itself a regression, in place of `class`")
     ] = None
     scores: Annotated[
         tuple[int | float | None, ...] | None,
-        says(
-            "score per class as the model gives them, null where it gives none; null for NaN and infinities"
-        ),
+        says("score per class as the model returns it; null if it returns none; NaN and infinities are null"),
     ] = None
 
     @property
@@ -86,23 +82,23 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     status: Status
-    worker: Annotated[int, says("worker number of the queue it went to")]
+    worker: Annotated[int, says("worker number of its queue")]
     model_name: str
     model_version: int
-    val_accuracy: Annotated[float | None, says("fraction in [0, 1] when it was routed")]
+    val_accuracy: Annotated[float | None, says("fraction in [0, 1] at the time of routing")]
     policy: Annotated[
-        str, says("rule that chose the queue; `unknown` where the job's record was damaged", enum=POLICIES)
+        str, says("rule that chose the queue; `unknown` if the job's record was damaged", enum=POLICIES)
     ]
     forced: Annotated[bool, says("whether the request named the queue")]
     result_url: str
     resent_from: Annotated[Later[str], says("the quarantined job that this one repeats")] = None
-    worker_id: Annotated[str | None, says("process that ran it")] = None
+    worker_id: Annotated[str | None, says("process that ran the job")] = None
     batch_samples: Annotated[Later[int], says("samples in the forward pass")] = None
     inference_ms: Annotated[Later[float], says("duration of the forward pass")] = None
     queue_wait_ms: Annotated[
-        Later[float], says("from the request's arrival to a worker taking the batch")
+        Later[float], says("time from the request's arrival to the start of its batch")
     ] = None
-    end_to_end_ms: Annotated[Later[float], says("from the request's arrival to its outcome")] = None
+    end_to_end_ms: Annotated[Later[float], says("time from the request's arrival to its outcome")] = None
     predictions: Annotated[tuple[Prediction, ...], says("one per sample; absent unless succeeded")] = ()
     scores_dtype: Annotated[str, says("NumPy name of the scores' dtype; absent for float32")] = "float32"
     outputs: Annotated[
@@ -154,10 +150,10 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """One worker that consumes a worker number's queue."""
 
     worker_id: str
-    state: Annotated[str, says("what it does", enum=["starting", "ready", "draining"])]
-    run_id: Annotated[str, says("MLflow run of its model version; empty where there is none")]
+    state: Annotated[str, says("state of the worker", enum=["starting", "ready", "draining"])]
+    run_id: Annotated[str, says("MLflow run of its model version; empty if there is none")]
     model_id: Annotated[str | None, says("MLflow's id of its model, or the digest of its files")] = None
-    registry: Annotated[str, says("where its model was found, without secrets")] = ""
+    registry: Annotated[str, says("registry of its model, without secrets")] = ""
     started_at_ms: Annotated[float, says("Redis's clock")]
     heartbeat_at_ms: Annotated[float, says("Redis's clock")]
     jobs_done: int
@@ -170,10 +166,11 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     pid: Annotated[int, says("of the serving process")]
     main_pid: Annotated[int, says("of its supervisor, which takes signals")]
     device: Annotated[str, says("`cpu` or `cuda:N`")]
-    unreadable: Annotated[int, says("messages and batches that it could not read")]
-    warnings: Annotated[tuple[str, ...], says("what is wrong with its model and does not stop it")] = ()
+    unreadable: Annotated[int, says("number of unreadable messages and batches")]
+    warnings: Annotated[tuple[str, ...], says("problems of its model that do not prevent serving")] = ()
     requirements: Annotated[
-        tuple[RequirementDifference, ...], says("how its environment differs from the version's requirements")
+        tuple[RequirementDifference, ...],
+        says("differences of its environment from the version's requirements"),
     ] = ()
 
 
@@ -198,12 +195,12 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     model_version: int
     queue: Annotated[str, says("Celery queue of the version")]
     val_accuracy: Annotated[float | None, says("fraction in [0, 1]")]
-    input: Annotated[InputShape | None, says("what a sample must look like; null where no worker lives")]
-    live_workers: Annotated[int, says("workers that are ready")]
-    backlog_jobs: Annotated[int, says("jobs accepted and not done")]
-    oldest_job_age_s: Annotated[float, says("age of the oldest of them; 0 where there is none")]
+    input: Annotated[InputShape | None, says("expected input; null if no worker is alive")]
+    live_workers: Annotated[int, says("number of ready workers")]
+    backlog_jobs: Annotated[int, says("accepted jobs without an outcome")]
+    oldest_job_age_s: Annotated[float, says("age of the oldest of these jobs; 0 if there is none")]
     expected_wait_s: Annotated[
-        float | None, says("what a job that is sent now would wait; null where no worker is ready")
+        float | None, says("expected wait of a job that arrives now; null if no worker is ready")
     ]
     inference_ms: Latency
     jobs_done: int

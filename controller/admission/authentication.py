@@ -28,7 +28,7 @@ OPEN_PATHS = DOCUMENTATION_PATHS | HEALTH_PATHS
 # Spellings of valid keys, such as `bearer` for `Bearer`: there is no need for more.
 CACHED_CALLERS = 1024
 CACHED_BYTES = 256  # of a header; longer ones hold spaces
-_HOW = "send it as `Authorization: Bearer <key>`; the client and `modelyard` take it from MODELYARD_API_KEY"
+_HOW = "send it as `Authorization: Bearer <key>`; the client and `modelyard` read it from MODELYARD_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,10 @@ class Access:
     def _recognise(self, authorization: bytes) -> Caller:
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
-            raise UnauthenticatedError(f"an API key is needed; {_HOW}")
+            raise UnauthenticatedError(f"the API key is missing; {_HOW}")
         known = holder(self._keys, key.strip())
         if known is None:
-            raise UnauthenticatedError(f"the API key is not valid; {_HOW}")
+            raise UnauthenticatedError(f"the API key is invalid; {_HOW}")
         # Only valid ones are kept, so nobody fills this without a key.
         if len(self._callers) >= CACHED_CALLERS:
             self._callers.clear()
@@ -134,7 +134,7 @@ def caller_of(request: Request) -> Caller:
 
 # The scheme is there for /docs, which asks for a key where one of its routes names it.
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="API key", description="needed where the controller has keys"
+    auto_error=False, scheme_name="API key", description="required if the controller has API keys"
 )
 
 
@@ -142,7 +142,7 @@ async def _check_operator(
     request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     if not caller_of(request).is_operator:
-        raise ForbiddenError("this needs an API key with the role `operate`")
+        raise ForbiddenError("this request requires an API key with the role `operate`")
 
 
 def require(role: Role) -> Any:

@@ -55,7 +55,7 @@ class Gate:
 
         Raises:
             HostNotAllowedError, OriginNotAllowedError: As `check_site`.
-            UnauthenticatedError: There are API keys, and none of them was sent.
+            UnauthenticatedError: The API key is missing or invalid.
         """
         if path not in HEALTH_PATHS:
             self.check_site(headers)
@@ -68,12 +68,12 @@ class Gate:
 
         Raises:
             DrainingError: The controller is stopping.
-            UnauthenticatedError: There are API keys, and none of them was sent.
+            UnauthenticatedError: The API key is missing or invalid.
             RateLimitError: The client is known to have used up its limit.
         """
         if self._drain.has_begun:
             raise DrainingError(
-                "this controller is stopping; send to another, or again shortly", retry_after_s=1
+                "this controller is stopping; use another one, or try again shortly", retry_after_s=1
             )
         caller = self._access.caller(authorization)
         if self._rate_limit:
@@ -98,14 +98,14 @@ class Gate:
         for host in hosts:
             if host not in self._own_hosts and not self._is_own(host):
                 raise HostNotAllowedError(
-                    "this controller has no API keys, and answers only requests to IP addresses, to localhost and to "
-                    "the names in MODELYARD_ALLOWED_HOSTS; add the name that you use"
+                    "this controller has no API keys and answers only requests to IP addresses, to localhost "
+                    "and to the names in MODELYARD_ALLOWED_HOSTS; add this host name there"
                 )
         for origin in origins:
             if not self._is_of(origin, hosts):
                 raise OriginNotAllowedError(
-                    "this controller has no API keys, and answers only web pages of its own host and of the origins in "
-                    "MODELYARD_CORS_ORIGINS; add the page's origin"
+                    "this controller has no API keys and answers only web pages of its own host and of the "
+                    "origins in MODELYARD_CORS_ORIGINS; add the page's origin there"
                 )
 
     def _is_own(self, host: str) -> bool:

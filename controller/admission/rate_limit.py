@@ -70,7 +70,8 @@ class RateLimit:
         who = _name(caller, client)
         if n_samples > self._item.amount:
             raise TooLargeError(
-                f"the request holds {n_samples} samples and a client may ask for {self._text}; send fewer at a time"
+                f"the request has {n_samples} samples, but the rate limit is {self._text} samples; send fewer "
+                f"per request"
             )
         with ledger_errors():
             if await self._limiter.hit(self._item, who, cost=n_samples):
@@ -84,7 +85,7 @@ class RateLimit:
 
     def _refusal(self, after_s: float) -> RateLimitError:
         return RateLimitError(
-            f"more than {self._text} predictions asked for, each sample being one; ask for fewer",
+            f"the client exceeds its rate limit of {self._text} samples; try again later, or send fewer samples",
             retry_after_s=max(1.0, after_s),
         )
 

@@ -269,12 +269,12 @@ class Backlogs:
         retry_after_s = full.return_after_s(caller, max(over_jobs_s, wait_s - longest_s), wait_s / own_jobs)
         if jobs >= self._jobs_limit:
             raise QueueFullError(
-                f"{jobs} jobs wait in this queue, as many as it may hold; try again later",
+                f"{jobs} jobs wait in this queue, which is its limit; try again later",
                 retry_after_s=retry_after_s,
             )
         raise QueueFullError(
-            f"a job would wait about {wait_s:.1f} s in this queue, longer than the {longest_s:.1f} s that its "
-            "deadline allows for; try again later, or with a later deadline",
+            f"the expected wait of {wait_s:.1f} s exceeds the {longest_s:.1f} s that the job's deadline allows; "
+            f"try again later, or with a longer deadline",
             retry_after_s=retry_after_s,
         )
 

@@ -130,7 +130,7 @@ async def _read_body(receive: Receive, check_size: Callable[[int], None]) -> byt
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise InputError("the connection was closed before the body was whole")
+            raise InputError("the connection was closed before the whole body arrived")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         check_size(size)
@@ -158,9 +158,7 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     detail = (
-        "nothing is served at this path; the page /docs lists the API"
-        if code == "not_found"
-        else str(error.detail)
+        "there is no resource at this path; /docs lists the API" if code == "not_found" else str(error.detail)
     )
     body = problem_body(error.status_code, code, detail)
     return Response(body, error.status_code, error.headers, media_type=PROBLEM_JSON.decode())

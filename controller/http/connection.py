@@ -343,7 +343,7 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self) -> None:
         if self._body is None or self._is_answering:
-            self._refuse(RequestTimeoutError("the request did not arrive in time; send it in one go"))
+            self._refuse(RequestTimeoutError("the request did not arrive in time; send it without pauses"))
         else:
             self._end()  # it was answered without its body
 

@@ -87,7 +87,7 @@ def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-_KEY = {"s401": "There are API keys, and none of them was sent"}
+_KEY = {"s401": "The API key is missing or invalid"}
 _OPERATOR = {**_KEY, "s403": "The API key does not have the role `operate`"}
 
 
@@ -111,21 +111,22 @@ PREDICT: dict[str, Any] = {
             **_KEY,
             s400="The body is not JSON",
             s404="No such worker number, model or version",
-            s409="The idempotency key stands for another request",
-            s413="More samples or bytes than the limits",
-            s415="The body's type or coding is not one that is read; `Accept-Post` or `Accept-Encoding` says which are",
+            s409="The idempotency key was used for another request",
+            s413="Too many samples or bytes",
+            s415="The body's content type or encoding is not supported; `Accept-Post` or `Accept-Encoding` "
+            "lists the supported ones",
             s422="The samples do not fit the model, or a parameter is out of range",
-            s429="The queue is full: a job would wait too long for its deadline; or the client has asked too often",
-            s503="No worker is ready, or Redis does not answer, or another post with the Idempotency-Key is being "
-            "accepted; or the controller is stopping: with `id` and `result_url` where the job was accepted and its "
-            "outcome waited for",
+            s429="The queue is full: the expected wait is too long for the job's deadline. Or the client "
+            "exceeds its rate limit",
+            s503="No worker is ready, Redis does not answer, another post with the Idempotency-Key is being "
+            "accepted, or the controller is stopping. With `id` and `result_url`, the job was accepted",
         ),
     },
     "openapi_extra": {
         "parameters": [
-            _parameter("worker", _NUMBER, "send to this worker number"),
-            _parameter("model", {"type": "string"}, "send to this model"),
-            _parameter("version", _NUMBER, "send to this version of it"),
+            _parameter("worker", _NUMBER, "use this worker number"),
+            _parameter("model", {"type": "string"}, "use this model"),
+            _parameter("version", _NUMBER, "use this version of the model"),
             _parameter("wait", _SECONDS | {"maximum": 60}, "seconds to wait for the outcome (default 0)"),
             _parameter(
                 "deadline", _SECONDS | {"maximum": 3600}, "seconds until the job expires (default 60)"
@@ -137,7 +138,7 @@ PREDICT: dict[str, Any] = {
         ],
         "requestBody": {
             "description": "Samples as JSON numbers; as a NumPy file; as the model's own dtype, little-endian, in C "
-            "order, and nothing else; or as a MessagePack map whose one key holds such bytes or nested numbers.",
+            "order; or as a MessagePack map with one key that holds such bytes or nested numbers.",
             "required": True,
             "content": {
                 "application/json": {
@@ -168,10 +169,10 @@ RESULT: dict[str, Any] = {
         200: {"description": "The job", **_json(Job, _DONE)},
         **_problems(
             **_KEY,
-            s404="No job has this id, or none of this API key",
+            s404="No job of this API key has this id",
             s410="Its outcome has expired",
             s422="`wait` is out of range",
-            s503="Redis is away, or has just come back without the job, which may be written again",
+            s503="Redis does not answer, or returned without the job, which a controller may replay",
         ),
     },
 }
@@ -182,10 +183,10 @@ CANCEL: dict[str, Any] = {
         200: {"description": "Cancelled", **_json(Job, {**_RECEIPT, "status": "cancelled"})},
         **_problems(
             **_KEY,
-            s404="No job has this id, or none of this API key",
-            s409="It runs, or has its outcome",
+            s404="No job of this API key has this id",
+            s409="The job is running or has its outcome",
             s410="Its outcome has expired",
-            s503="Redis is away, or has just come back without the job, which may be written again",
+            s503="Redis does not answer, or returned without the job, which a controller may replay",
         ),
         # Else FastAPI names a format of its own, which nothing here answers.
         "default": {"description": "Any other problem", "content": _PROBLEM},
@@ -222,7 +223,7 @@ RESEND: dict[str, Any] = {
     "status_code": 202,
     "responses": {
         202: {
-            "description": "The new job, or the one that it was sent as before",
+            "description": "The new job, or the one of an earlier resend",
             **_json(Job, {**_RECEIPT, "resent_from": "AZqzJm0RAAEu3lQ8a1mBqk1T0mX9hQ2b.0"}),
         },
         **_problems(
@@ -237,7 +238,7 @@ RESEND: dict[str, Any] = {
 }
 METRICS: dict[str, Any] = {
     "tags": ["pool"],
-    "summary": "Series for Prometheus",
+    "summary": "Prometheus metrics",
     "response_class": PlainTextResponse,
     "responses": {
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "All series"},
@@ -251,10 +252,10 @@ HEALTH: dict[str, Any] = {
 }
 READY: dict[str, Any] = {
     "tags": ["health"],
-    "summary": "Would it accept a prediction?",
+    "summary": "Readiness for predictions",
     "responses": {
         200: {"description": "Ready", **_json(Readiness)},
-        503: {"description": "Not ready: `reasons` says why", **_json(Readiness)},
+        503: {"description": "Not ready; `reasons` lists the causes", **_json(Readiness)},
     },
 }
-READY_TO_READ: dict[str, Any] = {**READY, "summary": "Can it serve? For load balancers"}
+READY_TO_READ: dict[str, Any] = {**READY, "summary": "Readiness for load balancers"}

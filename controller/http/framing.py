@@ -113,10 +113,10 @@ class Head:
                 self.body = SizedBody(int(value))
             elif name == b"transfer-encoding":
                 if value.lower() != b"chunked":
-                    raise MalformedRequestError("the only Transfer-Encoding that is read is chunked")
+                    raise MalformedRequestError("the only supported Transfer-Encoding is chunked")
                 self.body = ChunkedBody()
         if n_hosts > 1 or (not n_hosts and self.version != "1.0"):
-            raise MalformedRequestError("a request of HTTP/1.1 has exactly one Host header")
+            raise MalformedRequestError("an HTTP/1.1 request must have exactly one Host header")
 
 
 def check_beginning(data: bytes) -> None:
@@ -218,9 +218,9 @@ class ChunkedBody:
 def head_too_large() -> HeadTooLargeError:
     """A refusal of a head, or of lines between chunks."""
     return HeadTooLargeError(
-        f"the request's line and headers are larger than {MAX_HEAD_BYTES} bytes, or more than {MAX_HEADERS} headers"
+        f"the request line and headers exceed {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers"
     )
 
 
 def _malformed() -> MalformedRequestError:
-    return MalformedRequestError("this is not an HTTP/1.1 request that an origin server can answer")
+    return MalformedRequestError("the request is not valid HTTP/1.1 for an origin server")

@@ -38,7 +38,7 @@ class Refusals:
         """
         if not isinstance(error, ModelyardError):
             logger.error("unforeseen error", exc_info=error)
-            error = ModelyardError("an unforeseen error; the controller's log has it")
+            error = ModelyardError("an internal error occurred; the controller's log has the details")
         self._metrics.rejected(error.code)
         status, headers, body = problem(error, **members)
         if isinstance(error, TooLargeError):

@@ -82,7 +82,7 @@ async def workers(request: Request) -> Response:
 @router.get("/quarantine", dependencies=[require("operate")], **docs.QUARANTINE)
 async def quarantine(
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=1000, description="the newest so many")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="number of jobs, newest first")] = 100,
 ) -> Response:
     """Jobs that cost their workers their lives, newest first."""
     jobs = await _services(request).quarantine.jobs(limit)
@@ -94,7 +94,7 @@ async def resend(
     request: Request,
     job_id: str,
     deadline: Annotated[float | None, Query(description="seconds until the new job expires")] = None,
-    again: Annotated[bool, Query(description="send even what was sent again before")] = False,
+    again: Annotated[bool, Query(description="resend a job even if it was resent before")] = False,
 ) -> Response:
     """Send a quarantined job again, as a new job; said twice, it is done once."""
     services, caller = _services(request), caller_of(request)

@@ -83,7 +83,7 @@ class Octets:
         """
         if not self.fit(contract):
             raise InputShapeError(
-                f"{len(self.data)} bytes are no whole samples; expected little-endian {contract.describe()}"
+                f"{len(self.data)} bytes do not form whole samples; expected little-endian {contract.describe()}"
             )
         values = np.frombuffer(self.data, little_endian(contract.dtype))
         return _tensor(values, (len(values) // contract.sample_size, *contract.sample_shape))
@@ -112,7 +112,7 @@ def parse(content_type: bytes, body: bytes) -> Body:
         if kind in ALSO_JSON or kind.endswith(b"+json"):
             raise
         raise UnsupportedTypeError(
-            f"the body's content type is not one that is read; expected one of {ACCEPTED_TYPES}"
+            f"the body's content type is not supported; expected one of {ACCEPTED_TYPES}"
         ) from None
 
 
@@ -133,7 +133,7 @@ def _read_npy(body: bytes) -> Tensor:
         )
     except Exception:  # a damaged header may raise whatever Python's own parser does
         raise BodyNotArrayError(
-            "the body is not a NumPy file of numbers, or not a whole one; write it with numpy.save"
+            "the body is not a complete NumPy file of numbers; write it with numpy.save"
         ) from None
     if array.dtype.kind not in "fiu" or not array.ndim:
         raise InputNotNumericError(
@@ -157,7 +157,8 @@ def _read_msgpack(body: bytes) -> Body:
     (value,) = document.values()
     if isinstance(value, list) and len(body) > MAX_LISTS_BYTES:
         raise TooLargeError(
-            f"{len(body)} bytes of lists; at most {MAX_LISTS_BYTES} are walked: send the samples as raw bytes (bin)"
+            f"{len(body)} bytes of nested lists; at most {MAX_LISTS_BYTES} are supported: send the samples as "
+            f"raw bytes (bin)"
         )
     return _read_octets(value) if isinstance(value, bytes) else _read_lists(value)
 

@@ -24,7 +24,7 @@ def check_coding(coding: bytes) -> None:
     """
     if coding.strip().lower() not in _WINDOW_BITS.keys() | IDENTITY:
         raise UnsupportedCodingError(
-            "the body's Content-Encoding is not one that is read; expected gzip, deflate or none"
+            "the body's Content-Encoding is not supported; expected gzip, deflate or none"
         )
 
 
@@ -47,7 +47,7 @@ def unpack(coding: bytes, body: bytes, limit_bytes: int) -> bytes:
         rest = _unpack_member(zlib.decompressobj(bits), name, rest, unpacked, limit_bytes)
         if not rest:
             return bytes(unpacked)
-    raise BodyCodingError(f"bytes follow the end of the packed body, or it has more than {MAX_MEMBERS} parts")
+    raise BodyCodingError(f"the compressed body has trailing bytes or more than {MAX_MEMBERS} parts")
 
 
 def _unpack_member(
@@ -55,7 +55,7 @@ def _unpack_member(
 ) -> memoryview:
     while not stream.eof:
         if not rest:
-            raise BodyCodingError("the packed body is not whole")
+            raise BodyCodingError("the compressed body is truncated")
         piece = rest[:_PIECE_BYTES]
         try:
             unpacked += stream.decompress(piece, limit_bytes + 1 - len(unpacked))
@@ -63,7 +63,7 @@ def _unpack_member(
             raise BodyCodingError(f"the body is not {name.decode()} ({error})") from None
         if len(unpacked) > limit_bytes:
             raise TooLargeError(
-                f"the body is larger than {limit_bytes} bytes when unpacked; send fewer samples at a time"
+                f"the uncompressed body is larger than {limit_bytes} bytes; send fewer samples per request"
             )
         rest = rest[len(piece) - len(stream.unused_data) :]
     return rest

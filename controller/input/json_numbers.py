@@ -136,7 +136,7 @@ def _unexplained(body: bytes) -> InputError:
     if len(names) != 1 or names[0] not in SAMPLE_KEYS:
         return _wrong_keys()
     return InputNotNumericError(
-        f"the array holds something else than numbers; a body of at most {EXPLAINED_BYTES} bytes is told what"
+        f"the array holds a value that is not a number; a body of at most {EXPLAINED_BYTES} bytes is told which"
     )
 
 
@@ -226,8 +226,8 @@ def _cast(numbers: Values, dtype: np.dtype[Any]) -> NDArray[Any]:
 def _not_whole(dtype: np.dtype[Any]) -> InputNotNumericError:
     limits = np.iinfo(dtype)
     return InputNotNumericError(
-        f"expected whole numbers from {limits.min} to {limits.max} ({dtype.name}); where one is 2**53 or more, write "
-        "every number of the array as an integer, without fraction or exponent"
+        f"expected whole numbers from {limits.min} to {limits.max} ({dtype.name}); if one is 2**53 or more, "
+        f"write all numbers of the array without fraction or exponent"
     )
 
 

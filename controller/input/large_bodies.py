@@ -63,7 +63,7 @@ class LargeBodies:
         """
         if self._taken_bytes and self._taken_bytes + len(body) > self._limit_bytes:
             raise QueueFullError(
-                "too many large bodies at once; send this one again shortly, or fewer samples at a time",
+                "too many large bodies at once; try again shortly, or send fewer samples per request",
                 retry_after_s=1,
             )
         self._taken_bytes += len(body)
@@ -104,7 +104,7 @@ class LargeBodies:
             self._idle.append(process)
             return answer
         return UnavailableError(
-            "the process that reads large bodies ended; send this one again", retry_after_s=1
+            "the process that decodes large bodies ended; send the request again", retry_after_s=1
         )
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -149,7 +149,7 @@ def _answer(question: Question) -> Samples | Exception:
     except ModelyardError as error:
         return error.with_traceback(None)
     except Exception as error:  # such as too little memory: the controller logs it and answers 500
-        return RuntimeError(f"a large body could not be read: {error!r}")
+        return RuntimeError(f"a large body could not be decoded: {error!r}")
 
 
 if __name__ == "__main__":

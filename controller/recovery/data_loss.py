@@ -45,9 +45,9 @@ class LossWatch:
             try:
                 await self.look()
             except (LedgerUnavailableError, WireError) as error:
-                logger.debug("no mark was made: %s", error.detail)
+                logger.debug("the mark against data loss was not written: %s", error.detail)
             except Exception:
-                logger.exception("no mark was made; trying again each heartbeat")
+                logger.exception("the mark against data loss was not written; retrying each heartbeat")
             await asyncio.sleep(self._interval_s)
 
     async def look(self) -> None:
@@ -66,8 +66,8 @@ class LossWatch:
             self._on_loss()
             lost = Loss(stands.at_ms, known.at_ms, made.at_ms)
             logger.error(
-                "Redis has lost %s; jobs that were accepted then are unknown now, but for those of the last "
-                "%g s, which are written again. Check its persistence with `modelyard doctor`",
+                "Redis lost %s; jobs accepted in that time are unknown, except those of the last %g s, which "
+                "are replayed. Check its persistence with `modelyard doctor`",
                 lost,
                 KEEP_S,
             )

@@ -104,7 +104,7 @@ class Reconciler:
                 self._suspects.clear()
                 self._answers_since_s = None
             except Exception:
-                logger.exception("a reconciler pass failed; the next one follows")
+                logger.exception("a reconciler pass failed; retrying in the next pass")
 
     async def _holds_lease(self) -> bool:
         with ledger_errors():
@@ -160,7 +160,7 @@ class Reconciler:
     async def _drop(self, queue: str, nonsense: set[bytes]) -> None:
         """Take what is no batch's id out of a queue's indexes, where it would stand before real batches."""
         for entry in nonsense:
-            self._unreadable.note("pool_entry", queue, f"{entry[:32]!r} is no batch's id; dropped")
+            self._unreadable.note("pool_entry", queue, f"{entry[:32]!r} is not a batch id; dropped")
         pipe = self._client.pipeline(transaction=False)
         pipe.zrem(keys.pending(queue), *nonsense)
         pipe.zrem(keys.deadlines(queue), *nonsense)
@@ -202,7 +202,7 @@ class Reconciler:
             with ledger_errors():
                 if await self._ledger.requeue(batch_id, queue, owner, message):
                     with_owner = f" with worker {owner}" if owner else ""
-                    logger.warning("batch %s was lost%s; sent again", batch_id, with_owner)
+                    logger.warning("batch %s was lost%s; requeued", batch_id, with_owner)
                 else:
                     await self._ledger.forget(batch_id, queue)
         except WireError as error:
@@ -218,12 +218,12 @@ class Reconciler:
         now_ms = self._clock.now_ms()
         try:
             if await self._ledger.close_overdue(batch_id, queue, now_ms):
-                logger.warning("batch %s expired: no worker took it in time", batch_id)
+                logger.warning("batch %s expired: no worker claimed it in time", batch_id)
         except WireError as error:
             await self._close_unreadable(batch_id, queue, error)
 
     async def _close_unreadable(self, batch_id: str, queue: str, error: WireError) -> None:
-        self._unreadable.note("batch", batch_id, f"its jobs have failed: {error.detail}")
+        self._unreadable.note("batch", batch_id, f"its jobs fail: {error.detail}")
         await self._ledger.close_unreadable(batch_id, queue, self._clock.now_ms())
 
 

@@ -105,7 +105,7 @@ class ReplayBuffer:
                 self.run = run
             await self._cancel_again()
         except LedgerUnavailableError as error:
-            logger.warning("%s; what it may have lost is still to be written again", error.detail)
+            logger.warning("%s; the replay of lost data is pending", error.detail)
         else:
             self._answered_at_s = asked_at_s
             self._forget(asked_at_s - KEEP_S)
@@ -119,13 +119,13 @@ class ReplayBuffer:
             try:
                 n_lost += await self._write_again(copy)
             except WireError as error:
-                logger.warning("batch %s cannot be written again: %s", batch_id, error.detail)
+                logger.warning("batch %s cannot be replayed: %s", batch_id, error.detail)
             copy.kept_at_s = time.monotonic()  # this run may lose it as well
         for ref, (queue, _) in self._cancels.items():
             self._cancels[ref] = queue, time.monotonic()
         self._cancels_due = set(self._cancels)
         if n_lost:
-            logger.warning("Redis lost %d of the %d newest batches; written again", n_lost, len(batch_ids))
+            logger.warning("Redis lost %d of the %d newest batches; replayed them", n_lost, len(batch_ids))
 
     async def _write_again(self, copy: Copy) -> bool:
         """Write a batch again, unless its time is over; True if Redis had lost it."""
@@ -144,7 +144,7 @@ class ReplayBuffer:
             try:
                 answer = await self._replay.cancel(ref, queue)
             except WireError as error:
-                logger.warning("a cancel of batch %s cannot be written again: %s", ref.batch_id, error.detail)
+                logger.warning("a cancel of batch %s cannot be replayed: %s", ref.batch_id, error.detail)
                 answer = "finished"
             # Unknown: another controller accepted the job, and is about to write it again.
             if answer != "unknown":

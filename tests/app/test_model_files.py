@@ -60,10 +60,10 @@ def test_formats_without_code_are_known(folder: Path, flavors: dict[str, Any], k
             sklearn("model.pkl", serialization_format="cloudpickle"),
             "is pickled (model.pkl, by scikit-learn's cloudpickle)",
         ),
-        (sklearn("model.pkl"), "says that model.pkl is skops, which it is not"),
+        (sklearn("model.pkl"), "says that model.pkl is skops, but it is not"),
         (
             sklearn(skops_trusted_types=["os.system"]),
-            "trusts types of its author's choice (model.skops: ['os.system'])",
+            "trusts types chosen by its author (model.skops: ['os.system'])",
         ),
         # MLflow would go by a second description, in the subfolder.
         (sklearn("sub/model.skops"), "is loaded from sub/model.skops, which is outside the top folder"),

@@ -94,7 +94,7 @@ def test_a_database_of_a_newer_mlflow_or_of_another_program_is_refused(current: 
     path = tmp_path / "newer.db"
     path.write_bytes(Path(current.removeprefix("sqlite:///")).read_bytes())
     change(path, "UPDATE alembic_version SET version_num = 'fffffffffff0'")
-    with pytest.raises(RegistrySchemaError, match="does not know: a newer one made it"):
+    with pytest.raises(RegistrySchemaError, match="a newer MLflow than the installed one"):
         examine(f"sqlite:///{path}")
     foreign = tmp_path / "foreign.db"
     change(foreign, "CREATE TABLE invoices (id INTEGER)")
@@ -149,10 +149,10 @@ def test_the_registry_that_lies_in_the_folder_is_the_default(
     (tmp_path / "mlruns.db").touch()
     assert default() == "sqlite:///mlruns.db"
     assert others_beside(default()) == (
-        " (beside it lies sqlite:///mlflow.db, mlruns: set MLFLOW_TRACKING_URI to look there)"
+        " (found instead: sqlite:///mlflow.db, mlruns; set MLFLOW_TRACKING_URI to use it)"
     )
     assert others_beside(f"sqlite:///{tmp_path}/mlruns.db").startswith(
-        f" (beside it lies sqlite:///{tmp_path}/mlflow.db"
+        f" (found instead: sqlite:///{tmp_path}/mlflow.db"
     )
     assert others_beside("http://h:5000") == ""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000")

@@ -73,7 +73,7 @@ async def test_a_record_that_claims_an_impossible_quality_counts_as_one_without_
     row = (await served.http.get("/workers")).json()["workers"][1]
     assert row["val_accuracy"] is None
     [warning] = row["replicas"][0]["warnings"]
-    assert "counts as none: expected a fraction in [0, 1]" in warning
+    assert "is ignored: expected a fraction in [0, 1]" in warning
     lines = (await served.http.get("/metrics")).text.splitlines()
     assert [each for each in lines if each.startswith('modelyard_val_accuracy_ratio{worker="2"}')] == []
     [counted] = [

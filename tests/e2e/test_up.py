@@ -118,7 +118,7 @@ def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
             assert {info.worker: info.model_version for info in client.workers()} == {1: 1, 2: 2}
             pids = {info.worker: info.replicas[0].pid for info in client.workers()}
         os.kill(pids[1], signal.SIGKILL)
-        told = b"worker-v1 stopped and was started again"
+        told = b"worker-v1 stopped and was restarted"
         wait_until(lambda: told in log.read_bytes(), timeout_s=START_S, what="it tells of a crash")
         with Client(url, api_key=keys.shop) as client:
             assert client.predict(digits.images[:1], worker=1).model_version == 1

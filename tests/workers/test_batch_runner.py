@@ -294,7 +294,7 @@ def test_redis_away_leaves_the_batch_to_be_sent_again(bench: Bench, tmp_path: An
         InFlightMarker(),
         max_attempts=3,
     )
-    assert runner.run("x").startswith("left to be sent again")
+    assert runner.run("x").startswith("left for the reconciler")
 
 
 def test_the_heartbeat_counts_what_ran(bench: Bench) -> None:

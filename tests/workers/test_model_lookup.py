@@ -47,10 +47,10 @@ def odd(registry: str) -> str:
 @pytest.mark.parametrize(
     ("version", "warning"),
     [
-        ("1", "val_accuracy 97.5 counts as none: expected a fraction in [0, 1], not a percentage"),
+        ("1", "val_accuracy 97.5 is ignored: expected a fraction in [0, 1], not a percentage"),
         ("2", "val_accuracy nan counts as none"),
         ("3", "counts as none"),
-        ("4", "was deleted, so its val_accuracy does not count; `mlflow runs restore"),
+        ("4", "was deleted, so its val_accuracy is ignored; `mlflow runs restore"),
         ("5", "was purged from the registry"),
     ],
 )
@@ -131,7 +131,7 @@ def test_models_of_one_run_keep_their_own_quality(shared_run: str) -> None:
     assert [(each.source, each.dataset, each.dataset_digest) for each in found[:2]] == [
         ("model", "digits", "d1")
     ] * 2
-    assert "for several models, so it counts for none" in found[2].warnings[0]
+    assert "for several models, so it is ignored" in found[2].warnings[0]
 
 
 def test_a_model_without_a_run_has_the_quality_that_was_logged_for_it(shared_run: str) -> None:

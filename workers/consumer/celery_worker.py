@@ -117,9 +117,7 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
         def tell(error: Exception, interval_s: float) -> None:
             nonlocal is_told
             if not is_told:
-                logger.warning(
-                    "Redis does not serve the consumer (%s); trying until it does", refusal(error) or error
-                )
+                logger.warning("Redis refuses the consumer (%s); retrying", refusal(error) or error)
             is_told = True
 
         def connect_steadily(_: Any, *arguments: Any, **options: Any) -> Connection:

@@ -32,10 +32,7 @@ ANSWERED_COMMANDS = frozenset(
         *("enable_events", "heartbeat"),
     }
 )
-REFUSED = (
-    "this worker takes no changes by remote control; stop it with SIGTERM, "
-    "and start others with `modelyard worker`"
-)
+REFUSED = "this worker cannot be changed by remote control; stop it with SIGTERM, start others with `modelyard worker`"
 
 
 def only_batches(celery: Celery) -> None:

@@ -183,7 +183,7 @@ class Heartbeat:
                 self.progress.note()
             elif self.progress.has_stalled():
                 logger.critical(
-                    "the consumer no longer asks for work although Redis answers; ending this worker"
+                    "the consumer no longer requests work although Redis answers; ending this worker"
                 )
                 self._try(self._withdraw, reachable)
                 self._on_stall()
@@ -196,13 +196,13 @@ class Heartbeat:
             self.silences += 1
             if reachable:
                 logger.warning(
-                    "Redis does not take the record (%s)%s",
+                    "Redis does not accept the worker record (%s)%s",
                     refusal(error) or error,
-                    "" if self._closing else "; trying each heartbeat",
+                    "" if self._closing else "; retrying each heartbeat",
                 )
             return False
         if not reachable:
-            logger.info("Redis takes the record again")
+            logger.info("Redis accepts the worker record again")
         return True
 
     def _publish(self) -> None:
@@ -239,7 +239,7 @@ class Heartbeat:
             number = assign_number(self._client, record.queue, None)
         self._change(worker=number)
         self._changed = True
-        logger.warning("Redis had lost its data; worker %d is known again", number)
+        logger.warning("Redis lost its data; worker %d is registered again", number)
 
     def _snapshot(self) -> WorkerRecord:
         with self._lock:
@@ -265,6 +265,6 @@ def _taken(record: WorkerRecord, data: bytes) -> QueueTakenError:
         holder = "a worker whose record cannot be read"
     return QueueTakenError(
         f"{record.model_name} / {record.model_version} is served by {holder}; this worker would serve "
-        f"{identity(record)} under the same name. Stop those workers first, register the model under another name, "
-        "or give the pools a Redis each"
+        f"{identity(record)} under the same name. Stop those workers first, register the model under another "
+        f"name, or use a separate Redis for each pool"
     )

@@ -30,7 +30,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 ORPHAN_POLL_S = 1.0
 STANDSTILL_S = 60.0
 EX_SOFTWARE = 70  # sysexits.h
-UNTOLD = " although nobody had told it to stop"
+UNTOLD = " without having been told to stop"
 HINT = "; a model must not end its process while it loads"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -112,7 +112,7 @@ class _End:
 def _end_like(end: _End, clean_up: Callable[[], None]) -> NoReturn:
     status = end.status if end.status >= 0 else 128 - end.status
     if end.status <= 0 and not end.was_stopped:  # else it has said why itself
-        logger.error("the process that was to serve %s before it was ready%s", end, "" if status else HINT)
+        logger.error("the serving process %s before it was ready%s", end, "" if status else HINT)
         status = status or EX_SOFTWARE
     clean_up()
     leave(status)
@@ -197,7 +197,7 @@ class _Child:
             if received in STOP_SIGNALS:
                 self._stop(received)
             elif received == signal.SIGALRM and time.monotonic() >= self.kill_at_s:
-                logger.critical("process %d does not end although it has to; killing it", self.pid)
+                logger.critical("process %d did not stop in time; killing it", self.pid)
                 os.kill(self.pid, signal.SIGKILL)
             pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             if not pid:

@@ -77,7 +77,7 @@ class TimeLimit:
                     _end_fork()
         except _TimeIsUpError:  # out of `predict`, or out of the `finally` that it just reached
             self._clear()
-            raise InferenceTimeoutError(f"the model did not answer within {self._limit_s:g} s") from None
+            raise InferenceTimeoutError(f"the forward pass took longer than {self._limit_s:g} s") from None
         except (WorkerShutdown, WorkerTerminate):  # Celery's own, from a signal
             raise
         except (SystemExit, KeyboardInterrupt, CancelledError) as error:  # Celery would take it for an order

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
-    help="Requests under way at once.",
+    help="Number of concurrent requests.",
 )
 @click.option(
     "--data",
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Noise of a digit's shape, or held-out digits.",
 )
-@click.option("--seed", type=int, help="Makes the samples the same in every run.")
+@click.option("--seed", type=int, help="Seed of the samples.")
 @URL_OPTION
 @click.option(
     "--output",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("worker_benchmark_latency.png"),
     show_default=True,
-    help="Picture to draw.",
+    help="File for the plot.",
 )
 def command(
     n: int,

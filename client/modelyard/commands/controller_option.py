@@ -9,7 +9,7 @@ import click
 
 HOST, PORT = "127.0.0.1", 9000
 URL_OPTION = click.option(
-    "--url", help="The controller [MODELYARD_URL]; default: that of MODELYARD_HOST and MODELYARD_PORT."
+    "--url", help="URL of the controller [MODELYARD_URL]; default: from MODELYARD_HOST and MODELYARD_PORT."
 )
 
 

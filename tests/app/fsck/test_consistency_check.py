@@ -225,7 +225,7 @@ async def test_messages_of_batches_that_are_gone_are_no_finding_where_a_worker_t
     await ward.client.lpush(QUEUE, ward.messages.write("0" * 32))
     report = await ward.examine()
     assert report.is_healthy
-    assert [note for note in report.notes if "messages of batches that are gone" in note]
+    assert [note for note in report.notes if "messages of deleted batches" in note]
 
 
 async def test_what_looks_odd_for_a_moment_is_not_reported(ward: Ward) -> None:

@@ -191,4 +191,4 @@ async def test_what_one_hearer_raises_does_not_end_the_connection(
 
     ear.link.call(fail, "PING")
     assert await ear.ask("PING") == b"PONG"
-    assert "could not be taken in" in caplog.text
+    assert "could not be processed" in caplog.text

@@ -30,7 +30,7 @@ def test_the_password_of_a_file_is_part_of_the_urls_but_of_no_text_for_people(tm
 @pytest.mark.parametrize(
     ("url", "content", "text"),
     [
-        ("redis://a:b@h", "x", "leave one of them out"),
+        ("redis://a:b@h", "x", "remove one of them"),
         ("redis://h", None, "cannot be read"),
         ("redis://h", " \n", "is empty"),
     ],
@@ -58,7 +58,7 @@ def test_celery_checks_certificates_unless_told_otherwise() -> None:
     [
         (
             "redis://h/0?protocol=2",
-            "an option that is unknown, 'protocol'; expected of db, password, username",
+            "the unknown option 'protocol'; expected one of db, password, username",
         ),
         ("redis://h/0?decode_responses=True", "'decode_responses'"),
         ("redis://h/0?socket_timeout=0.001", "MODELYARD_REDIS_TIMEOUT_S"),

@@ -30,7 +30,7 @@ def test_a_login_that_is_given_twice_is_refused(monkeypatch: pytest.MonkeyPatch,
         monkeypatch, FLOWER_BASIC_AUTH_FILE=str(tmp_path / "login"), FLOWER_BASIC_AUTH="ops:another"
     )
     assert isinstance(error, ConfigurationError)
-    assert "leave one of them out" in error.detail
+    assert "remove one of them" in error.detail
 
 
 def test_an_empty_login_file_is_no_login_and_with_api_keys_flower_does_not_start(

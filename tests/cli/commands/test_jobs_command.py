@@ -52,10 +52,10 @@ def test_resending_twice_sends_once_and_says_so(redis_server: RedisServer, quara
     second = json.loads(run(redis_server, "jobs", "resend", "--json", quarantined).stdout)
     assert (first["id"], first["sent_before"]) == (second["id"], False)
     assert second["sent_before"]
-    assert "was sent again before" in run(redis_server, "jobs", "resend", quarantined).stdout
+    assert "was resent before" in run(redis_server, "jobs", "resend", quarantined).stdout
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.llen(QUEUE) == 1
-    assert "is sent again as" in run(redis_server, "jobs", "resend", "--again", quarantined).stdout
+    assert "was resent as" in run(redis_server, "jobs", "resend", "--again", quarantined).stdout
     assert "healthy" in run(redis_server, "doctor", "--patience", "0").stdout
 
 

@@ -33,7 +33,7 @@ def test_local_url_brackets_ipv6_and_goes_to_loopback_for_every_address(host: st
 @pytest.mark.parametrize(
     ("host", "port", "told"),
     [
-        ("192.0.2.1", 9000, "MODELYARD_HOST=192.0.2.1: .* none of this machine's"),
+        ("192.0.2.1", 9000, "MODELYARD_HOST=192.0.2.1: .* belongs to another machine"),
         ("nowhere.invalid", 9000, "MODELYARD_HOST=nowhere.invalid: .* is unknown"),
         ("a" * 70 + ".b", 9000, "is unknown"),
         ("127.0.0.1", 65536, "above 65535; set MODELYARD_PORT"),
@@ -67,9 +67,9 @@ def modelyard(command: str, **variables: str) -> subprocess.CompletedProcess[str
     ("variables", "told"),
     [
         ({"REDIS_URL": "foo"}, "REDIS_URL"),
-        ({"REDIS_URL": "redis://h:1/0?nonsense=1"}, "an option that is unknown"),
-        ({"MLFLOW_TRACKING_URI": "bogus://x"}, "MLFLOW_TRACKING_URI=bogus://x is no MLflow registry"),
-        ({"MODELYARD_HOST": "192.0.2.1", "MODELYARD_ALLOW_ANONYMOUS": "true"}, "none of this machine's"),
+        ({"REDIS_URL": "redis://h:1/0?nonsense=1"}, "the unknown option"),
+        ({"MLFLOW_TRACKING_URI": "bogus://x"}, "MLFLOW_TRACKING_URI=bogus://x is not an MLflow registry"),
+        ({"MODELYARD_HOST": "192.0.2.1", "MODELYARD_ALLOW_ANONYMOUS": "true"}, "belongs to another machine"),
         ({"REDIS_PASSWORD_FILE": "/nowhere/password"}, "REDIS_PASSWORD_FILE"),
     ],
 )
@@ -89,4 +89,7 @@ def test_server_whose_port_is_taken_is_one_line(command: str, variable: str, nam
         port = server.getsockname()[1]
         done = modelyard(command, REDIS_URL="redis://127.0.0.1:1/0", **{variable: str(port)})
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
-    assert f"port {port} of {name} is taken; stop what listens there, or set {variable}" in done.stderr
+    assert (
+        f"port {port} of {name} is taken; stop the process that listens there, or set {variable}"
+        in done.stderr
+    )

@@ -217,7 +217,7 @@ def test_next_pool_starts_and_has_the_data_of_one_whose_supervisor_was_killed(
         with pytest.raises(ServiceError, match="was ended by signal 9"):
             pool.watch()
     assert leftovers.processes(folder) == []
-    assert "stopped everything" in capsys.readouterr().out
+    assert "stopped all processes" in capsys.readouterr().out
     with claimed(settings, console), open_pool(settings, plan, console) as pool:
         pool.start_core()
         with redis.Redis.from_url(settings.effective_redis_url) as client:

@@ -94,7 +94,7 @@ async def test_cancels_and_resends_name_their_caller_and_what_came_of_them(
             "event": "cancel",
             "outcome": "job_unknown",
             "job_id": "unknown\n",
-            "reason": "no job of this API key has this id, or its outcome was kept for its time and is gone",
+            "reason": "no job of this API key has this id, or the retention time of its outcome has ended",
             **by_alice,
         },
         {
@@ -108,7 +108,7 @@ async def test_cancels_and_resends_name_their_caller_and_what_came_of_them(
         {
             "event": "request",
             "outcome": "forbidden",
-            "reason": "this needs an API key with the role `operate`",
+            "reason": "this request requires an API key with the role `operate`",
             "method": "POST",
             "path": f"/quarantine/{killer}/resend",
             **by_alice,
@@ -131,12 +131,12 @@ async def test_refused_keys_are_noted_with_their_reason_and_cannot_fill_the_log(
     missing = {
         "event": "request",
         "outcome": "unauthenticated",
-        "reason": "an API key is needed",
+        "reason": "the API key is missing",
         "method": request_["method"],
         "path": request_["url"],
         "address": "127.0.0.1",
     }
-    invalid = {**missing, "reason": "the API key is not valid"}
+    invalid = {**missing, "reason": "the API key is invalid"}
     assert lines()[0] == missing
 
     def n_noted() -> int:

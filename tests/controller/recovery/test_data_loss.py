@@ -151,9 +151,9 @@ async def test_a_loss_of_transactions_is_told_by_a_controller(
         with caplog.at_level(logging.ERROR):
             assert await again.look() == 1
             assert await again.look() == 1
-        assert caplog.text.count("Redis has lost all that it confirmed until") == 1
+        assert caplog.text.count("Redis lost all writes confirmed until") == 1
         told = await findings(client, server.url)
-        assert told["data_lost"].startswith("it has lost all that it confirmed until")
+        assert told["data_lost"].startswith("it lost all writes confirmed until")
 
 
 async def test_an_emptied_redis_is_told_and_the_note_lives_as_long_as_outcomes_would(start: Start) -> None:

@@ -189,7 +189,7 @@ async def test_a_job_is_not_unknown_before_its_controller_has_written_it_again(
     await own_redis.set_back()
     answer = await late.http.get(url)
     assert (answer.status_code, answer.json()["code"]) == (503, "ledger_unavailable")
-    assert "written again" in answer.json()["detail"]
+    assert "may replay" in answer.json()["detail"]
 
 
 async def test_a_job_that_nobody_is_left_to_write_again_is_unknown_once_redis_has_settled(

@@ -69,7 +69,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-UNTOLD = "ended with status 0 although nobody had told it to stop"
+UNTOLD = "ended with status 0 without having been told to stop"
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_a_child_that_ends_though_nobody_told_it_to_is_followed_by_another(
         (
             "exit()",
             prefork_supervisor.EX_SOFTWARE,
-            "ERROR:workers.process.prefork_supervisor:the process that was to serve ended with status 0 before it "
+            "ERROR:workers.process.prefork_supervisor:the serving process ended with status 0 before it "
             "was ready; a model must not end its process while it loads\n",
         ),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             128 + signal.SIGKILL,
-            "ERROR:workers.process.prefork_supervisor:the process that was to serve was ended by signal 9 "
+            "ERROR:workers.process.prefork_supervisor:the serving process was ended by signal 9 "
             "(Killed) before it was ready\n",
         ),
         # Whatever it has started may outlive it, and hold what it had open.
