@@ -48,8 +48,8 @@ def odd(registry: str) -> str:
     ("version", "warning"),
     [
         ("1", "val_accuracy 97.5 is ignored: expected a fraction in [0, 1], not a percentage"),
-        ("2", "val_accuracy nan counts as none"),
-        ("3", "counts as none"),
+        ("2", "val_accuracy nan is ignored"),
+        ("3", "is ignored"),
         ("4", "was deleted, so its val_accuracy is ignored; `mlflow runs restore"),
         ("5", "was purged from the registry"),
     ],
