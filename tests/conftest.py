@@ -91,10 +91,6 @@ def measured() -> dict[str, str]:
     return {name: os.environ.pop(name) for name in names}
 
 
-def process_environment() -> dict[str, str]:
-    return dict(os.environ)
-
-
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without a model, to be copied: MLflow needs seconds to lay one out, so that is done once."""

@@ -62,11 +62,11 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
     """
     with model_lookup.looking_up(settings, folder) as answer:
         if not settings.allow_pickle_models:  # then it most likely takes PyTorch or is refused
-            _import_for_pt2()
+            import_for_pt2()
         found = answer()
     _require_servable(found, settings)
     _import_for(found)
-    _rehearse(found, settings)
+    rehearse(found, settings)
     return found
 
 
@@ -74,7 +74,7 @@ def _import_for(found: ModelVersion) -> None:
     kind = _loading(found).kind
     with suppress(ImportError):  # `load` will tell
         if kind == "pt2":
-            _import_for_pt2()
+            import_for_pt2()
         elif kind == "skops":
             import skops.io  # noqa: F401
         elif "pytorch" in found.flavors:
@@ -87,14 +87,15 @@ def _loading(found: ModelVersion) -> Loading:
     return loading(found.flavors, Path(found.path))
 
 
-def _import_for_pt2() -> None:
+def import_for_pt2() -> None:
+    """Import what loads a pt2 file."""
     import torch.export.pt2_archive
 
     with suppress(ImportError):  # what PyTorch else imports while it loads is its own affair, and costs 0.2 s
         import torch.export._trace  # noqa: F401
 
 
-def _rehearse(found: ModelVersion, settings: WorkerSettings) -> None:
+def rehearse(found: ModelVersion, settings: WorkerSettings) -> None:
     """Load a small pt2 file once and let it go: what PyTorch keeps of its first one is then shared by all that fork."""
     with suppress(Exception):  # `load` will tell
         if (

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -11,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.pool_samples import RedisServer
 from tests.workers import unruly_model
+from tests.workers.runner_bench import Bench
+from tests.workers.worker_processes import Start
 
 MODEL = "Scikit"
 ODD_REQUIREMENTS = [
@@ -21,7 +27,7 @@ ODD_REQUIREMENTS = [
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Tracking URI: version 1 is good, 2 takes complex numbers, 3 a fixed number of samples, 4 fails its warm-up.
 
     The model `Named` answers a dictionary of one output; `Echo` answers its samples, NaN for each 666, version 1 in
@@ -29,6 +35,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     `tests/workers/unruly_model.py`.
     """
     folder = tmp_path_factory.mktemp("registry")
+    shutil.copy(empty_database, folder / "mlruns.db")
     uri = f"sqlite:///{folder}/mlruns.db"
     before = os.environ.get("MLFLOW_TRACKING_URI")
     with warnings.catch_warnings():
@@ -120,3 +127,44 @@ def _register(uri: str, folder: Path) -> None:
                 registered_model_name="Echo",
                 pip_requirements=["numpy"],
             )
+
+
+@pytest.fixture
+def start_worker(redis_server: RedisServer, registry: str) -> Iterator[Start]:
+    """`start_worker(version, **variables)` starts a worker of the registry, which ends with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(version: str, **variables: str) -> subprocess.Popen[str]:
+        own = {
+            "REDIS_URL": redis_server.url,
+            "MLFLOW_TRACKING_URI": registry,
+            "MODEL_NAME": "Scikit",
+            "MODEL_VERSION": version,
+            "MODELYARD_HEARTBEAT_S": "0.2",
+            "ALLOW_PICKLE_MODELS": "true",  # the registry's scikit-learn models are pickled
+        }
+        command = [sys.executable, "-m", "workers"]
+        started.append(
+            subprocess.Popen(
+                command,
+                env=os.environ | own | variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def bench(redis_server: RedisServer) -> Iterator[Bench]:
+    """A batch runner's surroundings on the test's Redis."""
+    made = Bench(redis_server.url)
+    yield made
+    made.client.close()

@@ -2,92 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import redis
-import redis.asyncio
 
 from app.clock import PoolClock
 from app.ledger import wire
-from app.ledger.commands import NewBatch
-from app.ledger.controller_ledger import ControllerLedger
-from app.ledger.wire import BatchOutcome, JobEntry
+from app.ledger.wire import JobEntry
 from app.ledger.worker_ledger import WorkerLedger, keep_outcome
 from app.redis import keys
 from app.settings import Settings
-from tests.pool_samples import PAIR, RedisServer, accept_now, head, new_batch, now_ms, record
+from tests.pool_samples import PAIR, head, new_batch, now_ms, record
+from tests.workers.runner_bench import RETENTION_S, Bench, Predict, score, statuses
 from workers.batch_runner import TIMED_OUT, BatchRunner
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit
 from workers.warm_up import LoadedModel
-
-RETENTION_S = 100.0
-Predict = Callable[[Any], Any]
-
-
-class Bench:
-    """A runner on a real ledger, and the controller's side of it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.client = redis.Redis.from_url(url)
-        self.queue = head().queue
-        self.limit = TimeLimit(60)
-
-    def runner(
-        self, predict: Predict, worker_id: str = "host-1", max_attempts: int = 3, **model: Any
-    ) -> BatchRunner:
-        """A worker's runner; `model` are more fields of its `LoadedModel`."""
-        clock = PoolClock()
-        ledger = WorkerLedger(self.client, worker_id, self.queue, RETENTION_S)
-        self.heartbeat = Heartbeat(self.client, record(worker_id=worker_id), clock, 60)
-        loaded = LoadedModel(PAIR, predict, "cpu", **model)
-        return BatchRunner(
-            ledger, loaded, self.heartbeat, clock, self.limit, InFlightMarker(), max_attempts=max_attempts
-        )
-
-    def accept(self, batch: NewBatch) -> str:
-        accept_now(self.url, batch)
-        return batch.batch_id
-
-    def requeue(self, batch_id: str, owner: str) -> None:
-        self._as_controller(lambda ledger: ledger.requeue(batch_id, self.queue, owner, b"again"))
-
-    def outcome(self, batch_id: str) -> BatchOutcome | None:
-        stored = self.client.hget(keys.batch(batch_id), "out")
-        return wire.decode_outcome(stored) if isinstance(stored, bytes) else None
-
-    def _as_controller(self, act: Callable[[ControllerLedger], Any]) -> None:
-        async def go() -> None:
-            async with redis.asyncio.Redis.from_url(self.url) as client:
-                await act(ControllerLedger(client, RETENTION_S))
-
-        asyncio.run(go())
-
-
-@pytest.fixture
-def bench(redis_server: RedisServer) -> Iterator[Bench]:
-    made = Bench(redis_server.url)
-    yield made
-    made.client.close()
-
-
-def score(samples: Any) -> Any:
-    """Two scores per sample; the class is 1 where the sample's numbers are above 1."""
-    return np.stack([1 - samples[:, 0], samples[:, 0] - 1], axis=1)
-
-
-def statuses(outcome: BatchOutcome | None) -> list[str]:
-    assert outcome
-    return [job.status for job in outcome.jobs]
 
 
 def test_a_batch_runs_in_one_pass_and_each_job_gets_its_rows(bench: Bench) -> None:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.redis.client import ledger_errors
 from tests.conftest import WaitUntil
 from tests.pool_samples import new_batch
-from tests.workers.test_batch_runner import Bench, bench, score, statuses
+from tests.workers.runner_bench import RETENTION_S, Bench, score, statuses
 from workers import batch_runner
-
-__all__ = ["bench"]
 
 
 @pytest.fixture(autouse=True)
 def enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is."""
     monkeypatch.setattr(batch_runner, "CHAIN_S", 60.0)
+
+
+class Interrupted(WorkerLedger):
+    """The ledger of a worker to which something happens when it asks for a batch."""
+
+    def __init__(self, bench: Bench, happens: Callable[[], None]) -> None:
+        super().__init__(bench.client, "host-1", bench.queue, RETENTION_S)
+        self.happens = happens
+
+    def take(self, limit_s: float = 0) -> None:
+        self.happens()
+        super().take(limit_s)
 
 
 def queue_up(bench: Bench, n_batches: int, n_jobs: int = 1) -> list[str]:
@@ -66,19 +78,14 @@ def test_a_worker_that_drains_takes_nothing_more(bench: Bench) -> None:
     assert not bench.client.hexists(keys.batch(batches[2]), "attempts")
 
 
-def test_a_worker_that_is_told_to_stop_while_it_waits_runs_what_that_brings_and_no_more(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_is_told_to_stop_while_it_waits_runs_what_that_brings_and_no_more(bench: Bench) -> None:
     batches = queue_up(bench, 1)
-    runner = bench.runner(score)
-    take = runner._ledger.take
 
-    def told_meanwhile(limit_s: float) -> None:
+    def told_meanwhile() -> None:
         batches.extend(queue_up(bench, 3)[1:])  # the others' messages are on the queue
         bench.heartbeat.set_state("draining")
-        take(limit_s)
 
-    monkeypatch.setattr(runner._ledger, "take", told_meanwhile)
+    runner = bench.runner(score, ledger=Interrupted(bench, told_meanwhile))
     ran = [each.batch_id for each in runner.run_on(batches[0])]
     assert ran == batches[:2]
     assert (bench.client.llen(bench.queue), bench.client.hlen(keys.running(bench.queue))) == (1, 0)
@@ -155,15 +162,12 @@ def test_a_batch_taken_with_the_one_before_that_kills_its_worker_runs_job_by_job
     assert lives == 3
 
 
-def test_a_worker_whose_redis_goes_away_while_it_waits_gives_celery_its_turn(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_whose_redis_goes_away_while_it_waits_gives_celery_its_turn(bench: Bench) -> None:
     [first] = queue_up(bench, 1)
-    runner = bench.runner(score)
 
-    def cut(limit_s: float) -> None:
+    def cut() -> None:
         with ledger_errors():
             raise ConnectionError("cut")
 
-    monkeypatch.setattr(runner._ledger, "take", cut)
+    runner = bench.runner(score, ledger=Interrupted(bench, cut))
     assert [each.batch_id for each in runner.run_on(first)] == [first]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import kombu
 import pytest
@@ -22,12 +21,6 @@ from workers.consumer import transport
 from workers.process.heartbeat import Heartbeat
 
 LONG_S = 60.0  # longer than the tests may take: who waits on a dead connection is found out
-
-
-@pytest.fixture
-def way(redis_server: RedisServer, tmp_path: Path) -> Iterator[Proxy]:
-    with Proxy(redis_server.socket, tmp_path / "way.sock") as proxy:
-        yield proxy
 
 
 def worker_connection(url: str, silences: Callable[[], int]) -> kombu.Connection:

@@ -22,9 +22,8 @@ from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
 from app.worker_record import decode_record
-from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
-from tests.workers.test_process import QUEUE, accept
+from tests.workers.worker_processes import QUEUE, accept
 from workers.consumer.remote_control import REFUSED
 
 WaitUntil = Callable[..., None]
@@ -55,7 +54,7 @@ def worker(
         "MODELYARD_HEARTBEAT_S": "0.2",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "workers"], env=process_environment() | own, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "workers"], env=os.environ | own, stderr=subprocess.PIPE, text=True
     )
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: is_ready(client), timeout_s=60, what="the worker is ready")

@@ -17,10 +17,9 @@ from app.redis import keys
 from app.settings import Settings
 from app.worker_record import WorkerRecord, decode_record
 from tests.pool_samples import RedisServer
-from tests.workers.test_process import QUEUE, Start, accept, start_worker
+from tests.workers.worker_processes import QUEUE, Start, accept
 from workers.consumer.transport import is_wake_up
 
-__all__ = ["start_worker"]
 WaitUntil = Callable[..., None]
 N_GARBAGE = 200
 N_GOOD = 20

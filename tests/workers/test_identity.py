@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,17 +16,10 @@ from app.clock import PoolClock
 from app.errors import QueueTakenError
 from app.redis import keys
 from app.worker_record import decode_record
-from tests.conftest import process_environment
 from tests.pool_samples import RedisServer, publish, record
 from workers.process.heartbeat import Heartbeat
 
 WaitUntil = Callable[..., None]
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_server.url) as connection:
-        yield connection
 
 
 def heartbeat(client: redis.Redis, worker_id: str, heartbeat_s: float = 60, **fields: Any) -> Heartbeat:
@@ -114,7 +108,7 @@ def test_a_process_that_would_serve_another_model_ends_with_one_line(
     }
     done = subprocess.run(
         [sys.executable, "-m", "workers"],
-        env=process_environment() | variables,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=120,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from app.errors import (
     RegistryUnavailableError,
 )
 from app.settings import WorkerSettings
+from tests.workers.model_versions import pt2, settings
 from workers import model
 from workers.model_lookup import ModelVersion, look_up, looking_up
 from workers.warm_up import LoadedModel
@@ -29,16 +29,6 @@ def load(wanted: WorkerSettings) -> LoadedModel:
 
 def find(wanted: WorkerSettings) -> ModelVersion:
     return look_up(wanted.mlflow_tracking_uri, wanted.model_name, wanted.model_version)
-
-
-def settings(registry: str, version: str, **fields: Any) -> WorkerSettings:
-    defaults: dict[str, Any] = {
-        "model_name": "Scikit",
-        "mlflow_tracking_uri": registry,
-        "redis_url": "redis://x",
-        "allow_pickle_models": True,  # the registry's scikit-learn models are pickled
-    }
-    return WorkerSettings(model_version=version, **{**defaults, **fields})
 
 
 @pytest.mark.parametrize(("wanted", "version"), [("1", 1), ("3", 3), ("champion", 1), ("latest", 4)])
@@ -122,15 +112,6 @@ def test_a_pt2_model_refuses_more_samples_than_it_was_exported_for_each_time(tmp
                 predict(samples)
         else:
             assert np.allclose(predict(samples), program.module()(torch.from_numpy(samples)).detach())
-
-
-def pt2(folder: Path, shape: tuple[int, ...]) -> ModelVersion:
-    """A version whose exported program lies in a folder."""
-    import torch
-
-    flavors = {"pytorch": {"model_data": ".", "pytorch_version": torch.__version__}}
-    tensor = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": list(shape)}}
-    return ModelVersion("Exported", 1, "", str(folder), flavors, {"inputs": [tensor]})
 
 
 def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path: Path) -> None:

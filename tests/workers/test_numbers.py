@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -30,24 +29,17 @@ from controller.input import bodies, json_numbers
 from modelyard import AsyncClient
 from modelyard.calls import encode_samples
 from modelyard.schemas import Job
+from tests.conftest import WaitUntil
 from tests.controller.conftest import serving, settings_for
 from tests.pool_samples import SIGNER, RedisServer, head, now_ms
-from tests.workers.test_batch_runner import Bench, Predict
-from tests.workers.test_model import pt2
-from tests.workers.test_model import settings as model_settings
-from tests.workers.test_process import Start, WaitUntil, start_worker
+from tests.workers.model_versions import pt2
+from tests.workers.model_versions import settings as model_settings
+from tests.workers.runner_bench import Bench, Predict
+from tests.workers.worker_processes import Start
 from workers import model
 
-__all__ = ["start_worker"]  # a fixture
 NAN, INF = math.nan, math.inf
 FINITE = {"allow_nan": False, "allow_infinity": False}
-
-
-@pytest.fixture
-def bench(redis_server: RedisServer) -> Iterator[Bench]:
-    made = Bench(redis_server.url)
-    yield made
-    made.client.close()
 
 
 def run(bench: Bench, samples: Any, counts: list[int], predict: Predict, **of_model: Any) -> list[Job]:

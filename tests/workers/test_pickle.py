@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,6 @@ import yaml
 
 from app.errors import ModelNotAllowedError, ModelyardError
 from app.settings import WorkerSettings
-from tests.conftest import process_environment
 from tests.pool_samples import RedisServer
 from workers import model
 from workers.model_lookup import look_up
@@ -107,7 +107,7 @@ def change_flavours(folder: Path, change: Callable[[dict[str, dict[str, str]]], 
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def exported(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Tracking URI of a registry with one good pt2 model, and the folder of its files."""
     import mlflow
     import torch
@@ -115,6 +115,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     from mlflow.types import Schema, TensorSpec
 
     folder = tmp_path_factory.mktemp("exported")
+    shutil.copy(empty_database, folder / "mlruns.db")
     uri = f"sqlite:///{folder}/mlruns.db"
     signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2))]))
     with warnings.catch_warnings():
@@ -141,8 +142,6 @@ def poisoned(
     exported: tuple[str, Path], tmp_path: Path
 ) -> Iterator[Callable[[Callable[[Path, bytes], None]], Path]]:
     """`poisoned(how)` changes the model's files, and answers which folder appears if the trap springs."""
-    import shutil
-
     _, folder = exported
     good = tmp_path / "good"
     shutil.copytree(folder, good)
@@ -227,7 +226,7 @@ def test_a_worker_that_finds_a_pickle_ends_with_one_line_that_names_the_setting(
     }
     done = subprocess.run(
         [sys.executable, "-m", "workers"],
-        env=process_environment() | variables,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=90,

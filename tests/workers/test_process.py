@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,52 +13,13 @@ import pytest
 import redis
 import redis.asyncio
 
-from app.celery_app import create_celery
 from app.ledger import wire
-from app.ledger.commands import NewBatch
-from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
-from app.settings import Settings
-from app.worker_record import WorkerRecord, decode_record
-from tests.conftest import process_environment
-from tests.pool_samples import RedisServer, accept_now, new_batch
-from tests.workers.process.test_prefork_supervisor import runs
+from app.worker_record import decode_record
+from tests.pool_samples import RedisServer
+from tests.workers.worker_processes import QUEUE, Start, accept, ready_pids, records, runs
 
-QUEUE = keys.queue_name("Scikit", 1)
 WaitUntil = Callable[..., None]
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def start_worker(redis_server: RedisServer, registry: str) -> Iterator[Start]:
-    started: list[subprocess.Popen[str]] = []
-
-    def start(version: str, **variables: str) -> subprocess.Popen[str]:
-        own = {
-            "REDIS_URL": redis_server.url,
-            "MLFLOW_TRACKING_URI": registry,
-            "MODEL_NAME": "Scikit",
-            "MODEL_VERSION": version,
-            "MODELYARD_HEARTBEAT_S": "0.2",
-            "ALLOW_PICKLE_MODELS": "true",  # the registry's scikit-learn models are pickled
-        }
-        command = [sys.executable, "-m", "workers"]
-        started.append(
-            subprocess.Popen(
-                command,
-                env=process_environment() | own | variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
@@ -69,17 +28,6 @@ def silent_registry() -> Iterator[tuple[str, socket.socket]]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         yield f"http://127.0.0.1:{server.getsockname()[1]}", server
-
-
-def accept(url: str) -> str:
-    """Accept one batch of two jobs for version 1, exactly as a controller does."""
-    batch = new_batch(2, queue=QUEUE, model_name="Scikit", dtype="float64")
-    message = WakeUpMessages(write_template(create_celery(Settings(redis_url=url))), QUEUE).write(
-        batch.batch_id
-    )
-    sent = NewBatch(batch.batch_id, batch.head, batch.data, message, batch.accepted_at_ms)
-    accept_now(url, sent)
-    return batch.batch_id
 
 
 def test_a_worker_serves_its_queue_under_the_number_asked_for_and_drains_on_sigterm(
@@ -151,15 +99,6 @@ def test_ctrl_c_drains_a_worker_and_a_second_one_would_end_it(
         assert said.count("Warm shutdown") == 1
         assert "will terminate all running tasks" not in said  # what it says to the second
         assert not client.exists(keys.WORKERS)
-
-
-def records(client: redis.Redis) -> list[WorkerRecord]:
-    found = [client.get(name) for name in client.scan_iter(keys.worker("*"))]
-    return [decode_record(data) for data in found if isinstance(data, bytes)]
-
-
-def ready_pids(client: redis.Redis) -> set[int]:
-    return {record.pid for record in records(client) if record.state == "ready"}
 
 
 def test_a_worker_that_cannot_load_its_model_takes_nothing_off_the_queue(

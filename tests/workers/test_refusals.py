@@ -20,9 +20,8 @@ from app.clock import to_ms
 from app.redis import keys
 from faults.proxy import Proxy
 from tests.controller.conftest import OwnRedis, Served, serving, settings_for, until
-from tests.workers.test_process import Start, ready_pids, start_worker
+from tests.workers.worker_processes import Start, ready_pids
 
-__all__ = ["start_worker"]
 HEARTBEAT_S = 0.2
 LIMIT_S = 30.0
 

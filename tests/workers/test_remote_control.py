@@ -22,10 +22,10 @@ from app.ledger.commands import NewBatch
 from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
-from tests.conftest import WaitUntil, process_environment, running_redis
+from tests.conftest import WaitUntil, running_redis
 from tests.pool_samples import accept_now, new_batch
 from tests.workers import unruly_model
-from tests.workers.test_process import ready_pids, records
+from tests.workers.worker_processes import ready_pids, records
 from workers.consumer.remote_control import REFUSED
 
 QUEUE = keys.queue_name("Unruly", 1)
@@ -130,7 +130,7 @@ def worker(
             "SEEN": str(seen),
         }
         command = [sys.executable, "-m", "workers"]
-        process = subprocess.Popen(command, env=process_environment() | own)
+        process = subprocess.Popen(command, env=os.environ | own)
         try:
             wait_until(
                 lambda: ready_pids(client) or process.poll() is not None,
@@ -229,7 +229,7 @@ def test_flower_and_inspect_show_a_batch_while_it_runs_and_how_it_ended(
         "FLOWER_INSPECT_TIMEOUT": "20000",
     }
     command = [sys.executable, "-m", "cli", "flower"]
-    flower = subprocess.Popen(command, env=process_environment() | own, stderr=subprocess.DEVNULL)
+    flower = subprocess.Popen(command, env=os.environ | own, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", auth=("ops", PASSWORD), timeout=30) as client:
 

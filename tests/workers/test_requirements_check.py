@@ -16,12 +16,11 @@ from cli.commands.check_command import command
 from modelyard.schemas import RequirementDifference
 from tests.conftest import WaitUntil
 from tests.pool_samples import RedisServer
-from tests.workers.test_process import Start, ready_pids, records, start_worker
+from tests.workers.worker_processes import Start, ready_pids, records
 from workers import model
 from workers.model_lookup import ModelVersion
 from workers.requirements_check import described, differences, read_requirements
 
-__all__ = ["start_worker"]
 SKLEARN = version("scikit-learn")
 OTHER_MAJOR = f"{int(SKLEARN.split('.')[0]) + 1}.0.0"
 

@@ -22,9 +22,8 @@ from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
 from tests.pool_samples import RedisServer, accept_now, new_batch
-from tests.workers.test_process import QUEUE, Start, records, start_worker
+from tests.workers.worker_processes import QUEUE, Start, records
 
-__all__ = ["start_worker"]
 WaitUntil = Callable[..., None]
 AT_LEAST_WAITING = 100
 FED_AHEAD = 4000  # what a worker takes in three seconds: the feeder may be slower than it where cores are few

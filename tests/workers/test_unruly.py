@@ -13,9 +13,8 @@ import redis
 from tests.conftest import RedisServer
 from tests.controller.conftest import Served, serving, settings_for, until
 from tests.workers import unruly_model as model
-from tests.workers.test_process import Start, ready_pids, start_worker
+from tests.workers.worker_processes import Start, ready_pids
 
-__all__ = ["start_worker"]
 HEARTBEAT_S = 0.2
 
 

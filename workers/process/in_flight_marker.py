@@ -36,13 +36,16 @@ class InFlight:
 class InFlightMarker:
     """The memory, which is to be made before the first fork.
 
+    Args:
+        memory: Shared between processes; by default a new one.
+
     Attributes:
         ended_at_s: When the process before this one was found dead, `time.monotonic()`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: mmap.mmap | None = None) -> None:
         self.ended_at_s = 0.0
-        self._memory = mmap.mmap(-1, SIZE_BYTES)
+        self._memory = memory or mmap.mmap(-1, SIZE_BYTES)
         self._worker_id = ""
 
     def serves(self, worker_id: str) -> None:

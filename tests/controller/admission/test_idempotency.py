@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from faults.proxy import Proxy
 from modelyard.client_errors import ControllerUnreachableError
 from modelyard.http import AsyncClient
 from modelyard.retries import RetryPolicy
-from tests.conftest import RedisServer, process_environment
+from tests.conftest import RedisServer
 from tests.controller.conftest import HandWorker, Serve, Served, serving, settings_for, until
 from tests.pool_samples import new_batch
 
@@ -65,7 +66,7 @@ def accepts(command: bytes) -> bool:
 def start_controller(redis_url: str, port: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "cli", "serve", "--port", str(port)],
-        env=process_environment() | {"REDIS_URL": redis_url},
+        env=os.environ | {"REDIS_URL": redis_url},
         stderr=subprocess.DEVNULL,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -18,12 +18,6 @@ from workers.process import consumer_progress
 from workers.process.heartbeat import Heartbeat
 
 WaitUntil = Callable[..., None]
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_server.url) as connection:
-        yield connection
 
 
 def published(client: redis.Redis) -> WorkerRecord | None:

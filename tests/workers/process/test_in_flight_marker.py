@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import time
 from collections.abc import Callable
 
-from workers.process.in_flight_marker import InFlight, InFlightMarker
+from workers.process.in_flight_marker import SIZE_BYTES, InFlight, InFlightMarker
 
 
 def die_after(words: InFlightMarker, notes: Callable[[], None]) -> None:
@@ -51,7 +52,8 @@ def test_where_nothing_was_noted_there_is_nothing_to_read() -> None:
 
 
 def test_a_note_that_death_cut_short_is_no_note() -> None:
-    words = InFlightMarker()
+    memory = mmap.mmap(-1, SIZE_BYTES)
+    words = InFlightMarker(memory)
     words.serves("dead")
-    words._memory[5:10] = bytes(5)
+    memory[5:10] = bytes(5)
     assert words.read() is None

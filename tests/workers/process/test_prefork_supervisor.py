@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.workers.worker_processes import runs
 from workers.process import prefork_supervisor
 
 WaitUntil = Callable[..., None]
@@ -59,14 +60,6 @@ def children(folder: Path) -> list[int]:
     """Ids of all children so far."""
     file = folder / "children"
     return [int(word) for word in file.read_text().split()] if file.exists() else []
-
-
-def runs(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
-    except FileNotFoundError:
-        return False
 
 
 UNTOLD = "ended with status 0 without having been told to stop"
@@ -241,9 +234,9 @@ def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose
         def others():
             tasks = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
             return [open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks]
-        model._import_for_pt2()
+        model.import_for_pt2()
         found = ModelVersion("M", 1, "run", ".", {"pytorch": {}}, {})
-        model._rehearse(found, WorkerSettings(model_name="M", model_version="1"))
+        model.rehearse(found, WorkerSettings(model_name="M", model_version="1"))
         print(os.environ[model.TORCH_SWITCH], threading.active_count(), *others())
         import mlflow.pyfunc, mlflow.pytorch
         print(threading.active_count(), *others())

@@ -1,0 +1,49 @@
+"""What tests do with real workers: give them batches, look at their records, see whether they run."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+import redis.asyncio
+
+from app.celery_app import create_celery
+from app.ledger.commands import NewBatch
+from app.ledger.wakeup_message import WakeUpMessages, write_template
+from app.redis import keys
+from app.settings import Settings
+from app.worker_record import WorkerRecord, decode_record
+from tests.pool_samples import accept_now, new_batch
+
+QUEUE = keys.queue_name("Scikit", 1)
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def accept(url: str) -> str:
+    """Accept one batch of two jobs for version 1, exactly as a controller does."""
+    batch = new_batch(2, queue=QUEUE, model_name="Scikit", dtype="float64")
+    message = WakeUpMessages(write_template(create_celery(Settings(redis_url=url))), QUEUE).write(
+        batch.batch_id
+    )
+    sent = NewBatch(batch.batch_id, batch.head, batch.data, message, batch.accepted_at_ms)
+    accept_now(url, sent)
+    return batch.batch_id
+
+
+def records(client: redis.Redis) -> list[WorkerRecord]:
+    found = [client.get(name) for name in client.scan_iter(keys.worker("*"))]
+    return [decode_record(data) for data in found if isinstance(data, bytes)]
+
+
+def ready_pids(client: redis.Redis) -> set[int]:
+    return {record.pid for record in records(client) if record.state == "ready"}
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except FileNotFoundError:
+        return False
