@@ -24,6 +24,7 @@ from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
 from controller.http import documentation, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
+from controller.page import pages
 from controller.services import Services, build_services
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def create_app(settings: ControllerSettings) -> Controller:
         exception_handlers=ERROR_HANDLERS,
     )
     fastapi.include_router(routes.router)
+    fastapi.include_router(pages.router)
     documentation.publish_schemas(fastapi)
     app = Controller(fastapi, settings)
     return app
@@ -92,6 +94,7 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
             services.reconciler.run(),
             services.losses.run(),
             access.watch(),
+            services.feed.run(),
         ]
         for coroutine in background:
             await stack.enter_async_context(_running(coroutine))

@@ -32,6 +32,7 @@ from controller.http.fast_path import FastPath
 from controller.http.replies import Refusals
 from controller.input.large_bodies import LargeBodies
 from controller.metrics import Metrics
+from controller.page.feed import Feed
 from controller.pool_watcher import PoolWatcher
 from controller.predict import Collaborators, Predict
 from controller.recovery.data_loss import LossWatch
@@ -68,6 +69,7 @@ class Services:
     audit: Audit
     reconciler: Reconciler
     losses: LossWatch
+    feed: Feed
 
 
 def build_services(
@@ -186,4 +188,5 @@ def _build_pool(settings: ControllerSettings, client: redis.asyncio.Redis, drain
         ),
         quarantine=Quarantine(client, template, settings.result_retention_s),
         losses=LossWatch(client, settings.heartbeat_s, settings.result_retention_s, metrics.ledger_lost),
+        feed=Feed(client, watcher, clock, settings.heartbeat_s),
     )

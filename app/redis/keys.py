@@ -19,6 +19,7 @@
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
 | `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller |
 | `modelyard:loss` | string: JSON of the last loss, see `app.ledger.marks` | retention | controller |
+| `modelyard:history` | string: JSON, see `controller.page.history` | a day | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
 
 | channel | message | published by |
@@ -44,6 +45,7 @@ SECRET = f"{PREFIX}:secret"
 EPOCH = f"{PREFIX}:epoch"
 MARKS = f"{PREFIX}:marks"
 LOSS = f"{PREFIX}:loss"
+HISTORY = f"{PREFIX}:history"
 RATE = f"{PREFIX}:rate"
 QUARANTINE = f"{PREFIX}:quarantine"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
@@ -85,6 +87,7 @@ KINDS = (
     KeyKind(EPOCH, "string", expires=False),
     KeyKind(MARKS, "hash", expires=False),
     KeyKind(LOSS, "string", expires=True),
+    KeyKind(HISTORY, "string", expires=True),
     KeyKind(QUARANTINE, "zset", expires=True),
     KeyKind(RECONCILER_LEASE, "string", expires=True),
 )

@@ -41,6 +41,7 @@ ModelyardError
 ├── UnavailableError
 │   ├── NoCandidateError          no live worker can take the request
 │   ├── DrainingError             the controller is stopping
+│   ├── TooManyPagesError         as many pages are open as a controller serves
 │   ├── IdempotencyPendingError   another post with the key is being accepted
 │   └── LedgerUnavailableError    Redis does not answer
 │       └── LedgerFullError       Redis has no room for new jobs
@@ -309,6 +310,12 @@ class DrainingError(UnavailableError):
     """The controller is stopping."""
 
     code = "draining"
+
+
+class TooManyPagesError(UnavailableError):
+    """As many pages are open at a controller as it serves."""
+
+    code = "too_many_pages"
 
 
 class IdempotencyPendingError(UnavailableError):

@@ -156,4 +156,9 @@ def require(role: Role) -> Any:
 
 def is_open(path: str) -> bool:
     """Whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith(DOCUMENTATION_FILES)
+    return path in OPEN_PATHS or path.startswith(DOCUMENTATION_FILES) or is_page(path)
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is the page or one of its files, which are the same for all."""
+    return path == "/" or path.startswith("/page/")

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import InputError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
-from controller.admission.authentication import DOCUMENTATION_PATHS, caller_of
+from controller.admission.authentication import DOCUMENTATION_PATHS, caller_of, is_page
 from controller.admission.gate import listed
 from controller.http.problems import PROBLEM_JSON, problem_body
 from controller.http.replies import Reply
@@ -61,6 +61,7 @@ class Controller:
         """Take no more predictions; callers who still wait in `drain_s` seconds are told where to read the outcome."""
         drain = self.services.drain
         drain.is_announced = drain.has_begun = True
+        self.services.feed.close()
         asyncio.get_running_loop().call_later(self._settings.drain_s, self.services.predict.end_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +101,7 @@ class Controller:
             return
         state = {**scope.get("state", {}), "services": services, "caller": caller}
         scope = {**scope, "root_path": prefix, "path": prefix + path, "method": method, "state": state}
-        wrap = on_pages if path in DOCUMENTATION_PATHS else on_answers
+        wrap = on_pages if path in DOCUMENTATION_PATHS or is_page(path) else on_answers
         send = wrap(send, services.drain)
         await self.fastapi(scope, receive, send)
 

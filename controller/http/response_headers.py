@@ -79,6 +79,6 @@ def of_page(body: bytes) -> Headers:
     scripts = b"".join(b" 'sha256-" + each + b"'" for each in hashes)
     policy = (
         b"default-src 'none'; script-src 'self'" + scripts + b"; style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        b"img-src 'self' data:; connect-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
     )
     return [*_ALL, (b"cache-control", b"no-cache"), (b"content-security-policy", policy)]

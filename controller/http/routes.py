@@ -7,24 +7,17 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
-from app.contract import TensorContract
-from app.worker_record import WorkerRecord
 from controller.admission.authentication import caller_of, require
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import job_json, result_url
+from controller.http.pool_document import pool_document
 from controller.http.prediction_request import in_range
-from controller.pool_watcher import PoolView
 from controller.services import Services
 from modelyard.schemas import (
     Health,
-    InputShape,
-    Latency,
-    Pool,
     Quarantine,
     Readiness,
-    Replica,
-    WorkerInfo,
 )
 
 router = APIRouter()
@@ -74,9 +67,7 @@ async def workers(request: Request) -> Response:
     """The pool: every worker number with its model version, its workers and its backlog."""
     services = _services(request)
     await services.watcher.refresh()
-    view, now_ms = services.watcher.view, services.clock.now_ms()
-    rows = tuple(_worker(view, queue, number, now_ms) for queue, number in _present(view))
-    return _document(Pool(rows))
+    return _document(pool_document(services.watcher.view, services.clock.now_ms()))
 
 
 @router.get("/quarantine", dependencies=[require("operate")], **docs.QUARANTINE)
@@ -147,43 +138,3 @@ def _readiness(reasons: list[str]) -> Response:
 
 def _document(document: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(document), status, headers, media_type=JSON)
-
-
-def _present(view: PoolView) -> list[tuple[str, int]]:
-    """Queues that have a live worker or a backlog, by worker number."""
-    queues = {record.queue for record in view.records} | set(view.backlog_jobs)
-    return sorted(((q, view.numbers[q]) for q in queues if q in view.numbers), key=lambda row: row[1])
-
-
-def _worker(view: PoolView, queue: str, number: int, now_ms: float) -> WorkerInfo:
-    records = sorted(
-        (record for record in view.records if record.queue == queue), key=lambda record: record.worker_id
-    )
-    name, version = view.snapshot.known[number]
-    newest = max(records, key=lambda record: record.heartbeat_at_ms, default=None)
-    oldest_at_ms = view.oldest_at_ms.get(queue)
-    chosen = view.snapshot.by_number.get(number)
-    return WorkerInfo(
-        worker=number,
-        model_name=name,
-        model_version=version,
-        queue=queue,
-        val_accuracy=newest.val_accuracy if newest else None,
-        input=_input(newest) if newest else None,
-        live_workers=sum(record.state == "ready" for record in records),
-        backlog_jobs=view.backlog_jobs.get(queue, 0),
-        oldest_job_age_s=0.0 if oldest_at_ms is None else round(max(0.0, now_ms - oldest_at_ms) / 1000, 3),
-        expected_wait_s=round(chosen.expected_wait_ms / 1000, 3) if chosen else None,
-        inference_ms=newest.inference_ms if newest else Latency(),
-        jobs_done=sum(record.jobs_done for record in records),
-        jobs_failed=sum(record.jobs_failed for record in records),
-        replicas=tuple(msgspec.convert(record, Replica, from_attributes=True) for record in records),
-        example=msgspec.Raw(newest.example.encode()) if newest and newest.example else None,
-    )
-
-
-def _input(record: WorkerRecord) -> InputShape:
-    contract = record.input
-    if isinstance(contract, TensorContract):
-        return InputShape(contract.dtype, (-1, *contract.sample_shape))
-    return msgspec.convert(msgspec.to_builtins(contract), InputShape)

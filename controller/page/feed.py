@@ -1,0 +1,124 @@
+"""Sends the pool to every open page as it changes: one rendering a heartbeat, whatever the number of pages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from app.clock import PoolClock
+from app.errors import LedgerUnavailableError, TooManyPagesError
+from app.redis import keys
+from app.redis.client import ledger_errors
+from controller.http.pool_document import pool_document
+from controller.page.history import History
+from controller.pool_watcher import PoolWatcher
+
+logger = logging.getLogger(__name__)
+MOST_PAGES = 200
+KEEP_EVERY_S = 30.0
+KEPT_FOR_S = 86_400
+
+
+class Feed:
+    """The stream behind the page.
+
+    Args:
+        client: Asynchronous Redis client that answers bytes; it keeps the history across restarts.
+        watcher: Holds the view of the pool.
+        heartbeat_s: Seconds between two readings.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        watcher: PoolWatcher,
+        clock: PoolClock,
+        heartbeat_s: float,
+    ) -> None:
+        self._client = client
+        self._watcher = watcher
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s
+        self._history = History()
+        self._n_pages = 0
+        self._event = b""
+        self._news = asyncio.Event()
+        self._is_over = False
+
+    async def run(self) -> None:
+        """Read the view each heartbeat, until cancelled."""
+        await self._restore()
+        keep_at_s = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            if not self._watcher.reachable:
+                self._tell(_event("away", b"{}"))
+                continue
+            view, now_ms = self._watcher.view, self._clock.now_ms()
+            self._history.see(view, now_ms)
+            if self._n_pages:
+                self._tell(self._pool())
+            if loop.time() >= keep_at_s:
+                keep_at_s = loop.time() + KEEP_EVERY_S
+                await self._keep()
+
+    def listen(self) -> AsyncIterator[bytes]:
+        """The stream of one page: the history, the pool as it is, and then each change.
+
+        Raises:
+            TooManyPagesError: As many pages are open as this controller serves.
+        """
+        if self._n_pages >= MOST_PAGES:
+            raise TooManyPagesError(
+                f"{MOST_PAGES} pages are open at this controller, the most that it serves; close some"
+            )
+        return self._listen()
+
+    def close(self) -> None:
+        """End all streams."""
+        self._is_over = True
+        self._tell(b"")
+
+    async def _listen(self) -> AsyncIterator[bytes]:
+        self._n_pages += 1
+        try:
+            yield _event("history", self._history.encode())
+            yield self._pool()
+            while not self._is_over:
+                await self._news.wait()
+                if not self._is_over:
+                    yield self._event
+        finally:
+            self._n_pages -= 1
+
+    def _pool(self) -> bytes:
+        document = pool_document(self._watcher.view, self._clock.now_ms())
+        return _event("pool", msgspec.json.encode(document))
+
+    def _tell(self, event: bytes) -> None:
+        self._event = event
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _keep(self) -> None:
+        with contextlib.suppress(LedgerUnavailableError), ledger_errors():  # a full Redis goes without
+            await self._client.set(keys.HISTORY, self._history.encode(), ex=KEPT_FOR_S)
+
+    async def _restore(self) -> None:
+        with contextlib.suppress(LedgerUnavailableError), ledger_errors():
+            kept = await self._client.get(keys.HISTORY)
+            if kept:
+                try:
+                    self._history.restore(kept, self._clock.now_ms())
+                except msgspec.DecodeError as error:
+                    logger.warning("the history of the pool cannot be read and begins anew: %s", error)
+
+
+def _event(name: str, data: bytes) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)

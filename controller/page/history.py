@@ -1,0 +1,131 @@
+"""The pool's last 15 minutes and 24 hours, as the page draws them. Pure: readings in, columns out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from app.worker_record import WorkerRecord
+from controller.pool_watcher import PoolView
+
+SERIES = ("jobs_per_s", "failed_per_s", "p50_ms", "p99_ms", "batch_samples", "backlog_jobs")
+Reading = Mapping[str, Sequence[float | None]]
+STEPS_S = {"15m": 5, "24h": 300}
+POINTS = {"15m": 180, "24h": 288}
+MOST_VERSIONS = 64  # of a reading; the busiest ones
+
+
+class Point(msgspec.Struct, array_like=True):
+    """One moment: `SERIES` by worker number."""
+
+    at_s: int
+    values: dict[str, list[float | None]]
+
+
+class Window:
+    """The last points at equal steps; each is the mean of the readings within its step."""
+
+    def __init__(self, step_s: int, n_points: int) -> None:
+        self._step_s = step_s
+        self._points: deque[Point] = deque(maxlen=n_points)
+        self._sums: dict[str, list[tuple[float, int]]] = {}
+        self._due_s = 0
+
+    def add(self, now_s: float, reading: Reading) -> None:
+        """Take in a reading."""
+        if self._due_s and now_s >= self._due_s:
+            self._close()
+        if now_s >= self._due_s:
+            self._due_s = int(now_s // self._step_s + 1) * self._step_s
+        for number, values in reading.items():
+            sums = self._sums.get(number) or [(0.0, 0)] * len(SERIES)
+            self._sums[number] = [
+                (total, n) if value is None else (total + value, n + 1)
+                for (total, n), value in zip(sums, values, strict=True)
+            ]
+
+    def points(self) -> list[Point]:
+        """All points, oldest first."""
+        return list(self._points)
+
+    def restore(self, points: Sequence[Point], now_s: float) -> None:
+        """Take over points that were kept, but those that are too old by now."""
+        oldest_s = now_s - self._step_s * (self._points.maxlen or 0)
+        self._points.extend(each for each in points if oldest_s < each.at_s <= now_s)
+
+    def _close(self) -> None:
+        means = {
+            number: [round(total / n, 3) if n else None for total, n in sums]
+            for number, sums in self._sums.items()
+        }
+        self._points.append(Point(self._due_s, means))
+        self._sums = {}
+
+
+class History:
+    """Both windows, fed with views of the pool."""
+
+    def __init__(self) -> None:
+        self._windows = {name: Window(STEPS_S[name], POINTS[name]) for name in STEPS_S}
+        self._before: dict[str, tuple[float, int, int]] = {}
+
+    def see(self, view: PoolView, now_ms: float) -> None:
+        """Take in a view. Rates are differences to the view before."""
+        reading = self._read(view)
+        for window in self._windows.values():
+            window.add(now_ms / 1000, reading)
+
+    def encode(self) -> bytes:
+        """As JSON: for each window its points."""
+        return msgspec.json.encode({name: window.points() for name, window in self._windows.items()})
+
+    def restore(self, data: bytes, now_ms: float) -> None:
+        """Take over what `encode` wrote.
+
+        Raises:
+            msgspec.DecodeError: It is something else.
+        """
+        kept = msgspec.json.decode(data, type=dict[str, list[Point]])
+        for name, window in self._windows.items():
+            window.restore(kept.get(name, []), now_ms / 1000)
+
+    def _read(self, view: PoolView) -> dict[str, list[float | None]]:
+        groups: dict[str, list[WorkerRecord]] = {}
+        for record in view.records:
+            groups.setdefault(record.queue, []).append(record)
+        rates = self._rates(view.records)
+        reading: dict[str, list[float | None]] = {}
+        for queue in {*groups, *view.backlog_jobs}:
+            records = groups.get(queue, [])
+            newest = max(records, key=lambda each: each.heartbeat_at_ms, default=None)
+            own = [rates[each.worker_id] for each in records if each.worker_id in rates]
+            reading[str(view.numbers.get(queue, 0))] = [
+                sum(done for done, _ in own) if own else None,
+                sum(failed for _, failed in own) if own else None,
+                newest.inference_ms.p50 if newest else None,
+                newest.inference_ms.p99 if newest else None,
+                newest.batch_samples_mean if newest else None,
+                float(view.backlog_jobs.get(queue, 0)),
+            ]
+        busiest = sorted(reading, key=lambda number: -(reading[number][0] or 0))
+        return {number: reading[number] for number in busiest[:MOST_VERSIONS]}
+
+    def _rates(self, records: Sequence[WorkerRecord]) -> dict[str, tuple[float, float]]:
+        """Jobs per second, done and failed, by worker id; of workers that have published twice."""
+        now = {each.worker_id: (each.heartbeat_at_ms, each.jobs_done, each.jobs_failed) for each in records}
+        rates = {}
+        for worker_id, (at_ms, done, failed) in now.items():
+            before = self._before.get(worker_id)
+            if before is None or before[0] == at_ms:
+                continue
+            seconds = (at_ms - before[0]) / 1000
+            rates[worker_id] = ((done - before[1]) / seconds, (failed - before[2]) / seconds)
+        self._before = {
+            worker_id: self._before[worker_id]
+            if worker_id in self._before and self._before[worker_id][0] == each[0]
+            else each
+            for worker_id, each in now.items()
+        }
+        return rates

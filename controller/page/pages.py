@@ -1,0 +1,73 @@
+"""The routes of the page: its files, and the stream that keeps it current."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+
+from app.errors import NotFoundError
+from controller.admission.authentication import require
+from controller.pool_watcher import PoolView
+from controller.services import Services
+
+FOLDER = Path(__file__).parent / "static"
+FILES = frozenset(
+    str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".html"
+)
+_INDEX = (FOLDER / "index.html").read_text()
+_COLUMNS = ("version", "state", "val_accuracy", "replicas", "backlog", "jobs done", "jobs failed")
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+async def index(request: Request) -> Response:
+    """The page. Without JavaScript it shows the pool as it is now, unless API keys guard that."""
+    services: Services = request.state.services
+    pool = "<p>Sign in needs JavaScript.</p>" if services.access.is_guarded else _table(services.watcher.view)
+    base = escape(f"{services.settings.prefix}/", quote=True)
+    return Response(_INDEX.replace("{base}", base).replace("{pool}", pool), media_type="text/html")
+
+
+@router.get("/page/{path:path}")
+async def file(path: str) -> Response:
+    """A file of the page."""
+    if path not in FILES:
+        raise NotFoundError("the page has no such file")
+    return FileResponse(FOLDER / path, headers={"cache-control": "no-cache"})
+
+
+@router.get("/events", dependencies=[require("operate")])
+async def events(request: Request) -> Response:
+    """The pool as a stream of server-sent events: `history` once, then `pool` each heartbeat."""
+    services: Services = request.state.services
+    return StreamingResponse(
+        services.feed.listen(),
+        media_type="text/event-stream",
+        headers={"x-accel-buffering": "no"},
+    )
+
+
+def _table(view: PoolView) -> str:
+    """The pool for readers without JavaScript."""
+    rows = []
+    for candidate in view.snapshot.candidates:
+        own = [record for record in view.records if record.queue == candidate.queue]
+        accuracy = "unknown" if candidate.val_accuracy is None else f"{candidate.val_accuracy:.4f}"
+        cells = (
+            f"{candidate.model_name} {candidate.model_version}",
+            "ready",
+            accuracy,
+            str(candidate.live_workers),
+            f"{view.backlog_jobs.get(candidate.queue, 0):,}",
+            f"{sum(record.jobs_done for record in own):,}",
+            f"{sum(record.jobs_failed for record in own):,}",
+        )
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    if not rows:
+        return "<p>No worker is ready.</p>"
+    head = "".join(f"<th scope=col>{name}</th>" for name in _COLUMNS)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

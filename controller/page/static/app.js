@@ -1,0 +1,409 @@
+// The page of the pool: what GET /events streams, and a form that posts predictions.
+import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+
+const RETRY_MS = [1000, 2000, 5000];
+const STALE_MS = 5000;
+const TABS = { now: "Now", try: "Try it", pool: "Pool" };
+const SERIES = ["jobs_per_s", "failed_per_s", "p50_ms", "p99_ms", "batch_samples", "backlog_jobs"];
+const STEP_S = { "15m": 5, "24h": 300 };
+const MOST_POINTS = { "15m": 180, "24h": 288 };
+
+let key = ""; // of the caller: kept in memory only
+
+const number = (value, digits = 0) =>
+  value == null || Number.isNaN(value) ? "–"
+    : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const ms = (value) => (value == null ? "–" : number(value, value < 10 ? 2 : value < 100 ? 1 : 0));
+const title = (row) => `${row.model_name} ${row.model_version}`;
+const clock = (at_s) => new Date(at_s * 1000).toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hour12: false });
+const headers = (more = {}) => (key ? { ...more, Authorization: `Bearer ${key}` } : more);
+const colour = (index) => `var(--s${index % 6})`;
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** Read server-sent events, with headers, which EventSource cannot send. */
+async function readEvents(signal, hear) {
+  const answer = await fetch("events", { headers: headers(), signal });
+  if (!answer.ok) throw Object.assign(new Error((await problem(answer)).detail), { status: answer.status });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; ;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (text + value).split("\n\n");
+    text = parts.pop();
+    for (const part of parts) {
+      const [event, data] = part.split("\ndata: ");
+      hear(event.slice("event: ".length), JSON.parse(data));
+    }
+  }
+}
+
+async function problem(answer) {
+  try {
+    return await answer.json();
+  } catch {
+    return { detail: `the controller answered ${answer.status}` };
+  }
+}
+
+/** The pool, its history and the state of the connection, kept current while the page is shown. */
+function usePool(signedIn) {
+  const [pool, setPool] = useState({ rows: null, rates: {}, history: null, state: "connecting", error: "", at: 0 });
+  useEffect(() => {
+    let tries = 0, timer = 0, stop = null, before = null;
+    const update = (more) => setPool((old) => ({ ...old, ...more }));
+    const hear = (event, data) => {
+      tries = 0;
+      if (event === "history") update({ history: data });
+      else if (event === "away") update({ state: "away", error: "Redis does not answer. The figures are as last seen." });
+      else {
+        const rates = ratesBetween(before, data.workers);
+        before = data.workers;
+        setPool((old) => ({
+          ...old, rows: data.workers, rates, state: "live", error: "", at: Date.now(),
+          history: extended(old.history, data.workers, rates),
+        }));
+      }
+    };
+    const connect = async () => {
+      stop = new AbortController();
+      try {
+        await readEvents(stop.signal, hear);
+        throw new Error("The controller ended the connection.");
+      } catch (error) {
+        if (stop.signal.aborted) return;
+        if (error.status === 401 || error.status === 403) return update({ state: "locked", error: error.message });
+        const said = error instanceof TypeError ? "The controller does not answer." : error.message;
+        update({ state: "away", error: `${said} The figures are as last seen; trying again.` });
+        timer = setTimeout(connect, RETRY_MS[Math.min(tries++, RETRY_MS.length - 1)]);
+      }
+    };
+    const pause = () => {
+      clearTimeout(timer);
+      stop?.abort();
+      if (!document.hidden) { before = null; connect(); }
+    };
+    document.addEventListener("visibilitychange", pause);
+    connect();
+    return () => { document.removeEventListener("visibilitychange", pause); clearTimeout(timer); stop?.abort(); };
+  }, [signedIn]);
+  return pool;
+}
+
+/** Jobs per second of each worker number, from two readings: done and failed. */
+function ratesBetween(before, rows) {
+  const seen = {};
+  for (const row of before ?? []) for (const each of row.replicas) seen[each.worker_id] = each;
+  const rates = {};
+  for (const row of rows) {
+    let done = 0, failed = 0, known = false;
+    for (const each of row.replicas) {
+      const old = seen[each.worker_id];
+      if (!old) continue;
+      const seconds = (each.heartbeat_at_ms - old.heartbeat_at_ms) / 1000;
+      if (seconds <= 0) continue;
+      known = true;
+      done += (each.jobs_done - old.jobs_done) / seconds;
+      failed += (each.jobs_failed - old.jobs_failed) / seconds;
+    }
+    if (known) rates[row.worker] = { done, failed };
+  }
+  return rates;
+}
+
+/** The history with a point more, where its last one is a step old. */
+function extended(history, rows, rates) {
+  if (!history) return history;
+  const now = Math.floor(Date.now() / 1000);
+  const result = { ...history };
+  for (const name of Object.keys(STEP_S)) {
+    const points = history[name] ?? [];
+    const last = points.at(-1)?.[0] ?? 0;
+    if (now - last < STEP_S[name]) continue;
+    const values = {};
+    for (const row of rows) {
+      const newest = row.replicas.reduce((a, b) => (!a || b.heartbeat_at_ms > a.heartbeat_at_ms ? b : a), null);
+      values[row.worker] = [
+        rates[row.worker]?.done ?? null, rates[row.worker]?.failed ?? null,
+        row.inference_ms.p50, row.inference_ms.p99, newest?.batch_samples_mean ?? null, row.backlog_jobs,
+      ];
+    }
+    result[name] = [...points, [now, values]].slice(-MOST_POINTS[name]);
+  }
+  return result;
+}
+
+function stateOf(row) {
+  if (row.live_workers) return "ready";
+  return row.replicas[0]?.state ?? "cold";
+}
+
+/** Rows by rank: of versions that take the same input the best one is chosen. */
+function ranked(rows) {
+  const quality = (row) => row.val_accuracy ?? -1;
+  const sorted = [...rows].sort((a, b) =>
+    (b.live_workers > 0) - (a.live_workers > 0) || quality(b) - quality(a) ||
+    (a.expected_wait_s ?? 0) - (b.expected_wait_s ?? 0) || b.model_version - a.model_version);
+  const taken = new Set();
+  return sorted.map((row) => {
+    const contract = JSON.stringify(row.input);
+    const chosen = row.live_workers > 0 && !taken.has(contract);
+    if (chosen) taken.add(contract);
+    return { ...row, chosen };
+  });
+}
+
+function Spark({ points, worker, of, label, stroke }) {
+  const values = points.map((point) => point[1][worker]?.[SERIES.indexOf(of)] ?? 0);
+  if (values.length < 2) return html`<span class="muted">–</span>`;
+  const top = Math.max(...values, 1e-9);
+  const path = values.map((v, i) => `${((i / (values.length - 1)) * 110).toFixed(1)},${(22 - (v / top) * 20).toFixed(1)}`);
+  return html`<svg class="spark" viewBox="0 0 110 24" role="img" aria-label=${label}>
+    <polyline points=${path.join(" ")} fill="none" stroke=${stroke} stroke-width="1.6" /></svg>`;
+}
+
+function Versions({ rows, rates, history }) {
+  const total = rows.reduce((sum, row) => sum + (rates[row.worker]?.done ?? 0), 0);
+  return html`<div class="card scroll"><table class="fold">
+    <caption class="visually-hidden">Model versions, best first</caption>
+    <thead><tr><th scope="col">Version</th><th scope="col">State</th><th scope="col" class="n">val_accuracy</th>
+      <th scope="col" class="n">Share</th><th scope="col" class="n">Jobs/s</th>
+      <th scope="col" class="n">Inference p50 / p99, ms</th><th scope="col" class="n">Failed</th>
+      <th scope="col" class="n">Expected wait, s</th><th scope="col" class="n">Backlog</th>
+      <th scope="col" class="n">Replicas</th><th scope="col">15 min</th></tr></thead>
+    <tbody>${rows.map((row, index) => {
+      const rate = rates[row.worker]?.done;
+      return html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
+        <td><span class="swatch" style=${{ background: colour(index) }}></span><b>${title(row)}</b> <small>worker ${row.worker}</small>
+          ${row.chosen && html`<span class="why">★ chosen: highest val_accuracy of the ready versions with this input</span>`}
+          ${[...new Set(row.replicas.flatMap((each) => each.warnings))].map((said) => html`<span class="why">⚠ ${said}</span>`)}</td>
+        <td data-label="State"><span class="tag ${stateOf(row)}">${stateOf(row)}</span></td>
+        <td class="n" data-label="val_accuracy">${number(row.val_accuracy, 4)}</td>
+        <td class="n" data-label="Share">${total > 0 && rate != null ? `${number((rate / total) * 100)} %` : "–"}</td>
+        <td class="n" data-label="Jobs/s">${number(rate, rate < 10 ? 1 : 0)}</td>
+        <td class="n" data-label="Inference p50 / p99, ms">${ms(row.inference_ms.p50)} / ${ms(row.inference_ms.p99)}</td>
+        <td class="n" data-label="Failed">${number(row.jobs_failed)}</td>
+        <td class="n" data-label="Expected wait, s">${number(row.expected_wait_s, 2)}</td>
+        <td class="n" data-label="Backlog">${number(row.backlog_jobs)}</td>
+        <td class="n" data-label="Replicas">${number(row.live_workers)}</td>
+        <td data-label="15 min"><${Spark} points=${history?.["15m"] ?? []} worker=${row.worker} of="jobs_per_s"
+          stroke=${colour(index)} label="Jobs per second of ${title(row)} over 15 minutes" /></td></tr>`;
+    })}</tbody></table></div>`;
+}
+
+function Chart({ name, of, unit, rows, points, span }) {
+  const place = useRef(null);
+  const drawn = useRef(null);
+  const shape = rows.map((row) => row.worker).join();
+  const data = [points.map((point) => point[0]), ...rows.map((row) =>
+    points.map((point) => point[1][row.worker]?.[SERIES.indexOf(of)] ?? null))];
+  useEffect(() => {
+    const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+    const make = () => {
+      drawn.current?.destroy();
+      drawn.current = new uPlot({
+        width: place.current.clientWidth, height: 190, legend: { show: false }, cursor: { drag: { x: false, y: false } },
+        scales: { x: { range: (_, low, high) => [(high ?? 0) - STEP_S[span] * MOST_POINTS[span], high ?? 1] }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.1] } },
+        axes: [{ ...axis, space: 70, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => number(tick, tick % 1 ? 1 : 0)) }],
+        series: [{}, ...rows.map((row, index) => ({ label: title(row), stroke: css(`--s${index % 6}`), width: 1.8, spanGaps: false,
+          dash: index >= 6 ? [6, 4] : [], points: { show: points.length < 3 } }))],
+      }, data, place.current);
+    };
+    make();
+    const resized = new ResizeObserver(() => drawn.current.setSize({ width: place.current.clientWidth, height: 190 }));
+    resized.observe(place.current);
+    const theme = matchMedia("(prefers-color-scheme: dark)");
+    theme.addEventListener("change", make);
+    return () => { resized.disconnect(); theme.removeEventListener("change", make); drawn.current.destroy(); drawn.current = null; };
+  }, [shape, span]);
+  useEffect(() => drawn.current?.setData(data), [points]);
+  const last = points.at(-1)?.[1] ?? {};
+  const told = rows.map((row) => `${title(row)} ${number(last[row.worker]?.[SERIES.indexOf(of)], 1)}`).join(", ");
+  return html`<figure class="card" style=${{ margin: 0 }}><h3>${name}${unit && `, ${unit}`}</h3>
+    <div class="chart" ref=${place} role="img" aria-label="${name}, last: ${told}"></div></figure>`;
+}
+
+function Now({ pool, rows }) {
+  const [span, setSpan] = useState("15m");
+  const points = pool.history?.[span] ?? [];
+  const total = (of) => rows.reduce((sum, row) => sum + (of(row) ?? 0), 0);
+  const chosen = rows.find((row) => row.chosen);
+  const shown = [...rows].slice(0, 12);
+  return html`
+    <dl class="facts card">
+      <div><dt>Answers now</dt><dd>${chosen ? title(chosen) : "none"} <small>${chosen ? `val_accuracy ${number(chosen.val_accuracy, 4)}` : ""}</small></dd></div>
+      <div><dt>Jobs per second</dt><dd>${number(total((row) => pool.rates[row.worker]?.done), 1)}</dd></div>
+      <div><dt>Waiting or running</dt><dd>${number(total((row) => row.backlog_jobs))} <small>jobs</small></dd></div>
+      <div><dt>Ready workers</dt><dd>${number(total((row) => row.live_workers))}</dd></div>
+      <div><dt>Failed since the workers' start</dt><dd>${number(total((row) => row.jobs_failed))} <small>of ${number(total((row) => row.jobs_done + row.jobs_failed))}</small></dd></div>
+    </dl>
+    <h2>Versions</h2>
+    <${Versions} rows=${rows} rates=${pool.rates} history=${pool.history} />
+    <div class="row spread"><h2>Over time</h2><div class="row" role="group" aria-label="Span of the charts">
+      ${Object.entries({ "15m": "15 minutes", "24h": "24 hours" }).map(([name, label]) =>
+        html`<button key=${name} aria-pressed=${span === name} onClick=${() => setSpan(name)}>${label}</button>`)}</div></div>
+    ${rows.length > 12 && html`<p class="muted">The charts show the first 12 of ${rows.length} versions.</p>`}
+    <div class="charts">
+      <${Chart} name="Throughput" unit="jobs/s" of="jobs_per_s" rows=${shown} points=${points} span=${span} />
+      <${Chart} name="Inference latency p99" unit="ms" of="p99_ms" rows=${shown} points=${points} span=${span} />
+      <${Chart} name="Batch size" unit="samples" of="batch_samples" rows=${shown} points=${points} span=${span} />
+      <${Chart} name="Backlog" unit="jobs" of="backlog_jobs" rows=${shown} points=${points} span=${span} />
+    </div>`;
+}
+
+function Pool({ rows }) {
+  const replicas = rows.flatMap((row) => row.replicas.map((each) => ({ row, each })));
+  const age = (at) => `${number(Math.max(0, (Date.now() - at) / 1000) / 60, 0)} min`;
+  return html`<h2>Workers</h2><div class="card scroll"><table class="fold">
+    <thead><tr>${["Version", "State", "Host", "Process", "Device", "Up", "Jobs done", "Failed", "Batch mean", "Model", "Registry"].map((name) =>
+      html`<th scope="col">${name}</th>`)}</tr></thead>
+    <tbody>${replicas.map(({ row, each }) => html`<tr key=${each.worker_id}>
+      <td><b>${title(row)}</b>${each.warnings.map((said) => html`<span class="why">⚠ ${said}</span>`)}</td>
+      <td data-label="State"><span class="tag ${each.state}">${each.state}</span></td>
+      <td data-label="Host">${each.host}</td><td data-label="Process">${each.pid}</td><td data-label="Device">${each.device}</td>
+      <td data-label="Up">${age(each.started_at_ms)}</td><td data-label="Jobs done">${number(each.jobs_done)}</td>
+      <td data-label="Failed">${number(each.jobs_failed)}</td><td data-label="Batch mean">${number(each.batch_samples_mean, 1)}</td>
+      <td data-label="Model"><small>${each.model_id || "–"}</small></td><td data-label="Registry"><small>${each.registry || "–"}</small></td></tr>`)}
+    </tbody></table>${!replicas.length && html`<p>No worker runs. Start one with <code>modelyard worker</code>.</p>`}</div>
+    <p class="row"><a href="docs">API documentation</a> <a href="metrics">Prometheus metrics</a></p>`;
+}
+
+function Bars({ scores }) {
+  const best = scores.indexOf(Math.max(...scores));
+  return html`<div class="bars">${scores.map((score, index) => html`<span>${index}</span>
+    <div class="bar ${index === best ? "best" : ""}"><i style=${{ width: `${Math.max(0, Math.min(1, score)) * 100}%` }}></i></div>
+    <span>${number(score, 3)}</span>`)}</div>`;
+}
+
+/** A pad to draw on, which answers an image of height x width in [0, 1]. */
+function Pad({ height, width, onImage }) {
+  const place = useRef(null);
+  const small = useRef(null);
+  const last = useRef(null);
+  useEffect(() => { small.current = Object.assign(document.createElement("canvas"), { width, height }); clear(); }, [height, width]);
+  const clear = () => {
+    const pen = place.current.getContext("2d");
+    pen.fillStyle = "#000";
+    pen.fillRect(0, 0, 252, 252);
+    onImage(null);
+  };
+  const draw = (event) => {
+    if (!event.buttons) { last.current = null; return; }
+    const box = place.current.getBoundingClientRect();
+    const point = [((event.clientX - box.left) / box.width) * 252, ((event.clientY - box.top) / box.height) * 252];
+    const pen = place.current.getContext("2d");
+    Object.assign(pen, { strokeStyle: "#fff", lineWidth: 20, lineCap: "round", lineJoin: "round" });
+    pen.beginPath();
+    pen.moveTo(...(last.current ?? point));
+    pen.lineTo(...point);
+    pen.stroke();
+    last.current = point;
+  };
+  const done = () => {
+    last.current = null;
+    const pen = small.current.getContext("2d", { willReadFrequently: true });
+    pen.drawImage(place.current, 0, 0, width, height);
+    const pixels = pen.getImageData(0, 0, width, height).data;
+    onImage(Array.from({ length: height * width }, (_, index) => Math.round((pixels[index * 4] / 255) * 1000) / 1000));
+  };
+  return html`<div><canvas class="pad" ref=${place} width="252" height="252" aria-label="Drawing pad for an image of ${height} by ${width}"
+    onPointerDown=${draw} onPointerMove=${draw} onPointerUp=${done} onPointerLeave=${(event) => event.buttons && done()}></canvas>
+    <p><button onClick=${clear}>Clear</button></p></div>`;
+}
+
+const zeros = (shape) => (shape.length ? Array.from({ length: shape[0] }, () => zeros(shape.slice(1))) : 0);
+
+function Try({ rows }) {
+  const ready = rows.filter((row) => row.live_workers > 0);
+  const [target, setTarget] = useState("");
+  const [text, setText] = useState(null);
+  const [answers, setAnswers] = useState([]);
+  const [busy, setBusy] = useState(false);
+  const row = ready.find((each) => String(each.worker) === target) ?? ready[0];
+  if (!row) return html`<p class="card">No worker is ready. Start one with <code>modelyard worker</code>.</p>`;
+  const shape = (row.input?.shape ?? []).slice(1);
+  const image = row.input?.dtype?.startsWith("float") && shape.length >= 2 && shape.slice(0, -2).every((n) => n === 1) &&
+    shape.at(-1) <= 64 && shape.at(-2) <= 64;
+  const body = text ?? JSON.stringify({ data: [zeros(shape)] });
+  const ask = async (query, label) => {
+    const answer = await fetch(`predict?wait=10${query}`, { method: "POST", headers: headers({ "Content-Type": "application/json" }), body });
+    return { label, status: answer.status, document: await problem(answer) };
+  };
+  const send = async (everyone) => {
+    setBusy(true);
+    const same = ready.filter((each) => JSON.stringify(each.input) === JSON.stringify(row.input));
+    const asked = everyone ? same.map((each) => ask(`&worker=${each.worker}`, title(each)))
+      : [ask(target ? `&worker=${target}` : "", target ? title(row) : "the routed version")];
+    const settled = await Promise.allSettled(asked);
+    setAnswers(settled.map((each) => each.value ?? { label: "", status: 0, document: { detail: "The controller does not answer." } }));
+    setBusy(false);
+  };
+  return html`<div class="two" style=${{ marginTop: "14px" }}>
+    <section class="card"><h2 style=${{ marginTop: 0 }}>Request</h2>
+      <p class="row"><label>Send to <select value=${target} onChange=${(event) => setTarget(event.target.value)}>
+        <option value="">the version that routing chooses</option>
+        ${ready.map((each) => html`<option key=${each.worker} value=${each.worker}>${title(each)} (worker ${each.worker})</option>`)}</select></label></p>
+      ${image && html`<${Pad} height=${shape.at(-2)} width=${shape.at(-1)} onImage=${(pixels) => setText(pixels && JSON.stringify({ data: pixels }))} />`}
+      <label>Body, JSON; one sample is ${row.input?.dtype} of shape ${shape.join("×") || "1"}
+        <textarea spellcheck="false" value=${body} onInput=${(event) => setText(event.target.value)}></textarea></label>
+      <p class="row"><button class="main" disabled=${busy} onClick=${() => send(false)}>Send</button>
+        <button disabled=${busy} onClick=${() => send(true)}>Send to all versions</button></p></section>
+    <section class="card" aria-live="polite"><h2 style=${{ marginTop: 0 }}>Answer</h2>
+      ${!answers.length && html`<p class="muted">Nothing was sent yet.</p>`}
+      ${answers.map(({ label, status, document: said }) => html`<article>
+        <h3>${said.model_name ? `${said.model_name} ${said.model_version}` : label}: ${status || "no answer"} ${said.status ?? ""}</h3>
+        ${said.detail && html`<p>${said.detail}</p>`}
+        ${said.end_to_end_ms != null && html`<p class="muted">waited ${ms(said.queue_wait_ms)} ms, inference ${ms(said.inference_ms)} ms,
+          end to end ${ms(said.end_to_end_ms)} ms; ${said.forced ? "forced" : `chosen by ${said.policy}`}</p>`}
+        ${said.predictions?.[0]?.scores?.length > 1 && html`<p>class <b>${said.predictions[0].class}</b></p><${Bars} scores=${said.predictions[0].scores} />`}
+        <details><summary>JSON</summary><pre>${JSON.stringify(said, null, 1)}</pre></details></article>`)}
+    </section></div>`;
+}
+
+function SignIn({ error, onKey }) {
+  const field = useRef(null);
+  return html`<form class="card" style=${{ maxWidth: "480px", marginTop: "20px" }}
+    onSubmit=${(event) => { event.preventDefault(); onKey(field.current.value.trim()); }}>
+    <h2 style=${{ marginTop: 0 }}>Sign in</h2><p>${error}</p>
+    <p><label>API key with the role operate <input ref=${field} type="password" autocomplete="off" required /></label></p>
+    <button class="main">Show the pool</button><p class="muted">The key stays in this page's memory.</p></form>`;
+}
+
+function Connection({ pool }) {
+  const [, tick] = useState(0);
+  useEffect(() => { const timer = setInterval(() => tick((n) => n + 1), 1000); return () => clearInterval(timer); }, []);
+  const stale = pool.state === "live" && Date.now() - pool.at > STALE_MS;
+  const kind = pool.state === "away" ? "away" : stale ? "stale" : "";
+  const words = { connecting: "connecting", away: "disconnected", locked: "signed out", live: stale ? "stale" : "live" }[pool.state];
+  const age = pool.at ? `, ${number((Date.now() - pool.at) / 1000)} s ago` : "";
+  return html`<div class="status" role="status"><span class="dot ${kind}"></span>${words}${pool.state === "live" && !stale ? "" : age}</div>`;
+}
+
+function App() {
+  const [signedIn, setSignedIn] = useState(0);
+  const [tab, setTab] = useState(location.hash.slice(1) || "now");
+  useEffect(() => {
+    const turn = () => setTab(location.hash.slice(1) || "now");
+    addEventListener("hashchange", turn);
+    return () => removeEventListener("hashchange", turn);
+  }, []);
+  const pool = usePool(signedIn);
+  const rows = pool.rows && ranked(pool.rows);
+  const Shown = { now: Now, try: Try, pool: Pool }[tab] ?? Now;
+  return html`<header><h1>Modelyard</h1>
+      <nav aria-label="Sections">${Object.entries(TABS).map(([name, label]) =>
+        html`<a key=${name} href=${`${location.pathname}#${name}`} aria-current=${tab === name ? "page" : undefined}>${label}</a>`)}</nav>
+      <${Connection} pool=${pool} /></header>
+    <main>
+      ${pool.state === "away" && html`<p class="card banner" role="alert">${pool.error}</p>`}
+      ${pool.state === "locked" ? html`<${SignIn} error=${pool.error} onKey=${(value) => { key = value; setSignedIn((n) => n + 1); }} />`
+        : !rows ? html`<p class="card muted">Reading the pool …</p>`
+        : !rows.length ? html`<p class="card banner note">The pool is empty: no worker runs and no job waits.
+            Start a worker with <code>modelyard worker</code>.</p>`
+        : html`<${Shown} pool=${pool} rows=${rows} />`}
+    </main>
+    <footer><a href="docs">API</a> · figures arrive as they change</footer>`;
+}
+
+const place = document.getElementById("app");
+place.textContent = "";
+render(html`<${App} />`, place);
