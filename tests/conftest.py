@@ -206,7 +206,7 @@ def wait_until_true(condition: Callable[[], object], timeout_s: float = 20.0, wh
         time.sleep(POLL_S)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def system_tool() -> Callable[[str, str], str]:
     """`system_tool(program, package)` is the program's path; without it the test skips and names the package."""
 

@@ -1,0 +1,60 @@
+"""The history of the pool: rates, means, what a restart keeps."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from controller.page.history import History
+from controller.pool_watcher import PoolView
+from tests.pool_samples import record
+
+STEP_MS = 5000.0
+
+
+def view(at_ms: float, done: int, failed: int = 0) -> PoolView:
+    """A pool with one worker that has published at a time."""
+    worker = record(1, heartbeat_at_ms=at_ms, jobs_done=done, jobs_failed=failed)
+    return PoolView(records=(worker,), numbers={worker.queue: 1}, backlog_jobs={worker.queue: 4})
+
+
+def points(history: History, window: str = "15m") -> list[tuple[int, dict[str, list[float | None]]]]:
+    return [(at_s, values) for at_s, values in json.loads(history.encode())[window]]
+
+
+def test_a_point_holds_the_mean_rate_of_its_step() -> None:
+    history = History()
+    for second in range(12):
+        history.see(view(second * 1000.0, done=100 * second, failed=second), second * 1000.0)
+    (first, second) = points(history)
+    assert (first[0], second[0]) == (5, 10)
+    assert second[1]["1"][:2] == [100, 1]
+    assert second[1]["1"][5] == 4
+
+
+def test_a_worker_that_has_published_once_has_no_rate() -> None:
+    history = History()
+    for at_ms in (0.0, STEP_MS):
+        history.see(view(0.0, done=50), at_ms)
+    assert points(history)[0][1]["1"][:2] == [None, None]
+
+
+def test_a_restart_keeps_the_points_that_are_not_too_old() -> None:
+    history, later = History(), History()
+    for second in range(0, 30, 5):
+        history.see(view(second * 1000.0, done=second), second * 1000.0)
+    kept = points(history)
+    later.restore(history.encode(), now_ms=26_000.0)
+    assert points(later) == kept
+    much_later = History()
+    much_later.restore(history.encode(), now_ms=26_000.0 + 901_000)
+    assert points(much_later) == []
+    assert msgspec.json.decode(much_later.encode())["24h"] == []
+
+
+def test_the_windows_are_bounded() -> None:
+    history = History()
+    for step in range(400):
+        history.see(view(step * STEP_MS, done=step), step * STEP_MS)
+    assert len(points(history)) == 180

@@ -1,0 +1,143 @@
+"""The page at `/`, in a real browser on a real pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from app.api_keys import new_key
+from modelyard import Client
+from tests.e2e.conftest import Digits, Pool
+
+Served = tuple[Pool, str, Client]
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+BEST, OTHER = "MNIST_PyTorch_Model 2", "MNIST_PyTorch_Model 1"
+
+
+@pytest.fixture(scope="module")
+def browser(system_tool: Callable[[str, str], str]) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=system_tool("chromium", "chromium"), args=[*FLAGS]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that fails its test where its script raises or its policy blocks something."""
+    page = browser.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on(
+        "console",
+        lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None,
+    )
+    yield page
+    page.close()
+    assert not faults
+
+
+def test_the_page_shows_which_version_answers_and_follows_the_pool(
+    served: Served, digits: Digits, page: Page
+) -> None:
+    _, url, client = served
+    page.goto(f"{url}/")
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0)).to_contain_text(BEST)
+    expect(rows.nth(0)).to_contain_text("chosen: highest val_accuracy")
+    expect(rows.nth(1)).not_to_contain_text("chosen")
+    expect(page.get_by_role("status")).to_have_text("live")
+    done = page.locator("dl div").last
+    before = done.inner_text()
+    client.predict(digits.images[:1])
+    expect(done).not_to_have_text(before, timeout=10_000)
+
+
+def test_a_form_sends_one_sample_to_all_versions(served: Served, page: Page) -> None:
+    _, url, _ = served
+    page.goto(f"{url}/#try")
+    pad = page.locator("canvas.pad")
+    pad.hover(position={"x": 126, "y": 40})
+    page.mouse.down()
+    pad.hover(position={"x": 120, "y": 210})
+    page.mouse.up()
+    page.get_by_role("button", name="Send to all versions").click()
+    answers = page.get_by_role("article")
+    expect(answers).to_have_count(2)
+    for name in (BEST, OTHER):
+        expect(page.get_by_role("heading", name=f"{name}: 200 succeeded")).to_be_visible()
+    expect(answers.first).to_contain_text("class 1")  # a vertical stroke
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("section", ["now", "try", "pool"])
+def test_the_page_has_no_accessibility_violation(
+    served: Served, browser: Browser, scheme: str, section: str
+) -> None:
+    _, url, _ = served
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(f"{url}/#{section}")
+    expect(page.get_by_role("status")).to_have_text("live")
+    found = Axe().run(page)
+    page.close()
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_page_fits_a_narrow_screen(served: Served, browser: Browser) -> None:
+    _, url, _ = served
+    page = browser.new_page(viewport={"width": 360, "height": 700})
+    page.goto(f"{url}/")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    width = page.evaluate("document.documentElement.scrollWidth")
+    page.close()
+    assert width <= 360
+
+
+def test_the_page_says_that_its_controller_is_gone_and_recovers(served: Served, page: Page) -> None:
+    pool, _, _ = served
+    url = pool.controller()
+    page.goto(f"{url}/")
+    expect(page.get_by_role("status")).to_have_text("live")
+    pool.stop(pool.serving(url))
+    expect(page.get_by_role("alert")).to_contain_text("as last seen")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    again = pool.start("cli", "serve", "--port", str(urlsplit(url).port))
+    expect(page.get_by_role("status")).to_have_text("live", timeout=30_000)
+    expect(page.get_by_role("alert")).to_have_count(0)
+    pool.stop(again)
+
+
+def test_the_page_shows_the_pool_without_javascript(served: Served, browser: Browser) -> None:
+    _, url, _ = served
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(f"{url}/")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    expect(page.locator("tbody tr").first).to_contain_text(BEST)
+    page.context.close()
+
+
+def test_a_guarded_pool_is_shown_to_operators_only(served: Served, page: Page) -> None:
+    pool, _, _ = served
+    operator, ann = new_key("ann", "operate")
+    reader, bob = new_key("bob", "predict")
+    pool.environment["MODELYARD_API_KEYS"] = f"{ann.line()},{bob.line()}"
+    try:
+        url = pool.controller()
+    finally:
+        del pool.environment["MODELYARD_API_KEYS"]
+    page.goto(f"{url}/")
+    for key, shown in ((reader, "role `operate`"), (operator, BEST)):
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Show the pool").click()
+        expect(page.locator("main")).to_contain_text(shown)
+    assert httpx.get(f"{url}/events").status_code == 401
+    assert BEST not in httpx.get(f"{url}/").text
+    pool.stop(pool.serving(url))
