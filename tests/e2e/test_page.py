@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -80,7 +81,7 @@ def test_a_form_sends_one_sample_to_all_versions(served: Served, page: Page) -> 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("section", ["now", "try", "pool"])
 def test_the_page_has_no_accessibility_violation(
-    served: Served, browser: Browser, scheme: str, section: str
+    served: Served, browser: Browser, scheme: Literal["light", "dark"], section: str
 ) -> None:
     _, url, _ = served
     page = browser.new_page(color_scheme=scheme)

@@ -27,10 +27,10 @@ def test_a_point_holds_the_mean_rate_of_its_step() -> None:
     history = History()
     for second in range(12):
         history.see(view(second * 1000.0, done=100 * second, failed=second), second * 1000.0)
-    (first, second) = points(history)
-    assert (first[0], second[0]) == (5, 10)
-    assert second[1]["1"][:2] == [100, 1]
-    assert second[1]["1"][5] == 4
+    [first, point] = points(history)
+    assert (first[0], point[0]) == (5, 10)
+    assert point[1]["1"][:2] == [100, 1]
+    assert point[1]["1"][5] == 4
 
 
 def test_a_worker_that_has_published_once_has_no_rate() -> None:
