@@ -121,6 +121,7 @@ def build_services(
         audit=audit,
         reconciler=pool.reconciler,
         losses=pool.losses,
+        feed=Feed(client, pool.watcher, pool.clock, settings.heartbeat_s),
     )
 
 
@@ -188,5 +189,4 @@ def _build_pool(settings: ControllerSettings, client: redis.asyncio.Redis, drain
         ),
         quarantine=Quarantine(client, template, settings.result_retention_s),
         losses=LossWatch(client, settings.heartbeat_s, settings.result_retention_s, metrics.ledger_lost),
-        feed=Feed(client, watcher, clock, settings.heartbeat_s),
     )

@@ -323,7 +323,7 @@ function Try({ rows }) {
   const shape = (row.input?.shape ?? []).slice(1);
   const image = row.input?.dtype?.startsWith("float") && shape.length >= 2 && shape.slice(0, -2).every((n) => n === 1) &&
     shape.at(-1) <= 64 && shape.at(-2) <= 64;
-  const body = text ?? JSON.stringify({ data: [zeros(shape)] });
+  const body = text ?? JSON.stringify(row.example ?? { data: [zeros(shape.map((size) => (size < 0 ? 1 : size)))] });
   const ask = async (query, label) => {
     const answer = await fetch(`predict?wait=10${query}`, { method: "POST", headers: headers({ "Content-Type": "application/json" }), body });
     return { label, status: answer.status, document: await problem(answer) };
@@ -343,7 +343,7 @@ function Try({ rows }) {
         <option value="">the version that routing chooses</option>
         ${ready.map((each) => html`<option key=${each.worker} value=${each.worker}>${title(each)} (worker ${each.worker})</option>`)}</select></label></p>
       ${image && html`<${Pad} height=${shape.at(-2)} width=${shape.at(-1)} onImage=${(pixels) => setText(pixels && JSON.stringify({ data: pixels }))} />`}
-      <label>Body, JSON; one sample is ${row.input?.dtype} of shape ${shape.join("×") || "1"}
+      <label>Body, JSON${row.input?.dtype && `; one sample is ${row.input.dtype} of shape ${shape.join("×") || "1"}`}
         <textarea spellcheck="false" value=${body} onInput=${(event) => setText(event.target.value)}></textarea></label>
       <p class="row"><button class="main" disabled=${busy} onClick=${() => send(false)}>Send</button>
         <button disabled=${busy} onClick=${() => send(true)}>Send to all versions</button></p></section>
