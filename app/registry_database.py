@@ -1,7 +1,9 @@
 """Where an MLflow registry lies, and whether it may be opened: looked at first, because MLflow migrates what it opens.
 
 MLflow offers no check that leaves an older database as it is. So the schema revision is read here, and compared with
-those that the installed MLflow brings. MLflow itself is not imported.
+those that the installed MLflow brings. MLflow itself is not imported. Nothing else of a database is read but the names
+of its tables and that revision: with Alembic's `MigrationContext`, and of SQLite from Alembic's own table, because
+importing Alembic takes longer than everything else here.
 """
 
 from __future__ import annotations

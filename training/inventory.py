@@ -1,37 +1,34 @@
-"""Lists the versions that training has registered, quickly: MLflow is imported only where it must be."""
+"""Reads the registry through MLflow's client: the versions that training has registered, and their qualities.
+
+MLflow takes two seconds and 200 MiB to import. A process that lives long asks another one: `version_numbers`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-import sqlite3
-from contextlib import closing
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
-from urllib.parse import quote, urlencode
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from app.quality import quality_problem
-from app.registry_database import examine, sqlite_path
+from app.errors import ModelyardError, RegistrySchemaError, RegistryUnavailableError, first_line
+from app.quality import LOGGED_MODEL, read_quality
+from app.registry_database import examine
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 CHAMPION = "champion"
+IDS_PER_PAGE = 500
 _SEARCH_PATH = "/api/2.0/mlflow/model-versions/search"
 _QUICK_TIMEOUT_S = 10.0
-# Deleting a version leaves its row, in this stage.
-_QUERY = """
-SELECT v.version, v.run_id, arch.value, digest.value, accuracy.value, alias.alias IS NOT NULL
-FROM model_versions v
-LEFT JOIN runs run ON run.run_uuid = v.run_id AND run.lifecycle_stage = 'active'
-LEFT JOIN params arch ON arch.run_uuid = v.run_id AND arch.key = 'arch'
-LEFT JOIN params digest ON digest.run_uuid = v.run_id AND digest.key = 'dataset_digest'
-LEFT JOIN latest_metrics accuracy
-    ON accuracy.run_uuid = run.run_uuid AND accuracy.key = 'val_accuracy' AND NOT accuracy.is_nan
-LEFT JOIN registered_model_aliases alias
-    ON alias.name = v.name AND alias.version = v.version AND alias.alias = :champion
-WHERE v.name = :name AND v.status = 'READY' AND v.current_stage != 'Deleted_Internal'
-ORDER BY v.version
-"""
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,53 @@ class RegisteredVersion:
     champion: bool
 
 
-def registered_versions(tracking_uri: str, model_name: str) -> list[RegisteredVersion]:
-    """List a model's versions, oldest first; none if there is no such model or no database yet.
+def connect(tracking_uri: str) -> MlflowClient:
+    """Import MLflow, without its chatter, and point this process at a registry.
 
-    Importing MLflow takes seconds, so an SQLite database is read as it lies. Anything else, a database
-    laid out in another way included, is asked through MLflow.
+    MLflow's usage telemetry is off unless ``MLFLOW_DISABLE_TELEMETRY`` is set; a server that does not
+    answer is given up after seconds, not minutes, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` is set.
+
+    Raises:
+        RegistrySchemaError: Its database has the schema of another MLflow, and would be migrated.
+        RegistryUnavailableError: The URI is of no known kind.
+    """
+    for uri in (tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI", "")):
+        examine(uri)
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with registry_errors(tracking_uri):
+        mlflow.set_tracking_uri(tracking_uri)
+        return mlflow.MlflowClient(tracking_uri)
+
+
+@contextlib.contextmanager
+def registry_errors(tracking_uri: str) -> Iterator[None]:
+    """Turn what MLflow and what it stands on raise into the one error that callers know.
+
+    Raises:
+        RegistryUnavailableError: Something inside failed; says what.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        raise RegistryUnavailableError(
+            f"the MLflow registry {tracking_uri} failed: {first_line(error)}; check MLFLOW_TRACKING_URI and "
+            "that its server or database is running"
+        ) from error
+
+
+def version_numbers(tracking_uri: str, model_name: str) -> list[int]:
+    """Numbers of a model's versions, oldest first; a process of its own asks MLflow, and ends.
 
     Raises:
         RegistrySchemaError: Its database has the schema of another MLflow.
@@ -67,15 +106,138 @@ def registered_versions(tracking_uri: str, model_name: str) -> list[RegisteredVe
     """
     if examine(tracking_uri) in ("missing", "empty"):
         return []
-    path = sqlite_path(tracking_uri)
-    if path and not os.environ.get("MLFLOW_REGISTRY_URI"):
-        try:
-            return _read_sqlite(path, model_name)
-        except sqlite3.Error:
-            pass  # MLflow knows better, or says what is wrong
-    from training.registry import ask_versions
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "training.inventory"],  # -P: a folder named training may stand here
+        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "MODEL_NAME": model_name},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode:
+        raise RegistryUnavailableError(
+            f"the MLflow registry {tracking_uri} cannot be read: the process that tried ended with status "
+            f"{done.returncode}, its log above; check MLFLOW_TRACKING_URI"
+        )
+    answer = json.loads(done.stdout)
+    if isinstance(answer, dict):
+        is_schema = answer["code"] == RegistrySchemaError.code
+        raise (RegistrySchemaError if is_schema else RegistryUnavailableError)(answer["detail"])
+    return [int(number) for number in answer]
 
-    return ask_versions(tracking_uri, model_name)
+
+def main() -> None:
+    """Write the numbers of the versions of MODEL_NAME, or the error, to standard output as JSON."""
+    uri, name = os.environ["MLFLOW_TRACKING_URI"], os.environ["MODEL_NAME"]
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as output, contextlib.redirect_stdout(sys.stderr):
+        try:
+            client = connect(uri)
+            with registry_errors(uri):
+                answer: Any = sorted(int(version.version) for version in _ready_versions(client, name))
+        except ModelyardError as error:
+            answer = {"code": error.code, "detail": error.detail}
+        json.dump(answer, output)
+
+
+def registered_versions(tracking_uri: str, model_name: str) -> list[RegisteredVersion]:
+    """List a model's versions, oldest first; none if there is no such model or no database yet.
+
+    Raises:
+        RegistrySchemaError: Its database has the schema of another MLflow.
+        RegistryUnavailableError: The registry does not answer.
+    """
+    if examine(tracking_uri) in ("missing", "empty"):
+        return []
+    client = connect(tracking_uri)
+    with registry_errors(tracking_uri):
+        versions = _ready_versions(client, model_name)
+        models = client.search_registered_models(f"name = '{model_name}'") if versions else []
+        champion = str(models[0].aliases.get(CHAMPION)) if models else None
+        registry = _ReadInPages(client, versions)
+        found = [_described(registry, version, champion) for version in versions]
+    return sorted(found, key=lambda version: version.version)
+
+
+def _ready_versions(client: MlflowClient, model_name: str) -> list[Any]:
+    pages = _all_pages(lambda token: client.search_model_versions(f"name = '{model_name}'", page_token=token))
+    return [version for version in pages if version.status == "READY"]
+
+
+def _all_pages(page: Callable[[str | None], Any]) -> list[Any]:
+    """Everything that a search of MLflow's finds.
+
+    Args:
+        page: Searches from a page token on.
+    """
+    found = page(None)
+    everything = list(found)
+    while found.token:
+        found = page(found.token)
+        everything += found
+    return everything
+
+
+class _ReadInPages:
+    """Answers `read_quality` from a few searches: a thousand versions would be some thousand calls one by one."""
+
+    def __init__(self, client: MlflowClient, versions: Sequence[Any]) -> None:
+        from mlflow.entities import ViewType
+
+        self.get_model_version = client.get_model_version
+        self.search_model_versions = client.search_model_versions
+        self._client = client
+        experiments = _all_pages(
+            lambda token: client.search_experiments(view_type=ViewType.ALL, page_token=token)
+        )
+        experiment_ids = [each.experiment_id for each in experiments]
+        run_ids = sorted({version.run_id for version in versions if version.run_id})
+        self._runs = {
+            run.info.run_id: run
+            for ids in _batches(run_ids)
+            for run in client.search_runs(
+                experiment_ids, f"attributes.run_id IN ({ids})", ViewType.ALL, IDS_PER_PAGE
+            )
+        }
+        sources = [LOGGED_MODEL.match(str(version.source)) for version in versions]
+        model_ids = sorted({source[1] for source in sources if source})
+        self._models = {
+            model.model_id: model
+            for ids in _batches(model_ids)
+            for model in client.search_logged_models(
+                experiment_ids, filter_string=f"model_id IN ({ids})", max_results=IDS_PER_PAGE
+            )
+        }
+
+    def get_run(self, run_id: str) -> Any:
+        """As MLflow's client."""
+        return self._runs.get(run_id) or self._client.get_run(run_id)
+
+    def get_logged_model(self, model_id: str) -> Any:
+        """As MLflow's client."""
+        return self._models.get(model_id) or self._client.get_logged_model(model_id)
+
+    def params(self, run_id: str | None) -> dict[str, str]:
+        """A run's parameters; none where there is no run any more."""
+        run = self._runs.get(run_id)
+        return dict(run.data.params) if run else {}
+
+
+def _batches(ids: Sequence[str]) -> Iterator[str]:
+    """Ids as the filters of MLflow's searches take them."""
+    pages = (ids[start : start + IDS_PER_PAGE] for start in range(0, len(ids), IDS_PER_PAGE))
+    return (",".join(f"'{each}'" for each in some) for some in pages)
+
+
+def _described(registry: _ReadInPages, version: Any, champion: str | None) -> RegisteredVersion:
+    """Join a version of MLflow's with its run."""
+    params = registry.params(version.run_id)
+    return RegisteredVersion(
+        version=int(version.version),
+        run_id=version.run_id or None,
+        arch=params.get("arch"),
+        dataset_digest=params.get("dataset_digest"),
+        val_accuracy=read_quality(registry, version).value,
+        champion=str(version.version) == champion,
+    )
 
 
 def quickly_known_archs(tracking_uri: str, model_name: str) -> set[str]:
@@ -110,16 +272,5 @@ def best_version(versions: list[RegisteredVersion], dataset_digest: str) -> Regi
     return max(known, key=lambda entry: entry[:2])[2] if known else None
 
 
-def fraction(val_accuracy: float | None) -> float | None:
-    """A quality, or None for what no worker would take for one."""
-    return None if quality_problem(val_accuracy) else val_accuracy
-
-
-def _read_sqlite(path: Path, model_name: str) -> list[RegisteredVersion]:
-    """Read MLflow's tables, without writing to the file or creating it."""
-    with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as database:
-        rows = database.execute(_QUERY, {"name": model_name, "champion": CHAMPION}).fetchall()
-    return [
-        RegisteredVersion(version, run_id, arch, digest, fraction(accuracy), bool(champion))
-        for version, run_id, arch, digest, accuracy, champion in rows
-    ]
+if __name__ == "__main__":
+    main()

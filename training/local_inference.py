@@ -14,7 +14,8 @@ from app.errors import ModelContractError, ModelNotFoundError, first_line
 from app.model_files import refusal, require_safe
 from app.registry_database import examine, others_beside
 from modelyard.digits import CLASSES, Images
-from training.registry import MODEL_ARTIFACT, connect, registry_errors
+from training.inventory import connect, registry_errors
+from training.registry import MODEL_ARTIFACT
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel

@@ -1,4 +1,4 @@
-"""The one file that writes to MLflow: runs, models, versions, the champion alias. Its errors are mapped here.
+"""The one file that writes to MLflow: runs, models, versions, the champion alias. `training.inventory` reads.
 
 A version is logged in MLflow's ``pt2`` form (a graph made by ``torch.export``), so that loading it runs no
 pickle and needs none of this package's code.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app.errors import RegistryUnavailableError, first_line
-from app.quality import VAL_ACCURACY, read_quality
-from app.registry_database import examine
+from app.quality import VAL_ACCURACY
 from modelyard.digits import CLASSES, SIDE_PIXELS
 from training.architectures import Classifier
 from training.datasets import Dataset, Split
 from training.figures import confusion_matrix, learning_curve
 from training.fit import EpochResult, Fitted
-from training.inventory import CHAMPION, RegisteredVersion, best_version, registered_versions
+from training.inventory import CHAMPION, best_version, registered_versions
 from training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -36,51 +32,6 @@ MODEL_ARTIFACT = "model"
 _REQUIREMENTS = ("mlflow", "numpy", "torch")
 _CHATTER = ("Registered model ", "Created version ")
 _EXAMPLE_SAMPLES = 2  # torch.export makes a dimension of 1 constant, and the batch must stay free
-
-
-def connect(tracking_uri: str) -> MlflowClient:
-    """Import MLflow, without its chatter, and point this process at a registry.
-
-    MLflow's usage telemetry is off unless ``MLFLOW_DISABLE_TELEMETRY`` is set; a server that does not
-    answer is given up after seconds, not minutes, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` is set.
-
-    Raises:
-        RegistrySchemaError: Its database has the schema of another MLflow, and would be migrated.
-        RegistryUnavailableError: The URI is of no known kind.
-    """
-    for uri in (tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI", "")):
-        examine(uri)
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    import mlflow
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with registry_errors(tracking_uri):
-        mlflow.set_tracking_uri(tracking_uri)
-        return mlflow.MlflowClient(tracking_uri)
-
-
-@contextlib.contextmanager
-def registry_errors(tracking_uri: str) -> Iterator[None]:
-    """Turn what MLflow and what it stands on raise into the one error that callers know.
-
-    Raises:
-        RegistryUnavailableError: Something inside failed; says what.
-    """
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        raise RegistryUnavailableError(
-            f"the MLflow registry {tracking_uri} failed: {first_line(error)}; check MLFLOW_TRACKING_URI and "
-            f"that its server or database is running"
-        ) from error
 
 
 def prepare(client: MlflowClient, model_name: str) -> str:
@@ -150,47 +101,6 @@ def move_champion(client: MlflowClient, tracking_uri: str, model_name: str, data
     best = best_version(registered_versions(tracking_uri, model_name), dataset_digest)
     if best is not None and not best.champion:
         client.set_registered_model_alias(model_name, CHAMPION, str(best.version))
-
-
-def ask_versions(tracking_uri: str, model_name: str) -> list[RegisteredVersion]:
-    """List a model's versions through MLflow, oldest first.
-
-    Raises:
-        RegistryUnavailableError: The registry does not answer.
-    """
-    client = connect(tracking_uri)
-    with registry_errors(tracking_uri):
-        models = client.search_registered_models(f"name = '{model_name}'")
-        champion = models[0].aliases.get(CHAMPION) if models else None
-        versions = client.search_model_versions(f"name = '{model_name}'")
-        found = [_described(client, version, champion) for version in versions if version.status == "READY"]
-    return sorted(found, key=lambda version: version.version)
-
-
-def _described(client: MlflowClient, version: Any, champion: Any) -> RegisteredVersion:
-    """Join a version of MLflow's with its run."""
-    run = _run_of(client, version)
-    data = run.data if run else None
-    return RegisteredVersion(
-        version=int(version.version),
-        run_id=version.run_id or None,
-        arch=data.params.get("arch") if data else None,
-        dataset_digest=data.params.get("dataset_digest") if data else None,
-        val_accuracy=read_quality(client, version).value,
-        champion=champion is not None and int(champion) == int(version.version),
-    )
-
-
-def _run_of(client: MlflowClient, version: Any) -> Any:
-    """A version's run; None where it has none, or none any more."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(version.run_id) if version.run_id else None
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
 
 
 def _params(arch: str, dataset: Dataset, split: Split, options: TrainOptions) -> dict[str, str | int | float]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from app.registry_database import examine
-from training.inventory import RegisteredVersion, registered_versions
+from training.inventory import RegisteredVersion, connect, registered_versions, registry_errors
 from training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def train_versions(options: TrainOptions, on_progress: OnProgress) -> list[Regis
     )
     split = stratified_split(dataset, options.val_fraction, options.seed)
     on_progress("opening the registry", 0, 0, "")
-    client = registry.connect(options.tracking_uri)
-    with registry.registry_errors(options.tracking_uri):
+    client = connect(options.tracking_uri)
+    with registry_errors(options.tracking_uri):
         experiment_id = registry.prepare(client, options.model_name)
         for arch in options.archs:
             with registry.run(experiment_id, arch, dataset, split, options):

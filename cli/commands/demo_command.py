@@ -116,9 +116,11 @@ def trained_versions(settings: ControllerSettings) -> list[int]:
     from cli.local_pool.programs import MODELYARD
     from cli.local_pool.served_versions import choose_versions, registered_numbers
 
-    if len(registered_numbers(settings)) < VERSIONS:
-        # In a process of its own, so that this one does not keep torch and MLflow while the pool runs.
-        _train([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], settings)
+    registered = registered_numbers(settings)
+    if len(registered) >= VERSIONS:
+        return registered[-VERSIONS:]
+    # In a process of its own, so that this one does not keep torch and MLflow while the pool runs.
+    _train([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], settings)
     return choose_versions(settings, [])
 
 

@@ -34,10 +34,9 @@ def choose_versions(settings: Settings, asked: list[int]) -> list[int]:
 
 def registered_numbers(settings: Settings) -> list[int]:
     """Numbers of the versions that the registry has of the settings' model, oldest first."""
-    from training.inventory import registered_versions
+    from training.inventory import version_numbers
 
-    versions = registered_versions(settings.mlflow_tracking_uri, settings.model_name)
-    return [registered.version for registered in versions]
+    return version_numbers(settings.mlflow_tracking_uri, settings.model_name)
 
 
 def _listed(versions: list[int]) -> str:

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.inventory import RegisteredVersion
+from training.inventory import RegisteredVersion, connect
 from training.mnist import CHECKSUMS_FILE, IMAGES_FILE, LABELS_FILE
 from training.options import ARCHS, TrainOptions
-from training.registry import connect
 from training.versions import train_versions
 
 

@@ -1,6 +1,8 @@
 """What a version in MLflow tells of itself, and that it can be served by whoever loads it."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,15 @@ from app.errors import RegistryUnavailableError
 from app.quality import Quality, read_quality
 from modelyard.digits import load_digits_28
 from training.datasets import digest_of
-from training.inventory import RegisteredVersion, best_version, registered_versions
+from training.inventory import (
+    RegisteredVersion,
+    best_version,
+    connect,
+    registered_versions,
+    version_numbers,
+)
 from training.options import TrainOptions
-from training.registry import ask_versions, requirements
+from training.registry import requirements
 from training.versions import train_versions
 
 from .conftest import IdxFiles, Ignore, Trained
@@ -90,15 +98,50 @@ def test_a_loaded_version_reaches_its_recorded_accuracy(trained: Trained) -> Non
     assert (scores.argmax(axis=1) == labels[split["val_indices"]]).mean() == version.val_accuracy
 
 
-def test_the_quick_list_says_what_mlflow_says(trained: Trained) -> None:
-    quick = registered_versions(trained.tracking_uri, "Digits")
-    assert quick == ask_versions(trained.tracking_uri, "Digits") == trained.versions
-    assert [version.arch for version in quick] == ["mlp", "cnn"]
+def test_versions_are_listed_as_they_were_registered(trained: Trained) -> None:
+    found = registered_versions(trained.tracking_uri, "Digits")
+    assert found == trained.versions
+    assert [version.arch for version in found] == ["mlp", "cnn"]
     assert registered_versions(trained.tracking_uri, "Other") == []
+
+
+def test_their_numbers_are_asked_for_without_importing_mlflow(trained: Trained) -> None:
+    ask = (
+        "import sys; from training.inventory import version_numbers; "
+        f"print(version_numbers({trained.tracking_uri!r}, 'Digits'), 'mlflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1, 2] False\n"
+    assert version_numbers(trained.tracking_uri, "Other") == []
+
+
+def test_more_versions_than_a_page_holds_are_all_listed(
+    tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.inventory.IDS_PER_PAGE", 2)
+    client = connect(tracking_uri)
+    client.create_registered_model("Many")
+    for version in range(1, 6):
+        run = client.create_run("0")
+        client.log_param(run.info.run_id, "arch", f"arch-{version}")
+        model = client.create_logged_model("0", source_run_id=run.info.run_id)
+        client.log_metric(run.info.run_id, "val_accuracy", version / 10, model_id=model.model_id)
+        client.create_model_version("Many", f"models:/{model.model_id}", run.info.run_id)
+    found = registered_versions(tracking_uri, "Many")
+    assert [(each.version, each.arch, each.val_accuracy) for each in found] == [
+        (version, f"arch-{version}", version / 10) for version in range(1, 6)
+    ]
+
+
+def test_a_server_that_cannot_tell_the_numbers_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryUnavailableError, match="check MLFLOW_TRACKING_URI"):
+        version_numbers("http://127.0.0.1:1", "Digits")
 
 
 def test_listing_versions_makes_no_database(tmp_path: Path) -> None:
     assert registered_versions(f"sqlite:///{tmp_path}/none.db", "Digits") == []
+    assert version_numbers(f"sqlite:///{tmp_path}/none.db", "Digits") == []
     assert not list(tmp_path.iterdir())
 
 
