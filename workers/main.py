@@ -1,4 +1,4 @@
-"""A worker: resolve, fork, load, warm up, publish, and only then consume."""
+"""A worker: the supervisor looks the version up and forks; the serving process loads, warms up and consumes."""
 
 from __future__ import annotations
 
@@ -67,12 +67,14 @@ def run(settings: WorkerSettings) -> NoReturn:
     marker = InFlightMarker()
     # A pass that began may take its limit, and its outcome may have to wait for Redis.
     stop_limit_s = settings.inference_timeout_s + KEEP_OUTCOME_S + STOP_GRACE_S
-    tell_ready = prefork_supervisor.keep_serving(remove, marker.end, stop_limit_s)
-    atexit.unregister(remove)  # the next process that serves reads the files again
-    for number in (signal.SIGTERM, signal.SIGINT):  # no exception: what loads the model may catch it
-        signal.signal(number, lambda *_: os._exit(0))
-    _serve(settings, found, marker, tell_ready)
-    prefork_supervisor.leave(0)
+
+    def serve(tell_ready: Callable[[], None]) -> None:
+        atexit.unregister(remove)  # the next process that serves reads the files again
+        for number in (signal.SIGTERM, signal.SIGINT):  # no exception: what loads the model may catch it
+            signal.signal(number, lambda *_: os._exit(0))
+        _serve(settings, found, marker, tell_ready)
+
+    prefork_supervisor.supervise(serve, remove, marker.end, stop_limit_s)
 
 
 def _serve(

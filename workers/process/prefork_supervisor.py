@@ -1,7 +1,7 @@
-"""The parent of the process that serves: forks it, passes signals on to it, and forks again when it ends.
+"""The prefork supervisor: forks the serving process, passes signals on to it, and forks again when it ends.
 
 Whatever was imported and read before the fork, each serving process has at once. Nothing here knows of models or
-Redis. The parent ends with its child in two cases: the parent was told to stop, or the first child never was ready.
+Redis. The supervisor ends with its child in two cases: it was told to stop, or the first child never was ready.
 A child that ends in any other way, with status 0 too, is followed by another: a model may call `sys.exit`.
 """
 
@@ -35,40 +35,42 @@ HINT = "; a model must not end its process while it loads"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def keep_serving(
+def supervise(
+    serve: Callable[[Callable[[], None]], None],
     clean_up: Callable[[], None],
     on_death: Callable[[], None],
     stop_limit_s: float,
     standstill_s: float = STANDSTILL_S,
-) -> Callable[[], None]:
-    """Fork, and fork again whenever a child ends that nobody told to stop. Returns in the serving processes only.
+) -> NoReturn:
+    """Fork a process that serves, and another one whenever it ends though nobody told it to stop.
 
     The caller must have started no thread: only the thread that forks lives on in the child. (Threads of OpenBLAS in
-    NumPy and of jemalloc in pyarrow are there; both look after them in a fork.) The parent ends with the status of the
-    last child, or 128 and the number of the signal that ended it. If the first child ends before it is ready, so does
-    the parent, with a status that is not 0.
+    NumPy and of jemalloc in pyarrow are there; both look after them in a fork.) The supervisor ends with the status of
+    the last child, or 128 and the number of the signal that ended it. If the first child ends before it is ready, so
+    does the supervisor, with a status that is not 0. Exceptions of `serve` leave this function in the child only.
 
     Args:
-        clean_up: Called as the parent ends, unless that is killed.
-        on_death: Called in the parent as soon as a child has died that is to be followed by another.
+        serve: Called in each child, with what it is to call once it is ready. The child ends when it returns.
+        clean_up: Called in the supervisor as it ends, unless it is killed.
+        on_death: Called in the supervisor as soon as a child has died that is to be followed by another.
         stop_limit_s: Seconds that a child may take to stop; then it is killed.
         standstill_s: Seconds that a child may be suspended (SIGSTOP); then it is killed.
-
-    Returns:
-        What the serving process calls once it is ready.
     """
-    parent, ask_for_signal = os.getpid(), signal_at_parents_death(signal.SIGKILL)
+    supervisor, ask_for_signal = os.getpid(), signal_at_parents_death(signal.SIGKILL)
     gc.freeze()  # a collection would write to all objects, and so copy what the child shares with its parent
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # macOS keeps none waiting that is ignored
     pause_s, has_served = 0.0, False
     while True:
         told, tell = os.pipe()
-        pid = _fork()
-        if not pid:
+        _flush()  # else both processes would write what waits here
+        pid = os.fork()
+        if pid == 0:  # the serving process
             os.close(told)
-            _become_child(parent, ask_for_signal, mask)
-            return partial(_tell, tell)
+            _become_child(supervisor, ask_for_signal, mask)
+            serve(partial(_tell, tell))
+            leave(0)
+        # the supervisor
         os.close(tell)
         end = _Child(pid, told, stop_limit_s, standstill_s).wait()
         has_served = has_served or end.served_s is not None
@@ -130,11 +132,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # a model may have closed it, or put anything in its place
             stream.flush()
-
-
-def _fork() -> int:
-    _flush()  # else both processes would write what waits here
-    return os.fork()
 
 
 def _become_child(

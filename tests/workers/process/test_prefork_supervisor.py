@@ -1,4 +1,4 @@
-"""The parent of the process that serves, with children of a few lines: when it forks again, and how it ends."""
+"""The prefork supervisor, with children of a few lines: when it forks again, and how it ends."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from workers.process import prefork_supervisor
 
 WaitUntil = Callable[..., None]
 Start = Callable[[str], "subprocess.Popen[str]"]
-PROLOGUE = """
+PROGRAM = """
 import logging, os, signal, sys, time
 from pathlib import Path
 from workers.process import prefork_supervisor as parent
 logging.basicConfig()
 children = Path("children")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-tell_ready = parent.keep_serving(Path("cleaned").touch, Path("died").touch, stop_limit_s=1, standstill_s=0.5)
-with children.open("a") as file:
-    print(os.getpid(), file=file)
-n = len(children.read_text().split())
+
+def serve(tell_ready):
+    with children.open("a") as file:
+        print(os.getpid(), file=file)
+    n = len(children.read_text().split())
+{lines}
+parent.supervise(serve, Path("cleaned").touch, Path("died").touch, stop_limit_s=1, standstill_s=0.5)
 """
 
 
@@ -36,7 +39,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def start_one(lines: str) -> subprocess.Popen[str]:
-        code = PROLOGUE + textwrap.dedent(lines)
+        code = PROGRAM.format(lines=textwrap.indent(textwrap.dedent(lines), "    "))
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", code],
