@@ -247,6 +247,7 @@ class Connection(asyncio.Protocol):
         self._held = rest
         if body.is_whole:
             self._body = self._began_at_s = None
+            self._idle_since_s = time.monotonic()  # where it was answered before
         if part:
             self._stock.data_received(part)
         return is_part

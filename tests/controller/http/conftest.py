@@ -80,7 +80,7 @@ class Site:
         try:
             yield Caller(reader, writer)
         finally:
-            writer.close()
+            writer.transport.abort()  # whatever the controller has not read
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
@@ -97,6 +97,10 @@ OpenSite = Callable[..., Awaitable[Site]]
 def fast_http(request: pytest.FixtureRequest) -> bool:
     """Whether predictions may take the short way: everything is answered alike without it."""
     return bool(request.param)
+
+
+# For tests that send no plain prediction, which go the same way either way.
+once = pytest.mark.parametrize("fast_http", [True], ids=["fast"], indirect=True)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import uvloop
 from app.api_keys import new_key
 from controller.http.fast_path import KNOWN_HEAD_BYTES, KNOWN_HEADS
 from tests.controller.conftest import HandWorker, until
-from tests.controller.http.conftest import BODY, LIMIT_BYTES, OpenSite, Site
+from tests.controller.http.conftest import BODY, LIMIT_BYTES, OpenSite, Site, once
 
 HandWorkers = Callable[..., HandWorker]
 new_event_loop = uvloop.new_event_loop  # as in production
@@ -211,7 +211,7 @@ async def test_a_known_head_in_unusual_reads_is_parsed(site: Site, parts: list[b
         assert (await caller.answer()).status == 200
 
 
-@pytest.mark.parametrize("fast_http", [True], ids=["fast"], indirect=True)
+@once
 @pytest.mark.parametrize(
     "request_",
     [
@@ -236,7 +236,7 @@ async def test_only_the_head_of_a_plain_prediction_that_may_enter_is_kept(
     assert not fast_path.known_heads
 
 
-@pytest.mark.parametrize("fast_http", [True], ids=["fast"], indirect=True)
+@once
 async def test_heads_that_are_never_seen_again_do_not_pile_up(site: Site) -> None:
     async with site.caller() as caller:
         heads = range(KNOWN_HEADS + 10)

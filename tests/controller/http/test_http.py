@@ -26,6 +26,7 @@ from tests.controller.http.conftest import (
     SMALL_BUFFER_BYTES,
     OpenSite,
     Site,
+    once,
     post,
     request,
 )
@@ -69,6 +70,7 @@ async def test_the_body_of_a_request_that_offers_to_upgrade_is_no_second_request
         assert [(await caller.answer()).status for _ in range(2)] == [400, 200]
 
 
+@once
 async def test_bytes_behind_connect_are_not_answered(site: Site) -> None:
     async with site.caller() as caller:
         await caller.send(b"CONNECT x:443 HTTP/1.1\r\nhost: localhost\r\n\r\n" + HEALTH)
@@ -76,6 +78,7 @@ async def test_bytes_behind_connect_are_not_answered(site: Site) -> None:
         assert await caller.closed()
 
 
+@once
 async def test_trailers_are_no_headers_of_the_request(site: Site) -> None:
     async with site.caller() as caller:
         trailers = b"idempotency-key: a\r\ncontent-encoding: br\r\n"
@@ -89,6 +92,7 @@ async def test_trailers_are_no_headers_of_the_request(site: Site) -> None:
         assert (await caller.answer()).status == 431
 
 
+@once
 async def test_an_answer_given_before_the_body_was_asked_for_is_the_last_one(open_site: OpenSite) -> None:
     """A caller who expects 100-continue need not send the body then, so nothing after the head can be told apart."""
     site = await open_site(api_keys="shop predict sha256:" + "0" * 64)
@@ -121,6 +125,7 @@ REFUSED = post(body=b"[]", query=b"")
         ),
     ],
 )
+@once
 async def test_requests_whose_answers_are_not_read_wait_and_are_all_answered_in_the_end(
     site: Site, sent: bytes, status: int
 ) -> None:
@@ -149,8 +154,7 @@ async def test_a_caller_who_reads_no_answer_gets_no_more_requests_read(site: Sit
         small(connection)
         while connection.transport.is_reading():
             await caller.send(REFUSED)
-            for _ in range(5):  # turns of the event loop, for the read and the answer
-                await asyncio.sleep(0)
+            await asyncio.sleep(0.001)  # the pace of a caller who sends the next one after the answer
             assert connection.transport.get_write_buffer_size() < MAX_UNSENT_BYTES
 
 
@@ -193,6 +197,7 @@ UNREAD: dict[str, tuple[int, str, dict[str, Any], dict[str, str], Any]] = {
 }
 
 
+@once
 @pytest.mark.parametrize("case", UNREAD)
 async def test_a_caller_who_sends_all_before_reading_sees_why_it_was_refused(
     open_site: OpenSite, case: str
@@ -240,12 +245,14 @@ async def nginx(
 Nginx = Callable[[Site], Awaitable[tuple[str, int]]]
 
 
+@once
 async def test_nginx_passes_on_why_a_request_was_refused(open_site: OpenSite, nginx: Nginx) -> None:
     proxy = await nginx(await open_site())
     for _ in range(3):
         assert await asyncio.to_thread(status_of, proxy, "/predict", {}, LARGE) == 413
 
 
+@once
 @pytest.mark.parametrize("way", ["/yard", "/yard/kept"], ids=["stripped by the proxy", "kept by the proxy"])
 async def test_every_reference_leads_through_the_proxy(open_site: OpenSite, nginx: Nginx, way: str) -> None:
     site = await open_site(root_path=way)
@@ -271,6 +278,7 @@ async def test_every_reference_leads_through_the_proxy(open_site: OpenSite, ngin
         assert document["servers"] == [{"url": way}]
 
 
+@once
 async def test_a_trailing_slash_leads_to_the_same_resource_and_never_elsewhere(site: Site) -> None:
     async with site.caller() as caller:
         for path, status in (
@@ -284,6 +292,7 @@ async def test_a_trailing_slash_leads_to_the_same_resource_and_never_elsewhere(s
             assert (answer.status, "location" in answer.headers) == (status, False)
 
 
+@once
 async def test_head_is_answered_like_get_without_the_body(site: Site) -> None:
     async with site.caller() as caller:
         for path in (b"/healthz", b"/readyz", b"/workers", b"/docs", b"/openapi.json", b"/none"):
@@ -360,6 +369,7 @@ async def test_packed_bodies_are_unpacked_within_the_limit(site: Site) -> None:
         ("application/vnd.x+json", b"{", 400),
     ],
 )
+@once
 async def test_a_type_that_is_not_read_is_refused_with_those_that_are(
     site: Site, content_type: str, body: bytes, status: int
 ) -> None:
@@ -434,6 +444,7 @@ async def test_web_pages_and_names_of_strangers_are_refused_where_there_are_no_k
                     assert ("access-control-allow-origin" in answer.headers) == is_known_page
 
 
+@once
 async def test_a_page_that_is_allowed_may_ask_before_it_sends(open_site: OpenSite) -> None:
     asking = (
         b"access-control-request-method: POST",
