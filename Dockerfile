@@ -107,7 +107,12 @@ CMD ["server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", \
 
 FROM worker-packages AS worker
 COPY --from=project /opt/venv /opt/venv
-ENV MODELYARD_READY_FILE=/tmp/worker.ready
+# For environments of models' own; a volume mounted here takes over this folder's owner.
+RUN install -d -o modelyard -g modelyard /var/cache/modelyard
+ENV MODELYARD_READY_FILE=/tmp/worker.ready \
+    MODELYARD_ENVIRONMENTS_DIR=/var/cache/modelyard/environments \
+    UV_CACHE_DIR=/var/cache/modelyard/uv \
+    UV_PYTHON_INSTALL_DIR=/var/cache/modelyard/python
 USER modelyard
 WORKDIR /tmp
 ENTRYPOINT ["modelyard"]

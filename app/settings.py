@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     def _where_it_lies(cls, uri: str) -> str:
         return uri or default_uri()
 
-    @field_validator("state_dir", "redis_password_file")
+    @field_validator("state_dir", "redis_password_file", "environments_dir", check_fields=False)
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.absolute() if path else None  # a model may change the working directory
@@ -170,6 +170,16 @@ class WorkerSettings(Settings):
         default=False,
         description="whether outputs may hold NaN and infinity (`null` in JSON); otherwise such a job fails as "
         "`output_not_finite`",
+    )
+    env_manager: Literal["local", "uv"] = Field(
+        default="local",
+        description="`uv` serves a version in an environment that is built from its `requirements.txt`, `local` in the "
+        "worker's own",
+    )
+    environments_dir: Path | None = Field(
+        default=None,
+        description="folder for the environments that `uv` builds; default: `modelyard/environments` in the user's "
+        "cache folder",
     )
     allow_major_mismatch: bool = Field(
         default=False,

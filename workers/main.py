@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
 from app.celery_app import create_celery
@@ -34,6 +34,9 @@ from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit, Watchdog
 from workers.warm_up import LoadedModel
 
+if TYPE_CHECKING:
+    from workers.in_environment import Handover
+
 logger = logging.getLogger(__name__)
 EXIT_STUCK = prefork_supervisor.EX_SOFTWARE
 STOP_GRACE_S = 5.0
@@ -42,10 +45,13 @@ DIFFERENCES_SHOWN = 32  # in a record, which is written each second
 SWITCH_INTERVAL_S = 0.0005
 
 
-def run(settings: WorkerSettings) -> NoReturn:
+def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     """Serve one model version until SIGTERM or SIGINT, which drain; then end the process.
 
     What takes seconds is done once, and a process is forked that serves. Where that dies, another is forked.
+
+    Args:
+        handed: What the worker outside has found out, where this one runs in the version's own environment.
 
     Raises:
         ModelError: The version does not exist or cannot be served.
@@ -55,10 +61,15 @@ def run(settings: WorkerSettings) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery takes over: nothing is to drain yet
     _require_redis(settings)
-    folder = tempfile.mkdtemp(prefix="modelyard-")
+    folder = handed.folder if handed else tempfile.mkdtemp(prefix="modelyard-")
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
-    found = model.find(settings, folder)
+    found = handed.found if handed else model.find(settings, folder)
+    if settings.env_manager == "uv":
+        from workers import model_environment
+
+        model_environment.become(found, settings, folder)
+    model.preload(found, settings)
     differing = requirements_check.differences(found.path)
     if differing:
         logger.warning("%s was logged with %s", found.uri, requirements_check.described(differing))

@@ -48,9 +48,7 @@ REHEARSED_BYTES = 64 * 2**20  # of a file: beyond, a second load takes longer th
 
 
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
-    """Find the version asked for, and import what `load` is going to need; both take seconds, at the same time.
-
-    Starts no thread, opens no device and runs no model, so that the process may fork afterwards.
+    """Find the version asked for, and import meanwhile what `load` is going to need: both take seconds.
 
     Args:
         folder: Where files are downloaded to that are not on this machine.
@@ -61,13 +59,21 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
         RegistryUnavailableError: The registry does not answer.
     """
     with model_lookup.looking_up(settings, folder) as answer:
-        if not settings.allow_pickle_models:  # then it most likely takes PyTorch or is refused
+        # Without pickles it most likely takes PyTorch or is refused.
+        if settings.env_manager == "local" and not settings.allow_pickle_models:
             import_for_pt2()
         found = answer()
     _require_servable(found, settings)
+    return found
+
+
+def preload(found: ModelVersion, settings: WorkerSettings) -> None:
+    """Import what `load` is going to need.
+
+    Starts no thread, opens no device and runs no model, so that the process may fork afterwards.
+    """
     _import_for(found)
     rehearse(found, settings)
-    return found
 
 
 def _import_for(found: ModelVersion) -> None:

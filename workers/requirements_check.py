@@ -82,7 +82,7 @@ def described(found: Sequence[RequirementDifference]) -> str:
 
 def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelRequirementsError]:
     """Why a version is not served here: the library of its flavor has another major version, or is missing."""
-    if settings.allow_major_mismatch:
+    if settings.env_manager != "local" or settings.allow_major_mismatch:
         return []
     libraries = {canonicalize_name(LIBRARIES.get(flavor, flavor)) for flavor in found.flavors}
     others = [
@@ -94,8 +94,9 @@ def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelRequir
         return []
     return [
         ModelRequirementsError(
-            f"{found.uri} was logged with {described(others)}; expected the same major version. Install it, or set "
-            "MODELYARD_ALLOW_MAJOR_MISMATCH=true to try the version as it is"
+            f"{found.uri} was logged with {described(others)}; expected the same major version. Install it, set "
+            "MODELYARD_ENV_MANAGER=uv to serve the version in an environment of its own, or set "
+            "MODELYARD_ALLOW_MAJOR_MISMATCH=true to try it as it is"
         )
     ]
 

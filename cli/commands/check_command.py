@@ -29,7 +29,8 @@ def command(model: str) -> None:
 
     MODEL is models:/NAME/VERSION, models:/NAME@ALIAS or a folder with a model's files; the registry is
     MLFLOW_TRACKING_URI. The model is loaded and warmed up as a worker does it, so nothing runs that
-    MODELYARD_ALLOW_PICKLE_MODELS does not allow. Exit status: 0 it would be served, 1 it would not.
+    MODELYARD_ALLOW_PICKLE_MODELS does not allow. With MODELYARD_ENV_MANAGER=uv that happens in the version's own
+    environment, which is built first. Exit status: 0 it would be served, 1 it would not.
     """
     settings = load(WorkerSettings)
     logging.basicConfig(level=logging.ERROR)  # what a worker would warn of stands in the report
@@ -120,7 +121,13 @@ def _obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelError
     from workers import model
 
     problems = model.obstacles(found, settings)
-    if not problems:
+    if not problems and settings.env_manager == "uv":
+        from workers import model_environment
+
+        model_environment.logger.setLevel(logging.INFO)  # a build takes a while
+        problem = model_environment.try_loading(found, settings)
+        problems += [problem] if problem else []
+    elif not problems:
         try:
             model.load(found, settings)
         except ModelError as error:

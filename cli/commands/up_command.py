@@ -34,13 +34,14 @@ def command(versions: list[int], replicas: int, controllers: int, views: bool) -
 
     from app.settings import ControllerSettings, load
     from cli.local_pool.local_pool import PoolPlan, claimed, doing, open_pool, until_interrupted
-    from cli.local_pool.served_versions import choose_versions
+    from cli.local_pool.served_versions import choose_versions, prepare_environments
 
     console = Console()
     settings = load(ControllerSettings)
     with until_interrupted(), claimed(settings, console):
         with doing("reading the registry", console):
             chosen = choose_versions(settings, versions)
+        prepare_environments(chosen)
         with open_pool(settings, PoolPlan(chosen, replicas, controllers, views), console) as pool:
             pool.start_core()
             pool.start_views()

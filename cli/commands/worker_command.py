@@ -13,8 +13,15 @@ from app.settings import WorkerSettings, load
 @click.option("--model-version", metavar="N|ALIAS|latest", help="Version to serve [MODEL_VERSION].")
 @click.option("--worker", "worker_number", type=int, metavar="N", help="Worker number to ask for [WORKER].")
 @click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL].")
+@click.option(
+    "--prepare", is_flag=True, help="Only build the version's environment, where MODELYARD_ENV_MANAGER=uv."
+)
 def command(
-    model_name: str | None, model_version: str | None, worker_number: int | None, redis_url: str | None
+    model_name: str | None,
+    model_version: str | None,
+    worker_number: int | None,
+    redis_url: str | None,
+    prepare: bool,
 ) -> None:
     """Serve one model version from its queue until SIGTERM or Ctrl-C; the current batch is finished."""
     from workers.main import run
@@ -27,4 +34,9 @@ def command(
         redis_url=redis_url,
     )
     configure_logging()
-    run(settings)
+    if prepare:
+        from workers import model_environment
+
+        model_environment.prepare(settings)
+    else:
+        run(settings)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from app.errors import ModelNotFoundError
+import subprocess
+
+from app.errors import ModelNotFoundError, ServiceError
 from app.registry_database import others_beside
-from app.settings import Settings
+from app.settings import Settings, WorkerSettings, load
+from cli.local_pool.programs import MODELYARD
 
 DEFAULT_COUNT = 2
 
@@ -30,6 +33,20 @@ def choose_versions(settings: Settings, asked: list[int]) -> list[int]:
             f"there is no version {_listed(missing)} of {place}; it has {_listed(registered)}"
         )
     return sorted(set(asked)) or registered[-DEFAULT_COUNT:]
+
+
+def prepare_environments(versions: list[int]) -> None:
+    """Build the environments of versions that are served in one of their own, so that their workers start at once.
+
+    Raises:
+        ServiceError: One cannot be built; why, stands on standard error.
+    """
+    if load(WorkerSettings).env_manager == "local":
+        return
+    for version in versions:
+        command = [*MODELYARD, "worker", "--prepare", "--model-version", str(version)]
+        if subprocess.run(command, check=False).returncode:  # noqa: S603  (our own interpreter)
+            raise ServiceError(f"version {version} cannot be served in an environment of its own; see above")
 
 
 def registered_numbers(settings: Settings) -> list[int]:

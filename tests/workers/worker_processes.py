@@ -21,10 +21,11 @@ QUEUE = keys.queue_name("Scikit", 1)
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def accept(url: str) -> str:
+def accept(url: str, model_name: str = "Scikit") -> str:
     """Accept one batch of two jobs for version 1, exactly as a controller does."""
-    batch = new_batch(2, queue=QUEUE, model_name="Scikit", dtype="float64")
-    message = WakeUpMessages(write_template(create_celery(Settings(redis_url=url))), QUEUE).write(
+    queue = keys.queue_name(model_name, 1)
+    batch = new_batch(2, queue=queue, model_name=model_name, dtype="float64")
+    message = WakeUpMessages(write_template(create_celery(Settings(redis_url=url))), queue).write(
         batch.batch_id
     )
     sent = NewBatch(batch.batch_id, batch.head, batch.data, message, batch.accepted_at_ms)

@@ -1,0 +1,348 @@
+# ruff: noqa: S603, S606  (every command is a list put together in this file; no shell reads it)
+"""An environment of a version's own, built by uv from its requirements: `MODELYARD_ENV_MANAGER=uv`.
+
+A worker looks its version up in Modelyard's environment, builds the version's, and becomes the same worker there
+(exec, so the process id stays). Modelyard's code is put on the path; the packages that it needs are requirements
+beside the model's, so that a conflict fails the build. An environment is complete where its `built.json` stands;
+its name is a digest of everything that it is built from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import metadata, requires
+from pathlib import Path
+from typing import IO, NoReturn
+
+import msgspec
+from filelock import FileLock, Timeout
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import app
+import modelyard
+import workers
+from app.errors import ConfigurationError, ModelEnvironmentError, ModelError
+from app.model_files import loading
+from app.settings import WorkerSettings
+from workers import model, pip_config
+from workers.in_environment import Handover, Refusal
+from workers.model_lookup import ModelVersion
+from workers.process.prefork_supervisor import signal_at_parents_death
+from workers.requirements_check import PYTHON_ENV, REQUIREMENTS, read_requirements, required_python
+
+logger = logging.getLogger(__name__)
+CODE = (app, workers, modelyard)  # the packages that a worker imports
+NOT_NEEDED = ("modelyard-client", "rich")  # of Modelyard's requirements: on the path, and for commands alone
+LOADED_BY = {"pt2": "torch", "skops": "skops"}  # how a model loads -> package, else MLflow
+CONSTRAINTS, BUILT = "constraints.txt", "built.json"
+TORCH_BACKEND = "UV_TORCH_BACKEND"
+# How uv begins an error, and the lines of one.
+ERROR, DECORATION = ("error", "\N{MULTIPLICATION SIGN}"), "\N{MULTIPLICATION SIGN}╰─▶│ "
+NARRATION = re.compile(r"^\s*[+~-] ")  # one line for each package that uv installs
+SAID_BYTES = 1500
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an environment is built from.
+
+    Attributes:
+        python: For uv: a path or a version.
+        own: Requirements of Modelyard's worker.
+        digest: Of all that decides what is installed.
+    """
+
+    python: str
+    own: tuple[str, ...]
+    digest: str
+
+
+def become(found: ModelVersion, settings: WorkerSettings, folder: str) -> NoReturn:
+    """Turn this process into a worker in the version's environment, which is built where it is not there.
+
+    Args:
+        found: The version; a worker would serve it.
+        folder: Folder for temporary files, which the new worker removes.
+
+    Raises:
+        ModelEnvironmentError: The environment cannot be built.
+        ConfigurationError: uv is missing, or the folder for environments cannot be written.
+    """
+    python = build(found, settings)
+    with _handed_over(found, settings, folder) as file:
+        os.set_inheritable(file.fileno(), True)
+        logger.info("%s is served in %s", found.uri, python.parent.parent)
+        os.execve(python, _command(python, file), _variables(python, folder))
+
+
+def try_loading(found: ModelVersion, settings: WorkerSettings) -> ModelError | None:
+    """Load a version in its environment, which is built first where it is missing; the answer is why that fails."""
+    try:
+        python = build(found, settings)
+    except ModelEnvironmentError as error:
+        return error
+    with (
+        tempfile.TemporaryDirectory(prefix="modelyard-") as folder,
+        _handed_over(found, settings, folder, is_trial=True) as file,
+    ):
+        ended = subprocess.run(
+            _command(python, file),
+            env=_variables(python, folder),
+            pass_fds=[file.fileno()],
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        file.seek(0)
+        answer = file.read()
+    if ended.returncode:
+        return ModelEnvironmentError(
+            f"{found.uri} ends its process with status {ended.returncode} while it loads"
+        )
+    refusal = msgspec.msgpack.decode(answer, type=Refusal)
+    kinds = {each.code: each for each in ModelError.__subclasses__()}
+    return kinds.get(refusal.code, ModelError)(refusal.detail) if refusal.code else None
+
+
+def prepare(settings: WorkerSettings) -> None:
+    """Build the environment of the version that the settings name, for workers that start later.
+
+    Raises:
+        ModelError: The version does not exist, cannot be served, or its environment cannot be built.
+        UnavailableError: MLflow does not answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
+        found = model.find(settings, folder)
+        if settings.env_manager == "uv":
+            logger.info("%s has its environment in %s", found.uri, build(found, settings).parent.parent)
+
+
+def build(found: ModelVersion, settings: WorkerSettings) -> Path:
+    """The Python of a version's environment; one process builds it, and others wait.
+
+    Raises:
+        ModelEnvironmentError: It cannot be built.
+        ConfigurationError: uv is missing, or the folder for environments cannot be written.
+    """
+    plan = _plan(found)
+    folder = settings.environments_dir or _user_cache() / "modelyard" / "environments"
+    place = folder / plan.digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _sole(FileLock(f"{place}.lock"), found):
+            if not _is_built(place):
+                _build(place, plan, found)
+            (place / BUILT).touch()  # tells when it was last used
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder for environments {folder} cannot be written ({error.strerror or error}); set "
+            "MODELYARD_ENVIRONMENTS_DIR to one that can"
+        ) from None
+    return _python_of(place)
+
+
+@contextmanager
+def _sole(lock: FileLock, found: ModelVersion) -> Iterator[None]:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process builds the environment of %s; waiting for it", found.uri)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _plan(found: ModelVersion) -> Plan:
+    folder = Path(found.path)
+    if not (folder / REQUIREMENTS).is_file():
+        raise ModelEnvironmentError(
+            f"{found.uri} has no {REQUIREMENTS}, which MLflow writes beside a model and an environment is built from; "
+            "log the model again, or set MODELYARD_ENV_MANAGER=local"
+        )
+    python, own = _python(found), _own_requirements(found)
+    digest = hashlib.sha256()
+    for name in (REQUIREMENTS, CONSTRAINTS, PYTHON_ENV):
+        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
+    digest.update(repr((python, sys.version, sys.platform, own, os.environ.get(TORCH_BACKEND))).encode())
+    return Plan(python, own, digest.hexdigest()[:32])
+
+
+def _python(found: ModelVersion) -> str:
+    """This Python where the model was logged with the same minor version, else one that uv finds or downloads."""
+    wanted = required_python(found.path)
+    ours = sysconfig.get_python_version()
+    minor = ".".join(wanted.split(".")[:2]) or ours
+    allowed = metadata("modelyard")["Requires-Python"]
+    if not SpecifierSet(allowed).contains(minor):
+        raise ModelEnvironmentError(
+            f"{found.uri} was logged with Python {wanted}, and Modelyard's worker takes {allowed}; log the model with "
+            "such a Python, or set MODELYARD_ENV_MANAGER=local"
+        )
+    return sys.executable if minor == ours else minor
+
+
+def _own_requirements(found: ModelVersion) -> tuple[str, ...]:
+    """What a worker needs besides the model's requirements, which say what else the model needs."""
+    lines = [Requirement(line) for each in ("modelyard", "modelyard-client") for line in requires(each) or []]
+    # NumPy's version is the model's affair
+    own = {"numpy" if each.name == "numpy" else str(each) for each in lines if not each.marker}
+    own = {each for each in own if Requirement(each).name not in NOT_NEEDED}
+    loader = LOADED_BY.get(loading(found.flavors, Path(found.path)).kind, "mlflow")
+    if not any(each.name.startswith(loader) for each in read_requirements(found.path)):
+        own.add(loader)
+    return (*sorted(own), "packaging")
+
+
+def _is_built(place: Path) -> bool:
+    return (place / BUILT).is_file() and _python_of(place).exists()  # its Python may have been removed since
+
+
+def _build(place: Path, plan: Plan, found: ModelVersion) -> None:
+    shutil.rmtree(place, ignore_errors=True)  # what a killed process has left
+    uv, config = _uv(), _pip_config()
+    logger.info("building an environment for %s in %s", found.uri, place)
+    variables = {**os.environ, **pip_config.uv_variables(config)}
+    install = [uv, "pip", "install", "--python", str(_python_of(place)), *pip_config.uv_options(config)]
+    wanted = ["--requirement", REQUIREMENTS, *plan.own]
+    if sys.dont_write_bytecode:  # else every start compiles thousands of files
+        wanted.append("--compile-bytecode")
+    try:
+        problem = _run([uv, "venv", "--python", plan.python, str(place)], found.path, variables)
+        for choice in () if problem else _torch_choices(config, found):
+            problem = _run([*install, *choice, *wanted], found.path, variables)
+            if not problem:
+                break
+        if problem:
+            raise ModelEnvironmentError(
+                f"the environment of {found.uri} cannot be built: {problem}; correct its {REQUIREMENTS} "
+                "(mlflow.models.update_model_requirements), or set MODELYARD_ENV_MANAGER=local"
+            )
+        described = {
+            "model": found.uri,
+            "requirements": [*map(str, read_requirements(found.path)), *plan.own],
+        }
+        (place / BUILT).write_text(json.dumps(described, indent=1))
+    except BaseException:  # SIGTERM as well
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def _torch_choices(config: dict[str, str], found: ModelVersion) -> list[list[str]]:
+    """Which build of PyTorch uv takes, to try in turn: that for the GPU here or the CPU's, else the index's own."""
+    if (
+        os.environ.get(TORCH_BACKEND)
+        or all(each.name != "torch" for each in read_requirements(found.path))
+        or pip_config.local_torch_wheel(config, f"cp{sysconfig.get_config_var('py_version_nodot')}")
+    ):
+        return [[]]
+    return [["--torch-backend", "auto"], []]
+
+
+def _run(command: list[str], folder: str, variables: dict[str, str]) -> str:
+    """Run uv, with its output as log lines; what it said where it failed, else nothing."""
+    said = []
+    with subprocess.Popen(
+        command,
+        cwd=folder,  # requirements may name files of the model
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        preexec_fn=signal_at_parents_death(signal.SIGKILL),  # the lock would be free
+    ) as process:
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                said.append(line.strip())
+                if not NARRATION.match(line):
+                    logger.info("uv: %s", line.strip())
+        except BaseException:
+            process.kill()
+            raise
+    return "" if process.returncode == 0 else _in_a_line(said) or f"uv ended with status {process.returncode}"
+
+
+def _in_a_line(said: Sequence[str]) -> str:
+    """What uv says of an error, without what it said before."""
+    begin = next((n for n, line in enumerate(said) if line.startswith(ERROR)), 0)
+    text = " ".join(line.lstrip(DECORATION).removeprefix("error: ") for line in said[begin:] if line)
+    return " ".join(text.split()).replace(" cause: ", ": ")[:SAID_BYTES].rstrip(".")
+
+
+def _uv() -> str:
+    found = shutil.which(
+        "uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    )
+    if not found:
+        raise ConfigurationError(
+            "MODELYARD_ENV_MANAGER=uv needs the program uv, which is not there; install it (pip install uv), or set "
+            "MODELYARD_ENV_MANAGER=local"
+        )
+    return found
+
+
+def _pip_config() -> dict[str, str]:
+    """What pip is configured with, where uv's own variables do not say it."""
+    own = [sys.executable, "-m", "pip"]
+    has_own = subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0
+    found = pip_config.read_pip_config(
+        own if has_own or not shutil.which("pip") else ["pip"]
+    )  # as in an image
+    return {
+        name: value
+        for name, value in found.items()
+        if not os.environ.get(f"UV_{name.upper().replace('-', '_')}")
+    }
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _python_of(place: Path) -> Path:
+    return place / "bin" / "python"
+
+
+@contextmanager
+def _handed_over(
+    found: ModelVersion, settings: WorkerSettings, folder: str, *, is_trial: bool = False
+) -> Iterator[IO[bytes]]:
+    """A file without a name, as the settings may hold a password."""
+    inside = settings.model_copy(update={"env_manager": "local"}).model_dump(mode="json")
+    with tempfile.TemporaryFile() as file:
+        file.write(msgspec.msgpack.encode(Handover(inside, found, folder, is_trial)))
+        file.seek(0)
+        yield file
+
+
+def _command(python: Path, file: IO[bytes]) -> list[str]:
+    return [str(python), "-P", "-m", "workers.in_environment", str(file.fileno())]
+
+
+def _variables(python: Path, folder: str) -> dict[str, str]:
+    """Variables for a Python that imports Modelyard's packages first, and nothing else from where they lie."""
+    code = Path(folder, "code")
+    code.mkdir()
+    for package in CODE:
+        assert package.__file__
+        (code / package.__name__).symlink_to(Path(package.__file__).parent)
+    path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
+    own = {"PYTHONPATH": str(code), "VIRTUAL_ENV": str(python.parent.parent), "PATH": path}
+    return {name: value for name, value in os.environ.items() if name != "PYTHONHOME"} | own
