@@ -17,7 +17,7 @@ from app.errors import ModelNotFoundError
 from training.inventory import registered_versions
 from workers.model_lookup import look_up
 
-MODEL, SHARED = "Odd", "Shared"
+MODEL, SHARED = "Impossible", "Shared"
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_version_is_told_apart_by_its_logged_model_or_its_files(odd: str) -> N
     ("name", "version", "named"),
     [
         ("Scikt", "latest", "its models, nearest first: Scikit"),
-        ("odd", "1", "its models, nearest first: Odd"),
+        ("impossible", "1", "its models, nearest first: Impossible"),
         (MODEL, "winer", "its aliases, nearest first: winner"),
         (MODEL, "99", "it has version 1, 2, 3, 4, 5, 6"),
         ("Emptied", "latest", "it has no version of that model"),
