@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
-import redis.asyncio
 
 from app.clock import PoolClock, to_ms
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger.ids import IdSigner
 from app.quality import quality_problem
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ResponseError, ledger_errors
 from app.redis.refusals import PROBE, refusal
 from app.settings import ControllerSettings
 from app.unreadable import Unreadable
@@ -74,7 +73,7 @@ class PoolWatcher:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: AsyncClient,
         clock: PoolClock,
         backlogs: Backlogs,
         replay_buffer: ReplayBuffer,
@@ -216,7 +215,7 @@ class PoolWatcher:
         return former | numbers
 
     async def _new_epoch(self) -> bytes | None:
-        with contextlib.suppress(redis.ResponseError):  # a full Redis goes without until it has room
+        with contextlib.suppress(ResponseError):  # a full Redis goes without until it has room
             return await self._first(keys.EPOCH, os.urandom(16))
         return None
 

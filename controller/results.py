@@ -8,15 +8,13 @@ import random
 import time
 from typing import cast
 
-import redis.asyncio
-
 from app.clock import PoolClock
 from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, UnknownJobError, WireError
 from app.ledger import ids, wire
 from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.ids import BATCH_ID_LENGTH, JobRef
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from app.unreadable import Unreadable
 from controller.admission.authentication import Caller
 from controller.dispatch import Dispatcher, SentBatch
@@ -42,7 +40,7 @@ class Results:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: AsyncClient,
         ledger: ControllerLedger,
         *,
         dispatcher: Dispatcher,

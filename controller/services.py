@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import uuid4
 
-import redis.asyncio
-
 from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.ledger.controller_ledger import ControllerLedger
@@ -17,6 +15,7 @@ from app.ledger.quarantine import Quarantine
 from app.ledger.replay import Replay
 from app.ledger.wakeup_message import write_template
 from app.redis import keys
+from app.redis.client import AsyncClient
 from app.redis.link import RedisLink
 from app.settings import ControllerSettings
 from app.unreadable import Unreadable
@@ -73,7 +72,7 @@ class Services:
 
 
 def build_services(
-    settings: ControllerSettings, access: Access, audit: Audit, client: redis.asyncio.Redis
+    settings: ControllerSettings, access: Access, audit: Audit, client: AsyncClient
 ) -> Services:
     """Build everything.
 
@@ -143,7 +142,7 @@ class _Pool:
     losses: LossWatch
 
 
-def _build_pool(settings: ControllerSettings, client: redis.asyncio.Redis, drain: Drain) -> _Pool:
+def _build_pool(settings: ControllerSettings, client: AsyncClient, drain: Drain) -> _Pool:
     controller_id, clock, unreadable = uuid4().hex, PoolClock(), Unreadable()
     ledger = ControllerLedger(client, settings.result_retention_s)
     backlogs = Backlogs(settings)

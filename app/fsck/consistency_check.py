@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-import redis.asyncio
-
 from app.celery_app import create_celery
 from app.clock import to_ms
 from app.errors import WireError
@@ -26,7 +24,7 @@ from app.ledger import commands, ids, wire
 from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.wakeup_message import WakeUpMessages, batch_id_of, write_template
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import Call, run
 from app.settings import HEARTBEATS_TO_LIVE, Settings
 from app.worker_record import decode_record
@@ -73,7 +71,7 @@ class Doctor:
         mends: What to do about a finding, by its kind; the other kinds are only reported.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, settings: Settings) -> None:
+    def __init__(self, client: AsyncClient, settings: Settings) -> None:
         self._client = client
         self._settings = settings
         self._ledger = ControllerLedger(client, settings.result_retention_s)

@@ -10,16 +10,13 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, cast
 
-import redis
-import redis.asyncio
-
 from app.errors import NewerWireError, WireError
 from app.fsck.findings import BatchState, Examination, text
 from app.fsck.fsck_commands import sum_backlog, survey_batches, survey_keys, survey_queue
 from app.ledger import ids, marks, wire
 from app.ledger.wakeup_message import batch_id_of, unannounced
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ResponseError, ledger_errors
 from app.redis.script import run
 from app.worker_record import WorkerRecord, decode_record, identity, is_same_model
 
@@ -43,7 +40,7 @@ class Examiner:
         client: Asynchronous Redis client that answers bytes.
     """
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def look(self) -> Examination:
@@ -68,7 +65,7 @@ class Examiner:
 
     async def _check_persistence(self, seen: Examination) -> None:
         """What Redis has lost, and what it would lose at its next start."""
-        with contextlib.suppress(redis.ResponseError):  # of another type: that is a finding of its own
+        with contextlib.suppress(ResponseError):  # of another type: that is a finding of its own
             data = cast(bytes | None, await self._client.get(keys.LOSS))
             if data and (loss := marks.decode(data)):
                 seen.add("data_lost", "Redis", f"it lost {loss}; jobs accepted in that time are unknown")
@@ -92,7 +89,7 @@ class Examiner:
         for command in _OF_THE_LEDGER:
             try:
                 answer = await cast(Any, self._client).acl_dryrun("default", *command)
-            except redis.ResponseError:
+            except ResponseError:
                 return ""  # older than Redis 7, or this user may not ask
             if text(answer) != "OK":
                 return text(answer)

@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-import redis.asyncio
-
 from app.clock import to_ms
 from app.errors import JobNotCancellableError, UnknownJobError, WireError
 from app.ledger import commands, ids, wire
@@ -15,7 +13,7 @@ from app.ledger.closing import overdue_outcome
 from app.ledger.ids import JobRef
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import run
 from modelyard.schemas import Status
 
@@ -49,7 +47,7 @@ class ControllerLedger:
         retention_s: Seconds an outcome stays readable.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, retention_s: float) -> None:
+    def __init__(self, client: AsyncClient, retention_s: float) -> None:
         self._client = client
         self.retention_ms = int(retention_s * 1000)
 

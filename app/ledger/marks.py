@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
-import redis.asyncio
 
 from app.redis import keys
+from app.redis.client import AsyncClient
 from app.redis.script import Call, load, run
 
 
@@ -48,11 +48,11 @@ class Loss(msgspec.Struct, frozen=True):
         return f"the writes confirmed from {_utc(self.since_ms)} to {_utc(self.until_ms)}"
 
 
-async def make_mark(client: redis.asyncio.Redis) -> tuple[Mark, Mark, Mark]:
+async def make_mark(client: AsyncClient) -> tuple[Mark, Mark, Mark]:
     """Make the next mark; answers the one that stood there, the one that was confirmed, and the new one.
 
     Raises:
-        redis.RedisError: Redis does not answer, or refuses, as when it is full.
+        RedisError: Redis does not answer, or refuses, as when it is full.
     """
     answer = await run(client, Call(load("make_mark"), [keys.MARKS], []))
     numbers = [int(each or 0) for each in answer]
@@ -62,7 +62,7 @@ async def make_mark(client: redis.asyncio.Redis) -> tuple[Mark, Mark, Mark]:
     return Mark(*numbers[:2]), Mark(*numbers[2:4]), made
 
 
-async def note(client: redis.asyncio.Redis, loss: Loss, ttl_ms: int) -> None:
+async def note(client: AsyncClient, loss: Loss, ttl_ms: int) -> None:
     """Note a loss for the doctor."""
     await client.set(keys.LOSS, msgspec.json.encode(loss), px=ttl_ms)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import msgspec
-import redis.asyncio
 
 from app.clock import to_ms
 from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError, WireError
@@ -21,7 +20,7 @@ from app.ledger.ids import IdSigner, JobRef
 from app.ledger.wakeup_message import WakeUpMessages
 from app.ledger.wire import BatchHead, JobEntry
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import run
 from modelyard.schemas import QuarantinedJob
 
@@ -50,7 +49,7 @@ class Quarantine:
         retention_s: Seconds an outcome stays readable.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, template: bytes, retention_s: float) -> None:
+    def __init__(self, client: AsyncClient, template: bytes, retention_s: float) -> None:
         self._client = client
         self._template = template
         self._retention_ms = int(retention_s * 1000)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import redis.asyncio
-
 from app.ledger import commands
 from app.ledger.commands import Accept, RestoreOutcome
 from app.ledger.ids import JobRef
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import run
 
 CancelAnswer = Literal["unknown", "finished", "cancelled"]
@@ -26,7 +24,7 @@ class Replay:
         client: Asynchronous Redis client that answers bytes.
     """
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def batch(self, accept: Accept) -> bool:

@@ -7,17 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
-
 from app.clock import to_ms
 from app.errors import NewerWireError, WireError
 from app.ledger import commands, ids, wire
 from app.ledger.commands import SAMPLES
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import Client, NoScriptError, RedisConnectionError, ledger_errors
 from app.redis.script import Call, run_now
 from app.redis.script_connection import ScriptConnection
 
@@ -63,7 +59,7 @@ class WorkerLedger:
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: Client,
         worker_id: str,
         queue: str,
         retention_s: float,
@@ -233,7 +229,7 @@ def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:
     return {int(name[len(prefix) :]): value for name, value in fields.items() if name.startswith(prefix)}
 
 
-def keep_outcome(client: redis.Redis, batch_id: str, index: int, outcome: JobOutcome) -> None:
+def keep_outcome(client: Client, batch_id: str, index: int, outcome: JobOutcome) -> None:
     """Have a job of an open batch end so, once the batch is claimed again, unless it ends by itself before.
 
     Raises:

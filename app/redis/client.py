@@ -10,7 +10,7 @@ import redis
 import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -27,6 +27,22 @@ from app.redis.credentials import read_at_each_connect
 from app.redis.refusals import async_renewing, refusal, renewing
 from app.settings import Settings
 
+# What other packages name of redis-py: they import it from here.
+Client = redis.Redis
+AsyncClient = redis.asyncio.Redis
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "NoScriptError",
+    "OutOfMemoryError",
+    "RedisConnectionError",
+    "RedisError",
+    "ResponseError",
+    "connect",
+    "connect_async",
+    "ledger_error",
+    "ledger_errors",
+]
 RETRY_FULL_S = 5
 MAX_CONNECTIONS = 64
 

@@ -16,14 +16,13 @@ from app.settings import Settings, load
 from cli.redis_address import located
 
 if TYPE_CHECKING:
-    import redis.asyncio
-
     from app.ledger.ids import IdSigner
     from app.ledger.quarantine import Quarantine, Resent
+    from app.redis.client import AsyncClient
     from modelyard.schemas import QuarantinedJob
 
 T = TypeVar("T")
-Act = Callable[["Quarantine", "redis.asyncio.Redis"], Awaitable[T]]
+Act = Callable[["Quarantine", "AsyncClient"], Awaitable[T]]
 REDIS_URL = click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL].")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
@@ -71,7 +70,7 @@ def resend(
 ) -> None:
     """Resend quarantined jobs, each as a new job; a second call repeats nothing."""
 
-    async def send_all(quarantine: Quarantine, client: redis.asyncio.Redis) -> None:
+    async def send_all(quarantine: Quarantine, client: AsyncClient) -> None:
         signer = await _signer(client)
         for job_id in job_ids:
             _tell(job_id, await quarantine.resend(job_id, signer, deadline_s, again=again), as_json)
@@ -91,7 +90,7 @@ async def _with_quarantine(redis_url: str | None, act: Act[T]) -> T:
         return await act(Quarantine(client, template, settings.result_retention_s), client)
 
 
-async def _signer(client: redis.asyncio.Redis) -> IdSigner:
+async def _signer(client: AsyncClient) -> IdSigner:
     from app.ledger.ids import IdSigner
     from app.redis import keys
     from app.redis.client import ledger_errors

@@ -199,12 +199,12 @@ def port_of(variable: str, default: int) -> int:
 
 def redis_answers(url: str) -> bool:
     """Whether a Redis server answers and has loaded its data."""
-    import redis
+    from app.redis.client import Client, RedisError
 
     try:
-        with redis.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S) as connection:
+        with Client.from_url(url, socket_timeout=PROBE_TIMEOUT_S) as connection:
             return bool(connection.ping())
-    except (redis.RedisError, OSError, ValueError):  # the last: not a Redis URL
+    except (RedisError, OSError, ValueError):  # the last: not a Redis URL
         return False
 
 
@@ -218,14 +218,13 @@ def serving_pids(redis_url: str) -> dict[int, int]:
 
     Asked in Redis: a controller that has API keys would want one.
     """
-    import redis
-
+    from app.redis.client import Client, RedisError
     from app.worker_record import records_of_host
 
     try:
-        with redis.Redis.from_url(redis_url, socket_timeout=PROBE_TIMEOUT_S) as connection:
+        with Client.from_url(redis_url, socket_timeout=PROBE_TIMEOUT_S) as connection:
             records = records_of_host(connection, socket.gethostname())
-    except (redis.RedisError, OSError, WireError):
+    except (RedisError, OSError, WireError):
         return {}
     records.sort(key=lambda record: record.started_at_ms)  # that of a dead child stays for a while
     return {record.main_pid: record.pid for record in records if record.state == "ready"}

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import cast
 
-import redis.asyncio
-
 from app.errors import (
     IdempotencyConflictError,
     IdempotencyPendingError,
@@ -29,7 +27,7 @@ from app.errors import (
     ParameterError,
 )
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import Call, load, run
 from app.settings import ControllerSettings
 
@@ -70,7 +68,7 @@ class Idempotency:
         settings: Say how long a job may be held before it is sent.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, settings: ControllerSettings) -> None:
+    def __init__(self, client: AsyncClient, settings: ControllerSettings) -> None:
         self._client = client
         hold_ms = max(settings.batch_hold_ms, settings.batch_hold_behind_ms)
         self._lease_ms = int(LEASE_S * 1000 + hold_ms)

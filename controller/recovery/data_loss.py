@@ -6,12 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import redis.asyncio
-
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import marks
 from app.ledger.marks import Loss, Mark
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from controller.recovery.replay_buffer import KEEP_S
 
 logger = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ class LossWatch:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: AsyncClient,
         interval_s: float,
         retention_s: float,
         on_loss: Callable[[], None],

@@ -13,14 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-import redis.asyncio
-
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger import ids
 from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.wakeup_message import WakeUpMessages, unannounced
 from app.redis import keys
-from app.redis.client import ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import Call, load, run
 from app.settings import HEARTBEATS_TO_LIVE
 from app.unreadable import Unreadable
@@ -71,7 +69,7 @@ class Reconciler:
     def __init__(
         self,
         controller_id: str,
-        client: redis.asyncio.Redis,
+        client: AsyncClient,
         ledger: ControllerLedger,
         template: bytes,
         watcher: PoolWatcher,

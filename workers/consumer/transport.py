@@ -21,10 +21,10 @@ import kombu
 from celery import Celery
 from celery.app import amqp
 from kombu.transport import redis as stock
-from redis.exceptions import OutOfMemoryError
 
 from app.celery_app import BATCH_TASK, redis_credentials
 from app.ledger import ids
+from app.redis.client import OutOfMemoryError
 from app.redis.refusals import PROBE, renewing
 from app.unreadable import What
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import redis
 
 from app.clock import PoolClock
 from app.errors import ConfigurationError, QueueTakenError, WireError, WorkerNumberTakenError
-from app.redis.client import ledger_errors
+from app.redis.client import Client, RedisError, ledger_errors
 from app.redis.refusals import refusal
 from app.redis.script import run_now
 from app.settings import HEARTBEATS_TO_LIVE
@@ -65,7 +64,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: Client,
         record: WorkerRecord,
         clock: PoolClock,
         heartbeat_s: float,
@@ -192,7 +191,7 @@ class Heartbeat:
     def _try(self, write: Callable[[], None], reachable: bool) -> bool:
         try:
             write()
-        except (redis.RedisError, OSError) as error:
+        except (RedisError, OSError) as error:
             self.silences += 1
             if reachable:
                 logger.warning(
