@@ -31,10 +31,10 @@ def silent_registry() -> Iterator[tuple[str, socket.socket]]:
 
 
 def test_a_worker_serves_its_queue_under_the_number_asked_for_and_drains_on_sigterm(
-    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil, measured: dict[str, str]
 ) -> None:
     batch_id = accept(redis_server.url)
-    worker = start_worker("champion", WORKER="5")
+    worker = start_worker("champion", WORKER="5", **measured)
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: client.hget(keys.batch(batch_id), "out"), timeout_s=60, what="the batch is run")
         stored = client.hget(keys.batch(batch_id), "out")

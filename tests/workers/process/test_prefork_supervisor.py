@@ -34,7 +34,7 @@ parent.supervise(serve, Path("cleaned").touch, Path("died").touch, stop_limit_s=
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, measured: dict[str, str]) -> Iterator[Start]:
     """Starts a parent whose children run so many lines; `n` is the number of the child, from 1."""
     started: list[subprocess.Popen[str]] = []
 
@@ -44,7 +44,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             subprocess.Popen(
                 [sys.executable, "-c", code],
                 cwd=tmp_path,
-                env={"PYTHONPATH": str(Path(__file__).parents[3])},
+                env=measured | {"PYTHONPATH": str(Path(__file__).parents[3])},
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
