@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 
 from app.clock import PoolClock
+from app.contract.documents import Rules
 from app.errors import DrainingError, InputError, ModelyardError, TooLargeError
 from app.ledger import ids
 from app.ledger.wire import JobEntry
@@ -192,10 +193,33 @@ class Predict:
             job.stop_waiting()
 
     async def _take(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
+        job = await self.run(request, body, once)
+        return self._reply(job, request.asked.wait_s)
+
+    async def run(
+        self, request: Request, body: bytes, once: Reservation | None = None, rules: Rules = "strict"
+    ) -> Job:
+        """Submit a request that was let in, and wait for what it waits for; the job then has that, or an error.
+
+        Args:
+            once: Its idempotency key, where it has one.
+            rules: How its body is read.
+
+        Raises:
+            ModelyardError: It is refused.
+        """
         asked, ready = request.asked, Ready()
         try:
             snapshot, certain = self._foresee(request)
-            read = (asked.content_type, body, snapshot, asked.selector, certain, self._settings.max_samples)
+            read = (
+                asked.content_type,
+                body,
+                snapshot,
+                asked.selector,
+                certain,
+                self._settings.max_samples,
+                rules,
+            )
             samples = read_samples(*read) if len(body) < LARGE_BYTES else await self._large_bodies.read(*read)
             job = self._job(samples, request, certain, ready)
         except (InputError, TooLargeError):
@@ -207,7 +231,7 @@ class Predict:
         job.once = once
         self._submit(job, asked.wait_s)
         await ready.wait()
-        return self._reply(job, asked.wait_s)
+        return job
 
     def _foresee(self, request: Request) -> tuple[Snapshot, Route | None]:
         """The pool, and where the request goes whatever its body holds, if that is known."""

@@ -196,8 +196,8 @@ def _zeros(dtype: str, shape: tuple[int, ...]) -> Any:
 def _blank(kind: ColumnType) -> Any:
     if kind.kind == "object":
         return {str(each.name): _blank(each.type) for each in kind.properties if each.required}
-    if kind.kind in ("map", "array"):
-        return {} if kind.kind == "map" else []
+    if kind.items:
+        return [_blank(kind.items)] if kind.kind == "array" else {"": _blank(kind.items)}
     return {"boolean": False, "string": "", "binary": "", "datetime": "1970-01-01", "any": None}.get(
         kind.kind, 0
     )

@@ -169,7 +169,12 @@ def _transposed(rows: list[Any], n_columns: int, rules: Rules) -> list[Values]:
         if type(each) is not list or len(each) > n_columns or (len(each) < n_columns and rules == "strict"):
             got = f"{len(each)} values" if type(each) is list else "no list"
             raise InputShapeError(f"row {row} has {got}; expected {n_columns}, one a column")
-    if any(len(each) < n_columns for each in rows):
+    lengths = set(map(len, rows))
+    if max(lengths) < n_columns:
+        raise InputShapeError(
+            f"no row has more than {max(lengths)} values; expected {n_columns}, one a column"
+        )
+    if len(lengths) > 1:
         rows = [[*each, *[None] * (n_columns - len(each))] for each in rows]
     return list(map(list, zip(*rows, strict=True)))
 

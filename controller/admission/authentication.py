@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # What a load balancer asks, and what the published source says anyhow; a browser that opens a page sends no key.
 DOCUMENTATION_PATHS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json"})
 DOCUMENTATION_FILES = "/static-offline-docs/"
-HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/readyz/read"})
+HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/readyz/read", "/ping", "/health", "/version"})
 OPEN_PATHS = DOCUMENTATION_PATHS | HEALTH_PATHS
 # Spellings of valid keys, such as `bearer` for `Bearer`: there is no need for more.
 CACHED_CALLERS = 1024

@@ -162,6 +162,75 @@ PREDICT: dict[str, Any] = {
         },
     },
 }
+_MLFLOW_ERROR = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["error_code", "message", "code"],
+            "properties": {name: {"type": "string"} for name in ("error_code", "message", "code")},
+        }
+    }
+}
+INVOCATIONS: dict[str, Any] = {
+    "tags": ["mlflow"],
+    "summary": "Predict as MLflow's scoring server does",
+    "response_class": PlainTextResponse,
+    "responses": {
+        200: {
+            "description": "The predictions",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["predictions"],
+                        "properties": {"predictions": {}},
+                    }
+                }
+            },
+        },
+        202: {"description": "With `Prefer: respond-async`: poll `result_url`", **_json(Job, _RECEIPT)},
+        415: {
+            "description": "The body is neither JSON nor CSV in UTF-8",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        "default": {"description": "Any other problem, as MLflow says it", "content": _MLFLOW_ERROR},
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "oneOf": [
+                            {
+                                "type": "object",
+                                "required": [key],
+                                "properties": {key: {}, "params": {"type": "object"}},
+                            }
+                            for key in ("inputs", "instances", "dataframe_split", "dataframe_records")
+                        ]
+                    }
+                },
+                "text/csv": {"schema": {"type": "string"}},
+            },
+        }
+    },
+}
+PING: dict[str, Any] = {
+    "tags": ["mlflow"],
+    "summary": "Would it accept a prediction? As MLflow's scoring server says it",
+    "response_class": PlainTextResponse,
+    "responses": {
+        200: {"description": "It would", "content": {"application/json": {}}},
+        503: {"description": "It would not", "content": {"application/json": {}}},
+    },
+}
+VERSION: dict[str, Any] = {
+    "tags": ["mlflow"],
+    "summary": "Release of this server",
+    "response_class": PlainTextResponse,
+    "responses": {200: {"description": "Such as 0.1.0", "content": {"application/json": {}}}},
+}
 RESULT: dict[str, Any] = {
     "tags": ["jobs"],
     "summary": "Read a job",

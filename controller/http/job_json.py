@@ -178,6 +178,17 @@ def _result(own: JobOutcome) -> str:
     return ",".join(members)
 
 
+def predictions_json(own: JobOutcome) -> str:
+    """What a job that succeeded answers as MLflow's `predictions`.
+
+    Raises:
+        WireError: Its outputs or scores cannot be read.
+    """
+    if own.outputs is not None:
+        return outputs_json(own.outputs)
+    return f"[{','.join(_rows(own.scores, len(own.classes)) if own.scores else _each(own.classes))}]"
+
+
 def outputs_json(outputs: Outputs) -> str:
     """What a model answered, as JSON.
 

@@ -17,6 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from app.contract.documents import Rules
 from app.errors import ModelyardError, QueueFullError, UnavailableError
 from controller.input.job_samples import Samples, read_samples
 from controller.routing import Route, Selector, Snapshot
@@ -27,7 +28,9 @@ IDLE_S = 30.0
 NICENESS = 5  # where there is too little CPU time, all other callers come first
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 
-Question = tuple[bytes, bytes, Snapshot, Selector, Route | None, int]  # the arguments of `read_samples`
+Question = tuple[
+    bytes, bytes, Snapshot, Selector, Route | None, int, Rules
+]  # the arguments of `read_samples`
 
 
 class LargeBodies:
@@ -53,6 +56,7 @@ class LargeBodies:
         selector: Selector,
         certain: Route | None,
         max_samples: int,
+        rules: Rules = "strict",
     ) -> Samples:
         """`read_samples`, elsewhere.
 
@@ -67,7 +71,7 @@ class LargeBodies:
                 retry_after_s=1,
             )
         self._taken_bytes += len(body)
-        question = (content_type, body, snapshot, selector, certain, max_samples)
+        question = (content_type, body, snapshot, selector, certain, max_samples, rules)
         answered = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
         answered.add_done_callback(lambda _: self._give_back(len(body)))
         answer = await asyncio.shield(answered)  # a process that has begun is not interrupted

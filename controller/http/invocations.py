@@ -1,0 +1,197 @@
+"""MLflow's scoring protocol: clients of `mlflow models serve` change the address and nothing else.
+
+Bodies are read as MLflow reads them wherever no value is changed or lost by that; docs/models.md lists the differences.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from importlib.metadata import version
+
+import msgspec
+import orjson
+from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
+
+from app.errors import (
+    BodyKeyError,
+    BodyNotArrayError,
+    BodyNotJsonError,
+    ForbiddenError,
+    InputError,
+    ModelyardError,
+    NotFoundError,
+    ParamsError,
+    QueueFullError,
+    RateLimitError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from controller.admission.authentication import require
+from controller.dispatch import Job
+from controller.http import documentation as docs
+from controller.http import readiness
+from controller.http.job_json import predictions_json
+from controller.http.problems import problem, status_of
+from controller.http.replies import Reply
+from controller.input.content_coding import IDENTITY, unpack
+from controller.routing import Selector
+from controller.services import Services
+
+router = APIRouter()
+JSON = "application/json"
+CONTENT_TYPES = ("application/json", "text/csv")
+# MLflow's names for what went wrong; the nearest class counts.
+ERROR_CODES: dict[type[ModelyardError], str] = {
+    BodyNotJsonError: "BAD_REQUEST",
+    BodyKeyError: "BAD_REQUEST",
+    BodyNotArrayError: "BAD_REQUEST",
+    ParamsError: "INVALID_PARAMETER_VALUE",
+    InputError: "INVALID_PARAMETER_VALUE",
+    TooLargeError: "BAD_REQUEST",
+    UnauthenticatedError: "UNAUTHENTICATED",
+    ForbiddenError: "PERMISSION_DENIED",
+    NotFoundError: "RESOURCE_DOES_NOT_EXIST",
+    QueueFullError: "REQUEST_LIMIT_EXCEEDED",
+    RateLimitError: "REQUEST_LIMIT_EXCEEDED",
+    UnavailableError: "TEMPORARILY_UNAVAILABLE",
+    ModelyardError: "INTERNAL_ERROR",
+}
+# Statuses of jobs that failed, by the code of their error: what the model or its input did, and what took too long.
+FAILED_STATUS = {"timed_out": 504, "job_expired": 504, "job_cancelled": 409, "job_quarantined": 500}
+
+
+@router.post("/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
+async def invocations(request: Request) -> Response:
+    """Predict as MLflow's scoring server does; the version is routed, or the one that the query names."""
+    return await _invoke(request, None)
+
+
+@router.post("/models/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
+async def model_invocations(request: Request, name: str) -> Response:
+    """The same, for the versions of a model."""
+    return await _invoke(request, Selector(model=name))
+
+
+@router.post(
+    "/models/{name}/versions/{number}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS
+)
+async def version_invocations(request: Request, name: str, number: int) -> Response:
+    """The same, for one version."""
+    return await _invoke(request, Selector(model=name, version=number))
+
+
+@router.get("/ping", **docs.PING)
+@router.get("/health", **docs.PING)
+async def ping(request: Request) -> Response:
+    """Whether a prediction would be accepted now."""
+    services: Services = request.state.services
+    reasons = [*readiness.against_serving(services), *readiness.against_accepting(services)]
+    return Response(b"\n", 503 if reasons else 200, media_type=JSON)
+
+
+@router.get("/version", **docs.VERSION)
+async def server_version() -> Response:
+    """The release of this server."""
+    return Response(version("modelyard"), media_type=JSON)
+
+
+async def _invoke(request: Request, selector: Selector | None) -> Response:
+    services: Services = request.state.services
+    try:
+        refused = _refused_type(request.headers.get("content-type", JSON))
+        return refused or await _predict(request, services, selector)
+    except ClientDisconnect:
+        return _error(InputError("the connection was closed before the body was whole"))
+    except ModelyardError as error:
+        services.refusals.reply_to(error, request.client, "POST", "/invocations")
+        return _error(error)
+
+
+def _refused_type(content_type: str) -> Response | None:
+    """The answer to a body of a type that is not read. A semicolon at the end changes nothing."""
+    kind, *parameters = [part.strip() for part in content_type.split(";")]
+    given = dict(part.lower().partition("=")[::2] for part in parameters if part)
+    if given.pop("charset", "utf-8").strip('"') != "utf-8":
+        return Response("The scoring server only supports UTF-8", 415, media_type="text/plain")
+    if given:
+        text = f"Unrecognized content type parameters: {', '.join(sorted(given))}"
+        return Response(text, 415, media_type="text/plain")
+    if kind.lower() not in CONTENT_TYPES:
+        text = f"This predictor only supports the following content types: {', '.join(CONTENT_TYPES)}"
+        return Response(text, 415, media_type="text/plain")
+    return None
+
+
+async def _predict(request: Request, services: Services, selector: Selector | None) -> Response:
+    predict = services.predict
+    asked_for = predict.enter(
+        request.scope["headers"], request.scope["query_string"], request.scope.get("client")
+    )
+    asked = asked_for.asked
+    is_async = "respond-async" in request.headers.get("prefer", "")
+    if asked.wait_s == 0 and not is_async:
+        asked = replace(asked, wait_s=services.settings.max_wait_s)
+    if selector is not None:
+        asked = replace(asked, selector=selector)
+    body = await _read_body(request, services)
+    job = await predict.run(msgspec.structs.replace(asked_for, asked=asked), body, rules="mlflow")
+    if job.error:
+        raise job.error
+    return _answer(job) if not is_async else _later(predict.reply_or_refusal(job, asked.wait_s))
+
+
+async def _read_body(request: Request, services: Services) -> bytes:
+    check_size = services.predict.check_size
+    check_size(int(request.headers.get("content-length", "0")))
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        check_size(size)
+    coding, body = request.headers.get("content-encoding", "").encode(), b"".join(parts)
+    if coding in IDENTITY:
+        return body
+    return await asyncio.to_thread(unpack, coding, body, services.settings.max_body_bytes)
+
+
+def _answer(job: Job) -> Response:
+    assert job.batch
+    outcome = job.batch.outcome
+    if outcome is None:
+        text = "the outcome did not come in time; the job goes on"
+        return _document(504, "DEADLINE_EXCEEDED", text, "job_expired" if job.expired else "not_done")
+    own = outcome.jobs[job.index]
+    if own.status == "succeeded":
+        return Response(f'{{"predictions": {predictions_json(own)}}}', media_type=JSON)
+    status = FAILED_STATUS.get(own.error_code, 400)
+    code = {400: "BAD_REQUEST", 504: "DEADLINE_EXCEEDED"}.get(status, "INTERNAL_ERROR")
+    return _document(status, code, own.error_detail, own.error_code)
+
+
+def _later(reply: Reply) -> Response:
+    return Response(
+        reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}
+    )
+
+
+def _error(error: ModelyardError) -> Response:
+    code = next(ERROR_CODES[kind] for kind in type(error).__mro__ if kind in ERROR_CODES)
+    _, headers, _ = problem(error)
+    kept = {
+        name.decode(): value.decode()
+        for name, value in headers
+        if name in (b"retry-after", b"www-authenticate")
+    }
+    status = 400 if isinstance(error, InputError) else int(status_of(error))
+    return _document(status, code, error.detail, error.code, kept)
+
+
+def _document(
+    status: int, error_code: str, message: str, code: str, headers: dict[str, str] | None = None
+) -> Response:
+    """MLflow's error document; `code` is this server's own, as in its problem documents."""
+    body = orjson.dumps({"error_code": error_code, "message": message, "code": code})
+    return Response(body, status, headers, media_type=JSON)

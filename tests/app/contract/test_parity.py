@@ -1,0 +1,326 @@
+"""What a model sees of a request is what MLflow's own scoring server makes of it, but for the differences listed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import PyFuncModel, scoring_server
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array, Map, Object, Property
+
+from app.contract.documents import Document, Rules, read
+from app.contract.payloads import to_payload
+from app.errors import ModelyardError
+from workers.job_inputs import decode, read_unread, to_input
+from workers.signature import read_contract
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+REFUSED = "refused"
+
+
+class Echo:
+    """A model that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: Any = None
+
+    def predict(self, data: Any, params: Any = None) -> list[int]:
+        self.seen = (data, params)
+        return [0]
+
+
+def served(signature: ModelSignature | None) -> tuple[PyFuncModel, Echo]:
+    echo = Echo()
+    return PyFuncModel(Model(signature=signature), echo), echo
+
+
+def by_mlflow(signature: ModelSignature | None, body: bytes, content_type: str = "application/json") -> Any:
+    """What the model sees behind MLflow's server, or `REFUSED`."""
+    model, echo = served(signature)
+    schema = signature.inputs if signature else None
+    try:
+        scoring_server.invocations(body, content_type, model, schema)
+    except MlflowException:
+        return REFUSED
+    except Exception:  # an answer of 500
+        return REFUSED
+    return echo.seen
+
+
+def by_us(
+    signature: ModelSignature | None,
+    body: bytes,
+    rules: Rules,
+    content_type: str = "application/json",
+) -> Any:
+    """What the model sees behind a worker, or `REFUSED`."""
+    model, echo = served(signature)
+    written = signature.to_dict() if signature else {}
+    contract = read_contract(
+        {name: json.loads(written[name]) for name in ("inputs", "params") if written.get(name)}
+    )
+    try:
+        payload = to_payload(read(content_type.encode(), body, rules), contract, 1000, rules)
+        if payload.form is None:
+            data: Any = np.frombuffer(payload.data, contract.dtype).reshape(-1, *contract.sample_shape)  # type: ignore[union-attr]
+        else:
+            data = to_input([decode(payload.data)], contract)
+        params = payload.form.params if payload.form else b""
+        if isinstance(data, Document):
+            data = read_unread(data, is_own=False)
+    except (ModelyardError, MlflowException):
+        return REFUSED
+    model.predict(data, params=decode(params) if params else None)
+    return echo.seen
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, str) or isinstance(theirs, str):
+        return isinstance(ours, str) and isinstance(theirs, str) and ours == theirs
+    (data, params), (their_data, their_params) = ours, theirs
+    return (params or None) == (their_params or None) and is_equal(data, their_data)
+
+
+def is_equal(ours: Any, theirs: Any) -> bool:
+    if isinstance(theirs, pd.DataFrame):
+        try:
+            pd.testing.assert_frame_equal(
+                ours.reset_index(drop=True), theirs.reset_index(drop=True), check_column_type=False
+            )
+        except AssertionError:
+            return False
+        return True
+    if isinstance(theirs, dict):
+        return list(ours) == list(theirs) and all(is_equal(ours[name], theirs[name]) for name in theirs)
+    return bool(
+        ours.dtype == theirs.dtype
+        and ours.shape == theirs.shape
+        and np.array_equal(ours, theirs, equal_nan=theirs.dtype.kind == "f")
+    )
+
+
+VALUES = [
+    1,
+    1.5,
+    None,
+    "3",
+    "abc",
+    True,
+    3_000_000_000,
+    "false",
+    2.0,
+    "2026-01-31T12:00:00",
+    "2026-01-31T12:00:00Z",
+    "aGk=",
+]
+TYPES = ["double", "float", "long", "integer", "boolean", "string", "datetime", "binary"]
+
+
+def difference(kind: str, key: str, value: Any) -> str:
+    """Why a value is refused or kept where MLflow's server changes or loses it; empty where the two agree."""
+    if kind in ("long", "integer"):
+        if value == 1.5:
+            return "a fraction is refused, not cut off"
+        if value == 3_000_000_000 and kind == "integer":
+            return "a number out of range is refused, not wrapped"
+    if kind == "boolean" and value not in (0, 1):
+        return "only true, false, 1 and 0 are booleans"
+    if kind == "string" and value is None:
+        return "a missing text stays missing, not the word None"
+    if kind == "datetime" and value in ("3", "2026-01-31T12:00:00Z"):
+        return "3 is no time, and an offset is refused in all forms alike"
+    if kind == "binary" and value not in ("aGk=", "abc", "3", "false"):
+        return "only base64 is decoded, and only text is bytes"
+    if kind == "datetime" and value in (1.5, 2.0, None, 1, 3_000_000_000):
+        return "numbers and gaps are read in both forms alike"
+    return ""
+
+
+def one_column(key: str, value: Any) -> bytes:
+    document: dict[str, Any] = {
+        "dataframe_split": {"columns": ["c"], "data": [[value]]},
+        "dataframe_records": [{"c": value}],
+        "inputs": {"c": [value]},
+        "instances": [{"c": value}],
+    }
+    return json.dumps({key: document[key]}).encode()
+
+
+@pytest.mark.parametrize("key", ["dataframe_split", "dataframe_records", "inputs", "instances"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_value_of_a_column_is_what_mlflow_makes_of_it(kind: str, key: str) -> None:
+    signature = ModelSignature(inputs=Schema([ColSpec(kind, "c")]))
+    wrong = []
+    for value in VALUES:
+        body = one_column(key, value)
+        ours, theirs = by_us(signature, body, "mlflow"), by_mlflow(signature, body)
+        if not same(ours, theirs) and not difference(kind, key, value):
+            wrong.append((value, ours, theirs))
+    assert not wrong
+
+
+A, B = ColSpec("long", "a"), ColSpec("double", "b", required=False)
+PERSON = Object([Property("name", DataType.string), Property("age", DataType.long, required=False)])
+SIGNATURES: dict[str, ModelSignature | None] = {
+    "columns": ModelSignature(inputs=Schema([A, B])),
+    "text": ModelSignature(inputs=Schema([ColSpec("string", "t")])),
+    "positional": ModelSignature(inputs=Schema([ColSpec("long"), ColSpec("double")])),
+    "nested": ModelSignature(
+        inputs=Schema(
+            [ColSpec(Array(DataType.long), "xs"), ColSpec(PERSON, "p"), ColSpec(Map(DataType.double), "m")]
+        )
+    ),
+    "tensor": ModelSignature(inputs=Schema([TensorSpec(np.dtype("float64"), (-1, 3))])),
+    "image": ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2, 2))])),
+    "free": ModelSignature(inputs=Schema([TensorSpec(np.dtype("int64"), (-1, -1))])),
+    "bytes": ModelSignature(inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 2))])),
+    "named": ModelSignature(
+        inputs=Schema(
+            [TensorSpec(np.dtype("int64"), (-1, 2), "ids"), TensorSpec(np.dtype("float32"), (-1,), "w")]
+        )
+    ),
+    "none": None,
+}
+AGREE: list[tuple[str, str]] = [
+    ("columns", '{"dataframe_split": {"columns": ["b", "a", "z"], "data": [[2.5, 1, 9], [3.5, 2, 9]]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a"], "data": [[1]], "index": [7]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3]]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2, 3]]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["b"], "data": [[1]]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a"], "data": [[1]], "dtype": "x"}}'),
+    ("columns", '{"dataframe_split": [[1]]}'),
+    ("columns", '{"dataframe_records": [{"a": 1, "b": 2}, {"a": 2}]}'),
+    ("columns", '{"dataframe_records": [{"a": 1}, {"a": 2}]}'),
+    ("columns", '{"dataframe_records": {"a": 1}}'),
+    ("columns", '{"dataframe_records": [{"a": 1, "a": 2}]}'),
+    ("columns", '{"inputs": {"a": [1, 2], "b": [0.5, 1.5]}}'),
+    ("columns", '{"inputs": {"a": 1, "b": 0.5}}'),
+    ("columns", '{"inputs": [{"a": 1, "b": 0.5}, {"a": 2, "b": 1.5}]}'),
+    ("columns", '{"inputs": [{"a": 1}, {"a": 2, "b": 1.5}]}'),
+    ("columns", '{"inputs": [[1, 2]]}'),
+    ("columns", '{"instances": [{"a": 1, "b": 0.5}, {"a": 2, "b": 1.5}]}'),
+    ("columns", '{"inputs": {"a": [1]}, "junk": 3}'),
+    ("columns", '{"inputs": {"a": [1]}, "instances": [{"a": 1}]}'),
+    ("columns", '{"data": {"a": [1]}}'),
+    ("columns", "[1]"),
+    ("columns", ""),
+    ("columns", '{"inputs": {"a": [1], "b": [NaN]}}'),
+    ("text", '{"inputs": ["x", "y"]}'),
+    ("text", '{"inputs": {"t": "x"}}'),
+    ("text", '{"instances": [{"t": "x"}, {"t": "y"}]}'),
+    ("text", '{"dataframe_split": {"columns": ["t"], "data": [["x"], ["y"]]}}'),
+    ("nested", '{"dataframe_records": [{"xs": [1, 2], "p": {"name": "x", "age": 3}, "m": {"k": 0.5}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": [1, 2], "p": {"name": "x"}, "m": {"k": 0.5}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": [1, 2], "p": {"age": 3}, "m": {"k": 0.5}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": [1, 2], "p": {"name": "x", "z": 1}, "m": {"k": 0.5}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": 1, "p": {"name": "x"}, "m": {"k": 0.5}}]}'),
+    ("tensor", '{"inputs": [[1, 2, 3]]}'),
+    ("tensor", '{"instances": [[1.5, 2, 3], [4, 5, 6]]}'),
+    ("tensor", '{"inputs": [[1, 2, 3], [4]]}'),
+    ("tensor", '{"inputs": [[1, 2]]}'),
+    ("tensor", '{"inputs": [1, 2, 3]}'),
+    ("tensor", '{"inputs": []}'),
+    ("tensor", '{"inputs": [["1", "2", "3"]]}'),
+    ("tensor", '{"inputs": [["a", 2, 3]]}'),
+    ("tensor", '{"inputs": [[NaN, 2, 3]]}'),
+    ("tensor", '{"inputs": [[null, 2, 3]]}'),
+    ("tensor", '{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3]]}}'),
+    ("tensor", '{"dataframe_split": {"columns": ["x"], "data": [[[1, 2, 3]]]}}'),
+    ("tensor", '{"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}'),
+    ("image", '{"inputs": [[[1, 2], [3, 4]]]}'),
+    ("image", '{"dataframe_split": {"columns": ["x"], "data": [[[1, 2, 3, 4]]]}}'),
+    ("free", '{"inputs": [[1, 2, 3]]}'),
+    ("free", '{"inputs": [1, 2, 3]}'),
+    ("bytes", '{"inputs": [[1, 255]]}'),
+    ("bytes", '{"inputs": [[1, 300]]}'),
+    ("bytes", '{"inputs": [[1, -1]]}'),
+    ("named", '{"inputs": {"ids": [[1, 2]], "w": [0.5]}}'),
+    ("named", '{"inputs": {"ids": [[1, 2], [3, 4]], "w": [0.5], "more": [1]}}'),
+    ("named", '{"inputs": {"ids": [[1, 2]]}}'),
+    ("named", '{"instances": [{"ids": [1, 2], "w": 0.5}, {"ids": [3, 4], "w": 1.5}]}'),
+    ("named", '{"dataframe_split": {"columns": ["ids", "w"], "data": [[[1, 2], 0.5]]}}'),
+    ("none", '{"inputs": [[1, 2]]}'),
+    ("none", '{"inputs": {"a": [1, 2]}}'),
+    ("none", '{"dataframe_split": {"columns": ["a"], "data": [[1]]}}'),
+    ("none", '{"dataframe_records": [{"a": 1, "b": "x"}]}'),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), AGREE)
+def test_a_body_is_read_as_mlflow_reads_it(kind: str, body: str) -> None:
+    signature = SIGNATURES[kind]
+    ours, theirs = by_us(signature, body.encode(), "mlflow"), by_mlflow(signature, body.encode())
+    assert same(ours, theirs), f"{ours}\n{theirs}"
+
+
+DIFFER: list[tuple[str, str, bool]] = [
+    # MLflow leaves a number of a double property alone only where it is 0 or 1.
+    ("nested", '{"dataframe_records": [{"xs": [1], "p": {"name": "x"}, "m": {"k": 5}}]}', True),
+    # Columns without names keep no names of the request.
+    ("positional", '{"dataframe_split": {"columns": ["x", "y"], "data": [[1, 2.5]]}}', True),
+    # A fraction is no integer, and is not cut off.
+    ("bytes", '{"inputs": [[1.5, 2]]}', False),
+    ("free", '{"inputs": [[1.5, 2]]}', False),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "is_taken"), DIFFER)
+def test_a_body_is_read_otherwise_on_purpose(kind: str, body: str, is_taken: bool) -> None:
+    signature = SIGNATURES[kind]
+    ours, theirs = by_us(signature, body.encode(), "mlflow"), by_mlflow(signature, body.encode())
+    assert (ours is not REFUSED) == is_taken
+    assert not same(ours, theirs)
+
+
+PARAMS = ParamSchema(
+    [
+        ParamSpec("d", DataType.double, 0.5),
+        ParamSpec("n", DataType.long, 1),
+        ParamSpec("b", DataType.boolean, False),
+        ParamSpec("s", DataType.string, "x"),
+        ParamSpec("t", DataType.datetime, "2026-01-01"),
+        ParamSpec("l", DataType.long, [1], (-1,)),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {}, {"d": 2}, {"d": "1"}, {"n": 1.5}, {"n": True}, {"n": 7}, {"b": 1}, {"b": True}, {"s": 1}, {"s": "y"},
+        {"t": "2026-02-03"}, {"t": 3}, {"l": [1, 2]}, {"l": 1}, {"l": [1.5]}, {"d": None}, {"unknown": 1}, 5, [1],
+    ],
+    ids=json.dumps,
+)  # fmt: skip
+def test_parameters_are_what_mlflow_makes_of_them(params: Any) -> None:
+    signature = ModelSignature(inputs=Schema([A]), params=PARAMS)
+    body = json.dumps({"inputs": {"a": [1]}, "params": params}).encode()
+    assert same(by_us(signature, body, "mlflow"), by_mlflow(signature, body))
+    without = ModelSignature(inputs=Schema([A]))
+    assert same(by_us(without, body, "mlflow"), by_mlflow(without, body))
+
+
+@pytest.mark.parametrize(
+    ("text", "agrees"),
+    [
+        ("a,b\n1,2.5\n2,\n", True),
+        ("b,a\n2.5,1\n", True),
+        ("a,b\n,2.5\n", True),
+        ("a,b\n2.0,1\n", True),
+        ("a,b\n2.5,1\n", True),
+        ("a,b\nx,1\n", True),
+    ],
+)
+def test_a_table_of_text_is_read_as_mlflow_reads_it(text: str, agrees: bool) -> None:
+    signature = SIGNATURES["columns"]
+    ours = by_us(signature, text.encode(), "mlflow", "text/csv")
+    assert same(ours, by_mlflow(signature, text.encode(), "text/csv")) == agrees
+    tensor = SIGNATURES["tensor"]
+    assert by_us(tensor, text.encode(), "mlflow", "text/csv") == by_mlflow(tensor, text.encode(), "text/csv")

@@ -1,0 +1,185 @@
+"""MLflow's scoring protocol, and versions of every contract, as a controller serves them."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.contract import AnyContract, Column, ColumnsContract, ColumnType, Param
+from app.ledger.wire import Array, JobOutcome
+from app.ledger.worker_ledger import ClaimedBatch
+from tests.controller.conftest import HandWorker, Serve, Served, nothing_is_queued
+from tests.pool_samples import PAIR, outcome
+from workers.job_inputs import decode
+
+ROW = ColumnsContract(
+    (Column("a", ColumnType("long")), Column("t", ColumnType("string"), False)), (Param("k", "long"),)
+)
+
+
+def answered(batch: ClaimedBatch, **job: Any) -> Any:
+    jobs = [JobOutcome("succeeded", **job) for _ in batch.head.jobs]
+    return outcome(len(jobs), jobs=jobs, schema_version=3)
+
+
+async def invoke(
+    served: Served,
+    worker: HandWorker,
+    path: str = "/invocations",
+    result: JobOutcome | None = None,
+    **request: Any,
+) -> Any:
+    """The answer to a request whose job the worker answers."""
+    sent = asyncio.create_task(served.http.post(path, **request))
+    batch = await worker.claimed()
+    own = result or JobOutcome("succeeded", outputs=b'[{"0":"x"}]')
+    worker.finish(batch, outcome(1, jobs=[own], schema_version=3))
+    return await sent
+
+
+async def test_a_client_of_mlflow_is_answered_as_by_mlflow(serve: Serve, hand_worker: Any) -> None:
+    worker: HandWorker = hand_worker(input=ROW)
+    served = await serve()
+    body = {"dataframe_split": {"columns": ["a"], "data": [[1], [True]]}, "junk": 1}
+    for path in (
+        "/invocations",
+        f"/models/{worker.record.model_name}/invocations",
+        f"/models/{worker.record.model_name}/versions/1/invocations",
+        "/invocations?worker=1",
+    ):
+        answer = await invoke(served, worker, path, json=body)
+        assert (answer.status_code, answer.json()) == (200, {"predictions": [{"0": "x"}]})
+    text = await invoke(
+        served, worker, content="a,t\n1,x\n", headers={"content-type": "text/csv; charset=UTF-8"}
+    )
+    assert text.status_code == 200
+    for path, status in (("/ping", 200), ("/health", 200), ("/version", 200)):
+        assert (await served.http.get(path)).status_code == status
+
+
+async def test_the_predictions_of_a_plain_tensor_are_its_scores_or_values(
+    serve: Serve, hand_worker: Any
+) -> None:
+    worker: HandWorker = hand_worker(input=PAIR)
+    served = await serve()
+    scores = np.array([[0.25, 0.75]], "<f4").tobytes()
+    for own, expected in (
+        (JobOutcome("succeeded", [1], scores), [[0.25, 0.75]]),
+        (JobOutcome("succeeded", [1.5]), [1.5]),
+        (
+            JobOutcome("succeeded", [3.0], outputs=Array("float64", (1, 1), np.array([3.0]).tobytes())),
+            [[3.0]],
+        ),
+    ):
+        answer = await invoke(served, worker, json={"inputs": [[1, 2]]}, result=own)
+        assert answer.json() == {"predictions": expected}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status", "code"),
+    [
+        (
+            "application/json",
+            b'{"dataframe_split": {"columns": ["a"], "data": [[1.5]]}}',
+            400,
+            "INVALID_PARAMETER_VALUE",
+        ),
+        ("application/json", b"[1]", 400, "BAD_REQUEST"),
+        ("application/json", b"{", 400, "BAD_REQUEST"),
+        ("application/json", b'{"data": [1]}', 400, "BAD_REQUEST"),
+        ("text/csv", b"b\n1\n", 400, "INVALID_PARAMETER_VALUE"),
+        ("text/plain", b"{}", 415, ""),
+        ("application/json; charset=latin-1", b"{}", 415, ""),
+        ("application/json; format=pandas-split", b"{}", 415, ""),
+    ],
+)
+async def test_a_bad_request_is_refused_as_by_mlflow_and_nothing_is_queued(
+    serve: Serve, hand_worker: Any, client: Any, content_type: str, body: bytes, status: int, code: str
+) -> None:
+    hand_worker(input=ROW)
+    served = await serve()
+    answer = await served.http.post("/invocations", content=body, headers={"content-type": content_type})
+    assert answer.status_code == status
+    if code:
+        assert answer.json()["error_code"] == code
+        assert answer.json()["message"]
+    assert nothing_is_queued(client)
+
+
+async def test_a_job_that_failed_and_a_pool_without_workers_have_mlflow_s_error_document(
+    serve: Serve, hand_worker: Any
+) -> None:
+    served = await serve()
+    none = await served.http.post("/invocations", json={"inputs": [[1, 2]]})
+    assert (none.status_code, none.json()["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+    assert none.headers["retry-after"]
+    assert (await served.http.get("/ping")).status_code == 503
+    worker: HandWorker = hand_worker(input=ROW)
+    await served.app.services.watcher.refresh()
+    failed = JobOutcome("failed", error_code="model_failed", error_detail="the model failed on this input")
+    answer = await invoke(served, worker, json={"inputs": {"a": 1}}, result=failed)
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "BAD_REQUEST")
+    missing = await served.http.post("/models/Nobody/invocations", json={"inputs": {"a": 1}})
+    assert (missing.status_code, missing.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+
+
+async def test_jobs_share_a_batch_only_with_equal_parameters_and_columns(
+    serve: Serve, hand_worker: Any
+) -> None:
+    worker: HandWorker = hand_worker(input=ROW)
+    served = await serve()
+    first = await served.post(b'{"inputs": {"a": 0}}')
+    assert first.status_code == 202
+    batch = await worker.claimed()
+    bodies = [
+        b'{"inputs": {"a": 1}, "params": {"k": 1}}',
+        b'{"inputs": {"a": 2}, "params": {"k": 2}}',
+        b'{"inputs": {"a": 3}, "params": {"k": 1}}',
+        b'{"inputs": {"a": 4, "t": "x"}, "params": {"k": 1}}',
+    ]
+    sent = [asyncio.create_task(served.post(body)) for body in bodies]
+    found: list[list[int]] = []
+    worker.finish(batch, answered(batch, outputs=b"[0]"))
+    while sum(map(len, found)) < len(bodies):
+        batch = await worker.claimed()
+        ends = np.cumsum([0, *batch.head.sizes])
+        jobs = [decode(batch.data[start:end]) for start, end in pairwise(ends)]
+        found.append([job[0][0] for job in jobs])
+        assert batch.head.kind == "columns"
+        worker.finish(batch, answered(batch, outputs=b"[0]"))
+    assert {each.status_code for each in await asyncio.gather(*sent)} == {202}
+    assert sorted(map(sorted, found)) in ([[1, 3], [2], [4]], [[1], [2], [3], [4]])
+
+
+async def test_jobs_of_a_version_without_a_signature_never_share_a_batch(
+    serve: Serve, hand_worker: Any
+) -> None:
+    worker: HandWorker = hand_worker(input=AnyContract())
+    served = await serve()
+    answers = await asyncio.gather(*[served.post(b'{"inputs": [[1, "x"]]}') for _ in range(3)])
+    assert {each.status_code for each in answers} == {202}
+    for _ in range(3):
+        batch = await worker.claimed()
+        assert (batch.head.kind, len(batch.head.jobs)) == ("any", 1)
+        assert decode(batch.data) == ["inputs", [[1, "x"]]]
+        worker.finish(batch, answered(batch, outputs=b'{"any": null}'))
+    job = await served.http.get(answers[0].json()["result_url"])
+    assert job.json()["outputs"] == {"any": None}
+    assert "predictions" not in job.json()
+
+
+async def test_a_pool_of_several_contracts_takes_a_body_to_the_version_that_it_fits(
+    serve: Serve, hand_worker: Any
+) -> None:
+    hand_worker(1, input=PAIR, val_accuracy=0.9)
+    hand_worker(2, input=ROW, val_accuracy=0.8)
+    served = await serve()
+    plain, rows = await served.post(b'{"data": [1, 2]}'), await served.post(b'{"inputs": {"a": 1}}')
+    assert (plain.json()["worker"], rows.json()["worker"]) == (1, 2)
+    pool = (await served.http.get("/workers")).json()["workers"]
+    assert pool[0]["input"] == {"dtype": "float32", "shape": [-1, 2]}
+    assert [each["name"] for each in pool[1]["input"]["columns"]] == ["a", "t"]

@@ -1,0 +1,122 @@
+"""Every kind of model that people keep in MLflow is served, and answers what MLflow's own scoring server answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import msgspec
+import pytest
+from mlflow.pyfunc import scoring_server
+
+from app.contract import Contract, TensorContract
+from app.contract.documents import read_json
+from app.contract.payloads import to_payload
+from app.errors import ModelNotAllowedError
+from app.ledger.wire import JobEntry, JobOutcome
+from app.ledger.worker_ledger import ClaimedBatch
+from app.settings import WorkerSettings
+from controller.http.job_json import predictions_json
+from tests.pool_samples import head, now_ms
+from tests.workers.kinds import Kind, body_of, kinds, tree_kinds
+from workers import model
+from workers.job_inputs import JobInputs
+from workers.job_outputs import to_outcomes
+from workers.model_lookup import ModelVersion, read_description
+from workers.warm_up import LoadedModel
+
+KINDS = kinds() | tree_kinds()
+
+
+@pytest.fixture(autouse=True)
+def switches() -> Iterator[None]:
+    """Loading a model sets what MLflow and PyTorch allow, for the whole process."""
+    names = (model.MLFLOW_SWITCH, model.TORCH_SWITCH)
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def load(kind: Kind, folder: Path) -> LoadedModel:
+    kind.save(str(folder / "model"))
+    described = read_description(str(folder / "model"))
+    found = ModelVersion("Kind", 1, "", str(folder / "model"), described.flavors, described.signature)
+    if not kind.loads_without_switch:
+        with pytest.raises(ModelNotAllowedError):
+            model.load(found, WorkerSettings(allow_pickle_models=False))
+    settings = WorkerSettings(
+        allow_pickle_models=not kind.loads_without_switch,
+        allow_non_finite=kind.allows_non_finite,
+        device="cpu",
+        mlflow_tracking_uri=f"sqlite:///{folder}/mlruns.db",
+    )
+    return model.load(found, settings)
+
+
+def answers(loaded: LoadedModel, body: bytes, n_jobs: int) -> list[JobOutcome]:
+    """What a batch of so many jobs with this body is answered."""
+    contract = loaded.contract
+    payload = to_payload(read_json(body, "strict"), contract, 100, "strict")
+    batch_head = head(
+        n_jobs, jobs=[JobEntry(payload.n_samples, now_ms(), now_ms() + 60_000, "", forced=False)] * n_jobs
+    )
+    if isinstance(contract, TensorContract):
+        batch_head = msgspec.structs.replace(
+            batch_head, dtype=contract.dtype, sample_shape=contract.sample_shape
+        )
+    if payload.form:
+        batch_head = payload.form.on(batch_head, [len(payload.data)] * n_jobs)
+    batch = ClaimedBatch("b", batch_head, payload.data * n_jobs, 1, now_ms(), frozenset())
+    inputs = JobInputs(batch, contract)
+    params = inputs.params()
+    given = inputs.together(range(n_jobs))
+    output = loaded.predict(given, params=params) if params else loaded.predict(given)
+    counts = [payload.n_samples] * n_jobs
+    return to_outcomes(output, counts, contract, loaded.task, loaded.allows_non_finite)
+
+
+def by_mlflow(folder: Path, body: bytes) -> Any:
+    """The predictions of MLflow's own scoring server."""
+    served = mlflow.pyfunc.load_model(str(folder / "model"))
+    answer = scoring_server.invocations(body, "application/json", served, served.metadata.get_input_schema())
+    assert answer.status == 200, answer.response
+    return json.loads(answer.response)["predictions"]
+
+
+def is_same(ours: Any, theirs: Any) -> bool:
+    """Whether two answers are the same, but for the digits of float32, and null in place of NaN."""
+    if isinstance(theirs, float) and isinstance(ours, float):
+        return math.isclose(ours, theirs, rel_tol=1e-6)
+    if isinstance(theirs, float) and not math.isfinite(theirs):
+        return ours is None
+    if isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(is_same, ours, theirs))
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(is_same(ours[name], theirs[name]) for name in theirs)
+    return type(ours) is type(theirs) and bool(ours == theirs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_of_model_is_served_and_answers_what_mlflow_would(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    loaded = load(kind, tmp_path)
+    contract: Contract = loaded.contract
+    assert msgspec.json.decode(msgspec.json.encode(contract))["kind"] == kind.contract
+    assert (isinstance(contract, TensorContract) or contract.merges) == kind.merges
+    body = body_of(kind)
+    [alone] = answers(loaded, body, 1)
+    assert alone.status == "succeeded", alone.error_detail
+    if kind.merges:
+        assert answers(loaded, body, 3) == [alone] * 3
+    if kind.serves_in_mlflow:
+        assert is_same(json.loads(predictions_json(alone)), by_mlflow(tmp_path, body))
