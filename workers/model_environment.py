@@ -47,7 +47,7 @@ from workers.requirements_check import PYTHON_ENV, REQUIREMENTS, read_requiremen
 logger = logging.getLogger(__name__)
 CODE = (app, workers, modelyard)  # the packages that a worker imports
 NOT_NEEDED = ("modelyard-client", "rich")  # of Modelyard's requirements: on the path, and for commands alone
-LOADED_BY = {"pt2": "torch", "skops": "skops"}  # how a model loads -> package, else MLflow
+LOADED_BY = {"pt2": ("torch",), "skops": ("skops", "mlflow")}  # how a model loads -> packages, else MLflow
 CONSTRAINTS, BUILT = "constraints.txt", "built.json"
 TORCH_BACKEND = "UV_TORCH_BACKEND"
 # How uv begins an error, and the lines of one.
@@ -202,9 +202,10 @@ def _own_requirements(found: ModelVersion) -> tuple[str, ...]:
     # NumPy's version is the model's affair
     own = {"numpy" if each.name == "numpy" else str(each) for each in lines if not each.marker}
     own = {each for each in own if Requirement(each).name not in NOT_NEEDED}
-    loader = LOADED_BY.get(loading(found.flavors, Path(found.path)).kind, "mlflow")
-    if not any(each.name.startswith(loader) for each in read_requirements(found.path)):
-        own.add(loader)
+    named = [each.name for each in read_requirements(found.path)]
+    for loader in LOADED_BY.get(loading(found.flavors, Path(found.path)).kind, ("mlflow",)):
+        if not any(name.startswith(loader) for name in named):  # mlflow-skinny serves too
+            own.add(loader)
     return (*sorted(own), "packaging")
 
 
