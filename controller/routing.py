@@ -142,12 +142,11 @@ def route(snapshot: Snapshot, selector: Selector, fits: Callable[[TensorContract
         NoCandidateError: Nothing that was asked for has a ready worker.
         InputShapeError: The numbers fit no candidate.
     """
-    routes = candidate_routes(snapshot, selector)
-    for each in routes:
-        contract = each.candidate.contract
-        if isinstance(contract, TensorContract) and fits(contract):
-            return each
-    contracts = dict.fromkeys(each.candidate.contract.describe() for each in routes[:3])
+    candidates, forced = _some_selected(snapshot, selector)
+    for candidate in candidates:
+        if isinstance(candidate.contract, TensorContract) and fits(candidate.contract):
+            return _route(candidate, forced)
+    contracts = dict.fromkeys(each.contract.describe() for each in candidates[:3])
     raise InputShapeError("the numbers do not fit the model; expected " + ", or ".join(contracts))
 
 
@@ -158,9 +157,7 @@ def candidate_routes(snapshot: Snapshot, selector: Selector) -> list[Route]:
         NoCandidateError: Nothing that was asked for has a ready worker.
         ModelyardError: As `route` does for the selector.
     """
-    candidates, forced = _selected(snapshot, selector)
-    if not candidates:
-        raise NoCandidateError("no worker is ready for this request; try again shortly", retry_after_s=2)
+    candidates, forced = _some_selected(snapshot, selector)
     return [_route(candidate, forced) for candidate in candidates]
 
 
@@ -178,6 +175,18 @@ def foreseen(snapshot: Snapshot, selector: Selector) -> Route | None:
 
 def _route(candidate: Candidate, forced: bool) -> Route:
     return Route(candidate, FORCED if forced else POLICY, forced)
+
+
+def _some_selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:
+    """As `_selected`, but at least one.
+
+    Raises:
+        NoCandidateError: There is none.
+    """
+    candidates, forced = _selected(snapshot, selector)
+    if not candidates:
+        raise NoCandidateError("no worker is ready for this request; try again shortly", retry_after_s=2)
+    return candidates, forced
 
 
 def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:
