@@ -70,7 +70,7 @@ def test_check_says_what_a_model_is_and_that_it_would_be_served(tmp_path: Path, 
     assert done.exit_code == 0, done.output
     for part in (
         "python_function, sklearn",
-        "model.skops, without running code",
+        "model.skops, without running its author's code",
         "float64",
         "would be served: yes",
     ):
