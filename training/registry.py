@@ -148,6 +148,7 @@ def _log_model(fitted: Fitted, example: np.ndarray) -> Any:
         input_example=example,
         serialization_format="pt2",
         pip_requirements=requirements(),
+        metadata={"modelyard.task": "classification"},
     )
 
 

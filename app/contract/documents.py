@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
+from numpy.lib import format as npy
 
+from app.contract.npy import read_npy
 from app.errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, UnsupportedTypeError
 
 # `strict` refuses what would change a value; `mlflow` takes what MLflow's scoring server takes, where nothing is lost.
@@ -32,7 +34,7 @@ class Document(msgspec.Struct, frozen=True):
 
     Attributes:
         key: One of `KEYS`, or `CSV`.
-        value: What it holds.
+        value: What it holds: of a NumPy file, an array.
         params: What stands beside it; None where nothing does.
     """
 
@@ -107,7 +109,11 @@ def read(content_type: bytes, body: bytes, rules: Rules) -> Document:
             return Document(CSV, body.decode("utf-8-sig"))
         except UnicodeDecodeError:
             raise BodyNotArrayError("the body is not text in UTF-8; expected CSV with a header row") from None
-    if kind in (b"application/octet-stream", b"application/x-npy"):
+    if kind == b"application/x-npy" or (
+        kind == b"application/octet-stream" and body.startswith(npy.MAGIC_PREFIX)
+    ):
+        return Document(KEYS["strict"][0], read_npy(body))
+    if kind == b"application/octet-stream":
         raise UnsupportedTypeError(
             "raw numbers are read for a version that takes one plain tensor; send JSON or MessagePack"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import AnyContract, ColumnsContract, Contract, TensorContract, TensorsContract
@@ -69,6 +70,8 @@ def to_payload(document: Document, contract: Contract, max_samples: int, rules: 
         InputError: It does not fit the contract.
         TooLargeError: It has more than `max_samples` rows.
     """
+    if isinstance(document.value, np.ndarray) and not isinstance(contract, TensorContract | TensorsContract):
+        document = msgspec.structs.replace(document, value=document.value.tolist())
     params = read_params(document.params, contract.params, rules)
     try:
         payload = _payload(document, contract, params, rules)

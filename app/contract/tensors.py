@@ -147,22 +147,27 @@ def _nested(flat: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _array(value: Any, field: TensorField, allows_missing: bool, rules: Rules) -> Array:
-    shape, flat = _flattened(value, field)
+    if isinstance(value, np.ndarray):
+        shape: tuple[int, ...] = value.shape
+        flat: Any = value.reshape(-1)
+    else:
+        shape, flat = _flattened(value, field)
     if len(shape) != len(field.shape) or any(
         size not in (FREE, got) for size, got in zip(field.shape, shape, strict=True)
     ):
         raise InputShapeError(f"got an array of shape {shape}; expected {field.describe()}")
-    if not flat:
+    if not len(flat):
         raise InputEmptyError(f"an array holds no value; expected {field.describe()}")
     try:
-        return _cast(flat, field, allows_missing, rules).reshape(shape)
+        cast = _cast_array if isinstance(flat, np.ndarray) else _cast
+        return cast(flat, field, allows_missing, rules).reshape(shape)
     except _Misfit as misfit:
         at = np.unravel_index(misfit.place, shape)
         place = "".join(f"[{int(each)}]" for each in at)
         named = f"tensor {field.name!r}, " if field.name else ""
         error = InputNotFiniteError if misfit.is_about_size else InputTypeError
         raise error(
-            f"{named}row {int(at[0])}, value {place}: got {repr(flat[misfit.place])[:SHOWN]}; expected "
+            f"{named}row {int(at[0])}, value {place}: got {flat[misfit.place]!r:.{SHOWN}}; expected "
             f"{misfit.expected}"
         ) from None
 
@@ -200,6 +205,18 @@ def _ragged(field: TensorField) -> InputError:
     return InputShapeError(
         f"the array is ragged: all rows of one level must have the same length; expected {field.describe()}"
     )
+
+
+def _cast_array(flat: Array, field: TensorField, allows_missing: bool, rules: Rules) -> Array:
+    """Values that came as an array: those of the tensor's own dtype as they are, others as if they had been listed."""
+    if flat.dtype.newbyteorder("=") != np.dtype(field.dtype):
+        return _cast(flat.tolist(), field, allows_missing, rules)
+    is_wrong = (
+        np.zeros(0) if flat.dtype.kind != "f" else np.isinf(flat) if allows_missing else ~np.isfinite(flat)
+    )
+    if is_wrong.any():
+        raise _Misfit(int(is_wrong.argmax()), f"finite {field.dtype} numbers", True)
+    return flat
 
 
 def _cast(flat: list[Any], field: TensorField, allows_missing: bool, rules: Rules) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from app.contract import TensorContract, skeleton, spellings
+from app.contract.npy import read_npy
 from app.errors import (
     BodyKeyError,
     BodyNotArrayError,
@@ -123,18 +123,7 @@ def _read_octets(body: bytes) -> Body:
 
 
 def _read_npy(body: bytes) -> Tensor:
-    file = io.BytesIO(body)
-    try:
-        read_header = _NPY_HEADERS[npy.read_magic(file)]
-        shape, is_fortran, dtype = read_header(file)
-        # What the header says is believed only as far as there are bytes.
-        array = np.frombuffer(body, dtype, offset=file.tell()).reshape(
-            shape, order="F" if is_fortran else "C"
-        )
-    except Exception:  # a damaged header may raise whatever Python's own parser does
-        raise BodyNotArrayError(
-            "the body is not a complete NumPy file of numbers; write it with numpy.save"
-        ) from None
+    array = read_npy(body)
     if array.dtype.kind not in "fiu" or not array.ndim:
         raise InputNotNumericError(
             f"the file holds {array.dtype.name} of shape {array.shape}; expected an array of numbers"
@@ -142,9 +131,6 @@ def _read_npy(body: bytes) -> Tensor:
     if not array.size:
         raise InputEmptyError("the array holds no sample; expected at least one")
     return _tensor(np.ascontiguousarray(array).reshape(-1), array.shape)
-
-
-_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def _read_msgpack(body: bytes) -> Body:

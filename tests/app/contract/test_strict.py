@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.contract import AnyContract, Column, ColumnsContract, ColumnType, TensorField, TensorsContract
-from app.contract.documents import read_json
+from app.contract.documents import read, read_json
 from app.contract.payloads import Payload, to_payload
 from app.errors import InputError, InputTypeError, ModelyardError, TooLargeError
 from app.worker_record import decode_record, encode_record
@@ -174,3 +176,25 @@ def test_a_worker_record_of_an_older_release_has_a_plain_tensor() -> None:
     written = json.loads(encode_record(record()))
     del written["input"]["kind"]
     assert decode_record(json.dumps(written).encode()).input == record().input
+
+
+def test_a_numpy_file_is_the_tensor_that_it_holds_or_refused_with_its_place() -> None:
+    contract = TensorsContract((TensorField(None, "bool", (-1, 2)),))
+
+    def sent(array: Any, of: TensorsContract = contract) -> Any:
+        file = io.BytesIO()
+        np.save(file, array)
+        document = read(b"application/x-npy", file.getvalue(), "strict")
+        [[dtype, shape, data]] = decode(to_payload(document, of, 10, "strict").data)
+        return np.frombuffer(data, dtype).reshape(shape).tolist()
+
+    assert sent(np.array([[True, False]])) == [[True, False]]
+    numbers = TensorsContract((TensorField(None, "float64", (-1, -1)),), allows_missing=True)
+    assert sent(np.array([[1, 2, 3]], ">i2"), numbers) == [[1.0, 2.0, 3.0]]
+    assert np.isnan(sent(np.array([[np.nan]]), numbers)[0][0])
+    with pytest.raises(InputError, match=r"value \[0\]\[1\]: got .*inf"):
+        sent(np.array([[1.0, np.inf]]), numbers)
+    with pytest.raises(InputTypeError, match="expected true or false"):
+        sent(np.array([[1, 0]]))
+    with pytest.raises(InputError, match="shape"):
+        sent(np.array([True, False]))
