@@ -122,7 +122,7 @@ def _frame(documents: Sequence[Any], contract: ColumnsContract) -> Any:
         if parts[0] is not None:
             values = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
             columns[place if column.name is None else column.name] = _column(values, column, pd)
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns, copy=False)
 
 
 def _column(values: list[Any], column: Column, pd: Any) -> Any:

@@ -52,8 +52,29 @@ def to_outcomes(
         check_output(numbers, sum(counts), "the model")
         outcomes = split_numbers(numbers, counts, allows_non_finite, task)
         return _with_form(outcomes, output, numbers, counts) if _needs_form(output, task) else outcomes
-    parts = split(output, counts) if len(counts) > 1 else [output]
-    return [_outcome(part, task, allows_non_finite) for part in parts]
+    if len(counts) == 1:
+        return [_outcome(output, task, allows_non_finite)]
+    if not task and isinstance(output, np.ndarray) and _is_array(output) and output.ndim and len(output):
+        return _split_array(output, counts, allows_non_finite)
+    return [_outcome(part, task, allows_non_finite) for part in split(output, counts)]
+
+
+def _split_array(output: NDArray[Any], counts: Sequence[int], allows_non_finite: bool) -> list[JobOutcome]:
+    """What `_outcome` says of each job's part of one array, in one go."""
+    _require_rows(len(output), counts)
+    whole = _array(output)
+    row_bytes, row_shape = len(whole.data) // len(output), output.shape[1:]
+    outcomes, end = [], 0
+    for count in counts:
+        start, end = end, end + count
+        part = Array(whole.dtype, (count, *row_shape), whole.data[start * row_bytes : end * row_bytes])
+        outcomes.append(JobOutcome("succeeded", outputs=part))
+    if not (allows_non_finite or is_finite(output)):
+        ends = list(accumulate(counts))
+        rows = np.isfinite(output.reshape(len(output), -1)).all(axis=1)
+        for row in np.flatnonzero(~rows):
+            outcomes[bisect_right(ends, row)] = NOT_FINITE
+    return outcomes
 
 
 def _outcome(output: Any, task: str, allows_non_finite: bool) -> JobOutcome:
@@ -175,12 +196,16 @@ def split(output: Any, counts: Sequence[int]) -> list[Any]:
     Raises:
         ModelContractError: It does not have a row for each row.
     """
-    if n_rows(output) != sum(counts):
-        raise ModelContractError(
-            f"the model answered {n_rows(output)} rows to {sum(counts)}; expected one each: its jobs run one by one"
-        )
+    _require_rows(n_rows(output), counts)
     ends = list(accumulate(counts))
     return [_rows(output, end - count, end) for count, end in zip(counts, ends, strict=True)]
+
+
+def _require_rows(rows: int | None, counts: Sequence[int]) -> None:
+    if rows != sum(counts):
+        raise ModelContractError(
+            f"the model answered {rows} rows to {sum(counts)}; expected one each: its jobs run one by one"
+        )
 
 
 def _rows(output: Any, start: int, end: int) -> Any:

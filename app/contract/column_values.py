@@ -11,6 +11,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -31,6 +32,14 @@ WHOLE = re.compile(r"\s*[+-]?\d{1,19}\s*", re.ASCII)
 YEARS = range(1678, 2262)  # that nanoseconds in 64 bits hold in full
 NAT = -(2**63)
 TIME_EXTENSION = 1  # MessagePack's code of a time within nested values: nanoseconds, little-endian
+_TYPES: dict[str, set[type]] = {
+    "boolean": {bool},
+    "integer": {int},
+    "long": {int},
+    "float": {float},
+    "double": {float},
+    "string": {str},
+}
 WORDS = {
     "boolean": "true or false",
     "integer": "a whole number from -2147483648 to 2147483647",
@@ -70,11 +79,23 @@ def convert(values: Values, kind: ColumnType, *, allows_missing: bool, rules: Ru
     Raises:
         Misfit: One of them is not of the type; it names the first such row.
     """
-    kinds = set(map(type, values))
-    quick = _QUICK.get(kind.kind)
-    if quick and quick(values, kinds, allows_missing):
+    if is_as_it_travels(values, kind.kind):
         return values
     return _each(values, kind, allows_missing, rules)
+
+
+def is_as_it_travels(values: Values, kind: str) -> bool:
+    """Whether all values are of the type as they are, without a look at each; False also where one is missing."""
+    if kind not in _TYPES or not values or set(map(type, values)) != _TYPES[kind]:
+        return False
+    if kind == "double":  # the sum of finite numbers may overflow; then they are walked
+        return isfinite(sum(values))
+    if kind == "float":
+        return bool(sum(map(abs, values)) < FLOAT32_OVERFLOW)
+    if kind in RANGES:
+        low, high = RANGES[kind]
+        return bool(low <= min(values) and max(values) <= high)
+    return True
 
 
 def _each(values: Values, kind: ColumnType, allows_missing: bool, rules: Rules) -> Values:
@@ -86,41 +107,6 @@ def _each(values: Values, kind: ColumnType, allows_missing: bool, rules: Rules) 
             misfit.row = row
             raise
     return converted
-
-
-def _quick_double(values: Values, kinds: set[type], allows_missing: bool) -> bool:
-    # The sum of finite numbers may overflow; then they are walked.
-    return kinds == {float} and math.isfinite(sum(values))
-
-
-def _quick_float(values: Values, kinds: set[type], allows_missing: bool) -> bool:
-    return kinds == {float} and sum(map(abs, values)) < FLOAT32_OVERFLOW
-
-
-def _quick_integer(low: int, high: int) -> Callable[[Values, set[type], bool], bool]:
-    def is_quick(values: Values, kinds: set[type], allows_missing: bool) -> bool:
-        return kinds == {int} and low <= min(values) and max(values) <= high
-
-    return is_quick
-
-
-def _quick_text(values: Values, kinds: set[type], allows_missing: bool) -> bool:
-    return kinds == {str} or (allows_missing and kinds == {str, NONE})
-
-
-def _quick_boolean(values: Values, kinds: set[type], allows_missing: bool) -> bool:
-    return kinds == {bool}
-
-
-_QUICK: dict[str, Callable[[Values, set[type], bool], bool]] = {
-    "double": _quick_double,
-    "float": _quick_float,
-    "integer": _quick_integer(*RANGES["integer"]),
-    "long": _quick_integer(*RANGES["long"]),
-    "string": _quick_text,
-    "boolean": _quick_boolean,
-    "any": lambda *_: True,
-}
 
 
 def _one(value: Any, kind: ColumnType, allows_missing: bool, rules: Rules) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.contract import Column, ColumnsContract
-from app.contract.column_values import HAVE_MISSING, Misfit, Values, convert
+from app.contract.column_values import HAVE_MISSING, Misfit, Values, convert, is_as_it_travels
 from app.contract.documents import CSV, Document, Rules
 from app.errors import InputEmptyError, InputError, InputShapeError, InputTypeError
 
@@ -45,11 +45,14 @@ def read_columns(
 def _checked(
     place: int, column: Column, values: Values | None, contract: ColumnsContract, rules: Rules, as_text: bool
 ) -> Values | None:
-    name = repr(column.name) if column.name is not None else f"number {place + 1}"
     if values is None:
         if column.required:
+            name = _named(place, column)
             raise InputShapeError(f"the column {name} is missing; expected {contract.describe()}")
         return None
+    if is_as_it_travels(values, column.type.kind):
+        return values
+    name = _named(place, column)
     allows_missing = not column.required or (contract.allows_missing and column.type.kind in HAVE_MISSING)
     if ABSENT in values:
         if column.required and rules == "strict":
@@ -70,6 +73,10 @@ def _checked(
     if not column.required and None in converted:
         return _optional(converted, column, name)
     return converted
+
+
+def _named(place: int, column: Column) -> str:
+    return f"number {place + 1}" if column.name is None else repr(column.name)
 
 
 def _optional(values: Values, column: Column, name: str) -> Values | None:

@@ -26,6 +26,7 @@ from app.ledger.wire import (
 )
 from modelyard.schemas import Status
 
+CLASSIFICATION = "classification"  # a version's task that answers labels, where it answers no numbers
 REGRESSION = "regression"  # a version's task whose numbers are values, not classes
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in OUTPUT_DTYPES}
 # As they are written where the dtype's own form would not do: booleans as 0 and 1, and float16 with all its digits
@@ -173,6 +174,9 @@ def _result(own: JobOutcome) -> str:
         rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
         predictions = _predictions(own.classes, rows) if own.task != REGRESSION else _values(own.classes)
         members.append(f'"predictions":[{",".join(predictions)}]{_dtype_member(own.scores)}')
+    elif own.task == CLASSIFICATION and isinstance(own.outputs, bytes) and own.outputs[:1] == b"[":
+        labels = [f'{{"label":{_json(each)}}}' for each in orjson.loads(own.outputs)]
+        members.append(f'"predictions":[{",".join(labels)}]')
     if own.outputs is not None:
         members.append(f'"outputs":{outputs_json(own.outputs)}')
     return ",".join(members)

@@ -11,18 +11,20 @@ from typing import Any
 
 import mlflow.pyfunc
 import msgspec
+import numpy as np
 import pytest
 from mlflow.pyfunc import scoring_server
 
-from app.contract import Contract, TensorContract
+from app.contract import Column, ColumnsContract, ColumnType, Contract, TensorContract
 from app.contract.documents import read_json
 from app.contract.payloads import to_payload
 from app.errors import ModelNotAllowedError
+from app.ledger.ids import JobRef
 from app.ledger.wire import JobEntry, JobOutcome
 from app.ledger.worker_ledger import ClaimedBatch
 from app.settings import WorkerSettings
-from controller.http.job_json import predictions_json
-from tests.pool_samples import head, now_ms
+from controller.http.job_json import job_json, predictions_json
+from tests.pool_samples import head, now_ms, outcome
 from tests.workers.kinds import Kind, body_of, kinds, tree_kinds
 from workers import model
 from workers.job_inputs import JobInputs
@@ -120,3 +122,35 @@ def test_a_kind_of_model_is_served_and_answers_what_mlflow_would(name: str, tmp_
         assert answers(loaded, body, 3) == [alone] * 3
     if kind.serves_in_mlflow:
         assert is_same(json.loads(predictions_json(alone)), by_mlflow(tmp_path, body))
+
+
+@pytest.mark.parametrize(
+    ("task", "output", "predictions"),
+    [
+        (
+            "classification",
+            np.array([[0.25, 0.75], [0.5, 0.5]]),
+            [{"class": 1, "scores": [0.25, 0.75]}, {"class": 0, "scores": [0.5, 0.5]}],
+        ),
+        ("classification", np.array(["low", "high"]), [{"label": "low"}, {"label": "high"}]),
+        ("classification", np.array([3, 8]), [{"class": 3, "scores": None}, {"class": 8, "scores": None}]),
+        ("regression", np.array([[0.5], [1.5]]), [{"value": 0.5}, {"value": 1.5}]),
+        ("", np.array([[0.25, 0.75]] * 2), None),
+    ],
+)
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_version_that_says_what_it_is_is_answered_so(
+    task: str, output: Any, predictions: Any, n_jobs: int
+) -> None:
+    contract = ColumnsContract((Column("a", ColumnType("long")),))
+    outcomes = to_outcomes(output, [2 // n_jobs] * n_jobs, contract, task, False)
+    entry = JobEntry(1, now_ms(), now_ms() + 1000, "", forced=False)
+    found: list[Any] = []
+    for index in range(n_jobs):
+        batch = outcome(n_jobs, jobs=outcomes)
+        written = json.loads(
+            job_json(JobRef("b" * 32, index), head(n_jobs, jobs=[entry] * n_jobs), "succeeded", batch)
+        )
+        found += written.get("predictions") or [None]
+        assert written["outputs"] == output.tolist()[index * (2 // n_jobs) :][: 2 // n_jobs]
+    assert found == (predictions or [None] * n_jobs)

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.contract import AnyContract, Column, ColumnsContract, ColumnType, TensorField, TensorsContract
+from app.contract import (
+    AnyContract,
+    Column,
+    ColumnsContract,
+    ColumnType,
+    TensorField,
+    TensorsContract,
+)
 from app.contract.documents import read, read_json
 from app.contract.payloads import Payload, to_payload
 from app.errors import InputError, InputTypeError, ModelyardError, TooLargeError
@@ -133,7 +140,7 @@ def test_tensors_are_refused_with_their_place_and_more_rows_than_the_limit() -> 
 
 
 trees = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=3),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "data", "columns"]), inner)
     ),

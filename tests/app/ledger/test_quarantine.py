@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -34,11 +35,11 @@ class Yard:
     worker: WorkerLedger
     quarantine: Quarantine
 
-    async def quarantined(self, n_jobs: int = 2, index: int = 1) -> str:
+    async def quarantined(self, n_jobs: int = 2, index: int = 1, **of_head: Any) -> str:
         """Id of a job of a new batch that was quarantined."""
         now = now_ms()
         entry = JobEntry(1, now, now + 60_000, "highest_val_accuracy", forced=False, owner="shop")
-        batch = new_batch(n_jobs, jobs=[entry] * n_jobs)
+        batch = new_batch(n_jobs, jobs=[entry] * n_jobs, **of_head)
         await accept(self.client, batch, retention_s=RETENTION_S)
         await self.client.lpop(QUEUE)
         await asyncio.to_thread(self._finish, batch, index)
@@ -65,6 +66,12 @@ async def yard(redis_server: RedisServer) -> AsyncIterator[Yard]:
         worker = WorkerLedger(client, "host-1", QUEUE, RETENTION_S)
         async with redis.asyncio.Redis.from_url(redis_server.url) as asynchronous:
             yield Yard(asynchronous, worker, Quarantine(asynchronous, template, RETENTION_S))
+
+
+async def test_a_resent_job_of_any_contract_has_its_own_size_and_its_parameters(yard: Yard) -> None:
+    old = await yard.quarantined(kind="columns", params=b"\x80", sizes=(12, 8), schema_version=2)
+    sent = await yard.quarantine.resend(old, SIGNER, 60)
+    assert (sent.head.kind, sent.head.params, sent.head.sizes) == ("columns", b"\x80", (8,))
 
 
 async def test_a_resent_job_is_a_new_job_with_the_old_ones_samples_and_fresh_attempts(yard: Yard) -> None:
