@@ -1,13 +1,13 @@
-"""Group commit: jobs that arrive while batches of their queue are out travel together in the next one.
+"""Group commit: jobs that arrive while batches of their queue are in flight share the next batch.
 
-`decide` is a pure function of a queue's `Load`: which of the waiting jobs are sent now, in how many batches, and how
-long the others are held. `dispatch` asks and does; the simulation in `benchmarks` asks the same function.
+`decide` is a pure function of a queue's `Load`. It says how many waiting jobs are sent now, in how many batches, and
+how long the other jobs are held. `dispatch` and the simulation in `benchmarks` call the same function.
 
-A controller sends at once until one batch of the queue is out and `ahead` more, which the worker finds when it has
-finished; else it holds the jobs until a batch returns, the next batch is full, or a time has passed. So an idle pool
-adds no delay, and a busy one batches by itself. Callers who wait for acceptance alone are not held up for a worker that
-keeps up with them. Where a batch takes a worker long, one may be out for each worker, and the jobs are divided among
-them.
+A controller sends immediately while at most `ahead` batches of the queue are in flight; the worker finds the extra
+ones when it has finished. Otherwise it holds the jobs until a batch returns, the next batch is full, or the hold time
+has passed. So an idle pool adds no delay and a busy pool forms batches. Callers that wait only for acceptance are not
+delayed while the worker keeps up. If a batch takes a worker long, each worker may have one batch in flight, and the
+jobs are divided among the workers.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from math import ceil
 
 import msgspec
 
-LONG_BATCH_MS = 20.0  # many times what a batch costs beside the model
+LONG_BATCH_MS = 20.0  # many times the overhead of a batch apart from the model
 FEW_JOBS = 8
-QUICK_PASS_MS = 0.05  # a job: what it takes the controller
-MANY_JOBS = 64  # that cost the controller many times what one more batch does
-ENOUGH_RECEIPTS = 48  # more of them make a job hardly cheaper, and delay the callers who wait for them
+QUICK_PASS_MS = 0.05  # per job: about the controller's own time for a job
+MANY_JOBS = 64  # these cost the controller many times the overhead of one more batch
+ENOUGH_RECEIPTS = 48  # more jobs hardly reduce the cost per job, but delay the waiting callers
 
 
 class Limits(msgspec.Struct, frozen=True):
     """Settings of group commit.
 
     Attributes:
-        max_jobs: Of a batch.
-        max_samples: Of a batch, unless it is one job.
-        hold_ms: The least time that jobs are held while batches are out.
-        hold_behind_ms: The most, behind a long backlog.
-        ahead: Batches that may be out beside those that workers run.
+        max_jobs: Maximum number of jobs in a batch.
+        max_samples: Maximum number of samples in a batch; a single job may exceed it.
+        hold_ms: Minimum time that jobs are held while batches are in flight.
+        hold_behind_ms: Maximum hold time, behind a long backlog.
+        ahead: Batches that may be in flight in addition to the running ones.
     """
 
     max_jobs: int
@@ -43,16 +43,16 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What waits for a queue in one controller, what it has out, and what batches of the queue cost.
+    """A controller's waiting jobs and batches in flight for one queue, and the cost of the queue's batches.
 
     Attributes:
-        waiting_receipts: Of the waiting jobs, those whose callers wait for acceptance alone.
+        waiting_receipts: Number of waiting jobs whose callers wait only for acceptance.
         sent_batches: Batches without an outcome; `sent_jobs` are in them.
         other_jobs: Jobs of other controllers in the queue.
         workers: Ready workers, at least 1.
-        pass_ms: What a job takes of its batch's forward pass; infinite before any is known.
-        usual_jobs: Jobs of a batch.
-        batch_ms: What a batch of so many jobs takes a worker.
+        pass_ms: Time per job in a forward pass; infinite before the first measurement.
+        usual_jobs: Usual number of jobs in a batch.
+        batch_ms: Time that a worker needs for a batch of `usual_jobs` jobs.
     """
 
     waiting_jobs: int
@@ -68,11 +68,11 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What becomes of the waiting jobs.
+    """The decision about the waiting jobs.
 
     Attributes:
-        sizes: Jobs of each batch that is sent now, in their order.
-        hold_ms: How long the others are held, unless more jobs or a returning batch change that.
+        sizes: Number of jobs in each batch that is sent now, in order.
+        hold_ms: Hold time of the other jobs, unless more jobs or a returning batch change it.
     """
 
     sizes: list[int]
@@ -80,19 +80,19 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def is_full(jobs: int, samples: int, limits: Limits) -> bool:
-    """Whether so many waiting jobs fill a batch, so that `decide` is to be asked at once."""
+    """Whether the waiting jobs fill a batch; `decide` is then called immediately."""
     return jobs >= limits.max_jobs or samples >= limits.max_samples
 
 
 def decide(load: Load, limits: Limits, samples: Iterable[int], *, is_due: bool) -> Decision:
-    """Whether the waiting jobs are sent now, and in which batches.
+    """Decide whether the waiting jobs are sent now, and in which batches.
 
-    Asked at the end of a turn of the event loop, so that requests that are read in the same turn share a batch; when a
-    batch is full; and when one returns.
+    Called at the end of an event loop iteration, so that requests read in the same iteration share a batch. Also
+    called when a batch is full and when a batch returns.
 
     Args:
-        samples: Of each waiting job.
-        is_due: Whether they have been held for as long as was decided before.
+        samples: Number of samples of each waiting job.
+        is_due: Whether the previously decided hold time has passed.
     """
     if is_due or _is_open(load, limits) or _has_enough_receipts(load, limits):
         return Decision(_sizes(load, limits, load.waiting_jobs, samples))
@@ -104,9 +104,9 @@ def decide(load: Load, limits: Limits, samples: Iterable[int], *, is_due: bool) 
 
 
 def expected_wait_ms(load: Load) -> float:
-    """Milliseconds until a worker would take a job that came now: the one definition.
+    """Milliseconds until a worker would take a job that arrives now: the only definition.
 
-    The jobs ahead, in batches as they are now, times what such batches take, divided by the workers.
+    The number of batches ahead at the usual batch size, times the duration of such a batch, divided by the workers.
     """
     own = load.waiting_jobs + load.sent_jobs
     jobs = own + load.other_jobs
@@ -118,7 +118,7 @@ def expected_wait_ms(load: Load) -> float:
 
 
 def _has_enough_receipts(load: Load, limits: Limits) -> bool:
-    """Whether many wait, and the workers are soon done with what they have: larger batches would help nobody."""
+    """Whether many jobs wait and the workers soon finish theirs: larger batches would then have no benefit."""
     if load.waiting_receipts < ENOUGH_RECEIPTS:
         return False
     return load.pass_ms < QUICK_PASS_MS and _hold_ms(load, limits) <= limits.hold_ms
@@ -129,13 +129,14 @@ def _is_open(load: Load, limits: Limits) -> bool:
 
 
 def _places(load: Load, limits: Limits, n_out: int) -> int:
-    """Batches of the queue that may be out: one in hand and those ahead; one in every hand where one takes long.
+    """Number of batches of the queue that may be in flight: one running batch and `ahead` more.
 
-    Several workers of a fast model would only be given smaller batches, which cost everybody more. So would one worker
-    that had a batch ahead of those it works off sooner than the controller answers them.
+    If a batch takes long, one running batch per worker. Several workers of a fast model would only get smaller
+    batches, which cost more in total. So would a batch ahead for a worker that finishes its jobs sooner than the
+    controller answers them.
 
     Args:
-        n_out: Jobs in them.
+        n_out: Number of jobs in flight.
     """
     busy = load.workers if _takes_long(load) else 1
     is_quick = n_out >= FEW_JOBS and load.pass_ms < QUICK_PASS_MS
@@ -147,13 +148,13 @@ def _takes_long(load: Load) -> bool:
 
 
 def _hold_ms(load: Load, limits: Limits) -> float:
-    # Behind a long backlog nothing is lost by waiting for company, and much is won: batches that were closed
-    # as fast as on an idle queue would be small, and a queue at its limit slower with each round.
+    # Behind a long backlog, holding jobs costs nothing and makes batches larger. Batches closed as fast as on an
+    # idle queue would be small, and a saturated queue would become slower with each round.
     return max(min(expected_wait_ms(load) / 4, limits.hold_behind_ms), limits.hold_ms)
 
 
 def _sizes(load: Load, limits: Limits, n_jobs: int, samples: Iterable[int]) -> list[int]:
-    """Jobs of each batch of the first `n_jobs` waiting ones: within the limits, and at least one."""
+    """Number of jobs in each batch of the first `n_jobs` waiting jobs: within the limits, and at least one."""
     share = _share(load, limits, n_jobs)
     if load.waiting_samples <= limits.max_samples:
         whole, rest = divmod(n_jobs, share)
@@ -169,10 +170,10 @@ def _sizes(load: Load, limits: Limits, n_jobs: int, samples: Iterable[int]) -> l
 
 
 def _share(load: Load, limits: Limits, n_jobs: int) -> int:
-    """Jobs of a batch: all, unless several batches are better.
+    """Number of jobs in a batch: all, unless several batches are better.
 
-    Where one would keep a worker busy for long, the others are to share it. And where many wait and little is
-    out, two overlap: one runs while the other's callers are answered.
+    If one batch would occupy a worker for long, the other workers share the jobs. If many jobs wait and few are in
+    flight, two batches overlap: one runs while the callers of the other are answered.
     """
     n_out = n_jobs + load.sent_jobs
     share: float = n_jobs

@@ -1,7 +1,8 @@
-"""Sends jobs to their queues in batches, and hears of the outcomes.
+"""Sends jobs to their queues in batches and receives the outcomes.
 
-`batching` says when the jobs of a queue are sent and in how many batches; this file asks and does. A job is accepted
-once Redis has confirmed its batch, whether or not a worker is alive, and completed once the batch's outcome is heard.
+`batching` decides when the jobs of a queue are sent and in how many batches; this module carries that out. A job is
+accepted when Redis has confirmed its batch, even without a live worker. It is completed when the batch's outcome
+arrives.
 """
 
 from __future__ import annotations
@@ -50,19 +51,19 @@ _deadline_ms = attrgetter("entry.deadline_ms")
 
 
 class Job(msgspec.Struct, eq=False):
-    """A request on its way: from `submit` until its caller can be answered.
+    """A request from `submit` until its caller can be answered.
 
     Attributes:
-        entry: What the ledger keeps of it.
-        data: Samples, C order, little-endian; nothing once it is accepted.
-        wants_outcome: Whether its caller waits for the outcome, rather than for acceptance.
-        waits_until_s: When such a wait ends, `time.monotonic()`.
-        on_ready: Called once, with the job, when the caller can be answered: what is waited for is there, or `error`.
-        once: Its idempotency key, where it has one.
-        batch: Where it travels, and `index` its place there.
-        expired: Whether its deadline is known to have passed before a worker took it.
+        entry: Its entry in the ledger.
+        data: Samples, C order, little-endian; empty after acceptance.
+        wants_outcome: Whether its caller waits for the outcome instead of acceptance.
+        waits_until_s: When the wait for the outcome ends, `time.monotonic()`.
+        on_ready: Called once with the job when the caller can be answered: the wait is over, or `error` is set.
+        once: Its idempotency key, if it has one.
+        batch: Its batch; `index` is its place in that batch.
+        expired: Whether its deadline has passed before a worker took it.
         error: Why it was not accepted.
-        form: What it must have in common with the jobs of its batch; None where its version takes a plain tensor.
+        form: Properties that all jobs of a batch must share; None if the version takes a plain tensor.
     """
 
     route: Route
@@ -81,19 +82,19 @@ class Job(msgspec.Struct, eq=False):
     form: JobForm | None = None
 
     def answer(self) -> None:
-        """Have the caller answered, unless that is done."""
+        """Answer the caller, unless that was done before."""
         if not self.is_answered:
             self.is_answered = True
             self.on_ready(self)
 
     def fail(self, error: ModelyardError) -> None:
-        """Have the caller told that the job was not accepted."""
+        """Tell the caller that the job was not accepted."""
         if not self.is_answered:
             self.error = error
             self.answer()
 
     def stop_waiting(self) -> None:
-        """Have the caller told that the job is accepted, once it is, and wait no longer."""
+        """Stop waiting for the outcome: the caller is answered when the job is accepted."""
         self.wants_outcome = False
         if self.accepted:
             self.answer()
@@ -101,14 +102,14 @@ class Job(msgspec.Struct, eq=False):
 
 @dataclass(eq=False, slots=True)
 class SentBatch:
-    """A batch whose outcome this controller has not heard of.
+    """A batch whose outcome this controller has not received.
 
     Attributes:
-        accept: What writes it.
-        json: Writes its jobs for their callers.
-        jobs: Once accepted, only those whose callers wait for the outcome; none once it is known.
-        sent_at_s: When it was closed, `time.monotonic()`.
-        timer: Ends their waits. One for all of them, as few waits end that way.
+        accept: The rendered command that accepts it.
+        json: Encodes its jobs for their callers.
+        jobs: After acceptance, only jobs whose callers wait for the outcome; empty when the outcome is known.
+        sent_at_s: When it was sent, `time.monotonic()`.
+        timer: Ends the waits of its jobs. One timer for all jobs, because few waits time out.
     """
 
     batch_id: str
@@ -121,7 +122,7 @@ class SentBatch:
     timer: asyncio.TimerHandle | None = None
 
     def end_waits(self) -> None:
-        """Have the callers answered who have waited long enough, now and as each other one has."""
+        """Answer the callers whose wait has timed out, and set the timer for the next one."""
         now_s, next_s = time.monotonic(), inf
         for job in self.jobs:
             if job.waits_until_s <= now_s:
@@ -134,13 +135,13 @@ class SentBatch:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One queue's jobs that wait to be sent.
+    """The jobs of one queue that wait to be sent.
 
     Attributes:
-        n_samples: In the waiting jobs.
-        n_receipts: Of those jobs, that came for acceptance alone since jobs were last sent.
-        turn: Asks `batching` at the end of this turn of the event loop.
-        timer: Sends what is held, when it has been held long enough.
+        n_samples: Number of samples in the waiting jobs.
+        n_receipts: Number of jobs since the last send whose callers wait only for acceptance.
+        turn: Calls `batching` at the end of this event loop iteration.
+        timer: Sends the held jobs when their hold time has passed.
     """
 
     messages: WakeUpMessages
@@ -156,14 +157,14 @@ class Dispatcher:
     """Sends jobs to queues, in batches.
 
     Args:
-        controller_id: Where outcomes are announced.
+        controller_id: Controller to which outcomes are announced.
         settings: Limits of batches.
         link: Stores batches.
-        template: What `app.ledger.wakeup_message.write_template` answers.
-        backlogs: What is held and sent of each queue, and what batches of it cost.
-        watcher: Has the id signer, and Redis's clock.
-        on_accepted: Told of each accepted batch once its callers are answered.
-        on_completed: Told of each outcome once its callers are answered.
+        template: Message template of `app.ledger.wakeup_message.write_template`.
+        backlogs: Held and sent jobs of each queue, and the cost of its batches.
+        watcher: Provides the id signer and Redis's clock.
+        on_accepted: Called with each accepted batch after its callers are answered.
+        on_completed: Called with each outcome after its callers are answered.
 
     Attributes:
         sent: Batches without an outcome, by id.
@@ -203,7 +204,7 @@ class Dispatcher:
         self._all_confirmed = asyncio.Event()
 
     def jobs(self) -> list[Job]:
-        """Jobs that are not accepted yet, or whose caller waits for the outcome."""
+        """Jobs that are not accepted yet, and jobs whose caller waits for the outcome."""
         held = [job for lane in self._lanes.values() for job in lane.waiting]
         return held + [job for batch in self.sent.values() for job in batch.jobs]
 
@@ -215,7 +216,7 @@ class Dispatcher:
         return lane
 
     def submit(self, job: Job) -> None:
-        """Take a job over; `job.on_ready` hears the rest."""
+        """Submit a job; the result is reported to `job.on_ready`."""
         lane = self.lane(job.route.candidate.queue)
         entry, backlog = job.entry, lane.backlog
         lane.waiting.append(job)
@@ -226,14 +227,14 @@ class Dispatcher:
             backlog.open_by_caller[entry.owner] += 1
         if batching.is_full(len(lane.waiting), lane.n_samples, self._limits):
             self._send(lane, is_due=False)
-        elif lane.turn is None:  # requests that are read in the same turn of the loop share the batch
+        elif lane.turn is None:  # requests read in the same loop iteration share the batch
             lane.turn = asyncio.get_running_loop().call_soon(self._send, lane, False)
 
     def _send(self, lane: Lane, is_due: bool) -> None:
-        """Send the waiting jobs that `batching` says, and hold the others.
+        """Send the waiting jobs that `batching` selects, and hold the others.
 
         Args:
-            is_due: Whether they have been held long enough.
+            is_due: Whether their hold time has passed.
         """
         if lane.turn is not None:
             lane.turn.cancel()
@@ -256,7 +257,7 @@ class Dispatcher:
         for size in sizes:
             jobs, lane.waiting = lane.waiting[:size], lane.waiting[size:]
             if not (n_jobs := len(jobs)):
-                break  # a batch that was refused at once has had the others sent
+                break  # a batch that was refused immediately has already sent the others
             lane.n_samples -= sum(map(_n_samples, jobs))
             lane.n_receipts = 0
             backlog.held_jobs -= n_jobs
@@ -301,7 +302,7 @@ class Dispatcher:
         self._send(lane, is_due=True)
 
     def _accepted(self, batch: SentBatch, reply: object) -> None:
-        """Take in what Redis answered to a batch."""
+        """Process Redis's reply to a sent batch."""
         self._n_unconfirmed -= 1
         if not self._n_unconfirmed:
             self._all_confirmed.set()
@@ -326,10 +327,10 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(observer, event)
 
     def completed(self, batch_id: str, outcome: BatchOutcome) -> None:
-        """Take in the outcome of a batch, and have its callers answered. Hearing of it twice changes nothing.
+        """Process the outcome of a batch and answer its callers. A repeated call has no effect.
 
         Raises:
-            WireError: It is another batch's.
+            WireError: The outcome belongs to another batch.
         """
         batch, heard_at_s = self.sent.get(batch_id), time.monotonic()
         if batch is None:
@@ -337,10 +338,10 @@ class Dispatcher:
         if len(batch.head.jobs) != len(outcome.jobs):
             raise WireError(f"{len(outcome.jobs)} outcomes for {len(batch.head.jobs)} jobs")
         batch.outcome = outcome
-        # They know their batch: a circle would be left to the garbage collector.
+        # The jobs refer to their batch: a reference cycle would need the garbage collector.
         jobs, batch.jobs = batch.jobs, []
         all_told = len(jobs) == len(outcome.jobs) and all(map(_wants_outcome, jobs))
-        # The next batch first: its worker is idle, and to answer the callers of this one takes a while.
+        # The next batch first: its worker is idle, and answering the callers of this batch takes time.
         self._close(batch, is_awaited=bool(jobs))
         if batch.timer:
             batch.timer.cancel()
@@ -352,7 +353,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(observer, event)
 
     def abandon(self, batch: SentBatch, lost: bool = False) -> None:
-        """Stop waiting for the outcome of a batch; its jobs live on in the ledger, unless it lost them."""
+        """Stop waiting for the outcome of a batch; its jobs stay in the ledger, unless Redis lost them."""
         if batch.batch_id in self.sent:
             self._close(batch, is_awaited=True)
         if lost:
@@ -360,7 +361,7 @@ class Dispatcher:
             _fail(batch.jobs, LedgerUnavailableError(why, retry_after_s=1))
 
     async def close(self) -> None:
-        """Send what waits, and wait until that is accepted."""
+        """Send the waiting jobs and wait until they are accepted."""
         for lane in self._lanes.values():
             self._send(lane, is_due=True)
         while self._n_unconfirmed:
@@ -368,11 +369,11 @@ class Dispatcher:
             await self._all_confirmed.wait()
 
     def _close(self, batch: SentBatch, *, is_awaited: bool) -> None:
-        """Count a batch as back, and send what waits if its place is free now.
+        """Count a batch as returned, and send waiting jobs if its place is free now.
 
         Args:
-            is_awaited: Whether its callers wait for it. Their next requests come once they are answered; so the jobs
-                that wait are sent before that. Else they are sent with all that is read in this turn of the loop.
+            is_awaited: Whether callers wait for it. They send their next requests after they are answered, so the
+                waiting jobs are sent first. Otherwise they are sent with the requests of this loop iteration.
         """
         del self.sent[batch.batch_id]
         lane = self._lanes[batch.head.queue]
@@ -388,10 +389,10 @@ class Dispatcher:
             lane.turn = asyncio.get_running_loop().call_soon(self._send, lane, False)
 
     def _send_again_without(self, batch: SentBatch, places: list[int]) -> None:
-        """Refuse the jobs whose idempotency keys were no longer their posts', and send the rest in a new batch.
+        """Refuse the jobs that no longer hold their idempotency keys, and send the rest in a new batch.
 
         Args:
-            places: Of those keys, among the keys of the batch.
+            places: Indexes of those keys among the keys of the batch.
         """
         self.abandon(batch)
         why = "the job was not accepted in time for its Idempotency-Key; send it again"
@@ -405,7 +406,7 @@ class Dispatcher:
         self._send(self._lanes[batch.head.queue], is_due=True)
 
     def _refuse_late(self, lane: Lane, now_ms: float) -> None:
-        """Refuse waiting jobs whose deadline has passed: no worker would run them."""
+        """Refuse waiting jobs whose deadline has passed, because no worker would run them."""
         late = [job for job in lane.waiting if job.entry.deadline_ms <= now_ms]
         lane.waiting = [job for job in lane.waiting if job.entry.deadline_ms > now_ms]
         lane.n_samples -= sum(map(_n_samples, late))
@@ -418,7 +419,7 @@ class Dispatcher:
 
     @staticmethod
     def _refuse(lane: Lane, jobs: list[Job], error: Exception) -> None:
-        """Refuse jobs that were held and are not sent."""
+        """Refuse held jobs instead of sending them."""
         if not isinstance(error, ModelyardError):
             logger.error("a batch could not be sent", exc_info=error)
             error = LedgerUnavailableError("the jobs could not be stored")
@@ -427,10 +428,10 @@ class Dispatcher:
 
 
 def _sort_by_form(waiting: list[Job], sizes: list[int]) -> list[int]:
-    """Sizes of batches whose jobs have one form each, in place of sizes that do not look at it.
+    """Split batches so that all jobs of a batch have the same form; returns the new sizes.
 
     Args:
-        waiting: Brings those that are sent into the order of their batches.
+        waiting: The waiting jobs; the jobs to be sent are sorted in place into the order of their batches.
     """
     n_jobs, largest = sum(sizes), max(sizes)
     groups: dict[JobForm | None, list[Job]] = {}

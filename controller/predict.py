@@ -1,6 +1,6 @@
-"""The handler of `POST /predict`: let in, decode, route, submit, wait, answer. Each step calls the file that knows it.
+"""The handler of `POST /predict`: admit, decode, route, submit, wait, reply. Each step has its own module.
 
-Two adapters call it: `http/fast_path`, with a prediction that arrived whole, and `http/asgi`, with every other one.
+Two adapters call it: `http/fast_path` for a request that arrived completely, `http/asgi` for all other requests.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from controller.results import Results
 from controller.routing import Route, Snapshot, foreseen
 
 JSON = (b"content-type", bodies.JSON)
-EXPIRY_POLL_S = 0.2  # Redis's clock, which decides, may be a little behind this process's
+EXPIRY_POLL_S = 0.2  # Redis's clock is authoritative and may lag behind this process's clock
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A request that was let in and whose body is still to be looked at.
+    """An admitted request whose body has not been read yet.
 
     Attributes:
-        caller: Who asks.
-        received_at_ms: When it arrived, Redis's clock.
+        caller: The authenticated caller.
+        received_at_ms: Arrival time, Redis's clock.
     """
 
     asked: Asked
@@ -61,32 +61,32 @@ class Addressee(Protocol):
     """Where the reply to a prediction goes."""
 
     def answer(self, reply: Reply) -> None:
-        """Called once, with the reply."""
+        """Send the reply. Called exactly once."""
 
 
 class Exchange(msgspec.Struct):
-    """A prediction that was submitted, and where its reply goes."""
+    """A submitted prediction and the receiver of its reply."""
 
     predict: Predict
     asked: Asked
     to: Addressee
 
     def ready(self, job: Job) -> None:
-        """Called once what is waited for is there."""
+        """Handle the awaited event: acceptance or outcome."""
         self.to.answer(self.predict.reply_or_refusal(job, self.asked.wait_s))
 
 
 class Ready(asyncio.Event):
-    """Set once what a job's request waits for is there."""
+    """An event that is set when the job's awaited acceptance or outcome arrives."""
 
     def ready(self, _: Job) -> None:
-        """Called then."""
+        """Set the event."""
         self.set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collaborators:
-    """What the handler calls."""
+    """The services that the handler calls."""
 
     gate: Gate
     rate_limit: RateLimit | None
@@ -121,7 +121,7 @@ class Predict:
         self._look_ups: set[asyncio.Task[None]] = set()
 
     def start(self, asked: Asked, body: bytes, client: Client, to: Addressee) -> None:
-        """Answer a request that is there whole, without a task; its head was let in before. Errors are replies."""
+        """Answer a complete request without an asyncio task. Its head was admitted before; errors become replies."""
         try:
             received_at_ms = self._clock.now_ms()
             caller = self._gate.admit(asked.authorization, client)
@@ -138,10 +138,10 @@ class Predict:
             self._submit(job, asked.wait_s)
 
     def enter(self, headers: HeaderList, query_string: bytes, client: Client) -> Request:
-        """Let a request in whose body is still to come.
+        """Admit a request whose body has not arrived yet.
 
         Raises:
-            ModelyardError: It is refused.
+            ModelyardError: The request is refused.
         """
         received_at_ms = self._clock.now_ms()
         self._gate.check_site(headers)
@@ -151,18 +151,18 @@ class Predict:
         return Request(asked, caller, client, received_at_ms)
 
     async def respond(self, request: Request, body: bytes, key: bytes | None = None) -> Reply:
-        """The answer to a request that was let in.
+        """Answer an admitted request.
 
         Args:
             key: Its idempotency key.
 
         Raises:
-            ModelyardError: It is refused.
+            ModelyardError: The request is refused.
         """
         if key is None:
             return await self._take(request, body)
-        # Before anything that may refuse: a repeated post gets its job even where a new one could not be taken.
-        # A large body is digested in a thread, as that releases Python's global lock.
+        # First, before any check that may refuse: a repeated POST gets its job even if a new job would be refused.
+        # A large body is hashed in a thread, because hashing releases the GIL.
         asked = request.asked
         parts = (repr((asked.selector, asked.deadline_s)).encode(), body)
         entry = partial(self._idempotency.entry, key, parts, request.caller.name)
@@ -180,14 +180,14 @@ class Predict:
         """Refuse a body that is larger than the settings allow.
 
         Raises:
-            TooLargeError: It is.
+            TooLargeError: The body is too large.
         """
         limit = self._settings.max_body_bytes
         if body_bytes > limit:
             raise TooLargeError(f"the body is larger than {limit} bytes; send fewer samples per request")
 
     def end_waits(self) -> None:
-        """Answer callers who wait for an outcome: with where to read it, as the controller is stopping."""
+        """Answer all callers that wait for an outcome with the job's URL, because the controller is stopping."""
         self._drain.is_over = True
         for job in self._dispatcher.jobs():
             job.stop_waiting()
@@ -199,14 +199,14 @@ class Predict:
     async def run(
         self, request: Request, body: bytes, once: Reservation | None = None, rules: Rules = "strict"
     ) -> Job:
-        """Submit a request that was let in, and wait for what it waits for; the job then has that, or an error.
+        """Submit an admitted request and wait; the job then has its acceptance, its outcome or an error.
 
         Args:
-            once: Its idempotency key, where it has one.
+            once: Its idempotency key, if it has one.
             rules: How its body is read.
 
         Raises:
-            ModelyardError: It is refused.
+            ModelyardError: The request is refused.
         """
         asked, ready = request.asked, Ready()
         try:
@@ -223,7 +223,7 @@ class Predict:
             samples = read_samples(*read) if len(body) < LARGE_BYTES else await self._large_bodies.read(*read)
             job = self._job(samples, request, certain, ready)
         except (InputError, TooLargeError):
-            if self._rate_limit:  # it has cost as much as a prediction
+            if self._rate_limit:  # a refused input costs as much as a prediction
                 await self._rate_limit.count(request.caller, request.client, 1)
             raise
         if self._rate_limit:
@@ -234,9 +234,9 @@ class Predict:
         return job
 
     def _foresee(self, request: Request) -> tuple[Snapshot, Route | None]:
-        """The pool, and where the request goes whatever its body holds, if that is known."""
+        """The pool snapshot and the route, if the route does not depend on the body."""
         snapshot = self._watcher.view.snapshot
-        # Before the body is looked at, where that is possible: under overload most of the work is to refuse.
+        # Refuse before the body is decoded, if possible: under overload most requests are refused.
         certain = foreseen(snapshot, request.asked.selector)
         if certain:
             self._backlogs.admit(certain.candidate.queue, request.asked.deadline_s, request.caller.name)
@@ -272,7 +272,7 @@ class Predict:
             asyncio.get_running_loop().call_later(lives_ms / 1000, self._at_deadline, job)
 
     def reply_or_refusal(self, job: Job, wait_s: float) -> Reply:
-        """The answer to the request of a job that is ready; errors are replies."""
+        """The reply to the request of a finished wait; errors become replies."""
         try:
             return self._reply(job, wait_s)
         except Exception as error:
@@ -304,7 +304,7 @@ class Predict:
         return Reply(refusal.status, [*refusal.headers, (b"location", url.encode())], refusal.body)
 
     def _at_deadline(self, job: Job) -> None:
-        """Tell a caller that still waits if no worker took the job in time, before its batch is closed."""
+        """Tell a waiting caller that no worker took the job in time, before the batch is closed."""
         if job.accepted and not job.is_answered:
             look_up = asyncio.create_task(self._see_whether_expired(job))
             self._look_ups.add(look_up)
@@ -312,7 +312,7 @@ class Predict:
 
     async def _see_whether_expired(self, job: Job) -> None:
         assert job.batch
-        with suppress(ModelyardError):  # then the caller goes on waiting
+        with suppress(ModelyardError):  # on an error the caller continues to wait
             owner = Caller(job.entry.owner, is_operator=False)
             job_id = ids.job_id(job.batch.batch_id, job.index)
             view = await self._results.job(job_id, owner, EXPIRY_POLL_S)

@@ -1,4 +1,4 @@
-"""Outcomes on their way back: hears notices and reads the ledger."""
+"""Delivers outcomes to callers: receives notices and reads the ledger."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ OVERDUE_PER_PASS = 1024
 
 
 class Results:
-    """What callers learn of their jobs.
+    """Job results for callers.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
+        client: Asynchronous Redis client that returns bytes.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Results:
         self._drain = drain
 
     def hear(self, notice: bytes) -> None:
-        """Take in the outcomes of a batch, as they are announced to this controller."""
+        """Process the outcomes of a batch that were announced to this controller."""
         try:
             batch_id = notice[:BATCH_ID_LENGTH].decode()
             self._dispatcher.completed(batch_id, wire.decode_outcome(notice[BATCH_ID_LENGTH:]))
@@ -68,7 +68,7 @@ class Results:
             self._unreadable.note("notice", "", f"left out: {error}")
 
     async def check_overdue(self) -> None:
-        """Until cancelled, look up batches whose notice may have been lost with a connection."""
+        """Look up batches whose notice may have been lost with a connection; runs until cancelled."""
         while True:
             await asyncio.sleep(NOTICE_OVERDUE_S / 2)
             try:
@@ -79,11 +79,11 @@ class Results:
                 logger.exception("a look-up of overdue batches failed; retrying")
 
     async def job(self, job_id: str, caller: Caller, wait_s: float = 0) -> JobView:
-        """Look a job up, waiting up to `wait_s` seconds for its outcome, or until the controller stops.
+        """Look up a job and wait up to `wait_s` seconds for its outcome, or until the controller stops.
 
         Raises:
             UnknownJobError: No job that the caller may read has this id.
-            JobGoneError: Its outcome was kept for its time and is no longer.
+            JobGoneError: Its outcome has expired.
             LedgerUnavailableError: Redis does not answer.
         """
         ref = self._watcher.signer.parse_job_id(job_id)
@@ -110,9 +110,9 @@ class Results:
                 retry_after_s=1,
             )
         if not caller.is_operator:
-            return _unknown(caller)  # whose job it was went with its record
-        # Nobody else can make an id that this pool's secret confirms; so the job existed. An outcome lives at
-        # least its retention, so one that is younger was lost with Redis's data, not kept to its end.
+            return _unknown(caller)  # the owner's name was lost with the record
+        # Only this pool can sign the id, so the job existed. An outcome is kept for the retention time, so a
+        # younger one did not expire: Redis lost it.
         age_ms = self._clock.now_ms() - ids.accepted_at_ms(ref.batch_id)
         if age_ms < self._ledger.retention_ms:
             return UnknownJobError(
@@ -123,13 +123,13 @@ class Results:
     async def _check_overdue_once(self) -> None:
         sent_before_s = time.monotonic() - NOTICE_OVERDUE_S
         batches = [batch for batch in self._dispatcher.sent.values() if batch.sent_at_s < sent_before_s]
-        # Drawn by lot: were it always the oldest, a queue whose workers are gone would keep all others waiting.
+        # A random choice: if the oldest came first, a queue without workers would block all others.
         batches = random.sample(batches, min(len(batches), OVERDUE_PER_PASS))
         pipe = self._client.pipeline(transaction=False)
         for batch in batches:
             pipe.hmget(keys.batch(batch.batch_id), ["head", "out"])
         with ledger_errors():
-            # One record of another kind must not keep the others from being looked up.
+            # One unreadable record must not prevent the lookup of the others.
             rows = await pipe.execute(raise_on_error=False)
         for batch, row in zip(batches, rows, strict=True):
             if isinstance(row, Exception):
@@ -151,7 +151,7 @@ class Results:
 
 
 def _unknown(caller: Caller) -> UnknownJobError:
-    # To a caller who may not read every job, one of another's, one that is gone and one that never was look alike.
+    # A restricted caller cannot tell apart another caller's job, an expired job and a job that never existed.
     if caller.is_operator:
         return UnknownJobError("no job has this id")
     return UnknownJobError(

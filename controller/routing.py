@@ -1,4 +1,4 @@
-"""Chooses the queue of a request: a pure function of a snapshot of the pool and of what the request asks for."""
+"""Chooses the queue of a request: a pure function of a pool snapshot and the request's selector."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FORCED = "forced"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model version that may be routed to: it has a ready worker.
+    """A model version with a ready worker; requests may be routed to it.
 
     Attributes:
         worker: Worker number.
         val_accuracy: Fraction in [0, 1], or None.
         live_workers: Ready workers of the queue.
-        expected_wait_ms: As `controller.admission.wait_estimate` defines it, when the pool was last read.
+        expected_wait_ms: Expected wait when the pool was last read, see `controller.admission.wait_estimate`.
     """
 
     queue: str
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """What a request asks for; None where it does not say."""
+    """The model, version or worker that a request names; None for each field that it leaves out."""
 
     worker: int | None = None
     model: str | None = None
@@ -59,7 +59,7 @@ class Selector:
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Where a request goes, and why."""
+    """The queue of a request and the rule that chose it."""
 
     candidate: Candidate
     policy: str
@@ -71,13 +71,13 @@ class Snapshot:
     """The pool at one moment.
 
     Attributes:
-        candidates: By the default policy, best first.
+        candidates: Sorted by the default policy, best first.
         by_number: The same, by worker number.
         by_model: The same, by model name, best first.
         by_version: The same, by model name and version.
         one_contract: Whether all candidates take the same input.
         has_plain_tensors_alone: Whether each candidate's contract is a plain tensor.
-        known: Model name and version of every worker number there has ever been.
+        known: Model name and version of every worker number that was ever assigned.
         known_versions: The same, versions by model name.
     """
 
@@ -94,11 +94,11 @@ class Snapshot:
 def build_snapshot(
     records: Iterable[WorkerRecord], numbers: Mapping[str, int], waits_ms: Mapping[str, float]
 ) -> Snapshot:
-    """Order what the workers published.
+    """Build the snapshot from the records that the workers published.
 
     Args:
-        records: Records of live workers, whatever their state.
-        numbers: Worker number by queue, for every queue there has ever been.
+        records: Records of live workers in any state.
+        numbers: Worker number by queue, for every queue that ever existed.
         waits_ms: Expected wait, by queue.
     """
     ready: dict[str, list[WorkerRecord]] = {}
@@ -132,14 +132,14 @@ def route(snapshot: Snapshot, selector: Selector, fits: Callable[[TensorContract
     """Choose the queue among versions that take plain tensors.
 
     Args:
-        fits: Whether the request's numbers spell samples of a contract.
+        fits: Whether the request's numbers form samples of a contract.
 
     Raises:
         UnknownWorkerError: No queue has the worker number.
         UnknownModelError: No queue serves the model or version.
         ContradictionError: The worker number belongs to another model or version.
-        ParameterError: A version without a model, where several models are served.
-        NoCandidateError: Nothing that was asked for has a ready worker.
+        ParameterError: A version without a model, although several models are served.
+        NoCandidateError: No selected version has a ready worker.
         InputShapeError: The numbers fit no candidate.
     """
     candidates, forced = _some_selected(snapshot, selector)
@@ -151,21 +151,21 @@ def route(snapshot: Snapshot, selector: Selector, fits: Callable[[TensorContract
 
 
 def candidate_routes(snapshot: Snapshot, selector: Selector) -> list[Route]:
-    """Where the request may go, best first; at least one.
+    """The possible routes of the request, best first; at least one.
 
     Raises:
-        NoCandidateError: Nothing that was asked for has a ready worker.
-        ModelyardError: As `route` does for the selector.
+        NoCandidateError: No selected version has a ready worker.
+        ModelyardError: The same selector errors as `route`.
     """
     candidates, forced = _some_selected(snapshot, selector)
     return [_route(candidate, forced) for candidate in candidates]
 
 
 def foreseen(snapshot: Snapshot, selector: Selector) -> Route | None:
-    """What `route` answers for any input that it does not refuse; None if that depends on the input.
+    """The route that `route` returns for every valid input; None if it depends on the input.
 
     Raises:
-        ModelyardError: As `route` does for the selector.
+        ModelyardError: The same selector errors as `route`.
     """
     candidates, forced = _selected(snapshot, selector)
     if not candidates or (len(candidates) > 1 and not snapshot.one_contract):
@@ -178,10 +178,10 @@ def _route(candidate: Candidate, forced: bool) -> Route:
 
 
 def _some_selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:
-    """As `_selected`, but at least one.
+    """The same as `_selected`, but at least one candidate.
 
     Raises:
-        NoCandidateError: There is none.
+        NoCandidateError: No candidate matches.
     """
     candidates, forced = _selected(snapshot, selector)
     if not candidates:
@@ -190,7 +190,7 @@ def _some_selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candid
 
 
 def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:
-    """Candidates that the selector leaves, best first, and whether it names one queue."""
+    """Candidates that match the selector, best first, and whether it names exactly one queue."""
     if selector.worker is not None:
         _check_worker(snapshot, selector, selector.worker)
         chosen = snapshot.by_number.get(selector.worker)
@@ -233,7 +233,7 @@ def _check_model(snapshot: Snapshot, name: str, version: int | None) -> None:
 
 
 def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], wait_ms: float) -> Candidate:
-    # Every worker of a queue serves the same version; the newest record is the freshest reading of it.
+    # Every worker of a queue serves the same version; the newest record has its latest published values.
     newest = max(group, key=lambda record: record.heartbeat_at_ms)
     return Candidate(
         queue=newest.queue,
