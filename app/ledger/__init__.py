@@ -1,4 +1,4 @@
-"""The job ledger: the truth about every accepted job. The Celery message is only the wake-up.
+"""The job ledger: the authoritative record of every accepted job. The Celery message only wakes a worker.
 
 A batch is one hash, `modelyard:batch:<batch>`:
 
@@ -10,16 +10,16 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | `by` | id of the worker that claimed it | claim | finish or requeue |
 | `attempts` | claims so far | claim | the record expires |
 | `at` | job that runs alone now, after a worker died with the batch | progress | claim or finish |
-| `x:<index>` | times that a worker died with this job alone | claim | the record expires |
+| `x:<index>` | number of worker deaths while this job ran alone | claim | the record expires |
 | `o:<index>` | `JobOutcome` of a job that ran alone, msgpack | progress or keep | the record expires |
 | `out` | `BatchOutcome`, msgpack | finish | the record expires |
 | `q:<index>` | samples of a quarantined job | finish | the record expires |
-| `r:<index>` | id of the job that it was sent again as, see `quarantine` | resend | the record expires |
+| `r:<index>` | id of the new job when it was resent, see `quarantine` | resend | the record expires |
 
-Each change is one Lua script (`app/redis/lua`), so that it happens whole or not at all, in one round trip; `commands`
-renders its keys and arguments. Only large samples bypass Lua, which hashes and copies each value that it is given or
-gets: the transaction that runs the accepting script writes them, and a worker reads them once it has claimed them.
-State that can be derived is not stored: a job that nobody claimed by its deadline *is* expired, for every reader.
-The count of a batch's open jobs stands beside its record, in `modelyard:open:<queue>`: a lost record does not take it
-along.
+Each change is one Lua script (`app/redis/lua`), so that it is atomic and takes one round trip; `commands` renders its
+keys and arguments. Only large samples bypass Lua, because Lua hashes and copies each value that it reads or writes.
+The transaction that runs the accepting script writes them, and a worker reads them after it has claimed the batch.
+State that can be derived is not stored: a job without a claim at its deadline *is* expired, for every reader.
+The count of a batch's open jobs is stored outside its record, in `modelyard:open:<queue>`, so that it survives the
+loss of the record.
 """

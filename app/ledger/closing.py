@@ -1,4 +1,4 @@
-"""Outcomes of batches that were not run: no worker took them in time, or their record cannot be read."""
+"""Outcomes of batches that did not run: no worker took them in time, or their record is unreadable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNREADABLE = JobOutcome(
 
 
 def closed_head(batch_id: str, queue: str, number: int) -> BatchHead:
-    """A head made of what a batch's id and queue tell."""
+    """A batch head derived from the batch's id and queue only."""
     name, version = keys.model_of(queue)
     accepted_at_ms = ids.accepted_at_ms(batch_id)
     job = JobEntry(0, accepted_at_ms, accepted_at_ms, UNKNOWN_POLICY, forced=False)

@@ -1,4 +1,4 @@
-"""The ledger's scripts, each rendered by one typed function: nothing else orders their keys and arguments."""
+"""The ledger's Lua scripts, each rendered by one typed function. No other file orders their keys and arguments."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from app.redis.script import Call, LargeField, Value, load
 
 QUARANTINE_LIMIT = 10_000
 SAMPLES = "data"  # the field of a record
-# Of a batch's samples: from here on Lua costs more than a transaction and a round trip.
+# Size of a batch's samples above which Lua costs more than a transaction and a round trip.
 LARGE_BYTES = 16 * 2**10
 _deadline_ms = attrgetter("deadline_ms")
 
 
 class OnceKey(NamedTuple):
-    """An idempotency key of a job that is about to be accepted.
+    """The idempotency key of a job that will be accepted.
 
     Attributes:
         name: Redis key.
-        fence: Its value for as long as its post holds it.
-        value: Its value once the job is accepted.
+        fence: Its value while its POST request holds it.
+        value: Its value after the job is accepted.
     """
 
     name: str
@@ -56,13 +56,13 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """What accepts a batch, rendered once: it is sent, and kept for as long as Redis may lose it.
+    """The accepting command of a batch, rendered once. It is sent, and kept while Redis may still lose the batch.
 
     Attributes:
-        head: Of the batch, encoded.
+        head: The encoded batch head.
         last_deadline_ms: When its last job expires, Redis's clock.
-        retention_ms: Milliseconds that an outcome stays readable.
-        ttl_ms: Milliseconds that the record lives.
+        retention_ms: Retention of outcomes in milliseconds.
+        ttl_ms: Time to live of the record in milliseconds.
     """
 
     batch: NewBatch
@@ -73,19 +73,19 @@ class Accept:
 
     @classmethod
     def of(cls, batch: NewBatch, retention_ms: int) -> Accept:
-        """Render a batch.
+        """Render the command for a batch.
 
         Args:
-            retention_ms: How long an outcome stays readable.
+            retention_ms: Retention of outcomes in milliseconds.
         """
         deadline_ms = max(map(_deadline_ms, batch.head.jobs))
         ttl_ms = int(deadline_ms - batch.accepted_at_ms) + retention_ms
         return cls(batch, wire.encode(batch.head), deadline_ms, retention_ms, ttl_ms)
 
     def send(self, link: RedisLink, done: Callable[..., None], *args: Any) -> None:
-        """Accept it; refused where Redis is full, or where an idempotency key is no longer its post's.
+        """Accept the batch; refused if Redis is full or if a POST request has lost its idempotency key.
 
-        `done` is called with `args` and the answer of accept.lua, or the `RedisError` there was instead.
+        `done` is called with `args` and the reply of accept.lua, or the `RedisError`.
         """
         samples = self.batch.data
         if len(samples) < LARGE_BYTES:
@@ -95,7 +95,7 @@ class Accept:
         link.store_and_run(large, self._call("accept_after_samples", b""), done, *args)
 
     def call_again(self) -> Call:
-        """Accept what was accepted before and lost, even where Redis is full."""
+        """Accept a lost batch again, even if Redis is full."""
         return self._call("accept_again", self.batch.data)
 
     def call_resend(self, old: JobRef, new_job_id: str, *, again: bool) -> Call:
@@ -138,12 +138,12 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class RestoreOutcome:
-    """What writes an announced outcome again after Redis lost it.
+    """The command that writes an announced outcome again after Redis lost it.
 
     Attributes:
-        head: Of its batch, encoded.
-        outcome: Encoded.
-        finished_at_ms: When it was written first, Redis's clock.
+        head: The encoded batch head.
+        outcome: The encoded batch outcome.
+        finished_at_ms: When it was first written, Redis's clock.
         once: The idempotency keys of its jobs.
     """
 
@@ -156,13 +156,13 @@ class RestoreOutcome:
 
     @classmethod
     def of(cls, accept: Accept, outcome: BatchOutcome) -> RestoreOutcome:
-        """Render the outcome of an accepted batch."""
+        """Render the command for the outcome of an accepted batch."""
         batch = accept.batch
         encoded = wire.encode(outcome)
         return cls(batch.batch_id, batch.head.queue, accept.head, encoded, outcome.finished_at_ms, batch.once)
 
     def call(self, ttl_ms: int) -> Call:
-        """Write it, to live for so long."""
+        """Write the outcome with this time to live."""
         names = [*_batch_keys(self.batch_id, self.queue), *[each.name for each in self.once]]
         args: list[Value] = [self.batch_id, self.queue, self.head, self.outcome, ttl_ms]
         args += [each.value for each in self.once]
@@ -180,14 +180,14 @@ def take(queue: str, worker_id: str) -> Call:
 
 
 def release(batch_id: str, queue: str, worker_id: str) -> Call:
-    """Let go of a batch without an outcome."""
+    """Release the claim on a batch without writing an outcome."""
     return Call(load("release"), [keys.batch(batch_id), keys.running(queue)], [batch_id, worker_id])
 
 
 def progress(
     batch_id: str, queue: str, worker_id: str, next_index: int | None, done: tuple[int, JobOutcome] | None
 ) -> Call:
-    """Note which job is about to run alone, and the outcome of the one before it."""
+    """Record which job runs alone next, and the outcome of the previous one."""
     done_args: tuple[Value, Value] = (done[0], wire.encode(done[1])) if done else ("", "")
     return Call(
         load("progress"),
@@ -197,7 +197,7 @@ def progress(
 
 
 def keep_outcome(batch_id: str, index: int, outcome: JobOutcome) -> Call:
-    """Note the outcome of one job of an open batch, unless one was noted before."""
+    """Record the outcome of one job of an open batch, unless it already has one."""
     return Call(load("keep_outcome"), [keys.batch(batch_id)], [index, wire.encode(outcome)])
 
 
@@ -209,7 +209,7 @@ def finish(
     retention_ms: int,
     quarantined: Mapping[int, bytes] | None = None,
 ) -> Call:
-    """Write the outcome of a batch; `worker_id` is '' for one that nobody holds."""
+    """Write the outcome of a batch; `worker_id` is '' for an unclaimed batch."""
     args = _finish_args(batch_id, head, worker_id, outcome, retention_ms, quarantined)
     return Call(load("finish"), _finish_keys(batch_id, head.queue), args)
 
@@ -224,7 +224,7 @@ def finish_and_take(
     *,
     take: bool,
 ) -> Call:
-    """Write the outcome of a batch and, where asked, take the next one."""
+    """Write the outcome of a batch and optionally take the next one."""
     names = _finish_keys(batch_id, head.queue)
     if take:
         names.append(head.queue)
@@ -244,24 +244,24 @@ def cancel_again(ref: JobRef, queue: str) -> Call:
 
 
 def requeue(batch_id: str, queue: str, worker_id: str, message: bytes) -> Call:
-    """Take the claim from a worker ('' for nobody) and send the batch again."""
+    """Revoke a worker's claim ('' for an unclaimed batch) and send the batch again."""
     names = [keys.batch(batch_id), keys.running(queue), queue]
     return Call(load("requeue"), names, [batch_id, worker_id, message])
 
 
 def requeue_from_dead(batch_id: str, queue: str, worker_id: str, message: bytes) -> Call:
-    """The same, unless the worker lives."""
+    """The same as `requeue`, unless the worker is alive."""
     names = [keys.batch(batch_id), keys.running(queue), queue, keys.worker(worker_id)]
     return Call(load("requeue_from_dead"), names, [batch_id, worker_id, message])
 
 
 def forget(batch_id: str, queue: str) -> Call:
-    """Drop a batch without a record from the indexes."""
+    """Remove a batch without a record from the indexes."""
     return Call(load("forget"), _batch_keys(batch_id, queue), [batch_id, queue])
 
 
 def close_finished(batch_id: str, queue: str) -> Call:
-    """Take a batch that has its outcome out of the indexes."""
+    """Remove a batch with an outcome from the indexes."""
     return Call(load("close_finished"), _batch_keys(batch_id, queue), [batch_id, queue])
 
 
@@ -274,11 +274,11 @@ def close_unreadable(
     now_ms: float,
     ttl_ms: int,
 ) -> Call:
-    """Put a readable head and outcome in place of a record that cannot be read.
+    """Replace an unreadable record by a readable head and outcome.
 
     Args:
         number: Worker number of the queue.
-        worker_id: Who may hold the batch.
+        worker_id: The worker that may hold the batch.
         fields: Names of the record's fields: cancelled jobs stay cancelled.
     """
     head = closed_head(batch_id, queue, number)
@@ -290,13 +290,13 @@ def close_unreadable(
 def list_again(
     batch_id: str, queue: str, accepted_at_ms: float, last_deadline_ms: float, n_jobs: int
 ) -> Call:
-    """Put an open batch into the indexes that lack it."""
+    """Add an open batch to the indexes from which it is missing."""
     args: list[Value] = [batch_id, queue, accepted_at_ms, last_deadline_ms, n_jobs]
     return Call(load("list_again"), _batch_keys(batch_id, queue), args)
 
 
 def _batch_keys(batch_id: str, queue: str) -> list[str]:
-    """Keys that the end of a batch touches."""
+    """Keys that change when a batch ends."""
     return [
         keys.batch(batch_id),
         keys.pending(queue),

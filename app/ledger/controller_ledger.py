@@ -1,4 +1,4 @@
-"""The ledger as a controller uses it; `commands.Accept` accepts batches, on the link that hears of their outcomes."""
+"""The controller's side of the ledger. Batches are accepted elsewhere: by `commands.Accept`, on the `RedisLink`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOT_CANCELLABLE = {
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as the ledger knows it. `outcome` is the whole batch's, where it has one."""
+    """A job as stored in the ledger. `outcome` is the outcome of its whole batch, if there is one."""
 
     ref: JobRef
     head: BatchHead
@@ -40,11 +40,11 @@ class JobView:
 
 
 class ControllerLedger:
-    """The ledger as a controller uses it.
+    """The controller's side of the ledger.
 
     Args:
-        client: Asynchronous client that answers bytes.
-        retention_s: Seconds an outcome stays readable.
+        client: Asynchronous Redis client that returns bytes.
+        retention_s: Retention of outcomes in seconds.
     """
 
     def __init__(self, client: AsyncClient, retention_s: float) -> None:
@@ -52,7 +52,7 @@ class ControllerLedger:
         self.retention_ms = int(retention_s * 1000)
 
     async def read(self, ref: JobRef) -> JobView | None:
-        """Look a job up; None where the ledger has no record of its batch.
+        """Look up a job; None if the ledger has no record of its batch.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -60,7 +60,7 @@ class ControllerLedger:
         """
         with ledger_errors():
             pipe = self._client.pipeline(transaction=False)
-            # The time first: a job that nobody has claimed after its deadline is one that nobody ever will.
+            # Read the time first: a job that is unclaimed after its deadline can never be claimed.
             pipe.time()
             pipe.hmget(keys.batch(ref.batch_id), ["head", "out", "by", f"c:{ref.index}"])
             time, (head, out, by, cancelled) = await pipe.execute()
@@ -74,10 +74,10 @@ class ControllerLedger:
         return JobView(ref, view.head, status, view.outcome)
 
     async def cancel(self, ref: JobRef, head: BatchHead) -> None:
-        """Cancel a job that no worker has claimed. Cancelling twice is the same as once.
+        """Cancel a job that no worker has claimed. The operation is idempotent.
 
         Raises:
-            JobNotCancellableError: It runs, or has an outcome.
+            JobNotCancellableError: It is running or has an outcome.
             UnknownJobError: Its record is gone.
             LedgerUnavailableError: Redis does not answer.
         """
@@ -89,23 +89,23 @@ class ControllerLedger:
             raise JobNotCancellableError(_NOT_CANCELLABLE[answer])
 
     async def requeue(self, batch_id: str, queue: str, dead_worker_id: str, message: bytes) -> bool:
-        """Send a batch again; True if `dead_worker_id` ('' for nobody) held it and it has no outcome."""
+        """Send a batch again; True if `dead_worker_id` ('' for an unclaimed batch) held it and it has no outcome."""
         return bool(await run(self._client, commands.requeue(batch_id, queue, dead_worker_id, message)))
 
     async def requeue_from_dead(self, batch_id: str, queue: str, worker_id: str, message: bytes) -> bool:
-        """The same, unless the worker lives."""
+        """The same as `requeue`, unless the worker is alive."""
         return bool(await run(self._client, commands.requeue_from_dead(batch_id, queue, worker_id, message)))
 
     async def close_unclaimed(self, batch_id: str, head: BatchHead, outcome: BatchOutcome) -> bool:
-        """Write the outcome of a batch that nobody holds; True if it had none."""
+        """Write the outcome of an unclaimed batch; True if it had none."""
         return bool(await run(self._client, commands.finish(batch_id, head, "", outcome, self.retention_ms)))
 
     async def close_overdue(self, batch_id: str, queue: str, now_ms: float) -> bool:
-        """Close a batch that no worker took in time, or whose record is gone; True if it was open.
+        """Close a batch that no worker took in time, or whose record is missing; True if it was open.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
-            WireError: Its record cannot be read: see `close_unreadable`.
+            WireError: Its record is unreadable, see `close_unreadable`.
         """
         with ledger_errors():
             fields = cast(dict[bytes, bytes], await self._client.hgetall(keys.batch(batch_id)))
@@ -117,7 +117,7 @@ class ControllerLedger:
             return await self.close_unclaimed(batch_id, head, overdue_outcome(head, fields, now_ms))
 
     async def close_unreadable(self, batch_id: str, queue: str, now_ms: float) -> bool:
-        """Close a batch that nobody holds and whose record cannot be read; True if it was open.
+        """Close an unclaimed batch with an unreadable record; True if it was open.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -131,7 +131,7 @@ class ControllerLedger:
             return bool(await run(self._client, call))
 
     async def forget(self, batch_id: str, queue: str) -> bool:
-        """Drop a batch without a record from the indexes; True if it was one."""
+        """Remove a batch from the indexes if it has no record; True if it was removed."""
         return bool(await run(self._client, commands.forget(batch_id, queue)))
 
 

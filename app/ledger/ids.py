@@ -1,8 +1,8 @@
-"""Ids of batches and jobs: unguessable, and self-describing to whoever holds the pool's secret.
+"""Ids of batches and jobs: unguessable, and verifiable with the pool's secret.
 
 A batch id is 24 bytes in URL-safe base64 (32 characters): accepted-at in ms since the epoch (6 bytes), number
-of jobs (2), random (10), keyed BLAKE2b of all before it (6). So an id that this pool never gave is told from
-one whose outcome has expired without keeping a list of either. A job id is `<batch id>.<index>`.
+of jobs (2), random (10), keyed BLAKE2b of all before it (6). So a foreign id is distinguished from an id with an
+expired outcome, without a list of either. A job id is `<batch id>.<index>`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MAC_BYTES = 6
 
 @dataclass(frozen=True, slots=True)
 class JobRef:
-    """A job's place: its batch and its index there."""
+    """A reference to a job: its batch and its index in that batch."""
 
     batch_id: str
     index: int
 
 
 class IdSigner:
-    """Gives batch ids and recognises its own.
+    """Creates batch ids and verifies them.
 
     Args:
         secret: The pool's secret, 32 bytes.
@@ -38,12 +38,12 @@ class IdSigner:
         self._secret = secret
 
     def new_batch_id(self, accepted_at_ms: float, n_jobs: int) -> str:
-        """Give an id to a batch of `n_jobs` (at most 65,535) accepted at `accepted_at_ms`."""
+        """Create an id for a batch of `n_jobs` (at most 65,535) accepted at `accepted_at_ms`."""
         payload = int(accepted_at_ms).to_bytes(6, "big") + n_jobs.to_bytes(2, "big") + os.urandom(10)
         return base64.urlsafe_b64encode(payload + self._mac(payload)).decode()
 
     def parse_job_id(self, job_id: str) -> JobRef | None:
-        """Split a job id, or return None if this pool cannot have given it."""
+        """Split a job id, or return None if this pool cannot have created it."""
         batch_id, dot, index = job_id.partition(".")
         if not (dot and index.isascii() and index.isdigit() and len(index) <= 5):
             return None
@@ -52,14 +52,14 @@ class IdSigner:
         return JobRef(batch_id, int(index))
 
     def is_own(self, batch_id: str) -> bool:
-        """Whether this pool gave the id."""
+        """Whether this pool created the id."""
         if len(batch_id) != BATCH_ID_LENGTH:
             return False
         try:
             raw = base64.urlsafe_b64decode(batch_id.encode())
         except (binascii.Error, UnicodeEncodeError):
             return False
-        # Decoding is lenient; two spellings of the same bytes would be one id here and two keys in Redis.
+        # Base64 decoding is lenient: two spellings of the same bytes would be one id here but two keys in Redis.
         if base64.urlsafe_b64encode(raw) != batch_id.encode():
             return False
         return hmac.compare_digest(raw[-MAC_BYTES:], self._mac(raw[:-MAC_BYTES]))
@@ -69,7 +69,7 @@ class IdSigner:
 
 
 def is_well_formed(batch_id: str) -> bool:
-    """Whether `accepted_at_ms` and `n_jobs` can be read from it, whoever gave it."""
+    """Whether `accepted_at_ms` and `n_jobs` can be read from the id; the signature is not verified."""
     return re.fullmatch(r"[A-Za-z0-9_-]{32}", batch_id, re.ASCII) is not None
 
 

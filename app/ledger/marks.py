@@ -1,8 +1,8 @@
-"""Data that Redis confirmed and lost: how that is noticed, and the note of it for `modelyard doctor`.
+"""Detection of data that Redis confirmed and then lost, and the record of it for `modelyard doctor`.
 
-Each controller makes a mark in Redis every heartbeat: a count that only grows, written by a script as the ledger's
-records are. A Redis that comes back with a lower count has lost what it wrote since. A plain command repeats the
-count, which a loss of transactions alone does not take along: so controllers that were started since know, too.
+Each controller makes a mark in Redis every heartbeat: a count that only grows. A script writes it, as with the ledger's
+records. If Redis restarts with a lower count, it has lost all later writes. A plain command writes the count a second
+time. That copy survives a loss of transactions alone, so that controllers started later detect the loss, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Mark(msgspec.Struct, frozen=True, order=True):
     """One mark.
 
     Attributes:
-        count: How many there were before, and this one.
+        count: Number of marks so far, including this one.
         at_ms: When it was made, Redis's clock.
     """
 
@@ -30,12 +30,12 @@ class Mark(msgspec.Struct, frozen=True, order=True):
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """One loss; as a string, in words. Times are milliseconds of Redis's clock.
+    """One data loss; `str` describes it in words. Times are milliseconds of Redis's clock.
 
     Attributes:
-        since_ms: What was written before is there; 0 where nothing is.
-        until_ms: The last time that Redis is known to have had all.
-        noticed_at_ms: When a controller noticed.
+        since_ms: Earlier writes survived; 0 if all data is lost.
+        until_ms: The last time at which Redis is known to have had all data.
+        noticed_at_ms: When a controller detected the loss.
     """
 
     since_ms: int
@@ -49,10 +49,10 @@ class Loss(msgspec.Struct, frozen=True):
 
 
 async def make_mark(client: AsyncClient) -> tuple[Mark, Mark, Mark]:
-    """Make the next mark; answers the one that stood there, the one that was confirmed, and the new one.
+    """Make the next mark; returns the previous mark, the confirmed mark and the new mark.
 
     Raises:
-        RedisError: Redis does not answer, or refuses, as when it is full.
+        RedisError: Redis does not answer or refuses the write, for example because it is full.
     """
     answer = await run(client, Call(load("make_mark"), [keys.MARKS], []))
     numbers = [int(each or 0) for each in answer]
@@ -63,12 +63,12 @@ async def make_mark(client: AsyncClient) -> tuple[Mark, Mark, Mark]:
 
 
 async def note(client: AsyncClient, loss: Loss, ttl_ms: int) -> None:
-    """Note a loss for the doctor."""
+    """Record a loss for `modelyard doctor`."""
     await client.set(keys.LOSS, msgspec.json.encode(loss), px=ttl_ms)
 
 
 def decode(data: bytes) -> Loss | None:
-    """The noted loss; None where it cannot be read."""
+    """The recorded loss; None if it is unreadable."""
     try:
         return msgspec.json.decode(data, type=Loss)
     except msgspec.MsgspecError:

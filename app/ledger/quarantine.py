@@ -1,8 +1,8 @@
-"""Quarantined jobs: which there are, and sending one again as a new job once its cause is gone.
+"""Quarantined jobs: lists them, and resends one as a new job after its cause was removed.
 
-A job is quarantined when it has cost its workers their lives; its samples stay in its batch's record for as long as
-its outcome does. `modelyard:quarantine` lists the newest 10,000 of them. A job that is sent again is a new job with
-fresh attempts; the old one keeps its outcome and remembers the new one's id, so that sending twice sends once.
+A job is quarantined after it crashed its worker repeatedly; its samples stay in its batch's record as long as its
+outcome. `modelyard:quarantine` lists the newest 10,000 quarantined jobs. A resent job is a new job with zero attempts.
+The old job keeps its outcome and stores the new job's id, so that a second resend creates no second job.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from modelyard.schemas import QuarantinedJob
 
 @dataclass(frozen=True, slots=True)
 class Resent:
-    """What sending a job again came to.
+    """The result of resending a job.
 
     Attributes:
-        job_id: The job that runs, or ran, in its place.
-        head: Head of that job's batch.
-        again: Whether it had been sent before, so that nothing was sent now.
+        job_id: Id of the new job.
+        head: Head of the new job's batch.
+        again: Whether the job had been resent before, so that this call sent nothing.
     """
 
     job_id: str
@@ -41,12 +41,12 @@ class Resent:
 
 
 class Quarantine:
-    """Lists and sends again.
+    """Lists and resends quarantined jobs.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
-        template: Celery message, as `app.wakeup_message.write_template` answers it.
-        retention_s: Seconds an outcome stays readable.
+        client: Asynchronous Redis client that returns bytes.
+        template: Message template of `app.ledger.wakeup_message.write_template`.
+        retention_s: Retention of outcomes in seconds.
     """
 
     def __init__(self, client: AsyncClient, template: bytes, retention_s: float) -> None:
@@ -55,7 +55,7 @@ class Quarantine:
         self._retention_ms = int(retention_s * 1000)
 
     async def jobs(self, limit: int) -> list[QuarantinedJob]:
-        """The newest quarantined jobs whose records can be read, newest first.
+        """The newest quarantined jobs with readable records, newest first.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -75,20 +75,20 @@ class Quarantine:
     async def resend(
         self, job_id: str, signer: IdSigner, deadline_s: float, reply_to: str = "", *, again: bool = False
     ) -> Resent:
-        """Send a quarantined job again, once: a second call answers the job that the first one made.
+        """Resend a quarantined job once: a second call returns the job that the first call created.
 
         Args:
-            signer: Recognises the old id and gives the new one.
+            signer: Verifies the old id and creates the new one.
             deadline_s: Seconds until the new job expires.
-            reply_to: Controller that is told of the outcome.
-            again: Send even what was sent before.
+            reply_to: Controller that receives the outcome.
+            again: Whether to resend a job that was resent before.
 
         Raises:
             UnknownJobError: No job has this id.
             JobNotQuarantinedError: The job exists and is not in quarantine.
             JobGoneError: Its record has expired.
             LedgerUnavailableError: Redis does not answer.
-            WireError: The record cannot be read.
+            WireError: The record is unreadable.
         """
         ref = signer.parse_job_id(job_id)
         if ref is None:

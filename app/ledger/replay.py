@@ -1,7 +1,7 @@
-"""Writing again what Redis confirmed and then lost; the replay buffer of a controller calls it.
+"""Writes data again that Redis confirmed and then lost; the replay buffer of a controller calls it.
 
-What is still there is left as it is, so all of this may be done twice. All of it was accepted, so a full Redis takes
-it as well.
+Existing data is left unchanged, so every operation is idempotent. All of these jobs were accepted before, so they are
+written even if Redis is full.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ CancelAnswer = Literal["unknown", "finished", "cancelled"]
 
 
 class Replay:
-    """Each call may raise `LedgerUnavailableError`, and `WireError` where a key holds something else.
+    """The write operations. Each may raise `LedgerUnavailableError`, and `WireError` if a key holds foreign data.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
+        client: Asynchronous Redis client that returns bytes.
     """
 
     def __init__(self, client: AsyncClient) -> None:
@@ -33,12 +33,12 @@ class Replay:
             return bool(await run(self._client, accept.call_again()))
 
     async def outcome(self, outcome: RestoreOutcome, ttl_ms: int) -> bool:
-        """Write an announced outcome and its batch's record again, to live for so long; True if it was lost."""
+        """Write an announced outcome and its batch's record again with this time to live; True if it was lost."""
         with ledger_errors():
             return bool(await run(self._client, outcome.call(ttl_ms)))
 
     async def cancel(self, ref: JobRef, queue: str) -> CancelAnswer:
-        """Cancel a job, even one that a worker has claimed meanwhile."""
+        """Cancel a job again, even if a worker has claimed it since."""
         with ledger_errors():
             answer = cast(bytes, await run(self._client, commands.cancel_again(ref, queue)))
         return cast(CancelAnswer, answer.decode())

@@ -1,13 +1,13 @@
-"""The Celery message that wakes a worker for a batch: the one spelling of kombu's JSON.
+"""The Celery message that wakes a worker for a batch, written directly as kombu's JSON.
 
-The task takes no arguments: its id is the batch's id. So Flower's list of tasks is a list of batches, and a message of
-one queue differs from the next only in its ids. A shortcut around Celery's `send_task`:
+The task takes no arguments: its id is the batch's id. So Flower's list of tasks is a list of batches, and the messages
+of a queue differ only in their ids. A shortcut around Celery's `send_task`:
 
-Saves: a message costs microseconds instead of hundreds, and travels in the transaction that writes the batch's record.
-Relies on: Celery's message as its in-memory transport stores it (`channel._get`), which is what kombu's Redis transport
-stores but for the delivery properties; and the spelling of its correlation id, which `include/take.lua` reads, too.
-Breaks if: kombu stores another form; `write_template` refuses to start then.
-Switch off: there is no setting; `send_task` with the batch's id as `task_id` does the same.
+Saves: a message takes a few microseconds instead of hundreds and is part of the transaction that writes the record.
+Relies on: Celery's message as its in-memory transport stores it (`channel._get`). kombu's Redis transport stores the
+same, apart from the delivery properties. Also the format of its correlation id, which `include/take.lua` reads, too.
+Breaks if: kombu stores another form; `write_template` then prevents the start.
+Switch off: there is no setting; `send_task` with the batch's id as `task_id` has the same effect.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def write_template(celery: Celery) -> bytes:
     """A batch's message with placeholders, as Celery writes it and kombu's Redis transport stores it.
 
     Raises:
-        ConfigurationError: The installed Celery or kombu writes another form than workers look for.
+        ConfigurationError: The installed Celery or kombu writes a form that workers do not expect.
     """
     with Connection("memory://") as connection:
         channel = connection.default_channel
@@ -58,7 +58,7 @@ class WakeUpMessages:
     """Writes the messages of one queue.
 
     Args:
-        template: What `write_template` answers.
+        template: Message template of `write_template`.
         queue: Queue of a model version.
     """
 
@@ -85,13 +85,13 @@ def unannounced(
     before_ms: float,
     clocks_apart_ms: float = 0.0,
 ) -> list[str]:
-    """Batches that the queue, first in first out, should have given out by now.
+    """Unclaimed batches that a first-in-first-out queue should have delivered by now: their messages are lost.
 
     Args:
-        unclaimed: Batches that nobody runs, each with when it was accepted (ms).
-        next_message: Stored message that is next to be taken, or None.
-        before_ms: Later ones may still be on their way.
-        clocks_apart_ms: How much later than the next one a batch may have been sent that its id tells to be older.
+        unclaimed: Unclaimed batches, each with its acceptance time (ms).
+        next_message: Stored message that is next in the queue, or None.
+        before_ms: Batches accepted later may still be in transit.
+        clocks_apart_ms: Clock tolerance: a batch that is older by its id may have been sent this much later.
     """
     next_batch = batch_id_of(next_message) if next_message else None
     if next_batch and ids.is_well_formed(next_batch):

@@ -1,6 +1,6 @@
-"""What travels through Redis: batch heads and batch outcomes, as msgpack; worker records are in `app.worker_record`.
+"""Wire formats in Redis: batch heads and batch outcomes, as msgpack; worker records are in `app.worker_record`.
 
-Every value carries `schema_version`. Bytes that cannot be read raise `WireError`; nothing here unpickles.
+Every value carries `schema_version`. Unreadable bytes raise `WireError`; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import msgspec
 from app.errors import NewerWireError, WireError
 
 SCHEMA_VERSION = 1
-# Of batches whose input is no plain tensor. Older workers read that the batch is of a newer release.
+# Schema of batches with other input than a plain tensor. Older workers report a batch of a newer release.
 ANY_CONTRACT_VERSION = 2
-# Of outcomes with scores that name their dtype. Older processes would take their bytes for float32; they read that
-# the outcome is of a newer release instead.
+# Schema of outcomes whose scores name their dtype. Older processes would read the bytes as float32; with this schema
+# version they report an outcome of a newer release instead.
 NAMED_DTYPE_VERSION = 2
-# Of outcomes that have outputs of any kind in place of classes and scores.
+# Schema of outcomes with outputs of any kind instead of classes and scores.
 OUTPUTS_VERSION = 3
 
 
 class JobEntry(msgspec.Struct, frozen=True, array_like=True):
-    """One job of a batch, as it was accepted.
+    """One accepted job of a batch.
 
     Attributes:
         n_samples: Samples of the job; its rows of the batch's input follow those of the jobs before it.
@@ -31,8 +31,8 @@ class JobEntry(msgspec.Struct, frozen=True, array_like=True):
         deadline_ms: When the job expires, Redis's clock.
         policy: Rule that chose the queue.
         forced: Whether the request named the queue.
-        owner: Name of the API key that it came with; empty where there was none. Last and with a default, so that
-            records from before there were keys stay readable, and older processes read past it.
+        owner: Name of its caller's API key; empty without one. Last field and with a default, so that older records
+            stay readable and older processes ignore it.
     """
 
     n_samples: int
@@ -46,25 +46,25 @@ class JobEntry(msgspec.Struct, frozen=True, array_like=True):
 class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     """A batch without its input.
 
-    The input is the jobs' data, one after the other: samples in C order, little-endian, where `kind` is `tensor`; else
-    MessagePack of `sizes` bytes a job. A job of `tensors` holds a triple (dtype, shape, bytes, or a list of text) for
-    each; one of `columns` a list of values for each, or None where an optional one is absent; one of `any` the key
-    and the value of the request's body.
+    The input is the jobs' data in sequence: samples in C order, little-endian, if `kind` is `tensor`; otherwise
+    MessagePack with `sizes` bytes per job. A job of kind `tensors` holds a triple (dtype, shape, bytes or a list of
+    text) per tensor. A job of kind `columns` holds a list of values per column, or None if an optional column is
+    absent. A job of kind `any` holds the key and the value of the request's body.
 
     Attributes:
-        queue: Queue it was sent to.
+        queue: Its queue.
         worker: Worker number of the queue.
         reply_to: Id of the controller that dispatched it.
         model_name: Registered model.
         model_version: Its version.
         val_accuracy: Fraction in [0, 1] published when the batch was routed, or None.
-        dtype: NumPy name of the input's element type, where it is a plain tensor.
-        sample_shape: Shape of one sample, where it is a plain tensor.
+        dtype: NumPy name of the input's element type, if it is a plain tensor.
+        sample_shape: Shape of one sample, if it is a plain tensor.
         jobs: The jobs, by index.
-        resent_from: Id of the quarantined job that its only job is a repetition of, or empty.
-        kind: Of the version's contract.
-        params: Parameters that all jobs have in common, as MessagePack; empty where there are none.
-        sizes: Bytes of each job's data, unless `kind` is `tensor`.
+        resent_from: Id of the quarantined job that its only job repeats, or empty.
+        kind: Kind of the version's contract.
+        params: Parameters common to all jobs, as MessagePack; empty without parameters.
+        sizes: Size of each job's data in bytes, unless `kind` is `tensor`.
     """
 
     queue: str
@@ -87,7 +87,7 @@ Scores: TypeAlias = bytes | tuple[str, bytes]
 
 
 class Array(msgspec.Struct, frozen=True, array_like=True):
-    """A tensor that a model answered.
+    """A tensor in a model's output.
 
     Attributes:
         dtype: NumPy name, one of `app.contract.OUTPUT_DTYPES`.
@@ -99,24 +99,25 @@ class Array(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-# One tensor, several by name, or anything else as JSON.
+# One tensor, several tensors by name, or any other output as JSON.
 Outputs: TypeAlias = Array | dict[str, Array] | bytes
 
 
 class JobOutcome(msgspec.Struct, frozen=True, array_like=True):
-    """What one job left behind.
+    """The outcome of one job.
 
     Attributes:
         status: One of `FINAL_STATUSES`.
-        classes: Predicted class (or value) per sample; NaN where the sample's scores hold NaN; empty unless
+        classes: Predicted class (or value) per sample; NaN if the sample's scores contain NaN; empty unless
             succeeded.
         scores: Scores per sample, little-endian, shape (n_samples, n_scores): bytes of float32, or the NumPy name
-            of another dtype, one of `app.contract.OUTPUT_DTYPES`, and its bytes. Empty where the model has none.
+            of another dtype, one of `app.contract.OUTPUT_DTYPES`, and its bytes. Empty if the model has no scores.
         error_code: Stable code, if failed.
         error_detail: One sentence, if failed.
-        outputs: What the model answered, where classes and scores do not say it in full. Last and with a default, so
-            that older records stay readable; older processes read past it where there are classes.
-        task: What the numbers in `classes` are, where the version says so: empty, `classification` or `regression`.
+        outputs: The model's output, if classes and scores do not represent it completely. Has a default, so that
+            older records stay readable; older processes ignore it if there are classes.
+        task: Meaning of the numbers in `classes`, if the version declares it: empty, `classification` or
+            `regression`.
     """
 
     status: Literal["succeeded", "failed", "expired", "cancelled"]
@@ -135,16 +136,16 @@ CANCELLED = JobOutcome("cancelled", error_code="job_cancelled", error_detail="th
 
 
 class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch left behind.
+    """The outcome of a batch.
 
     Attributes:
-        worker_id: Worker that ran it; empty where none did.
+        worker_id: Worker that ran it; empty if it did not run.
         started_at_ms: When the worker claimed it, Redis's clock.
         finished_at_ms: When its outcomes were written, Redis's clock.
         inference_ms: Duration of the forward pass of the whole batch.
         n_samples: Samples in that pass.
-        jobs: Outcomes, by the index of the job.
-        schema_version: What `outcome_version` says of the jobs.
+        jobs: Outcomes, by job index.
+        schema_version: Result of `outcome_version` for the jobs.
     """
 
     worker_id: str
@@ -157,7 +158,7 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def outcome_version(jobs: Iterable[JobOutcome]) -> int:
-    """The oldest schema version that has everything these outcomes hold."""
+    """The oldest schema version that can represent these outcomes."""
     version = SCHEMA_VERSION
     for job in jobs:
         if job.outputs is not None and not job.classes:
@@ -228,10 +229,10 @@ def unreadable(
     form: Literal["msgpack", "json"] = "msgpack",
     newest: int = SCHEMA_VERSION,
 ) -> WireError:
-    """The error that says why `data` cannot be read: of a newer release, or garbage.
+    """The error for unreadable `data`: it comes from a newer release, or it is invalid.
 
     Args:
-        newest: The last schema version that this process reads.
+        newest: The newest schema version that this process reads.
     """
     try:
         version = _decode_version[form](data).schema_version

@@ -1,4 +1,4 @@
-"""The ledger as a worker uses it: claim or take a batch, note progress, write the outcomes."""
+"""The worker's side of the ledger: claim or take a batch, record progress, write the outcomes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from app.redis.client import Client, NoScriptError, RedisConnectionError, ledger
 from app.redis.script import Call, run_now
 from app.redis.script_connection import ScriptConnection
 
-WAIT_GRACE_S = 0.5  # Redis may end a wait a tenth of a second late
+WAIT_GRACE_S = 0.5  # Redis may end a blocking wait 0.1 s late
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedBatch:
-    """A batch that a worker holds.
+    """A batch that this worker has claimed.
 
     Attributes:
-        attempts: Times it was claimed, this one included.
-        claimed_at_ms: When, Redis's clock.
-        cancelled: Indexes of the jobs that are not to run.
-        deaths: By index, times that a worker died while it ran this job alone.
+        attempts: Number of claims, including this one.
+        claimed_at_ms: Time of the claim, Redis's clock.
+        cancelled: Indexes of the cancelled jobs.
+        deaths: By index, number of worker deaths while this job ran alone.
         kept: By index, outcomes of jobs that ran alone under an earlier claim.
     """
 
@@ -43,18 +43,18 @@ class ClaimedBatch:
 
 
 class WorkerLedger:
-    """The ledger as a worker uses it.
+    """The worker's side of the ledger.
 
     Args:
-        client: Synchronous client that answers bytes.
+        client: Synchronous Redis client that returns bytes.
         worker_id: The worker's own id.
         queue: The worker's own queue.
-        retention_s: Seconds an outcome stays readable.
-        silences: Gives a number that changes when Redis did not answer the worker elsewhere.
+        retention_s: Retention of outcomes in seconds.
+        silences: Returns a counter that changes when Redis did not answer the worker on another connection.
 
     Attributes:
         worker_id: The worker's own id.
-        taken: Id of the batch that was taken off the queue last, and is to be claimed next; None where there is none.
+        taken: Id of the batch that was taken from the queue and is claimed next, or None.
     """
 
     def __init__(
@@ -76,19 +76,19 @@ class WorkerLedger:
         self._heard_silences = 0
 
     def claim(self, batch_id: str) -> ClaimedBatch | None:
-        """Take a batch; None where it has its outcome, is gone, or is another worker's.
+        """Claim a batch; None if it has an outcome, is missing, or belongs to another worker.
 
-        The one in `taken` is this worker's already; that costs no round trip.
+        The batch in `taken` already belongs to this worker and costs no round trip.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
-            NewerWireError: The record is of a newer release; it is left for a worker that can read it.
-            WireError: The record cannot be read; its jobs have failed.
+            NewerWireError: The record is of a newer release; it stays for a worker that can read it.
+            WireError: The record is unreadable; its jobs have failed.
         """
         taken, self.taken = self.taken, None
         if self._heard_silences != (silences := self._silences()):
             self._heard_silences = silences
-            self._client.connection_pool.disconnect()  # it may be cut off, which would cost a timeout to see
+            self._client.connection_pool.disconnect()  # it may be half-open, and finding out would cost a timeout
         try:
             if batch_id == taken:
                 flat = self._taken_fields
@@ -110,13 +110,13 @@ class WorkerLedger:
         if fields.get(SAMPLES.encode()) == b"":
             with ledger_errors():
                 data = self._scripts.command("HGET", keys.batch(batch_id), SAMPLES)
-            if data is None:  # Redis lost it since, or another worker was given the batch and has finished it
+            if data is None:  # Redis has lost it since, or another worker got the batch and finished it
                 return None
             fields[SAMPLES.encode()] = data
         return _claimed(batch_id, self._queue, fields, to_ms(int(seconds), int(microseconds)))
 
     def close_unreadable(self, batch_id: str) -> bool:
-        """Close a batch of this worker's, or of nobody's, that cannot be read; True if it was open.
+        """Close an unreadable batch that is unclaimed or held by this worker; True if it was open.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -135,16 +135,16 @@ class WorkerLedger:
             return bool(self._run(call))
 
     def _run(self, call: Call) -> Any:
-        # Not on the ledger's own connection: the thread that ends a stuck process calls this, too.
+        # Not on the ledger's own connection: the watchdog thread that ends a stuck process calls this, too.
         return run_now(self._client, call)
 
     def progress(
         self, batch: ClaimedBatch, next_index: int | None, done: tuple[int, JobOutcome] | None
     ) -> bool:
-        """Note which job is about to run alone (None for none), and what the one before it left behind.
+        """Record which job runs alone next (None for none), and the outcome of the previous one.
 
         Returns:
-            False where the claim was taken away meanwhile; the job is not to run then.
+            False if the claim was revoked in the meantime; the job must not run then.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -161,11 +161,11 @@ class WorkerLedger:
         *,
         take: bool = False,
     ) -> bool:
-        """Write a batch's outcome and tell its controller; False where the claim was taken away meanwhile.
+        """Write a batch's outcome and notify its controller; False if the claim was revoked in the meantime.
 
         Args:
-            quarantined: Samples of the jobs that are quarantined, by index; kept as long as the outcome.
-            take: Whether to take the next batch off the queue, too; `taken` then says which.
+            quarantined: Samples of the quarantined jobs, by index; kept as long as the outcome.
+            take: Whether to take the next batch from the queue as well; its id is then in `taken`.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -179,7 +179,7 @@ class WorkerLedger:
         return bool(written)
 
     def take(self, limit_s: float = 0) -> None:
-        """Take the next batch off the queue, if the next message is one's; `taken` then says which.
+        """Take the next batch from the queue, if the next message belongs to a batch; its id is then in `taken`.
 
         Args:
             limit_s: Seconds to wait for a message.
@@ -193,10 +193,10 @@ class WorkerLedger:
     def _wait_and_take(self, limit_s: float) -> Any:
         call = commands.take(self._queue, self.worker_id)
         if limit_s > 0:
-            at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever where it is a thousandth
-            # From the queue's end to its end: BLMOVE shows the message and takes none.
+            at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever if the timeout is 1 ms
+            # From the queue's tail to its tail: BLMOVE returns the message without removing it.
             wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
-            # A loss: what the script may have taken is this worker's, and is found below.
+            # The connection was lost: the script may have claimed a batch for this worker; the next take finds it.
             with suppress(NoScriptError, RedisConnectionError):
                 return self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call)
         return self._scripts.run(call)
@@ -230,7 +230,7 @@ def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:
 
 
 def keep_outcome(client: Client, batch_id: str, index: int, outcome: JobOutcome) -> None:
-    """Have a job of an open batch end so, once the batch is claimed again, unless it ends by itself before.
+    """Record a job's outcome in an open batch. It counts when the batch is claimed again, unless the job ends before.
 
     Raises:
         LedgerUnavailableError: Redis does not answer.
