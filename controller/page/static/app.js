@@ -163,7 +163,7 @@ function Spark({ points, worker, of, label, stroke }) {
 
 function Versions({ rows, rates, history }) {
   const total = rows.reduce((sum, row) => sum + (rates[row.worker]?.done ?? 0), 0);
-  return html`<div class="card scroll"><table class="fold">
+  return html`<div class="card scroll" tabindex="0" role="region" aria-label="Versions"><table class="fold">
     <caption class="visually-hidden">Model versions, best first</caption>
     <thead><tr><th scope="col">Version</th><th scope="col">State</th><th scope="col" class="n">val_accuracy</th>
       <th scope="col" class="n">Share</th><th scope="col" class="n">Jobs/s</th>
@@ -253,7 +253,7 @@ function Now({ pool, rows }) {
 function Pool({ rows }) {
   const replicas = rows.flatMap((row) => row.replicas.map((each) => ({ row, each })));
   const age = (at) => `${number(Math.max(0, (Date.now() - at) / 1000) / 60, 0)} min`;
-  return html`<h2>Workers</h2><div class="card scroll"><table class="fold">
+  return html`<h2 id="workers">Workers</h2><div class="card scroll" tabindex="0" role="region" aria-labelledby="workers"><table class="fold">
     <thead><tr>${["Version", "State", "Host", "Process", "Device", "Up", "Jobs done", "Failed", "Batch mean", "Model", "Registry"].map((name) =>
       html`<th scope="col">${name}</th>`)}</tr></thead>
     <tbody>${replicas.map(({ row, each }) => html`<tr key=${each.worker_id}>
