@@ -69,7 +69,23 @@ _DONE = {
     "end_to_end_ms": 3,
     "predictions": [{"class": 7, "scores": _SCORES}],
 }
-_NUMBERS = {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "array"}]}, "minItems": 1}
+_SAMPLES: dict[str, Any] = {
+    "anyOf": [
+        {"type": "array", "description": "nested lists, or a list of objects, one a row", "minItems": 1},
+        {"type": "object", "description": "a list for each column or named tensor"},
+    ]
+}
+_FRAME = {
+    "type": "object",
+    "required": ["columns", "data"],
+    "additionalProperties": False,
+    "properties": {"columns": {"type": "array"}, "data": {"type": "array"}, "index": {"type": "array"}},
+}
+_KEYS = {
+    **dict.fromkeys(("data", "inputs", "instances"), _SAMPLES),
+    "dataframe_split": _FRAME,
+    "dataframe_records": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+}
 _BLANK_DIGIT = [0.0] * 784
 
 
@@ -137,8 +153,9 @@ PREDICT: dict[str, Any] = {
             ),
         ],
         "requestBody": {
-            "description": "Samples as JSON numbers; as a NumPy file; as the model's own dtype, little-endian, in C "
-            "order; or as a MessagePack map with one key that holds such bytes or nested numbers.",
+            "description": "Samples as JSON: numbers, named tensors or columns, as the version's contract says; as a "
+            "NumPy file; as the model's own dtype, little-endian, in C order; or as a MessagePack map with "
+            "one key that holds such bytes or nested numbers.",
             "required": True,
             "content": {
                 "application/json": {
@@ -148,9 +165,9 @@ PREDICT: dict[str, Any] = {
                                 "type": "object",
                                 "required": [key],
                                 "additionalProperties": False,
-                                "properties": {key: _NUMBERS},
+                                "properties": {key: schema, "params": {"type": "object"}},
                             }
-                            for key in ("data", "inputs", "instances")
+                            for key, schema in _KEYS.items()
                         ]
                     },
                     "example": {"data": _BLANK_DIGIT},
@@ -158,6 +175,7 @@ PREDICT: dict[str, Any] = {
                 "application/x-npy": _BINARY,
                 "application/octet-stream": _BINARY,
                 "application/msgpack": _BINARY,
+                "text/csv": {"schema": {"type": "string"}},
             },
         },
     },
