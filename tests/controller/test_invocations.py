@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -183,3 +184,36 @@ async def test_a_pool_of_several_contracts_takes_a_body_to_the_version_that_it_f
     pool = (await served.http.get("/workers")).json()["workers"]
     assert pool[0]["input"] == {"dtype": "float32", "shape": [-1, 2]}
     assert [each["name"] for each in pool[1]["input"]["columns"]] == ["a", "t"]
+
+
+async def test_a_caller_may_take_the_job_instead_and_is_told_when_the_outcome_does_not_come_in_time(
+    serve: Serve, hand_worker: Any
+) -> None:
+    worker: HandWorker = hand_worker(input=ROW)
+    served = await serve()
+    body = {"inputs": {"a": [1, 2]}}
+    later = await served.http.post("/invocations", json=body, headers={"prefer": "respond-async"})
+    assert (later.status_code, later.json()["status"]) == (202, "queued")
+    batch = await worker.claimed()
+    worker.finish(batch, answered(batch, outputs=b"[1,2]"))
+    job = await served.http.get(f"{later.headers['location']}?wait=5")
+    assert (job.json()["status"], job.json()["outputs"]) == ("succeeded", [1, 2])
+    late = await served.http.post("/invocations?wait=0.05", json=body)
+    assert (late.status_code, late.json()["error_code"]) == (504, "DEADLINE_EXCEEDED")
+    unread = await served.http.post("/invocations", json=body, headers={"content-encoding": "br"})
+    assert (unread.status_code, unread.json()["code"]) == (415, "content_coding_unsupported")
+
+
+async def test_a_large_table_is_read_beside_small_ones(serve: Serve, hand_worker: Any) -> None:
+    worker: HandWorker = hand_worker(input=ColumnsContract((Column("x", ColumnType("double")),)))
+    served = await serve()
+    rows = 20_000
+    body = {"dataframe_split": {"columns": ["x"], "data": [[row / 7] for row in range(rows)]}}
+    refused = await served.post(json.dumps(body).encode())
+    assert (refused.status_code, refused.json()["code"]) == (413, "request_too_large")
+    served = await serve(max_samples=rows)
+    answer = await served.post(json.dumps(body).encode())
+    assert answer.status_code == 202
+    batch = await worker.claimed()
+    assert decode(batch.data)[0][:2] == [0.0, 1 / 7]
+    worker.finish(batch, answered(batch, outputs=b"[]"))
