@@ -135,7 +135,7 @@ async def test_every_route_that_is_not_open_names_a_role_and_the_documentation_s
     served = await serve()
     paths = (await served.http.get("/openapi.json")).json()["paths"]
     unnamed = {path for path, calls in paths.items() for call in calls.values() if "security" not in call}
-    assert unnamed == {"/healthz", "/readyz", "/readyz/read"}
+    assert unnamed == {"/healthz", "/readyz", "/readyz/read", "/ping", "/health", "/version"}
     assert paths["/predict"]["post"]["security"] == [{"API key": []}]
     assert {"401", "403"} <= paths["/workers"]["get"]["responses"].keys()
 
