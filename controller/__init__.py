@@ -1,1 +1,1 @@
-"""The FastAPI service: api, routing, dispatch, results, metrics."""
+"""The controller: HTTP, routing, dispatch, results and metrics."""

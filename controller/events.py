@@ -1,7 +1,7 @@
-"""The two events of a batch that others than its callers learn of: *accepted* and *completed*.
+"""The two batch events for observers: *accepted* and *completed*.
 
-`dispatch` tells its observers (metrics, wait estimate, replay buffer) after the callers have their answers. An observer
-is a method that takes one of these; it must not raise, and may not change what it is told.
+`dispatch` notifies its observers (metrics, wait estimate, replay buffer) after the callers are answered. An observer is
+a method that takes one of these events; it must not raise and must not modify the event.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Accepted(msgspec.Struct, frozen=True):
     """Redis has confirmed a batch.
 
     Attributes:
-        accept: What was written.
-        took_s: Seconds from the closing of the batch to its acceptance.
+        accept: The command that wrote the batch.
+        took_s: Seconds from sending the batch to its acceptance.
     """
 
     accept: Accept
@@ -25,11 +25,11 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class Completed(msgspec.Struct, frozen=True):
-    """The outcome of an accepted batch has come.
+    """The outcome of an accepted batch has arrived.
 
     Attributes:
-        heard_at_s: When, `time.monotonic()`.
-        all_told: Whether every caller was given the outcome of the job, so that none was promised one.
+        heard_at_s: Time of arrival, `time.monotonic()`.
+        all_told: Whether every caller received the outcome, so that no caller has to read it later.
     """
 
     batch_id: str

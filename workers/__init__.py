@@ -1,1 +1,1 @@
-"""A Celery worker bound to one model version: load, infer, publish its record."""
+"""A Celery worker bound to one model version: loads it, runs batches and publishes a worker record."""

@@ -1,4 +1,4 @@
-"""Runs batches: claim one, leave out what is not to run, one forward pass, write the outcomes and take the next."""
+"""Runs batches: claim one, exclude ended jobs, run one forward pass, write the outcomes and take the next batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from workers.warm_up import LoadedModel
 logger = logging.getLogger(__name__)
 KEEP_OUTCOME_S = 20.0
 TRY_AGAIN_S = 0.2
-# Meanwhile Celery's event loop stands still: SIGTERM and Celery's own heartbeats wait.
+# During this time Celery's event loop is blocked: SIGTERM and Celery's own heartbeats wait.
 CHAIN_S = 0.25
 
 QUARANTINED = JobOutcome(
@@ -48,18 +48,18 @@ class _ClaimLostError(Exception):
 
 
 class JobsFailedError(Exception):
-    """Jobs of a batch failed, and the model raised nothing."""
+    """Jobs of a batch failed without an exception from the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A batch that is done with.
+    """The result of running a batch.
 
     Attributes:
-        at_s: When it was begun, seconds since the epoch.
-        took_s: Seconds that it took.
-        result: What became of it, in a few words, for Flower.
-        failure: Why jobs of it failed, or why it has no outcome; None if nothing failed.
+        at_s: Start time, seconds since the epoch.
+        took_s: Duration in seconds.
+        result: Short description of the result, for Flower.
+        failure: Why some of its jobs failed, or why it has no outcome; None if nothing failed.
     """
 
     batch_id: str
@@ -70,12 +70,12 @@ class Ran:
 
 
 class BatchRunner:
-    """What the Celery task does.
+    """Runs the batches of the Celery task.
 
     Args:
         limit: Ends a forward pass that takes too long.
-        marker: Told of each job that runs alone.
-        max_attempts: Runs that may each cost a job its worker; then it is quarantined.
+        marker: Records each job that runs alone.
+        max_attempts: Number of worker deaths after which a job is quarantined.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class BatchRunner:
         self._failure: Exception | None = None
 
     def run_on(self, batch_id: str, on_begin: Callable[[str], None] | None = None) -> Iterator[Ran]:
-        """Run a batch and, until Celery's loop is to turn again, those that follow it on the queue.
+        """Run a batch, and the next batches of the queue until Celery's event loop must continue.
 
         Args:
-            on_begin: Told the id of each batch before it runs.
+            on_begin: Called with the id of each batch before it runs.
         """
         until_s = time.monotonic() + CHAIN_S
         following: str | None = batch_id
@@ -113,12 +113,12 @@ class BatchRunner:
                 on_begin(following)
             at_s, start_s = time.time(), time.monotonic()
             result = self.run(following, until_s)
-            failure, self._failure = self._failure, None  # its traceback keeps the batch's samples
+            failure, self._failure = self._failure, None  # its traceback keeps the batch's samples in memory
             yield Ran(following, at_s, time.monotonic() - start_s, result, failure)
             following = self._ledger.taken or self._take(until_s)
 
     def _take(self, until_s: float) -> str | None:
-        """Wait for the next batch and take it; None where it is Celery's turn."""
+        """Wait for the next batch and take it; None if Celery's event loop must continue."""
         try:
             if self._may_take(until_s):
                 self._ledger.take(until_s - time.monotonic())
@@ -130,13 +130,13 @@ class BatchRunner:
         return time.monotonic() < until_s and not self._heartbeat.is_draining
 
     def run(self, batch_id: str, take_until_s: float = 0) -> str:
-        """Bring a batch to its outcomes. Never raises: what fails here is the ledger's to send again.
+        """Run a batch and write its outcomes. Never raises: after an error the reconciler sends the batch again.
 
         Args:
-            take_until_s: Until when (`time.monotonic()`) the next batch is taken as this one is finished.
+            take_until_s: Time (`time.monotonic()`) until which finishing this batch also takes the next one.
 
         Returns:
-            What became of it, in a few words, for Celery's log and Flower.
+            Short description of the result, for Celery's log and Flower.
         """
         self._failure = None
         try:
@@ -155,10 +155,10 @@ class BatchRunner:
             return "unreadable"
 
     def give_up(self) -> None:
-        """Note that the job which runs alone has timed out, as nothing can end it but the end of this process.
+        """Record a timeout for the job that runs alone, because only the end of this process can stop it.
 
-        A batch that runs together is left as it is: whoever takes it next runs its jobs one by one. Called
-        from another thread, while the main one is stuck in the model.
+        A batch that runs together is left unchanged: the next worker runs its jobs one by one. Called from another
+        thread while the main thread is stuck in the model.
         """
         batch, noted = self._in_hand, self._marker.read()
         if batch is None or noted is None:
@@ -203,7 +203,7 @@ class BatchRunner:
         return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
 
     def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome, take_until_s: float) -> bool:
-        """Write the outcome; where Redis is away for a while, that costs less than running the batch again."""
+        """Write the outcome, with retries while Redis is unreachable: cheaper than running the batch again."""
         give_up_at_s = time.monotonic() + KEEP_OUTCOME_S
         while True:
             try:
@@ -222,7 +222,7 @@ class BatchRunner:
         if to_run:
             samples = sum([entries[i].n_samples for i in to_run])
             start = time.perf_counter()
-            # A worker died with this batch: which job it was shows when each runs alone.
+            # A worker died with this batch: running each job alone shows which job caused it.
             run = self._run_alone if batch.attempts > 1 else self._run_together
             for i, outcome in zip(to_run, run(batch, to_run), strict=True):
                 outcomes[i] = outcome
@@ -239,8 +239,8 @@ class BatchRunner:
         )
 
     def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry) -> JobOutcome | None:
-        """The outcome of a job that is not to run, else None."""
-        # Cancelled and expired first: between two claims a caller may have been shown so already.
+        """The outcome of a job that must not run, else None."""
+        # Cancelled and expired first: a caller may have read that state between two claims.
         if index in batch.cancelled:
             return CANCELLED
         if job.deadline_ms <= batch.claimed_at_ms:
@@ -251,7 +251,7 @@ class BatchRunner:
         return QUARANTINED if runs >= self._max_attempts else None
 
     def _run_together(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
-        """One forward pass for all jobs; if it fails, one each, so that a bad sample fails alone."""
+        """Run one forward pass for all jobs; if it fails, run one pass per job, so that only the bad job fails."""
         inputs = JobInputs(batch, self._model.contract)
         if len(indexes) > 1:
             try:
@@ -260,11 +260,11 @@ class BatchRunner:
                 raise
             except Exception as error:
                 logger.info("batch %s runs job by job: %s", batch.batch_id, first_line(error))
-        # Read anew: a model may have written to the samples that it failed on.
+        # Read the inputs again: the model may have modified the samples before it failed.
         return [self._run_one(batch, index, inputs) for index in indexes]
 
     def _run_alone(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
-        """One forward pass a job, each noted in the ledger before it starts and when it is done."""
+        """Run one forward pass per job, each recorded in the ledger before it starts and after it ends."""
         inputs = JobInputs(batch, self._model.contract)
         outcomes: list[JobOutcome] = []
         done = None
@@ -276,7 +276,7 @@ class BatchRunner:
         return outcomes
 
     def _run_one(self, batch: ClaimedBatch, index: int, inputs: JobInputs) -> JobOutcome:
-        # Others of the batch may have taken their full time before it.
+        # Earlier jobs of the batch may have used their full time limit.
         if batch.head.jobs[index].deadline_ms <= self._clock.now_ms():
             return EXPIRED
         self._marker.runs_alone(batch.batch_id, index)
@@ -291,7 +291,7 @@ class BatchRunner:
             self._marker.ran()
 
     def _outcomes(self, inputs: JobInputs, indexes: Sequence[int], batch: ClaimedBatch) -> list[JobOutcome]:
-        """One forward pass for some jobs."""
+        """Run one forward pass for the jobs at `indexes`."""
         model, jobs = self._model, batch.head.jobs
         given, params = inputs.together(indexes), inputs.params()
         predict = model.predict if params is None else partial(model.predict, params=params)
@@ -307,7 +307,7 @@ def _quarantined(batch: ClaimedBatch, outcome: BatchOutcome) -> dict[int, bytes]
 
 
 def _failure(error: Exception) -> JobOutcome:
-    # What an unknown error says may be sensitive: it is logged, and the caller gets a fixed text.
+    # The text of an unknown error may be sensitive: it is logged, and the caller gets a fixed text.
     if isinstance(error, ModelyardError):
         return JobOutcome("failed", error_code=error.code, error_detail=error.detail)
     logger.error("the model failed on a job", exc_info=error)

@@ -1,7 +1,7 @@
 """`python -m workers.in_environment FD`: a worker inside its model's own environment.
 
-`workers.model_environment` starts it, and hands over what it has found out: here MLflow may be of another release than
-the registry, so the registry is not asked again.
+`workers.model_environment` starts it and hands over its results. MLflow's release here may differ from the registry's,
+so the registry is not asked again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from workers.model_lookup import ModelVersion
 
 
 class Handover(msgspec.Struct, frozen=True):
-    """What the worker outside has found out.
+    """The results of the outer worker.
 
     Attributes:
         settings: All of its settings, by field name.
-        folder: Folder for temporary files, to be removed at the end.
-        is_trial: Whether to load the model once, and no more; then the answer replaces this in the file.
+        folder: Folder for temporary files; removed at the end.
+        is_trial: Whether to only load the model once; the result then replaces this content in the file.
     """
 
     settings: dict[str, Any]
@@ -34,15 +34,15 @@ class Handover(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Why a trial failed; both empty where it did not."""
+    """Why a trial failed; both empty if it succeeded."""
 
     code: str = ""
     detail: str = ""
 
 
 def main() -> None:
-    """Serve, or try, what the file of the descriptor names."""
-    os.environ.pop("PYTHONPATH", None)  # it is not for what the model starts
+    """Serve or try the version that the file of the descriptor names."""
+    os.environ.pop("PYTHONPATH", None)  # processes started by the model must not inherit it
     with open(int(sys.argv[1]), "r+b") as file:
         handed = msgspec.msgpack.decode(file.read(), type=Handover)
         settings = WorkerSettings(**handed.settings)

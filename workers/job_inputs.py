@@ -1,6 +1,6 @@
-"""Inputs of a batch's jobs, as the model takes them: an array, a dictionary of arrays, a DataFrame, or a document.
+"""Converts the inputs of a batch's jobs for the model: an array, a dictionary of arrays, a DataFrame or a document.
 
-pandas is imported for contracts of columns alone, and MLflow's reader for versions without a contract.
+pandas is imported only for contracts of columns, and MLflow's reader only for versions without a contract.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class JobInputs:
     """Inputs of one batch.
 
     Args:
-        batch: A batch of the version whose contract this is.
+        batch: A batch of the version with this contract.
     """
 
     def __init__(self, batch: ClaimedBatch, contract: Contract) -> None:
@@ -35,10 +35,10 @@ class JobInputs:
         self._contract = contract
 
     def together(self, indexes: Sequence[int]) -> Any:
-        """Input of some jobs, one after the other.
+        """The concatenated input of some jobs.
 
         Raises:
-            WireError: Their data cannot be read.
+            WireError: Their data is unreadable.
         """
         batch = self._batch
         head = batch.head
@@ -47,14 +47,14 @@ class JobInputs:
                 n_samples = sum([head.jobs[each].n_samples for each in indexes])
                 is_whole = len(indexes) == len(head.jobs)
                 data = batch.data if is_whole else b"".join([job_data(batch, each) for each in indexes])
-                # A copy that may be written to: torch refuses to promise anything about read-only memory.
+                # A writable copy: PyTorch's behaviour with read-only memory is undefined.
                 return np.frombuffer(bytearray(data), head.dtype).reshape(n_samples, *head.sample_shape)
             return to_input([decode(job_data(batch, each)) for each in indexes], self._contract)
         except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
             raise WireError(f"the record's samples do not match its head: {first_line(error)}") from None
 
     def params(self) -> dict[str, Any] | None:
-        """Parameters that the jobs have in common."""
+        """The parameters common to all jobs."""
         written = self._batch.head.params
         params: dict[str, Any] | None = decode(written) if written else None
         return params
@@ -64,7 +64,7 @@ def job_data(batch: ClaimedBatch, index: int) -> bytes:
     """The data of one job.
 
     Raises:
-        WireError: The record's data is not what its head says.
+        WireError: The record's data does not match its head.
     """
     head = batch.head
     sizes: Sequence[int] = head.sizes
@@ -87,7 +87,7 @@ decode = msgspec.msgpack.Decoder(ext_hook=_extension).decode
 
 
 def to_input(documents: Sequence[Any], contract: Contract) -> Any:
-    """What the model takes for jobs with these data, which are alike in form."""
+    """The model's input for jobs with these data, which all have the same form."""
     if isinstance(contract, ColumnsContract):
         return _frame(documents, contract)
     if isinstance(contract, TensorsContract):
@@ -132,18 +132,18 @@ def _column(values: list[Any], column: Column, pd: Any) -> Any:
     if kind in DTYPES and not (kind == "boolean" and None in values):
         return np.array(values, DTYPES[kind])
     series = pd.Series(values, dtype=None if kind == "string" and values else object)
-    # Text as pandas holds it; what MLflow's leniency let through stays what it is.
+    # Text has pandas's string type; other values that MLflow's lenient checks accepted stay unchanged.
     return series if isinstance(series.dtype, pd.StringDtype) else series.astype(object)
 
 
 def read_unread(document: Document, is_own: bool) -> Any:
-    """A document as MLflow's scoring server would hand it to a version without a signature.
+    """Parse a document as MLflow's scoring server does for a version without a signature.
 
     Args:
-        is_own: Whether the model takes the value as it stands.
+        is_own: Whether the model takes the value unchanged.
 
     Raises:
-        Exception: MLflow's own, where it cannot be read.
+        Exception: MLflow's own exception, if it cannot be parsed.
     """
     if is_own:
         return document.value

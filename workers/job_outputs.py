@@ -1,7 +1,8 @@
-"""What a model answered, cut into the outcomes of the jobs: exact in dtype and shape, whatever it is.
+"""Splits a model's output into the outcomes of the jobs, and keeps dtype and shape exactly.
 
-A plain tensor's version that answers one row of numbers a sample, and does not say what they are, is answered as the
-first release did: `classes` and `scores`. All else goes into `outputs`, as MLflow's scoring server would answer it.
+For a version with a plain tensor that returns one row of numbers per sample and declares no task, the outcome has
+`classes` and `scores`, as in the first release. Any other output goes into `outputs`, in the form of MLflow's scoring
+server.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from app.errors import ModelContractError, OutputNotFiniteError
 from app.ledger.wire import Array, JobOutcome, Outputs
 
 FLOAT32 = np.dtype("<f4")
-MAX_ITEM_BYTES = 8  # NumPy's longdouble is the one larger number, and no answer can carry it
+MAX_ITEM_BYTES = 8  # only NumPy's longdouble is larger, and no answer can represent it
 CLASSIFICATION, REGRESSION = "classification", "regression"
 NOT_FINITE = JobOutcome(
     "failed",
@@ -40,12 +41,12 @@ def to_outcomes(
     """The outcomes of jobs that ran in one pass.
 
     Args:
-        counts: Rows of each job.
-        task: What the version says that it is; empty where it does not say.
-        allows_non_finite: Whether NaN and infinities are among its answers.
+        counts: Number of rows of each job.
+        task: The version's declared task; empty without one.
+        allows_non_finite: Whether its outputs may contain NaN and infinities.
 
     Raises:
-        ModelContractError: There is not a row for each row, or what was answered cannot be written.
+        ModelContractError: The output does not have one row per input row, or it cannot be encoded.
     """
     if isinstance(contract, TensorContract):
         numbers = as_rows_of_numbers(output)
@@ -89,12 +90,12 @@ def _outcome(output: Any, task: str, allows_non_finite: bool) -> JobOutcome:
 
 
 def as_rows_of_numbers(output: Any) -> NDArray[Any]:
-    """The one array that a dictionary holds, as ONNX models name theirs; anything else as an array, if it is one."""
+    """The only array of a dictionary (ONNX models name their outputs); any other output as an array, if possible."""
     if isinstance(output, Mapping) and len(output) == 1:
         (output,) = output.values()
     try:
         return np.asarray(output)
-    except ValueError:  # it is ragged
+    except ValueError:  # a ragged sequence
         return np.empty(0, object)
 
 
@@ -104,10 +105,10 @@ def _are_rows_of_numbers(output: NDArray[Any]) -> bool:
 
 
 def check_output(output: NDArray[Any], n_samples: int, name: str) -> None:
-    """Check that a model answered one row of numbers per sample. Whether they are finite is a matter of each job.
+    """Check that an output has one row of numbers per sample. Non-finite numbers are handled per job.
 
     Raises:
-        ModelContractError: It did not.
+        ModelContractError: It has not.
     """
     if not _are_rows_of_numbers(output) or len(output) != n_samples:
         raise ModelContractError(
@@ -117,7 +118,7 @@ def check_output(output: NDArray[Any], n_samples: int, name: str) -> None:
 
 
 def _needs_form(output: Any, task: str) -> bool:
-    """Whether classes and scores leave out what the output was."""
+    """Whether classes and scores cannot represent the output completely."""
     if type(output) is not np.ndarray:
         return True
     return output.dtype.kind == "b" or (output.ndim == 2 and output.shape[1] == 1) or task == REGRESSION
@@ -136,7 +137,7 @@ def _with_form(
 def split_numbers(
     output: NDArray[Any], counts: Sequence[int], allows_non_finite: bool, task: str = ""
 ) -> list[JobOutcome]:
-    """Cut an output, shape (n,) or (n, n_scores), into classes and scores of the jobs."""
+    """Split an output, shape (n,) or (n, n_scores), into classes and scores of the jobs."""
     dtype = output.dtype
     if output.ndim == 2 and output.shape[1] > 1:
         classes: list[int | float] = output.argmax(axis=1).tolist()
@@ -145,11 +146,11 @@ def split_numbers(
             output = output.astype(dtype, copy=False)
         scores, row_bytes = output.tobytes(), dtype.itemsize * output.shape[1]
     else:
-        # Booleans travel as 0 and 1: the outcome's classes are numbers.
+        # Booleans are stored as 0 and 1: the outcome's classes are numbers.
         classes = (output.view(np.uint8) if dtype.kind == "b" else output).reshape(-1).tolist()
         scores, row_bytes = b"", 0
     rejected: Sequence[int] = ()
-    # As bytes, in which zeros are found in half the time that `all` takes.
+    # As bytes: a search for a zero byte takes half the time of `all`.
     if dtype.kind == "f" and np.isfinite(output).tobytes().find(0) >= 0:
         rejected = _non_finite(output, classes, allows_non_finite)
     name = dtype.name if row_bytes and dtype != FLOAT32 else ""
@@ -166,7 +167,7 @@ def split_numbers(
 
 
 def _non_finite(output: NDArray[Any], classes: list[int | float], are_allowed: bool) -> Sequence[int]:
-    """Rows that fail their jobs. Where none does, the class of a row with NaN becomes NaN: it has no largest score."""
+    """Rows that fail their jobs. Otherwise the class of a row with NaN becomes NaN: it has no largest score."""
     rows = output.reshape(len(output), -1)
     if not are_allowed:
         return np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
@@ -176,7 +177,7 @@ def _non_finite(output: NDArray[Any], classes: list[int | float], are_allowed: b
 
 
 def n_rows(output: Any) -> int | None:
-    """Rows of an output, so far as it has rows: of a dictionary or a tuple, those that all its members have."""
+    """Number of rows of an output, or None; all members of a dictionary or tuple must have the same number."""
     if isinstance(output, Mapping | tuple):
         members = output.values() if isinstance(output, Mapping) else output
         lengths = {n_rows(each) for each in members}
@@ -191,10 +192,10 @@ def n_rows(output: Any) -> int | None:
 
 
 def split(output: Any, counts: Sequence[int]) -> list[Any]:
-    """Cut an output by rows.
+    """Split an output by rows.
 
     Raises:
-        ModelContractError: It does not have a row for each row.
+        ModelContractError: It does not have one row per input row.
     """
     _require_rows(n_rows(output), counts)
     ends = list(accumulate(counts))
@@ -233,10 +234,10 @@ def is_finite(output: Any) -> bool:
 
 
 def to_outputs(output: Any) -> Outputs:
-    """An output as it is written: arrays of numbers with their dtype, all else as JSON.
+    """Convert an output for storage: arrays of numbers with their dtype, all other values as JSON.
 
     Raises:
-        ModelContractError: JSON cannot say it.
+        ModelContractError: JSON cannot represent it.
     """
     if isinstance(output, np.ndarray) and _is_array(output):
         return _array(output)
@@ -267,7 +268,7 @@ def _array(output: NDArray[Any]) -> Array:
 
 
 def _plain(output: Any) -> Any:
-    """One level of an output as JSON's encoder takes it."""
+    """Convert one level of an output for the JSON encoder."""
     if isinstance(output, np.ndarray):
         return _times(output).tolist()
     if isinstance(output, np.datetime64):
@@ -305,7 +306,7 @@ def _times(output: NDArray[Any]) -> NDArray[Any]:
 
 
 def _records(output: Any) -> Any:
-    """A DataFrame, or a Series as MLflow takes it for one, as an object a row."""
+    """A DataFrame as one object per row; a Series is treated as a DataFrame, as MLflow does."""
     frame = output if hasattr(output, "columns") else output.to_frame()
     columns = {str(name): _column(frame[name]) for name in frame}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -313,7 +314,7 @@ def _records(output: Any) -> Any:
 
 def _column(series: Any) -> list[Any]:
     values = series.to_numpy()
-    if values.dtype.kind == "O":  # where text, or a gap, is
+    if values.dtype.kind == "O":  # columns with text or missing values
         return [None if type(each) is float and math.isnan(each) else each for each in values.tolist()]
     listed: list[Any] = _times(values).tolist()
     return listed

@@ -1,4 +1,4 @@
-"""A worker: the supervisor looks the version up and forks; the serving process loads, warms up and consumes."""
+"""A worker: the supervisor looks up the version and forks; the serving process loads, warms up and consumes."""
 
 from __future__ import annotations
 
@@ -40,26 +40,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 EXIT_STUCK = prefork_supervisor.EX_SOFTWARE
 STOP_GRACE_S = 5.0
-DIFFERENCES_SHOWN = 32  # in a record, which is written each second
-# Seconds after which a thread lets another one run. A heartbeat would otherwise keep a batch waiting for 5 ms.
+DIFFERENCES_SHOWN = 32  # limits the size of a record, which is written each second
+# Thread switch interval in seconds. With the default, a heartbeat would delay a batch by 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 
 
 def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
-    """Serve one model version until SIGTERM or SIGINT, which drain; then end the process.
+    """Serve one model version until SIGTERM or SIGINT, which start a drain; then end the process.
 
-    What takes seconds is done once, and a process is forked that serves. Where that dies, another is forked.
+    The slow steps run once; then a serving process is forked. If it dies, another one is forked.
 
     Args:
-        handed: What the worker outside has found out, where this one runs in the version's own environment.
+        handed: Results of the outer worker, if this worker runs in the version's own environment.
 
     Raises:
         ModelError: The version does not exist or cannot be served.
         UnavailableError: MLflow or Redis does not answer.
-        WorkerNumberTakenError: The number asked for is another version's.
+        WorkerNumberTakenError: The configured number belongs to another version.
         QueueTakenError: Live workers serve another model of the same name and version.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery takes over: nothing is to drain yet
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(0)
+    )  # until Celery takes over: there is nothing to drain yet
     _require_redis(settings)
     folder = handed.folder if handed else tempfile.mkdtemp(prefix="modelyard-")
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
@@ -76,12 +78,15 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     for warning in found.warnings:
         logger.warning("%s: %s", found.uri, warning)
     marker = InFlightMarker()
-    # A pass that began may take its limit, and its outcome may have to wait for Redis.
+    # A running pass may use its full time limit, and its outcome may have to wait for Redis.
     stop_limit_s = settings.inference_timeout_s + KEEP_OUTCOME_S + STOP_GRACE_S
 
     def serve(tell_ready: Callable[[], None]) -> None:
-        atexit.unregister(remove)  # the next process that serves reads the files again
-        for number in (signal.SIGTERM, signal.SIGINT):  # no exception: what loads the model may catch it
+        atexit.unregister(remove)  # the next serving process reads the files again
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # not an exception: the model's loading code may catch it
             signal.signal(number, lambda *_: os._exit(0))
         _serve(settings, found, marker, tell_ready)
 
@@ -95,12 +100,12 @@ def _serve(
     loaded = model.load(found, settings)
     record = _new_record(settings, found, loaded)
     clock = PoolClock()
-    # A heartbeat on a connection that is cut off is given up soon enough for the next one to be in time.
+    # A heartbeat on a half-open connection times out early enough for the next heartbeat to be in time.
     pulse = connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
     heartbeat = Heartbeat(
         pulse, record, clock, settings.heartbeat_s, predecessor=predecessor, ready_file=settings.ready_file
     )
-    # A connection of its own: a heartbeat never waits for the ledger, nor the ledger for a free connection.
+    # A separate connection: the heartbeat never waits for the ledger, and the ledger never for a free connection.
     jobs = WorkerLedger(
         connect(settings),
         record.worker_id,
@@ -125,7 +130,7 @@ def _serve(
 
 
 def _close_hung_job(marker: InFlightMarker, settings: WorkerSettings) -> str:
-    """Close the job that the process before this one hung in, if it did; its worker id, or empty if there was none."""
+    """Close the job in which the previous process hung, if any; returns that process's worker id, or empty."""
     noted = marker.read()
     if noted is None:
         return ""
@@ -170,10 +175,10 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
 
 
 def _end(runner: BatchRunner, heartbeat: Heartbeat) -> None:
-    """End the process from a thread, while the main one is stuck: its parent starts another."""
+    """End the process from a thread while the main thread is stuck; the supervisor forks another one."""
     try:
         runner.give_up()
-        heartbeat.close()  # without a record its batch is sent again at once
+        heartbeat.close()  # without a record its batch is sent again immediately
     finally:
         os._exit(EXIT_STUCK)
 

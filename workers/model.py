@@ -1,6 +1,6 @@
-"""A model version, loaded, checked against its signature and warmed up; `registry.py` finds it and its files.
+"""Loads a model version, checks it against its signature and warms it up; `model_lookup` finds its files.
 
-Importing PyTorch takes seconds, so that is left to `load`. MLflow is imported for models that are not `pt2` files.
+Importing PyTorch takes seconds, so only `load` imports it. MLflow is imported only for models that are not `pt2` files.
 """
 
 from __future__ import annotations
@@ -39,19 +39,21 @@ from workers.warm_up import LoadedModel, Predict, said, warm_up
 
 Array = NDArray[Any]
 logger = logging.getLogger(__name__)
-# PyTorch's own: whatever it loads then goes through an unpickler that makes tensors and plain containers alone.
+# PyTorch's own switch: all loading then uses an unpickler that creates only tensors and plain containers.
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-TAKE_MISSING = ("xgboost", "lightgbm", "catboost")  # flavors whose trees have a branch for a missing value
+TAKE_MISSING = ("xgboost", "lightgbm", "catboost")  # flavors whose trees handle missing values
 SKLEARN_METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
-REHEARSED_BYTES = 64 * 2**20  # of a file: beyond, a second load takes longer than what is saved is worth
+REHEARSED_BYTES = (
+    64 * 2**20
+)  # maximum file size; loading a larger file twice costs more than the rehearsal saves
 
 
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
-    """Find the version asked for, and import meanwhile what `load` is going to need: both take seconds.
+    """Find the configured version, and import the libraries for `load` at the same time: both take seconds.
 
     Args:
-        folder: Where files are downloaded to that are not on this machine.
+        folder: Download folder for files that are not on this machine.
 
     Raises:
         ModelNotFoundError: The version does not exist.
@@ -59,7 +61,7 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
         RegistryUnavailableError: The registry does not answer.
     """
     with model_lookup.looking_up(settings, folder) as answer:
-        # Without pickles it most likely takes PyTorch or is refused.
+        # Without pickles, most servable versions need PyTorch.
         if settings.env_manager == "local" and not settings.allow_pickle_models:
             import_for_pt2()
         found = answer()
@@ -68,9 +70,9 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
 
 
 def preload(found: ModelVersion, settings: WorkerSettings) -> None:
-    """Import what `load` is going to need.
+    """Import the libraries that `load` needs.
 
-    Starts no thread, opens no device and runs no model, so that the process may fork afterwards.
+    Starts no thread, opens no device and runs no model, so that the process can fork afterwards.
     """
     _import_for(found)
     rehearse(found, settings)
@@ -97,12 +99,14 @@ def import_for_pt2() -> None:
     """Import what loads a pt2 file."""
     import torch.export.pt2_archive
 
-    with suppress(ImportError):  # what PyTorch else imports while it loads is its own affair, and costs 0.2 s
+    with suppress(
+        ImportError
+    ):  # optional: otherwise PyTorch imports these modules during loading, which costs 0.2 s
         import torch.export._trace  # noqa: F401
 
 
 def rehearse(found: ModelVersion, settings: WorkerSettings) -> None:
-    """Load a small pt2 file once and let it go: what PyTorch keeps of its first one is then shared by all that fork."""
+    """Load a small pt2 file once and discard it: forked processes then share PyTorch's one-time initialisation."""
     with suppress(Exception):  # `load` will tell
         if (
             _loading(found).kind == "pt2"
@@ -110,7 +114,9 @@ def rehearse(found: ModelVersion, settings: WorkerSettings) -> None:
         ):
             import torch
 
-            torch.set_num_threads(1)  # others would not live through a fork; `load` sets what is asked for
+            torch.set_num_threads(
+                1
+            )  # more threads would not survive a fork; `load` sets the configured number
             _read_pt2(found, settings).module()
 
 
@@ -118,9 +124,9 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
     """Load a version and warm it up.
 
     Raises:
-        ModelNotAllowedError: Loading it runs code, and the settings do not allow that; its signature may be wrong, too.
-        ModelContractError: Its signature states what cannot be enforced, or it breaks it.
-        ModelWarmUpError: It cannot be loaded, or fails on a warm-up input.
+        ModelNotAllowedError: Loading it runs code, which the settings do not allow; its signature may be invalid, too.
+        ModelContractError: Its signature cannot be enforced, or its outputs violate it.
+        ModelWarmUpError: It cannot be loaded, or it fails on a warm-up input.
     """
     _require_servable(found, settings)
     how, contract = _loading(found), _contract(found)
@@ -136,7 +142,7 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
 
 
 def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelError]:
-    """Everything that keeps a version from being served, so far as that shows before it is loaded."""
+    """All reasons against serving a version that are known before loading it."""
     problems: list[ModelError] = []
     try:
         if not settings.allow_pickle_models:
@@ -170,7 +176,7 @@ def _load_torch(
     settings: WorkerSettings,
     make: Callable[[ModelVersion, str, WorkerSettings], Predict],
 ) -> LoadedModel:
-    """Load it on the first device that it works on; an exported model may hold what cannot leave the CPU."""
+    """Load it on the first device on which it works; parts of an exported model may be bound to the CPU."""
     import torch
 
     torch.set_num_threads(settings.torch_threads)
@@ -204,16 +210,18 @@ def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Pre
         if settings.allow_pickle_models:
             raise
         raise refusal(found.uri, "is a pt2 file with a pickle inside") from error
-    if device != "cpu":  # a module's own `to` would leave behind what the graph makes, and its constants
+    if (
+        device != "cpu"
+    ):  # `Module.to` would not move the graph's constants and the tensors that the graph creates
         program = move_to_device_pass(program, device)
     return _on(device, _checked_once(program), program.graph_signature.user_inputs)
 
 
 def _checked_once(program: Any) -> Callable[..., Any]:
-    """An exported program, which looks at its input's shape once for each shape.
+    """Wrap an exported program so that it checks each input shape only once.
 
-    Its guards are conditions on sizes, which are the contract's, checked before the queue, but for free dimensions. To
-    a small model they cost a third as much as its work.
+    Its guards are conditions on sizes. The contract states these sizes, apart from free dimensions, and they are
+    checked before the queue. For a small model the guards cost a third of its forward pass.
     """
     guarded, unguarded = program.module().forward, program.module(check_guards=False).forward
     by_name = list(program.call_spec.in_spec.child(1).context)
@@ -240,7 +248,7 @@ def _read_pt2(found: ModelVersion, settings: WorkerSettings) -> Any:
     if not settings.allow_pickle_models:
         os.environ[TORCH_SWITCH] = "1"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is refused all the same
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # the pickle is refused in any case
         return torch.export.load(pt2_file(found.flavors, Path(found.path)))
 
 
@@ -253,10 +261,10 @@ def _load_pickled(found: ModelVersion, device: str, settings: WorkerSettings) ->
 
 
 def _on(device: str, run: Callable[..., Any], names: Sequence[str]) -> Predict:
-    """A PyTorch model, called with arrays.
+    """Wrap a PyTorch model so that it is called with arrays.
 
     Args:
-        names: Of its inputs, in order. Several tensors are passed by these where the contract names the same.
+        names: Names of its inputs, in order. Several tensors are passed by name if the contract has the same names.
     """
     import torch
 
@@ -285,7 +293,7 @@ def _to_numpy(output: Any) -> Any:
 
 
 def _load_skops(found: ModelVersion, file: str) -> Predict:
-    """A scikit-learn model in the one of its formats that unpickles nothing; MLflow would want its pickle switch on."""
+    """Load a scikit-learn model in the skops format, which unpickles nothing; MLflow would require a pickle switch."""
     import skops.io
     from skops.io.exceptions import UntrustedTypesFoundException
 
@@ -314,7 +322,7 @@ def _load_pyfunc(found: ModelVersion, settings: WorkerSettings, may_unpickle: bo
 
 
 def _from_document(predict: Predict, is_own: bool) -> Predict:
-    """A model that takes what MLflow's scoring server makes of a request's document."""
+    """Wrap a model so that it takes a document, parsed as MLflow's scoring server does."""
 
     def predict_document(document: Document, params: Mapping[str, Any] | None = None) -> Any:
         from mlflow.exceptions import MlflowException

@@ -1,10 +1,10 @@
 # ruff: noqa: S603, S606  (every command is a list put together in this file; no shell reads it)
-"""An environment of a version's own, built by uv from its requirements: `MODELYARD_ENV_MANAGER=uv`.
+"""A separate environment for a version, built by uv from its requirements: `MODELYARD_ENV_MANAGER=uv`.
 
-A worker looks its version up in Modelyard's environment, builds the version's, and becomes the same worker there
-(exec, so the process id stays). Modelyard's code is put on the path; the packages that it needs are requirements
-beside the model's, so that a conflict fails the build. An environment is complete where its `built.json` stands;
-its name is a digest of everything that it is built from.
+A worker looks up its version in Modelyard's environment and builds the version's environment. Then it replaces itself
+by the same worker there (exec, so the process id stays). Modelyard's code is added to the path; its required packages
+are added to the model's requirements, so that a conflict fails the build. An environment is complete if its
+`built.json` exists; its name is a digest of all build inputs.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ from workers.requirements_check import PYTHON_ENV, REQUIREMENTS, read_requiremen
 
 logger = logging.getLogger(__name__)
 CODE = (app, workers, modelyard)  # the packages that a worker imports
-NOT_NEEDED = ("modelyard-client", "rich")  # of Modelyard's requirements: on the path, and for commands alone
+NOT_NEEDED = ("modelyard-client", "rich")  # requirements on the path, or only for commands
 LOADED_BY = {"pt2": ("torch",), "skops": ("skops", "mlflow")}  # how a model loads -> packages, else MLflow
 CONSTRAINTS, BUILT = "constraints.txt", "built.json"
 TORCH_BACKEND = "UV_TORCH_BACKEND"
-# How uv begins an error, and the lines of one.
+# First words of uv's error messages, and the decoration of their lines.
 ERROR, DECORATION = ("error", "\N{MULTIPLICATION SIGN}"), "\N{MULTIPLICATION SIGN}╰─▶│ "
-NARRATION = re.compile(r"^\s*[+~-] ")  # one line for each package that uv installs
+NARRATION = re.compile(r"^\s*[+~-] ")  # one line per package that uv installs
 SAID_BYTES = 1500
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an environment is built from.
+    """The build inputs of an environment.
 
     Attributes:
-        python: For uv: a path or a version.
+        python: Path or version, for uv.
         own: Requirements of Modelyard's worker.
-        digest: Of all that decides what is installed.
+        digest: Digest of everything that determines the installed packages.
     """
 
     python: str
@@ -72,10 +72,10 @@ class Plan:
 
 
 def become(found: ModelVersion, settings: WorkerSettings, folder: str) -> NoReturn:
-    """Turn this process into a worker in the version's environment, which is built where it is not there.
+    """Replace this process by a worker in the version's environment, which is built if it is missing.
 
     Args:
-        found: The version; a worker would serve it.
+        found: The version to serve.
         folder: Folder for temporary files, which the new worker removes.
 
     Raises:
@@ -90,7 +90,7 @@ def become(found: ModelVersion, settings: WorkerSettings, folder: str) -> NoRetu
 
 
 def try_loading(found: ModelVersion, settings: WorkerSettings) -> ModelError | None:
-    """Load a version in its environment, which is built first where it is missing; the answer is why that fails."""
+    """Load a version in its environment, which is built first if it is missing; returns the error, or None."""
     try:
         python = build(found, settings)
     except ModelEnvironmentError as error:
@@ -131,7 +131,7 @@ def prepare(settings: WorkerSettings) -> None:
 
 
 def build(found: ModelVersion, settings: WorkerSettings) -> Path:
-    """The Python of a version's environment; one process builds it, and others wait.
+    """Path of the Python of a version's environment. One process builds the environment while others wait.
 
     Raises:
         ModelEnvironmentError: It cannot be built.
@@ -183,7 +183,7 @@ def _plan(found: ModelVersion) -> Plan:
 
 
 def _python(found: ModelVersion) -> str:
-    """This Python where the model was logged with the same minor version, else one that uv finds or downloads."""
+    """This Python if the model was logged with the same minor version, else one that uv finds or downloads."""
     wanted = required_python(found.path)
     ours = sysconfig.get_python_version()
     minor = ".".join(wanted.split(".")[:2]) or ours
@@ -197,14 +197,14 @@ def _python(found: ModelVersion) -> str:
 
 
 def _own_requirements(found: ModelVersion) -> tuple[str, ...]:
-    """What a worker needs besides the model's requirements, which say what else the model needs."""
+    """The worker's requirements in addition to the model's requirements."""
     lines = [Requirement(line) for each in ("modelyard", "modelyard-client") for line in requires(each) or []]
-    # NumPy's version is the model's affair
+    # the model determines NumPy's version
     own = {"numpy" if each.name == "numpy" else str(each) for each in lines if not each.marker}
     own = {each for each in own if Requirement(each).name not in NOT_NEEDED}
     named = [each.name for each in read_requirements(found.path)]
     for loader in LOADED_BY.get(loading(found.flavors, Path(found.path)).kind, ("mlflow",)):
-        if not any(name.startswith(loader) for name in named):  # mlflow-skinny serves too
+        if not any(name.startswith(loader) for name in named):  # mlflow-skinny is sufficient, too
             own.add(loader)
     return (*sorted(own), "packaging")
 
@@ -214,13 +214,13 @@ def _is_built(place: Path) -> bool:
 
 
 def _build(place: Path, plan: Plan, found: ModelVersion) -> None:
-    shutil.rmtree(place, ignore_errors=True)  # what a killed process has left
+    shutil.rmtree(place, ignore_errors=True)  # leftovers of a killed process
     uv, config = _uv(), _pip_config()
     logger.info("building an environment for %s in %s", found.uri, place)
     variables = {**os.environ, **pip_config.uv_variables(config)}
     install = [uv, "pip", "install", "--python", str(_python_of(place)), *pip_config.uv_options(config)]
     wanted = ["--requirement", REQUIREMENTS, *plan.own]
-    if sys.dont_write_bytecode:  # else every start compiles thousands of files
+    if sys.dont_write_bytecode:  # otherwise every start compiles thousands of files
         wanted.append("--compile-bytecode")
     try:
         problem = _run([uv, "venv", "--python", plan.python, str(place)], found.path, variables)
@@ -244,7 +244,7 @@ def _build(place: Path, plan: Plan, found: ModelVersion) -> None:
 
 
 def _torch_choices(config: dict[str, str], found: ModelVersion) -> list[list[str]]:
-    """Which build of PyTorch uv takes, to try in turn: that for the GPU here or the CPU's, else the index's own."""
+    """PyTorch builds for uv to try in turn: the build for this GPU or for the CPU, else the index's default."""
     if (
         os.environ.get(TORCH_BACKEND)
         or all(each.name != "torch" for each in read_requirements(found.path))
@@ -255,7 +255,7 @@ def _torch_choices(config: dict[str, str], found: ModelVersion) -> list[list[str
 
 
 def _run(command: list[str], folder: str, variables: dict[str, str]) -> str:
-    """Run uv, with its output as log lines; what it said where it failed, else nothing."""
+    """Run uv with its output as log lines; returns its output if it failed, else an empty string."""
     said = []
     with subprocess.Popen(
         command,
@@ -266,7 +266,7 @@ def _run(command: list[str], folder: str, variables: dict[str, str]) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        preexec_fn=signal_at_parents_death(signal.SIGKILL),  # the lock would be free
+        preexec_fn=signal_at_parents_death(signal.SIGKILL),  # a dead worker's lock is free
     ) as process:
         assert process.stdout
         try:
@@ -281,7 +281,7 @@ def _run(command: list[str], folder: str, variables: dict[str, str]) -> str:
 
 
 def _in_a_line(said: Sequence[str]) -> str:
-    """What uv says of an error, without what it said before."""
+    """The error message in uv's output, in one line."""
     begin = next((n for n, line in enumerate(said) if line.startswith(ERROR)), 0)
     text = " ".join(line.lstrip(DECORATION).removeprefix("error: ") for line in said[begin:] if line)
     return " ".join(text.split()).replace(" cause: ", ": ")[:SAID_BYTES].rstrip(".")
@@ -300,7 +300,7 @@ def _uv() -> str:
 
 
 def _pip_config() -> dict[str, str]:
-    """What pip is configured with, where uv's own variables do not say it."""
+    """Configuration of pip, unless uv's own variables override it."""
     own = [sys.executable, "-m", "pip"]
     has_own = subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0
     found = pip_config.read_pip_config(
@@ -325,7 +325,7 @@ def _python_of(place: Path) -> Path:
 def _handed_over(
     found: ModelVersion, settings: WorkerSettings, folder: str, *, is_trial: bool = False
 ) -> Iterator[IO[bytes]]:
-    """A file without a name, as the settings may hold a password."""
+    """Write the handover to an unnamed file, because the settings may contain a password."""
     inside = settings.model_copy(update={"env_manager": "local"}).model_dump(mode="json")
     with tempfile.TemporaryFile() as file:
         file.write(msgspec.msgpack.encode(Handover(inside, found, folder, is_trial)))
@@ -338,7 +338,7 @@ def _command(python: Path, file: IO[bytes]) -> list[str]:
 
 
 def _variables(python: Path, folder: str) -> dict[str, str]:
-    """Variables for a Python that imports Modelyard's packages first, and nothing else from where they lie."""
+    """Variables for a Python that imports Modelyard's packages first, and nothing else from their folders."""
     code = Path(folder, "code")
     code.mkdir()
     for package in CODE:

@@ -1,7 +1,7 @@
-"""What the MLflow registry knows of a model version, read by a process of its own: `python -m workers.model_lookup`.
+"""Looks up a model version in the MLflow registry in a separate process: `python -m workers.model_lookup`.
 
-MLflow takes 200 MiB and two seconds, for one answer. That process ends with it, and the worker imports PyTorch
-meanwhile. What the answer is worth is not judged here.
+Importing MLflow takes 200 MiB and two seconds for one answer. The process ends after the answer, and the worker imports
+PyTorch in the meantime. This module does not decide whether the version can be served.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 TASK = "modelyard.task"  # a version's tag, or an entry of its model's metadata
 MISSING = "modelyard.missing"  # metadata: whether the model takes missing values, `allowed` or `refused`
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
-MOST_MODELS, NAMED = 1000, 8  # that are looked at and named where something is not found
+MOST_MODELS, NAMED = 1000, 8  # models that a not-found error considers and names
 ERRORS = {
     each.code: each
     for each in (ModelNotFoundError, ModelWarmUpError, RegistrySchemaError, RegistryUnavailableError)
@@ -48,16 +48,16 @@ ERRORS = {
 
 
 class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
-    """A registered model's version, as the registry describes it.
+    """A registered model's version, as described by the registry.
 
     Attributes:
-        path: Folder of its files, on this machine.
-        flavors: Of its MLmodel file.
-        signature: As `workers.signature` reads it.
-        task: What the version says that it is, by its tag or metadata `modelyard.task`: such as `classification`.
+        path: Folder of its files on this machine.
+        flavors: Flavors in its MLmodel file.
+        signature: In the form that `workers.signature` reads.
+        task: Its declared task, from its tag or metadata `modelyard.task`, such as `classification`.
         quality: Its `val_accuracy` and where that was logged.
-        model_id: MLflow's id of the logged model, `m-…`, or the digest of its files where it has no run either.
-        place: Of files that are in no registry; else empty.
+        model_id: MLflow's id of the logged model, `m-…`; the digest of its files if it has neither that nor a run.
+        place: Location of its files if they are in no registry, else empty.
     """
 
     name: str
@@ -73,17 +73,17 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Faults that do not keep it from being served."""
+        """Faults that do not prevent serving."""
         return self.quality.warnings
 
     @property
     def uri(self) -> str:
-        """What a person calls it."""
+        """Its name for people."""
         return self.place or f"models:/{self.name}/{self.version}"
 
 
 class _Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """An error on its way to the worker, where it is raised."""
+    """An error that is sent to the worker and raised there."""
 
     code: str
     detail: str
@@ -91,17 +91,15 @@ class _Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 @contextmanager
 def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], ModelVersion]]:
-    """`look_up` in a process of its own, which ends with the context, or with this process however that ends.
+    """Run `look_up` in a separate process, which ends with the context or with this process.
 
     Args:
-        folder: Where files are downloaded to that are not on this machine.
+        folder: Download folder for files that are not on this machine.
 
     Yields:
-        What waits for the answer, or raises its error.
+        A function that waits for the answer and returns it, or raises its error.
     """
-    if sqlite_path(
-        settings.mlflow_tracking_uri
-    ):  # at once; of others, the process that imports their drivers
+    if sqlite_path(settings.mlflow_tracking_uri):  # others: checked in the look-up process
         _require_database(settings.mlflow_tracking_uri)
     wanted = {
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
@@ -112,9 +110,9 @@ def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], M
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "workers.model_lookup"],  # -P: a folder named workers may stand here
         env=os.environ | wanted,
-        stdin=subprocess.PIPE,  # nothing is written; that it is open says that this process lives
+        stdin=subprocess.PIPE,  # nothing is written; the open pipe shows that this process is alive
         stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the worker alone
+        start_new_session=True,  # only the worker must receive Ctrl-C
     ) as process:
         try:
             yield partial(_answer_of, process, settings.mlflow_tracking_uri)
@@ -137,7 +135,7 @@ def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVers
 
 
 def _require_database(uri: str) -> None:
-    """Leave a database alone that MLflow would create or migrate."""
+    """Refuse a database that MLflow would create or migrate."""
     found = examine(uri)
     if found in ("missing", "empty"):
         what = "names a database that does not exist" if found == "missing" else "names an empty database"
@@ -148,12 +146,12 @@ def _require_database(uri: str) -> None:
 
 
 def main() -> None:
-    """Look up what the environment names, and write the answer to standard output."""
+    """Look up the version named by the environment variables, and write the answer to standard output."""
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
     configure_logging()
     wanted = [os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MODEL_NAME", "MODEL_VERSION")]
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
-        # Whatever a library prints is no part of the answer.
+        # Output printed by libraries must not become part of the answer.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         answer: ModelVersion | _Refused
         try:
@@ -169,12 +167,12 @@ def _end_with_the_worker() -> None:
 
 
 def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
-    """Find a version, and its files on this machine; an alias or `latest` becomes the number it stands for now.
+    """Find a version and its files on this machine; an alias or `latest` is resolved to its current number.
 
     Raises:
         ModelNotFoundError: The registry has no such model, version or alias.
-        ModelWarmUpError: It has, but not its files, or what describes them cannot be read.
-        RegistrySchemaError: Its database has the schema of another MLflow.
+        ModelWarmUpError: Its files are missing, or their description is unreadable.
+        RegistrySchemaError: The registry's database has the schema of another MLflow release.
         RegistryUnavailableError: The registry does not answer.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -223,7 +221,7 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
 
 
 def _model_id(source: str, run_id: str, folder: Path) -> str:
-    """MLflow 3's id of the model; of a version that has neither that nor a run, the digest of its files."""
+    """MLflow 3's id of the model; for a version with neither that nor a run, the digest of its files."""
     found = LOGGED_MODEL.match(source)
     if found or run_id:
         return found[1] if found else ""
@@ -244,13 +242,13 @@ def _find(client: Any, name: str, wanted: str) -> Any:
     if wanted != "latest":
         return client.get_model_version_by_alias(name, wanted)
     versions = client.search_model_versions(f"name = '{name}'")
-    if not versions:  # there is no such model, or all its versions were deleted
+    if not versions:  # the model does not exist, or all its versions were deleted
         raise MlflowException(f"{name} has no version", RESOURCE_DOES_NOT_EXIST)
     return max(versions, key=lambda each: int(each.version))
 
 
 def _not_found(client: Any, tracking_uri: str, name: str, wanted: str) -> ModelNotFoundError:
-    """The error for a version that is not there; says what is there instead."""
+    """The error for a missing version; it names existing ones."""
     versions = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
     models = [each.name for each in client.search_registered_models(max_results=MOST_MODELS)]
     if versions:
@@ -272,7 +270,7 @@ def _not_found(client: Any, tracking_uri: str, name: str, wanted: str) -> ModelN
 
 
 def _nearest(wanted: str, names: Iterable[str]) -> str:
-    """Names for a message, those first that are most like what was asked for."""
+    """Names for a message, sorted by similarity to the wanted name."""
 
     def unlikeness(name: str) -> float:
         return -difflib.SequenceMatcher(None, wanted.casefold(), name.casefold()).ratio()
@@ -283,12 +281,12 @@ def _nearest(wanted: str, names: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a model's description says of it.
+    """The parts of an MLmodel file that Modelyard uses.
 
     Attributes:
-        flavors: Those that it can be loaded as.
-        signature: As `workers.signature` reads it.
-        task: What its metadata says that it is; empty where they do not.
+        flavors: The flavors in which it can be loaded.
+        signature: In the form that `workers.signature` reads.
+        task: The task declared in its metadata; empty without one.
     """
 
     flavors: dict[str, Any]
@@ -297,7 +295,7 @@ class Description:
 
 
 def read_description(folder: str) -> Description:
-    """What the description among a model's files says."""
+    """Read the MLmodel file of a model."""
     from mlflow.models import Model
 
     described = Model.load(folder)

@@ -1,8 +1,8 @@
 # ruff: noqa: S603  (the command is a list put together by the caller; no shell reads it)
-"""What pip is configured with on this machine, in uv's terms. Standard library only: no install came before.
+"""Translates pip's configuration on this machine for uv. Standard library only, as it runs before any installation.
 
-uv reads neither pip's configuration files nor its ``PIP_*`` variables, so an index, a folder of wheels or a
-certificate that an administrator has set for pip has to be handed to it.
+uv reads neither pip's configuration files nor its ``PIP_*`` variables. So an index, a folder of wheels or a certificate
+that an administrator configured for pip must be passed to uv.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VARIABLES = {
     "timeout": "UV_HTTP_TIMEOUT",
     "default-timeout": "UV_HTTP_TIMEOUT",
 }
-SECTIONS = ("global", "install", ":env:")  # a later one replaces an earlier one, as in pip
+SECTIONS = ("global", "install", ":env:")  # later sections override earlier ones, as in pip
 TRUE_VALUES = {"1", "true", "yes", "on"}
 
 
@@ -34,7 +34,7 @@ def read_pip_config(pip: list[str]) -> dict[str, str]:
         pip: Command that runs the pip in question.
 
     Returns:
-        Option name to value; empty where pip cannot say.
+        Option name to value; empty if pip cannot list them.
     """
     answer = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
     return parse_pip_config(answer.stdout) if answer.returncode == 0 else {}
@@ -48,13 +48,13 @@ def parse_pip_config(listing: str) -> dict[str, str]:
         if match:
             section, option, literal = match.groups()
             value = str(ast.literal_eval(literal))
-            if value:  # pip ignores a setting that is empty
+            if value:  # pip ignores empty settings
                 by_section[section][option.replace("_", "-")] = value
     return {option: value for section in SECTIONS for option, value in by_section[section].items()}
 
 
 def uv_options(config: dict[str, str]) -> list[str]:
-    """Command-line options for ``uv pip`` that say the same as pip's configuration."""
+    """Command-line options for ``uv pip`` that are equivalent to pip's configuration."""
     options = []
     for name, option in {**REPEATED_OPTIONS, **REPEATED_HOSTS}.items():
         for value in config.get(name, "").split():
@@ -64,12 +64,12 @@ def uv_options(config: dict[str, str]) -> list[str]:
             options += [option, config[name]]
     if config.get("no-index", "").lower() in TRUE_VALUES:
         options.append("--no-index")
-    # pip takes the best version of all indexes, uv by default that of the first index that has the package
+    # pip takes the best version from all indexes; uv by default uses only the first index that has the package
     return [*options, "--index-strategy", "unsafe-best-match"]
 
 
 def uv_variables(config: dict[str, str]) -> dict[str, str]:
-    """Environment variables for uv that say the same as pip's configuration."""
+    """Environment variables for uv that are equivalent to pip's configuration."""
     return {variable: config[name] for name, variable in VARIABLES.items() if config.get(name)}
 
 
@@ -77,8 +77,8 @@ def local_torch_wheel(config: dict[str, str], python_tag: str) -> Path | None:
     """A torch wheel for this Python in one of pip's configured folders.
 
     Args:
-        config: As :func:`read_pip_config` returns it.
-        python_tag: Such as ``cp311``.
+        config: The result of :func:`read_pip_config`.
+        python_tag: A tag such as ``cp311``.
     """
     for place in config.get("find-links", "").split():
         folder = Path(re.sub("^file://", "", place)).expanduser()

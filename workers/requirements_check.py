@@ -1,6 +1,6 @@
-"""How a version's own packages differ from this environment, and whether it may be served all the same.
+"""Compares a version's required packages with this environment, and decides whether it may be served.
 
-MLflow writes `requirements.txt` and `python_env.yaml` beside each model. The serving process reads them without MLflow.
+MLflow writes `requirements.txt` and `python_env.yaml` for each model. The serving process reads them without MLflow.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from workers.model_lookup import ModelVersion
 
 REQUIREMENTS, PYTHON_ENV = "requirements.txt", "python_env.yaml"
-# The library of a flavor, where it has another name.
+# Libraries whose name differs from their flavor.
 LIBRARIES = {"pytorch": "torch", "sklearn": "scikit-learn"}
-NAMED = 12  # differences that one line names
+NAMED = 12  # maximum number of differences named in one line
 
 
 def read_requirements(folder: str) -> list[Requirement]:
-    """The requirements of a model that apply here; options, paths and addresses are left out.
+    """The requirements of a model that apply to this environment; options, paths and URLs are skipped.
 
     Args:
         folder: The model's files.
@@ -49,7 +49,7 @@ def read_requirements(folder: str) -> list[Requirement]:
 
 
 def required_python(folder: str) -> str:
-    """The Python version that a model was logged with, empty where that is not known."""
+    """The Python version with which a model was logged, empty if unknown."""
     path = Path(folder, PYTHON_ENV)
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found = re.search(r"""^python:\s*["']?(\d+\.\d+[\w.]*)""", text, re.MULTILINE)
@@ -57,7 +57,7 @@ def required_python(folder: str) -> str:
 
 
 def differences(folder: str) -> tuple[RequirementDifference, ...]:
-    """What a model requires and this environment lacks, or has in another version.
+    """The requirements of a model that this environment lacks or has in another version.
 
     Args:
         folder: The model's files.
@@ -81,7 +81,7 @@ def described(found: Sequence[RequirementDifference]) -> str:
 
 
 def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelRequirementsError]:
-    """Why a version is not served here: the library of its flavor has another major version, or is missing."""
+    """Why a version cannot be served here: the library of its flavor is missing or has another major version."""
     if settings.env_manager != "local" or settings.allow_major_mismatch:
         return []
     libraries = {canonicalize_name(LIBRARIES.get(flavor, flavor)) for flavor in found.flavors}
@@ -115,5 +115,5 @@ def _is_other_major(difference: RequirementDifference) -> bool:
     try:
         majors = {Version(each.version.removesuffix(".*")).major for each in named}
         return Version(difference.installed).major not in majors
-    except InvalidVersion:  # `===` takes any text
+    except InvalidVersion:  # `===` accepts any text
         return True

@@ -1,4 +1,4 @@
-"""Reads a contract from an MLflow signature, as the description among a model's files spells it in JSON."""
+"""Reads a contract from an MLflow signature, in the JSON form of the MLmodel file."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from app.errors import ModelContractError
 
 
 def read_contract(signature: Mapping[str, Any], *, takes_missing: bool = False) -> Contract:
-    """The contract that a signature states.
+    """The contract of a signature.
 
     Args:
-        signature: `inputs` and `params`, each a list in MLflow's JSON or absent; `is_own` where the model's own type
-            hints check its input; `allows_missing` where the version says whether it takes missing values. Empty
-            where the version has no signature.
-        takes_missing: Whether tensors may lack values where the version does not say; columns may, as their types do.
+        signature: `inputs` and `params`, each a list in MLflow's JSON or absent; `is_own` if the model's own type
+            hints check its input; `allows_missing` if the version declares whether it takes missing values. Empty if
+            the version has no signature.
+        takes_missing: Default for missing values in tensors, if the version declares nothing. Columns take them by
+            default, as far as their types allow.
 
     Raises:
-        ModelContractError: It states what Modelyard cannot enforce.
+        ModelContractError: Modelyard cannot enforce the signature.
     """
     params = tuple(map(_param, signature.get("params") or ()))
     inputs: Sequence[Mapping[str, Any]] = signature.get("inputs") or ()

@@ -1,6 +1,7 @@
-"""A loaded model, and its first passes: with the version's own example, or one made from its contract.
+"""A loaded model and its warm-up passes, with the version's own example or one generated from its contract.
 
-They show that it runs, what it answers, and whether it answers a row for each row: else its jobs share no batch.
+They show that the model runs, the form of its outputs, and whether it returns one row per input row. Otherwise its jobs
+cannot share a batch.
 """
 
 from __future__ import annotations
@@ -38,22 +39,22 @@ from workers.job_outputs import as_rows_of_numbers, check_output, is_finite, n_r
 from workers.model_lookup import ModelVersion
 
 logger = logging.getLogger(__name__)
-Predict = Callable[..., Any]  # of the input, and of parameters where the contract has any
+Predict = Callable[..., Any]  # called with the input, and with parameters if the contract has any
 EXAMPLE_FILE = "serving_input_example.json"
-LARGEST_EXAMPLE_BYTES = 4096  # that is published: each heartbeat carries it
+LARGEST_EXAMPLE_BYTES = 4096  # maximum size of a published example, because each heartbeat contains it
 MAX_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to infer.
+    """A model that is ready for inference.
 
     Attributes:
-        predict: Takes what `workers.job_inputs` makes for the contract; answers anything.
+        predict: Takes the input of `workers.job_inputs` for the contract; returns any type.
         device: `cpu` or `cuda:N`.
-        allows_non_finite: Whether NaN and infinities are among its answers.
-        task: What the version says that it is, such as `classification`; empty where it does not say.
-        example: A request body that it has answered, as JSON; empty where none is known, or it is large.
+        allows_non_finite: Whether its outputs may contain NaN and infinities.
+        task: The version's declared task, such as `classification`; empty without one.
+        example: A request body that it has answered, as JSON; empty if none is known or if it is too large.
     """
 
     contract: Contract
@@ -65,18 +66,18 @@ class LoadedModel:
 
 
 def said(error: BaseException) -> str:
-    """What an error of a model's says."""
+    """The text of a model's error."""
     if isinstance(error, Exception):
         return first_line(error)
     return f"it raised {type(error).__name__}({error}), which would end its worker"
 
 
 def warm_up(model: LoadedModel, found: ModelVersion) -> LoadedModel:
-    """Run a model once and on twice as many rows; answers it with what that showed of it.
+    """Run a model once, and once with twice as many rows; returns the model with the observed properties.
 
     Raises:
-        ModelWarmUpError: It fails on its own example, or on zeros where it takes one plain tensor.
-        ModelContractError: Its answer cannot be written.
+        ModelWarmUpError: It fails on its own example, or on zeros if it takes one plain tensor.
+        ModelContractError: Its output cannot be encoded.
     """
     example, is_own = _example(found, model.contract)
     if not example:
@@ -99,7 +100,7 @@ def warm_up(model: LoadedModel, found: ModelVersion) -> LoadedModel:
         logger.warning("%s fails on %s, so its jobs share no batch: %s", found.uri, what, said(error))
         return replace(model, contract=_alone(model.contract))
     if not (model.allows_non_finite or all(map(is_finite, outputs))):
-        # No reason to refuse it: what was made up need not be in the model's domain.
+        # No reason to refuse it: a generated example need not be in the model's domain.
         logger.warning(
             "%s answers NaN or infinities to its first input; jobs with such an answer fail as %s: set "
             "MODELYARD_ALLOW_NON_FINITE=true if the model means them",
@@ -117,7 +118,7 @@ def _may_merge(contract: Contract) -> bool:
 
 
 def _proven(contract: Contract, outputs: list[Any], n_samples: int, uri: str) -> Contract:
-    """The contract, so far as the model's answers to one input and to twice that input bear it out."""
+    """The contract, adjusted to the model's outputs for one input and for the same input twice."""
     if isinstance(contract, TensorContract):
         if _answers_numbers(outputs, n_samples, uri):
             return contract

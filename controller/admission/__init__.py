@@ -1,1 +1,1 @@
-"""Who may enter, and when: authentication, rate limit, idempotency, wait estimate."""
+"""Admission control: authentication, rate limit, idempotency, wait estimate."""

@@ -1,8 +1,8 @@
-"""The audit log: who cancelled or resent a job, and who was refused for their API key; a JSON object a line.
+"""The audit log: cancelled and resent jobs with their callers, and refused API keys; one JSON object per line.
 
-Logger `modelyard.audit`, to standard error, or to the file of `MODELYARD_AUDIT_LOG`. A logger that was given a handler
-before keeps that alone. No key is ever written, nor its hash. Refusals are bounded, as strangers can cause them: ten
-lines a second of each kind, and then a line that says how many more there were.
+The logger `modelyard.audit` writes to standard error or to the file of `MODELYARD_AUDIT_LOG`. A logger that already has
+a handler keeps only that one. Keys and their hashes are never written. Refusals are limited, because anyone can cause
+them: ten lines per second and kind, then one line with the number of further refusals.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from app.logs import RedactingFormatter
 from modelyard.redaction import HIDDEN
 
 REFUSALS_PER_S = 10
-SHOWN_CHARACTERS = 200  # of what a caller chose
-_KEY = re.compile(rf"{KEY_PREFIX}[\w-]+")  # one that was put where it does not belong, such as the path
+SHOWN_CHARACTERS = 200  # maximum length of text chosen by a caller
+_KEY = re.compile(rf"{KEY_PREFIX}[\w-]+")  # matches a key in a wrong place, such as the path
 
 logger = logging.getLogger("modelyard.audit")
 
@@ -34,22 +34,22 @@ Client = tuple[str, int] | None
 
 
 class Audit:
-    """Writes the lines."""
+    """Writes the audit lines."""
 
     def __init__(self) -> None:
-        self._refusals: dict[tuple[str, str, str], int] = {}  # of this second
+        self._refusals: dict[tuple[str, str, str], int] = {}  # counts of the current second
 
     @contextmanager
     def act(
         self, event: str, done: str, caller: str, client: Client, job_id: str
     ) -> Iterator[dict[str, str]]:
-        """Note what a caller does to a job: the outcome `done`, or the code of the error that ended it.
+        """Log a caller's action on a job: the result is `done`, or the code of the error that ended it.
 
         Args:
-            caller: Name of their API key, empty where there are no keys.
+            caller: Name of the caller's API key, empty without keys.
 
         Yields:
-            More members of the line.
+            A dictionary for further members of the line.
         """
         members = {"key": caller, "job_id": job_id}
         try:
@@ -60,7 +60,7 @@ class Audit:
         self._write(event, done, client, members)
 
     def refuse(self, event: str, error: ModelyardError, client: Client, **members: str) -> None:
-        """Note that a caller was refused."""
+        """Log a refused request."""
         reason = error.detail.partition(";")[0]
         kind = (event, error.code, reason)
         n_before = self._refusals.get(kind, 0)
@@ -71,7 +71,7 @@ class Audit:
             self._write(event, error.code, client, {"reason": reason, **members})
 
     def close(self) -> None:
-        """Write the counts that are due."""
+        """Write the pending counts."""
         for kind in list(self._refusals):
             self._count(kind)
 
@@ -92,10 +92,10 @@ class Audit:
 
 @contextmanager
 def audit_log(path: Path | None) -> Iterator[Audit]:
-    """The audit log for as long as a controller serves.
+    """The audit log during the lifetime of a controller.
 
     Args:
-        path: File to append to; it is opened anew when it was moved away. None is standard error.
+        path: File to append to; it is reopened after it was moved. None is standard error.
     """
     audit = Audit()
     if logger.handlers:
@@ -117,10 +117,10 @@ def audit_log(path: Path | None) -> Iterator[Audit]:
 
 
 def check_writable(path: Path | None) -> None:
-    """See that the audit log can be written before anything starts.
+    """Check before the start that the audit log can be written.
 
     Raises:
-        ConfigurationError: It cannot.
+        ConfigurationError: It cannot be written.
     """
     try:
         if path:

@@ -1,7 +1,7 @@
-"""Who asks, and what they may: API keys as the controller goes by them.
+"""Authentication and roles by API keys.
 
-`Gate` lets nothing but `OPEN_PATHS` pass without a valid key; a route says with `require` which role it needs.
-Where there are no keys, everybody is an operator without a name.
+Without a valid key, `Gate` admits only requests for `OPEN_PATHS`; a route declares its required role with `require`.
+If no keys are configured, every caller is an operator without a name.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from app.settings import ControllerSettings
 
 logger = logging.getLogger(__name__)
 
-# What a load balancer asks, and what the published source says anyhow; a browser that opens a page sends no key.
+# Health checks of load balancers, and pages whose content is public; a browser that opens a page sends no key.
 DOCUMENTATION_PATHS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json"})
 DOCUMENTATION_FILES = "/static-offline-docs/"
 HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/readyz/read", "/ping", "/health", "/version"})
 OPEN_PATHS = DOCUMENTATION_PATHS | HEALTH_PATHS
-# Spellings of valid keys, such as `bearer` for `Bearer`: there is no need for more.
+# Limit for spellings of valid keys, such as `bearer` for `Bearer`; more are not needed.
 CACHED_CALLERS = 1024
-CACHED_BYTES = 256  # of a header; longer ones hold spaces
+CACHED_BYTES = 256  # maximum size of a cached header; longer ones contain extra spaces
 _HOW = "send it as `Authorization: Bearer <key>`; the client and `modelyard` read it from MODELYARD_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request.
+    """The caller of a request.
 
     Attributes:
-        name: Name of their API key, to which their jobs belong; empty where there are no keys.
-        is_operator: Whether they may read every job and see the pool.
+        name: Name of the API key that owns the caller's jobs; empty without keys.
+        is_operator: Whether the caller may read every job and see the pool.
     """
 
     name: str
     is_operator: bool
 
     def may_read(self, owner: str) -> bool:
-        """Whether a job of this owner is theirs to read and cancel."""
+        """Whether this caller may read and cancel a job of this owner."""
         return self.is_operator or owner == self.name
 
 
@@ -52,18 +52,20 @@ ANONYMOUS = Caller("", is_operator=True)
 
 
 class Access:
-    """Recognises callers by the keys of the settings.
+    """Authenticates callers with the configured keys.
 
     Args:
-        settings: Where the keys are.
+        settings: Contains the keys or their file.
 
     Raises:
-        ConfigurationError: They are malformed.
+        ConfigurationError: The keys are malformed.
     """
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
-        self._stamp = self._file_stamp()  # before it is read: a change in between is seen at the next look
+        self._stamp = (
+            self._file_stamp()
+        )  # before it is read: a change in between is detected at the next check
         self._keys: tuple[ApiKey, ...] = read_keys(settings)
         self._callers: dict[bytes, Caller] = {}
 
@@ -73,23 +75,23 @@ class Access:
         return bool(self._keys)
 
     def caller(self, authorization: bytes) -> Caller:
-        """Who sent this `Authorization` header, empty where there was none.
+        """The caller with this `Authorization` header (empty if it was missing).
 
         Raises:
-            UnauthenticatedError: There are keys, and none of them was sent.
+            UnauthenticatedError: Keys are configured, and the header has none of them.
         """
         if not self._keys:
             return ANONYMOUS
         return self._callers.get(authorization) or self._recognise(authorization)
 
     async def watch(self) -> None:
-        """Until cancelled, look each heartbeat whether the file of keys has changed."""
+        """Check each heartbeat whether the key file has changed; runs until cancelled."""
         while True:
             await asyncio.sleep(self._settings.heartbeat_s)
             self.refresh()
 
     def refresh(self) -> None:
-        """Read the file of keys again if it has changed. One that cannot be read leaves the keys as they were."""
+        """Read the key file again if it has changed. If it is unreadable, the keys stay unchanged."""
         stamp = self._file_stamp()
         if stamp == self._stamp:
             return
@@ -109,7 +111,7 @@ class Access:
         known = holder(self._keys, key.strip())
         if known is None:
             raise UnauthenticatedError(f"the API key is invalid; {_HOW}")
-        # Only valid ones are kept, so nobody fills this without a key.
+        # Only valid headers are cached, so that nobody can fill the cache without a key.
         if len(self._callers) >= CACHED_CALLERS:
             self._callers.clear()
         caller = Caller(known.name, known.role == "operate")
@@ -127,12 +129,12 @@ class Access:
 
 
 def caller_of(request: Request) -> Caller:
-    """Who sent a request that `Gate` let in."""
+    """The caller of a request that `Gate` admitted."""
     caller: Caller = request.state.caller
     return caller
 
 
-# The scheme is there for /docs, which asks for a key where one of its routes names it.
+# The security scheme makes /docs ask for a key on the routes that declare it.
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="API key", description="required if the controller has API keys"
 )
@@ -146,10 +148,10 @@ async def _check_operator(
 
 
 def require(role: Role) -> Any:
-    """Dependency of a route that only this role may use: `dependencies=[require("operate")]`.
+    """A dependency for routes that require this role: `dependencies=[require("operate")]`.
 
     Raises:
-        ForbiddenError: When called without the role.
+        ForbiddenError: Raised by the dependency if the caller lacks the role.
     """
     return Depends(_check_operator if role == "operate" else _bearer)
 
@@ -160,5 +162,5 @@ def is_open(path: str) -> bool:
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is the page or one of its files, which are the same for all."""
+    """Whether a path is the page or one of its files, which are public."""
     return path == "/" or path.startswith("/page/")

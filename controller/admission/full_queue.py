@@ -1,7 +1,7 @@
-"""A full queue: which callers it still takes, and when the others are to come back.
+"""A full queue: which callers it still admits, and when the others should retry.
 
-Nothing here runs while a queue has room. Each controller decides for its own callers; all jobs of other controllers
-count as those of one more caller.
+This code runs only while a queue is full. Each controller decides for its own callers; all jobs of other controllers
+count as one additional caller.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import random
 import time
 from collections.abc import Callable, Mapping
 
-# Part of what the workers get done that is promised to those who return. New callers cannot be told from them, and
-# take the rest: with 0.4, at three times the capacity, one in six of those who return is refused again; with 1, every
-# third. A smaller part makes them wait longer than the workers need.
+# Fraction of the workers' throughput that is promised to returning callers. New callers cannot be distinguished from
+# them and take the rest. At three times the capacity, 0.4 means that one in six returning callers is refused again;
+# 1 means every third. A smaller fraction makes callers wait longer than the workers need.
 RETURNS_SHARE = 0.4
 LONGEST_RETURN_S = 300.0
-FORGET_S = 10.0  # without a refusal: there has been room, and many who were told to return never will
+FORGET_S = 10.0  # time without a refusal after which promises are dropped: many refused callers never return
 JITTER = 0.25
 
 
 class FullQueue:
-    """The callers of one queue, as far as it is full.
+    """Admission to one queue while it is full.
 
     Args:
-        open_jobs: Open jobs of this controller in the queue, by the name of their API key; as they are now.
+        open_jobs: Current open jobs of this controller in the queue, by the name of their API key.
         now_s: A monotonic clock.
     """
 
@@ -36,11 +36,11 @@ class FullQueue:
     def is_below_share(self, caller: str, most_jobs: float, n_others: int) -> bool:
         """Whether a caller has fewer open jobs than its share of the queue (max-min fairness).
 
-        Callers without an API key are one caller, who has nobody to share with.
+        All callers without an API key count as one caller, which has no share of its own.
 
         Args:
-            most_jobs: What the queue holds when it is full.
-            n_others: Callers besides those of this controller.
+            most_jobs: Number of jobs in the queue when it is full.
+            n_others: Number of callers besides those of this controller.
         """
         if not caller:
             return False
@@ -48,11 +48,11 @@ class FullQueue:
         return n_callers > 1 and self._open_jobs.get(caller, 0) + 1 <= most_jobs / n_callers
 
     def return_after_s(self, caller: str, room_s: float, job_s: float) -> float:
-        """Seconds after which a refused caller is to come back: a place behind the refusals of this caller before.
+        """Seconds after which a refused caller should retry: one place behind its earlier refusals.
 
         Args:
-            room_s: Until the jobs that are there now leave room for one more.
-            job_s: Between two jobs that the workers get done.
+            room_s: Seconds until the current jobs leave room for one more.
+            job_s: Seconds between two finished jobs of the workers.
         """
         now_s = self._now_s()
         spacing_s = job_s * (self._n_callers(caller) if caller else 1) / RETURNS_SHARE

@@ -1,9 +1,9 @@
-"""Who may enter: the host that was asked, the web page that asks, the API key, and whether predictions are taken.
+"""Admission of requests: checks the requested host, the web page's origin, the API key and the drain state.
 
-A browser lets any page send simple requests anywhere, and a page whose name is made to lead to this machine (DNS
-rebinding) reads the answers. API keys keep such pages out. Without keys this does: a request is answered if it was
-sent to an IP address, to localhost or to a name in `MODELYARD_ALLOWED_HOSTS`, and came from no page, or from one of
-this host or of `MODELYARD_CORS_ORIGINS`.
+A browser lets any page send simple requests to any host. A page whose name resolves to this machine (DNS rebinding) can
+read the answers. API keys exclude such pages. Without keys, a request is answered only under two conditions: it was
+sent to an IP address, to localhost or to a name in `MODELYARD_ALLOWED_HOSTS`; and it came from no page, or from a page
+of this host or of `MODELYARD_CORS_ORIGINS`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from controller.http.draining import Drain
 
 HeaderList = Sequence[tuple[bytes, bytes]]
 ANY = "*"
-KNOWN_HOSTS = 64  # that were recognised before; there is no need for more
-# A host as the Host header spells it: a bracketed IPv6 address or a name, then perhaps a port (RFC 9110, section 7.2).
+KNOWN_HOSTS = 64  # maximum number of cached hosts; more are not needed
+# The value of a Host header: a bracketed IPv6 address or a name, and an optional port (RFC 9110, section 7.2).
 _HOST = re.compile(r"(?:\[([^]]*:[^]]*)]|([^][:]*))(?::[0-9]*)?")
 
 
 class Gate:
-    """Decides who may enter: the one step that every request passes, whatever way it came and wherever it leads.
+    """The admission check that every request passes, on the fast path and in the ASGI application.
 
     Args:
-        settings: Which hosts and origins are allowed.
-        access: Recognises API keys.
-        drain: Whether predictions are still taken.
-        rate_limit: Which clients have used up theirs; None where there is no limit.
+        settings: Contains the allowed hosts and origins.
+        access: Authenticates API keys.
+        drain: Whether predictions are still accepted.
+        rate_limit: Knows the clients that have used up their limit; None without a rate limit.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Gate:
         self._origins = frozenset(listed(settings.cors_origins))
 
     def enter(self, path: str, headers: HeaderList) -> Caller:
-        """Let a request in that is no prediction. Health is told to everybody, documentation needs no key.
+        """Admit a request other than a prediction. Health and documentation need no key.
 
         Args:
-            path: As it is written, whatever it leads to.
+            path: The path as sent, before it is resolved to a route.
 
         Raises:
-            HostNotAllowedError, OriginNotAllowedError: As `check_site`.
+            HostNotAllowedError, OriginNotAllowedError: See `check_site`.
             UnauthenticatedError: The API key is missing or invalid.
         """
         if path not in HEALTH_PATHS:
@@ -64,7 +64,7 @@ class Gate:
         return self._access.caller(dict(headers).get(b"authorization", b""))
 
     def admit(self, authorization: bytes, client: Client) -> Caller:
-        """Let a prediction in whose host and page were let in.
+        """Admit a prediction whose host and origin were checked before.
 
         Raises:
             DrainingError: The controller is stopping.
@@ -84,7 +84,7 @@ class Gate:
         """Refuse a request that may come from a foreign web page.
 
         Raises:
-            HostNotAllowedError: It was sent to a name that may be anybody's.
+            HostNotAllowedError: It was sent to a host name that is not allowed.
             OriginNotAllowedError: A page of another site sent it.
         """
         if self._access.is_guarded:
@@ -115,7 +115,7 @@ class Gate:
             or name in self._names
             or ANY in self._names
             or name.endswith(self._suffixes)
-            or _is_address(name)  # an address cannot be made to lead elsewhere
+            or _is_address(name)  # an address cannot be rebound by DNS
         )
         if is_own and len(self._own_hosts) < KNOWN_HOSTS:
             self._own_hosts.add(host)
@@ -127,12 +127,12 @@ class Gate:
 
 
 def listed(text: str) -> list[str]:
-    """The parts of a setting that are separated by commas."""
+    """The comma-separated parts of a setting."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _name(host: str) -> str:
-    """A host without its port; empty where it is malformed."""
+    """A host without its port; empty if it is malformed."""
     found = _HOST.fullmatch(host)
     return (found[1] or found[2] or "").lower().removesuffix(".") if found else ""
 

@@ -1,14 +1,14 @@
-"""Idempotency keys: a repeated post with the same key is answered with the first post's job.
+"""Idempotency keys: a repeated POST with the same key is answered with the job of the first POST.
 
 Redis holds one of two values under a key:
 
-| value | meaning | lives |
+| value | meaning | lifetime |
 | --- | --- | --- |
-| `<token>:<digest of the request>:` | a post holds the key until its job is accepted or refused | a lease of seconds |
-| `<digest of the request>:<job id>` | the key stands for this job | retention |
+| `<token>:<digest of the request>:` | a POST holds the key until its job is accepted or refused | a lease of seconds |
+| `<digest of the request>:<job id>` | the key refers to this job | retention |
 
-The script that accepts the job replaces the first by the second, and refuses where it finds another value: see
-`app.ledger`. So a lease may end, or a key be given back, whatever is still under way to Redis.
+The script that accepts the job replaces the first value by the second, and refuses the job if it finds another value:
+see `app.ledger`. So a lease may expire, or a key may be released, even while a command is still in transit to Redis.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from app.redis.script import Call, load, run
 from app.settings import ControllerSettings
 
 MAX_KEY_BYTES = 255
-# Many times what it takes to accept a job. A controller that dies in between keeps its keys for as long.
+# Many times the duration of accepting a job. The keys of a controller that dies in between stay reserved as long.
 LEASE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """An idempotency key as one post holds it.
+    """An idempotency key that a POST has reserved.
 
     Attributes:
         name: Redis key.
-        digest: Of all that makes a request the same one again.
-        token: No other post's.
+        digest: Digest of everything that identifies a repeated request.
+        token: Unique to this POST.
     """
 
     name: str
@@ -52,20 +52,20 @@ class Reservation:
 
     @property
     def fence(self) -> str:
-        """What Redis holds until the job is accepted."""
+        """The value in Redis until the job is accepted."""
         return f"{self.token}:{self.digest}:"
 
     def value(self, job_id: str) -> str:
-        """What Redis holds once the job is accepted."""
+        """The value in Redis after the job is accepted."""
         return f"{self.digest}:{job_id}"
 
 
 class Idempotency:
-    """Reserves keys.
+    """Reserves idempotency keys.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
-        settings: Say how long a job may be held before it is sent.
+        client: Asynchronous Redis client that returns bytes.
+        settings: Contains the maximum time that a job is held before it is sent.
     """
 
     def __init__(self, client: AsyncClient, settings: ControllerSettings) -> None:
@@ -74,12 +74,12 @@ class Idempotency:
         self._lease_ms = int(LEASE_S * 1000 + hold_ms)
 
     def entry(self, key: bytes, request: Iterable[bytes], owner: str) -> Reservation:
-        """A reservation to be made for a request.
+        """Build the reservation for a request; it is not made yet.
 
         Args:
             key: The idempotency key.
-            request: What the request asks for, in parts.
-            owner: Whose job it is to be; the same idempotency key of another is another one.
+            request: The parts that identify the request.
+            owner: Owner of the job; the same idempotency key of another owner is a different key.
 
         Raises:
             ParameterError: The idempotency key is empty or too long.
@@ -93,11 +93,11 @@ class Idempotency:
         return Reservation(name, digest.hexdigest(), secrets.token_hex(8))
 
     async def reserve(self, once: Reservation) -> str | None:
-        """Take the key for a new job, or return the id of the job that it stands for.
+        """Reserve the key for a new job, or return the id of the existing job.
 
         Raises:
-            IdempotencyConflictError: The key stands for another request.
-            IdempotencyPendingError: Another post holds it.
+            IdempotencyConflictError: The key belongs to another request.
+            IdempotencyPendingError: Another POST holds it.
             LedgerUnavailableError: Redis does not answer.
         """
         with ledger_errors():
@@ -106,12 +106,12 @@ class Idempotency:
             pipe.get(once.name)
             taken, kept = await pipe.execute(raise_on_error=False)
             if kept is None and isinstance(taken, Exception):
-                raise taken  # Redis is full: a new job cannot be taken, an old one can be named
+                raise taken  # Redis is full: it cannot accept a new job, but an old job can be returned
             if isinstance(kept, Exception):
                 raise kept
             if taken is True:
                 return None
-            stored = cast(bytes | None, kept) or once.fence.encode()  # given back in between
+            stored = cast(bytes | None, kept) or once.fence.encode()  # released in between
         *_, digest, job_id = stored.decode().split(":")
         if digest != once.digest:
             raise IdempotencyConflictError(
@@ -125,6 +125,6 @@ class Idempotency:
         return job_id
 
     async def release(self, once: Reservation) -> None:
-        """Give the key back where no job was accepted under it; best effort, as its lease ends by itself."""
+        """Release the key if no job was accepted under it; best effort, because its lease expires."""
         with suppress(LedgerUnavailableError), ledger_errors():
             await run(self._client, Call(load("release_once"), [once.name], [once.fence]))

@@ -1,9 +1,9 @@
-"""How many predictions a client may ask for in a time, over all controllers; off unless the settings say so.
+"""The rate limit of predictions per client, across all controllers; off unless configured.
 
-A prediction is one sample. What is refused for its form counts as one, as it costs the controller as much.
+A prediction is one sample. A refused input counts as one prediction, because it costs the controller as much.
 
-The count is kept in Redis by the library `limits`, as a sliding window: the window before counts in part, so a client
-cannot ask for twice as many around the turn of a second. What a client does with its jobs afterwards is not counted.
+The library `limits` keeps the count in Redis as a sliding window. The previous window counts in part, so a client
+cannot send twice as many at the boundary of two windows. Other requests about jobs are not counted.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from app.redis.client import AsyncClient, ledger_errors
 from controller.admission.audit_log import Client
 from controller.admission.authentication import Caller
 
-KNOWN_CLIENTS = 10_000  # of those that have used up their limit
+KNOWN_CLIENTS = 10_000  # maximum number of remembered clients that have used up their limit
 
 
 class RateLimit:
-    """The limit of the settings.
+    """The configured rate limit.
 
-    A client that has used up its limit is refused without asking Redis, and before its request is read, until there
-    is room for one sample.
+    A client that has used up its limit is refused before its request is read and without asking Redis, until there is
+    room for one sample.
 
     Args:
-        limit: Such as `100/second`.
-        client: Asynchronous Redis client, whose connections are used.
+        limit: A limit such as `100/second`.
+        client: Asynchronous Redis client; its connections are used.
     """
 
     def __init__(self, limit: str, client: AsyncClient) -> None:
-        # Here, as it takes a fifth of a second and most controllers need none.
+        # Imported here: the import takes 0.2 s, and most controllers have no limit.
         from limits import parse
         from limits.aio.storage import RedisStorage
         from limits.aio.strategies import SlidingWindowCounterRateLimiter
@@ -51,7 +51,7 @@ class RateLimit:
         """Refuse a client that is known to have used up its limit.
 
         Raises:
-            RateLimitError: It has.
+            RateLimitError: The client has used up its limit.
         """
         until_s = self._used_up_until_s.get(_name(caller, client))
         if until_s is not None and (left_s := until_s - time.monotonic()) > 0:
@@ -61,8 +61,8 @@ class RateLimit:
         """Count the samples of a request.
 
         Raises:
-            RateLimitError: Its client has asked for too much; says when there is room for this request.
-            TooLargeError: There never is.
+            RateLimitError: The client is over its limit; the error says when there is room for this request.
+            TooLargeError: The request is larger than the limit.
             LedgerUnavailableError: Redis does not answer.
         """
         who = _name(caller, client)
@@ -91,12 +91,12 @@ class RateLimit:
 def _until_room_s(
     most: int, length_s: float, before: int, before_left_s: float, now: int, now_left_s: float
 ) -> float:
-    """Seconds until at most so many samples count, if the client asks for no more.
+    """Seconds until the weighted count falls to the given number of samples, if the client sends nothing more.
 
     Args:
-        length_s: Of a window. The count of one that is over weighs as much of it as is left of `length_s`.
-        before: Samples of the window before, which weigh nothing in `before_left_s`.
-        now: Samples of this window, which weigh nothing in `now_left_s`.
+        length_s: Length of a window. The weight of a past window is the remaining fraction of `length_s`.
+        before: Samples of the previous window; its weight is zero after `before_left_s`.
+        now: Samples of the current window; its weight is zero after `now_left_s`.
     """
     if now > most:
         return max(0.0, now_left_s - (most + 1) * length_s / now)
@@ -104,5 +104,5 @@ def _until_room_s(
 
 
 def _name(caller: Caller, client: Client) -> str:
-    # Without keys a client is its address, as the connection has it: whatever a header says anyone can say.
+    # Without keys a client is identified by its connection's address, because anyone can forge a header.
     return caller.name or (f"@{client[0]}" if client else "@")

@@ -1,7 +1,7 @@
-"""How long a job would wait in each queue, and whether that leaves it enough of its deadline.
+"""Estimates the wait of a job in each queue, and whether the wait fits its deadline.
 
-Counts the jobs of each queue and learns what its batches cost; `batching` says what follows for the expected wait.
-Routing breaks ties by it, and a full queue is one whose wait is too long.
+Counts the jobs of each queue and learns the cost of its batches; `batching` computes the expected wait from these.
+Routing breaks ties by the expected wait, and a queue is full if its wait is too long.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from controller.admission.full_queue import FullQueue
 from controller.batching import Load, expected_wait_ms
 from controller.events import Completed
 
-# No batch takes less: what a worker spends on the message alone.
+# Minimum cost of a batch: the worker's time for the message alone.
 LEAST_BATCH_MS = 1.0
-# Between two batches of a busy worker. A longer pause means that it ran another controller's batch.
+# Pause between two batches of a busy worker. A longer pause means that it ran another controller's batch.
 LONGEST_PAUSE_MS = 10.0
 WEIGHT = 0.25
 LARGEST_STEP = 2.0
-# How far callers below their share may go beyond a full queue: of the jobs, and of the way from there to the deadline.
+# How far callers below their share may exceed a full queue: as fractions of the job limit, and of the remaining time
+# to the deadline.
 OVERFLOW = 0.5
-LEAST_OWN_SHARE = 1 / 8  # of a queue's work, that a controller takes its callers to have
+LEAST_OWN_SHARE = 1 / 8  # minimum share of a queue's work that a controller assumes for its own callers
 
 
 class BatchCosts:
-    """What batches take, by the number of jobs in them, learnt from those that came back.
+    """The duration of batches by their number of jobs, learnt from returned batches.
 
-    Sizes are kept in classes that double (1, 2-3, 4-7, …), each with a moving mean, and interpolated between.
-    Beyond what was seen a batch is taken to cost the least that it can, if the cost of a batch is a fixed part
-    and a part per job: nobody is refused for a cost that was never measured.
+    Sizes are grouped in doubling classes (1, 2-3, 4-7, …), each with a moving mean; values between them are
+    interpolated. A batch cost is assumed to be a fixed part plus a part per job. Beyond the measured sizes, the lowest
+    possible cost is assumed: no caller is refused for a cost that was never measured.
     """
 
     def __init__(self) -> None:
@@ -55,11 +56,11 @@ class BatchCosts:
 
     @property
     def largest_ms(self) -> float:
-        """The most that any batch takes."""
+        """The longest mean duration of all size classes, in milliseconds."""
         return self._ms[-1] if self._ms else LEAST_BATCH_MS
 
     def learn(self, jobs: float, took_ms: float) -> None:
-        """Take in a batch of so many jobs. One that took much longer than its like counts as twice as long."""
+        """Learn the duration of a batch with `jobs` jobs. An outlier is counted as twice its class's mean."""
         size_class = int(jobs).bit_length()
         before = self._classes.get(size_class)
         if before is None:
@@ -70,11 +71,11 @@ class BatchCosts:
         self.usual_jobs = _moved(self.usual_jobs, jobs) if self.known else jobs
         self._classes[size_class] = after
         sizes, costs = zip(*sorted(self._classes.values()), strict=True)
-        # None costs more than a larger one: the first of its size may have met a worker that stood still.
+        # A batch never costs more than a larger one: the first batch of a size may have met a suspended worker.
         self._jobs, self._ms = list(sizes), list(accumulate(reversed(costs), min))[::-1]
 
     def batch_ms(self, jobs: float) -> float:
-        """What a batch of so many jobs takes."""
+        """The expected duration of a batch with `jobs` jobs."""
         sizes, costs = self._jobs, self._ms
         if not sizes:
             return LEAST_BATCH_MS
@@ -93,17 +94,17 @@ def _moved(mean: float, value: float) -> float:
 
 @dataclass(eq=False, slots=True)
 class QueueBacklog:
-    """One queue's jobs without an outcome, as this controller knows them at this moment.
+    """One queue's jobs without an outcome, as currently known to this controller.
 
     Attributes:
-        held_jobs: In this controller, not sent yet.
-        sent_jobs: Sent by this controller, outcome not heard.
-        sent_batches: The batches that those are in.
-        most_sent_jobs: The most of them since the pool began to be read.
-        other_jobs: Other controllers', as last read.
-        workers: Ready workers, as last read.
-        pass_ms: What a job takes of its batch's forward pass; infinite before any is known.
-        free_at_ms: When each worker ended the batch last heard of, Redis's clock, by worker id.
+        held_jobs: Jobs in this controller that are not sent yet.
+        sent_jobs: Jobs sent by this controller, outcome not received.
+        sent_batches: The batches of the sent jobs.
+        most_sent_jobs: Maximum of `sent_jobs` since the current reading of the pool began.
+        other_jobs: Jobs of other controllers at the last reading.
+        workers: Ready workers at the last reading.
+        pass_ms: Time per job in a forward pass; infinite before the first measurement.
+        free_at_ms: When each worker finished its last known batch, Redis's clock, by worker id.
         open_by_caller: Held and sent jobs of callers with an API key, by its name.
     """
 
@@ -120,15 +121,15 @@ class QueueBacklog:
 
     @property
     def jobs(self) -> int:
-        """All of them."""
+        """Number of all jobs."""
         return self.held_jobs + self.sent_jobs + self.other_jobs
 
     def load(self, waiting_samples: int = 0, waiting_receipts: int = 0) -> Load:
-        """What `batching` decides by.
+        """The input of `batching`.
 
         Args:
-            waiting_samples: In the held jobs.
-            waiting_receipts: Of the held jobs, those whose callers wait for acceptance alone.
+            waiting_samples: Number of samples in the held jobs.
+            waiting_receipts: Number of held jobs whose callers wait only for acceptance.
         """
         costs = self.costs
         return Load(
@@ -145,7 +146,7 @@ class QueueBacklog:
         )
 
     def send(self, n_jobs: int) -> None:
-        """Count a batch that is sent."""
+        """Count a sent batch."""
         self.sent_batches += 1
         self.sent_jobs += n_jobs
         self.most_sent_jobs = max(self.most_sent_jobs, self.sent_jobs)
@@ -159,17 +160,17 @@ class QueueBacklog:
                     del self.open_by_caller[entry.owner]
 
     def expected_wait_ms(self) -> float:
-        """Milliseconds until a worker would take a job that came now."""
+        """Milliseconds until a worker would take a job that arrives now."""
         return expected_wait_ms(self.load())
 
     def learn(self, batch_id: str, outcome: BatchOutcome) -> None:
-        """Learn from a batch that came back what such a batch takes."""
+        """Learn the duration of batches from a returned batch."""
         ran = sum(job.status == "succeeded" or job.status == "failed" for job in outcome.jobs)
         if not (ran and outcome.n_samples):
             return
         pass_ms = outcome.inference_ms / ran
         self.pass_ms = pass_ms if self.pass_ms == inf else _moved(self.pass_ms, pass_ms)
-        # From the moment that its worker could have begun it: what lies between two batches is part of the cost.
+        # Measured from the moment when its worker could have started: the time between two batches is part of the cost.
         started_at_ms, ended_at_ms = outcome.started_at_ms, outcome.finished_at_ms
         before_ms = self.free_at_ms.get(outcome.worker_id, 0.0)
         free_at_ms = max(before_ms, ids.accepted_at_ms(batch_id), started_at_ms - LONGEST_PAUSE_MS)
@@ -178,10 +179,10 @@ class QueueBacklog:
 
 
 class Backlogs:
-    """The backlog of every queue, and the rule that says when one is full.
+    """The backlogs of all queues, and the rule for a full queue.
 
     Args:
-        settings: Its limits.
+        settings: Contains the limits.
         now_s: A monotonic clock.
     """
 
@@ -200,23 +201,23 @@ class Backlogs:
         return found
 
     def completed(self, event: Completed) -> None:
-        """Learn from a batch whose outcome has come."""
+        """Learn from a completed batch."""
         self.of(event.head.queue).learn(event.batch_id, event.outcome)
 
     def begin_reading(self) -> None:
-        """The pool is about to be read."""
+        """Prepare for a reading of the pool."""
         for each in self._queues.values():
             each.most_sent_jobs = each.sent_jobs
 
     def refresh(self, records: Iterable[WorkerRecord], jobs: Mapping[str, int]) -> dict[str, float]:
-        """Take over what was read of the pool.
+        """Update the backlogs from a reading of the pool.
 
         Args:
             records: Live workers.
             jobs: Jobs without an outcome by queue, this controller's included.
 
         Returns:
-            Expected wait in ms by queue, of all queues that have a ready worker.
+            Expected wait in ms by queue, for all queues with a ready worker.
         """
         ready: dict[str, list[WorkerRecord]] = {}
         for record in records:
@@ -224,7 +225,7 @@ class Backlogs:
                 ready.setdefault(record.queue, []).append(record)
         for queue in {*ready, *jobs, *self._queues}:
             each = self.of(queue)
-            # Jobs of this controller that came or went while Redis was read count for no other one.
+            # Jobs of this controller that changed during the reading must not count as another controller's.
             each.other_jobs = max(0, jobs.get(queue, 0) - each.most_sent_jobs)
             each.workers = max(1, len(ready.get(queue, ())))
             alive = {record.worker_id for record in ready.get(queue, ())}
@@ -234,23 +235,23 @@ class Backlogs:
         return {queue: self._queues[queue].expected_wait_ms() for queue in ready}
 
     def admit(self, queue: str, deadline_s: float, caller: str = "") -> None:
-        """Check that a job would be taken well before its deadline.
+        """Check that a worker would take a job well before its deadline.
 
-        A full queue still takes callers who have less than their share in it, within limits of its own.
+        A full queue still admits callers that have less than their share in it, within separate limits.
 
         Args:
             deadline_s: Seconds until the job expires.
             caller: Name of the API key; empty where there is none.
 
         Raises:
-            QueueFullError: It would not, or the queue holds as many jobs as it may; says when there will be room.
+            QueueFullError: The wait is too long, or the queue is at its job limit; the error says when to retry.
         """
         backlog = self._queues.get(queue)
         if backlog is None:
             return
         jobs, longest_s = backlog.jobs, deadline_s * self._fraction
         if jobs < self._jobs_limit and jobs * backlog.costs.largest_ms <= longest_s * 1000:
-            return  # even if each were a batch of its own
+            return  # even if each job were a separate batch
         wait_s = backlog.expected_wait_ms() / 1000
         if jobs < self._jobs_limit and wait_s <= longest_s:
             return
@@ -280,7 +281,7 @@ class Backlogs:
 
 
 def _learn_from_records(costs: BatchCosts, records: Iterable[WorkerRecord]) -> None:
-    """A controller that has just begun goes by what the workers say of themselves."""
+    """Initialise the costs of a new controller from the workers' records."""
     for record in records:
         jobs = record.jobs_done + record.jobs_failed
         if record.inference_ms.p50 is not None and jobs and record.batches_done:

@@ -1,1 +1,1 @@
-"""How the controller speaks HTTP."""
+"""The controller's HTTP server and API."""

@@ -1,6 +1,6 @@
-"""The ASGI application: lets requests in, hands predictions to their handler, and everything else to FastAPI.
+"""The ASGI application: admits requests, passes predictions to their handler and all other requests to FastAPI.
 
-FastAPI documents `POST /predict` as well, and never sees one.
+FastAPI documents `POST /predict` as well, but never receives one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Controller:
         fastapi: All routes.
 
     Attributes:
-        services: Opened by the lifespan.
+        services: The controller's services, opened by the lifespan.
     """
 
     services: Services
@@ -58,7 +58,7 @@ class Controller:
         )
 
     def drain(self) -> None:
-        """Take no more predictions; callers who still wait in `drain_s` seconds are told where to read the outcome."""
+        """Refuse new predictions; callers that still wait after `drain_s` seconds get the URL of their job."""
         drain = self.services.drain
         drain.is_announced = drain.has_begun = True
         self.services.feed.close()
@@ -79,10 +79,10 @@ class Controller:
                 connection.application_is_done()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request as FastAPI is to see it.
+        """Normalise a request for FastAPI and serve it.
 
-        Its path begins with the prefix, whether or not a proxy has stripped it, and ends without a slash: `/predict/`
-        is `/predict`. HEAD is GET, whose body the server leaves out.
+        Its path begins with the prefix, even if a proxy has stripped it, and ends without a slash: `/predict/` becomes
+        `/predict`. HEAD becomes GET, and the server omits the body.
         """
         services = self.services
         prefix = self._settings.prefix or scope.get("root_path", "")
@@ -106,7 +106,7 @@ class Controller:
         await self.fastapi(scope, receive, send)
 
     async def _predict(self, scope: Scope, receive: Receive) -> Reply:
-        """The adapter of the handler: takes the body as it comes."""
+        """Call the prediction handler; the body is received in parts."""
         predict = self.services.predict
         request = predict.enter(scope["headers"], scope["query_string"], scope.get("client"))
         headers: dict[bytes, bytes] = dict(scope["headers"])

@@ -1,19 +1,19 @@
-"""One HTTP connection: it holds uvicorn's own protocol, sees every byte first, and forwards what uvicorn is to answer.
+"""One HTTP connection: it wraps uvicorn's protocol, receives every byte first, and forwards other requests to uvicorn.
 
-Requests are taken one at a time. A prediction that has arrived whole is answered at once, by `fast_path`, with one
-write. Every other request goes to uvicorn, its body as it comes, and the next request waits until it is answered.
+Requests are processed one at a time. A prediction that has arrived completely is answered immediately by `fast_path`,
+with one write. Every other request is forwarded to uvicorn with its body in parts; the next request waits for its
+answer.
 
-What it adds to uvicorn: limits to the size and time of a request, strictness about where a request ends (`framing`),
-no reading from callers who do not read their answers, and a lingering close.
+It adds to uvicorn: limits on the size and time of a request, strict request framing (`framing`), backpressure for
+callers that do not read their answers, and a lingering close.
 
-What the fast path saves: two thirds of the CPU time per prediction at 64 connections (65 instead of 200 µs),
-and with it 40 % of the throughput of a pool whose worker is not the limit; about a third at one connection.
-What it relies on: `HttpToolsProtocol` takes `(config, server_state, app_state)`, as every class given to uvicorn as
-`http=` does, hands `app_state` to the application in each request's scope, and enters itself in
-`server_state.connections`, where a server that stops finds it; `server_state.default_headers` holds the date. No other
-member is used. What would break it: a change to one of these; `check_uvicorn` finds that at start.
-How to switch it off: with `MODELYARD_FAST_HTTP=false` uvicorn and the ASGI application answer everything; the limits
-stay.
+Saves: two thirds of the CPU time per prediction at 64 connections (65 instead of 200 µs), and with it 40 % of the
+throughput of a pool whose worker is not the limit; about a third at one connection.
+Relies on: `HttpToolsProtocol` takes `(config, server_state, app_state)`, like every class given to uvicorn as `http=`.
+It passes `app_state` to the application in each request's scope, and adds itself to `server_state.connections`, where a
+stopping server finds it. `server_state.default_headers` holds the date. No other member is used.
+Breaks if: one of these changes; `check_uvicorn` detects that at start.
+Switch off: with `MODELYARD_FAST_HTTP=false` uvicorn and the ASGI application answer all requests; the limits stay.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from controller.http.problems import problem
 from controller.http.replies import Reply
 from controller.http.response_headers import API, CLOSE, Headers
 
-KEEP_ALIVE_S = 5  # of a connection between two requests, and up to a second more
+KEEP_ALIVE_S = 5  # maximum idle time between two requests; the check adds up to a second
 LINGER_BYTES = 256 * 2**20
-STATE_KEY = "connection"  # in the scope's state: the connection that a request came on
+STATE_KEY = "connection"  # key in the scope's state: the connection of the request
 _CONTINUE = b"HTTP/1.1 100 "
 
 
 class Connections:
-    """What the connections of one server share.
+    """State shared by the connections of one server.
 
     Args:
-        app: Their application, whose lifespan is open before the first one comes.
-        access_log: Whether uvicorn is to log every request, and so to see every one.
+        app: The application; its lifespan is open before the first connection.
+        access_log: Whether uvicorn logs every request; all requests then go through uvicorn.
 
     Attributes:
-        open: Those that are open.
+        open: The open connections.
     """
 
     def __init__(self, app: Controller, *, access_log: bool) -> None:
@@ -68,17 +68,17 @@ class Connections:
         self.open: set[Connection] = set()
 
     def end_overdue(self) -> None:
-        """End those whose caller takes too long to send a request or to read an answer, or idles."""
+        """End connections whose caller is idle, or too slow in sending a request or reading an answer."""
         now_s = time.monotonic()
         for connection in list(self.open):
             connection.end_if_overdue(now_s)
 
 
 class Connection(asyncio.Protocol):
-    """Serves one connection of the controller: the protocol of its transport, and the transport of uvicorn's protocol.
+    """One connection: the protocol of its transport, and at the same time the transport of uvicorn's protocol.
 
     Args:
-        shared: What it shares with the others; the rest is uvicorn's.
+        shared: State shared with the other connections; the other arguments are uvicorn's.
     """
 
     def __init__(
@@ -97,28 +97,26 @@ class Connection(asyncio.Protocol):
         self._fast_path = None if shared.access_log else services.fast_path
         self._server_state = server_state
         self._stock = HttpToolsProtocol(config, server_state, {**app_state, STATE_KEY: self}, _loop)
-        self._held = b""  # read, and neither answered nor forwarded yet
-        self._body: SizedBody | ChunkedBody | None = (
-            None  # what is still to come of a request that uvicorn has
-        )
-        self._is_answering = False  # a request; the next one waits
-        self._stock_answers = False  # that request
-        self._stock_began = False  # its answer
-        self._keep_alive = True  # after a prediction's answer
-        self._stock_is_full = False  # it takes no more of a body now
+        self._held = b""  # bytes read, but neither answered nor forwarded yet
+        self._body: SizedBody | ChunkedBody | None = None  # the rest of the body of uvicorn's request
+        self._is_answering = False  # a request is being answered; the next one waits
+        self._stock_answers = False  # uvicorn answers that request
+        self._stock_began = False  # uvicorn has begun its answer
+        self._keep_alive = True  # whether to keep the connection after a prediction
+        self._stock_is_full = False  # uvicorn has paused reading the body
         self._writing_is_paused = False
         self._reading_is_paused = False
         self._is_advancing = False
         self._has_answered = False
-        self._began_at_s: float | None = None  # when a request that is not whole yet began
+        self._began_at_s: float | None = None  # when an incomplete request began
         self._ended_at_s: float | None = None  # when the last answer was written
         self._idle_since_s = time.monotonic()
-        self._unsent_bytes = 0  # as the last look found them
+        self._unsent_bytes = 0  # at the last check
         self._unsent_since_s = 0.0
         self._discarded_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called at the beginning."""
+        """Open the connection; called by asyncio."""
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self._client: Client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
@@ -126,26 +124,26 @@ class Connection(asyncio.Protocol):
         self._stock.connection_made(cast(asyncio.Transport, self))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called at the end."""
+        """Clean up after the connection was lost; called by asyncio."""
         self._shared.open.discard(self)
         self._ended_at_s, self._held = time.monotonic(), b""
         self._stock.connection_lost(exc)
-        del self._stock  # which knows this connection: a circle would be the garbage collector's
+        del self._stock  # it refers to this connection: a cycle would need the garbage collector
 
     def pause_writing(self) -> None:
-        """The caller does not read its answers: no more requests are read."""
+        """Stop reading requests, because the caller does not read its answers."""
         self._writing_is_paused = True
         self._stock.pause_writing()
         self._read_or_pause()
 
     def resume_writing(self) -> None:
-        """The caller has read most of its answers."""
+        """Resume reading, because the caller has read most of its answers."""
         self._writing_is_paused = False
         self._stock.resume_writing()
         asyncio.get_running_loop().call_soon(self._advance)
 
     def data_received(self, data: bytes) -> None:
-        """Called for each read."""
+        """Process received bytes; called by asyncio."""
         if self._ended_at_s is not None:
             self._discarded_bytes += len(data)
             if self._discarded_bytes > LINGER_BYTES:
@@ -155,8 +153,8 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def _advance(self) -> None:
-        """Answer and forward what was read, as far as its turn has come."""
-        if self._is_advancing:  # an answer that is there at once leads here again
+        """Answer or forward the received requests, one at a time."""
+        if self._is_advancing:  # an immediate answer calls this method again
             return
         self._is_advancing = True
         try:
@@ -173,7 +171,7 @@ class Connection(asyncio.Protocol):
         self._read_or_pause()
 
     def _begin_request(self) -> bool:
-        """Answer or forward the next request, if its head is there."""
+        """Answer or forward the next request, if its head has arrived."""
         if self._held[0] in b"\r\n":  # empty lines before a request (RFC 9112, section 2.2)
             self._held = self._held.lstrip(b"\r\n")
             if not self._held:
@@ -241,26 +239,26 @@ class Connection(asyncio.Protocol):
         self._stock.data_received(head.for_uvicorn())
 
     def _forward_body(self, body: SizedBody | ChunkedBody) -> bool:
-        """Forward what is there of a body; False where more must come first."""
+        """Forward the received part of a body; False if more bytes must arrive first."""
         part, rest = body.take(self._held)
         is_part = len(rest) < len(self._held)
         self._held = rest
         if body.is_whole:
             self._body = self._began_at_s = None
-            self._idle_since_s = time.monotonic()  # where it was answered before
+            self._idle_since_s = time.monotonic()  # if it was answered before its body ended
         if part:
             self._stock.data_received(part)
         return is_part
 
     def application_is_done(self) -> None:
-        """Called when the application returns: uvicorn has then written the answer, or does so at once."""
+        """Continue after the application has returned: uvicorn has written the answer, or writes it immediately."""
         asyncio.get_running_loop().call_soon(self._stock_answered)
 
     def _stock_answered(self) -> None:
         self._is_answering = self._stock_answers = False
         self._answered(ends=False)
 
-    # What uvicorn's protocol takes for its transport.
+    # The transport interface for uvicorn's protocol.
 
     def write(self, data: bytes) -> None:
         """Write a part of uvicorn's answer."""
@@ -269,34 +267,34 @@ class Connection(asyncio.Protocol):
             self.transport.write(data)
 
     def close(self) -> None:
-        """Close, unless a request that uvicorn does not know of is still to be answered: the server stops then."""
+        """Close, unless a request unknown to uvicorn is still unanswered; that happens while the server stops."""
         if self._stock_answers or not (self._is_answering or self._held):
             self._end()
 
     def is_closing(self) -> bool:
-        """Whether nothing more is to be written."""
+        """Whether nothing more will be written."""
         return self._ended_at_s is not None
 
     def pause_reading(self) -> None:
-        """Read no more of the body of the request that uvicorn has."""
+        """Pause forwarding the body of uvicorn's request."""
         self._stock_is_full = True
         self._read_or_pause()
 
     def resume_reading(self) -> None:
-        """Go on reading it."""
+        """Resume forwarding the body."""
         self._stock_is_full = False
         self._read_or_pause()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """About the connection."""
+        """Information about the connection."""
         return self.transport.get_extra_info(name, default)
 
     def _end(self) -> None:
-        """Close after what was written is sent, so that the caller still sees it (RFC 9112, section 9.6).
+        """Close after all written bytes are sent, so that the caller receives them (RFC 9112, section 9.6).
 
-        A socket that is closed with bytes unread answers more of them with a reset, which takes the answer away. So
-        where a request is not whole, the sending side is closed, and what still comes is read and thrown away: until
-        the caller closes, for as long as a request may take to arrive, and not more than `LINGER_BYTES`.
+        A socket closed with unread bytes answers further bytes with a reset, which discards the answer. So after an
+        incomplete request only the sending side is closed, and further bytes are read and discarded. That ends when the
+        caller closes, when the time limit of a request has passed, or after `LINGER_BYTES`.
         """
         if self._ended_at_s is not None:
             return
@@ -311,9 +309,9 @@ class Connection(asyncio.Protocol):
             self.transport.write_eof()
 
     def _refuse(self, error: ModelyardError) -> None:
-        """End the connection with the refusal of a request that is not whole, or that is none."""
+        """Refuse an incomplete or invalid request and end the connection."""
         if self._stock_answers and self._stock_began:
-            self.transport.abort()  # in the middle of an answer
+            self.transport.abort()  # an answer has already begun
             return
         self._metrics.rejected(error.code)
         status, headers, body = problem(error)
@@ -321,7 +319,7 @@ class Connection(asyncio.Protocol):
         self._end()
 
     def end_if_overdue(self, now_s: float) -> None:
-        """End it if its caller takes too long to send a request or to read an answer, or idles."""
+        """End the connection if its caller is idle, or too slow in sending a request or reading an answer."""
         before_s = now_s - self._request_timeout_s
         unsent_bytes = self.transport.get_write_buffer_size()
         if unsent_bytes:
@@ -346,7 +344,7 @@ class Connection(asyncio.Protocol):
         if self._body is None or self._is_answering:
             self._refuse(RequestTimeoutError("the request did not arrive in time; send it without pauses"))
         else:
-            self._end()  # it was answered without its body
+            self._end()  # it was answered before its body arrived
 
     def _read_or_pause(self) -> None:
         if self._ended_at_s is not None:
@@ -362,10 +360,10 @@ class Connection(asyncio.Protocol):
 
 
 def check_uvicorn() -> None:
-    """See at start that uvicorn's protocol is the one that this file was written for.
+    """Check at start that uvicorn's protocol has the interface that this module relies on.
 
     Raises:
-        RuntimeError: It is not; the versions in pyproject are those it was tested with.
+        RuntimeError: It has not; pyproject names the tested versions.
     """
     taken = list(inspect.signature(HttpToolsProtocol).parameters)
     needed = {"data_received", "pause_writing", "resume_writing", "connection_made", "connection_lost"}
@@ -378,6 +376,6 @@ def check_uvicorn() -> None:
 
 @lru_cache(maxsize=64)
 def _start(status: int, defaults: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """What answers of a status begin with; `defaults`, which hold the date, change each second."""
+    """The first bytes of answers with a status; `defaults` include the date and change each second."""
     line = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
     return line + b"".join([b"%b: %b\r\n" % header for header in (*defaults, *API)])

@@ -1,6 +1,6 @@
-"""What `/docs` and `/openapi.json` say: summaries, and examples that can be tried as they stand.
+"""Texts of `/docs` and `/openapi.json`: summaries, and examples that can be tried unchanged.
 
-The schemas of the answers are made from `modelyard.schemas`.
+The schemas of the answers are generated from `modelyard.schemas`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REFERENCE = "#/components/schemas/{name}"
 
 
 def publish_schemas(fastapi: FastAPI) -> None:
-    """Let the OpenAPI document hold the schemas of the answers, in the way that FastAPI documents."""
+    """Add the schemas of the answers to the OpenAPI document, in the way that FastAPI documents."""
     make = fastapi.openapi
 
     def openapi() -> dict[str, Any]:
@@ -275,7 +275,7 @@ CANCEL: dict[str, Any] = {
             s410="Its outcome has expired",
             s503="Redis does not answer, or returned without the job, which a controller may replay",
         ),
-        # Else FastAPI names a format of its own, which nothing here answers.
+        # Otherwise FastAPI adds its own error format, which this API never returns.
         "default": {"description": "Any other problem", "content": _PROBLEM},
     },
 }

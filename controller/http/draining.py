@@ -1,4 +1,4 @@
-"""How far a controller that was told to stop has come. The server sets it, the endpoints go by it."""
+"""The drain state of a stopping controller. The server sets it, and the endpoints read it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Drain:
-    """All false while the controller serves; each is set after the one before.
+    """The phases of a drain, set one after the other; all are false while the controller serves.
 
     Attributes:
-        is_announced: The health probes say that the controller stops, and every answer is the last on its connection.
-            New work is still accepted.
-        has_begun: New work is refused; whoever waits for an outcome goes on waiting.
-        is_over: Whoever still waits is answered now, with or without the outcome.
+        is_announced: The health probes report the stop, and every answer closes its connection. New work is still
+            accepted.
+        has_begun: New work is refused; callers that wait for an outcome continue to wait.
+        is_over: Waiting callers are answered now, with or without the outcome.
     """
 
     is_announced: bool = False

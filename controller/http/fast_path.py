@@ -1,8 +1,7 @@
-"""The short way of a prediction that arrived whole: from its bytes to the handler, without a task or ASGI messages.
+"""The fast path of a complete prediction: from its bytes to the handler, without an asyncio task or ASGI messages.
 
-Clients send the same head again and again. One that was read before, byte for byte, means what it meant: it is not
-parsed again. What is unusual about a prediction (chunks, `Expect`, an idempotency key, a packed body, a web page that
-sent it) goes the ASGI application's way.
+Clients send the same head repeatedly. A head that is equal byte by byte to a known one is not parsed again. Unusual
+predictions (chunks, `Expect`, an idempotency key, a compressed body, an `Origin`) go through the ASGI application.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from controller.predict import Predict
 
 UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"idempotency-key", b"content-encoding", b"origin"})
 KNOWN_HEADS = 1024
-KNOWN_HEAD_BYTES = 2048  # a longer one is not kept
+KNOWN_HEAD_BYTES = 2048  # longer heads are not cached
 
 
 @dataclass(frozen=True, slots=True)
 class KnownHead:
-    """What a head meant.
+    """The parsed content of a head.
 
     Attributes:
-        body_bytes: How many bytes it announces.
-        keep_alive: Whether the connection is kept afterwards.
+        body_bytes: Announced size of the body.
+        keep_alive: Whether the connection stays open after the answer.
     """
 
     asked: Asked
@@ -37,7 +36,7 @@ class KnownHead:
 
 
 class FastPath:
-    """The short way, for all connections of a controller."""
+    """The fast path for all connections of a controller."""
 
     def __init__(self, settings: ControllerSettings, gate: Gate, predict: Predict) -> None:
         self.predict = predict
@@ -49,10 +48,10 @@ class FastPath:
         }
 
     def understand(self, data: bytes, head: Head, client: Client) -> KnownHead | None:
-        """What a plain prediction's head means, which is kept; None where it asks for more, or is refused.
+        """Parse and cache the head of a plain prediction; None if it is not plain, or if it is refused.
 
         Args:
-            data: Its bytes.
+            data: The bytes of the head.
         """
         if head.path not in self._paths or head.method != b"POST":
             return None
@@ -63,7 +62,9 @@ class FastPath:
         try:
             self._gate.check_site(head.headers)
             asked = read_head(headers, head.query, self._settings)
-            self._gate.admit(asked.authorization, client)  # so that strangers fill nothing
+            self._gate.admit(
+                asked.authorization, client
+            )  # before caching, so that strangers cannot fill the cache
         except ModelyardError:
             return None
         known = KnownHead(asked, body_bytes, head.keep_alive)

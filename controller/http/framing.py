@@ -1,8 +1,8 @@
-"""Where a request begins and ends on a connection: its head, judged by its own bytes, and its body.
+"""Request framing: finds the head and the body of each request on a connection.
 
-httptools parses each head on its own. What servers and proxies may understand differently is refused (RFC 9112,
-sections 3.2 and 6.1), and chunks are written anew without extensions and trailers, so that the next parser cannot
-see another end of the request than this one.
+httptools parses each head separately. Requests that servers and proxies may interpret differently are refused (RFC
+9112, sections 3.2 and 6.1). Chunks are rewritten without extensions and trailers, so that the next parser finds the
+same end of the request.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Head:
     """A parsed head.
 
     Args:
-        data: Its bytes, the empty line included.
+        data: The bytes of the head, including the empty line.
 
     Attributes:
-        headers: Their names in lower case.
-        body: The body that follows; None where there is none.
-        path: Of its target, as it was sent.
-        query: The same, empty where there is none.
+        headers: The headers, names in lower case.
+        body: The body that follows, or None.
+        path: Path of its target, as sent.
+        query: Query string of its target, as sent; empty without one.
 
     Raises:
-        MalformedRequestError: It is no head that an origin server can answer.
+        MalformedRequestError: It is not a valid head for an origin server.
         HeadTooLargeError: It has too many headers.
     """
 
@@ -70,18 +70,18 @@ class Head:
         self._check()
 
     def on_url(self, url: bytes) -> None:
-        """Called by httptools for each part of the target."""
+        """Append a part of the target; called by httptools."""
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by httptools for each header."""
+        """Add a header; called by httptools."""
         self.headers.append((name.lower(), value))
 
     def for_uvicorn(self) -> bytes:
-        """The head as uvicorn reads it correctly: unchanged, but for two headers that it would go by.
+        """The head for uvicorn: unchanged, except for two headers that uvicorn must not act on.
 
-        An offer of another protocol is ignored (RFC 9110, section 7.8): httptools takes it for accepted and would
-        read the body as the next request. Callers of HTTP/1.0 do not know 100 Continue (section 10.1.1).
+        `Upgrade` is ignored (RFC 9110, section 7.8): httptools would treat it as accepted and read the body as the next
+        request. `Expect` is ignored for HTTP/1.0, whose callers do not know 100 Continue (section 10.1.1).
         """
         if not self._offers_upgrade and self.version != "1.0":
             return self._data
@@ -101,7 +101,7 @@ class Head:
         return url.path, url.query or b""
 
     def _check(self) -> None:
-        if self.method == b"CONNECT":  # the bytes after it are no request's
+        if self.method == b"CONNECT":  # the bytes after it do not belong to a request
             raise _malformed()
         if len(self.headers) > MAX_HEADERS:
             raise head_too_large()
@@ -120,10 +120,10 @@ class Head:
 
 
 def check_beginning(data: bytes) -> None:
-    """Refuse a head that is not whole and cannot become one, such as a TLS greeting.
+    """Refuse an incomplete head that cannot become valid, such as a TLS ClientHello.
 
     Raises:
-        MalformedRequestError: It cannot.
+        MalformedRequestError: The bytes cannot begin a head.
     """
     try:
         HttpRequestParser(object()).feed_data(data)
@@ -132,10 +132,10 @@ def check_beginning(data: bytes) -> None:
 
 
 class SizedBody:
-    """A body whose length its head says.
+    """A body with a Content-Length.
 
     Attributes:
-        is_whole: Whether all of it was taken.
+        is_whole: Whether the complete body was taken.
     """
 
     __slots__ = ("_left", "is_whole")
@@ -145,7 +145,7 @@ class SizedBody:
         self.is_whole = False
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """Split what was read into this body's part and what follows it."""
+        """Split the received bytes into a part of this body and the bytes after the body."""
         part = data[: self._left]
         self._left -= len(part)
         self.is_whole = not self._left
@@ -156,7 +156,7 @@ class ChunkedBody:
     """A body in chunks (RFC 9112, section 7.1).
 
     Attributes:
-        is_whole: Whether all of it was taken, its trailers included.
+        is_whole: Whether the complete body was taken, including its trailers.
     """
 
     __slots__ = ("_left", "_line_bytes", "_reads", "is_whole")
@@ -164,14 +164,14 @@ class ChunkedBody:
     def __init__(self) -> None:
         self._reads = "size"  # or "data", its "end", "trailers"
         self._left = 0
-        self._line_bytes = 0  # of the lines since the last chunk's data
+        self._line_bytes = 0  # bytes of the lines since the last chunk's data
         self.is_whole = False
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
-        """Split what was read into this body's part, written anew, and what follows it or is not a whole line yet.
+        """Split the received bytes into a rewritten part of this body and the rest, which may be an incomplete line.
 
         Raises:
-            MalformedRequestError: It is not in chunks.
+            MalformedRequestError: The body is not in chunked coding.
             HeadTooLargeError: The lines around the chunks are larger than a head.
         """
         part: list[bytes] = []
@@ -192,7 +192,7 @@ class ChunkedBody:
             if self._line_bytes > MAX_HEAD_BYTES:
                 raise head_too_large()
             if end < 0:
-                self._line_bytes -= len(data) - at  # they are counted again when the line is whole
+                self._line_bytes -= len(data) - at  # they are counted again when the line is complete
                 break
             self._read_line(data[at:end])
             at = end + len(_LINE_END)
@@ -201,7 +201,7 @@ class ChunkedBody:
         return b"".join(part), data[at:]
 
     def _read_line(self, line: bytes) -> None:
-        if self._reads == "trailers":  # which are no headers of the request (RFC 9110, section 6.5.1)
+        if self._reads == "trailers":  # trailers are not headers of the request (RFC 9110, section 6.5.1)
             self.is_whole = not line
         elif self._reads == "end":
             if line:
@@ -216,7 +216,7 @@ class ChunkedBody:
 
 
 def head_too_large() -> HeadTooLargeError:
-    """A refusal of a head, or of lines between chunks."""
+    """The error for a head, or for lines between chunks, that are too large."""
     return HeadTooLargeError(
         f"the request line and headers exceed {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers"
     )

@@ -1,4 +1,4 @@
-"""Jobs as callers see them: JSON, in which what the jobs of a batch have in common is written once."""
+"""Encodes jobs as JSON for callers; the parts common to the jobs of a batch are encoded once."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from app.ledger.wire import (
 from modelyard.schemas import Status
 
 CLASSIFICATION = "classification"  # a version's task that answers labels, where it answers no numbers
-REGRESSION = "regression"  # a version's task whose numbers are values, not classes
+REGRESSION = "regression"  # the task of a version that returns values instead of classes
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in OUTPUT_DTYPES}
-# As they are written where the dtype's own form would not do: booleans as 0 and 1, and float16 with all its digits
-# (orjson writes those that tell float32 numbers apart).
+# Dtypes that are converted before encoding: booleans to 0 and 1, and float16 to keep all its digits (orjson writes
+# only the digits that distinguish float32 numbers).
 WRITTEN_AS = {"bool": np.uint8, "float16": np.float64}
 
 
 def result_url(job_id: str, prefix: str = "") -> str:
-    """Where a job is read; `prefix` as in the settings."""
+    """Path of a job's result; `prefix` as in the settings."""
     return f"{prefix}/results/{job_id}"
 
 
 def job_json(
     ref: JobRef, head: BatchHead, status: Status, outcome: BatchOutcome | None, prefix: str = ""
 ) -> bytes:
-    """A job as JSON: its receipt, and its outcome where it has one.
+    """A job as JSON: its receipt, and its outcome if it has one.
 
     Args:
-        prefix: What the path of its `result_url` begins with.
+        prefix: Path prefix of its `result_url`.
 
     Raises:
-        WireError: Its scores cannot be read.
+        WireError: Its scores are unreadable.
     """
     return BatchJson(ref.batch_id, head, alone=True, prefix=prefix).job(ref.index, status, outcome)
 
 
 class BatchJson:
-    """Writes the jobs of one batch.
+    """Encodes the jobs of one batch.
 
     Args:
-        alone: Whether no more than one of them is asked for.
-        prefix: What the path of each `result_url` begins with.
+        alone: Whether only one of the jobs is needed.
+        prefix: Path prefix of each `result_url`.
     """
 
     __slots__ = ("_batch_id", "_common", "_head", "_results", "_together")
@@ -68,18 +68,18 @@ class BatchJson:
         self._batch_id = batch_id
         self._head = head
         self._common: dict[tuple[str, bool, bool], str] = {}
-        # What each job has to itself, once it is written; nothing where each is written alone.
+        # The encoded parts that differ per job, filled on first use; unused if each job is encoded separately.
         self._together: list[str] | None = [] if alone else None
 
     def job(self, index: int, status: Status, outcome: BatchOutcome | None) -> bytes:
         """The job at `index`.
 
         Args:
-            status: Its own.
-            outcome: The batch's, where it has one; always the same.
+            status: Status of this job.
+            outcome: Outcome of the batch, if it has one; the same object in every call.
 
         Raises:
-            WireError: Its scores cannot be read.
+            WireError: Its scores are unreadable.
         """
         entry = self._head.jobs[index]
         key = (entry.policy, entry.forced, outcome is not None)
@@ -113,7 +113,7 @@ class BatchJson:
         return written
 
     def _own(self, index: int, outcome: BatchOutcome) -> str:
-        """What an outcome says of one job alone."""
+        """The part of an outcome that is specific to one job."""
         entries = self._head.jobs
         if self._together is None:
             results = _all_results(outcome.jobs)
@@ -124,10 +124,10 @@ class BatchJson:
 
 
 def _with_times(entries: Sequence[JobEntry], outcome: BatchOutcome, results: Sequence[str]) -> list[str]:
-    """How long jobs of a batch took, in milliseconds since each one's arrival, and their results."""
+    """Durations of a batch's jobs, in milliseconds since each job's arrival, and their results."""
     written = []
     for until_ms in (outcome.started_at_ms, outcome.finished_at_ms):
-        # Whole microseconds, as `round` takes thrice as long.
+        # Integer microseconds, because `round` takes three times as long.
         each_us = [int((until_ms - entry.received_at_ms) * 1000) for entry in entries]
         written.append(_each([us / 1000 if us > 0 else 0.0 for us in each_us]))
     return [
@@ -137,7 +137,7 @@ def _with_times(entries: Sequence[JobEntry], outcome: BatchOutcome, results: Seq
 
 
 def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
-    """The result of each job, written in one go; nothing unless all succeeded with one sample and scores alike."""
+    """The results of all jobs, encoded together; empty unless all succeeded with one sample and uniform scores."""
     kinds = {(job.status, len(job.classes), len(job.scores), type(job.outputs)) for job in jobs}
     status, n_samples, size, outputs = kinds.pop() if len(kinds) == 1 else ("", 0, 0, None)
     if status != "succeeded" or n_samples != 1 or not size or outputs is not NoneType:
@@ -151,8 +151,8 @@ def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
 
 
 def _joined(scores: Sequence[Scores]) -> Scores | None:
-    """Scores of several jobs as those of one; None where they are not of one dtype and size."""
-    with suppress(TypeError):  # by trying, as to look at each takes longer than to join them
+    """The concatenated scores of several jobs; None if their dtypes or sizes differ."""
+    with suppress(TypeError):  # by trial: checking each takes longer than joining them
         return b"".join(cast(Sequence[bytes], scores))
     named = [each for each in scores if isinstance(each, tuple)]
     kinds = {(name, len(data)) for name, data in named}
@@ -162,10 +162,10 @@ def _joined(scores: Sequence[Scores]) -> Scores | None:
 
 
 def _result(own: JobOutcome) -> str:
-    """What became of one job.
+    """The result of one job.
 
     Raises:
-        WireError: Its scores cannot be read.
+        WireError: Its scores are unreadable.
     """
     if own.status != "succeeded":
         return f'"error":{_error(own)}'
@@ -183,10 +183,10 @@ def _result(own: JobOutcome) -> str:
 
 
 def predictions_json(own: JobOutcome) -> str:
-    """What a job that succeeded answers as MLflow's `predictions`.
+    """The output of a succeeded job in the form of MLflow's `predictions`.
 
     Raises:
-        WireError: Its outputs or scores cannot be read.
+        WireError: Its outputs or scores are unreadable.
     """
     if own.outputs is not None:
         return outputs_json(own.outputs)
@@ -194,10 +194,10 @@ def predictions_json(own: JobOutcome) -> str:
 
 
 def outputs_json(outputs: Outputs) -> str:
-    """What a model answered, as JSON.
+    """A model's output as JSON.
 
     Raises:
-        WireError: It cannot be read.
+        WireError: The output is unreadable.
     """
     if isinstance(outputs, bytes):
         return outputs.decode()
@@ -213,27 +213,27 @@ def _array(array: Array) -> str:
         raise WireError(f"the outcome's outputs cannot be read: {error}") from None
     if array.dtype == "float16":
         values = values.astype(np.float64)
-    # orjson refuses arrays that are empty in some dimension, or have none.
+    # orjson refuses arrays with an empty dimension or without dimensions.
     return _json(values if values.size and values.ndim else values.tolist())
 
 
 def _values(values: Sequence[float]) -> list[str]:
-    """The values of a regression, one a sample."""
+    """The values of a regression, one per sample."""
     return [f'{{"value":{each}}}' for each in _each(values)]
 
 
 def _predictions(classes: Sequence[float], rows: Sequence[str]) -> list[str]:
-    """One a sample, with its row of scores."""
+    """One prediction per sample, with its row of scores."""
     return [f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(classes), rows, strict=True)]
 
 
 def _dtype_member(scores: Scores) -> str:
-    """The member that names the scores' dtype, where that is not float32."""
+    """The member that names the scores' dtype, unless it is float32."""
     return "" if isinstance(scores, bytes) else f',"scores_dtype":"{scores[0]}"'
 
 
 def _rows(scores: Scores, n_rows: int) -> list[str]:
-    """Scores as JSON, a row a sample."""
+    """Scores as JSON, one row per sample."""
     name, data = ("float32", scores) if isinstance(scores, bytes) else scores
     try:
         table = np.frombuffer(data, DTYPES[name]).reshape(n_rows, -1)
@@ -245,7 +245,7 @@ def _rows(scores: Scores, n_rows: int) -> list[str]:
 
 
 def _each(numbers: Sequence[float]) -> list[str]:
-    """Numbers as JSON."""
+    """Each number as JSON."""
     return _json(numbers)[1:-1].split(",") if numbers else []
 
 

@@ -1,4 +1,4 @@
-"""The pool as `GET /workers` answers it and the page shows it."""
+"""The document of the pool for `GET /workers` and the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelyard.schemas import InputShape, Latency, Pool, Replica, WorkerInfo
 
 
 def pool_document(view: PoolView, now_ms: float) -> Pool:
-    """Every worker number with its model version, its workers and its backlog."""
+    """All worker numbers with their model version, workers and backlog."""
     return Pool(tuple(_worker(view, queue, number, now_ms) for queue, number in _present(view)))
 
 

@@ -1,4 +1,4 @@
-"""What the head of a prediction asks for: its query parameters and headers, with the defaults filled in."""
+"""Reads the head of a prediction: query parameters and headers, with defaults filled in."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from controller.input.content_coding import check_coding
 from controller.routing import Selector
 
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
-MAX_QUERY_BYTES = 2048  # a thousand are remembered
+MAX_QUERY_BYTES = 2048  # a thousand query strings are cached
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The query string; None where it does not say."""
+    """The parameters of a query string; None for each missing one."""
 
     selector: Selector
     wait_s: float | None
@@ -29,11 +29,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request's head asks for. The same head asks for the same.
+    """The options in a request's head; they depend on nothing else.
 
     Attributes:
-        authorization: The header, empty where there is none.
-        content_type: Of its body.
+        authorization: The `Authorization` header, empty without one.
+        content_type: Content type of its body.
     """
 
     selector: Selector
@@ -48,13 +48,13 @@ def read_head(headers: Mapping[bytes, bytes], query_string: bytes, settings: Con
 
     Raises:
         ParameterError: A parameter is unknown, malformed or out of range.
-        UnsupportedCodingError: The body is packed in a way that is not read.
+        UnsupportedCodingError: The content coding of the body is not supported.
     """
     query = parse_query(query_string)
     wait_s, deadline_s = query.wait_s, query.deadline_s
     if wait_s is not None:
         in_range("wait", wait_s, 0, settings.max_wait_s)
-    else:  # RFC 7240, section 2: a preference that cannot be met is no error
+    else:  # RFC 7240, section 2: a preference that cannot be met is not an error
         wait_s = min(_preferred_wait_s(headers.get(b"prefer", b"")), settings.max_wait_s)
     if deadline_s is None:
         deadline_s = settings.default_deadline_s
@@ -71,12 +71,12 @@ def read_head(headers: Mapping[bytes, bytes], query_string: bytes, settings: Con
 
 
 def in_range(name: str, value: float, low: float, high: float) -> float:
-    """The value, if it is a number of seconds from `low` to `high`.
+    """Return the value if it is a number of seconds from `low` to `high`.
 
     Raises:
-        ParameterError: It is not.
+        ParameterError: It is out of range.
     """
-    if not low <= value <= high:  # NaN compares false
+    if not low <= value <= high:  # comparisons with NaN are false
         raise ParameterError(f"{name} must be a number of seconds from {low:g} to {high:g}")
     return value
 
@@ -126,7 +126,7 @@ def _seconds(given: Mapping[str, str], name: str) -> float | None:
 
 def _preferred_wait_s(prefer: bytes) -> float:
     # RFC 7240: an unknown or malformed preference is ignored; the first of two equal names counts. As in its
-    # section 4.3, `respond-async` beside `wait` leaves the wait as it is: afterwards the answer is 202 anyway.
+    # section 4.3, `respond-async` does not change `wait`: after the wait the answer is 202 in any case.
     for preference in prefer.split(b","):
         name, _, value = preference.partition(b";")[0].partition(b"=")
         if name.strip().lower() == b"wait" and value.strip(b' "').isdigit():

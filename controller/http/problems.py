@@ -1,4 +1,4 @@
-"""Which HTTP status each error class has, and how an error becomes a problem document (RFC 9457)."""
+"""Maps error classes to HTTP statuses, and encodes errors as problem documents (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from controller.input.bodies import ACCEPTED_TYPES
 
 PROBLEM_JSON = b"application/problem+json"
 
-# The nearest class in an error's MRO counts.
+# The first class of an error's MRO that is listed here counts.
 STATUS: dict[type[ModelyardError], HTTPStatus] = {
     ModelyardError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.InputError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -37,7 +37,7 @@ STATUS: dict[type[ModelyardError], HTTPStatus] = {
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 DEFAULT_RETRY_AFTER_S = 1.0
-# What an answer of a class names besides: what would have been read (RFC 9110, section 12.5.3; W3C LDP, section 7.1).
+# Additional headers by class: the supported formats (RFC 9110, section 12.5.3; W3C LDP, section 7.1).
 HEADERS: dict[type[ModelyardError], tuple[bytes, bytes]] = {
     errors.UnsupportedTypeError: (b"accept-post", ACCEPTED_TYPES.encode()),
     errors.UnsupportedCodingError: (b"accept-encoding", b"gzip, deflate"),
@@ -51,10 +51,10 @@ def status_of(error: ModelyardError) -> HTTPStatus:
 
 
 def problem(error: ModelyardError, **members: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body that answer an error.
+    """Status, headers and body of the answer to an error.
 
     Args:
-        **members: What the body says besides (RFC 9457, section 3.2).
+        **members: Extension members of the body (RFC 9457, section 3.2).
     """
     status = status_of(error)
     headers = [(b"content-type", PROBLEM_JSON)]

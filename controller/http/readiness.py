@@ -1,4 +1,4 @@
-"""What keeps a controller from its work now, as the health probes tell it: one reason per failed check."""
+"""Readiness of a controller for the health probes: one reason per failed check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from controller.services import Services
 
 
 def against_serving(services: Services) -> list[str]:
-    """Why this controller cannot serve, be it a read: reasons that need not hold for the next controller."""
+    """Why this controller cannot serve even reads; other controllers may be able to."""
     is_served = services.watcher.reachable and services.link.is_connected
     said = services.watcher.refusal or services.link.refusal
     checks = {
@@ -17,7 +17,7 @@ def against_serving(services: Services) -> list[str]:
 
 
 def against_accepting(services: Services) -> list[str]:
-    """Why a controller that can serve would refuse a prediction: reasons that hold for every controller."""
+    """Why a serving controller would refuse a prediction: these reasons hold for every controller."""
     checks = {
         "no worker is ready; start one with `modelyard worker`": not services.watcher.view.snapshot.candidates,
     }

@@ -1,4 +1,4 @@
-"""Whole HTTP answers, and the one place that turns an error into one."""
+"""Complete HTTP answers, and the only conversion of errors into answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A whole HTTP answer."""
+    """A complete HTTP answer."""
 
     status: int
     headers: Headers
@@ -24,7 +24,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Refusals:
-    """Turns errors into replies, counts them, and notes in the audit log who was refused for their API key."""
+    """Converts errors into replies, counts them, and writes refused API keys to the audit log."""
 
     def __init__(self, metrics: Metrics, audit: Audit) -> None:
         self._metrics = metrics
@@ -34,7 +34,7 @@ class Refusals:
         """The answer to an error.
 
         Args:
-            **members: What the problem document says besides.
+            **members: Extension members of the problem document.
         """
         if not isinstance(error, ModelyardError):
             logger.error("unforeseen error", exc_info=error)
@@ -46,10 +46,10 @@ class Refusals:
         return Reply(status, headers, body)
 
     def reply_to(self, error: Exception, client: Client, method: str, path: str, key: str = "") -> Reply:
-        """The answer to a request that was refused.
+        """The answer to a refused request.
 
         Args:
-            key: Name of its API key, where it has a valid one.
+            key: Name of its API key, if it has a valid one.
         """
         if isinstance(error, UnauthenticatedError | ForbiddenError):
             self._audit.refuse("request", error, client, key=key, method=method, path=path)

@@ -1,4 +1,4 @@
-"""Security headers of every answer. The API's are constants; the documentation page's say which script may run."""
+"""Security headers of every answer. Those of the API are constant; those of a documentation page allow its scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from controller.http.draining import Drain
 Headers = list[tuple[bytes, bytes]]
 
 _ALL: Headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
-# Answers are data, some of them somebody's own: nothing in them is to run, to be framed, or to be stored.
+# Answers are data, some of it private: they must not be executed, framed or cached.
 API: Headers = [
     *_ALL,
     (b"cache-control", b"no-store"),
@@ -24,7 +24,7 @@ _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def on_answers(send: Send, drain: Drain) -> Send:
-    """A `send` that adds the API's headers, and says where an answer is the last one on its connection."""
+    """A `send` that adds the API's headers, and marks an answer that is the last one on its connection."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -38,8 +38,8 @@ def on_answers(send: Send, drain: Drain) -> Send:
 def on_unread_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
     """A `receive` and a `send` for a request that expects 100-continue.
 
-    Answered before its body was asked for, it may go on with the body or with the next request (RFC 9110, section
-    10.1.1). Nothing tells these apart, so such an answer is the last one on its connection.
+    If it is answered before its body was requested, the caller may continue with the body or with the next request (RFC
+    9110, section 10.1.1). These cannot be distinguished, so such an answer is the last one on its connection.
     """
     is_asked_for = False
 
@@ -57,12 +57,12 @@ def on_unread_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
 
 
 def on_pages(send: Send, drain: Drain) -> Send:
-    """A `send` that adds the headers of a documentation page, which comes in one piece."""
+    """A `send` that adds the headers of a documentation page, which is sent in one part."""
     start: Message = {}
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            start.update(message)  # held back: its headers depend on the page
+            start.update(message)  # delayed: its headers depend on the page
             return
         if start:
             own = of_page(message.get("body", b"")) + ([CLOSE] if drain.is_announced else [])
@@ -74,7 +74,7 @@ def on_pages(send: Send, drain: Drain) -> Send:
 
 
 def of_page(body: bytes) -> Headers:
-    """Headers of a documentation page: its own scripts and styles, and requests to this API, nothing else."""
+    """Headers of a documentation page: they allow only its own scripts and styles, and requests to this API."""
     hashes = [base64.b64encode(sha256(script).digest()) for script in _INLINE_SCRIPT.findall(body)]
     scripts = b"".join(b" 'sha256-" + each + b"'" for each in hashes)
     policy = (

@@ -1,7 +1,7 @@
-"""The server of `modelyard serve`: uvicorn with several listeners a socket, and an orderly stop.
+"""The server of `modelyard serve`: uvicorn with several listeners per address, and a graceful stop.
 
-First the stop is announced (`lame_duck_s`), then no connection is accepted any more, then predictions are refused, and
-callers who wait are answered.
+First the stop is announced (`lame_duck_s`), then new connections are refused, then predictions are refused, and
+waiting callers are answered.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from controller.http.asgi import Controller
 from controller.http.connection import Connection, Connections, check_uvicorn
 
 logger = logging.getLogger(__name__)
-# Between the last accepted connection and the first refusal: for requests that have arrived and are not read yet.
+# Delay from the last accepted connection to the first refusal, for requests that have arrived but are still unread.
 LAST_READ_S = 0.1
-CLOSE_S = 5  # after the last wait was ended: for what is being stored, and for slow readers
-# A listener accepts one connection a turn of the event loop (libuv's `uv__server_io`), and a turn of a busy controller
-# takes milliseconds: the last of a few hundred who come at once would be let in after most of a second.
+CLOSE_S = 5  # after the end of the last wait: for pending writes to Redis and slow readers
+# A listener accepts one connection per event loop iteration (libuv's `uv__server_io`), and an iteration of a busy
+# controller takes milliseconds: the last of a few hundred simultaneous connections would wait most of a second.
 LISTENERS = 16
 NEVER_S = 10**9  # `Connections` ends idle connections; uvicorn's timer would not see predictions
 
@@ -38,11 +38,11 @@ class ControllerServer(Server):
     """The server of a controller.
 
     Args:
-        app: What `create_app` made.
+        app: The application of `create_app`.
         access_log: Whether to log every request.
 
     Attributes:
-        connections: Those that are open.
+        connections: The open connections.
     """
 
     def __init__(self, app: Controller, settings: ControllerSettings, *, access_log: bool) -> None:
@@ -59,13 +59,13 @@ class ControllerServer(Server):
             ws="none",
             access_log=access_log,
             log_config=None,
-            # Nothing here goes by the caller's address, and the server's name helps only attackers.
+            # No code uses the caller's address from proxy headers, and the server's name helps only attackers.
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=NEVER_S,
             timeout_graceful_shutdown=math.ceil(settings.drain_s) + CLOSE_S,
             callback_notify=self._look,
-            timeout_notify=0,  # with each look at the clock, once a second
+            timeout_notify=0,  # called at each clock tick, once a second
         )
         super().__init__(config)
 
@@ -73,7 +73,7 @@ class ControllerServer(Server):
         """Bind every address of the host, several times; for `run` and `serve`.
 
         Raises:
-            OSError: An address is taken, or none of this machine.
+            OSError: An address is in use, or does not belong to this machine.
         """
         host, port = self.config.host, self.config.port
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -92,7 +92,7 @@ class ControllerServer(Server):
         return sockets
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Announce the stop at the first SIGTERM; stop now at any other signal, SIGINT being a person's Ctrl-C."""
+        """Announce the stop at the first SIGTERM; stop immediately at any other signal, such as SIGINT from Ctrl-C."""
         if sig == signal.SIGTERM and self.started and self._lame_duck_s and self._stops_at_s is None:
             self._stops_at_s = time.monotonic() + self._lame_duck_s
             self._app.services.drain.is_announced = True
@@ -108,7 +108,7 @@ class ControllerServer(Server):
         await super().shutdown(sockets)
 
     async def _stop_listening(self, sockets: list[socket.socket]) -> None:
-        # Connections that the kernel has accepted and uvicorn has not would be reset.
+        # Otherwise connections accepted by the kernel but not yet by uvicorn would be reset.
         listening = [socket.socket(fileno=os.dup(each.fileno())) for each in sockets[::LISTENERS]]
         for server in self.servers:
             server.close()
@@ -127,7 +127,7 @@ class ControllerServer(Server):
         return Connection(self.connections, self.config, self.server_state, self.lifespan.state)
 
     async def _look(self) -> None:
-        """Each second, end the connections that take too long; see whether it is time to stop."""
+        """Each second, end overdue connections and check whether to stop."""
         self.connections.end_overdue()
         if self._stops_at_s is not None and self._stops_at_s <= time.monotonic():
             self.handle_exit(signal.SIGTERM, None)

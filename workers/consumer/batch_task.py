@@ -1,9 +1,9 @@
-"""What Celery sees of a batch: a request in its state, its signals and its events, once a batch.
+"""Celery's view of a batch: one request per batch in Celery's state, signals and events.
 
-Celery's default strategy cannot run the batches that follow the first one without a message, and costs 0.15 ms a batch
-(docs/adr/0020-a-request-for-each-batch.md). This one makes Celery's own `Request` and calls its public methods.
-Anyone who can write to Redis can put any message there. So nothing of a message counts but the batch's id: no
-arguments, no callbacks, no time to run at.
+Celery's default strategy cannot run further batches without a message, and costs 0.15 ms per batch
+(docs/adr/0020-a-request-for-each-batch.md). This strategy creates Celery's own `Request` and calls its public methods.
+Anyone with write access to Redis can put any message there. So only the batch's id of a message is used: no arguments,
+no callbacks, no ETA.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from app.ledger.ids import n_jobs
 from app.worker_record import WorkerRecord
 from workers.batch_runner import BatchRunner, Ran
 
-STRATEGY = f"{__name__}:strategy"  # by name: as an attribute of the task, a function would become its method
+STRATEGY = f"{__name__}:strategy"  # by name: a function as an attribute of the task would become a method
 SHOWN_JOBS = 64
 TASK_SIGNALS = (signals.task_prerun, signals.task_success, signals.task_failure, signals.task_postrun)
 
 
 class CeleryBatches:
-    """The batches of a worker, as Celery sees them.
+    """Runs a worker's batches and reports them to Celery.
 
     Args:
-        task: Celery's task, which names the runner and the record.
+        task: Celery's task, which holds the runner and the worker record.
         consumer: Celery's consumer.
     """
 
@@ -51,8 +51,8 @@ class CeleryBatches:
         self._request: Any = None  # Celery's state holds only a weak reference
 
     def take(self, message: Any, *_: Any) -> None:
-        """Run the batch of a message, and those that follow it."""
-        # `workers.consumer.transport` lets nothing but wake-ups come this far
+        """Run the batch of a message, and the batches that follow it."""
+        # `workers.consumer.transport` passes on only wake-up messages
         for ran in self._runner.run_on(message.headers["id"], self._begin):
             self._end(ran)
 
@@ -109,7 +109,7 @@ class CeleryBatches:
             traceback=traceback,
             einfo=info,
         )
-        state.task_ready(request)  # not `on_failure`, which ends the worker if a model raised MemoryError
+        state.task_ready(request)  # not `on_failure`, which ends the worker if the model raised MemoryError
         request.send_event("task-failed", exception=safe_repr(error), traceback=info.traceback)
 
 
@@ -119,5 +119,5 @@ def strategy(task: Any, celery: Celery, consumer: Any) -> Callable[..., None]:
 
 
 def _job_ids(batch_id: str) -> list[str]:
-    """Ids of the first jobs, as many as a monitor can show."""
+    """Ids of the first jobs, limited to the number that a monitor can show."""
     return [f"{batch_id}.{index}" for index in range(min(n_jobs(batch_id), SHOWN_JOBS))]

@@ -1,7 +1,7 @@
-"""How a worker consumes: Celery, told that a message is only a wake-up and that its queue has one task.
+"""Configures and runs Celery's consumer: a message is only a wake-up, and the queue has one task.
 
-The ledger knows what was claimed and finds what was lost, so nothing is acknowledged: that saves Redis two
-round trips a message, and none of Celery's ways of giving a message back can run a batch twice.
+The ledger records claims and the reconciler finds lost batches, so messages are not acknowledged. That saves two
+round trips to Redis per message, and Celery's redelivery of messages cannot run a batch twice.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def consume(
     tell_ready: Callable[[], None],
     imports: Sequence[str] = (),
 ) -> None:
-    """Run batches from the worker's queue until SIGTERM or SIGINT, which drain.
+    """Run batches from the worker's queue until SIGTERM or SIGINT, which start a drain.
 
     Args:
-        tell_ready: Called once the queue is consumed.
+        tell_ready: Called when the consumer has started.
         imports: Modules that Celery imports first.
 
     Raises:
@@ -72,13 +72,13 @@ def consume(
         record.queue, on_garbage, heartbeat.progress.note, lambda: heartbeat.silences
     )
     transport.use(celery, observer)
-    # Celery warns of root because it can unpickle; this worker accepts JSON alone.
+    # Celery warns against running as root because of pickle; this worker accepts only JSON.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # A receiver here makes Celery leave the logging that the process has set up as it is.
+    # A receiver of this signal makes Celery keep the process's logging configuration.
     signals.setup_logging.connect(_keep_logging)
     signals.worker_ready.connect(on_ready)
     signals.worker_shutting_down.connect(on_shutting_down)
-    celery.conf.broker_connection_max_retries = None  # it waits for Redis as long as it takes
+    celery.conf.broker_connection_max_retries = None  # retry without limit until Redis is reachable
     celery.conf.task_queues = [Queue(record.queue, routing_key=record.queue, no_ack=True)]
     celery.conf.imports = imports
     try:
@@ -102,16 +102,16 @@ def consume(
 
 
 def node_name(record: WorkerRecord) -> str:
-    """Celery's name of a worker, which says what it serves: `digits-2@host-1234-5a6b7c8d`."""
+    """Celery's node name of a worker, with its model version: `digits-2@host-1234-5a6b7c8d`."""
     model = re.sub(r"[^\w.-]", "-", record.model_name, flags=re.ASCII)
     return f"{model}-{record.model_version}@{record.worker_id}"
 
 
 class SteadyConsumer(Consumer):  # type: ignore[misc]
-    """Tries to reach Redis twice a second; Celery's own waits grow to half a minute, long after it is back."""
+    """Reconnects to Redis twice a second; Celery's own backoff grows to 30 s, long after Redis has returned."""
 
     def ensure_connected(self, conn: Connection) -> Connection:
-        """Called on the first connection and after each loss of it."""
+        """Connect. Celery calls it for the first connection and after each connection loss."""
         connect, is_told = conn.ensure_connection, False
 
         def tell(error: Exception, interval_s: float) -> None:
@@ -129,4 +129,4 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
 
 
 def _keep_logging(**_: Any) -> None:
-    """Celery asks who configures logging; we have."""
+    """Receiver of Celery's `setup_logging` signal: logging is already configured."""

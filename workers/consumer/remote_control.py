@@ -1,7 +1,7 @@
-"""Celery's remote control of a worker: commands that read are answered, commands that change a worker are refused.
+"""Celery's remote control of a worker: read commands are answered, commands that change a worker are refused.
 
-A thread answers them, because a forward pass and the batches that follow it hold Celery's event loop: `celery inspect
-active` shows the batch that runs now. The same thread sends the events, so that Flower sees it start.
+A thread answers them, because forward passes block Celery's event loop: `celery inspect active` shows the running
+batch. The same thread sends the events, so that Flower sees the start of a batch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ EVENTS_FLUSH_S = 0.25
 EVENTS_AT_ONCE = 48
 RECONNECT_S = 0.5
 STOP_LIMIT_S = 2.0
-# Commands that only read. Flower also sends the last line: to turn events on, which are on, and to ask for a heartbeat.
-# Not `hello`, by which other Celery workers hand over what they have revoked.
+# Read-only commands. The last line is for Flower, which enables events (always enabled here) and requests a heartbeat.
+# Without `hello`, by which other Celery workers transfer their revoked tasks.
 ANSWERED_COMMANDS = frozenset(
     {
         *("active", "active_queues", "clock", "conf", "memdump", "memsample", "objgraph", "ping"),
@@ -36,14 +36,14 @@ REFUSED = "this worker cannot be changed by remote control; stop it with SIGTERM
 
 
 def only_batches(celery: Celery) -> None:
-    """Take away Celery's own tasks, which run and send other tasks, and its commands that change a worker."""
+    """Remove Celery's built-in tasks, which run and send other tasks, and its commands that change a worker."""
     for name in [name for name in celery.tasks if name != BATCH_TASK]:
         celery.tasks.unregister(name)
     for name in Panel.data.keys() - ANSWERED_COMMANDS:
         Panel.data[name] = _refuse_command
-    # A traceback for each command that is none: whoever reaches Redis could fill the log.
+    # Celery logs a traceback for each invalid command: anyone with access to Redis could fill the log.
     logging.getLogger("kombu.pidbox").setLevel(logging.CRITICAL)
-    celery.conf.worker_enable_remote_control = False  # Celery's own, which the event loop runs
+    celery.conf.worker_enable_remote_control = False  # Celery's own implementation runs in the event loop
     celery.steps["consumer"].add(RemoteControl)
 
 
@@ -52,9 +52,9 @@ def _refuse_command(_: Any, **__: Any) -> dict[str, str]:
 
 
 class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Answers commands and sends events in a thread that outlives lost connections of the consumer.
+    """Answers commands and sends events in a thread that survives connection losses of the consumer.
 
-    Events travel many at a time: one publish an event would take a fifth of a worker's time.
+    Events are published in groups: one publish per event would take 20 % of a worker's time.
     """
 
     requires = ("celery.worker.consumer:Events",)
@@ -65,17 +65,17 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
         self._thread = threading.Thread(target=self._run, args=[consumer], name="remote-control", daemon=True)
 
     def start(self, consumer: Any) -> None:
-        """Called on each connection: the dispatcher of events is a new one."""
+        """Configure the connection's new event dispatcher and start the thread once. Called on each connection."""
         consumer.event_dispatcher.on_send_buffered = None
         consumer.event_dispatcher.buffer_limit = EVENTS_AT_ONCE
         if not self._thread.ident:
             self._thread.start()
 
     def stop(self, consumer: Any) -> None:
-        """Called when the consumer has lost its connection; the thread has its own."""
+        """Do nothing when the consumer loses its connection: the thread has its own."""
 
     def shutdown(self, consumer: Any) -> None:
-        """Called at the end."""
+        """Stop the thread when the worker ends."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(STOP_LIMIT_S)

@@ -1,12 +1,12 @@
-"""kombu's Redis transport for a worker, which survives any bytes on its queue and any refusal of Redis.
+"""kombu's Redis transport for a worker, hardened against invalid bytes on its queue and refused Redis commands.
 
-What it saves: kombu reads a message within Celery's event loop, where an unreadable one would end the worker; a
-connection that was cut off would cost a timeout; and a full Redis would refuse a reconnect.
-What it relies on: the methods of kombu's `Channel` and `Transport` in `RELIES_ON`, some of them private. pyproject.toml
+Saves: kombu decodes a message inside Celery's event loop, where an unreadable one would end the worker; a half-open
+connection would cost a timeout; and a full Redis would refuse a reconnect.
+Relies on: the methods of kombu's `Channel` and `Transport` in `RELIES_ON`, some of them private. pyproject.toml
 bounds kombu's version, and `use` checks the names.
-What would break it: another way of asking for messages than BRPOP, or another name. `tests/workers/test_garbage.py`,
-`test_cut_off.py` and `test_refusals.py` hold the behaviour.
-To switch it off: leave out the call of `use`; Celery then takes kombu's own transport.
+Breaks if: kombu fetches messages in another way than BRPOP, or renames a method. `tests/workers/test_garbage.py`,
+`test_cut_off.py` and `test_refusals.py` test the behaviour.
+Switch off: remove the call of `use`; Celery then uses kombu's own transport.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ RELIES_ON = {
     stock.Transport: ("_deliver",),
     stock.MultiChannelPoller: ("_register",),
 }
-# What the event loop acts on by itself: to reconnect, or to ask again. kombu counts KeyError among the losses of a
-# connection; here it comes from a message that lacks something.
+# Errors that the event loop handles itself: it reconnects or asks again. kombu treats KeyError as a lost connection;
+# here it comes from a message with a missing member.
 EXPECTED = tuple(
     error
     for error in (Empty, *stock.Transport.connection_errors, *stock.Transport.channel_errors)
@@ -48,13 +48,13 @@ EXPECTED = tuple(
 
 @dataclass(frozen=True)
 class Observer:
-    """What the transport knows of its worker, and tells it.
+    """The interface between the transport and its worker.
 
     Attributes:
-        queue: The worker's queue, which holds wake-ups and nothing else.
-        on_garbage: Told of each thing that is dropped.
-        on_asked: Told each time that Redis is asked for a message; an idle worker asks every second.
-        silences: Gives a number that changes when Redis did not answer the worker elsewhere.
+        queue: The worker's queue, which holds only wake-up messages.
+        on_garbage: Called for each dropped message.
+        on_asked: Called for each request for a message; an idle worker sends one every second.
+        silences: Returns a counter that changes when Redis did not answer the worker on another connection.
     """
 
     queue: str
@@ -64,10 +64,10 @@ class Observer:
 
 
 def use(celery: Celery, observer: Observer) -> None:
-    """Have an application's connections use this transport; one worker a process.
+    """Make an application's connections use this transport; one worker per process.
 
     Raises:
-        RuntimeError: This kombu lacks what the transport relies on.
+        RuntimeError: This kombu version lacks a method that the transport relies on.
     """
     missing = [name for owner, names in RELIES_ON.items() for name in names if not hasattr(owner, name)]
     if missing:
@@ -77,14 +77,14 @@ def use(celery: Celery, observer: Observer) -> None:
 
 
 class QoS(stock.QoS):  # type: ignore[misc]
-    """Restores nothing, as nothing is acknowledged. Its lock is a write, which a full Redis refuses."""
+    """Restores no messages, because none are acknowledged. kombu's lock is a write, which a full Redis refuses."""
 
     def restore_visible(self, *_: Any, **__: Any) -> None:
-        """Called every ten seconds."""
+        """Do nothing. kombu calls it every ten seconds."""
 
 
 class Channel(stock.Channel):  # type: ignore[misc]
-    """Drops what is not JSON, and connections that may be cut off, which would cost a timeout each to see."""
+    """Drops messages that are not JSON, and connections that may be half-open: detecting one costs a timeout."""
 
     QoS = QoS
     observer: Observer
@@ -93,18 +93,18 @@ class Channel(stock.Channel):  # type: ignore[misc]
         self._heard_silences = dict.fromkeys(("pool", "async_pool"), self.observer.silences())
         super().__init__(*arguments, **options)
         try:
-            self.client.eval(*PROBE)  # it has answered a ping, and may yet refuse to be written to
+            self.client.eval(*PROBE)  # Redis has answered a ping, but may still refuse writes
         except Exception:
             self._disconnect_pools()
             raise
 
     def _size(self, name: str) -> int:
-        # kombu asks in a transaction, in which a full Redis refuses even to read.
+        # kombu asks in a transaction, in which a full Redis refuses even reads.
         with self.conn_or_acquire() as client:
             return int(client.llen(name))
 
     def _queue_bind(self, *arguments: Any) -> None:
-        # Only kombu's senders read bindings, and the controller is none of them.
+        # Only kombu's own producers read bindings, and the controller does not use them.
         with suppress(OutOfMemoryError):
             super()._queue_bind(*arguments)
 
@@ -120,12 +120,12 @@ class Channel(stock.Channel):  # type: ignore[misc]
         super()._brpop_start(*arguments)
 
     def conn_or_acquire(self, *arguments: Any, **options: Any) -> Any:
-        """Called for each command but those that wait."""
+        """A connection from the pool. kombu calls it for each command that does not block."""
         self._drop_suspects("pool")
         return super().conn_or_acquire(*arguments, **options)
 
     def _drop_suspects(self, pool: str) -> bool:
-        # Each pool when it is used: what asks for work is to be dropped while no answer is on its way.
+        # Each pool is dropped when it is next used: the consuming connection must not be dropped with a reply pending.
         now = self.observer.silences()
         is_suspect, self._heard_silences[pool] = now != self._heard_silences[pool], now
         if is_suspect:
@@ -143,7 +143,7 @@ class Channel(stock.Channel):  # type: ignore[misc]
 
 
 class Transport(stock.Transport):  # type: ignore[misc]
-    """Drops what is JSON, but not what belongs there."""
+    """Drops JSON messages that are not wake-up messages."""
 
     Channel = Channel
     observer: Observer
@@ -165,18 +165,18 @@ class Connection(kombu.Connection):  # type: ignore[misc]
     """Takes this transport for every URL; the setting `broker_transport` does not work for Unix sockets."""
 
     def get_transport_cls(self) -> type[Transport]:
-        """Called for each new connection."""
+        """This transport. kombu calls it for each new connection."""
         return Transport
 
 
 class AMQP(amqp.AMQP):  # type: ignore[misc]
-    """Where a Celery application takes its connections from."""
+    """Makes a Celery application create connections of this class."""
 
     Connection = Connection
 
 
 def is_wake_up(message: Any) -> bool:
-    """Whether a decoded message names our task and a batch."""
+    """Whether a decoded message names the batch task and a batch id."""
     headers = message.get("headers") if isinstance(message, dict) else None
     if not isinstance(headers, dict) or headers.get("task") != BATCH_TASK:
         return False

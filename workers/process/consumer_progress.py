@@ -1,8 +1,8 @@
-"""Whether a worker still asks for work. A consumer that lost its way looks alive: its process runs, its record beats.
+"""Detects a stalled consumer. Such a worker looks alive: its process runs and its heartbeats continue.
 
-Celery's consumer has lost its way after a reconnect in several releases. So liveness is judged by progress: an
-idle consumer asks Redis for a message every second. One that does not, while Redis answers the heartbeat, never
-will; its process ends, and its parent forks another.
+Celery's consumer has stalled after a reconnect in several releases. So liveness is judged by progress: an idle
+consumer asks Redis for a message every second. If it does not, although Redis answers the heartbeat, it has stalled
+for good; its process ends, and the supervisor forks another.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ STALLED_S = 20.0
 
 
 class Progress:
-    """When the worker last did, or could not do, what it is for.
+    """The time of the worker's last progress, or of its last reason not to make progress.
 
     Args:
-        heartbeat_s: Seconds between two looks.
+        heartbeat_s: Seconds between two checks.
     """
 
     def __init__(self, heartbeat_s: float) -> None:
@@ -24,13 +24,13 @@ class Progress:
         self._at_s = self._looked_at_s = time.monotonic()
 
     def note(self) -> None:
-        """It asked for a message, has a batch in hand, or cannot ask as Redis is away."""
+        """Record progress: it asked for a message, runs a batch, or cannot ask because Redis is unreachable."""
         self._at_s = time.monotonic()
 
     def has_stalled(self) -> bool:
-        """Whether nothing of that was so for too long; to be asked each heartbeat."""
+        """Whether there was no progress for too long; to be called each heartbeat."""
         now_s = time.monotonic()
-        was_paused = now_s - self._looked_at_s > self._pause_s  # the whole process stood still
+        was_paused = now_s - self._looked_at_s > self._pause_s  # the whole process was suspended
         self._looked_at_s = now_s
         if was_paused:
             self._at_s = now_s

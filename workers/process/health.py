@@ -1,8 +1,8 @@
-"""Whether a worker is ready, for the health check of its container: `python -m workers.process.health`.
+"""Readiness check of a worker for its container: `python -m workers.process.health`.
 
-A worker keeps a file (`MODELYARD_READY_FILE`) whose time of change lies ahead: that is when its record in Redis
-expires. The check imports nothing beside the standard library and asks nobody, so that it costs hundredths of a second
-even beside a busy worker.
+A worker keeps a file (`MODELYARD_READY_FILE`) with a modification time in the future: the time when its record in
+Redis expires. The check imports only the standard library and sends no requests, so that it takes hundredths of a
+second even beside a busy worker.
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import suppress
 
 
 def tell_ready(path: str, ttl_s: float) -> None:
-    """Say that a worker is ready for the next `ttl_s` seconds.
+    """Mark the worker as ready for the next `ttl_s` seconds.
 
     Raises:
         OSError: The file cannot be written.
@@ -23,13 +23,13 @@ def tell_ready(path: str, ttl_s: float) -> None:
 
 
 def tell_not_ready(path: str) -> None:
-    """Say that no worker is ready."""
+    """Mark the worker as not ready."""
     with suppress(OSError):
         os.unlink(path)
 
 
 def problem(path: str) -> str:
-    """Why no worker is ready; empty where one is."""
+    """Why no worker is ready; empty if one is ready."""
     if not path:
         return "MODELYARD_READY_FILE is not set; set it to the same path for the worker and for this check"
     try:

@@ -1,4 +1,4 @@
-"""What a worker tells the pool of itself: its record in Redis, written each heartbeat and on each change."""
+"""Publishes the worker's record in Redis, each heartbeat and on each change."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ WINDOW_BATCHES = 512
 
 
 def end_process() -> None:
-    """End this worker at once: the thread that should end it in order may be the one that is stuck."""
+    """End this process immediately: the main thread, which would end it in order, may be stuck."""
     os._exit(1)
 
 
 class Heartbeat:
-    """Publishes a worker's record from a thread of its own, so that a long forward pass does not silence it.
+    """Publishes a worker's record from its own thread, so that a long forward pass does not stop the heartbeat.
 
     Args:
         client: Synchronous Redis client.
         record: The record to start from.
-        clock: Taught Redis's time by each heartbeat.
+        clock: Updated with Redis's time by each heartbeat.
         heartbeat_s: Seconds between two records; the record expires after three.
-        predecessor: Id of a dead worker of the same queue, or empty. Its record is taken away, so that its batch is
-            sent again, as soon as this worker's is there: without any, the queue would refuse jobs.
-        on_stall: Called, from that thread, when the worker is idle and yet does not ask for work, or when another model
-            has taken its queue; is to end it.
-        ready_file: Kept while Redis has the record of a worker that is ready, for its container's health check.
+        predecessor: Id of a dead worker of the same queue, or empty. Its record is removed when this worker's record
+            exists, so that its batch is sent again; without any record, the queue would refuse jobs.
+        on_stall: Called from that thread when the idle worker does not ask for work, or when another model has taken
+            its queue; must end the worker.
+        ready_file: File for the container's health check; kept while Redis has the record of the ready worker.
 
     Attributes:
-        progress: Told by the consumer each time that it asks for a message.
-        silences: Times that Redis did not take the record: any connection may be cut off since.
+        progress: Updated by the consumer each time that it asks for a message.
+        silences: Number of failed heartbeats; after each, any connection may be half-open.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Publish at once, then each heartbeat.
+        """Publish immediately, then each heartbeat.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
             QueueTakenError: Live workers serve another model of the same name and version.
-            ConfigurationError: The file that tells that it is ready cannot be written.
+            ConfigurationError: The ready file cannot be written.
         """
         if self._ready_file:
             try:
@@ -115,17 +115,17 @@ class Heartbeat:
 
     @property
     def is_draining(self) -> bool:
-        """Whether nothing new may be taken."""
+        """Whether the worker must not take new batches."""
         return self._state == "draining"
 
     def set_state(self, state: WorkerState) -> None:
-        """Change the state and publish it now. Safe in a signal handler: the thread does the writing."""
+        """Change the state and publish it now. Safe in a signal handler, because the thread does the writing."""
         self._state = state
         self._changed = True
         self._wake.set()
 
     def batch_started(self, batch_id: str) -> None:
-        """Note the batch in hand."""
+        """Record the running batch."""
         self._change(running_batch=batch_id)
 
     def batch_ended(self, done: int, failed: int, n_samples: int, inference_ms: float) -> None:
@@ -144,12 +144,12 @@ class Heartbeat:
             )
 
     def unreadable_seen(self) -> None:
-        """Count something that could not be read."""
+        """Count an unreadable record or message."""
         with self._lock:
             self._record = msgspec.structs.replace(self._record, unreadable=self._record.unreadable + 1)
 
     def close(self) -> None:
-        """Stop publishing and take the record away; where Redis is away too, the record expires by itself."""
+        """Stop publishing and remove the record; if Redis is unreachable, the record expires."""
         self._closing = True
         self._wake.set()
         if self._thread.is_alive():
@@ -174,7 +174,9 @@ class Heartbeat:
                 return
             try:
                 reachable = self._try(self._publish, reachable)
-            except QueueTakenError as error:  # while this worker was away
+            except (
+                QueueTakenError
+            ) as error:  # another model took the queue while this worker was disconnected
                 logger.critical("%s; ending this worker", error.detail)
                 self._on_stall()
                 return
@@ -227,11 +229,13 @@ class Heartbeat:
         if state != "ready":
             health.tell_not_ready(str(self._ready_file))
             return
-        with suppress(OSError):  # a full disk must not silence the worker: its container then is unhealthy
+        with suppress(
+            OSError
+        ):  # a full disk must not stop the heartbeat: only the container becomes unhealthy
             health.tell_ready(str(self._ready_file), HEARTBEATS_TO_LIVE * self._heartbeat_s)
 
     def _register_again(self, record: WorkerRecord) -> None:
-        """Redis came back without its data: ask for the number that the queue had."""
+        """Register again after Redis lost its data, with the queue's former worker number."""
         try:
             number = assign_number(self._client, record.queue, record.worker)
         except WorkerNumberTakenError:

@@ -1,7 +1,7 @@
-"""What a serving process had in hand when it died, for the one that is forked after it.
+"""The in-flight marker: the job that a serving process ran when it died, for the next forked process.
 
-It may die at any instruction, and native code that holds the GIL lets none of its threads say a word. So it notes
-beforehand what it is about to do, in memory that it shares with its parent and with whatever that forks next.
+A process may die at any instruction, and while native code holds the GIL, no thread can report anything. So the process
+records in advance which job it starts, in memory that is shared with the supervisor and all later forks.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ LENGTH_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """What was noted last.
+    """The last recorded state.
 
     Attributes:
-        worker_id: Who served.
-        batch_id: Of a job that ran alone then, or empty.
+        worker_id: Id of the serving worker.
+        batch_id: Batch of the job that ran alone, or empty.
         index: The job's index.
         since_s: When it began to run, `time.monotonic()`.
     """
@@ -34,13 +34,13 @@ class InFlight:
 
 
 class InFlightMarker:
-    """The memory, which is to be made before the first fork.
+    """The shared memory; it must be created before the first fork.
 
     Args:
-        memory: Shared between processes; by default a new one.
+        memory: Memory shared between processes; by default a new block.
 
     Attributes:
-        ended_at_s: When the process before this one was found dead, `time.monotonic()`.
+        ended_at_s: When the previous process was found dead, `time.monotonic()`.
     """
 
     def __init__(self, memory: mmap.mmap | None = None) -> None:
@@ -49,24 +49,24 @@ class InFlightMarker:
         self._worker_id = ""
 
     def serves(self, worker_id: str) -> None:
-        """Note who serves from now on."""
+        """Record the serving worker."""
         self._worker_id = worker_id
         self.ran()
 
     def runs_alone(self, batch_id: str, index: int) -> None:
-        """Note the job that is about to run with no other in its forward pass."""
+        """Record a job that is about to run alone in a forward pass."""
         self._write(InFlight(self._worker_id, batch_id, index, time.monotonic()))
 
     def ran(self) -> None:
-        """Note that no job runs alone."""
+        """Record that no job runs alone."""
         self._write(InFlight(self._worker_id))
 
     def end(self) -> None:
-        """Note, in the parent, that it is dead."""
+        """Record in the supervisor that the process is dead."""
         self.ended_at_s = time.monotonic()
 
     def read(self) -> InFlight | None:
-        """What was noted last; None where nothing was, or where death came in the middle of it."""
+        """The last recorded state; None if there is none, or if the process died while writing it."""
         length = int.from_bytes(self._memory[:LENGTH_BYTES], "little")
         try:
             return msgspec.msgpack.decode(self._memory[LENGTH_BYTES : LENGTH_BYTES + length], type=InFlight)

@@ -1,8 +1,8 @@
-"""The prefork supervisor: forks the serving process, passes signals on to it, and forks again when it ends.
+"""The prefork supervisor: forks the serving process, forwards signals to it, and forks again when it ends.
 
-Whatever was imported and read before the fork, each serving process has at once. Nothing here knows of models or
-Redis. The supervisor ends with its child in two cases: it was told to stop, or the first child never was ready.
-A child that ends in any other way, with status 0 too, is followed by another: a model may call `sys.exit`.
+Modules and data loaded before the fork are shared with each serving process. This module does not depend on models or
+Redis. The supervisor ends with its child in two cases: it was told to stop, or the first child never became ready.
+After any other end of a child, even with status 0, it forks another one: a model may call `sys.exit`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from typing import NoReturn
 logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 AWAITED = {*STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM}
-SHORT_LIFE_S = 1.0  # from being ready to its death: what dies that soon, time and again, is not to spin
+SHORT_LIFE_S = (
+    1.0  # from ready to dead; after such a short life the next fork is delayed, to avoid a busy loop
+)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 ORPHAN_POLL_S = 1.0
 STANDSTILL_S = 60.0
@@ -42,28 +44,28 @@ def supervise(
     stop_limit_s: float,
     standstill_s: float = STANDSTILL_S,
 ) -> NoReturn:
-    """Fork a process that serves, and another one whenever it ends though nobody told it to stop.
+    """Fork a serving process, and fork another one whenever it ends without having been told to stop.
 
-    The caller must have started no thread: only the thread that forks lives on in the child. (Threads of OpenBLAS in
-    NumPy and of jemalloc in pyarrow are there; both look after them in a fork.) The supervisor ends with the status of
-    the last child, or 128 and the number of the signal that ended it. If the first child ends before it is ready, so
-    does the supervisor, with a status that is not 0. Exceptions of `serve` leave this function in the child only.
+    The caller must not have started a thread: only the forking thread survives in the child. (OpenBLAS in NumPy and
+    jemalloc in pyarrow have threads, but both handle forks.) The supervisor ends with the status of the last child, or
+    with 128 plus the number of the signal that ended it. If the first child ends before it is ready, the supervisor
+    ends as well, with a non-zero status. Exceptions of `serve` leave this function only in the child.
 
     Args:
-        serve: Called in each child, with what it is to call once it is ready. The child ends when it returns.
-        clean_up: Called in the supervisor as it ends, unless it is killed.
-        on_death: Called in the supervisor as soon as a child has died that is to be followed by another.
+        serve: Called in each child with a callback for readiness. The child ends when it returns.
+        clean_up: Called in the supervisor when it ends, unless it is killed.
+        on_death: Called in the supervisor when a child has died, before it forks the next one.
         stop_limit_s: Seconds that a child may take to stop; then it is killed.
         standstill_s: Seconds that a child may be suspended (SIGSTOP); then it is killed.
     """
     supervisor, ask_for_signal = os.getpid(), signal_at_parents_death(signal.SIGKILL)
-    gc.freeze()  # a collection would write to all objects, and so copy what the child shares with its parent
+    gc.freeze()  # a garbage collection would write to all objects and so copy the memory shared with the supervisor
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # macOS keeps none waiting that is ignored
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # on macOS an ignored signal does not become pending
     pause_s, has_served = 0.0, False
     while True:
         told, tell = os.pipe()
-        _flush()  # else both processes would write what waits here
+        _flush()  # otherwise both processes would write the buffered output
         pid = os.fork()
         if pid == 0:  # the serving process
             os.close(told)
@@ -88,11 +90,11 @@ def supervise(
 
 @dataclass(frozen=True)
 class _End:
-    """How a child ended; as a string, in words.
+    """How a child ended; `str` describes it in words.
 
     Attributes:
-        status: Its exit status, or minus the signal that ended it.
-        served_s: Since it was ready; None where it never was.
+        status: Its exit status, or the negative number of the signal that ended it.
+        served_s: Seconds since it was ready; None if it never was.
         was_stopped: Whether it was told to end.
     """
 
@@ -113,7 +115,7 @@ class _End:
 
 def _end_like(end: _End, clean_up: Callable[[], None]) -> NoReturn:
     status = end.status if end.status >= 0 else 128 - end.status
-    if end.status <= 0 and not end.was_stopped:  # else it has said why itself
+    if end.status <= 0 and not end.was_stopped:  # otherwise it has logged the reason itself
         logger.error("the serving process %s before it was ready%s", end, "" if status else HINT)
         status = status or EX_SOFTWARE
     clean_up()
@@ -121,7 +123,7 @@ def _end_like(end: _End, clean_up: Callable[[], None]) -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once: to take PyTorch down takes Python another second, and nobody needs it."""
+    """End this process immediately: Python's teardown of PyTorch takes another second without any benefit."""
     with suppress(Exception):  # a model may have closed anything
         logging.shutdown()
     _flush()
@@ -130,7 +132,7 @@ def leave(status: int) -> NoReturn:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # a model may have closed it, or put anything in its place
+        with suppress(Exception):  # a model may have closed or replaced it
             stream.flush()
 
 
@@ -141,16 +143,16 @@ def _become_child(
         ask_for_signal()
     else:
         threading.Thread(target=_end_with, args=[parent], name="orphan", daemon=True).start()
-    if os.getppid() != parent:  # it died before it could be asked for
+    if os.getppid() != parent:  # the parent died before the signal was requested
         os._exit(1)
-    # Ctrl-C goes to every process of the terminal's group; from the parent alone the child is told once.
+    # Ctrl-C reaches every process of the terminal's group; the child must receive the signal only from its parent.
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def signal_at_parents_death(number: int) -> Callable[[], None] | None:
-    """What a child calls so that Linux signals it at its parent's death; None on other systems, which know no such."""
+    """A function for a child that makes Linux signal it at its parent's death; None on other systems."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)  # loaded before the fork
@@ -164,20 +166,20 @@ def _end_with(parent: int) -> None:
 
 
 def _tell(pipe: int) -> None:
-    os.write(pipe, b"%f" % time.monotonic())  # of one clock in both processes
+    os.write(pipe, b"%f" % time.monotonic())  # both processes have the same clock
     os.close(pipe)
 
 
 @dataclass
 class _Child:
-    """A child, and the signals that it is passed.
+    """A child process, and the signals forwarded to it.
 
     Attributes:
-        told: The end of a pipe that says when the child was ready.
+        told: Read end of a pipe over which the child reports when it was ready.
         stop_limit_s: Seconds that it may take to stop.
         standstill_s: Seconds that it may be suspended.
         was_stopped: Whether it was told to stop.
-        kill_at_s: When it is killed (`time.monotonic()`), if it has not ended by then.
+        kill_at_s: When it is killed if it is still running, `time.monotonic()`.
     """
 
     pid: int
@@ -188,7 +190,7 @@ class _Child:
     kill_at_s: float = math.inf
 
     def wait(self) -> _End:
-        """Pass signals on until the child has ended."""
+        """Forward signals until the child has ended."""
         while True:
             received = signal.sigwait(AWAITED)
             if received in STOP_SIGNALS:
@@ -215,7 +217,7 @@ class _Child:
             self._kill_in(self.stop_limit_s)
         self.was_stopped = True
         os.kill(self.pid, number)
-        os.kill(self.pid, signal.SIGCONT)  # a child that stands still would not hear of it
+        os.kill(self.pid, signal.SIGCONT)  # a suspended child would not receive the signal
 
     def _note_standstill(self) -> None:
         if self.was_stopped:
@@ -229,14 +231,14 @@ class _Child:
         self._kill_in(self.standstill_s)
 
     def _kill_in(self, limit_s: float) -> None:
-        """Kill the child after so many seconds; 0 means not at all."""
+        """Kill the child after `limit_s` seconds; 0 means never."""
         self.kill_at_s = time.monotonic() + limit_s if limit_s else math.inf
         signal.setitimer(signal.ITIMER_REAL, limit_s)
 
 
 def _hear(pipe: int) -> float:
     """When the child that has ended was ready (`time.monotonic()`), or 0."""
-    os.set_blocking(pipe, False)  # a process of the model's may have the other end, and live
+    os.set_blocking(pipe, False)  # a process started by the model may still hold the write end
     try:
         return float(os.read(pipe, 64) or 0)
     except BlockingIOError:
