@@ -1,7 +1,7 @@
-"""The controller: an application made from settings, and the lifespan that opens and closes what it uses.
+"""The controller: an application created from settings, and the lifespan that opens and closes its services.
 
-`uvicorn controller.main:app` serves it with settings from the environment, without the limits that `modelyard serve`
-sets to a connection.
+`uvicorn controller.main:app` serves it with settings from the environment, but without the connection limits of
+`modelyard serve`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ CANCEL_AGAIN_S = 0.2
 
 
 class State(TypedDict):
-    """What the lifespan yields."""
+    """The state that the lifespan yields."""
 
     services: Services
 
 
 def create_app(settings: ControllerSettings) -> Controller:
-    """Make the application. Nothing connects before its lifespan begins.
+    """Create the application. Nothing connects before its lifespan begins.
 
     Raises:
         ConfigurationError: The API keys are malformed, or the audit log cannot be written.
@@ -71,9 +71,9 @@ def create_app(settings: ControllerSettings) -> Controller:
 
 @asynccontextmanager
 async def open_services(settings: ControllerSettings, access: Access) -> AsyncIterator[Services]:
-    """Build the services, connect, and run their background tasks; close all of it in reverse order.
+    """Build the services, connect, and run their background tasks; close everything in reverse order.
 
-    Redis need not be there: the controller answers 503 until it is.
+    Redis need not be reachable: the controller answers 503 until it is.
     """
     async with AsyncExitStack() as stack:
         client = connect_async(settings)
@@ -100,7 +100,7 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
         for coroutine in background:
             await stack.enter_async_context(_running(coroutine))
         stack.push_async_callback(services.dispatcher.close)
-        # What was made so far lives as long as the process: garbage collection need not walk it ever again.
+        # All objects created so far live as long as the process: garbage collection need not traverse them.
         gc.collect()
         gc.freeze()
         logger.info("the pool has %d model versions ready", len(services.watcher.view.snapshot.candidates))
@@ -109,13 +109,13 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
 
 @asynccontextmanager
 async def _running(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Keep a background task for the duration; one that dies by itself is logged, never silent."""
+    """Run a background task inside the context; an unexpected end of the task is logged."""
     task = asyncio.create_task(coroutine)
     task.add_done_callback(_log_death)
     try:
         yield
     finally:
-        # Python 3.11's wait_for swallows a cancellation that arrives together with what it waits for.
+        # In Python 3.11, wait_for swallows a cancellation that arrives together with the awaited result.
         while not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
@@ -127,7 +127,7 @@ def _log_death(task: asyncio.Task[None]) -> None:
 
 
 def __getattr__(name: str) -> Controller:
-    """`controller.main:app`, made from the environment on first use."""
+    """`controller.main:app`, created from the environment on first use."""
     if name != "app":
         raise AttributeError(name)
     made = create_app(load(ControllerSettings))

@@ -1,4 +1,4 @@
-"""What Prometheus reads: counters and histograms of what passed here, gauges of the pool as last seen."""
+"""Metrics for Prometheus: counters and histograms of this controller's requests, gauges of the last pool view."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH_BUCKETS_JOBS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 @dataclass(frozen=True, slots=True)
 class _OfWorker:
-    """Series of one worker number: to look them up by their labels takes as long as to count."""
+    """The series of one worker number, cached because a look-up by labels takes as long as counting."""
 
     worker: str
     batch_jobs: Histogram
@@ -102,7 +102,9 @@ class Metrics:
         own, heard_at_ms = self._of(event.head.worker), self._clock.ms_at(event.heard_at_s)
         latencies_s = [max(0.0, heard_at_ms - job.received_at_ms) / 1000 for job in event.head.jobs]
         self._end_to_end.observe(own.worker, latencies_s)
-        self._end_to_end_last.labels(own.worker).set(latencies_s[-1])  # none before there is a value
+        self._end_to_end_last.labels(own.worker).set(
+            latencies_s[-1]
+        )  # the series exists only after the first value
         statuses = [job.status for job in event.outcome.jobs]
         for status in set(statuses):
             own.jobs[status].inc(statuses.count(status))
@@ -120,7 +122,7 @@ class Metrics:
         return own
 
     def rejected(self, code: str) -> None:
-        """Count a request answered with a problem."""
+        """Count a request that was answered with a problem document."""
         self._rejected.labels(code).inc()
 
     def ledger_lost(self) -> None:
@@ -128,7 +130,7 @@ class Metrics:
         self._losses.inc()
 
     def exposition(self) -> bytes:
-        """All series in Prometheus's text format; those of workers that are gone are dropped first."""
+        """All series in Prometheus's text format; series of removed workers are dropped first."""
         view = self._watcher.view
         present = {str(view.numbers.get(record.queue, record.worker)) for record in view.records}
         present |= {str(view.numbers[queue]) for queue in view.backlog_jobs if queue in view.numbers}
@@ -142,11 +144,11 @@ class Metrics:
 
 
 class Latencies(Collector):
-    """A histogram by worker number that takes in a batch at a time: prometheus-client's own takes 2 µs a value.
+    """A histogram by worker number that is updated once per batch: prometheus-client's histogram takes 2 µs per value.
 
     Args:
-        name: Of the series, without the endings that Prometheus gives them.
-        text: What is measured.
+        name: Name of the series, without Prometheus's suffixes.
+        text: Help text.
     """
 
     def __init__(self, name: str, text: str) -> None:
@@ -166,12 +168,12 @@ class Latencies(Collector):
         self._sums_s[worker] += sum(latencies_s)
 
     def remove(self, worker: str) -> None:
-        """Forget a worker's."""
+        """Remove the series of a worker number."""
         self._counts.pop(worker, None)
         self._sums_s.pop(worker, None)
 
     def collect(self) -> Iterator[Metric]:
-        """The family, one series a worker number."""
+        """The metric family, with one series per worker number."""
         family = HistogramMetricFamily(self._name, self._text, labels=["worker"])
         for worker, counts in self._counts.items():
             buckets = zip(map(floatToGoString, _BOUNDS_S), accumulate(counts), strict=True)
@@ -180,14 +182,14 @@ class Latencies(Collector):
 
 
 class _PoolCollector(Collector):
-    """Gauges read from the pool's last view, so that a worker that is gone has none."""
+    """Gauges read from the last pool view, so that removed workers have none."""
 
     def __init__(self, watcher: PoolWatcher, clock: PoolClock) -> None:
         self._watcher = watcher
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
-        """One family a gauge, one series a worker number."""
+        """One metric family per gauge, with one series per worker number."""
         view, now_ms = self._watcher.view, self._clock.now_ms()
         accuracy = _family("val_accuracy_ratio", "val_accuracy of the worker's model version")
         inference = _family(
@@ -204,7 +206,7 @@ class _PoolCollector(Collector):
         for record in sorted(view.records, key=lambda record: record.heartbeat_at_ms):
             ready[record.queue] = ready.get(record.queue, 0) + (record.state == "ready")
             newest[record.queue] = record
-        # Of a queue's replicas the one last heard of: two samples of one series would fail the whole scrape.
+        # Only the replica with the newest heartbeat: two samples of one series would fail the whole scrape.
         for record in newest.values():
             number = (str(view.numbers.get(record.queue, record.worker)),)
             if record.val_accuracy is not None:
@@ -221,13 +223,13 @@ class _PoolCollector(Collector):
 
 
 class _UnreadableCollector(Collector):
-    """Counts of what could not be read here."""
+    """Counts of unreadable records and messages in this process."""
 
     def __init__(self, unreadable: Unreadable) -> None:
         self._unreadable = unreadable
 
     def collect(self) -> Iterator[Metric]:
-        """One family, one series a kind."""
+        """One metric family, with one series per kind."""
         family = CounterMetricFamily(
             "modelyard_unreadable", "Unreadable data in Redis, as found by this controller", labels=["what"]
         )

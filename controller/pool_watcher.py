@@ -1,7 +1,7 @@
-"""Keeps a snapshot of the pool: refreshed each heartbeat, and at once when a worker says that it changed.
+"""Keeps a snapshot of the pool: refreshed each heartbeat, and immediately when a worker announces a change.
 
-Notices, too, when Redis has come back: for some heartbeats the pool then is not to be taken at its word, as workers
-and controllers are still writing again what it may have lost.
+It also detects a returned Redis. For some heartbeats after that, missing data in the pool is not conclusive, because
+workers and controllers are still restoring data that Redis may have lost.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ from controller.routing import Snapshot, build_snapshot
 
 logger = logging.getLogger(__name__)
 SWEEP_AFTER_TTLS = 20
-AWAY_S = 0.25  # between two attempts while Redis is away, and between two readings after it has come back
+AWAY_S = (
+    0.25  # between two attempts while Redis is unreachable, and between two readings after it has returned
+)
 HEARTBEATS_TO_COME_BACK = 3
 
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """What was last read of the pool.
+    """The last reading of the pool.
 
     Attributes:
         records: Live workers.
         numbers: Worker number by queue.
-        backlog_jobs: Jobs without an outcome, by queue; queues that have some.
-        oldest_at_ms: When the oldest of them was accepted, by queue; Redis's clock.
-        snapshot: The same, ordered for routing.
+        backlog_jobs: Number of jobs without an outcome, by queue; only queues with such jobs.
+        oldest_at_ms: When the oldest of these jobs was accepted, by queue; Redis's clock.
+        snapshot: The same data, ordered for routing.
     """
 
     records: tuple[WorkerRecord, ...] = ()
@@ -59,16 +61,16 @@ class PoolWatcher:
     """Holds the current `PoolView`.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
-        clock: Taught Redis's time by each refresh.
-        backlogs: Told of each reading.
-        replay_buffer: Told of each answer of Redis, and which run of it has answered.
-        settings: Say how often to refresh, and after how long a silent worker is dead.
+        client: Asynchronous Redis client that returns bytes.
+        clock: Updated with Redis's time by each refresh.
+        backlogs: Updated by each reading.
+        replay_buffer: Told each answer of Redis and the run of Redis that sent it.
+        settings: Contain the refresh interval and the time after which a silent worker is dead.
 
     Attributes:
         clock: Redis's clock.
-        reachable: Whether Redis answers, and takes writes.
-        refusal: What it said, where it answers and refuses.
+        reachable: Whether Redis answers and accepts writes.
+        refusal: Redis's error text, if it answers but refuses.
     """
 
     def __init__(
@@ -99,11 +101,11 @@ class PoolWatcher:
 
     @property
     def signer(self) -> IdSigner:
-        """Gives and recognises ids.
+        """Creates and verifies ids.
 
         Raises:
-            LedgerUnavailableError: Redis does not answer, or has not yet. So callers are refused at once instead of
-                each waiting for a timeout of their own.
+            LedgerUnavailableError: Redis does not answer, or has not answered yet. So callers are refused
+                immediately, and not after one timeout each.
         """
         if self._signer is None or not self.reachable:
             why = (
@@ -116,11 +118,11 @@ class PoolWatcher:
 
     @property
     def has_just_come_back(self) -> bool:
-        """Whether Redis has come back a moment ago."""
+        """Whether Redis has just returned."""
         return time.monotonic() < self._comes_back_until_s
 
     async def is_being_restored(self) -> bool:
-        """Whether what Redis lacks may be written again shortly, asking it whether it has just come back.
+        """Whether missing data may soon be restored; asks Redis whether it has just returned.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -136,15 +138,15 @@ class PoolWatcher:
         return True
 
     def hear(self, _: bytes) -> None:
-        """A worker says that it has changed."""
+        """Process a worker's announcement of a change."""
         self._wake.set()
 
     def refresh_soon(self) -> None:
-        """Refresh now rather than at the next interval."""
+        """Refresh now instead of at the next interval."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Refresh until cancelled. Redis being away is logged once and outlived."""
+        """Refresh until cancelled. An unreachable Redis is logged once and retried."""
         while True:
             try:
                 await self.refresh()
@@ -153,12 +155,12 @@ class PoolWatcher:
                 if self.reachable or said not in ("", self.refusal):
                     logger.warning("%s; using the last known state of the pool, retrying", error.detail)
                 self.reachable, self._was_away, self.refusal = False, True, said
-                # What sits in the pool may be cut off without knowing, and each would cost a timeout to find out.
+                # Pooled connections may be half-open, and detecting each would cost a timeout.
                 await self._client.connection_pool.disconnect(inuse_connections=False)
             except WireError as error:
                 self._unreadable.note("pool_entry", "", error.detail)
             except Exception:
-                # A record that nobody foresaw must not end the refreshing: routing would go by this view for ever.
+                # An unexpected record must not end the task: routing would use this view for ever.
                 logger.exception("the pool could not be read; retrying each heartbeat")
             with contextlib.suppress(TimeoutError):
                 is_calm = self.reachable and not self.has_just_come_back
@@ -176,7 +178,7 @@ class PoolWatcher:
             pipe = self._client.pipeline(transaction=False)
             asked_at_s = time.monotonic()
             self._backlogs.begin_reading()
-            pipe.eval(*PROBE)  # first: what only reads says nothing of whether jobs can be accepted
+            pipe.eval(*PROBE)  # first: successful reads do not show whether jobs can be accepted
             pipe.time()
             pipe.info("server")
             pipe.get(keys.EPOCH)
@@ -186,11 +188,11 @@ class PoolWatcher:
             pipe.hgetall(keys.BACKLOG)
             _, redis_time, server, epoch, secret, workers, numbers, backlog = await pipe.execute()
             self.clock.adjust(redis_time, asked_at_s)
-            # By Redis's time alone: this host's clock may be minutes off.
+            # Only by Redis's time: this host's clock may be minutes off.
             dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms
             worker_ids = [worker_id for worker_id, heartbeat_at_ms in workers if heartbeat_at_ms > dead_at_ms]
             self._note_run(_run(server, epoch or await self._new_epoch()))
-            # One that has lost its data gets the old secret back: ids that were given since are good.
+            # After a data loss Redis gets the old secret back, so that existing ids stay valid.
             secret = secret or await self._first(keys.SECRET, self._secret or os.urandom(32))
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
@@ -207,7 +209,7 @@ class PoolWatcher:
         self._run, self._was_away = run, False
 
     def _with_former(self, numbers: dict[str, int]) -> dict[str, int]:
-        """While Redis has just come back, also numbers that it had: workers register again with a heartbeat each."""
+        """The numbers, plus former ones if Redis has just returned: workers register again with their heartbeat."""
         if not self.has_just_come_back:
             return numbers
         taken = set(numbers.values())
@@ -215,12 +217,12 @@ class PoolWatcher:
         return former | numbers
 
     async def _new_epoch(self) -> bytes | None:
-        with contextlib.suppress(ResponseError):  # a full Redis goes without until it has room
+        with contextlib.suppress(ResponseError):  # a full Redis stores it when it has room again
             return await self._first(keys.EPOCH, os.urandom(16))
         return None
 
     async def _first(self, key: str, value: bytes) -> bytes:
-        # Only where there is none, as Redis refuses to set it where it is full.
+        # Only if it is missing, because a full Redis refuses the write.
         await self._client.set(key, value, nx=True)
         return cast(bytes, await self._client.get(key))
 
@@ -234,7 +236,7 @@ class PoolWatcher:
         pipe = self._client.pipeline(transaction=False)
         names = [worker_id.decode("utf-8", "replace") for worker_id in worker_ids] or [""]
         pipe.mget([keys.worker(name) for name in names])
-        # Workers that were killed never take themselves off the list.
+        # Killed workers never remove themselves from the list.
         pipe.zremrangebyscore(
             keys.WORKERS, "-inf", self.clock.now_ms() - SWEEP_AFTER_TTLS * self._worker_ttl_ms
         )
@@ -254,7 +256,7 @@ class PoolWatcher:
         )
 
     def _counts(self, raw: dict[bytes, bytes]) -> dict[str, int]:
-        """A hash of counts by queue, less what is none."""
+        """A hash of counts by queue, without invalid entries."""
         found = {}
         for name, value in raw.items():
             queue = name.decode("utf-8", "replace")
@@ -283,5 +285,5 @@ class PoolWatcher:
 
 
 def _run(server: dict[str, Any], epoch: bytes | None) -> str:
-    """Tells a run of Redis, and its data, from any other."""
+    """Identifies a run of Redis together with its data."""
     return f"{server['run_id']}/{epoch.hex() if epoch else ''}"

@@ -1,6 +1,6 @@
-"""Everything that lives as long as a controller serves: built here, from the ledger up to the handler of predictions.
+"""Builds all services of a controller, from the ledger up to the prediction handler.
 
-What is built here connects to nothing; the lifespan in `main` opens it.
+Building connects to nothing; the lifespan in `main` opens the services.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Services:
     """The typed state of the lifespan.
 
     Attributes:
-        fast_path: The short way of predictions; None where every request is to go through ASGI.
+        fast_path: The fast path of predictions; None if every request goes through ASGI.
     """
 
     settings: ControllerSettings
@@ -74,10 +74,10 @@ class Services:
 def build_services(
     settings: ControllerSettings, access: Access, audit: Audit, client: AsyncClient
 ) -> Services:
-    """Build everything.
+    """Build all services.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
+        client: Asynchronous Redis client that returns bytes.
     """
     drain = Drain()
     pool = _build_pool(settings, client, drain)
@@ -98,7 +98,7 @@ def build_services(
         drain=drain,
     )
     predict = Predict(settings, parts)
-    is_fast = settings.fast_http and rate_limit is None  # which has to ask Redis
+    is_fast = settings.fast_http and rate_limit is None  # the rate limit must ask Redis
     return Services(
         settings=settings,
         clock=pool.clock,
@@ -126,7 +126,7 @@ def build_services(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pool:
-    """What knows the ledger and the workers, and nothing of requests."""
+    """The services of ledger and workers, which do not depend on requests."""
 
     clock: PoolClock
     ledger: ControllerLedger

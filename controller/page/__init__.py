@@ -1,1 +1,1 @@
-"""The web page at `/`: the pool as it is now, its last day, and a form that sends predictions."""
+"""The web page at `/`: the current pool, its last 24 hours, and a form that sends predictions."""

@@ -1,4 +1,4 @@
-"""Sends the pool to every open page as it changes: one rendering a heartbeat, whatever the number of pages."""
+"""Streams changes of the pool to every open page: encoded once per heartbeat, independent of the number of pages."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ KEPT_FOR_S = 86_400
 
 
 class Feed:
-    """The stream behind the page.
+    """The event stream of the page.
 
     Args:
-        client: Asynchronous Redis client that answers bytes; it keeps the history across restarts.
+        client: Asynchronous Redis client that returns bytes; Redis keeps the history across restarts.
         watcher: Holds the view of the pool.
         heartbeat_s: Seconds between two readings.
     """
@@ -69,10 +69,10 @@ class Feed:
                 await self._keep()
 
     def listen(self) -> AsyncIterator[bytes]:
-        """The stream of one page: the history, the pool as it is, and then each change.
+        """The stream of one page: the history, the current pool, and then each change.
 
         Raises:
-            TooManyPagesError: As many pages are open as this controller serves.
+            TooManyPagesError: The maximum number of pages is open.
         """
         if self._n_pages >= MOST_PAGES:
             raise TooManyPagesError(
@@ -107,7 +107,7 @@ class Feed:
         self._news = asyncio.Event()
 
     async def _keep(self) -> None:
-        with contextlib.suppress(LedgerUnavailableError), ledger_errors():  # a full Redis goes without
+        with contextlib.suppress(LedgerUnavailableError), ledger_errors():  # a full Redis does not store it
             await self._client.set(keys.HISTORY, self._history.encode(), ex=KEPT_FOR_S)
 
     async def _restore(self) -> None:

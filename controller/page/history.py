@@ -1,4 +1,4 @@
-"""The pool's last 15 minutes and 24 hours, as the page draws them. Pure: readings in, columns out."""
+"""The pool's last 15 minutes and 24 hours for the charts of the page. Pure functions without I/O."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SERIES = ("jobs_per_s", "failed_per_s", "p50_ms", "p99_ms", "batch_samples", "ba
 Reading = Mapping[str, Sequence[float | None]]
 STEPS_S = {"15m": 5, "24h": 300}
 POINTS = {"15m": 180, "24h": 288}
-MOST_VERSIONS = 64  # of a reading; the busiest ones
+MOST_VERSIONS = 64  # maximum number of versions per reading; the busiest are kept
 
 
 class Point(msgspec.Struct, array_like=True):
-    """One moment: `SERIES` by worker number."""
+    """One point in time: the values of `SERIES` by worker number."""
 
     at_s: int
     values: dict[str, list[float | None]]
 
 
 class Window:
-    """The last points at equal steps; each is the mean of the readings within its step."""
+    """The last points at equal intervals; each is the mean of the readings in its interval."""
 
     def __init__(self, step_s: int, n_points: int) -> None:
         self._step_s = step_s
@@ -34,7 +34,7 @@ class Window:
         self._due_s = 0
 
     def add(self, now_s: float, reading: Reading) -> None:
-        """Take in a reading."""
+        """Add a reading."""
         if self._due_s and now_s >= self._due_s:
             self._close()
         if now_s >= self._due_s:
@@ -51,7 +51,7 @@ class Window:
         return list(self._points)
 
     def restore(self, points: Sequence[Point], now_s: float) -> None:
-        """Take over points that were kept, but those that are too old by now."""
+        """Load stored points, except outdated ones."""
         oldest_s = now_s - self._step_s * (self._points.maxlen or 0)
         self._points.extend(each for each in points if oldest_s < each.at_s <= now_s)
 
@@ -65,27 +65,27 @@ class Window:
 
 
 class History:
-    """Both windows, fed with views of the pool."""
+    """Both windows, filled from pool views."""
 
     def __init__(self) -> None:
         self._windows = {name: Window(STEPS_S[name], POINTS[name]) for name in STEPS_S}
         self._before: dict[str, tuple[float, int, int]] = {}
 
     def see(self, view: PoolView, now_ms: float) -> None:
-        """Take in a view. Rates are differences to the view before."""
+        """Add a pool view. Rates are differences to the previous view."""
         reading = self._read(view)
         for window in self._windows.values():
             window.add(now_ms / 1000, reading)
 
     def encode(self) -> bytes:
-        """As JSON: for each window its points."""
+        """The points of both windows as JSON."""
         return msgspec.json.encode({name: window.points() for name, window in self._windows.items()})
 
     def restore(self, data: bytes, now_ms: float) -> None:
-        """Take over what `encode` wrote.
+        """Load the output of `encode`.
 
         Raises:
-            msgspec.DecodeError: It is something else.
+            msgspec.DecodeError: The data has another format.
         """
         kept = msgspec.json.decode(data, type=dict[str, list[Point]])
         for name, window in self._windows.items():
@@ -113,7 +113,7 @@ class History:
         return {number: reading[number] for number in busiest[:MOST_VERSIONS]}
 
     def _rates(self, records: Sequence[WorkerRecord]) -> dict[str, tuple[float, float]]:
-        """Jobs per second, done and failed, by worker id; of workers that have published twice."""
+        """Done and failed jobs per second by worker id, for workers that have published twice."""
         now = {each.worker_id: (each.heartbeat_at_ms, each.jobs_done, each.jobs_failed) for each in records}
         rates = {}
         for worker_id, (at_ms, done, failed) in now.items():

@@ -1,1 +1,1 @@
-"""What finds and repairs lost work: the reconciler and the replay buffer."""
+"""Recovery of lost work: the reconciler, the replay buffer and the detection of data loss."""

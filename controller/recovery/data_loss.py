@@ -1,4 +1,4 @@
-"""Notices that Redis came back without data that it had confirmed, and says so: log, metric, note for the doctor."""
+"""Detects that Redis lost confirmed data, and reports it: log, metric, and a record for `modelyard doctor`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class LossWatch:
-    """Makes a mark each heartbeat, and compares what it finds with what was confirmed.
+    """Makes a mark each heartbeat, and compares the stored mark with the confirmed one.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
-        retention_s: Seconds an outcome stays readable: for as long a loss is worth knowing.
-        on_loss: Called for each loss that no controller can make good.
+        client: Asynchronous Redis client that returns bytes.
+        retention_s: Retention of outcomes in seconds; a loss is recorded as long.
+        on_loss: Called for each loss that no controller can restore.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LossWatch:
         self._confirmed = Mark()
 
     async def run(self) -> None:
-        """Look each heartbeat until cancelled. While Redis is away or full there is no mark to compare."""
+        """Check each heartbeat until cancelled. While Redis is unreachable or full, there is no mark to compare."""
         while True:
             try:
                 await self.look()
@@ -49,7 +49,7 @@ class LossWatch:
             await asyncio.sleep(self._interval_s)
 
     async def look(self) -> None:
-        """Look once.
+        """Check once.
 
         Raises:
             LedgerUnavailableError: Redis does not answer, or refuses.
@@ -57,7 +57,7 @@ class LossWatch:
         """
         with ledger_errors():
             stands, confirmed, made = await marks.make_mark(self._client)
-            # Its own memory tells of a Redis that was emptied; what Redis has repeated, of a loss before this start.
+            # The controller's memory reveals an emptied Redis; Redis's second copy reveals a loss before this start.
             known, self._confirmed = max(self._confirmed, confirmed), made
             if stands.count >= known.count or known.at_ms - stands.at_ms <= KEEP_S * 1000:
                 return

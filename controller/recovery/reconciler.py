@@ -1,7 +1,7 @@
-"""Brings accepted jobs to an outcome whatever was killed: sends lost batches again, closes overdue ones.
+"""The reconciler: brings accepted jobs to an outcome after crashes. It resends lost batches and closes overdue ones.
 
-One controller of the pool does this at a time, holding a lease in Redis. Everything here may happen twice
-without harm: a batch that has its outcome, or that another worker claimed meanwhile, is left alone.
+One controller of the pool at a time runs it, with a lease in Redis. Every operation is idempotent: a batch that has
+an outcome, or that another worker has claimed since, is not changed.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ logger = logging.getLogger(__name__)
 OLDEST_PER_PASS = 128
 OVERDUE_PER_PASS = 256
 UNCLAIMED_GRACE_MS = 2000
-# More than two readings of Redis's clock differ, be they two controllers' or one's before and after an adjustment. What
-# was sent within that time may stand in the queue in another order than its ids tell.
+# Upper bound of the difference between two readings of Redis's clock, by two controllers or before and after an
+# adjustment. Batches sent within that time may be queued in another order than their ids suggest.
 CLOCKS_APART_MS = 1000
-# More than a local clock may run ahead of Redis's: past it, nobody can cancel or claim any more.
+# Upper bound of a local clock's lead over Redis's: after it, no batch can be cancelled or claimed any more.
 OVERDUE_GRACE_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """What one pass reads of a queue.
+    """The state of a queue in one pass.
 
     Attributes:
         running: Worker id by batch.
-        oldest: The batches that have waited longest, with when they were accepted (ms).
-        next_message: The Celery message that is next to be taken, or None.
+        oldest: The batches that have waited longest, with their acceptance times (ms).
+        next_message: The Celery message that is next in the queue, or None.
         overdue: Batches whose last deadline has passed.
     """
 
@@ -59,10 +59,10 @@ class Reconciler:
     """The background task.
 
     Args:
-        controller_id: Who holds the lease.
-        client: Asynchronous Redis client that answers bytes.
-        template: What `app.ledger.wakeup_message.write_template` answers.
-        watcher: Has Redis's clock.
+        controller_id: Holder of the lease.
+        client: Asynchronous Redis client that returns bytes.
+        template: Message template of `app.ledger.wakeup_message.write_template`.
+        watcher: Provides Redis's clock.
         interval_s: Seconds between two passes.
     """
 
@@ -84,13 +84,13 @@ class Reconciler:
         self._clock = watcher.clock
         self._interval_s = interval_s
         self._unreadable = unreadable
-        # Seen in one pass, acted on in the next: what is merely on its way has arrived by then.
+        # Found in one pass, repaired in the next: data that was only in transit has arrived by then.
         self._suspects: set[str] = set()
-        # While Redis was away nobody could beat: a worker is dead that is still silent some heartbeats later.
+        # While Redis was unreachable there were no heartbeats: only a worker that stays silent afterwards is dead.
         self._answers_since_s: float | None = None
 
     async def run(self) -> None:
-        """Pass until cancelled. Redis being away is outlived."""
+        """Run passes until cancelled. An unreachable Redis is retried."""
         while True:
             await asyncio.sleep(self._interval_s)
             try:
@@ -112,18 +112,18 @@ class Reconciler:
 
     async def _pass(self) -> None:
         with ledger_errors():
-            # Queues without a backlog too: a batch whose jobs were all cancelled counts for nothing there.
+            # Queues without a backlog, too: a batch whose jobs were all cancelled is not in the backlog.
             queues = cast(list[bytes], await self._client.hkeys(keys.BACKLOG))
         suspects: set[str] = set()
         for queue in [name.decode("utf-8", "replace") for name in queues]:
             try:
                 suspects |= await self._pass_queue(queue)
-            except WireError as error:  # the other queues' work goes on
+            except WireError as error:  # the other queues are still processed
                 self._unreadable.note("pool_entry", queue, error.detail)
         self._suspects = suspects
 
     async def _pass_queue(self, queue: str) -> set[str]:
-        """Mend one queue; return what may be lost."""
+        """Repair one queue; return the batches that may be lost."""
         with ledger_errors():
             view = await self._read(queue)
             suspects = await self._send_again(view, await self._silent(view))
@@ -156,7 +156,7 @@ class Reconciler:
         )
 
     async def _drop(self, queue: str, nonsense: set[bytes]) -> None:
-        """Take what is no batch's id out of a queue's indexes, where it would stand before real batches."""
+        """Remove entries that are not batch ids from a queue's indexes, where they would precede real batches."""
         for entry in nonsense:
             self._unreadable.note("pool_entry", queue, f"{entry[:32]!r} is not a batch id; dropped")
         pipe = self._client.pipeline(transaction=False)
@@ -166,14 +166,14 @@ class Reconciler:
         await pipe.execute()
 
     async def _silent(self, view: QueueView) -> dict[str, bool]:
-        """Running batches that their owner does not report; True where the owner is dead."""
+        """Running batches that their owner does not report; True if the owner is dead."""
         if not view.running:
             return {}
         owners = sorted(set(view.running.values()))
         raw = cast(list[bytes | None], await self._client.mget([keys.worker(owner) for owner in owners]))
         in_hand: dict[str, str | None] = {}
         for owner, data in zip(owners, raw, strict=True):
-            # Alive, and of a version that this controller cannot read: its batches are left to it.
+            # The owner is alive and of a newer version: its batches are not changed.
             with suppress(WireError):
                 in_hand[owner] = decode_record(data).running_batch if data else None
         if time.monotonic() - (self._answers_since_s or 0) < HEARTBEATS_TO_LIVE * self._interval_s:
@@ -185,11 +185,11 @@ class Reconciler:
         }
 
     async def _send_again(self, view: QueueView, silent: dict[str, bool]) -> set[str]:
-        """Send what is lost; return what may be."""
+        """Resend the lost batches; return the batches that may be lost."""
         suspects = {batch for batch, dead in silent.items() if not dead} | self._unannounced(view)
         lost = [batch for batch, dead in silent.items() if dead]
         lost += [batch for batch in suspects if batch in self._suspects]
-        # The last one sent is the first one taken: the oldest batch goes last.
+        # The last message sent is taken first, so the oldest batch is sent last.
         for batch in sorted(lost, key=ids.accepted_at_ms, reverse=True):
             await self._send_one_again(batch, view.queue, view.running.get(batch, ""))
         return suspects - set(lost)
@@ -207,7 +207,7 @@ class Reconciler:
             await self._close_unreadable(batch_id, queue, error)
 
     def _unannounced(self, view: QueueView) -> set[str]:
-        """Batches that nobody runs and that the queue, first in first out, should have given out by now."""
+        """Unclaimed batches that the first-in-first-out queue should have delivered by now."""
         unclaimed = [entry for entry in view.oldest if entry[0] not in view.running]
         before_ms = self._clock.now_ms() - UNCLAIMED_GRACE_MS
         return set(unannounced(unclaimed, view.next_message, before_ms, CLOCKS_APART_MS))
@@ -226,6 +226,6 @@ class Reconciler:
 
 
 def _batch_id(raw: bytes) -> str:
-    """An index's entry; empty where it is no batch's id."""
+    """The batch id in an index entry; empty if it is not a batch id."""
     batch_id = raw.decode("ascii", "replace")
     return batch_id if ids.is_well_formed(batch_id) else ""

@@ -1,8 +1,8 @@
-"""A second copy of what was accepted, kept for as long as Redis may not have written it.
+"""The replay buffer: a second copy of accepted data, kept until Redis has certainly written it to disk.
 
-With `appendfsync everysec` Redis confirms what it has yet to write while its disk is busy. So a controller keeps what
-it got confirmed for `KEEP_S` seconds more, and writes it again if Redis comes back as another run, or emptied: batches
-with their samples or, once it has heard it, their outcome; and cancels. What Redis still has is left as it is.
+With `appendfsync everysec` Redis confirms writes before they are on disk. So a controller keeps confirmed data for
+`KEEP_S` more seconds, and writes it again if Redis returns as another run or without data. This covers cancels and
+batches, with their samples or, after completion, with their outcome. Data that Redis still has is not changed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from controller.events import Accepted, Completed
 
 logger = logging.getLogger(__name__)
 
-# While an fsync is under way Redis puts a write off for two seconds at most (`flushAppendOnlyFile`), and it writes
-# before it answers: what it answers to a command sent this much later shows that it has written. It counts in whole
-# seconds, hence the third.
+# During an fsync, Redis delays a write for at most two seconds (`flushAppendOnlyFile`), and it writes before it
+# answers. So the answer to a command sent this much later proves the write. Redis counts in whole seconds, hence the
+# third second.
 KEEP_S = 3.0
-# 20,000 jobs of 784 float32 that have no outcome yet: four seconds at 5,000 jobs a second that no worker runs.
+# 20,000 jobs of 784 float32 without an outcome: four seconds at 5,000 jobs/s while no worker runs.
 LIMIT_BYTES = 64 * 2**20
-OVERHEAD_BYTES = 2048  # of a batch beside its samples, head and outcome
+OVERHEAD_BYTES = 2048  # memory per batch besides its samples, head and outcome
 QUARANTINED = "job_quarantined"
 
 
 @dataclass(eq=False, slots=True)
 class Copy:
-    """What writes a batch again: the call that accepted it or, once its outcome is known, the one that writes that.
+    """The command that restores a batch: the accepting call or, if its outcome is known, the call that writes it.
 
     Attributes:
         kept_at_s: When Redis confirmed it, `time.monotonic()`.
@@ -45,14 +45,14 @@ class Copy:
 
 
 class ReplayBuffer:
-    """The copies.
+    """The replay buffer.
 
     Args:
-        replay: Writes them again.
-        retention_s: Seconds an outcome stays readable.
+        replay: Writes the copies again.
+        retention_s: Retention of outcomes in seconds.
 
     Attributes:
-        run: The run of Redis that has all of them.
+        run: The run of Redis that has all copied data.
     """
 
     def __init__(self, replay: Replay, clock: PoolClock, retention_s: float) -> None:
@@ -60,9 +60,9 @@ class ReplayBuffer:
         self._replay = replay
         self._clock = clock
         self._retention_s = retention_s
-        self._copies: dict[str, Copy] = {}  # oldest first, but for those that were written again
+        self._copies: dict[str, Copy] = {}  # oldest first, except for restored ones
         self._size_bytes = 0
-        self._cancels: dict[JobRef, tuple[str, float]] = {}  # queue and when it was confirmed
+        self._cancels: dict[JobRef, tuple[str, float]] = {}  # queue, and time of the confirmation
         self._cancels_due: set[JobRef] = set()
         self._answered_at_s = 0.0
 
@@ -70,11 +70,11 @@ class ReplayBuffer:
         return batch_id in self._copies
 
     def accepted(self, event: Accepted) -> None:
-        """Keep a batch that was just accepted."""
+        """Copy a batch that was just accepted."""
         self._keep(event.accept)
 
     def completed(self, event: Completed) -> None:
-        """Keep the outcome of a batch in the place of its samples; nothing where all callers were given theirs."""
+        """Replace the samples of a batch by its outcome; drop the copy if all callers have received their outcomes."""
         copy = self._remove(event.batch_id)
         if copy is None or not isinstance(copy.call, Accept):
             return
@@ -82,22 +82,22 @@ class ReplayBuffer:
         if event.all_told and not accept.batch.once:
             return
         if any(job.error_code == QUARANTINED for job in event.outcome.jobs):
-            # The quarantine has its samples, too: it has to come to that outcome again.
+            # The quarantine needs the samples, too: the batch must reach that outcome again.
             self._keep(accept)
             return
         restore = RestoreOutcome.of(accept, event.outcome)
         self._add(event.batch_id, restore, len(restore.head) + len(restore.outcome))
 
     def cancelled(self, ref: JobRef, head: BatchHead) -> None:
-        """Keep a cancel that was just confirmed."""
+        """Copy a cancel that was just confirmed."""
         self._cancels[ref] = head.queue, time.monotonic()
 
     async def see(self, run: str, asked_at_s: float) -> None:
-        """Take in that Redis has answered; to be called each heartbeat, and sooner after it was away.
+        """Process an answer of Redis; to be called each heartbeat, and more often after Redis was unreachable.
 
         Args:
-            run: Tells this run of Redis, and these data, from any other.
-            asked_at_s: When what Redis has answered was asked, `time.monotonic()`.
+            run: Identifies this run of Redis together with its data.
+            asked_at_s: When the answered command was sent, `time.monotonic()`.
         """
         try:
             if run != self.run:
@@ -128,12 +128,12 @@ class ReplayBuffer:
             logger.warning("Redis lost %d of the %d newest batches; replayed them", n_lost, len(batch_ids))
 
     async def _write_again(self, copy: Copy) -> bool:
-        """Write a batch again, unless its time is over; True if Redis had lost it."""
+        """Write a batch again, unless its retention is over; True if Redis had lost it."""
         now_ms, retention_ms = self._clock.now_ms(), self._retention_s * 1000
         if isinstance(copy.call, RestoreOutcome):
             ttl_ms = int(copy.call.finished_at_ms + retention_ms - now_ms)
             return ttl_ms > 0 and await self._replay.outcome(copy.call, ttl_ms)
-        # Redis answered for as long as an outcome is kept: it may have been read, and have expired.
+        # Redis has been reachable for a whole retention: the outcome may have been read and have expired.
         may_be_over = self._answered_at_s - copy.kept_at_s >= self._retention_s
         is_in_time = now_ms < copy.call.last_deadline_ms + retention_ms
         return is_in_time and not may_be_over and await self._replay.batch(copy.call)
@@ -146,7 +146,7 @@ class ReplayBuffer:
             except WireError as error:
                 logger.warning("a cancel of batch %s cannot be replayed: %s", ref.batch_id, error.detail)
                 answer = "finished"
-            # Unknown: another controller accepted the job, and is about to write it again.
+            # Unknown job: the controller that accepted it will write it again.
             if answer != "unknown":
                 self._cancels_due.discard(ref)
 
@@ -167,7 +167,7 @@ class ReplayBuffer:
         return copy
 
     def _forget(self, before_s: float) -> None:
-        """Forget what Redis confirmed before `before_s`: it has written that."""
+        """Drop the copies that Redis confirmed before `before_s`: they are on disk."""
         while self._copies:
             batch_id, oldest = next(iter(self._copies.items()))
             if oldest.kept_at_s > before_s:
