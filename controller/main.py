@@ -22,7 +22,7 @@ from app.redis.client import connect_async, ledger_errors
 from app.settings import ControllerSettings, load
 from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
-from controller.http import documentation, invocations, routes
+from controller.http import documentation, invocations, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
 from controller.page import pages
 from controller.services import Services, build_services
@@ -64,6 +64,7 @@ def create_app(settings: ControllerSettings) -> Controller:
     fastapi.include_router(routes.router)
     fastapi.include_router(pages.router)
     fastapi.include_router(invocations.router)
+    fastapi.include_router(open_inference.router)
     documentation.publish_schemas(fastapi)
     app = Controller(fastapi, settings)
     return app

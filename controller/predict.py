@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from app.clock import PoolClock
-from app.contract.documents import Rules
+from app.contract.documents import Reading
 from app.errors import DrainingError, InputError, ModelyardError, TooLargeError
 from app.ledger import ids
 from app.ledger.wire import JobEntry
@@ -197,13 +197,13 @@ class Predict:
         return self._reply(job, request.asked.wait_s)
 
     async def run(
-        self, request: Request, body: bytes, once: Reservation | None = None, rules: Rules = "strict"
+        self, request: Request, body: bytes, once: Reservation | None = None, reading: Reading = "strict"
     ) -> Job:
         """Submit an admitted request and wait; the job then has its acceptance, its outcome or an error.
 
         Args:
             once: Its idempotency key, if it has one.
-            rules: How its body is read.
+            reading: How its body is read.
 
         Raises:
             ModelyardError: The request is refused.
@@ -218,7 +218,7 @@ class Predict:
                 asked.selector,
                 certain,
                 self._settings.max_samples,
-                rules,
+                reading,
             )
             samples = read_samples(*read) if len(body) < LARGE_BYTES else await self._large_bodies.read(*read)
             job = self._job(samples, request, certain, ready)

@@ -15,6 +15,8 @@ from app.errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, Unsupp
 
 # `strict` refuses what would change a value; `mlflow` takes what MLflow's scoring server takes, where nothing is lost.
 Rules = Literal["strict", "mlflow"]
+# How a body is read: by rules, or as a request of the Open Inference Protocol, by strict ones.
+Reading = Literal["strict", "mlflow", "open_inference"]
 FRAMES = ("dataframe_split", "dataframe_records")
 KEYS: dict[Rules, tuple[str, ...]] = {
     "strict": ("data", "inputs", "instances", *FRAMES),
@@ -22,6 +24,7 @@ KEYS: dict[Rules, tuple[str, ...]] = {
 }
 PARAMS = "params"
 CSV = "csv"  # the key of a document that was a table of text
+TABLE = "table"  # of one whose value is columns, by name or in order, and the number of rows
 # What only the general way reads. A plain tensor's body has neither.
 GENERAL = re.compile(rb'"(dataframe_split|dataframe_records|params)"')
 
@@ -33,7 +36,7 @@ class Document(msgspec.Struct, frozen=True):
     """A body that was read, and not yet compared with a contract.
 
     Attributes:
-        key: One of `KEYS`, or `CSV`.
+        key: One of `KEYS`, `CSV` or `TABLE`.
         value: What it holds: of a NumPy file, an array.
         params: What stands beside it; None where nothing does.
     """
@@ -53,11 +56,16 @@ def read_json(body: bytes, rules: Rules) -> Document:
     try:
         document = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        document = _read_python_json(body)
+        document = read_python_json(body)
     return _document(document, rules)
 
 
-def _read_python_json(body: bytes) -> Any:
+def read_python_json(body: bytes) -> Any:
+    """Read JSON as Python does, which knows `NaN` and infinities.
+
+    Raises:
+        BodyNotJsonError: It is not JSON.
+    """
     try:
         return json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

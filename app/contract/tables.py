@@ -9,7 +9,7 @@ from typing import Any
 
 from app.contract import Column, ColumnsContract
 from app.contract.column_values import HAVE_MISSING, Misfit, Values, convert, is_as_it_travels
-from app.contract.documents import CSV, Document, Rules
+from app.contract.documents import CSV, TABLE, Document, Rules
 from app.errors import InputEmptyError, InputError, InputShapeError, InputTypeError
 
 Named = Mapping[str, Values]
@@ -105,6 +105,9 @@ def _columns(
 ) -> tuple[Named | Sequence[Values], int]:
     """Columns by name, or in their order where the contract names none; and the number of rows."""
     value = document.value
+    if document.key == TABLE:
+        columns, n_rows = value
+        return (columns if contract.has_names else _enough(columns, contract)), n_rows
     if document.key == "dataframe_split":
         return _split(value, contract, rules)
     if document.key == "dataframe_records":

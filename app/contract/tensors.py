@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +34,13 @@ WORDS = {
     "U": "text",
 }
 NONE = type(None)
+
+
+class Shaped(msgspec.Struct, frozen=True):
+    """Values in row-major order, as many as the shape beside them says."""
+
+    shape: tuple[int, ...]
+    flat: list[Any]
 
 
 def read_tensors(document: Document, contract: TensorsContract, rules: Rules) -> list[Array]:
@@ -151,7 +159,7 @@ def _array(value: Any, field: TensorField, allows_missing: bool, rules: Rules) -
         shape: tuple[int, ...] = value.shape
         flat: Any = value.reshape(-1)
     else:
-        shape, flat = _flattened(value, field)
+        shape, flat = flattened(value, field)
     if len(shape) != len(field.shape) or any(
         size not in (FREE, got) for size, got in zip(field.shape, shape, strict=True)
     ):
@@ -180,12 +188,14 @@ class _Misfit(Exception):  # noqa: N818
         self.is_about_size = is_about_size
 
 
-def _flattened(value: Any, field: TensorField) -> tuple[tuple[int, ...], list[Any]]:
+def flattened(value: Any, field: TensorField) -> tuple[tuple[int, ...], list[Any]]:
     """Shape and values of nested lists.
 
     Raises:
         InputShapeError: They are ragged, or nested too deeply.
     """
+    if type(value) is Shaped:
+        return value.shape, value.flat
     if type(value) is not list:
         raise InputShapeError(f"got no list; expected nested lists of {field.describe()}")
     shape, nodes = [len(value)], value
@@ -211,12 +221,7 @@ def _cast_array(flat: Array, field: TensorField, allows_missing: bool, rules: Ru
     """Values that came as an array: those of the tensor's own dtype as they are, others as if they had been listed."""
     if flat.dtype.newbyteorder("=") != np.dtype(field.dtype):
         return _cast(flat.tolist(), field, allows_missing, rules)
-    is_wrong = (
-        np.zeros(0) if flat.dtype.kind != "f" else np.isinf(flat) if allows_missing else ~np.isfinite(flat)
-    )
-    if is_wrong.any():
-        raise _Misfit(int(is_wrong.argmax()), f"finite {field.dtype} numbers", True)
-    return flat
+    return _finite(flat, allows_missing) if flat.dtype.kind == "f" else flat
 
 
 def _cast(flat: list[Any], field: TensorField, allows_missing: bool, rules: Rules) -> Array:
@@ -266,10 +271,13 @@ def _floats(flat: list[Any], kinds: Iterable[type], dtype: np.dtype[Any], allows
         place = next(place for place, each in enumerate(flat) if type(each) is int and abs(each) > 2**1023)
         raise _Misfit(place, f"finite {dtype.name} numbers", True) from None
     with np.errstate(over="ignore"):
-        array = exact.astype(dtype, copy=False)
+        return _finite(exact.astype(dtype, copy=False), allows_missing)
+
+
+def _finite(array: Array, allows_missing: bool) -> Array:
     is_wrong = np.isinf(array) if allows_missing else ~np.isfinite(array)
     if is_wrong.any():
-        raise _Misfit(int(is_wrong.argmax()), f"finite {dtype.name} numbers", True)
+        raise _Misfit(int(is_wrong.argmax()), f"finite {array.dtype.name} numbers", True)
     return array
 
 

@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 # Health checks of load balancers, and pages whose content is public; a browser that opens a page sends no key.
 DOCUMENTATION_PATHS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json"})
 DOCUMENTATION_FILES = "/static-offline-docs/"
-HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/readyz/read", "/ping", "/health", "/version"})
+HEALTH_PATHS = frozenset(
+    {"/healthz", "/readyz", "/readyz/read", "/ping", "/health", "/version"}
+    | {"/v2", "/v2/", "/v2/health/live", "/v2/health/ready"}
+)
 OPEN_PATHS = DOCUMENTATION_PATHS | HEALTH_PATHS
 # Limit for spellings of valid keys, such as `bearer` for `Bearer`; more are not needed.
 CACHED_CALLERS = 1024

@@ -18,6 +18,7 @@ from app.errors import InputError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
 from controller.admission.authentication import DOCUMENTATION_PATHS, caller_of, is_page
 from controller.admission.gate import listed
+from controller.http import open_inference
 from controller.http.problems import PROBLEM_JSON, problem_body
 from controller.http.replies import Reply
 from controller.http.response_headers import API, CLOSE, on_answers, on_pages, on_unread_body
@@ -25,6 +26,7 @@ from controller.input.content_coding import IDENTITY, unpack
 from controller.services import Services
 
 PREDICT = "/predict"
+V2 = open_inference.router.prefix
 CORS_HEADERS = ("authorization", "content-type", "content-encoding", "idempotency-key", "prefer")
 
 
@@ -95,6 +97,8 @@ class Controller:
             if path == PREDICT and method == "POST":
                 await self._send(await self._predict(scope, receive), send)
                 return
+            if path == V2 or path.startswith(f"{V2}/"):
+                send = open_inference.on_errors(send)
             caller = services.gate.enter(written, scope["headers"])
         except Exception as error:
             await self._send(services.refusals.reply_to(error, scope.get("client"), method, path), send)

@@ -249,6 +249,110 @@ VERSION: dict[str, Any] = {
     "response_class": PlainTextResponse,
     "responses": {200: {"description": "Such as 0.1.0", "content": {"application/json": {}}}},
 }
+_V2_ERROR = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {name: {"type": "string"} for name in ("error", "code")},
+        }
+    }
+}
+_TEXT = {"type": "string"}
+_OBJECT = {"type": "object"}
+_V2_TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": _TEXT,
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": _TEXT,
+        "parameters": _OBJECT,
+        "data": {"type": "array", "items": {}},
+    },
+}
+_V2_TENSORS = {"type": "array", "items": _V2_TENSOR}
+
+
+def _v2(summary: str, description: str, required: list[str], **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "required": required, "properties": properties}
+    return {
+        "tags": ["open inference protocol"],
+        "summary": summary,
+        "response_class": PlainTextResponse,
+        "responses": {
+            200: {"description": description, "content": {"application/json": {"schema": schema}}},
+            "default": {"description": "Any problem, as the protocol says it", "content": _V2_ERROR},
+        },
+    }
+
+
+_FLAG = {"type": "boolean"}
+_TEXTS = {"type": "array", "items": _TEXT}
+V2_SERVER = _v2(
+    "Metadata of this server",
+    "Name, release and extensions",
+    ["name", "version", "extensions"],
+    name=_TEXT,
+    version=_TEXT,
+    extensions=_TEXTS,
+)
+V2_LIVE = _v2("Is it alive?", "It is", ["live"], live=_FLAG)
+V2_READY = _v2("Readiness for predictions", "Ready", ["ready"], ready=_FLAG)
+V2_READY["responses"][503] = {**V2_READY["responses"][200], "description": "Not ready"}
+V2_MODEL_READY = _v2("Readiness of a model", "Ready", ["name", "ready"], name=_TEXT, ready=_FLAG)
+V2_MODEL_READY["responses"][503] = {**V2_MODEL_READY["responses"][200], "description": "Not ready"}
+V2_MODEL = _v2(
+    "Metadata of a model",
+    "Versions that are served, and inputs of the one that a request goes to",
+    ["name", "platform", "inputs", "outputs"],
+    name=_TEXT,
+    versions=_TEXTS,
+    platform=_TEXT,
+    inputs=_V2_TENSORS,
+    outputs=_V2_TENSORS,
+)
+V2_INFER = _v2(
+    "Predict as the Open Inference Protocol says",
+    "The outputs; as bytes after the JSON where the request asks for that",
+    ["model_name", "outputs"],
+    model_name=_TEXT,
+    model_version=_TEXT,
+    id=_TEXT,
+    parameters=_OBJECT,
+    outputs=_V2_TENSORS,
+)
+V2_INFER["responses"][202] = {
+    "description": "With `Prefer: respond-async`: poll `result_url`",
+    **_json(Job, _RECEIPT),
+}
+V2_INFER["openapi_extra"] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": _TEXT,
+                        "parameters": _OBJECT,
+                        "inputs": {**_V2_TENSORS, "minItems": 1},
+                        "outputs": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["name"],
+                                "properties": {"name": _TEXT, "parameters": _OBJECT},
+                            },
+                        },
+                    },
+                }
+            },
+            "application/octet-stream": _BINARY,
+        },
+    }
+}
 RESULT: dict[str, Any] = {
     "tags": ["jobs"],
     "summary": "Read a job",

@@ -5,14 +5,10 @@ Bodies are read as MLflow reads them wherever no value is changed or lost by tha
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import replace
 from importlib.metadata import version
 
-import msgspec
 import orjson
 from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
 
 from app.errors import (
     BodyKeyError,
@@ -35,8 +31,7 @@ from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import predictions_json
 from controller.http.problems import problem, status_of
-from controller.http.replies import Reply
-from controller.input.content_coding import IDENTITY, unpack
+from controller.http.waiting_post import later, read_post
 from controller.routing import Selector
 from controller.services import Services
 
@@ -103,8 +98,6 @@ async def _invoke(request: Request, selector: Selector | None) -> Response:
     try:
         refused = _refused_type(request.headers.get("content-type", JSON))
         return refused or await _predict(request, services, selector)
-    except ClientDisconnect:
-        return _error(InputError("the connection was closed before the body was whole"))
     except ModelyardError as error:
         services.refusals.reply_to(error, request.client, "POST", "/invocations")
         return _error(error)
@@ -126,35 +119,11 @@ def _refused_type(content_type: str) -> Response | None:
 
 
 async def _predict(request: Request, services: Services, selector: Selector | None) -> Response:
-    predict = services.predict
-    asked_for = predict.enter(
-        request.scope["headers"], request.scope["query_string"], request.scope.get("client")
-    )
-    asked = asked_for.asked
-    is_async = "respond-async" in request.headers.get("prefer", "")
-    if asked.wait_s == 0 and not is_async:
-        asked = replace(asked, wait_s=services.settings.max_wait_s)
-    if selector is not None:
-        asked = replace(asked, selector=selector)
-    body = await _read_body(request, services)
-    job = await predict.run(msgspec.structs.replace(asked_for, asked=asked), body, rules="mlflow")
+    post = await read_post(request, services, selector)
+    job = await services.predict.run(post.request, post.body, reading="mlflow")
     if job.error:
         raise job.error
-    return _answer(job) if not is_async else _later(predict.reply_or_refusal(job, asked.wait_s))
-
-
-async def _read_body(request: Request, services: Services) -> bytes:
-    check_size = services.predict.check_size
-    check_size(int(request.headers.get("content-length", "0")))
-    parts, size = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        check_size(size)
-    coding, body = request.headers.get("content-encoding", "").encode(), b"".join(parts)
-    if coding in IDENTITY:
-        return body
-    return await asyncio.to_thread(unpack, coding, body, services.settings.max_body_bytes)
+    return later(services, job, post) if post.is_async else _answer(job)
 
 
 def _answer(job: Job) -> Response:
@@ -169,12 +138,6 @@ def _answer(job: Job) -> Response:
     status = FAILED_STATUS.get(own.error_code, 400)
     code = {400: "BAD_REQUEST", 504: "DEADLINE_EXCEEDED"}.get(status, "INTERNAL_ERROR")
     return _document(status, code, own.error_detail, own.error_code)
-
-
-def _later(reply: Reply) -> Response:
-    return Response(
-        reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}
-    )
 
 
 def _error(error: ModelyardError) -> Response:

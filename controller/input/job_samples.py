@@ -7,10 +7,11 @@ from contextlib import suppress
 import msgspec
 
 from app.contract import TensorContract, documents
-from app.contract.documents import Rules
+from app.contract.documents import Document, Reading, Rules
 from app.contract.payloads import JobForm, to_payload
 from app.errors import BodyKeyError, BodyNotJsonError, InputError, InputShapeError, UnsupportedTypeError
 from controller.input import bodies, json_numbers
+from controller.input.inference_request import InferenceRequest, read_inference_request
 from controller.routing import Route, Selector, Snapshot, candidate_routes, route
 
 
@@ -37,11 +38,12 @@ def read_samples(
     selector: Selector,
     certain: Route | None,
     max_samples: int,
-    rules: Rules = "strict",
+    reading: Reading = "strict",
 ) -> Samples:
     """Read a body. A function of its arguments alone, so that any process may run it.
 
     Args:
+        content_type: Of the body; of a request of the Open Inference Protocol, the length of its JSON.
         certain: Where it goes whatever it holds, if that is known.
 
     Raises:
@@ -52,14 +54,14 @@ def read_samples(
         if certain
         else snapshot.has_plain_tensors_alone
     )
-    if is_plain and rules == "strict":
+    if is_plain and reading == "strict":
         try:
             return _read_plain(content_type, body, snapshot, selector, certain, max_samples)
         except BodyKeyError:
             if not documents.GENERAL.search(body):
                 raise
     routes = [certain] if certain else candidate_routes(snapshot, selector)
-    return _read_any(content_type, body, routes, max_samples, rules)
+    return _read_any(content_type, body, routes, max_samples, reading)
 
 
 def _read_plain(
@@ -87,7 +89,7 @@ def _read_plain(
 
 
 def _read_any(
-    content_type: bytes, body: bytes, routes: list[Route], max_samples: int, rules: Rules
+    content_type: bytes, body: bytes, routes: list[Route], max_samples: int, reading: Reading
 ) -> Samples:
     """Read a body for the first route whose contract it fits.
 
@@ -95,20 +97,26 @@ def _read_any(
         InputError: It fits none; the error is that of the first.
     """
     refusal: InputError | UnsupportedTypeError | None = None
-    document: documents.Document | None = None
+    rules: Rules = "mlflow" if reading == "mlflow" else "strict"
+    request: Document | InferenceRequest | None = None
     for each in routes:
         contract = each.candidate.contract
         try:
             if (
                 isinstance(contract, TensorContract)
-                and rules == "strict"
+                and reading == "strict"
                 and not documents.GENERAL.search(body)
             ):
                 given = bodies.parse(content_type, body)
                 numbers = given.numbers(contract)
                 data = json_numbers.to_samples(numbers, contract, max_samples)
                 return Samples(each, data, len(numbers.values) // contract.sample_size)
-            document = document or documents.read(content_type, body, rules)
+            request = request or (
+                read_inference_request(content_type, body)
+                if reading == "open_inference"
+                else documents.read(content_type, body, rules)
+            )
+            document = request if isinstance(request, Document) else request.document(contract)
             payload = to_payload(document, contract, max_samples, rules)
             return Samples(each, payload.data, payload.n_samples, payload.form)
         except (InputError, UnsupportedTypeError) as error:

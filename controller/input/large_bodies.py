@@ -17,7 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from app.contract.documents import Rules
+from app.contract.documents import Reading
 from app.errors import ModelyardError, QueueFullError, UnavailableError
 from controller.input.job_samples import Samples, read_samples
 from controller.routing import Route, Selector, Snapshot
@@ -29,7 +29,7 @@ NICENESS = 5  # where there is too little CPU time, all other callers come first
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 
 Question = tuple[
-    bytes, bytes, Snapshot, Selector, Route | None, int, Rules
+    bytes, bytes, Snapshot, Selector, Route | None, int, Reading
 ]  # the arguments of `read_samples`
 
 
@@ -56,7 +56,7 @@ class LargeBodies:
         selector: Selector,
         certain: Route | None,
         max_samples: int,
-        rules: Rules = "strict",
+        reading: Reading = "strict",
     ) -> Samples:
         """`read_samples`, elsewhere.
 
@@ -71,7 +71,7 @@ class LargeBodies:
                 retry_after_s=1,
             )
         self._taken_bytes += len(body)
-        question = (content_type, body, snapshot, selector, certain, max_samples, rules)
+        question = (content_type, body, snapshot, selector, certain, max_samples, reading)
         answered = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
         answered.add_done_callback(lambda _: self._give_back(len(body)))
         answer = await asyncio.shield(answered)  # a process that has begun is not interrupted

@@ -1,0 +1,205 @@
+"""The Open Inference Protocol (v2) over REST: clients of Triton, KServe and MLServer change the address.
+
+Where a path names no version, the request is routed among the model's versions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+import orjson
+from fastapi import APIRouter, Request, Response
+from starlette.types import Message, Send
+
+from app.errors import NoCandidateError
+from app.ledger import ids
+from controller.admission.authentication import require
+from controller.dispatch import Job
+from controller.http import documentation as docs
+from controller.http import readiness
+from controller.http.inference_response import encode_response, output_tensors
+from controller.http.job_json import result_url
+from controller.http.problems import PROBLEM_JSON
+from controller.http.waiting_post import later, read_post
+from controller.input.inference_request import RequestHead, inputs_of, read_request_head
+from controller.routing import Selector, candidate_routes
+from controller.services import Services
+
+router = APIRouter(prefix="/v2")
+JSON = "application/json"
+JSON_LENGTH = "inference-header-content-length"
+EXTENSIONS = ("binary_tensor_data",)
+PLATFORM = "mlflow"
+# Statuses of jobs that failed, by the code of their error; any other is the model's own failure.
+FAILED_STATUS = {"timed_out": 504, "job_expired": 504, "job_cancelled": 409}
+BAD_REQUEST = 400
+PROBLEM_MEMBERS = ("type", "title", "status", "code", "detail")
+
+
+@router.get("", **docs.V2_SERVER)
+async def server_metadata() -> Response:
+    """Name and release of this server."""
+    return _json({"name": "modelyard", "version": version("modelyard"), "extensions": EXTENSIONS})
+
+
+@router.get("/health/live", **docs.V2_LIVE)
+async def live() -> Response:
+    """Whether the process is alive."""
+    return _json({"live": True})
+
+
+@router.get("/health/ready", **docs.V2_READY)
+async def ready(request: Request) -> Response:
+    """Whether a prediction would be accepted now."""
+    services = _services(request)
+    reasons = [*readiness.against_serving(services), *readiness.against_accepting(services)]
+    return _json({"ready": not reasons}, 503 if reasons else 200)
+
+
+@router.get("/models/{name}", dependencies=[require("predict")], **docs.V2_MODEL)
+async def model_metadata(request: Request, name: str) -> Response:
+    """Inputs of the model's version that a request would be routed to now."""
+    return _metadata(request, Selector(model=name))
+
+
+@router.get("/models/{name}/versions/{number}", dependencies=[require("predict")], **docs.V2_MODEL)
+async def version_metadata(request: Request, name: str, number: int) -> Response:
+    """Inputs of a version."""
+    return _metadata(request, Selector(model=name, version=number))
+
+
+@router.get("/models/{name}/ready", dependencies=[require("predict")], **docs.V2_MODEL_READY)
+async def model_ready(request: Request, name: str) -> Response:
+    """Whether a version of the model has a worker that is ready."""
+    return _ready(request, Selector(model=name))
+
+
+@router.get(
+    "/models/{name}/versions/{number}/ready", dependencies=[require("predict")], **docs.V2_MODEL_READY
+)
+async def version_ready(request: Request, name: str, number: int) -> Response:
+    """Whether the version has a worker that is ready."""
+    return _ready(request, Selector(model=name, version=number))
+
+
+@router.post("/models/{name}/infer", dependencies=[require("predict")], **docs.V2_INFER)
+async def model_infer(request: Request, name: str) -> Response:
+    """Predict with the version of the model that the request is routed to."""
+    return await _infer(request, Selector(model=name))
+
+
+@router.post("/models/{name}/versions/{number}/infer", dependencies=[require("predict")], **docs.V2_INFER)
+async def version_infer(request: Request, name: str, number: int) -> Response:
+    """Predict with one version."""
+    return await _infer(request, Selector(model=name, version=number))
+
+
+def on_errors(send: Send) -> Send:
+    """A `send` that turns a problem document into the protocol's error: clients read `error` of plain JSON alone.
+
+    Inputs that do not fit have status 400, the only one that the protocol's own description gives them.
+    """
+    start: Message = {}
+
+    async def send_error(message: Message) -> None:
+        if message["type"] == "http.response.start" and (b"content-type", PROBLEM_JSON) in message["headers"]:
+            start.update(message)  # held back: its headers depend on the body
+            return
+        if start:
+            body = _error_body(orjson.loads(message["body"]))
+            changed = {b"content-type": JSON.encode(), b"content-length": b"%d" % len(body)}
+            headers = [(name, changed.get(name, value)) for name, value in start["headers"]]
+            status = BAD_REQUEST if start["status"] == 422 else start["status"]
+            await send({**start, "status": status, "headers": headers})
+            start.clear()
+            message = {**message, "body": body}
+        await send(message)
+
+    return send_error
+
+
+def _error_body(problem: dict[str, Any]) -> bytes:
+    others = {name: each for name, each in problem.items() if name not in PROBLEM_MEMBERS}
+    return orjson.dumps({"error": problem["detail"], "code": problem["code"], **others})
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.state.services
+    return services
+
+
+def _json(document: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(document), status, headers, media_type=JSON)
+
+
+def _metadata(request: Request, selector: Selector) -> Response:
+    snapshot = _services(request).watcher.view.snapshot
+    contract = candidate_routes(snapshot, selector)[0].candidate.contract
+    served = [each.model_version for each in snapshot.by_model[str(selector.model)]]
+    return _json(
+        {
+            "name": selector.model,
+            "versions": [str(number) for number in sorted(served)],
+            "platform": PLATFORM,
+            "inputs": inputs_of(contract),
+            "outputs": [],
+        }
+    )
+
+
+def _ready(request: Request, selector: Selector) -> Response:
+    services = _services(request)
+    try:
+        candidate_routes(services.watcher.view.snapshot, selector)
+        reasons = readiness.against_serving(services)
+    except NoCandidateError as error:
+        reasons = [error.detail]
+    return _json({"name": selector.model, "ready": not reasons}, 503 if reasons else 200)
+
+
+async def _infer(request: Request, selector: Selector) -> Response:
+    services = _services(request)
+    post = await read_post(request, services, selector)
+    length = request.headers.get(JSON_LENGTH, "").encode()
+    asked = read_request_head(length, post.body)
+    # The only content that the protocol knows: what is read of it is how long its JSON is.
+    entered = msgspec.structs.replace(post.request, asked=replace(post.request.asked, content_type=length))
+    job = await services.predict.run(entered, post.body, reading="open_inference")
+    if job.error:
+        raise job.error
+    assert job.batch
+    is_interrupted = job.batch.outcome is None and services.drain.is_over
+    return later(services, job, post) if post.is_async or is_interrupted else _answer(services, job, asked)
+
+
+def _answer(services: Services, job: Job, asked: RequestHead) -> Response:
+    batch = job.batch
+    assert batch
+    job_id = ids.job_id(batch.batch_id, job.index)
+    location = {"location": result_url(job_id, services.settings.prefix)}
+    if batch.outcome is None:
+        code = "job_expired" if job.expired else "not_done"
+        said = (
+            "no worker took the job in time"
+            if job.expired
+            else "the outcome did not come in time; the job goes on"
+        )
+        return _json({"error": said, "code": code}, 504, location)
+    own = batch.outcome.jobs[job.index]
+    if own.status != "succeeded":
+        document = {"error": own.error_detail, "code": own.error_code}
+        return _json(document, FAILED_STATUS.get(own.error_code, 500), location)
+    candidate = job.route.candidate
+    members: dict[str, Any] = {
+        "model_name": candidate.model_name,
+        "model_version": str(candidate.model_version),
+        **({} if asked.id is None else {"id": asked.id}),
+        "parameters": {"job_id": job_id},
+    }
+    body, json_length = encode_response(members, output_tensors(own), asked)
+    if json_length is None:
+        return Response(body, media_type=JSON)
+    return Response(body, headers={JSON_LENGTH: str(json_length)}, media_type="application/octet-stream")

@@ -1,0 +1,74 @@
+"""What posts of other servers' protocols have in common: they wait for the outcome, unless they prefer a job."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import msgspec
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+
+from app.errors import InputError
+from controller import predict
+from controller.dispatch import Job
+from controller.input.content_coding import IDENTITY, unpack
+from controller.routing import Selector
+from controller.services import Services
+
+
+class WaitingPost(msgspec.Struct, frozen=True):
+    """A post that was let in, with its body.
+
+    Attributes:
+        is_async: Whether it prefers a job, which it may read later.
+    """
+
+    request: predict.Request
+    body: bytes
+    is_async: bool
+
+
+async def read_post(request: Request, services: Services, selector: Selector | None) -> WaitingPost:
+    """Let a post in, and read its body; it waits as long as the settings allow where it does not say.
+
+    Args:
+        selector: What its path names; None where that is up to the query.
+
+    Raises:
+        ModelyardError: It is refused.
+    """
+    scope = request.scope
+    entered = services.predict.enter(scope["headers"], scope["query_string"], scope.get("client"))
+    asked = entered.asked
+    is_async = "respond-async" in request.headers.get("prefer", "")
+    if asked.wait_s == 0 and not is_async:
+        asked = replace(asked, wait_s=services.settings.max_wait_s)
+    if selector is not None:
+        asked = replace(asked, selector=selector)
+    body = await _read_body(request, services)
+    return WaitingPost(msgspec.structs.replace(entered, asked=asked), body, is_async)
+
+
+async def _read_body(request: Request, services: Services) -> bytes:
+    check_size = services.predict.check_size
+    check_size(int(request.headers.get("content-length", "0")))
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            parts.append(part)
+            size += len(part)
+            check_size(size)
+    except ClientDisconnect:
+        raise InputError("the connection was closed before the whole body arrived") from None
+    coding, body = request.headers.get("content-encoding", "").encode(), b"".join(parts)
+    if coding in IDENTITY:
+        return body
+    return await asyncio.to_thread(unpack, coding, body, services.settings.max_body_bytes)
+
+
+def later(services: Services, job: Job, post: WaitingPost) -> Response:
+    """The answer that says where to read the job."""
+    reply = services.predict.reply_or_refusal(job, post.request.asked.wait_s)
+    headers = {name.decode(): value.decode() for name, value in reply.headers}
+    return Response(reply.body, reply.status, headers)
