@@ -20,7 +20,7 @@ from app.errors import (
 from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome, outcome_version
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.unreadable import Unreadable
-from workers.job_inputs import JobInputs, job_data
+from workers.job_inputs import decode, job_data, model_input
 from workers.job_outputs import to_outcomes
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
@@ -252,36 +252,34 @@ class BatchRunner:
 
     def _run_together(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """Run one forward pass for all jobs; if it fails, run one pass per job, so that only the bad job fails."""
-        inputs = JobInputs(batch, self._model.contract)
         if len(indexes) > 1:
             try:
-                return self._outcomes(inputs, indexes, batch)
+                return self._outcomes(batch, indexes)
             except WireError:
                 raise
             except Exception as error:
                 logger.info("batch %s runs job by job: %s", batch.batch_id, first_line(error))
         # Read the inputs again: the model may have modified the samples before it failed.
-        return [self._run_one(batch, index, inputs) for index in indexes]
+        return [self._run_one(batch, index) for index in indexes]
 
     def _run_alone(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """Run one forward pass per job, each recorded in the ledger before it starts and after it ends."""
-        inputs = JobInputs(batch, self._model.contract)
         outcomes: list[JobOutcome] = []
         done = None
         for index in indexes:
             if not self._ledger.progress(batch, index, done):
                 raise _ClaimLostError
-            outcomes.append(self._run_one(batch, index, inputs))
+            outcomes.append(self._run_one(batch, index))
             done = (index, outcomes[-1])
         return outcomes
 
-    def _run_one(self, batch: ClaimedBatch, index: int, inputs: JobInputs) -> JobOutcome:
+    def _run_one(self, batch: ClaimedBatch, index: int) -> JobOutcome:
         # Earlier jobs of the batch may have used their full time limit.
         if batch.head.jobs[index].deadline_ms <= self._clock.now_ms():
             return EXPIRED
         self._marker.runs_alone(batch.batch_id, index)
         try:
-            return self._outcomes(inputs, [index], batch)[0]
+            return self._outcomes(batch, [index])[0]
         except WireError:
             raise
         except Exception as error:
@@ -290,13 +288,13 @@ class BatchRunner:
         finally:
             self._marker.ran()
 
-    def _outcomes(self, inputs: JobInputs, indexes: Sequence[int], batch: ClaimedBatch) -> list[JobOutcome]:
+    def _outcomes(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """Run one forward pass for the jobs at `indexes`."""
-        model, jobs = self._model, batch.head.jobs
-        given, params = inputs.together(indexes), inputs.params()
-        predict = model.predict if params is None else partial(model.predict, params=params)
+        model, head = self._model, batch.head
+        given = model_input(batch, indexes, model.contract)
+        predict = partial(model.predict, params=decode(head.params)) if head.params else model.predict
         output: Any = self._limit.run(predict, given)
-        counts = [jobs[index].n_samples for index in indexes]
+        counts = [head.jobs[index].n_samples for index in indexes]
         return to_outcomes(output, counts, model.contract, model.task, model.allows_non_finite)
 
 

@@ -23,41 +23,26 @@ Array = NDArray[Any]
 DTYPES = {"boolean": "bool", "integer": "int32", "long": "int64", "float": "float32", "double": "float64"}
 
 
-class JobInputs:
-    """Inputs of one batch.
+def model_input(batch: ClaimedBatch, indexes: Sequence[int], contract: Contract) -> Any:
+    """Input of some jobs of a batch, one after the other.
 
     Args:
-        batch: A batch of the version with this contract.
+        contract: Of the batch's version.
+
+    Raises:
+        WireError: Their data are not what the batch's head says.
     """
-
-    def __init__(self, batch: ClaimedBatch, contract: Contract) -> None:
-        self._batch = batch
-        self._contract = contract
-
-    def together(self, indexes: Sequence[int]) -> Any:
-        """The concatenated input of some jobs.
-
-        Raises:
-            WireError: Their data is unreadable.
-        """
-        batch = self._batch
-        head = batch.head
-        try:
-            if head.kind == "tensor":
-                n_samples = sum([head.jobs[each].n_samples for each in indexes])
-                is_whole = len(indexes) == len(head.jobs)
-                data = batch.data if is_whole else b"".join([job_data(batch, each) for each in indexes])
-                # A writable copy: PyTorch's behaviour with read-only memory is undefined.
-                return np.frombuffer(bytearray(data), head.dtype).reshape(n_samples, *head.sample_shape)
-            return to_input([decode(job_data(batch, each)) for each in indexes], self._contract)
-        except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
-            raise WireError(f"the record's samples do not match its head: {first_line(error)}") from None
-
-    def params(self) -> dict[str, Any] | None:
-        """The parameters common to all jobs."""
-        written = self._batch.head.params
-        params: dict[str, Any] | None = decode(written) if written else None
-        return params
+    head = batch.head
+    try:
+        if head.kind == "tensor":
+            n_samples = sum([head.jobs[each].n_samples for each in indexes])
+            is_whole = len(indexes) == len(head.jobs)
+            data = batch.data if is_whole else b"".join([job_data(batch, each) for each in indexes])
+            # A copy that may be written to: torch refuses to promise anything about read-only memory.
+            return np.frombuffer(bytearray(data), head.dtype).reshape(n_samples, *head.sample_shape)
+        return to_input([decode(job_data(batch, each)) for each in indexes], contract)
+    except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
+        raise WireError(f"the record's samples are not what its head says: {first_line(error)}") from None
 
 
 def job_data(batch: ClaimedBatch, index: int) -> bytes:

@@ -49,7 +49,7 @@ def to_outcomes(
         ModelContractError: The output does not have one row per input row, or it cannot be encoded.
     """
     if isinstance(contract, TensorContract):
-        numbers = as_rows_of_numbers(output)
+        numbers = output if type(output) is np.ndarray else as_rows_of_numbers(output)
         check_output(numbers, sum(counts), "the model")
         outcomes = split_numbers(numbers, counts, allows_non_finite, task)
         return _with_form(outcomes, output, numbers, counts) if _needs_form(output, task) else outcomes

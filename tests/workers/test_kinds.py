@@ -27,7 +27,7 @@ from controller.http.job_json import job_json, predictions_json
 from tests.pool_samples import head, now_ms, outcome
 from tests.workers.kinds import Kind, body_of, kinds, tree_kinds
 from workers import model
-from workers.job_inputs import JobInputs
+from workers.job_inputs import decode, model_input
 from workers.job_outputs import to_outcomes
 from workers.model_lookup import ModelVersion, read_description
 from workers.warm_up import LoadedModel
@@ -78,9 +78,8 @@ def answers(loaded: LoadedModel, body: bytes, n_jobs: int) -> list[JobOutcome]:
     if payload.form:
         batch_head = payload.form.on(batch_head, [len(payload.data)] * n_jobs)
     batch = ClaimedBatch("b", batch_head, payload.data * n_jobs, 1, now_ms(), frozenset())
-    inputs = JobInputs(batch, contract)
-    params = inputs.params()
-    given = inputs.together(range(n_jobs))
+    params = decode(batch_head.params) if batch_head.params else None
+    given = model_input(batch, range(n_jobs), contract)
     output = loaded.predict(given, params=params) if params else loaded.predict(given)
     counts = [payload.n_samples] * n_jobs
     return to_outcomes(output, counts, contract, loaded.task, loaded.allows_non_finite)
