@@ -1,1 +1,1 @@
-"""What every process shares: settings, names, wire format, job ledger, pool records, errors."""
+"""Code shared by all server processes: settings, contracts, job ledger, Redis, worker records, errors."""

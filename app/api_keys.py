@@ -1,8 +1,8 @@
-"""API keys: how one is made, how it is written down, whose it is, and where a server needs some.
+"""API keys: creation, storage format, look-up, and the check whether a server needs keys.
 
-Only a key's SHA-256 is ever stored. A slow hash (bcrypt, Argon2) guards passwords, which people choose and others
-can guess; a key has 256 random bits, which nobody can guess at any speed, and a slow hash would only let strangers
-keep the controller busy with wrong ones.
+Only a key's SHA-256 is stored. A slow hash (bcrypt, Argon2) protects passwords, which can be guessed. A key has 256
+random bits and cannot be guessed at any speed; a slow hash would only let strangers load the controller with invalid
+keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from app.settings import ControllerSettings
 Role = Literal["predict", "operate"]
 ROLES: tuple[Role, ...] = get_args(Role)
 KEYS_REMEDY = "create API keys with `modelyard key` and set MODELYARD_API_KEYS_FILE"
-KEY_PREFIX = "modelyard_"  # so that scanners for secrets can tell one
+KEY_PREFIX = "modelyard_"  # so that secret scanners recognise a key
 _LINE = re.compile(
     rf"(?P<name>[A-Za-z0-9][\w.-]{{0,63}})[ \t]+(?P<role>{'|'.join(ROLES)})[ \t]+sha256:(?P<hash>[0-9a-f]{{64}})",
     re.ASCII,
@@ -31,11 +31,11 @@ _LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key.
+    """The stored data of a key.
 
     Attributes:
-        name: The client whose key it is; several keys may share it, so that one can be replaced by another.
-        role: What it may do; `operate` includes `predict`.
+        name: The client that owns the key; several keys may share a name, so that a key can be rotated.
+        role: Its role; `operate` includes `predict`.
         digest: SHA-256 of the key.
     """
 
@@ -44,15 +44,15 @@ class ApiKey:
     digest: bytes
 
     def line(self) -> str:
-        """How it is written down."""
+        """The key's line in a key file."""
         return f"{self.name} {self.role} sha256:{self.digest.hex()}"
 
 
 def new_key(name: str, role: Role) -> tuple[str, ApiKey]:
-    """Make a key: the key itself, which is not kept anywhere, and what is to be known of it.
+    """Create a key: the key itself, which is not stored anywhere, and its stored data.
 
     Raises:
-        ConfigurationError: The name cannot be written down.
+        ConfigurationError: The name is invalid.
     """
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     made = ApiKey(name, role, sha256(key.encode()).digest())
@@ -64,11 +64,11 @@ def new_key(name: str, role: Role) -> tuple[str, ApiKey]:
 
 
 def read_keys(settings: ControllerSettings) -> tuple[ApiKey, ...]:
-    """The keys of the settings' file and environment variable; none where neither is set.
+    """The keys of the settings' file and environment variable; empty if neither is set.
 
     Raises:
-        ConfigurationError: One is unreadable, malformed or without any key. Says where, never what stands there:
-            it could be a key itself.
+        ConfigurationError: One is unreadable, malformed or without any key. The error names the place, never the
+            content, which could be a key.
     """
     sources: list[tuple[str, str]] = []
     path = settings.api_keys_file
@@ -103,32 +103,32 @@ def _parse(source: str, text: str) -> Iterator[ApiKey]:
             role: Role = "operate" if match["role"] == "operate" else "predict"
             yield ApiKey(match["name"], role, bytes.fromhex(match["hash"]))
     if not n_keys:
-        # Not the same as none being asked for: an emptied file must not open the door.
+        # Not the same as no file: an empty key file must not disable authentication.
         raise ConfigurationError(f"{source} holds no key; add one with `modelyard key`, or unset it")
 
 
 def holder(known: Sequence[ApiKey], key: bytes) -> ApiKey | None:
-    """What is known of a key that someone sent; None where it is not one of ours."""
+    """The stored data of a received key; None if the key is unknown."""
     digest = sha256(key).digest()
     found = None
-    for each in known:  # all of them, and each in constant time: how long it takes says nothing
+    for each in known:  # all keys, each in constant time, so that the duration reveals nothing
         if hmac.compare_digest(each.digest, digest):
             found = each
     return found
 
 
 def check_exposure(what: str, host: str, is_guarded: bool, remedy: str, settings: ControllerSettings) -> None:
-    """Refuse to let strangers in by mistake.
+    """Refuse an accidental public listener without authentication.
 
     Args:
-        what: What is about to listen, for the message.
-        host: Where; empty for every address.
-        is_guarded: Whether whoever comes needs credentials.
-        remedy: How to ask for some.
-        settings: Say whether strangers are welcome.
+        what: Name of the server, for the message.
+        host: Its host; empty for every address.
+        is_guarded: Whether callers need credentials.
+        remedy: How to require credentials.
+        settings: State whether callers without credentials are allowed.
 
     Raises:
-        ConfigurationError: Other machines could reach it, and no credentials are asked for.
+        ConfigurationError: Other machines could reach the server without credentials.
     """
     if is_guarded or settings.allow_anonymous or is_loopback(host):
         return
@@ -139,7 +139,7 @@ def check_exposure(what: str, host: str, is_guarded: bool, remedy: str, settings
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there. A name other than localhost counts as no."""
+    """Whether only this machine can reach a server on this host. Any name other than localhost counts as no."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

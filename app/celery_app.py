@@ -18,11 +18,13 @@ WRONG_WORKER = (
     "a plain Celery worker cannot run batches and would discard the messages of its queues; start "
     "`modelyard worker` with MODEL_NAME and MODEL_VERSION instead"
 )
-_credentials: PasswordFile | None = None  # a global, as kombu takes a name and passes no argument
+_credentials: PasswordFile | None = (
+    None  # a global variable, because kombu takes a name and passes no argument
+)
 
 
 def create_celery(settings: Settings) -> Celery:
-    """Make the Celery application. Nothing connects."""
+    """Create the Celery application. Nothing connects."""
     global _credentials
     broker = settings.celery_broker_url
     _credentials = PasswordFile(settings) if settings.redis_password_file else None
@@ -33,10 +35,10 @@ def create_celery(settings: Settings) -> Celery:
     celery = Celery("modelyard", broker=broker, set_as_current=False)
     celery.conf.update(
         accept_content=["json"],
-        broker_channel_error_retry=True,  # no answer of Redis ends a worker; one that stalls ends itself
+        broker_channel_error_retry=True,  # no error of Redis ends a worker; a stalled worker ends itself
         broker_connection_retry_on_startup=True,
         broker_transport_options={
-            # A connection that is cut off without a word is noticed by a missing answer, not after minutes.
+            # A half-open connection is detected by a missing answer, not after minutes.
             "health_check_interval": 1,
             "priority_steps": [0],
             "socket_connect_timeout": settings.redis_timeout_s,
@@ -51,13 +53,13 @@ def create_celery(settings: Settings) -> Celery:
         task_default_delivery_mode="transient",
         task_ignore_result=True,
         task_serializer="json",
-        worker_cancel_long_running_tasks_on_connection_loss=True,  # there are none; without it Celery warns
+        worker_cancel_long_running_tasks_on_connection_loss=True,  # none exist; without it Celery warns
         worker_hijack_root_logger=False,
         worker_send_task_events=True,
     )
     celery.steps["worker"].add(KnowsItsTask)
-    # A hidden option whose callback runs for every `celery worker`, given or not: before the process detaches, so that
-    # `celery multi` and `--detach` report the failure too.
+    # A hidden option whose callback runs for every `celery worker`, even if the option is not given. It runs before the
+    # process detaches, so that `celery multi` and `--detach` report the failure, too.
     celery.user_options["worker"].add(
         click.Option(
             ["--refused"], hidden=True, expose_value=False, is_flag=True, callback=_refuse_celery_worker
@@ -67,9 +69,9 @@ def create_celery(settings: Settings) -> Celery:
 
 
 class KnowsItsTask(bootsteps.Step):  # type: ignore[misc]
-    """Ends a Celery worker without the batch task before it connects: it would discard every message of its queues.
+    """Ends a Celery worker without the batch task before it connects: it would discard all messages of its queues.
 
-    `modelyard worker` registers the task; a plain `celery worker` of this application has none.
+    `modelyard worker` registers the task; a plain `celery worker` of this application does not.
     """
 
     def __init__(self, worker: Any, **options: Any) -> None:
@@ -84,12 +86,12 @@ def _refuse_celery_worker(*_: Any) -> None:
 
 
 def redis_credentials() -> PasswordFile | None:
-    """What kombu's connections authenticate by, which finds it by name in the broker's URL."""
+    """The credentials of kombu's connections; kombu finds this function by its name in the broker URL."""
     return _credentials
 
 
 def __getattr__(name: str) -> Celery:
-    """`app.celery_app:celery_app`, for Celery's own command line, made from the environment on first use."""
+    """`app.celery_app:celery_app`, for Celery's own command line, created from the environment on first use."""
     if name not in ("celery_app", "app"):
         raise AttributeError(name)
     globals()["celery_app"] = globals()["app"] = create_celery(load(Settings))

@@ -1,4 +1,4 @@
-"""Redis's clock, kept locally: hosts may disagree about the time, the pool may not."""
+"""A local estimate of Redis's clock: hosts' clocks may differ, but the pool needs one common time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 
 
 class PoolClock:
-    """Tells Redis's time from the local monotonic clock and the offset between them, as well as it was seen.
+    """Estimates Redis's time from the local monotonic clock and the best known offset between them.
 
-    Until the first `adjust` it tells local time.
+    Before the first `adjust` it returns local time.
     """
 
     def __init__(self) -> None:
@@ -17,22 +17,22 @@ class PoolClock:
         self._error_ms = math.inf
 
     def now_ms(self) -> float:
-        """Milliseconds since the epoch, as Redis would tell them."""
+        """Milliseconds since the epoch by Redis's clock."""
         return time.monotonic() * 1000 + self._offset_ms
 
     def ms_at(self, monotonic_s: float) -> float:
-        """The same for a moment of `time.monotonic()`."""
+        """The same for a value of `time.monotonic()`."""
         return monotonic_s * 1000 + self._offset_ms
 
     def adjust(self, redis_time: tuple[int, int], asked_at_s: float) -> None:
-        """Take over the answer (seconds, microseconds) of Redis's TIME, as read halfway through the round trip.
+        """Process the reply (seconds, microseconds) of Redis's TIME, assumed to be read halfway through the round trip.
 
-        After a slow round trip that may be wrong by half of it, either way. So what is known already stays, unless
-        the answer is more exact or contradicts it: one of the clocks has drifted, or was set.
+        The error is up to half of the round trip in either direction. So the known offset is kept, unless the reply is
+        more exact or contradicts it, because one of the clocks has drifted or was set.
 
         Args:
-            redis_time: The answer.
-            asked_at_s: `time.monotonic()` when it was asked.
+            redis_time: The reply.
+            asked_at_s: `time.monotonic()` when the command was sent.
         """
         seconds, microseconds = redis_time
         answered_at_s = time.monotonic()
@@ -43,5 +43,5 @@ class PoolClock:
 
 
 def to_ms(seconds: int, microseconds: int) -> float:
-    """Milliseconds since the epoch of an answer of Redis's TIME."""
+    """A reply of Redis's TIME in milliseconds since the epoch."""
     return seconds * 1000 + microseconds / 1000

@@ -1,6 +1,6 @@
-"""Every error that Modelyard raises on purpose. No HTTP here: the controller maps classes to statuses.
+"""All errors that Modelyard raises deliberately. No HTTP here: the controller maps classes to statuses.
 
-The root and all that a caller can be answered with stand in `modelyard.errors`; the server's processes add:
+The root and all errors in answers to callers are in `modelyard.errors`; the server's processes add:
 
 ```
 ModelyardError
@@ -80,7 +80,7 @@ class ModelNotFoundError(ModelError):
 
 
 class ModelNotAllowedError(ModelError):
-    """Loading the model would run code of its author's, which the settings do not allow."""
+    """Loading the model would run its author's code, which the settings do not allow."""
 
     code = "model_not_allowed"
 

@@ -1,4 +1,4 @@
-"""How every process logs: to standard error, one line an event."""
+"""Logging of all processes: to standard error, one line per event."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ CHATTY = ("alembic", "celery.app.trace", "celery.worker.strategy", "mlflow")
 
 
 class RedactingFormatter(logging.Formatter):
-    """Takes secrets out of whatever is logged, tracebacks included."""
+    """Removes secrets from all log output, including tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, or lines, of a record."""
+        """The redacted text of a record."""
         return redacted(super().format(record))
 
 
 def _show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python shows what nobody caught, without the secrets."""
+    """Print an uncaught exception as Python does, but without secrets."""
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
 
 def configure_logging() -> None:
-    """Set the root logger up; libraries that narrate are kept to warnings."""
+    """Configure the root logger; verbose libraries log only warnings."""
     sys.excepthook = _show_uncaught
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactingFormatter(FORMAT))

@@ -1,9 +1,9 @@
-"""Which model files load without running code of their author's, and what keeps the others from it.
+"""Decides which model files load without running their author's code, and refuses the others.
 
-Four kinds do: `torch.export` archives (`pt2`), skops files that name no types of their own, the own formats of XGBoost
-and LightGBM, and ONNX. Everything else (pickled PyTorch and scikit-learn models, and whatever else `mlflow.pyfunc`
-loads) runs code that the author chose, as soon as it is loaded. So does a pickled tensor inside an archive, unless
-PyTorch is made to refuse that.
+Four kinds do: `torch.export` archives (`pt2`), skops files without custom types, the native formats of XGBoost and
+LightGBM, and ONNX. All others (pickled PyTorch and scikit-learn models, and other models of `mlflow.pyfunc`) run code
+of their author when they are loaded. So does a pickled tensor inside an archive, unless PyTorch is configured to refuse
+it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, Literal
 from app.errors import ModelNotAllowedError
 
 PT2_FILE = "model.pt2"
-PICKLED_FILE = "model.pth"  # what MLflow takes first where a folder has both
+PICKLED_FILE = "model.pth"  # MLflow prefers this file if a folder has both
 TORCH_LOADER = "mlflow.pytorch"
 # Below an archive's root: compiled code, and constants that are objects rather than tensors.
 COMPILED = "data/aotinductor/"
 CONSTANTS, TENSOR_CONSTANTS = "data/constants/", ("tensor_", "model_constants_config.json", "model.pt")
-# Classes whose `load_model` reads the library's own format; MLflow imports whatever class the description names.
+# Classes whose `load_model` reads the library's native format; MLflow imports any class that the MLmodel file names.
 XGBOOST_CLASS = re.compile(r"xgboost\.(core\.Booster|sklearn\.XGB\w+)")
 LIGHTGBM_CLASS = "lightgbm.basic.Booster"
 ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # others load libraries that options name
@@ -38,8 +38,8 @@ class Loading:
     Attributes:
         kind: `pt2` by PyTorch, `skops` by skops, `library` by its MLflow flavor, which unpickles nothing; `code` runs
             code that came with it.
-        file: What is loaded, within the model's folder; empty where that is not known.
-        reason: Why it is `code`, after the model's name; empty where it is not.
+        file: The loaded file within the model's folder; empty if unknown.
+        reason: Why it is `code`, for a message after the model's name; otherwise empty.
     """
 
     kind: Kind
@@ -48,11 +48,11 @@ class Loading:
 
 
 def loading(flavors: Mapping[str, Any], folder: Path) -> Loading:
-    """Judge a model by its files.
+    """Determine from a model's files how it loads.
 
     Args:
-        flavors: Of the model's MLmodel file.
-        folder: The model, downloaded.
+        flavors: Flavors in the model's MLmodel file.
+        folder: Folder of the downloaded model.
     """
     pyfunc = _conf(flavors, "python_function")
     if any(conf.get("code") for conf in flavors.values() if isinstance(conf, Mapping)):
@@ -75,13 +75,13 @@ def loading(flavors: Mapping[str, Any], folder: Path) -> Loading:
 
 
 def require_safe(flavors: Mapping[str, Any], folder: Path, uri: str) -> Loading:
-    """Let pass what loads without running code.
+    """Return how a model loads, if that runs no code.
 
     Args:
-        uri: What a person calls the model.
+        uri: Name of the model for the message.
 
     Raises:
-        ModelNotAllowedError: It is anything else.
+        ModelNotAllowedError: Loading it would run code.
     """
     found = loading(flavors, folder)
     if found.reason:
@@ -95,7 +95,7 @@ def pt2_file(flavors: Mapping[str, Any], folder: Path) -> Path:
 
 
 def refusal(uri: str, reason: str) -> ModelNotAllowedError:
-    """What a person is told who wants a model that does not pass."""
+    """The error for a model that is not allowed."""
     return ModelNotAllowedError(
         f"{uri} {reason}, so loading it may run any code; log it as mlflow.pytorch with "
         'serialization_format="pt2", as mlflow.sklearn with serialization_format="skops" and no trusted types, or as '
@@ -115,7 +115,7 @@ def _torch(flavors: Mapping[str, Any], folder: Path) -> Loading:
         shown = _within(pickled if pickled.exists() else file, folder)
         return Loading("code", shown, f"is pickled ({shown}), not a pt2 file")
     with zipfile.ZipFile(file) as archive:
-        # PyTorch finds records whatever their case.
+        # PyTorch finds records case-insensitively.
         records = [record.partition("/")[2].lower() for record in archive.namelist()]
     if any(map(_is_code, records)):
         return Loading("code", name, f"is a pt2 file with code or a pickle inside ({name})")
@@ -123,7 +123,7 @@ def _torch(flavors: Mapping[str, Any], folder: Path) -> Loading:
 
 
 def _is_code(record: str) -> bool:
-    """Whether PyTorch would run or unpickle a record without asking whether it may."""
+    """Whether PyTorch would run or unpickle a record unconditionally."""
     if record.startswith(CONSTANTS):
         return not record.removeprefix(CONSTANTS).startswith(TENSOR_CONSTANTS)
     return record.startswith(COMPILED)

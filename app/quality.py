@@ -1,4 +1,4 @@
-"""The measured quality of a model version: which of MLflow's figures is the version's own."""
+"""The measured quality of a model version: selects the metric in MLflow that belongs to the version."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Quality(msgspec.Struct, frozen=True):
 
     Attributes:
         value: Fraction in [0, 1], or None.
-        source: `model` where it was logged for the version's own logged model, `run` where it is its run's.
-        dataset: Name of the data set that it was measured on, empty where none was logged with it.
-        dataset_digest: The same, MLflow's digest.
+        source: `model` if it was logged for the version's logged model, `run` if it comes from its run.
+        dataset: Name of its data set, empty if none was logged with it.
+        dataset_digest: MLflow's digest of that data set.
         warnings: Why there is no value, or what is wrong with it.
     """
 
@@ -32,9 +32,9 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 def quality_problem(val_accuracy: float | None) -> str:
-    """The reason why a figure does not count; empty for a fraction and for None.
+    """The reason why a value is invalid; empty for a fraction and for None.
 
-    Any other figure would win all requests, or none.
+    Any other value would attract all requests, or none.
     """
     if val_accuracy is None or 0 <= val_accuracy <= 1:  # of NaN, false
         return ""
@@ -92,9 +92,9 @@ def _none(warning: str) -> Quality:
 
 
 def _own_metric(client: Any, source: str) -> Any:
-    """The last metric that was logged for a model itself; None where there is none.
+    """The last metric that was logged for the model itself, or None.
 
-    A new logged model begins with the metrics that its run has by then. They are older than the model.
+    A new logged model starts with copies of its run's metrics, which are older than the model.
     """
     found = LOGGED_MODEL.match(source)
     model = _or_none(client.get_logged_model, found[1]) if found else None
@@ -115,7 +115,7 @@ def _is_shared(client: Any, version: Any, source: str) -> bool:
 
 
 def _first_source(client: Any, version: Any) -> str:
-    """A version's files: of a copy of another version, that version's."""
+    """The source of a version's files; for a copy of another version, that version's source."""
     source = str(version.source or "")
     while found := VERSION.match(source):
         original = _or_none(client.get_model_version, *found.groups())

@@ -1,9 +1,9 @@
-"""Where an MLflow registry lies, and whether it may be opened: looked at first, because MLflow migrates what it opens.
+"""Location of an MLflow registry, and a check whether it may be opened, because MLflow migrates opened databases.
 
-MLflow offers no check that leaves an older database as it is. So the schema revision is read here, and compared with
-those that the installed MLflow brings. MLflow itself is not imported. Nothing else of a database is read but the names
-of its tables and that revision: with Alembic's `MigrationContext`, and of SQLite from Alembic's own table, because
-importing Alembic takes longer than everything else here.
+MLflow has no check that leaves an older database unchanged. So this module reads the schema revision and compares it
+with the revisions of the installed MLflow, without importing MLflow. It reads only the names of the tables and the
+revision: with Alembic's `MigrationContext`, or for SQLite directly from Alembic's table, because importing Alembic
+takes longer than everything else here.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Found = Literal["missing", "empty", "current", "not a database"]
 
 
 def default_uri() -> str:
-    """The registry that lies in the working directory, or the database that is made there."""
+    """The registry in the working directory, or the database that will be created there."""
     return next(iter(_registries_in(Path())), OWN)
 
 
 def others_beside(uri: str) -> str:
-    """For messages about a registry that lacks something: the others in its folder; empty where there are none."""
+    """For error messages about a missing object: the other registries in the same folder, or empty."""
     path = sqlite_path(uri) or _folder(uri)
     own = path.resolve() if path else None
     found = [each for each in _registries_in(path.parent if path else Path()) if _place(each) != own]
@@ -69,10 +69,10 @@ def _folder(uri: str) -> Path | None:
 
 
 def examine(uri: str) -> Found:
-    """Look at a registry's database, and change nothing.
+    """Check a registry's database without changing it.
 
     Args:
-        uri: What MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI names.
+        uri: Value of MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI.
 
     Returns:
         `missing`: a file or folder that does not exist; `empty`: a database without any table.

@@ -1,4 +1,4 @@
-"""Bytes that could not be read: counted each time, logged once in a while, so that garbage does not flood a log."""
+"""Unreadable bytes: counted each time but logged rarely, so that invalid data does not flood the log."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ REMEMBERED = 1024
 
 
 class Unreadable:
-    """What one process came across.
+    """The unreadable data found by one process.
 
     Attributes:
-        counts: Times, by what it was.
+        counts: Number of occurrences by kind.
     """
 
     def __init__(self) -> None:
@@ -28,15 +28,15 @@ class Unreadable:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Sum of all counts."""
         return self.counts.total()
 
     def note(self, what: What, key: str, reason: object) -> None:
         """Count one, and log it unless the same was logged in the last ten minutes.
 
         Args:
-            key: Which one, where that says something; its text may be anybody's.
-            reason: What is wrong with it, and what is done about it.
+            key: The affected object, if it helps; its text is untrusted.
+            reason: The fault and the reaction to it.
         """
         self.counts[what] += 1
         now_s = time.monotonic()

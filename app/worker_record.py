@@ -1,4 +1,4 @@
-"""Worker records: what every worker publishes of itself, and the worker numbers of the queues."""
+"""Worker records, which every worker publishes, and the worker numbers of the queues."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ WorkerState = Literal["starting", "ready", "draining"]
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker, as it describes itself each heartbeat.
+    """The record that a worker publishes each heartbeat.
 
     Attributes:
-        worker_id: Unique for each process that serves.
+        worker_id: Unique for each serving process.
         worker: Worker number of its queue.
         val_accuracy: Fraction in [0, 1], as `app.quality` reads it, or None.
-        input: Contract of the version. Releases before the other kinds read a plain tensor alone.
-        example: A request body that the version answers, as JSON; empty where none is known.
+        input: Contract of the version. Older releases read only a plain tensor.
+        example: A request body that the version answers, as JSON; empty if none is known.
         started_at_ms: Redis's clock.
         heartbeat_at_ms: When this record was written, Redis's clock.
-        running_batch: Batch in hand, or empty.
+        running_batch: Running batch, or empty.
         batch_samples_mean: Mean samples per forward pass over the window.
-        pid: Of the process that serves.
-        main_pid: Of its parent, which is what was started and takes signals.
+        pid: Process id of the serving process.
+        main_pid: Process id of the supervisor, which receives signals.
         device: `cpu` or `cuda:N`.
         unreadable: Messages and batches that it could not read.
-        model_id: What tells this model from any other of its name and version, besides the run: MLflow's id of it
-            (`m-…`), or the digest of its files where there is neither; None in records of older releases.
-        registry: Where it was found, without secrets.
-        warnings: What is wrong with it and does not keep it from serving.
+        model_id: Identifies this model among others of the same name and version, in addition to the run: MLflow's id
+            (`m-…`), or the digest of its files if there is neither; None in records of older releases.
+        registry: The registry's location, without secrets.
+        warnings: Faults that do not prevent serving.
         val_accuracy_source: `model` or `run`, empty without a val_accuracy and in records of older releases.
-        dataset: Name of the data set of val_accuracy, empty where MLflow does not have it.
-        dataset_digest: The same, MLflow's digest.
-        requirements: How its environment differs from the version's `requirements.txt`, the first of the differences.
+        dataset: Name of the data set of val_accuracy, empty if MLflow does not have it.
+        dataset_digest: MLflow's digest of that data set.
+        requirements: The first differences between its environment and the version's `requirements.txt`.
     """
 
     worker_id: str
@@ -115,7 +115,7 @@ def decode_record(data: bytes) -> WorkerRecord:
 
 
 def _check(record: WorkerRecord) -> None:
-    """Refuse a record that is well formed and makes no sense: routing goes by it."""
+    """Refuse a well-formed record with invalid values, because routing relies on it."""
     if record.queue != keys.queue_name(record.model_name, record.model_version) or not keys.is_queue(
         record.queue
     ):
@@ -152,10 +152,10 @@ def _is_type(kind: ColumnType) -> bool:
 
 
 def publish_record(record: WorkerRecord, ttl_ms: int, *, changed: bool) -> Call:
-    """Write a worker's record for so long; controllers are told where it changed.
+    """Write a worker's record with this time to live; controllers are notified if it changed.
 
-    The script answers Redis's time (seconds, microseconds) and the queue's worker number, where it has one. Where a
-    worker of the queue serves another model, nothing is written, and that worker's record is answered besides.
+    The script returns Redis's time (seconds, microseconds) and the queue's worker number, if it has one. If a worker of
+    the queue serves another model, nothing is written, and that worker's record is returned as well.
     """
     return Call(
         load("publish_record"),
@@ -175,13 +175,13 @@ def publish_record(record: WorkerRecord, ttl_ms: int, *, changed: bool) -> Call:
 
 
 def is_same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
-    """Whether two workers of a queue serve the same model; records of older releases tell the run alone."""
+    """Whether two workers of a queue serve the same model; records of older releases contain only the run."""
     are_known = one.model_id is not None and other.model_id is not None
     return one.run_id == other.run_id and (one.model_id == other.model_id or not are_known)
 
 
 def identity(record: WorkerRecord) -> str:
-    """What a worker serves and where it runs, for people."""
+    """The version of a worker and its location, for people."""
     model = ", ".join(each for each in (record.model_id, record.run_id and f"run {record.run_id}") if each)
     return f"{model or 'no run'} of {record.registry or 'an unnamed registry'} on {record.host or record.worker_id}"
 
@@ -199,7 +199,7 @@ def records_of_host(redis: Any, host: str) -> list[WorkerRecord]:
 
 
 def withdraw_record(redis: Any, worker_id: str) -> None:
-    """Take a worker's record away, and tell the controllers; what it holds is sent again.
+    """Remove a worker's record and notify the controllers; its batches are sent again.
 
     Args:
         redis: A synchronous Redis client.
@@ -212,15 +212,15 @@ def withdraw_record(redis: Any, worker_id: str) -> None:
 
 
 def assign_number(redis: Any, queue: str, asked: int | None) -> int:
-    """Give a queue its worker number, atomically: the one asked for, its own, or the next free one.
+    """Assign a worker number to a queue, atomically: the requested number, its existing one, or the next free one.
 
     Args:
         redis: A synchronous Redis client.
         queue: Queue of a model version.
-        asked: Number wanted; it replaces the queue's own.
+        asked: Requested number; it replaces the queue's existing one.
 
     Raises:
-        WorkerNumberTakenError: Another queue has the number asked for.
+        WorkerNumberTakenError: Another queue has the requested number.
     """
     answer = run_now(redis, Call(load("assign_number"), [keys.NUMBERS], [queue, asked or 0]))
     if answer[0] < 0:

@@ -1,7 +1,7 @@
-"""The contract of a model version: what it takes, as its MLflow signature says.
+"""The contract of a model version: its inputs according to its MLflow signature.
 
-One of four kinds: one plain tensor, several tensors, the columns of a table, or anything. The controller enforces a
-contract without MLflow; `workers.signature` reads it from a signature.
+There are four kinds: one plain tensor, several tensors, the columns of a table, or any input. The controller enforces
+a contract without MLflow; `workers.signature` reads it from a signature.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ FREE = -1  # a dimension of any size
 
 
 class Param(msgspec.Struct, frozen=True):
-    """A parameter that a request may give beside its data.
+    """A parameter of a request in addition to its data.
 
     Attributes:
         type: One of `SCALARS`, or `any`.
-        default: As JSON; what the model takes where the request does not say.
+        default: Default value as JSON, used if the request does not give the parameter.
         is_list: Whether it holds a list of the type.
     """
 
@@ -66,25 +66,25 @@ class TensorContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", t
 
     @cached_property
     def as_tensors(self) -> TensorsContract:
-        """The same, as the only one of several tensors."""
+        """The same contract in the form for several tensors, with one tensor."""
         return TensorsContract((TensorField(None, self.dtype, (FREE, *self.sample_shape)),))
 
     @cached_property
     def is_float(self) -> bool:
-        """Whether it takes numbers with a fraction."""
+        """Whether its dtype is a floating-point type."""
         return self.dtype.startswith("float")
 
     @cached_property
     def sample_size(self) -> int:
-        """Elements of one sample."""
+        """Number of elements in one sample."""
         return prod(self.sample_shape)
 
     def accepts(self, n_values: int, skeleton: bytes) -> bool:
-        """Whether a JSON array with this many numbers and this nesting spells whole samples.
+        """Whether a JSON array with this many numbers and this nesting consists of whole samples.
 
         Args:
-            n_values: Numbers in the array.
-            skeleton: The array's brackets and commas, all else removed.
+            n_values: Number of numbers in the array.
+            skeleton: Only the array's brackets and commas.
         """
         n_samples, rest = divmod(n_values, self.sample_size)
         if rest or not n_samples:
@@ -106,9 +106,9 @@ class TensorField(msgspec.Struct, frozen=True):
     """One of several tensors.
 
     Attributes:
-        name: None where the contract has this one alone and does not name it.
+        name: Its name; None if it is the contract's only tensor and has no name.
         dtype: One of `TENSOR_DTYPES`.
-        shape: With the first dimension; `FREE` where a dimension may have any size.
+        shape: Shape including the first dimension; `FREE` for a dimension of any size.
     """
 
     name: str | None
@@ -125,8 +125,8 @@ class TensorsContract(msgspec.Struct, frozen=True, tag_field="kind", tag="tensor
     """Tensors of any shape and dtype: several with names, or one.
 
     Attributes:
-        allows_missing: Whether floating-point tensors may hold NaN, which JSON spells null.
-        merges: Whether jobs may share a batch: the model answers a row for each row.
+        allows_missing: Whether floating-point tensors may contain NaN, which is null in JSON.
+        merges: Whether jobs may share a batch: the model returns one row per input row.
     """
 
     tensors: tuple[TensorField, ...]
@@ -140,12 +140,12 @@ class TensorsContract(msgspec.Struct, frozen=True, tag_field="kind", tag="tensor
 
 
 class ColumnType(msgspec.Struct, frozen=True):
-    """Type of a column, or of what is nested in one.
+    """Type of a column or of a nested value.
 
     Attributes:
         kind: One of `SCALARS` or `NESTED`.
         items: Type of an array's items, or of a map's values.
-        properties: Of an object.
+        properties: Properties of an object.
     """
 
     kind: str
@@ -163,8 +163,8 @@ class Column(msgspec.Struct, frozen=True):
     """A column of a table, or a property of an object.
 
     Attributes:
-        name: None where the columns go by their position.
-        required: Whether it must be there.
+        name: Its name; None if the columns are identified by position.
+        required: Whether it must be present.
     """
 
     name: str | None
@@ -181,8 +181,8 @@ class ColumnsContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", 
     """The columns of a table: all with names, or all without.
 
     Attributes:
-        allows_missing: Whether required columns of floating-point numbers, text and times may lack values.
-        merges: Whether jobs may share a batch: the model answers a row for each row.
+        allows_missing: Whether required columns of floating-point numbers, text and times may have missing values.
+        merges: Whether jobs may share a batch: the model returns one row per input row.
     """
 
     columns: tuple[Column, ...]
@@ -192,7 +192,7 @@ class ColumnsContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", 
 
     @cached_property
     def has_names(self) -> bool:
-        """Whether columns go by their names, not by their position."""
+        """Whether columns are identified by name and not by position."""
         return self.columns[0].name is not None
 
     @cached_property
@@ -207,10 +207,10 @@ class ColumnsContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", 
 
 
 class AnyContract(msgspec.Struct, frozen=True, tag_field="kind", tag="any"):
-    """Anything: the version has no signature, or one that its own code enforces.
+    """Any input: the version has no signature, or its own code enforces its signature.
 
     Attributes:
-        is_own: Whether the model checks what it is given by its type hints, and takes it unread.
+        is_own: Whether the model checks its input by its type hints and takes it unparsed.
     """
 
     params: tuple[Param, ...] = ()
@@ -218,7 +218,7 @@ class AnyContract(msgspec.Struct, frozen=True, tag_field="kind", tag="any"):
 
     @property
     def merges(self) -> bool:
-        """Whether jobs may share a batch: never, as nothing says what a row is."""
+        """Whether jobs may share a batch: never, because rows are not defined."""
         return False
 
     def describe(self) -> str:
@@ -231,9 +231,9 @@ Contract: TypeAlias = TensorContract | TensorsContract | ColumnsContract | AnyCo
 
 @lru_cache(maxsize=256)
 def spellings(sample_shape: tuple[int, ...], n_samples: int) -> frozenset[tuple[int, ...]]:
-    """Array shapes that spell `n_samples` samples, all with the same elements in the same order.
+    """Array shapes that are accepted for `n_samples` samples, all with the same elements in the same order.
 
-    With the batch dimension; each sample flat; unit dimensions left out; and for one sample also without the
+    They are: with the batch dimension; each sample flat; without unit dimensions; and for one sample also without the
     batch dimension.
     """
     squeezed = tuple(d for d in sample_shape if d != 1) or (1,)
@@ -243,7 +243,7 @@ def spellings(sample_shape: tuple[int, ...], n_samples: int) -> frozenset[tuple[
 
 
 def skeleton(shape: tuple[int, ...]) -> bytes:
-    """Brackets and commas of a JSON array of this shape, which has at least one dimension."""
+    """Brackets and commas of a JSON array of this shape with at least one dimension."""
     text = b""
     for size in reversed(shape):
         text = b"[" + b",".join([text] * size) + b"]"
@@ -251,7 +251,7 @@ def skeleton(shape: tuple[int, ...]) -> bytes:
 
 
 def _skeletons(sample_shape: tuple[int, ...], n_samples: int) -> tuple[bytes, ...]:
-    # A few, of different lengths: to compare is quicker than to hash what is looked for.
+    # A tuple of few entries with different lengths: comparing is faster than hashing the wanted one.
     return tuple(skeleton(shape) for shape in spellings(sample_shape, n_samples))
 
 

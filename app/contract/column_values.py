@@ -1,6 +1,6 @@
-"""Values of one column, or of what is nested in one, as they travel: checked against their type in one pass.
+"""Checks the values of one column, or nested values, against their type, and converts them to the wire form.
 
-A column that is right costs a few calls whatever its length; only a wrong one is walked, to name the row.
+A valid column costs a few calls, independent of its length; only an invalid one is traversed to find the row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUMBERS = frozenset({int, float})
 NONE = type(None)
 TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d(?::\d\d(?::\d\d(?:\.\d{1,9})?)?)?))?", re.ASCII)
 WHOLE = re.compile(r"\s*[+-]?\d{1,19}\s*", re.ASCII)
-YEARS = range(1678, 2262)  # that nanoseconds in 64 bits hold in full
+YEARS = range(1678, 2262)  # years that 64-bit nanoseconds cover completely
 NAT = -(2**63)
 TIME_EXTENSION = 1  # MessagePack's code of a time within nested values: nanoseconds, little-endian
 _TYPES: dict[str, set[type]] = {
@@ -56,10 +56,10 @@ WORDS = {
 
 
 class Misfit(Exception):  # noqa: N818  # no error: it becomes one where row and column are known
-    """A value that is not of its type.
+    """A value of a wrong type.
 
     Args:
-        place: Where it stands within the value of its row, such as `.price[2]`; empty where it is the value itself.
+        place: Its place within the row's value, such as `.price[2]`; empty for the whole value.
     """
 
     def __init__(self, value: Any, expected: str, place: str = "", row: int = 0) -> None:
@@ -71,13 +71,13 @@ class Misfit(Exception):  # noqa: N818  # no error: it becomes one where row and
 
 
 def convert(values: Values, kind: ColumnType, *, allows_missing: bool, rules: Rules) -> Values:
-    """The values as they travel; None where one is missing.
+    """The values in wire form; None for a missing value.
 
     Args:
-        allows_missing: Whether there may be None, or NaN among numbers.
+        allows_missing: Whether the values may include None, or NaN for numbers.
 
     Raises:
-        Misfit: One of them is not of the type; it names the first such row.
+        Misfit: A value has a wrong type; it names the first such row.
     """
     if is_as_it_travels(values, kind.kind):
         return values
@@ -85,10 +85,10 @@ def convert(values: Values, kind: ColumnType, *, allows_missing: bool, rules: Ru
 
 
 def is_as_it_travels(values: Values, kind: str) -> bool:
-    """Whether all values are of the type as they are, without a look at each; False also where one is missing."""
+    """Whether all values already have the type, without a loop over them; also False if one is missing."""
     if kind not in _TYPES or not values or set(map(type, values)) != _TYPES[kind]:
         return False
-    if kind == "double":  # the sum of finite numbers may overflow; then they are walked
+    if kind == "double":  # the sum of finite numbers may overflow; then each is checked
         return isfinite(sum(values))
     if kind == "float":
         return bool(sum(map(abs, values)) < FLOAT32_OVERFLOW)
@@ -182,7 +182,7 @@ def _time(value: Any, kind: ColumnType, rules: Rules) -> Any:
     """Nanoseconds since 1970."""
     if rules == "mlflow" and type(value) is int and NAT < value < -NAT:
         return value
-    if type(value) is dt.datetime and value.tzinfo is None:  # MessagePack may say so
+    if type(value) is dt.datetime and value.tzinfo is None:  # MessagePack may contain such a value
         value = value.isoformat()
     found = TIME.fullmatch(value) if type(value) is str else None
     if not found or int(value[:4]) not in YEARS:

@@ -1,4 +1,4 @@
-"""A request's body as a document: one of the keys that hold data, its value, and the parameters beside it."""
+"""Reads a request's body as a document: one of the data keys, its value, and the parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 from app.contract.npy import read_npy
 from app.errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, UnsupportedTypeError
 
-# `strict` refuses what would change a value; `mlflow` takes what MLflow's scoring server takes, where nothing is lost.
+# `strict` refuses conversions that change a value; `mlflow` accepts all input of MLflow's scoring server without loss.
 Rules = Literal["strict", "mlflow"]
 # How a body is read: by rules, or as a request of the Open Inference Protocol, by strict ones.
 Reading = Literal["strict", "mlflow", "open_inference"]
@@ -23,9 +23,9 @@ KEYS: dict[Rules, tuple[str, ...]] = {
     "mlflow": ("inputs", "instances", *FRAMES),
 }
 PARAMS = "params"
-CSV = "csv"  # the key of a document that was a table of text
-TABLE = "table"  # of one whose value is columns, by name or in order, and the number of rows
-# What only the general way reads. A plain tensor's body has neither.
+CSV = "csv"  # the key of a document in CSV format
+TABLE = "table"  # the key of a document whose value is columns, by name or in order, and the number of rows
+# Keys that only the general parser reads. A plain tensor's body has neither.
 GENERAL = re.compile(rb'"(dataframe_split|dataframe_records|params)"')
 
 
@@ -33,12 +33,12 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A body that was read, and not yet compared with a contract.
+    """A parsed body, not yet compared with a contract.
 
     Attributes:
         key: One of `KEYS`, `CSV` or `TABLE`.
-        value: What it holds: of a NumPy file, an array.
-        params: What stands beside it; None where nothing does.
+        value: The value of the key; an array for a NumPy file.
+        params: The parameters in the body, or None.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Document(msgspec.Struct, frozen=True):
 
 
 def read_json(body: bytes, rules: Rules) -> Document:
-    """Read a JSON body. `NaN` and infinities are read as Python writes them.
+    """Read a JSON body. `NaN` and infinities are accepted in Python's notation.
 
     Raises:
         BodyNotJsonError: It is not JSON.
@@ -106,8 +106,8 @@ def read(content_type: bytes, body: bytes, rules: Rules) -> Document:
     """Read a body by its content type.
 
     Raises:
-        UnsupportedTypeError: It is of a type that is not read here.
-        InputError: It is not what its type says.
+        UnsupportedTypeError: Its content type is not supported.
+        InputError: It does not match its content type.
     """
     kind = content_type.partition(b";")[0].strip().lower()
     if kind == b"application/msgpack":

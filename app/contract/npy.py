@@ -1,4 +1,4 @@
-"""NumPy files as request bodies. Nothing is unpickled, and a header is believed only as far as there are bytes."""
+"""NumPy files as request bodies. Nothing is unpickled, and a header's size is checked against the received bytes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 
 def read_npy(body: bytes) -> NDArray[Any]:
-    """The array of a NumPy file, of whatever dtype but objects.
+    """The array of a NumPy file, with any dtype except objects.
 
     Raises:
-        BodyNotArrayError: It is no such file, or not a whole one.
+        BodyNotArrayError: It is not such a file, or it is incomplete.
     """
     file = io.BytesIO(body)
     try:
@@ -26,7 +26,7 @@ def read_npy(body: bytes) -> NDArray[Any]:
         shape, is_fortran, dtype = read_header(file)
         array: NDArray[Any] = np.frombuffer(body, dtype, offset=file.tell())
         return array.reshape(shape, order="F" if is_fortran else "C")
-    except Exception:  # a damaged header may raise whatever Python's own parser does
+    except Exception:  # a damaged header may raise any error of Python's own parser
         raise BodyNotArrayError(
             "the body is not a NumPy file of numbers, or not a whole one; write it with numpy.save"
         ) from None

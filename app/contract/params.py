@@ -1,4 +1,4 @@
-"""The parameters that stand beside a request's data."""
+"""Checks the parameters of a request."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?", re.ASCII)
 
 
 def read_params(given: Any, params: tuple[Param, ...], rules: Rules) -> bytes:
-    """The parameters as they travel: equal bytes for equal parameters; none where the request gives none.
+    """The parameters in wire form: equal bytes for equal parameters; empty if the request has none.
 
     Raises:
-        ParamsError: One is unknown or not of its type, or they are no object.
+        ParamsError: A parameter is unknown or has a wrong type, or they are not an object.
     """
     if given is None or (rules == "mlflow" and not params):
         return b""

@@ -1,4 +1,4 @@
-"""What a job of any contract but a plain tensor sends to its worker; `workers.job_inputs` reads it."""
+"""Encodes a job's input for its worker, for all contracts except a plain tensor; `workers.job_inputs` decodes it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class JobForm(msgspec.Struct, frozen=True):
-    """What jobs must have in common to share a batch, where their version takes no plain tensor.
+    """Properties that jobs must share to be in one batch, if their version does not take a plain tensor.
 
     Attributes:
-        kind: Of the contract.
-        params: Parameters, as `read_params` writes them.
-        layout: Shapes of the tensors' rows, or which optional columns there are.
+        kind: Kind of the contract.
+        params: Parameters in the form of `read_params`.
+        layout: Shapes of the tensors' rows, or the set of present optional columns.
         merges: Whether the job may share a batch at all.
     """
 
@@ -35,10 +35,10 @@ class JobForm(msgspec.Struct, frozen=True):
     merges: bool = True
 
     def on(self, head: BatchHead, sizes: list[int]) -> BatchHead:
-        """A batch's head that says so.
+        """The batch head with this form.
 
         Args:
-            sizes: Bytes of each job's data.
+            sizes: Size of each job's data in bytes.
         """
         return msgspec.structs.replace(
             head,
@@ -53,9 +53,9 @@ class Payload(msgspec.Struct, frozen=True):
     """A job's input.
 
     Attributes:
-        form: None where the contract is a plain tensor.
-        data: As `app.ledger.wire.BatchHead` describes it.
-        n_samples: Rows.
+        form: Its form; None if the contract is a plain tensor.
+        data: Data in the format of `app.ledger.wire.BatchHead`.
+        n_samples: Number of rows.
     """
 
     form: JobForm | None
@@ -64,7 +64,7 @@ class Payload(msgspec.Struct, frozen=True):
 
 
 def to_payload(document: Document, contract: Contract, max_samples: int, rules: Rules) -> Payload:
-    """A document as a job's input under a contract.
+    """Convert a document to a job's input under a contract.
 
     Raises:
         InputError: It does not fit the contract.

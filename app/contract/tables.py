@@ -1,4 +1,4 @@
-"""A document as the columns of a contract: finds each column in whatever form the rows came, and checks its values."""
+"""Converts a document to the columns of a contract: finds each column in any row format, and checks its values."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from app.contract.documents import CSV, TABLE, Document, Rules
 from app.errors import InputEmptyError, InputError, InputShapeError, InputTypeError
 
 Named = Mapping[str, Values]
-ABSENT = object()  # in a row that lacks a column
+ABSENT = object()  # marks a missing column in a row
 SHOWN = 80  # characters of a value in an error
 
 
 def read_columns(
     document: Document, contract: ColumnsContract, rules: Rules
 ) -> tuple[list[Values | None], int]:
-    """Values of each column of the contract, None where an optional one is absent; and the number of rows.
+    """The values of each column of the contract, None for an absent optional one; and the number of rows.
 
     Raises:
         InputShapeError: A column is missing, or rows differ in length.
-        InputTypeError: A value is not of its column's type; the error names row and column.
+        InputTypeError: A value does not have its column's type; the error names row and column.
         InputEmptyError: There is no row.
     """
     given, n_rows = _columns(document, contract, rules)
@@ -80,7 +80,7 @@ def _named(place: int, column: Column) -> str:
 
 
 def _optional(values: Values, column: Column, name: str) -> Values | None:
-    """An optional column with gaps. MLflow hands a model no gap among integers: such a column is there or is not."""
+    """An optional column with missing values. MLflow passes no missing integers: the column is complete or absent."""
     if column.type.kind not in ("integer", "long", "binary", "array", "object", "map"):
         return values
     if any(value is not None for value in values) and column.type.kind in ("integer", "long"):
@@ -92,7 +92,7 @@ def _optional(values: Values, column: Column, name: str) -> Values | None:
 
 
 def _as_text(values: Values, kind: str) -> Values:
-    """What MLflow makes of text and bytes under `inputs` and `instances`; except that null stays null."""
+    """MLflow's conversion of text and bytes under `inputs` and `instances`, except that null stays null."""
     if kind == "string":
         return [str(each) if type(each) in (int, float, bool) else each for each in values]
     if kind == "binary":
@@ -103,7 +103,7 @@ def _as_text(values: Values, kind: str) -> Values:
 def _columns(
     document: Document, contract: ColumnsContract, rules: Rules
 ) -> tuple[Named | Sequence[Values], int]:
-    """Columns by name, or in their order where the contract names none; and the number of rows."""
+    """Columns by name, or in order if the contract has no names; and the number of rows."""
     value = document.value
     if document.key == TABLE:
         columns, n_rows = value
@@ -207,7 +207,7 @@ def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str) -> tupl
         raise _wrong_form(key, contract)
     known = {str(each.name) for each in contract.columns}
     given = {name: each for name, each in value.items() if name in known}
-    # MLflow: where a column holds lists or objects, the whole object is one row.
+    # As in MLflow: if a column contains lists or objects, the whole object is one row.
     if contract.has_nested or not any(type(each) is list for each in given.values()):
         return {name: [each] for name, each in given.items()}, 1
     lengths = {name: len(each) for name, each in given.items() if type(each) is list}
@@ -220,7 +220,7 @@ def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str) -> tupl
 
 
 def _csv(text: str, contract: ColumnsContract) -> tuple[Named | Sequence[Values], int]:
-    """A table of text. What a cell means is up to its column: see `_cell`."""
+    """The columns of a CSV table. The column type determines the meaning of a cell: see `_cell`."""
     try:
         header, *rows = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
     except csv.Error as error:
@@ -248,7 +248,7 @@ def _csv(text: str, contract: ColumnsContract) -> tuple[Named | Sequence[Values]
     ], len(rows)
 
 
-# What pandas takes for a missing value in CSV.
+# Texts that pandas treats as a missing value in CSV.
 GAPS = frozenset(
     {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"}
     | {"N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}

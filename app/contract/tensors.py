@@ -1,4 +1,4 @@
-"""A document as the tensors of a contract: nested lists to arrays, checked for shape and type in one pass."""
+"""Converts a document to the tensors of a contract: nested lists become arrays, with checked shape and type."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Shaped(msgspec.Struct, frozen=True):
 
 
 def read_tensors(document: Document, contract: TensorsContract, rules: Rules) -> list[Array]:
-    """The contract's tensors, in its order.
+    """The contract's tensors, in the contract's order.
 
     Raises:
         InputShapeError: One is missing, ragged or of another shape.
-        InputTypeError: A value is not of its tensor's type.
-        InputNotFiniteError: A number is missing, infinite or overflows, where the contract does not allow that.
-        InputEmptyError: A tensor holds nothing.
+        InputTypeError: A value does not have its tensor's type.
+        InputNotFiniteError: A number is missing, infinite or overflows, which the contract does not allow.
+        InputEmptyError: A tensor is empty.
     """
     values = _values(document, contract)
     return [
@@ -60,7 +60,7 @@ def read_tensors(document: Document, contract: TensorsContract, rules: Rules) ->
 
 
 def _values(document: Document, contract: TensorsContract) -> list[Any]:
-    """What the document holds for each tensor, as nested lists."""
+    """The document's value for each tensor, as nested lists."""
     fields, value = contract.tensors, document.value
     if document.key in ("dataframe_split", "dataframe_records"):
         return _from_frame(document, fields)
@@ -91,7 +91,7 @@ def _stacked(rows: list[dict[str, Any]], name: str, field: TensorField) -> list[
 
 
 def _from_frame(document: Document, fields: tuple[TensorField, ...]) -> list[Any]:
-    """Tensors from rows: a column each, its cells numbers or flat lists; one nameless tensor also from its columns."""
+    """Tensors from rows: one column per tensor, with numbers or flat lists; an unnamed tensor also from all columns."""
     names, rows = _frame(document)
     [first, *_] = fields
     if first.name is None:
@@ -134,7 +134,7 @@ def _frame(document: Document) -> tuple[list[str], list[list[Any]]]:
 
 
 def _reshaped(cells: list[Any], field: TensorField) -> Any:
-    """Cells of one column as rows of the tensor: a cell of several dimensions is a flat list."""
+    """Convert the cells of one column to rows of the tensor: a cell with several dimensions is a flat list."""
     if not cells:
         raise InputEmptyError("the body holds no row; expected at least one")
     row_shape = field.shape[1:]
@@ -218,7 +218,7 @@ def _ragged(field: TensorField) -> InputError:
 
 
 def _cast_array(flat: Array, field: TensorField, allows_missing: bool, rules: Rules) -> Array:
-    """Values that came as an array: those of the tensor's own dtype as they are, others as if they had been listed."""
+    """Convert an array: values of the tensor's own dtype stay unchanged, others are treated like JSON numbers."""
     if flat.dtype.newbyteorder("=") != np.dtype(field.dtype):
         return _cast(flat.tolist(), field, allows_missing, rules)
     return _finite(flat, allows_missing) if flat.dtype.kind == "f" else flat
@@ -243,7 +243,7 @@ def _cast(flat: list[Any], field: TensorField, allows_missing: bool, rules: Rule
 
 
 def _lenient(value: Any, dtype: np.dtype[Any]) -> Any:
-    """Text and booleans as the numbers that MLflow takes them for."""
+    """Convert text and booleans to numbers as MLflow does."""
     if type(value) is bool and dtype.kind in "iuf":
         return int(value)
     if type(value) is str and dtype.kind in "iu" and re.fullmatch(r"\s*[+-]?\d{1,20}\s*", value, re.ASCII):

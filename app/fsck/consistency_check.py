@@ -1,4 +1,4 @@
-"""Checks a live pool, and mends what can be mended safely: by scripts, which look again before they act."""
+"""Checks a live pool and repairs safe cases with scripts, which check again before they change anything."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ OVERDUE_PER_MEND = 10_000
 
 @dataclass
 class Report:
-    """What the doctor found.
+    """The report of `modelyard doctor`.
 
     Attributes:
-        findings: What was odd at every look.
-        mended: Kind and subject of what was mended.
-        notes: Worth knowing and harmless.
-        counts: How many there are of what.
-        looks: Times that the pool was looked at.
+        findings: Inconsistencies that were present in every examination.
+        mended: Kind and subject of repaired findings.
+        notes: Harmless observations.
+        counts: Number of objects by kind.
+        looks: Number of examinations.
     """
 
     findings: list[Finding]
@@ -52,23 +52,23 @@ class Report:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there are no findings."""
         return not self.findings
 
 
 def patience_s(settings: Settings) -> float:
-    """Seconds that a healthy pool needs at most to mend by itself what was killed: notice, take over, two passes."""
+    """Maximum seconds in which a healthy pool recovers from a crash: detection, lease takeover, two passes."""
     return (2 * HEARTBEATS_TO_LIVE + 4) * settings.heartbeat_s + 4
 
 
 class Doctor:
-    """Examines and mends.
+    """Examines and repairs the pool.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
+        client: Asynchronous Redis client that returns bytes.
 
     Attributes:
-        mends: What to do about a finding, by its kind; the other kinds are only reported.
+        mends: Repair function by kind of finding; other kinds are only reported.
     """
 
     def __init__(self, client: AsyncClient, settings: Settings) -> None:
@@ -94,7 +94,7 @@ class Doctor:
         }
 
     async def examine(self, patience_s: float) -> Report:
-        """Look; while something is odd, look again each heartbeat, until it is no more or patience is at its end.
+        """Examine the pool; while there are findings, repeat it each heartbeat until they vanish or time is up.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -110,12 +110,12 @@ class Doctor:
         return Report(findings, seen.notes, seen.counts, looks)
 
     async def mend(self, report: Report) -> None:
-        """Mend what can be; each script looks first whether there is still something to mend.
+        """Repair the findings; each script first checks that its finding still exists.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        # Counts last: what is mended before may change them.
+        # Counts last: earlier repairs may change them.
         for finding in sorted(report.findings, key=lambda each: each.kind == "backlog_wrong"):
             if finding.kind not in self.mends:
                 continue
@@ -124,7 +124,7 @@ class Doctor:
                     if await self.mends[finding.kind](finding):
                         report.mended.add((finding.kind, finding.subject))
             except WireError:
-                continue  # another key of the queue is broken; that is a finding of its own
+                continue  # another key of the queue is broken; that is a separate finding
         with ledger_errors():
             for queue in {finding.queue for finding in report.findings if finding.queue}:
                 await self._sum(queue)
@@ -169,10 +169,10 @@ class Doctor:
         return await self._ledger.requeue_from_dead(found.batch_id, found.queue, found.owner, message)
 
     async def _send_again(self, found: Finding) -> bool:
-        """All that the queue has lost: one a queue was reported."""
+        """Send all lost batches of the queue: the report contains only one per queue."""
         lost = await self._examiner.lost(found.queue)
         messages = WakeUpMessages(self._template, found.queue)
-        # The last one sent is the first one taken.
+        # The last message sent is taken first.
         sent = [
             await self._ledger.requeue(each, found.queue, "", messages.write(each)) for each in lost[::-1]
         ]
@@ -227,7 +227,7 @@ class Doctor:
 
     async def _trim(self, found: Finding) -> bool:
         trimmed = 0
-        while n := await self._trim_once(found.queue):  # what is trimmed shifts the pages
+        while n := await self._trim_once(found.queue):  # trimming shifts the pages
             trimmed += n
         return trimmed > 0
 

@@ -1,7 +1,7 @@
-"""What looks odd in the pool at one moment: reads it bit by bit while it works, and changes nothing.
+"""Examines a running pool in small steps for inconsistencies, without changing anything.
 
-Memory is bounded whatever the backlog: everything is read in pages, and each page by one script, so that what belongs
-together is seen together. What is odd here may be on its way to being right; `app.fsck.consistency_check` looks again.
+Memory is bounded for any backlog: all data is read in pages. One script reads each page, so that related data is read
+at the same moment. A finding may be temporary; `app.fsck.consistency_check` examines the pool again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app.redis.client import AsyncClient, ResponseError, ledger_errors
 from app.redis.script import run
 from app.worker_record import WorkerRecord, decode_record, identity, is_same_model
 
-PAGE = 64  # a script holds Redis up: this many take it about a millisecond
+PAGE = 64  # a script blocks Redis: a page takes about a millisecond
 MOST_MESSAGES = 100_000
 MOST_BATCHES_COUNTED = 100_000
 _OF_THE_LEDGER = (
@@ -30,21 +30,21 @@ _OF_THE_LEDGER = (
     ("LPUSH", keys.queue_name("any", 1), ""),
     ("DEL", keys.batch("any")),
 )
-GRACE_MS = 3000  # for work on its way, and for a controller to close what is overdue
+GRACE_MS = 3000  # for work in transit, and for a controller to close overdue batches
 
 
 class Examiner:
     """Reads a live pool.
 
     Args:
-        client: Asynchronous Redis client that answers bytes.
+        client: Asynchronous Redis client that returns bytes.
     """
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def look(self) -> Examination:
-        """Look at everything once.
+        """Examine everything once.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
@@ -64,8 +64,8 @@ class Examiner:
         return seen
 
     async def _check_persistence(self, seen: Examination) -> None:
-        """What Redis has lost, and what it would lose at its next start."""
-        with contextlib.suppress(ResponseError):  # of another type: that is a finding of its own
+        """Check for data that Redis has lost or would lose at its next start."""
+        with contextlib.suppress(ResponseError):  # wrong type: that is a separate finding
             data = cast(bytes | None, await self._client.get(keys.LOSS))
             if data and (loss := marks.decode(data)):
                 seen.add("data_lost", "Redis", f"it lost {loss}; jobs accepted in that time are unknown")
@@ -85,7 +85,7 @@ class Examiner:
             )
 
     async def _refuses_to_load(self) -> str:
-        """Why the default user, in whose name the append-only file is loaded, may not run it; empty where it may."""
+        """Why the default user, as whom the append-only file is loaded, may not run its commands; empty if it may."""
         for command in _OF_THE_LEDGER:
             try:
                 answer = await cast(Any, self._client).acl_dryrun("default", *command)
@@ -133,7 +133,7 @@ class Examiner:
         await self._check_unfinished(seen, unfinished)
 
     async def _check_unfinished(self, seen: Examination, batch_ids: list[str]) -> None:
-        """Records without an outcome must stand in the indexes of the queue that their head names."""
+        """Check that records without an outcome are in the indexes of the queue that their head names."""
         pipe = self._client.pipeline(transaction=False)
         for batch_id in batch_ids:
             pipe.hget(keys.batch(batch_id), "head")
@@ -196,12 +196,12 @@ class Examiner:
                     listed = [text(each) for each in page]
                     await self._check_batches(seen, queue, list(filter(ids.is_well_formed, listed)))
         except WireError as error:
-            # The key itself is a finding of its own kind; the rest of this queue cannot be judged.
+            # The key itself is a separate finding; the rest of this queue cannot be checked.
             seen.notes.append(f"{queue} was not checked further: {error.detail}")
 
     async def _check_queue(self, seen: Examination, queue: str) -> None:
         _, overdue = await self._behind(queue)
-        # One a queue, the oldest: while that one changes, the queue is being brought in order.
+        # Only the oldest per queue: while it changes, the queue is being repaired.
         for batch_id in (await self.lost(queue))[:1]:
             detail = "waits without a message on its queue"
             seen.add("lost_message", batch_id, detail, queue=queue, batch_id=batch_id)
@@ -210,18 +210,18 @@ class Examiner:
             seen.add("overdue", overdue, detail, queue=queue, batch_id=overdue)
 
     async def lost(self, queue: str) -> list[str]:
-        """Batches that wait and that no message on the queue tells of, oldest first."""
+        """Waiting batches without a message in the queue, oldest first."""
         lost, _ = await self._behind(queue)
         if not lost:
             return []
-        # First in first out is a hint: what was sent again overtakes. What counts is what is on the queue.
+        # The order is only a hint, because resent batches overtake others. The messages in the queue decide.
         told = set[str]()
         async for page in self.messages(queue):
             told |= {batch_id_of(message) or "" for message, _ in page}.intersection(lost)
         return [each for each in lost if each not in told]
 
     async def _behind(self, queue: str) -> tuple[list[str], str]:
-        """Batches whose message is lost, and the one that is longest overdue."""
+        """Batches with a lost message, and the batch that is overdue for longest."""
         now_ms, flat, message, overdue = await run(self._client, survey_queue(queue, GRACE_MS))
         unclaimed = [(text(each), float(at_ms)) for each, at_ms in zip(flat[::2], flat[1::2], strict=True)]
         return unannounced(unclaimed, message or None, now_ms - GRACE_MS), text(overdue)

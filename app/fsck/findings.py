@@ -1,4 +1,4 @@
-"""What an examination of the pool may find, and what the indexes and the record of a batch must agree on."""
+"""Findings of an examination, and the consistency rules between a batch's record and the indexes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ MOST_FINDINGS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be.
+    """An inconsistency.
 
     Attributes:
         kind: A word for programs, such as `dead_claim`.
-        subject: What it is about; kind and subject together make it the same one when looked at again.
+        subject: The affected object; kind and subject together identify a finding across examinations.
         detail: One sentence.
-        queue: Queue that it belongs to, where it does.
-        batch_id: Batch that it is about, where it is.
-        owner: Worker that holds the batch, where one does.
+        queue: Affected queue, if any.
+        batch_id: Affected batch, if any.
+        owner: Worker that holds the batch, if any.
     """
 
     kind: str
@@ -30,12 +30,12 @@ class Finding:
 
 @dataclass
 class Examination:
-    """What one look at the pool saw.
+    """The result of one examination.
 
     Attributes:
-        findings: By kind and subject.
-        notes: Worth knowing and harmless.
-        counts: How many there are of what, for the report.
+        findings: Findings by kind and subject.
+        notes: Harmless observations.
+        counts: Number of objects by kind, for the report.
     """
 
     findings: dict[tuple[str, str], Finding] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Examination:
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, kind: str, subject: str, detail: str, **about: str) -> None:
-        """Note a finding, unless there are too many to hold."""
+        """Add a finding, up to the maximum number."""
         if len(self.findings) < MOST_FINDINGS:
             self.findings.setdefault((kind, subject), Finding(kind, subject, detail, **about))
 
@@ -54,7 +54,7 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class BatchState:
-    """One batch, as the indexes of a queue and its record show it at one moment."""
+    """The state of one batch in the indexes of a queue and in its record, at one moment."""
 
     batch_id: str
     queue: str
@@ -69,14 +69,14 @@ class BatchState:
 
     @property
     def owner(self) -> str:
-        """Worker that holds it, or empty."""
+        """The worker that holds it, or empty."""
         return text(self.holder)
 
     def judge(self, seen: Examination, dead: set[str]) -> None:
-        """Note what does not agree; `dead` are the owners without a record."""
+        """Add findings for all disagreements; `dead` are the owners without a record."""
         indexed = [bool(self.is_pending), bool(self.has_deadline), bool(self.open)]
         if not any(indexed) and not self.owner and self.type != b"hash":
-            return  # it has gone since
+            return  # it has been deleted since
         if self.type == b"none":
             self._add(seen, "no_record", "the queue lists a batch that has no record")
         elif self.type != b"hash":
@@ -99,5 +99,5 @@ class BatchState:
 
 
 def text(raw: bytes | str) -> str:
-    """What Redis answered, whatever its bytes."""
+    """A reply of Redis as text, for any bytes."""
     return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw

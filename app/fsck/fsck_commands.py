@@ -9,17 +9,17 @@ from app.redis.script import Call, Value, load
 
 
 def survey_keys(page: Sequence[str]) -> Call:
-    """See what each key of a page is."""
+    """Inspect each key of a page."""
     return Call(load("survey_keys"), list(page), [])
 
 
 def survey_batches(queue: str, batch_ids: Sequence[str]) -> Call:
-    """See how the batches of a page stand in the indexes of their queue."""
+    """Inspect the batches of a page in the indexes of their queue."""
     return Call(load("survey_batches"), [*_indexes(queue), *map(keys.batch, batch_ids)], list(batch_ids))
 
 
 def survey_queue(queue: str, grace_ms: int) -> Call:
-    """See whether a queue is behind."""
+    """Check whether a queue is behind."""
     names = [keys.pending(queue), keys.deadlines(queue), keys.running(queue), queue]
     return Call(load("survey_queue"), names, [grace_ms])
 
@@ -32,7 +32,7 @@ def sum_backlog(queue: str, most_batches: int, *, repair: bool) -> Call:
 
 
 def drop_entry(queue: str, entry: bytes) -> Call:
-    """Take an entry that is no batch's id out of a queue's indexes."""
+    """Remove an entry that is not a batch id from a queue's indexes."""
     return Call(load("drop_entry"), _indexes(queue), [entry])
 
 
@@ -47,7 +47,7 @@ def delete_if_same(name: str, value: bytes) -> Call:
 
 
 def trim_messages(queue: str, messages: Mapping[bytes, str]) -> Call:
-    """Take messages off a queue, each with its batch's id, unless the batch waits."""
+    """Remove messages, each with its batch's id, from a queue, unless the batch is waiting."""
     args: list[Value] = []
     for message, batch_id in messages.items():
         args += [batch_id, message]

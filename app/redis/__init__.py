@@ -1,1 +1,1 @@
-"""Redis: keys, connections, URLs and scripts. Nothing else imports redis-py."""
+"""Redis: keys, connections, URLs and scripts. No other package imports redis-py."""

@@ -1,4 +1,4 @@
-"""Connections to Redis, and the one mapping of redis-py's errors to Modelyard's."""
+"""Connections to Redis, and the only mapping of redis-py's errors to Modelyard's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from app.redis.credentials import read_at_each_connect
 from app.redis.refusals import async_renewing, refusal, renewing
 from app.settings import Settings
 
-# What other packages name of redis-py: they import it from here.
+# Names of redis-py that other packages import from here.
 Client = redis.Redis
 AsyncClient = redis.asyncio.Redis
 __all__ = [
@@ -52,10 +52,10 @@ def _connection_options(timeout_s: float) -> dict[str, Any]:
 
 
 def connect(settings: Settings, timeout_s: float | None = None, **options: Any) -> redis.Redis:
-    """Synchronous client; connects on first use. Scripts are safe to send twice, so losses are retried.
+    """Synchronous client; connects on first use. Scripts are idempotent, so lost connections are retried.
 
     Args:
-        timeout_s: Seconds after which a command has failed, where not as the settings say.
+        timeout_s: Timeout of a command in seconds; by default that of the settings.
     """
     with _url_errors(settings):
         pool = redis.ConnectionPool.from_url(
@@ -74,7 +74,7 @@ def connect(settings: Settings, timeout_s: float | None = None, **options: Any) 
 def connect_async(settings: Settings) -> redis.asyncio.Redis:
     """Asynchronous client; connects on first use.
 
-    Nothing is tried twice, as a caller waits; and while Redis hangs, not every caller takes a connection more.
+    Commands are not retried, because a caller waits. While Redis hangs, the number of connections stays bounded.
     """
     with _url_errors(settings):
         pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -98,13 +98,13 @@ def _url_errors(settings: Settings) -> Iterator[None]:
         ) from None
 
 
-# What Redis says where a key or field holds something else than a script of ours expects.
+# Redis's errors if a key or field has another type than a script expects.
 _DAMAGE = ("WRONGTYPE", "is not an integer", "is not a valid float")
 
 
 @contextmanager
 def ledger_errors() -> Iterator[None]:
-    """Turn every redis-py error into `LedgerUnavailableError`, or `WireError` where only the values are at fault."""
+    """Convert every redis-py error into `LedgerUnavailableError`, or `WireError` if only the values are invalid."""
     try:
         yield
     except (RedisError, OSError) as error:
@@ -112,7 +112,7 @@ def ledger_errors() -> Iterator[None]:
 
 
 def ledger_error(error: Exception) -> ModelyardError:
-    """The Modelyard error that an error of redis-py, or of the network, is."""
+    """The Modelyard error for an error of redis-py or of the network."""
     text = str(error)
     if isinstance(error, ResponseError) and any(sign in text for sign in _DAMAGE):
         return WireError(f"Redis holds a value of an unexpected type: {first_line(error)}")

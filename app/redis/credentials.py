@@ -1,4 +1,4 @@
-"""The password of Redis, read from its file for each connection: a new one counts without a restart."""
+"""The password of Redis, read from its file for each connection: a new password needs no restart."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from app.settings import Settings
 
 
 class PasswordFile(CredentialProvider):
-    """The user of `REDIS_URL`, with the password that `REDIS_PASSWORD_FILE` holds now."""
+    """The user of `REDIS_URL`, with the current password in `REDIS_PASSWORD_FILE`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """The user, where there is one, and the password.
+        """The user, if there is one, and the password.
 
         Raises:
-            redis.exceptions.AuthenticationError: The file does not serve; the next connection reads it again.
+            redis.exceptions.AuthenticationError: The file is not usable; the next connection reads it again.
         """
         try:
             parts = urlsplit(self._settings.effective_redis_url)
@@ -37,7 +37,7 @@ class PasswordFile(CredentialProvider):
 
 
 def read_at_each_connect(pool: Any, settings: Settings) -> None:
-    """Have a redis-py pool's connections read the password anew, where it stands in a file."""
+    """Make a redis-py pool's connections read the password again, if it is in a file."""
     if settings.redis_password_file:
         pool.connection_kwargs.pop("username", None)
         pool.connection_kwargs.pop("password", None)

@@ -1,4 +1,4 @@
-"""Every Redis key and channel: its name, type, lifetime and writer. Nothing else spells one.
+"""All Redis keys and channels: name, type, lifetime and writer. No other file spells them.
 
 | key | type | lives | written by |
 | --- | --- | --- | --- |
@@ -55,11 +55,11 @@ UNACKED = f"{PREFIX}:unacked"
 
 @dataclass(frozen=True, slots=True)
 class KeyKind:
-    """What is to be true of every key whose name begins with `prefix`.
+    """The rules for every key whose name begins with `prefix`.
 
     Attributes:
-        type: As Redis's TYPE tells it; empty for Celery's own, which may be any.
-        expires: Whether it must have a time to live; the others live for ever by design.
+        type: Type as returned by Redis's TYPE; empty for Celery's keys, which may have any type.
+        expires: Whether it must have a time to live; the other kinds never expire, by design.
         names_queue: Whether the rest of the name is a queue's name.
     """
 
@@ -94,7 +94,7 @@ KINDS = (
 
 
 def kind_of(name: str) -> KeyKind | None:
-    """Which kind of key a name is; None where it is none of ours."""
+    """The kind of a key; None if it is not one of Modelyard's keys."""
     return next((kind for kind in KINDS if name.startswith(kind.prefix)), None)
 
 
@@ -110,7 +110,7 @@ def batch(batch_id: str) -> str:
 
 @_kept
 def pending(queue: str) -> str:
-    """Batches of a queue that have no outcome, by when they were accepted."""
+    """Batches of a queue without an outcome, by acceptance time."""
     return f"{PREFIX}:pending:{queue}"
 
 
@@ -122,13 +122,13 @@ def deadlines(queue: str) -> str:
 
 @_kept
 def running(queue: str) -> str:
-    """Which worker has claimed which batch of a queue."""
+    """The worker of each claimed batch of a queue."""
     return f"{PREFIX}:running:{queue}"
 
 
 @_kept
 def open_jobs(queue: str) -> str:
-    """How many jobs without an outcome each batch of a queue has."""
+    """Number of jobs without an outcome in each batch of a queue."""
     return f"{PREFIX}:open:{queue}"
 
 
@@ -138,18 +138,18 @@ def worker(worker_id: str) -> str:
 
 
 def once(idempotency_key: str) -> str:
-    """What an idempotency key stands for."""
+    """The job of an idempotency key."""
     return f"{PREFIX}:once:{idempotency_key}"
 
 
 @_kept
 def reply_channel(controller_id: str) -> str:
-    """Where a controller hears of the outcomes of the batches it dispatched."""
+    """Channel on which a controller receives the outcomes of its batches."""
     return f"{PREFIX}:reply:{controller_id}"
 
 
 def is_queue(queue: str) -> bool:
-    """Whether `queue_name` could have made it."""
+    """Whether the name has the form of `queue_name`."""
     return re.fullmatch(rf"{PREFIX}:queue:[^:]+:\d{{1,9}}", queue, re.ASCII) is not None
 
 

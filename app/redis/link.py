@@ -1,14 +1,14 @@
-"""The connection to Redis that every batch goes through: accepted on it, and heard of on it.
+"""The connection to Redis on which all batches are accepted and all outcomes are received.
 
-A shortcut around redis-py, which opens the connection (URL, password, TLS) and hands over its transport.
+A shortcut around redis-py, which opens the connection (URL, password, TLS) and then provides its transport.
 
-Saves: redis-py's layers cost each call and each notice several times what the rest of a batch does.
+Saves: for each call and notice, redis-py's layers cost several times as much as the rest of a batch.
 Relies on: `Connection._writer.transport` of redis-py, and hiredis' `pack_command`, `Reader` and `PushNotification`.
 Breaks if: redis-py stops using asyncio's streams, or hiredis changes these names; `tests/app/redis/test_link.py` fails.
 Switch off: there is no setting; a `pubsub()` and `evalsha()` of redis-py's client do the same.
 
-What is not done for every batch goes through redis-py. Calls are answered in their order; RESP3 tells published
-messages from answers, so both share the connection.
+Rare commands go through redis-py. Calls are answered in order; RESP3 distinguishes published messages from replies, so
+both share the connection.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _INCOMPLETE = object()
 
 
 class RedisLink(asyncio.Protocol):
-    """One connection, made anew whenever it is lost.
+    """One connection, reopened whenever it is lost.
 
     Args:
         client: redis-py's client, whose pool knows how to connect.
-        timeout_s: Seconds after which a call has failed, and the connection with it.
+        timeout_s: Seconds after which a call fails and the connection is closed.
 
     Attributes:
-        refusal: What Redis said to what it refused last, until it takes commands again. Each refusal ends the
-            connection: the next one may lead to another server, and authenticates anew.
+        refusal: Redis's last refusal, until it accepts commands again. Each refusal ends the connection: the next one
+            may reach another server, and authenticates again.
     """
 
     def __init__(self, client: redis.asyncio.Redis, timeout_s: float) -> None:
@@ -62,7 +62,7 @@ class RedisLink(asyncio.Protocol):
         self.refusal = ""
 
     def listen(self, channel: str, hear: Callable[[bytes], None]) -> None:
-        """Have `hear` called with all data that are published on a channel; to be called before `connect`."""
+        """Register `hear` for all data published on a channel; to be called before `connect`."""
         self._listeners[channel.encode()] = hear
 
     @property
@@ -97,7 +97,7 @@ class RedisLink(asyncio.Protocol):
         self._heard_at_s = time.monotonic()
         transport = connection._writer.transport
         transport.set_protocol(self)
-        # Written at once rather than at the end of the event loop's turn: a worker waits for it.
+        # Written immediately instead of at the end of the loop iteration: a worker waits for it.
         transport.set_write_buffer_limits(0)
         if self._listeners:
             transport.write(pack("SUBSCRIBE", *self._listeners))
@@ -105,11 +105,11 @@ class RedisLink(asyncio.Protocol):
         self._probe()
 
     def call(self, done: Done, *words: Value, timeout_s: float | None = None) -> None:
-        """Send a command; `done` is called with the answer, or with the `RedisError` there was instead."""
+        """Send a command; `done` is called with the reply or the `RedisError`."""
         self._send(pack(*words), done, (), timeout_s or self._timeout_s)
 
     def run_script(self, call: Call, done: Done, *args: Any) -> None:
-        """Run a script; `done` is called with `args` and, last, the answer or the `RedisError` there was instead."""
+        """Run a script; `done` is called with `args` and, last, the reply or the `RedisError`."""
         self._send(call.packed(), self._answered, (call, done, args), self._timeout_s)
 
     def store_and_run(self, large: LargeField, call: Call, done: Done, *args: Any) -> None:
@@ -146,7 +146,7 @@ class RedisLink(asyncio.Protocol):
                 logger.exception("an answer of Redis could not be processed")
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Called at the end: whatever was not answered has failed."""
+        """Fail all unanswered calls; called by asyncio."""
         self._transport = None
         self._fail_all(RedisConnectionError("the connection was lost"))
 
@@ -160,7 +160,7 @@ class RedisLink(asyncio.Protocol):
         return True
 
     def _answered(self, call: Call, done: Done, args: tuple[Any, ...], reply: Any) -> None:
-        """Hand the answer of a script on; one that Redis does not know is sent whole."""
+        """Pass on the reply of a script; a script unknown to Redis is sent again in full."""
         if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
             self._send(call.packed("EVAL"), done, args, self._timeout_s)
         else:
@@ -187,7 +187,7 @@ class RedisLink(asyncio.Protocol):
             self.refusal = ""
 
     def _look(self) -> None:
-        """Notice a connection that is only cut off: it does not answer in time, be it a probe."""
+        """Detect a half-open connection: a call or a probe is not answered in time."""
         now_s = time.monotonic()
         if self._transport is None:
             return
@@ -203,7 +203,7 @@ class RedisLink(asyncio.Protocol):
             done(*args, error)
 
     async def close(self) -> None:
-        """End the connection; calls without an answer have failed."""
+        """Close the connection; unanswered calls fail."""
         connection, self._connection = self._connection, None
         if connection:
             await connection.disconnect(nowait=True)

@@ -1,8 +1,8 @@
-"""What Redis says when it answers and yet refuses, and connections that end then.
+"""Refusals of Redis, and connections that close on a refusal.
 
-Another connection may fare better: it resolves the name anew, which leads to the new primary after a failover, and
-authenticates anew. Where Redis refuses everybody (no disk, no replica, a script that does not end), the error is that
-of a lost connection all the same: every client here, Celery's consumer too, outlives those by itself.
+A new connection may succeed: it resolves the name again, which finds the new primary after a failover, and
+authenticates again. If Redis refuses every client (no disk, no replica, a hanging script), the error is still that of
+a lost connection: every client here, including Celery's consumer, recovers from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.errors import first_line
 from app.redis import keys
 from app.redis.script import load
 
-# Before Redis 7 the error of a command in a script stands behind others, after a dash.
+# Before Redis 7 the error of a command in a script follows another text, after a dash.
 _REFUSAL = re.compile(
     r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING|MISCONF|NOAUTH|WRONGPASS|NOPERM|NOREPLICAS|BUSY|TRYAGAIN|UNKILLABLE"
     r"|CLUSTERDOWN|ERR max number of clients reached)\b"
@@ -27,14 +27,14 @@ PROBE = (load("probe_write").source, 1, keys.BACKLOG)
 
 
 class RefusedError(RedisConnectionError):
-    """Redis refuses; the connection has ended. Says what Redis said."""
+    """Redis refuses, and the connection was closed. The text is that of Redis."""
 
     def __repr__(self) -> str:
         return f"RefusedError({str(self)!r})"
 
 
 def refusal(error: BaseException | None) -> str:
-    """What Redis said where this error, or its cause, is such a refusal; empty where it is not."""
+    """Redis's text if this error or its cause is such a refusal, otherwise empty."""
     if not isinstance(error, Exception):
         return ""
     text, code = first_line(error), getattr(error, "status_code", None) or ""
@@ -45,10 +45,10 @@ def refusal(error: BaseException | None) -> str:
 
 
 class _Renewing:
-    """A connection that ends when Redis refuses a command.
+    """A connection that closes when Redis refuses a command.
 
-    While it connects, redis-py judges each answer itself: it passes over some errors. An error that ends the greeting,
-    such as a refused PING, is translated here: kombu would not outlive it.
+    During the handshake redis-py handles replies itself and ignores some errors. An error that ends the handshake, such
+    as a refused PING, is converted here, because kombu would not recover from it.
     """
 
     _greets = False
@@ -101,7 +101,7 @@ class _AsyncRenewing:
 
 
 def renewing(connection_class: type[Any]) -> type[Any]:
-    """The class of connections that end when Redis refuses."""
+    """The class of connections that close on a refusal."""
     return type(connection_class.__name__, (_Renewing, connection_class), {})
 
 

@@ -1,7 +1,7 @@
-"""Lua scripts: each is a file in `lua/`, and each use of one is a `Call` that a typed function renders.
+"""Lua scripts: each is a file in `lua/`, and each use of one is a `Call` rendered by a typed function.
 
-No other module holds Lua. A script begins with a header that names its KEYS, its ARGV and its answer; `-- include:
-name` stands for `lua/include/name.lua`.
+No other module contains Lua. A script begins with a header that names its KEYS, its ARGV and its reply; `-- include:
+name` includes `lua/include/name.lua`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INCLUDE = re.compile(r"^-- include: (\w+)\n", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script, and the digest by which Redis knows it."""
+    """A script and its digest in Redis."""
 
     source: str
     sha: str = field(init=False)
@@ -43,7 +43,7 @@ class Call:
     args: list[Value]
 
     def packed(self, command: str = "EVALSHA") -> bytes:
-        """The command as Redis reads it: by the script's digest, or as a whole with `EVAL`."""
+        """The encoded command: with the script's digest, or with the whole script for `EVAL`."""
         script = self.script.sha if command == "EVALSHA" else self.script.source
         words = (command, script, len(self.keys), *self.keys, *self.args)
         packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means tuples of one
@@ -55,7 +55,7 @@ class LargeField:
     """A field of a hash that a transaction writes before it runs a script: Lua would hash and copy it.
 
     Attributes:
-        ttl_ms: Milliseconds that the hash lives.
+        ttl_ms: Time to live of the hash in milliseconds.
     """
 
     key: str
@@ -82,7 +82,7 @@ def _with_includes(source: str, included: set[str]) -> str:
 
 
 async def run(client: redis.asyncio.Redis, call: Call) -> Any:
-    """What a script answers, as bytes.
+    """Run a script; returns its reply as bytes.
 
     Raises:
         redis.RedisError: Redis does not answer, or refuses.
@@ -96,6 +96,6 @@ def run_now(client: redis.Redis, call: Call) -> Any:
 
 
 def pack(*words: Value) -> bytes:
-    """A command as Redis reads it, by hiredis itself: by way of redis-py it takes 17 µs more."""
+    """Encode a command directly with hiredis: redis-py takes 17 µs more."""
     packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means tuples of one
     return packed

@@ -1,11 +1,11 @@
-"""Scripts over a connection of their own: a shortcut around redis-py's client.
+"""Runs scripts over a separate connection: a shortcut around redis-py's client.
 
 Saves: two thirds of the CPU time of a call.
 Relies on: `send_packed_command`, `read_response` and `retry` of redis-py's connections, which are public.
 Breaks if: redis-py changes them; `tests/app/test_taking.py` fails.
 Switch off: there is no setting; `app.redis.script.run_now` does the same.
 
-A lost connection is retried by its own rules, as a client does; so a script may be sent twice.
+A lost connection is retried as a redis-py client does, so a script may be sent twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ScriptConnection:
         self._connection: Any = None
 
     def run(self, call: Call) -> Any:
-        """What a script answers, as bytes. A loss is retried.
+        """Run a script; returns its reply as bytes. A lost connection is retried.
 
         Raises:
             redis.RedisError: Redis does not answer, or refuses.
@@ -44,7 +44,7 @@ class ScriptConnection:
             return self._ask(call.packed("EVAL"))
 
     def command(self, *words: Value) -> Any:
-        """What a command answers, as bytes. A loss is retried.
+        """Send a command; returns its reply as bytes. A lost connection is retried.
 
         Raises:
             redis.RedisError: Redis does not answer, or refuses.
@@ -61,11 +61,11 @@ class ScriptConnection:
         return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
 
     def run_after(self, command: Sequence[Value], within_s: float, call: Call) -> Any:
-        """What a script answers that is sent with a command, so that Redis runs it as soon as that has its answer.
+        """Send a script together with a command, so that Redis runs it directly after that; returns the script's reply.
 
         Args:
-            command: Its answer, or refusal, is passed over.
-            within_s: Seconds that it may take.
+            command: The first command; its reply or refusal is ignored.
+            within_s: Maximum duration in seconds.
 
         Raises:
             redis.exceptions.NoScriptError: Redis has forgotten the script; `run` loads it.
@@ -73,7 +73,7 @@ class ScriptConnection:
         """
         connection = self._connected()
         packed = pack(*command) + call.packed()
-        connection.send_packed_command((packed,))  # connects where need be; every loss disconnects
+        connection.send_packed_command((packed,))  # connects if needed; every loss disconnects
         with suppress(ResponseError):
             connection.read_response(timeout=within_s)
         return connection.read_response()

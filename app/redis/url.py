@@ -1,4 +1,4 @@
-"""Where Redis is, as redis-py, Celery and a person have to be told it; only the first two are told the password."""
+"""Forms of the Redis URL for redis-py, for Celery and for people; the last one has no password."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from app.errors import ConfigurationError
 
 EXPECTED = "expected redis://host:port/db, rediss://… or unix:///path"
 TLS_PREFIX = "ssl_"
-# Of redis-py's own. All others are refused: some would break what relies on their default (answers as bytes, RESP3,
-# timeouts of the settings), and kombu would know none of them.
+# Options of redis-py. All others are refused: some would change required defaults (replies as bytes, RESP3, timeouts of
+# the settings), and kombu knows none of them.
 TLS_OPTIONS = frozenset(
     {
         *("ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile"),
@@ -23,10 +23,10 @@ CERT_REQS = ("required", "optional", "none")
 
 
 def normalized(url: str) -> str:
-    """The URL with only such options in its query as redis-py and kombu read alike; the user stands before the host.
+    """The URL with only options that redis-py and kombu interpret alike, and with the user before the host.
 
     Raises:
-        ConfigurationError: It is no URL, or an option is another.
+        ConfigurationError: It is not a URL, or it has another option.
     """
     parts = _split(url)
     allowed = {"db", *LOGIN, *(TLS_OPTIONS if parts.scheme == "rediss" else ())}
@@ -51,10 +51,10 @@ def normalized(url: str) -> str:
 
 
 def check(url: str) -> None:
-    """Refuse what redis-py and Celery could not connect by, before anything else has begun.
+    """Refuse a URL that redis-py or Celery cannot use, before anything else starts.
 
     Raises:
-        ConfigurationError: Says what was expected.
+        ConfigurationError: The URL is not usable.
     """
     from redis import ConnectionPool
 
@@ -75,7 +75,7 @@ def check(url: str) -> None:
 
 
 def with_password(url: str, password_file: Path) -> str:
-    """The URL with the password that a file holds; white space around it does not count.
+    """The URL with the password in a file, without surrounding white space.
 
     Raises:
         ConfigurationError: The file cannot be read or is empty, or the URL has a password already.
@@ -96,7 +96,7 @@ def with_password(url: str, password_file: Path) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The URL for people: no password, and no query, which may hold one too."""
+    """The URL for people: without the password and without the query, which may contain one, too."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return "(not a URL)"
@@ -105,7 +105,7 @@ def without_secrets(url: str) -> str:
 
 
 def tls_options(url: str) -> dict[str, str]:
-    """TLS options, which Flower takes from Celery's configuration alone; empty without TLS.
+    """TLS options for Celery's configuration, the only place where Flower reads them; empty without TLS.
 
     Raises:
         ConfigurationError: It is no URL.
@@ -114,12 +114,12 @@ def tls_options(url: str) -> dict[str, str]:
     if parts.scheme != "rediss":
         return {}
     given = {name: value for name, value in parse_qsl(parts.query) if name.startswith(TLS_PREFIX)}
-    # redis-py checks certificates unless told otherwise; kombu by itself does not.
+    # redis-py checks certificates by default; kombu does not.
     return {"ssl_cert_reqs": "required", **given}
 
 
 def celery_url(url: str) -> str:
-    """The same server in kombu's form, which spells a socket ``redis+socket://``.
+    """The same server in kombu's form, with ``redis+socket://`` for a socket.
 
     Raises:
         ConfigurationError: It is no URL.

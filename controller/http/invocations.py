@@ -1,6 +1,6 @@
-"""MLflow's scoring protocol: clients of `mlflow models serve` change the address and nothing else.
+"""MLflow's scoring protocol: clients of `mlflow models serve` only change the address.
 
-Bodies are read as MLflow reads them wherever no value is changed or lost by that; docs/models.md lists the differences.
+Bodies are read as in MLflow, unless that would change or lose a value; docs/models.md lists the differences.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from controller.services import Services
 router = APIRouter()
 JSON = "application/json"
 CONTENT_TYPES = ("application/json", "text/csv")
-# MLflow's names for what went wrong; the nearest class counts.
+# MLflow's error codes; the first listed class of an error's MRO counts.
 ERROR_CODES: dict[type[ModelyardError], str] = {
     BodyNotJsonError: "BAD_REQUEST",
     BodyKeyError: "BAD_REQUEST",
@@ -54,7 +54,7 @@ ERROR_CODES: dict[type[ModelyardError], str] = {
     UnavailableError: "TEMPORARILY_UNAVAILABLE",
     ModelyardError: "INTERNAL_ERROR",
 }
-# Statuses of jobs that failed, by the code of their error: what the model or its input did, and what took too long.
+# Statuses of failed jobs by error code: errors of the model or its input, and timeouts.
 FAILED_STATUS = {"timed_out": 504, "job_expired": 504, "job_cancelled": 409, "job_quarantined": 500}
 
 

@@ -1,1 +1,1 @@
-"""Request bodies to samples, one reader per format."""
+"""Converts request bodies to samples, with one reader per format."""

@@ -1,4 +1,4 @@
-"""Reads a request's body by its content type: JSON, which `decode` reads, or forms that need next to no parsing."""
+"""Reads a request's body by its content type: JSON (see `json_numbers`), NumPy files, MessagePack or raw bytes."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ OCTETS = b"application/octet-stream"
 MSGPACK = b"application/msgpack"
 NPY = b"application/x-npy"
 ACCEPTED_TYPES = ", ".join(each.decode() for each in (JSON, OCTETS, NPY, MSGPACK))
-# What senders say of JSON, such as curl by default.
+# Content types under which clients send JSON, such as curl's default.
 ALSO_JSON = frozenset({b"", b"text/plain", b"text/json", b"application/x-www-form-urlencoded"})
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An array that says its own dtype and shape.
+    """An array with its own dtype and shape.
 
     Attributes:
         values: Numbers, shape (n_values,), C order.
-        shape: How they were nested.
+        shape: Original shape of the array.
         largest: The largest magnitude among the numbers.
     """
 
@@ -54,31 +54,31 @@ class Tensor:
     largest: float
 
     def fit(self, contract: TensorContract) -> bool:
-        """Whether they spell whole samples of the contract."""
+        """Whether the numbers form whole samples of the contract."""
         n_samples, rest = divmod(len(self.values), contract.sample_size)
         return not rest and self.shape in spellings(contract.sample_shape, n_samples)
 
     def numbers(self, _: TensorContract) -> Tensor:
-        """The numbers as they are."""
+        """The numbers, unchanged."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Octets:
-    """Samples in the contract's dtype, C order, little-endian, and nothing else."""
+    """Raw samples in the contract's dtype, C order, little-endian."""
 
     data: bytes
 
     def fit(self, contract: TensorContract) -> bool:
-        """Whether there are bytes for whole samples of the contract."""
+        """Whether the number of bytes fits whole samples of the contract."""
         sample_bytes = contract.sample_size * little_endian(contract.dtype).itemsize
         return bool(self.data) and len(self.data) % sample_bytes == 0
 
     def numbers(self, contract: TensorContract) -> Tensor:
-        """The numbers that the bytes are in this contract's dtype.
+        """The bytes as numbers of this contract's dtype.
 
         Raises:
-            InputShapeError: They are no whole samples.
+            InputShapeError: They do not form whole samples.
             InputNotFiniteError: A number is NaN or infinite.
         """
         if not self.fit(contract):
@@ -90,15 +90,15 @@ class Octets:
 
 
 Body = Numbers | Tensor | Octets
-MAX_LISTS_BYTES = 2**19  # walking Python lists takes about two seconds a MiB, and the event loop with it
+MAX_LISTS_BYTES = 2**19  # traversing Python lists takes about two seconds per MiB and blocks the event loop
 
 
 def parse(content_type: bytes, body: bytes) -> Body:
-    """Read a body. One of a type that is not known here is read as JSON, if it is JSON.
+    """Read a body. A body with an unknown content type is read as JSON, if it is JSON.
 
     Raises:
-        UnsupportedTypeError: It is of a type that is not known here, and not JSON.
-        InputError: It is not what its type says, or holds something else than numbers.
+        UnsupportedTypeError: The content type is unknown, and the body is not JSON.
+        InputError: It does not match its content type, or contains values other than numbers.
     """
     if content_type == JSON:
         return json_numbers.parse(body)
@@ -150,7 +150,7 @@ def _read_msgpack(body: bytes) -> Body:
 
 
 def _read_lists(value: Any) -> Numbers:
-    # By way of JSON, as that takes a tenth of the time; what it cannot say, or is wrong, is walked.
+    # Via JSON, which takes a tenth of the time; values that JSON cannot represent, or invalid ones, are traversed.
     with suppress(orjson.JSONEncodeError):
         numbers = json_numbers.parse_fast(orjson.dumps({SAMPLE_KEYS[0]: value}))
         shape = _outer_shape(value)

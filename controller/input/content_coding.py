@@ -1,4 +1,4 @@
-"""Unpacks request bodies that came with `Content-Encoding`."""
+"""Decompresses request bodies with a `Content-Encoding`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import zlib
 
 from app.errors import BodyCodingError, TooLargeError, UnsupportedCodingError
 
-# How zlib reads each. `deflate` is zlib's format (RFC 9110, section 8.4.1.2); some senders leave its header out.
+# zlib's parameter for each. `deflate` is zlib's format (RFC 9110, section 8.4.1.2); some senders omit its header.
 _WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 _RAW_BITS = -15
 _IS_ZLIB = 8  # the low half of the first byte
 IDENTITY = frozenset({b"", b"identity"})
-# Each member of a gzip file costs time even if it holds nothing, so a body may not consist of hundreds of thousands.
+# Each member of a gzip file costs time, even an empty one, so the number of members is limited.
 MAX_MEMBERS = 1024
 _PIECE_BYTES = 64 * 1024
 
@@ -20,7 +20,7 @@ def check_coding(coding: bytes) -> None:
     """Refuse a coding that `unpack` does not know.
 
     Raises:
-        UnsupportedCodingError: It is none of gzip and deflate.
+        UnsupportedCodingError: It is neither gzip nor deflate.
     """
     if coding.strip().lower() not in _WINDOW_BITS.keys() | IDENTITY:
         raise UnsupportedCodingError(
@@ -29,11 +29,11 @@ def check_coding(coding: bytes) -> None:
 
 
 def unpack(coding: bytes, body: bytes, limit_bytes: int) -> bytes:
-    """The body as it was before it was packed.
+    """The decompressed body.
 
     Raises:
-        TooLargeError: It is larger than `limit_bytes`; no more than that is unpacked.
-        BodyCodingError: It is not what the coding says, or not whole.
+        TooLargeError: It is larger than `limit_bytes`; no more than that is decompressed.
+        BodyCodingError: It does not match the coding, or it is incomplete.
     """
     name = coding.strip().lower()
     if name in IDENTITY:

@@ -1,4 +1,4 @@
-"""From a request's body to the input of a job: read it, choose the queue that it fits, and enforce the contract."""
+"""Converts a request's body to a job's input: reads it, chooses a matching queue, and enforces the contract."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from controller.routing import Route, Selector, Snapshot, candidate_routes, rout
 
 
 class Samples(msgspec.Struct, frozen=True):
-    """What a body holds.
+    """The samples of a body.
 
     Attributes:
-        route: Where it goes.
-        data: Samples in the contract's dtype, C order, little-endian; or as `form` says.
-        n_samples: How many.
-        form: None where the contract is a plain tensor.
+        route: The chosen route.
+        data: Samples in the contract's dtype, C order, little-endian; or in the format of `form`.
+        n_samples: Number of samples.
+        form: Form of the job; None if the contract is a plain tensor.
     """
 
     route: Route
@@ -40,14 +40,14 @@ def read_samples(
     max_samples: int,
     reading: Reading = "strict",
 ) -> Samples:
-    """Read a body. A function of its arguments alone, so that any process may run it.
+    """Read a body. A pure function, so that any process may run it.
 
     Args:
-        content_type: Of the body; of a request of the Open Inference Protocol, the length of its JSON.
-        certain: Where it goes whatever it holds, if that is known.
+        content_type: Content type of the body; for the Open Inference Protocol, the length of its JSON.
+        certain: The route, if it does not depend on the body.
 
     Raises:
-        ModelyardError: The body, or what the selector asks for, is refused.
+        ModelyardError: The body or the selector is refused.
     """
     is_plain = (
         isinstance(certain.candidate.contract, TensorContract)
@@ -72,7 +72,7 @@ def _read_plain(
     certain: Route | None,
     max_samples: int,
 ) -> Samples:
-    """Read a body where every version takes a plain tensor: numbers alone, which need no Python object each."""
+    """Read a body if every version takes a plain tensor: only numbers, without a Python object for each."""
     given = bodies.parse(content_type, body)
     try:
         chosen = certain or route(snapshot, selector, given.fit)
@@ -83,7 +83,7 @@ def _read_plain(
     except InputShapeError:
         if isinstance(given, json_numbers.Numbers) and len(body) <= json_numbers.EXPLAINED_BYTES:
             with suppress(BodyNotJsonError):  # it is MessagePack
-                json_numbers.parse_slow(body)  # a ragged array has a better explanation
+                json_numbers.parse_slow(body)  # gives a better error for a ragged array
         raise
     return Samples(chosen, data, len(numbers.values) // contract.sample_size)
 
@@ -94,7 +94,7 @@ def _read_any(
     """Read a body for the first route whose contract it fits.
 
     Raises:
-        InputError: It fits none; the error is that of the first.
+        InputError: It fits no contract; the error is that of the first route.
     """
     refusal: InputError | UnsupportedTypeError | None = None
     rules: Rules = "mlflow" if reading == "mlflow" else "strict"

@@ -1,8 +1,8 @@
-"""Turns a request body into numbers, in two ways that must agree.
+"""Parses a request body into numbers, with two parsers that must agree.
 
-`parse_fast` reads JSON with SIMD straight into a float64 buffer, without a Python object per number, and judges
-the nesting by the body's *skeleton* (its brackets and commas). Whatever it cannot vouch for goes to
-`parse_slow`, which walks Python objects, accepts the same bodies and says exactly what is wrong with others.
+`parse_fast` reads JSON with SIMD directly into a float64 buffer, without a Python object per number, and checks the
+nesting by the body's *skeleton* (its brackets and commas). Bodies that it cannot verify go to `parse_slow`, which
+traverses Python objects, accepts the same bodies and reports the exact error for others.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from app.errors import (
 SAMPLE_KEYS = ("data", "inputs", "instances")
 MAX_DIMENSIONS = 32
 MAX_FLOAT = sys.float_info.max
-# Walking Python objects takes about two seconds a MiB: larger bodies are refused without saying exactly why.
+# Traversing Python objects takes about two seconds per MiB: larger bodies are refused without the exact reason.
 EXPLAINED_BYTES = 64 * 2**10
-# From here on a float64 does not hold every integer: the slow way keeps such numbers as integers.
+# From this value on, float64 cannot represent every integer: the slow parser keeps such numbers as integers.
 EXACT_INTEGERS = 2**53
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
 _KINDS = {str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
 _parser = simdjson.Parser()
-# It keeps ten times as much memory as the largest document it has read.
+# The parser keeps ten times the memory of the largest document that it has read.
 REUSED_BYTES = 2**18
 
 
 class Numbers(msgspec.Struct, frozen=True):
-    """The numbers of a body and how they were nested.
+    """The numbers of a body and their nesting.
 
     Attributes:
-        values: float64, or int64 or uint64 where that keeps integers exact, shape (n_values,).
+        values: float64, or int64 or uint64 to keep integers exact, shape (n_values,).
         skeleton: Brackets and commas of the array.
         largest: The largest magnitude among the numbers.
     """
@@ -62,10 +62,10 @@ class Numbers(msgspec.Struct, frozen=True):
         return contract.accepts(len(self.values), self.skeleton)
 
     def numbers(self, contract: TensorContract) -> Numbers:
-        """The numbers as they are.
+        """The numbers, unchanged.
 
         Raises:
-            InputNotNumericError: The contract wants integers, and float64 may not hold one as it was written.
+            InputNotNumericError: The contract requires integers, and float64 may not represent one exactly.
         """
         if self.largest >= EXACT_INTEGERS and self.values.dtype.kind == "f" and not contract.is_float:
             raise _not_whole(little_endian(contract.dtype))
@@ -80,8 +80,8 @@ def parse(body: bytes) -> Numbers:
         BodyKeyError: It is not an object with exactly one of the keys.
         InputNotNumericError: Something in the array is not a number.
         InputNotFiniteError: A number is NaN or infinite.
-        InputShapeError: The array is ragged, or no array.
-        InputEmptyError: The array holds no number.
+        InputShapeError: The array is ragged, or not an array.
+        InputEmptyError: The array contains no number.
     """
     numbers = parse_fast(body)
     if numbers is None and len(body) > EXPLAINED_BYTES:
@@ -90,7 +90,7 @@ def parse(body: bytes) -> Numbers:
 
 
 def parse_fast(body: bytes) -> Numbers | None:
-    """The quick way; None where the slow way has to look."""
+    """The fast parser; None if the slow parser must read the body."""
     document: Any = None
     try:
         document = _parser_for(body).parse(body)
@@ -100,14 +100,14 @@ def parse_fast(body: bytes) -> Numbers | None:
         array = document[key]
         values = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
         magnitudes = np.abs(values)
-        # By its place, which takes a third of the time that max() does for a small array.
+        # By index: that takes a third of the time of max() for a small array.
         largest = float(magnitudes[magnitudes.argmax()])
         if largest >= EXACT_INTEGERS:
             values = _exact(array, values)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         return None
     finally:
-        array = document = None  # the parser refuses to be used again while a document of its lives
+        array = document = None  # the parser cannot be reused while one of its documents is alive
     return Numbers(values, body.translate(None, _NOT_STRUCTURE), largest)
 
 
@@ -116,7 +116,7 @@ def _parser_for(body: bytes) -> simdjson.Parser:
 
 
 def _exact(array: Any, values: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers as integers, where all of them are; float64 does not hold every integer of this size."""
+    """The same numbers as integers, if all are integers; float64 cannot represent every integer of this size."""
     for of_type, dtype in (("i", np.int64), ("u", np.uint64)):
         with suppress(ValueError, TypeError, RuntimeError):
             return np.frombuffer(array.as_buffer(of_type=of_type), dtype)
@@ -124,7 +124,7 @@ def _exact(array: Any, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _unexplained(body: bytes) -> InputError:
-    """Why a large body is refused, as far as that can be told without walking it: the event loop would stand still."""
+    """Why a large body is refused, found without a traversal, which would block the event loop."""
     document: Any = None
     try:
         document = _parser_for(body).parse(body)
@@ -141,15 +141,15 @@ def _unexplained(body: bytes) -> InputError:
 
 
 def parse_slow(body: bytes) -> Numbers:
-    """The exact way: same answers as `parse_fast` for whatever that accepts, and the errors."""
+    """The exact parser: the same results as `parse_fast` for bodies that it accepts, and errors for the others."""
     return from_list(_sample_array(body))
 
 
 def from_list(array: Any) -> Numbers:
-    """Numbers in lists of lists.
+    """Numbers from nested lists.
 
     Raises:
-        InputError: It is anything else.
+        InputError: It contains any other value.
     """
     if not isinstance(array, list) or isinstance(array, _Pairs):
         raise InputShapeError("the key must hold an array of numbers, nested or flat")
@@ -161,7 +161,7 @@ def from_list(array: Any) -> Numbers:
 
 
 class Values(Protocol):
-    """Numbers of a body, in whatever form they came."""
+    """Numbers of a body, in any format."""
 
     @property
     def values(self) -> NDArray[Any]:
@@ -176,13 +176,13 @@ class Values(Protocol):
 
 
 def to_samples(numbers: Values, contract: TensorContract, max_samples: int) -> bytes:
-    """The samples as the worker wants them: the contract's dtype, C order, little-endian.
+    """The samples in the worker's format: the contract's dtype, C order, little-endian.
 
     Raises:
-        InputShapeError: They do not spell whole samples.
+        InputShapeError: They do not form whole samples.
         TooLargeError: There are more than `max_samples`.
         InputNotFiniteError: A number overflows the dtype.
-        InputNotNumericError: The contract wants integers and a number is none, or is out of range.
+        InputNotNumericError: The contract requires integers, and a number is not an integer or is out of range.
     """
     if not numbers.fit(contract):
         raise InputShapeError(
@@ -196,7 +196,7 @@ def to_samples(numbers: Values, contract: TensorContract, max_samples: int) -> b
 
 @lru_cache(maxsize=64)
 def little_endian(name: str) -> np.dtype[Any]:
-    """The dtype as samples travel."""
+    """The dtype in the byte order of the wire format."""
     return np.dtype(name).newbyteorder("<")
 
 
@@ -217,7 +217,7 @@ def _cast(numbers: Values, dtype: np.dtype[Any]) -> NDArray[Any]:
         return values.astype(dtype)
     limits = np.iinfo(dtype)
     is_whole = values.dtype.kind in "iu" or bool((values == np.floor(values)).all())
-    # Compared as Python integers: as float64, the largest int64 and the number after it are the same.
+    # Compared as Python integers: in float64 the largest int64 equals its successor.
     if not is_whole or int(values.min()) < limits.min or int(values.max()) > limits.max:
         raise _not_whole(dtype)
     return values.astype(dtype)
@@ -273,7 +273,7 @@ def _reason(error: ValueError) -> str:
 def _walk(node: Any, flat: list[float], depth: int) -> tuple[int, ...]:
     """Append the numbers below `node` to `flat`; return its shape."""
     if type(node) is float or type(node) is int:
-        if not abs(node) <= MAX_FLOAT:  # NaN compares false
+        if not abs(node) <= MAX_FLOAT:  # comparisons with NaN are false
             raise InputNotFiniteError("the array holds NaN or an infinity; expected finite numbers")
         flat.append(node)
         return ()

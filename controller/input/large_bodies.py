@@ -1,8 +1,8 @@
-"""Reads large bodies in processes of their own: the parser holds Python's global lock, up to 0.2 s for 8 MiB.
+"""Parses large bodies in separate processes, because the parser holds the GIL for up to 0.2 s for 8 MiB.
 
-A thread of the controller asks a process over pipes, where all that takes time releases the lock. A process starts
-with the first large body, and ends when it has had none for `IDLE_S` seconds or the controller is gone; so its memory
-is given back. This module is also what such a process runs.
+A thread of the controller calls a process over pipes; this I/O releases the GIL. A process starts with the first large
+body. It ends after `IDLE_S` seconds without one, or when the controller has ended, which frees its memory. This module
+is also the program of such a process.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from app.errors import ModelyardError, QueueFullError, UnavailableError
 from controller.input.job_samples import Samples, read_samples
 from controller.routing import Route, Selector, Snapshot
 
-LARGE_BYTES = 2**18  # about 2 ms of a JSON body; no shorter than what a connection reads at once
+LARGE_BYTES = 2**18  # about 2 ms of parsing JSON; not smaller than one read of a connection
 LIMIT_BYTES = 2**26  # of bodies that are being read or wait for it
 IDLE_S = 30.0
-NICENESS = 5  # where there is too little CPU time, all other callers come first
+NICENESS = 5  # if CPU time is scarce, all other callers come first
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 
 Question = tuple[
@@ -58,10 +58,10 @@ class LargeBodies:
         max_samples: int,
         reading: Reading = "strict",
     ) -> Samples:
-        """`read_samples`, elsewhere.
+        """Run `read_samples` in a process.
 
         Raises:
-            ModelyardError: As `read_samples` does.
+            ModelyardError: The same errors as `read_samples`.
             QueueFullError: Too many large bodies are being read.
             UnavailableError: The process ended twice.
         """
@@ -74,13 +74,13 @@ class LargeBodies:
         question = (content_type, body, snapshot, selector, certain, max_samples, reading)
         answered = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
         answered.add_done_callback(lambda _: self._give_back(len(body)))
-        answer = await asyncio.shield(answered)  # a process that has begun is not interrupted
+        answer = await asyncio.shield(answered)  # a process is not interrupted in its work
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def close(self) -> None:
-        """End the processes. What they are reading is refused."""
+        """End the processes. Bodies that are being read are refused."""
         self._is_closed = True
         for process in list(self._running):
             process.kill()
@@ -93,7 +93,7 @@ class LargeBodies:
 
     def _ask(self, question: Question) -> Samples | Exception:
         n_tries = 0
-        while n_tries < 2 and not self._is_closed:  # one that was idle for long may have ended just now
+        while n_tries < 2 and not self._is_closed:  # an idle process may have just ended
             n_tries += 1
             process = self._idle.pop() if self._idle else self._start()
             assert process.stdin
@@ -133,9 +133,11 @@ class LargeBodies:
 
 
 def serve() -> None:
-    """Answer questions until none comes for `IDLE_S` seconds, or nobody is left to ask."""
+    """Process requests until none arrives for `IDLE_S` seconds, or until the controller has ended."""
     os.nice(NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the controller, which ends this process
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C must only reach the controller, which ends this process
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     while select.select([questions], [], [], IDLE_S)[0]:
         try:
