@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ HEARTBEAT_S = 0.2
 
 
 async def outcome_of(served: Served, behaviour: int) -> dict[str, Any]:
-    """What becomes of a job that makes the model behave so."""
-    posted = await served.post({"data": [behaviour, 1]}, "?wait=30")
+    """What becomes of a job that makes the model behave so; it is posted once a worker is ready."""
+    give_up_at = time.monotonic() + 60
+    while (posted := await served.post({"data": [behaviour, 1]}, "?wait=30")).status_code == 503:
+        assert time.monotonic() < give_up_at, posted.text
+        await asyncio.sleep(HEARTBEAT_S)
     assert posted.status_code == 200, posted.text
     body: dict[str, Any] = posted.json()
     return body
