@@ -36,6 +36,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         worker: Worker number of its queue.
         val_accuracy: Fraction in [0, 1], as `app.quality` reads it, or None.
         input: Contract of the version. Older releases read only a plain tensor.
+        outputs: Outputs that its signature states, in the form of a contract; None if it states none.
         example: A request body that the version answers, as JSON; empty if none is known.
         started_at_ms: Redis's clock.
         heartbeat_at_ms: When this record was written, Redis's clock.
@@ -86,6 +87,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     dataset_digest: str = ""
     requirements: tuple[RequirementDifference, ...] = ()
     example: str = ""
+    outputs: Contract | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -122,6 +124,8 @@ def _check(record: WorkerRecord) -> None:
         raise WireError(f"a worker record names the queue {record.queue!r} for {record.model_name!r}")
     if not _makes_sense(record.input):
         raise WireError(f"a worker record has the input contract {record.input}")
+    if record.outputs is not None and not _makes_sense(record.outputs):
+        raise WireError(f"a worker record has the outputs {record.outputs}")
 
 
 def _makes_sense(contract: Contract) -> bool:

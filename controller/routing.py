@@ -31,6 +31,7 @@ class Candidate:
         worker: Worker number.
         val_accuracy: Fraction in [0, 1], or None.
         live_workers: Ready workers of the queue.
+        outputs: Outputs that its signature states; None if unknown.
         expected_wait_ms: Expected wait when the pool was last read, see `controller.admission.wait_estimate`.
     """
 
@@ -42,6 +43,7 @@ class Candidate:
     contract: Contract
     live_workers: int
     expected_wait_ms: float
+    outputs: Contract | None = None
 
     def rank(self) -> tuple[float, float, int]:
         """Sort key of the default policy: best quality, then shorter wait, then the newer version."""
@@ -244,4 +246,5 @@ def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], wait_ms: f
         contract=newest.input,
         live_workers=len(group),
         expected_wait_ms=wait_ms,
+        outputs=newest.outputs,
     )

@@ -32,6 +32,7 @@ from workers.process import prefork_supervisor
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit, Watchdog
+from workers.signature import read_outputs
 from workers.warm_up import LoadedModel
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
         dataset=found.quality.dataset,
         dataset_digest=found.quality.dataset_digest,
         input=loaded.contract,
+        outputs=read_outputs(found.signature),
         example=loaded.example,
         state="starting",
         started_at_ms=0,

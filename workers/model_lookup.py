@@ -301,7 +301,9 @@ def read_description(folder: str) -> Description:
     described = Model.load(folder)
     metadata: dict[str, Any] = described.metadata or {}
     written = described.signature.to_dict() if described.signature else {}
-    signature = {name: json.loads(written[name]) for name in ("inputs", "params") if written.get(name)}
+    signature = {
+        name: json.loads(written[name]) for name in ("inputs", "outputs", "params") if written.get(name)
+    }
     if described.to_dict().get("is_signature_from_type_hint"):
         signature["is_own"] = True
     if MISSING in metadata:

@@ -50,6 +50,16 @@ def read_contract(signature: Mapping[str, Any], *, takes_missing: bool = False) 
     return ColumnsContract(columns, params, bool(signature.get("allows_missing", True)))
 
 
+def read_outputs(signature: Mapping[str, Any]) -> Contract | None:
+    """The outputs that a signature states, in the form of a contract; None where it states none that are known."""
+    if not signature.get("outputs"):
+        return None
+    try:
+        return read_contract({"inputs": signature["outputs"]})
+    except ModelContractError:
+        return None
+
+
 def _tensors(fields: tuple[TensorField, ...], params: tuple[Param, ...], allows_missing: bool) -> Contract:
     [first, *others] = fields
     is_plain = not others and first.name is None and first.dtype in DTYPES and not params

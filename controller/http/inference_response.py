@@ -10,11 +10,20 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from app.contract import FREE
 from app.errors import ParameterError, WireError
 from app.ledger.wire import Array, JobOutcome
 from controller.http.job_json import DTYPES
-from controller.input.inference_request import DATATYPES, LENGTH_BYTES, RequestHead, WantedOutput
+from controller.input.inference_request import (
+    DATATYPES,
+    LENGTH_BYTES,
+    NAMES,
+    RequestHead,
+    TensorMetadata,
+    WantedOutput,
+)
 
+COLUMN = (FREE, 1)
 OUTPUT = "output-0"  # of an output without a name
 KINDS = ((bool, "BOOL", "?"), (int, "INT64", "<i8"), (float, "FP64", "<f8"))
 
@@ -23,21 +32,42 @@ class OutputTensor(msgspec.Struct, frozen=True):
     """A tensor of an answer.
 
     Attributes:
-        values: In row-major order; text where the datatype is BYTES.
+        values: In row-major order; text where the datatype is BYTES, None where it is missing.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: NDArray[Any] | list[str]
+    values: NDArray[Any] | list[str | None]
 
 
-def output_tensors(own: JobOutcome) -> list[OutputTensor]:
-    """What a job that succeeded answered.
+def output_tensors(own: JobOutcome, declared: Sequence[TensorMetadata] = ()) -> list[OutputTensor]:
+    """What a job that succeeded answered. A single output without a name has the declared name and datatype.
+
+    Args:
+        declared: Outputs that the version's signature states.
 
     Raises:
         WireError: It cannot be read.
     """
+    tensors = _tensors(own)
+    if len(tensors) == len(declared) == 1 and tensors[0].name == OUTPUT:
+        return [_as_declared(tensors[0], declared[0])]
+    return tensors
+
+
+def _as_declared(tensor: OutputTensor, declared: TensorMetadata) -> OutputTensor:
+    shape = (*tensor.shape, 1) if declared.shape == COLUMN and len(tensor.shape) == 1 else tensor.shape
+    named = OutputTensor(declared.name, tensor.datatype, shape, tensor.values)
+    if isinstance(tensor.values, list) or declared.datatype in (tensor.datatype, "BYTES"):
+        return named
+    with np.errstate(all="ignore"):
+        cast = tensor.values.astype(DTYPES[NAMES[declared.datatype]])
+    is_exact = np.array_equal(cast, tensor.values, equal_nan=tensor.values.dtype.kind == "f")
+    return OutputTensor(declared.name, declared.datatype, shape, cast) if is_exact else named
+
+
+def _tensors(own: JobOutcome) -> list[OutputTensor]:
     outputs = own.outputs
     if isinstance(outputs, Array):
         return [_of_array(OUTPUT, outputs)]
@@ -69,14 +99,15 @@ def _of_json(value: Any) -> list[OutputTensor]:
     ):
         names = list(value[0])
         columns = [(name, [row[name] for row in value]) for name in names]
-        return [_of_values(OUTPUT if names == ["0"] else name, column) for name, column in columns]
+        tensors = [_of_values(OUTPUT if names == ["0"] else name, column) for name, column in columns]
+        return [msgspec.structs.replace(each, shape=(*each.shape, 1)) for each in tensors]
     if type(value) is dict and value:
         return [_of_values(name, each if type(each) is list else [each]) for name, each in value.items()]
     return [_of_values(OUTPUT, value if type(value) is list else [value])]
 
 
 def _of_values(name: str, values: Sequence[Any]) -> OutputTensor:
-    """Numbers and booleans as what they are, text as it is, anything else as JSON in BYTES."""
+    """Numbers, booleans and text as they are, anything else as JSON in BYTES."""
     kinds = set(map(type, values))
     if kinds == {int, float} or kinds == {float, type(None)}:
         kinds = {float}
@@ -86,7 +117,11 @@ def _of_values(name: str, values: Sequence[Any]) -> OutputTensor:
                 return OutputTensor(name, datatype, (len(values),), np.array(values, dtype))
             except OverflowError:  # a whole number beyond 64 bits
                 break
-    texts = list(values) if kinds == {str} else [orjson.dumps(each).decode() for each in values]
+    texts = (
+        list(values)
+        if kinds in ({str}, {str, type(None)})
+        else [orjson.dumps(each).decode() for each in values]
+    )
     return OutputTensor(name, "BYTES", (len(values),), texts)
 
 
@@ -125,7 +160,7 @@ def encode_response(
 def _bytes(tensor: OutputTensor) -> bytes:
     if isinstance(tensor.values, np.ndarray):
         return tensor.values.tobytes()
-    elements = [each.encode() for each in tensor.values]
+    elements = [(each or "").encode() for each in tensor.values]
     return b"".join([len(each).to_bytes(LENGTH_BYTES, "little") + each for each in elements])
 
 

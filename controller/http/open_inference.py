@@ -24,7 +24,7 @@ from controller.http.inference_response import encode_response, output_tensors
 from controller.http.job_json import result_url
 from controller.http.problems import PROBLEM_JSON
 from controller.http.waiting_post import later, read_post
-from controller.input.inference_request import RequestHead, inputs_of, read_request_head
+from controller.input.inference_request import RequestHead, inputs_of, outputs_of, read_request_head
 from controller.routing import Selector, candidate_routes
 from controller.services import Services
 
@@ -137,15 +137,15 @@ def _json(document: dict[str, Any], status: int = 200, headers: dict[str, str] |
 
 def _metadata(request: Request, selector: Selector) -> Response:
     snapshot = _services(request).watcher.view.snapshot
-    contract = candidate_routes(snapshot, selector)[0].candidate.contract
+    candidate = candidate_routes(snapshot, selector)[0].candidate
     served = [each.model_version for each in snapshot.by_model[str(selector.model)]]
     return _json(
         {
             "name": selector.model,
             "versions": [str(number) for number in sorted(served)],
             "platform": PLATFORM,
-            "inputs": inputs_of(contract),
-            "outputs": [],
+            "inputs": inputs_of(candidate.contract),
+            "outputs": outputs_of(candidate.outputs),
         }
     )
 
@@ -199,7 +199,7 @@ def _answer(services: Services, job: Job, asked: RequestHead) -> Response:
         **({} if asked.id is None else {"id": asked.id}),
         "parameters": {"job_id": job_id},
     }
-    body, json_length = encode_response(members, output_tensors(own), asked)
+    body, json_length = encode_response(members, output_tensors(own, outputs_of(candidate.outputs)), asked)
     if json_length is None:
         return Response(body, media_type=JSON)
     return Response(body, headers={JSON_LENGTH: str(json_length)}, media_type="application/octet-stream")

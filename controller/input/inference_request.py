@@ -130,23 +130,32 @@ class InferenceRequest(msgspec.Struct):
 
 def inputs_of(contract: Contract) -> list[TensorMetadata]:
     """The inputs of a contract; none where nothing says what the model takes."""
-    if isinstance(contract, AnyContract):
+    return _metadata(contract, "input")
+
+
+def outputs_of(outputs: Contract | None) -> list[TensorMetadata]:
+    """The outputs that a signature states, in the form of a contract."""
+    return _metadata(outputs, "output")
+
+
+def _metadata(contract: Contract | None, kind: str) -> list[TensorMetadata]:
+    if contract is None or isinstance(contract, AnyContract):
         return []
     if isinstance(contract, ColumnsContract):
         return [
             TensorMetadata(
-                _name(column.name, place), COLUMN_DATATYPES.get(column.type.kind, "BYTES"), (FREE, 1)
+                _name(column.name, place, kind), COLUMN_DATATYPES.get(column.type.kind, "BYTES"), (FREE, 1)
             )
             for place, column in enumerate(contract.columns)
         ]
     return [
-        TensorMetadata(_name(field.name, place), DATATYPES[field.dtype], field.shape)
+        TensorMetadata(_name(field.name, place, kind), DATATYPES[field.dtype], field.shape)
         for place, field in enumerate(_fields(contract))
     ]
 
 
-def _name(name: str | None, place: int) -> str:
-    return f"input-{place}" if name is None else name
+def _name(name: str | None, place: int, kind: str = "input") -> str:
+    return f"{kind}-{place}" if name is None else name
 
 
 def _fields(contract: Contract) -> tuple[TensorField, ...]:

@@ -81,7 +81,7 @@ async def test_a_server_tells_that_it_lives_and_what_its_models_take(serve: Serv
     idle = await get("/v2/health/ready")
     assert (idle.status_code, idle.json()) == (503, {"ready": False})
     hand_worker(1, input=PAIR, val_accuracy=0.8)
-    hand_worker(2, input=ROW, val_accuracy=0.9)
+    hand_worker(2, input=ROW, outputs=PAIR, val_accuracy=0.9)
     await served.app.services.watcher.refresh()
     assert (await get("/v2/health/ready")).json() == {"ready": True}
     for path in (f"/v2/models/{MODEL}/ready", f"/v2/models/{MODEL}/versions/1/ready"):
@@ -93,6 +93,7 @@ async def test_a_server_tells_that_it_lives_and_what_its_models_take(serve: Serv
         ("b", "FP64", [-1, 1]),
         *[(name, "BYTES", [-1, 1]) for name in ("t", "raw", "list")],
     ]
+    assert routed.json()["outputs"] == [{"name": "output-0", "datatype": "FP32", "shape": [-1, 2]}]
     assert first.json()["inputs"] == [{"name": "input-0", "datatype": "FP32", "shape": [-1, 2]}]
 
 
@@ -189,8 +190,8 @@ async def test_columns_are_inputs_and_rows_of_the_answer_are_outputs(serve: Serv
     assert decode(batch.data) == [[1, 2], [0.5, None], ["x", None], [b"\xff\x00", b""], [[1], []]]
     assert decode(batch.head.params) == {"k": 3}
     assert answer.json()["outputs"] == [
-        {"name": "p", "datatype": "FP64", "shape": [2], "data": [1.0, 2.5]},
-        {"name": "q", "datatype": "BYTES", "shape": [2], "data": ['"a"', "null"]},
+        {"name": "p", "datatype": "FP64", "shape": [2, 1], "data": [1.0, 2.5]},
+        {"name": "q", "datatype": "BYTES", "shape": [2, 1], "data": ["a", None]},
     ]
 
 
@@ -219,6 +220,16 @@ async def test_a_classifier_answers_its_scores_and_a_version_without_a_signature
         "shape": [2],
         "data": [3, 4],
     }
+
+
+async def test_an_output_without_a_name_has_the_declared_name_datatype_and_shape(
+    serve: Serve, hand_worker: Any
+) -> None:
+    declared = ColumnsContract((Column("price", ColumnType("float")),))
+    worker: HandWorker = hand_worker(input=PAIR, outputs=declared)
+    served = await serve()
+    answer, _ = await infer(served, worker, JobOutcome("succeeded", [1.5]), json={"inputs": PAIRS})
+    assert answer.json()["outputs"] == [{"name": "price", "datatype": "FP32", "shape": [1, 1], "data": [1.5]}]
 
 
 PAIRS = [tensor("input-0", "FP32", [1, 2], [1, 2])]
