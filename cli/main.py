@@ -42,8 +42,8 @@ COMMANDS = {
 
 
 def warn_of_unknown_variables() -> None:
-    """Name each environment variable that looks like a setting and is none."""
-    if "SUPERVISOR_ENABLED" in os.environ:  # a pool's processes need not repeat what `up` has said
+    """Warn of each environment variable that looks like a setting but is unknown."""
+    if "SUPERVISOR_ENABLED" in os.environ:  # a pool's processes need not repeat the warnings of `up`
         return
     if any(name.upper().startswith("MODELYARD_") for name in os.environ):
         from app.settings import unknown_variables

@@ -1,4 +1,4 @@
-"""Says where a command looked for the Redis that does not answer."""
+"""Adds the address to errors about an unreachable Redis."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from app.settings import Settings
 
 @asynccontextmanager
 async def located(settings: Settings) -> AsyncIterator[None]:
-    """Let an error about a Redis that does not answer name its address, without a password.
+    """Add the address, without a password, to errors about an unreachable Redis.
 
     Raises:
-        LedgerUnavailableError: As inside, with the address.
+        LedgerUnavailableError: The error of the context, with the address.
     """
     try:
         yield

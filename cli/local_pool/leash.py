@@ -1,7 +1,7 @@
-"""`python -m cli.local_pool.leash NAME`: one service of a pool, told to stop when its supervisor dies.
+"""`python -m cli.local_pool.leash NAME`: runs one service of a pool and stops it when its supervisor dies.
 
-supervisord starts this module in the state directory. What to run stands in a file there, because supervisord's own
-configuration has no way to write some characters of a path down.
+supervisord starts this module in the state directory. A file there contains the command, because supervisord's
+configuration cannot represent some characters of a path.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 SERVICES = "services.json"
 PID_FILE = "supervisord.pid"
-NOT_RUN = 126  # as a shell answers for a program that it cannot run
+NOT_RUN = 126  # a shell's exit status for a program that it cannot run
 
 
 def write_services(folder: Path, services: Iterable[Service]) -> None:
-    """Write down how each service is started, and from which folder: the present one."""
+    """Write the start command of each service, with the current folder as its working directory."""
     rows = {
         service.name: {
             "command": service.command,
@@ -38,13 +38,13 @@ def write_services(folder: Path, services: Iterable[Service]) -> None:
 
 
 def main() -> NoReturn:
-    """Become the service."""
+    """Replace this process by the service."""
     name = sys.argv[1]
     supervisor = int(Path(PID_FILE).read_text())
     ask_for_signal = signal_at_parents_death(signal.SIGTERM)
     if ask_for_signal:
         ask_for_signal()
-    if os.getppid() != supervisor:  # it died before it could be asked for
+    if os.getppid() != supervisor:  # it died before the signal was requested
         sys.exit(f"the supervisor, process {supervisor}, has gone")
     service = json.loads(Path(SERVICES).read_text())[name]
     try:

@@ -1,6 +1,6 @@
-"""The processes of a pool that outlived its supervisor, found by the mark that supervisord puts on each of them.
+"""Finds and ends processes of a pool that survived its supervisor, by an environment variable set by supervisord.
 
-Linux only; on other systems none is found.
+Linux only; on other systems no process is found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Leftover:
     """A process of a pool.
 
     Attributes:
-        name: Of the service; supervisord itself is "supervisord".
+        name: Name of the service; "supervisord" for supervisord itself.
     """
 
     pid: int
@@ -34,7 +34,7 @@ class Leftover:
 
 
 def mark(folder: Path) -> tuple[str, str]:
-    """Environment variable, and its value, that every process of a pool has: where supervisord listens.
+    """Name and value of the environment variable that every process of a pool has: supervisord's address.
 
     Args:
         folder: State directory, absolute.
@@ -43,13 +43,13 @@ def mark(folder: Path) -> tuple[str, str]:
 
 
 def processes(folder: Path) -> list[Leftover]:
-    """Every process that runs for the pool of a state directory, by process id."""
+    """All processes of the pool of a state directory, by process id."""
     wanted = "=".join(mark(folder.resolve())).encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has just ended, or is another user's
+        except OSError:  # it has just ended, or belongs to another user
             continue
         if wanted in variables and int(entry.name) != os.getpid():
             names = [each for each in variables if each.startswith(b"SUPERVISOR_PROCESS_NAME=")]
@@ -59,15 +59,15 @@ def processes(folder: Path) -> list[Leftover]:
 
 
 def end(folder: Path, patience_s: float, tell: Callable[[Sequence[Leftover]], object]) -> list[Leftover]:
-    """Wait for what is left of a pool, which its supervisor's death has told to stop, and kill what does not.
+    """Wait for the leftover processes, which were told to stop at their supervisor's death, and kill the rest.
 
     Args:
         folder: State directory.
         patience_s: Seconds until the rest is killed.
-        tell: Called with what is left, while there is any.
+        tell: Called with the remaining processes while there are any.
 
     Returns:
-        What could not be ended.
+        The processes that could not be ended.
     """
     give_up_at = time.monotonic() + patience_s
     while (left := processes(folder)) and time.monotonic() < give_up_at:

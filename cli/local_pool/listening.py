@@ -15,7 +15,7 @@ ADDRESS_VARIABLES = {
 
 
 def refusal(what: str, host: str, port: int, variable: str) -> str:
-    """Why a server could not listen there, and what to do; empty where it could.
+    """Why a server cannot listen there, and what to do; empty if it can.
 
     Args:
         what: Name of the server, for the message.

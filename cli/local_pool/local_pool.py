@@ -1,4 +1,4 @@
-"""A whole pool on this machine: bring it up in order, show how it comes, watch it, take it down."""
+"""A complete pool on this machine: starts it in order, shows its progress, watches it and stops it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What to run.
+    """The processes to run.
 
     Attributes:
         versions: Model versions to serve.
@@ -60,7 +60,7 @@ class PoolPlan:
 
 
 class Pool:
-    """A pool that is coming up or runs; `open_pool` makes one."""
+    """A starting or running pool; `open_pool` creates it."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Pool:
         self._serving_pids: dict[int, int] = {}
 
     def start_core(self) -> None:
-        """Start Redis, the controllers and the workers, and wait until the workers can be reached.
+        """Start Redis, the controllers and the workers, and wait until the workers are reachable.
 
         Raises:
             ServiceError: One of them died or did not become ready.
@@ -90,7 +90,7 @@ class Pool:
         self._start(Tier.CONTROLLERS, Tier.WORKERS)
 
     def start_views(self) -> None:
-        """Start what people look at: Flower and MLflow. Last, so that it slows nothing else down.
+        """Start the user interfaces, Flower and MLflow. Last, so that they do not slow down the others.
 
         Raises:
             ServiceError: One of them died or did not become ready.
@@ -98,7 +98,7 @@ class Pool:
         self._start(Tier.VIEWS)
 
     def print_urls(self) -> None:
-        """Say where everything is."""
+        """Print the addresses of all services."""
         table = Table(box=None, show_header=False, pad_edge=False)
         rows = [(service.name, service.url) for service in self._services if service.url]
         rows += [("API, to try", f"{self.url}/docs"), ("metrics", f"{self.url}/metrics")]
@@ -111,7 +111,7 @@ class Pool:
         self._console.print(table, soft_wrap=True)
 
     def watch(self) -> None:
-        """Stay until interrupted; tell when a service died and was started again.
+        """Watch the pool until interrupted; report services that died and were restarted.
 
         Raises:
             ServiceError: The supervisor is gone.
@@ -128,12 +128,12 @@ class Pool:
             time.sleep(WATCH_S)
 
     def _is_another(self, name: str, pid: int, serving_pid: int | None) -> bool:
-        """Whether a service, or the child of a worker, is another process than when it was last looked at."""
+        """Whether a service, or the child of a worker, is another process than at the last check."""
         was_served_by = self._serving_pids.get(pid, serving_pid)
         return pid != self._pids.get(name, pid) or bool(serving_pid and serving_pid != was_served_by)
 
     def _number_versions(self) -> None:
-        # Workers that start together would take their numbers in any order; the lowest version comes first.
+        # Workers that start together would get their numbers in any order; the lowest version starts first.
         from app.redis import keys
         from app.redis.client import connect, ledger_errors
         from app.worker_record import assign_number
@@ -143,7 +143,7 @@ class Pool:
                 for version in self._plan.versions:
                     assign_number(connection, keys.queue_name(self._settings.model_name, version), None)
         except LedgerUnavailableError:
-            self._supervisor.statuses()  # says so if that is why
+            self._supervisor.statuses()  # raises the more exact error, if supervisord is the cause
             raise
 
     def _start(self, *tiers: Tier) -> None:
@@ -188,11 +188,11 @@ class Pool:
 
 @contextmanager
 def claimed(settings: ControllerSettings, console: Console) -> Iterator[None]:
-    """Hold the state directory, once what a killed pool left in it has ended.
+    """Lock the state directory after the leftover processes of a killed pool have ended.
 
     Raises:
         ConfigurationError: A pool runs there, or the folder cannot be written.
-        ServiceError: A process that was left cannot be ended.
+        ServiceError: A leftover process cannot be ended.
     """
     with preflight.sole_pool(settings):
         _end_leftovers(settings, console)
@@ -223,10 +223,10 @@ def _end_leftovers(settings: ControllerSettings, console: Console) -> None:
 
 @contextmanager
 def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) -> Iterator[Pool]:
-    """Make a pool that stops, whole and in order, when the context is left; the state directory is `claimed`.
+    """Create a pool that stops completely and in order at the end of the context; the state directory is `claimed`.
 
     Raises:
-        ConfigurationError: Something is in the way: a port, a tool.
+        ConfigurationError: A port is in use or a tool is missing.
         ServiceError: The supervisor does not start.
     """
     services = plan.services(settings)  # writes Redis's configuration
@@ -245,7 +245,7 @@ def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) ->
 
 @contextmanager
 def doing(what: str, console: Console) -> Iterator[None]:
-    """Say what is done meanwhile: on a terminal for as long as it takes, elsewhere in a line."""
+    """Show the current activity: as a status on a terminal, otherwise as one line."""
     if console.is_terminal:
         with console.status(what):
             yield
@@ -272,7 +272,7 @@ def until_interrupted() -> Iterator[None]:
 
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
-    # A second Ctrl-C would leave half of the pool behind; every service has a limit to its stopping anyway.
+    # A second Ctrl-C would leave part of the pool running; every service has a stop timeout in any case.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
         yield

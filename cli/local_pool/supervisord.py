@@ -1,4 +1,4 @@
-"""Runs the services of a pool under supervisord: its configuration, its life, what it says of a service."""
+"""Runs the services of a pool under supervisord: its configuration, its lifecycle, the status of services."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from cli.local_pool.leftovers import CONTROL_SOCKET, Leftover
 from cli.local_pool.programs import Service, Tier
 from workers.process.prefork_supervisor import signal_at_parents_death
 
-STARTED_AFTER_S = 10  # a service that dies sooner is started again after 1, 2, 3, … s; later, at once
+STARTED_AFTER_S = 10  # a service that dies sooner is restarted after 1, 2, 3, … s; later, immediately
 POLL_S = 0.05
 START_TIMEOUT_S = 15
 CALL_TIMEOUT_S = 10
 DEATH_WAIT_S = 0.5
 CONFIG = "supervisord.conf"
-PYTHON = "POOL_PYTHON"  # variable by which supervisord is told the interpreter, in a shell's spelling
+PYTHON = "POOL_PYTHON"  # variable with the interpreter's path for supervisord, quoted for a shell
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """What supervisord says of a service.
+    """The status of a service in supervisord.
 
     Attributes:
         state: STOPPED, STARTING, RUNNING, BACKOFF, STOPPING, EXITED, FATAL or UNKNOWN.
-        pid: Process id, 0 where it does not run.
+        pid: Process id, 0 if it does not run.
     """
 
     name: str
@@ -80,13 +80,13 @@ class _UnixTransport(Transport):
 
 
 class Supervisor:
-    """A supervisord of our own, and the processes below it; leaving the context stops them all.
+    """A private supervisord and its processes; the end of the context stops all of them.
 
-    supervisord is told to stop when this process dies, and the services when supervisord does.
+    supervisord stops when this process dies, and the services stop when supervisord dies.
 
     Args:
-        folder: State directory; sockets and configuration go there, logs into `logs`.
-        services: Everything it may start.
+        folder: State directory for sockets and configuration; logs are in `logs`.
+        services: All services that it may start.
     """
 
     def __init__(self, folder: Path, services: Sequence[Service]) -> None:
@@ -117,8 +117,8 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # so that Ctrl-C reaches us only, and the order of stopping is ours
-                # Were we killed outright, it would go on with nobody to stop it.
+                start_new_session=True,  # so that Ctrl-C reaches only this process, which determines the stop order
+                # If this process were killed, supervisord would otherwise run on without anyone to stop it.
                 preexec_fn=_stop_with(os.getpid()),
             )
         self._wait_until_it_answers()
@@ -187,7 +187,7 @@ class Supervisor:
         """Stop everything, tier by tier; a service that takes too long is killed.
 
         Returns:
-            What still runs all the same.
+            The processes that are still running.
         """
         if self._process is not None:
             try:
@@ -217,7 +217,7 @@ class Supervisor:
             raise ServiceError(self._what_is_wrong(error)) from None
 
     def _what_is_wrong(self, error: Exception) -> str:
-        with suppress(subprocess.TimeoutExpired):  # where it was killed, its socket is closed first
+        with suppress(subprocess.TimeoutExpired):  # if it was killed, its socket closes first
             if self._process is not None:
                 self._process.wait(DEATH_WAIT_S)
         how = self._end() or f"does not answer ({error})"
@@ -246,7 +246,7 @@ class Supervisor:
 
 
 def _stop_with(parent: int) -> Callable[[], None]:
-    """What a child calls, before it becomes supervisord, to be told to stop at its parent's death."""
+    """A function for the child, before it becomes supervisord, that makes it stop at its parent's death."""
     ask_for_signal = signal_at_parents_death(signal.SIGTERM)
 
     def ask() -> None:
@@ -264,13 +264,13 @@ def log_path(folder: Path, name: str) -> Path:
 
 
 def config_text(services: Sequence[Service]) -> str:
-    """Configuration of supervisord: nothing starts by itself, everything that was started stays up.
+    """Configuration of supervisord: no service starts automatically, and started services are restarted.
 
     Every path is relative to the state directory, in which supervisord runs: it expands `%` in some values twice, and
     a `;` may begin a comment.
 
     Args:
-        services: Everything it may start.
+        services: All services that it may start.
     """
     sections = [
         _section("unix_http_server", file=CONTROL_SOCKET, chmod="0700"),
