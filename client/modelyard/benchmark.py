@@ -1,4 +1,4 @@
-"""Sends many samples to a controller, a few at a time, and records what came of each."""
+"""Sends many samples to a controller with limited concurrency, and records the result of each."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ OUTCOME_TIMEOUT_S = 60.0
 class Benchmark:
     """One run against one controller.
 
-    A request that is refused for want of room or of a live worker, or a job that does not succeed, is a
-    record too, and the run goes on.
+    A request that is refused because of a full queue or a missing worker, or a job that does not succeed, is recorded
+    as well, and the run continues.
 
-    Each sender has a client and so a connection of its own: httpx's pool looks at all its connections on every
-    request, and at tens of them one shared client would measure mostly itself.
+    Each sender has its own client and connection: httpx's pool checks all its connections on every request, and with
+    tens of them one shared client would mostly measure itself.
 
     Args:
-        connect: Makes a client of the controller to be measured.
-        samples: What to send, one sample a request.
+        connect: Creates a client of the measured controller.
+        samples: Samples to send, one per request.
         worker: Worker number to force, or None to leave the choice to the controller.
-        on_record: Called with each record as soon as it is known.
+        on_record: Called with each record as soon as it exists.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Benchmark:
         self._on_record = on_record
 
     async def run(self, concurrency: int) -> None:
-        """Send every sample, `concurrency` of them at any time.
+        """Send all samples, `concurrency` of them at the same time.
 
         Raises:
-            ControllerUnreachableError: The controller is gone, retries included; the rest was not sent.
-            ModelyardError: It refuses for a reason that holds for every sample, such as an unknown worker.
+            ControllerUnreachableError: The controller is unreachable after all retries; the rest was not sent.
+            ModelyardError: It refuses for a reason that applies to every sample, such as an unknown worker.
         """
         indexes = iter(range(len(self._samples)))
         try:
@@ -74,7 +74,7 @@ class Benchmark:
         return record_of(job, error_code, sent_at, latency_ms, self._samples.label(index))
 
     async def _outcome(self, client: AsyncClient, index: int) -> tuple[Job | None, str | None]:
-        """The job, if one was accepted, and the code of what went wrong, if something did."""
+        """The job, if one was accepted, and the error code, if there was an error."""
         sample = self._samples.images[index : index + 1]
         try:
             return await client.predict(sample, worker=self._worker, wait_s=OUTCOME_TIMEOUT_S), None
@@ -91,14 +91,14 @@ class Benchmark:
 def record_of(
     job: Job | None, error_code: str | None, sent_at: str, client_latency_ms: float, true_label: int | None
 ) -> Record:
-    """Put together what both sides know of one request.
+    """Combine the client's and the controller's data about one request.
 
     Args:
         job: The job as last seen, or None if it was refused.
-        error_code: What went wrong, if something did.
+        error_code: The error code, if there was an error.
         sent_at: ISO 8601 in UTC.
-        client_latency_ms: From sending to having the outcome.
-        true_label: What the sample is, if that is known.
+        client_latency_ms: Time from sending to the outcome.
+        true_label: True class of the sample, if known.
     """
     if job is None:
         return Record(

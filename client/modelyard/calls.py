@@ -1,6 +1,6 @@
-"""The HTTP API without any I/O: builds calls, reads answers, and says which call follows which.
+"""The HTTP API without any I/O: builds calls, reads answers, and defines the sequence of calls.
 
-`modelyard.http` carries these calls out, once waiting and once with await; `modelyard.retries` says which are repeated.
+`modelyard.http` executes these calls, synchronously or with await; `modelyard.retries` decides about repetitions.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from modelyard.schemas import Job, Pool, Readiness
 T = TypeVar("T")
 Samples: TypeAlias = NDArray[Any] | list[Any]
 
-MAX_ITEM_BYTES = 8  # wider floats are no dtype of any model
-LONG_POLL_S = 20.0  # under the idle limit of common proxies, and under the controller's own limit
+MAX_ITEM_BYTES = 8  # wider floats are not a dtype of any model
+LONG_POLL_S = 20.0  # below the idle timeout of common proxies and below the controller's limit
 STATUS_ERRORS: dict[int, type[ModelyardError]] = {
     401: UnauthenticatedError,
     403: ForbiddenError,
@@ -62,14 +62,14 @@ UNSUCCESSFUL: dict[str, type[JobUnsuccessfulError]] = {
 
 
 class SubmitOptions(TypedDict, total=False):
-    """What a prediction request may say besides its samples.
+    """Options of a prediction request in addition to its samples.
 
     Attributes:
         worker: Worker number to use instead of the policy's choice.
         model: Model name to use.
         version: Version of that model to use.
         deadline_s: Seconds until the job expires; default: the controller's.
-        idempotency_key: Posts with the same key are one job; default: a fresh key for each call.
+        idempotency_key: POST requests with the same key are one job; default: a new key for each call.
     """
 
     worker: int | None
@@ -84,9 +84,9 @@ class Call(Generic[T]):
     """One HTTP exchange.
 
     Attributes:
-        answer: Type that the answer's JSON is read as.
-        wait_s: Seconds that the controller may hold its answer back.
-        answered_with: Statuses besides 2xx that are an answer and not an error.
+        answer: Type of the answer's JSON document.
+        wait_s: Seconds for which the controller may delay its answer.
+        answered_with: Statuses besides 2xx that are not errors.
     """
 
     method: str
@@ -107,8 +107,8 @@ class Call(Generic[T]):
             body: The whole body.
 
         Raises:
-            ModelyardError: The controller refused; the class is that of the problem's code.
-            AnswerUnreadableError: The body is not what this call is answered with.
+            ModelyardError: The controller refused; the problem's code determines the class.
+            AnswerUnreadableError: The body does not match the expected type.
         """
         if not 200 <= status < 300 and status not in self.answered_with:
             raise error_of(status, headers, body)
@@ -138,12 +138,12 @@ def submit(
 
     Args:
         samples: Array, shape (n_samples, ...) or one sample, or nested lists of the same.
-        wait_s: Seconds that the answer may wait for the outcome.
-        worker: See `SubmitOptions`, as for all that follow.
+        wait_s: Seconds for which the answer may wait for the outcome.
+        worker: See `SubmitOptions`, also for the following options.
         model: Model name to use.
         version: Version of that model to use.
         deadline_s: Seconds until the job expires.
-        idempotency_key: Posts with the same key are one job.
+        idempotency_key: POST requests with the same key are one job.
 
     Raises:
         InputNotNumericError: The samples are not numbers.
@@ -179,7 +179,7 @@ def workers() -> Call[Pool]:
 
 
 def ready() -> Call[Readiness]:
-    """Ask whether jobs can be accepted; 503 is an answer to that."""
+    """Ask whether jobs can be accepted; 503 is a valid answer."""
     return Call("GET", "/readyz", Readiness, answered_with=frozenset({503}))
 
 
@@ -221,7 +221,7 @@ def _job_path(job_id: str) -> str:
 
 
 def encode_samples(samples: Samples) -> tuple[str, bytes]:
-    """Write samples as the body of a request: an array as a NumPy file, which keeps every bit, lists as JSON.
+    """Encode samples as a request body: an array as a NumPy file, which is exact, lists as JSON.
 
     Returns:
         The content type and the body.
@@ -242,7 +242,7 @@ def encode_samples(samples: Samples) -> tuple[str, bytes]:
         raise InputNotNumericError(
             f"cannot write the samples as JSON: {error}; give an array or nested lists of numbers"
         ) from None
-    if b"null" in body:  # what JSON has instead of NaN and the infinities
+    if b"null" in body:  # JSON's replacement for NaN and infinities
         raise InputNotFiniteError(
             "the samples hold NaN, an infinity or None; only finite numbers can be sent"
         )
@@ -250,10 +250,10 @@ def encode_samples(samples: Samples) -> tuple[str, bytes]:
 
 
 def _plain(value: Any) -> Any:
-    """An array or a NumPy number inside of lists, as Python has it.
+    """Convert an array or a NumPy number inside lists to Python objects.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: It is neither of them.
     """
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "bfiu":
         return value.tolist()
@@ -261,22 +261,22 @@ def _plain(value: Any) -> Any:
 
 
 class _Told(msgspec.Struct, frozen=True):
-    """What an error is made from; a proxy's own problem may hold less than a controller's."""
+    """The members of a problem document that an error uses; those of a proxy may be incomplete."""
 
     code: str = ""
     detail: str = ""
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ModelyardError:
-    """The error that an answer means, by the problem's code, else by the status."""
+    """The error for an answer: by the problem's code, otherwise by the status."""
     try:
         problem = msgspec.json.decode(body, type=_Told)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's own page, say
+    except (msgspec.DecodeError, UnicodeDecodeError):  # for example a proxy's error page
         problem = _Told()
     kind = error_classes().get(problem.code) or STATUS_ERRORS.get(status, ModelyardError)
     detail = problem.detail or f"the controller's address answered {status} without saying why"
     error = kind(detail, retry_after_s=_retry_after_s(headers.get("retry-after")))
-    error.code = problem.code or error.code  # also one that only a newer controller has
+    error.code = problem.code or error.code  # also a code that only newer controllers know
     return error
 
 
@@ -290,7 +290,7 @@ def error_classes() -> dict[str, type[ModelyardError]]:
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, in either of its forms (RFC 9110, 10.2.3)."""
+    """Seconds of a Retry-After header, in either of its forms (RFC 9110, 10.2.3)."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Errors that only a client can meet; those that the controller answers with are in `modelyard.errors`.
+"""Errors that only occur in a client; errors in answers of the controller are in `modelyard.errors`.
 
 ```
 ModelyardError
@@ -21,13 +21,13 @@ from modelyard.schemas import Job
 
 
 class ControllerUnreachableError(UnavailableError):
-    """Nothing answered at the controller's address, or it broke off."""
+    """The controller's address does not answer, or the connection was lost."""
 
     code = "controller_unreachable"
 
 
 class AnswerUnreadableError(ModelyardError):
-    """The answer is none that a controller of this version gives."""
+    """The answer does not have the format of a controller of this version."""
 
     code = "answer_unreadable"
 
@@ -39,7 +39,7 @@ class RecordsError(ModelyardError):
 
 
 class WaitTimeoutError(ModelyardError):
-    """The time to wait ran out before the job had an outcome; it goes on, `wait` can be called again.
+    """The wait timed out before the job had an outcome; the job continues, and `wait` can be called again.
 
     Attributes:
         job: The job as last seen.

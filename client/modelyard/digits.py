@@ -1,4 +1,4 @@
-"""Real handwritten digits at MNIST's size, and the split that tells which of them training never sees."""
+"""Real handwritten digits at MNIST's size, and the split that excludes some of them from training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Indices: TypeAlias = NDArray[np.int64]
 
 SIDE_PIXELS = 28
 CLASSES = 10
-# Training and the client must agree on these, or "held out" digits would be ones the model was fitted to.
+# Training and the client must agree on these; otherwise "held out" digits could be training samples.
 VAL_FRACTION = 0.2
 SPLIT_SEED = 0
 
@@ -47,18 +47,18 @@ def load_digits_28() -> tuple[Images, Labels]:
 
 
 def heldout_indices(labels: Labels, val_fraction: float = VAL_FRACTION, seed: int = SPLIT_SEED) -> Indices:
-    """Positions of the samples that validation keeps from training: the same share of every class.
+    """Positions of the validation samples, which training does not use: the same fraction of every class.
 
     Args:
         labels: int64, shape (n_samples,).
-        val_fraction: Share of each class, above 0 and below 1.
-        seed: Which share; the same seed on the same labels gives the same positions.
+        val_fraction: Fraction of each class, above 0 and below 1.
+        seed: Selects the samples; the same seed with the same labels gives the same positions.
 
     Returns:
         int64, sorted.
 
     Raises:
-        DatasetError: A class has too few samples to be split so.
+        DatasetError: A class has too few samples for this split.
     """
     rng = np.random.default_rng(seed)
     parts: list[Indices] = []
@@ -77,7 +77,7 @@ def heldout_indices(labels: Labels, val_fraction: float = VAL_FRACTION, seed: in
 
 
 def _bundled_file() -> Path:
-    """Where scikit-learn keeps the digits."""
+    """Path of scikit-learn's digits."""
     package = importlib.util.find_spec("sklearn")
     for folder in (package.submodule_search_locations if package else None) or ():
         path = Path(folder, "datasets", "data", "digits.csv.gz")

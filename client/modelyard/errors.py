@@ -1,4 +1,4 @@
-"""Errors that a controller answers with, by their codes, and those of the commands. No HTTP here.
+"""Errors in answers of a controller, by their codes, and errors of the commands. No HTTP here.
 
 ```
 ModelyardError
@@ -48,7 +48,7 @@ ModelyardError
 └── DatasetError                  a data set is missing, corrupt or not what it claims to be
 ```
 
-`modelyard.client_errors` adds those that only a client meets, the server's `app.errors` those of its processes.
+`modelyard.client_errors` adds the errors of clients, and the server's `app.errors` those of its processes.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ class ModelyardError(Exception):
     """Root of the tree.
 
     Args:
-        detail: One sentence for the person who caused it: what was wrong, what was expected, what to do. Secrets are
-            taken out of it.
-        retry_after_s: Seconds after which trying again is worthwhile, where that is known.
+        detail: One sentence for the user: what was wrong, what was expected, what to do. Secrets are removed from it.
+        retry_after_s: Seconds after which a retry is worthwhile, if known.
     """
 
     code = "internal_error"
@@ -74,7 +73,7 @@ class ModelyardError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What a foreign error says first; the rest is for its own developers."""
+    """The first line of a foreign error's text; the rest is for its developers."""
     return redacted((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
 
 

@@ -1,4 +1,4 @@
-"""The clients: httpx carries out the calls that `modelyard.calls` builds. The one file that imports httpx."""
+"""The clients: they execute the calls of `modelyard.calls` with httpx. The only file that imports httpx."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:9000"
 CONNECT_TIMEOUT_S = 5.0
-ANSWER_TIMEOUT_S = 15.0  # on top of what a call asks the controller to wait
+ANSWER_TIMEOUT_S = 15.0  # in addition to the call's own wait time
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Client:
-    """Talks to a controller; each method returns when it has its answer. Safe to share among threads.
+    """Synchronous client of a controller. Thread-safe.
 
-    Failed connections, 429 and 503 are tried again as the policy says. Whatever the controller refuses is
-    raised as the class of `modelyard.errors` that has the problem's code.
+    Failed connections, 429 and 503 are retried according to the policy. A refusal is raised as the class of
+    `modelyard.errors` with the problem's code.
 
     Args:
         url: Address of the controller.
-        api_key: Key to send; default: that of the environment variable MODELYARD_API_KEY, if it is set.
-        retry: Which calls are tried again, and when.
+        api_key: Key to send; default: the environment variable MODELYARD_API_KEY, if it is set.
+        retry: The retry policy.
         transport: Transport to use instead of the network.
 
     Raises:
-        ConfigurationError: The URL is none, or the key cannot be sent.
+        ConfigurationError: The URL is invalid, or the key contains characters that cannot be sent.
     """
 
     def __init__(
@@ -72,22 +72,22 @@ class Client:
 
         Args:
             samples: Array, shape (n_samples, ...) or one sample, or nested lists of the same.
-            wait_s: Seconds to wait for the outcome; attempts that were refused do not count.
+            wait_s: Seconds to wait for the outcome; refused attempts do not count.
             **options: See `SubmitOptions`.
 
         Raises:
             InputError: The samples do not fit the version's input.
-            UnauthenticatedError: The controller wants an API key, and this one is not valid.
+            UnauthenticatedError: The API key is missing or invalid.
             NotFoundError: No such worker number, model or version.
-            QueueFullError: Still, after all attempts.
-            UnavailableError: Still, after all attempts: no candidate, no Redis, or no controller.
+            QueueFullError: The queue is full after all attempts.
+            UnavailableError: No candidate, no Redis or no controller after all attempts.
             JobUnsuccessfulError: The job failed, expired or was cancelled.
-            WaitTimeoutError: The job has no outcome yet; it goes on.
+            WaitTimeoutError: The job has no outcome yet; it continues.
         """
         return self._run(calls.predict(samples, wait_s, options))
 
     def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
-        """Submit samples and return as soon as the job is accepted; raises as `predict` does until then."""
+        """Submit samples and return when the job is accepted; until then it raises the same errors as `predict`."""
         return self._send(calls.submit(samples, **options))
 
     def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
@@ -97,7 +97,7 @@ class Client:
             UnknownJobError: No job has this id.
             JobGoneError: Its outcome was kept for its time and is no longer.
             JobUnsuccessfulError: It failed, expired or was cancelled.
-            WaitTimeoutError: It has no outcome yet; it goes on.
+            WaitTimeoutError: It has no outcome yet; it continues.
         """
         return self._run(calls.wait(job_id, timeout_s))
 
@@ -120,7 +120,7 @@ class Client:
         return self._send(calls.cancel(job_id))
 
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """Read what stands behind each worker number.
+        """Read the pool: model version, workers and backlog of each worker number.
 
         Raises:
             ForbiddenError: The API key is not an operator's.
@@ -160,16 +160,16 @@ class Client:
 
 
 class AsyncClient:
-    """The same as `Client`, with await. Its methods take, return and raise what those of `Client` do.
+    """Asynchronous client of a controller. Its methods have the arguments, results and errors of those of `Client`.
 
     Args:
         url: Address of the controller.
-        api_key: Key to send; default: that of the environment variable MODELYARD_API_KEY, if it is set.
-        retry: Which calls are tried again, and when.
+        api_key: Key to send; default: the environment variable MODELYARD_API_KEY, if it is set.
+        retry: The retry policy.
         transport: Transport to use instead of the network.
 
     Raises:
-        ConfigurationError: The URL is none, or the key cannot be sent.
+        ConfigurationError: The URL is invalid, or the key contains characters that cannot be sent.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class AsyncClient:
         return await self._send(calls.cancel(job_id))
 
     async def workers(self) -> tuple[WorkerInfo, ...]:
-        """Read what stands behind each worker number."""
+        """Read the pool; see `Client.workers`."""
         return (await self._send(calls.workers())).workers
 
     async def ready(self) -> Readiness:
@@ -254,7 +254,7 @@ class AsyncClient:
 
 
 def _connection(url: str, api_key: str | None) -> dict[str, Any]:
-    """Arguments that both httpx clients are made with."""
+    """Arguments for both httpx clients."""
     try:
         base = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -264,10 +264,10 @@ def _connection(url: str, api_key: str | None) -> dict[str, Any]:
     return {
         "base_url": base,
         "headers": _authorization(api_key),
-        # Making a TLS context takes longer than many a prediction; redirects, which could ask for it, are refused.
+        # Creating a TLS context can take longer than a prediction; redirects, which could need one, are refused.
         "verify": base.scheme == "https",
         "limits": httpx.Limits(max_connections=None),
-        # A proxy of the environment cannot reach this machine's own loopback.
+        # A configured proxy cannot reach this machine's loopback address.
         "trust_env": base.host not in LOOPBACK_HOSTS,
     }
 
@@ -293,7 +293,7 @@ def _arguments(call: Call[Any]) -> dict[str, Any]:
 
 @contextmanager
 def _transport_errors(url: httpx.URL) -> Iterator[None]:
-    """Map every error of httpx to one of the tree."""
+    """Map every error of httpx to an error of `modelyard.errors`."""
     try:
         yield
     except httpx.TransportError as error:

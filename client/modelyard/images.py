@@ -1,4 +1,4 @@
-"""Reads an image file into the one sample that a digit model takes. Not where data sets are read."""
+"""Reads an image file as one sample of a digit model. Data sets are read elsewhere."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ MAX_IMAGE_BYTES = 64 * 2**20
 
 
 def load_png_28(path: str | Path) -> Sample:
-    """Read a picture of one digit as MNIST has it: a light digit on a dark background.
+    """Read a picture of one digit in MNIST's form: a light digit on a dark background.
 
-    Any size, colour or transparency will do: transparent parts count as white paper, the picture is
-    padded to a square, scaled to 28x28, and inverted where its background is light.
+    Any size, colour or transparency is accepted: transparent parts count as white, and the picture is padded to a
+    square, scaled to 28x28, and inverted if its background is light.
 
     Args:
-        path: The image file; PNG, or anything else that Pillow reads.
+        path: The image file; PNG, or another format that Pillow reads.
 
     Returns:
         One sample: float32, shape (1, 1, 28, 28), in [0, 1].
 
     Raises:
-        InputError: The file is missing, is no image, or is damaged or far too large.
+        InputError: The file is missing, damaged, far too large, or not an image.
     """
     grey = _read_grey(Path(path))
     background = _background(grey)
@@ -73,7 +73,7 @@ def _grey_fractions(image: PIL.Image.Image) -> NDArray[np.float32]:
 
 
 def _background(grey: NDArray[np.float32]) -> float:
-    """Median of the outermost pixels, which a centred digit leaves free."""
+    """Median of the outermost pixels, which a centred digit does not cover."""
     edges = (grey[0], grey[-1], grey[:, 0], grey[:, -1])
     return float(np.median(np.concatenate(edges)))
 

@@ -1,4 +1,4 @@
-"""A digit drawn in characters, for any terminal that knows Unicode."""
+"""Draws a digit with Unicode block characters for terminals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GLYPHS = np.array([" ", "▄", "▀", "█"])  # by upper pixel (2) and lower pi
 
 
 def half_blocks(sample: NDArray[np.float32]) -> str:
-    """Draw a sample, two rows of pixels to a line of text, without the empty margin around the digit.
+    """Draw a sample, two rows of pixels per line of text, without the empty margin around the digit.
 
     Args:
         sample: float32, shape (..., 28, 28), light on dark in [0, 1].

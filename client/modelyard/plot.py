@@ -1,4 +1,4 @@
-"""Draws the latencies of a benchmark run. The one file that imports matplotlib here."""
+"""Draws the latencies of a benchmark run. The only file of the client that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 LOG_SCALE_FROM_RATIO = 20.0
 N_BINS = 40
 
 
 def draw_latencies(records: Sequence[Record], path: Path) -> None:
-    """Draw client latency over the time of the run and its distribution, each worker in its colour.
+    """Draw client latency over time and its distribution, with one colour per worker.
 
     Args:
-        records: Records of one run; those that did not succeed are left out.
+        records: Records of one run; unsuccessful ones are ignored.
         path: PNG file to write.
 
     Raises:
@@ -78,7 +78,7 @@ def _draw(figure: Figure, records: Sequence[Record]) -> None:
 
 
 def _scale(axes: Axes, latencies_ms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Set the latency axis, logarithmic where a few outliers would flatten the rest; returns its bins."""
+    """Set the latency axis, logarithmic if a few outliers would flatten the rest; returns its bins."""
     from matplotlib.ticker import LogLocator
 
     least_ms, most_ms = float(latencies_ms.min()), float(latencies_ms.max())

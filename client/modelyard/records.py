@@ -1,4 +1,4 @@
-"""The benchmark records file: a JSON list that runs append to and nothing ever truncates."""
+"""The benchmark records file: a JSON list to which runs append; it is never truncated."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         timestamp: When it was sent, ISO 8601 in UTC.
-        job_id: None where the request was refused; so are the fields that only a job has.
+        job_id: None if the request was refused; so are the other fields of a job.
         predicted: Class of the first sample, or None unless succeeded.
-        true_label: What the sample is, or None for a dummy.
-        client_latency_ms: From sending to having the outcome, repeated attempts included.
-        status: Status of the job; `refused` where there is none.
-        error: Code of what went wrong, or None.
+        true_label: True class of the sample, or None for a dummy.
+        client_latency_ms: Time from sending to the outcome, including repeated attempts.
+        status: Status of the job; `refused` without a job.
+        error: Error code, or None.
     """
 
     timestamp: str
@@ -49,22 +49,22 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def append_records(path: Path, records: Sequence[Record]) -> Path | None:
-    """Append records to a file, atomically: whoever reads it sees all of them or none.
+    """Append records to a file atomically: readers see all of them or none.
 
-    Two runs that append at once wait for each other. Records that are there already stay as they are,
-    whatever their fields. A file that is no JSON list of objects is renamed, not overwritten.
+    Simultaneous runs wait for each other. Existing records stay unchanged, whatever fields they have. A file that is
+    not a JSON list of objects is renamed, not overwritten.
 
     Args:
-        path: The file; it and its folder are made if they do not exist.
-        records: What to append; none still makes sure that the file can be written.
+        path: The file; it and its folder are created if they do not exist.
+        records: Records to append; an empty list only checks that the file can be written.
 
     Returns:
-        Where an unreadable file was moved to, or None.
+        New path of an unreadable file, or None.
 
     Raises:
         RecordsError: The folder cannot be written to, or another run holds the file for very long.
     """
-    path = path.resolve()  # a symbolic link stays one: its target is replaced
+    path = path.resolve()  # a symbolic link is kept: its target is replaced
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S):
@@ -86,7 +86,7 @@ def read_records(path: Path) -> list[StoredRecord]:
     """Read every record of a file; none if it does not exist.
 
     Raises:
-        RecordsError: The file is no JSON list of objects, or cannot be read.
+        RecordsError: The file is not a JSON list of objects, or it cannot be read.
     """
     try:
         stored = _read(path)
@@ -98,7 +98,7 @@ def read_records(path: Path) -> list[StoredRecord]:
 
 
 def _read(path: Path) -> list[StoredRecord] | None:
-    """Records of a file, or None if it is none; an absent or empty file has no records."""
+    """Records of a file, or None if it is not a records file; a missing or empty file has no records."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -122,9 +122,9 @@ def _move_aside(path: Path) -> Path:
 
 
 def _replace(path: Path, records: Sequence[StoredRecord]) -> None:
-    """Write the whole file beside the old one, then put it in its place."""
+    """Write the new file next to the old one, then replace that."""
     lines = ",\n".join(json.dumps(record) for record in records)
-    written = path.with_name(path.name + ".tmp")  # only whoever holds the lock writes it
+    written = path.with_name(path.name + ".tmp")  # only the holder of the lock writes it
     with written.open("w", encoding="ascii") as file:
         file.write(f"[\n{lines}\n]\n" if lines else "[]\n")
         file.flush()
@@ -134,7 +134,7 @@ def _replace(path: Path, records: Sequence[StoredRecord]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a power cut."""
+    """Make the rename durable across a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Takes secrets out of text for people: messages, logs and command output. Every error of ours passes through here."""
+"""Removes secrets from messages, logs and command output. All errors of Modelyard are redacted here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cache
 from urllib.parse import unquote
 
 HIDDEN = "***"
-LEAST_CHARACTERS = 8  # shorter values are words, which other text holds too
-# User and password of a URL: the user alone may be a token. A path begins with a slash and has neither.
+LEAST_CHARACTERS = 8  # shorter values are words that also occur in other text
+# User and password of a URL: the user alone may be a token. A path begins with a slash and contains neither.
 USERINFO = re.compile(r"""(?<=://)(?!/)[^\s/?#'"<>]*@""")
 PARAMETER = re.compile(
     r"""([?&][\w.-]*(?:password|passwd|pwd|secret|token|api_?key)[\w.-]*=)[^&#\s'"]+""", re.I
@@ -18,7 +18,7 @@ VARIABLE = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|AUTH)$"
 
 
 def redacted(text: str) -> str:
-    """The text without the passwords and tokens of URLs, and without those that the environment holds."""
+    """The text without passwords and tokens of URLs and of the environment variables."""
     if "://" in text:
         text = PARAMETER.sub(rf"\1{HIDDEN}", USERINFO.sub(f"{HIDDEN}@", text))
     known = _of_environment()
@@ -27,7 +27,7 @@ def redacted(text: str) -> str:
 
 @cache
 def _of_environment() -> re.Pattern[str] | None:
-    """The secrets in this process's environment, however a library may put them into its messages."""
+    """A pattern for the secrets in this process's environment, in all forms used in messages of libraries."""
     found = set[str]()
     for name, value in os.environ.items():
         if VARIABLE.search(name):

@@ -1,4 +1,4 @@
-"""Which failed calls are made again, when, and how often; the same for both clients."""
+"""The retry policy of both clients: which failed calls are repeated, when, and how often."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class RetryPolicy:
     Repeating a POST is safe because every one carries an idempotency key.
 
     Attributes:
-        attempts: Times that a call is made at most; 1 never repeats it.
-        backoff_s: Upper end of the first random pause; it doubles with each attempt.
-        max_backoff_s: Where the doubling stops.
-        max_retry_after_s: A controller that asks for more patience than this is not asked again.
+        attempts: Maximum number of attempts; 1 means no repetition.
+        backoff_s: Upper bound of the first random pause; it doubles with each attempt.
+        max_backoff_s: Upper bound of the doubling.
+        max_retry_after_s: A call is not repeated if Retry-After is longer than this.
     """
 
     attempts: int = 6
@@ -30,22 +30,22 @@ class RetryPolicy:
     max_retry_after_s: float = 60.0
 
     def pause_s(self, attempt: int, error: ModelyardError) -> float | None:
-        """Seconds until the next attempt: what Retry-After asks for, plus full-jitter backoff.
+        """Seconds until the next attempt: the value of Retry-After plus full-jitter backoff.
 
-        The jitter stays even then, or all callers that were refused together would come back together.
+        Without jitter, all callers that were refused together would return together.
 
         Args:
-            attempt: Number of the attempt that failed, from 1.
-            error: What it raised.
+            attempt: Number of the failed attempt, from 1.
+            error: Its error.
 
         Returns:
-            None where no attempt follows.
+            None if no attempt follows.
         """
         asked_s = error.retry_after_s or 0.0
         is_passing = isinstance(error, QueueFullError | RateLimitError | UnavailableError)
         if not is_passing or attempt >= self.attempts or asked_s > self.max_retry_after_s:
             return None
-        doublings = min(attempt - 1, 60)  # more would leave the range of a float
+        doublings = min(attempt - 1, 60)  # more would overflow a float
         pause_s = asked_s + random.uniform(0, min(self.max_backoff_s, self.backoff_s * 2**doublings))
         log.info("%s; attempt %d follows in %.1f s", error, attempt + 1, pause_s)
         return pause_s

@@ -1,4 +1,4 @@
-"""Samples to send: digits that training never saw, and dummies of their shape."""
+"""Samples to send: digits that were not used in training, and dummies of the same shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modelyard.errors import ParameterError
 
 @dataclass(frozen=True)
 class LabelledSamples:
-    """Samples and what they truly are.
+    """Samples with their true classes.
 
     Attributes:
         images: float32, shape (n_samples, 1, 28, 28), in [0, 1].
@@ -32,10 +32,10 @@ class LabelledSamples:
 
 
 def heldout_digits() -> LabelledSamples:
-    """Every handwritten digit that training keeps for validation.
+    """All handwritten digits of the validation split.
 
     Raises:
-        DatasetError: scikit-learn, which brings the digits, is not installed.
+        DatasetError: scikit-learn, which contains the digits, is not installed.
     """
     images, labels = load_digits_28()
     kept = heldout_indices(labels)
@@ -43,7 +43,7 @@ def heldout_digits() -> LabelledSamples:
 
 
 def drawn_digits(n: int, seed: int | None = None) -> LabelledSamples:
-    """Draw `n` held-out digits, each as often as any other (none twice before all came once)."""
+    """Draw `n` held-out digits, each equally often (none twice before all were drawn once)."""
     digits = heldout_digits()
     assert digits.labels is not None
     rng = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ def drawn_digits(n: int, seed: int | None = None) -> LabelledSamples:
 
 
 def one_of_each_digit() -> LabelledSamples:
-    """The first held-out digit of every class, 0 to 9: the same ones each time, whatever a model makes of them."""
+    """The first held-out digit of every class, 0 to 9: always the same ones, independent of any model."""
     digits = heldout_digits()
     assert digits.labels is not None
     _, first = np.unique(digits.labels, return_index=True)
@@ -61,7 +61,7 @@ def one_of_each_digit() -> LabelledSamples:
 
 
 def dummies(n: int, seed: int | None = None) -> LabelledSamples:
-    """Make `n` samples of uniform noise, as many bytes and as much work as a digit."""
+    """Create `n` samples of uniform noise, with the size and the cost of a digit."""
     noise = np.random.default_rng(seed).random((n, 1, SIDE_PIXELS, SIDE_PIXELS), dtype=np.float32)
     return LabelledSamples(noise, None)
 
@@ -73,7 +73,7 @@ def heldout_digit(index: int | None) -> tuple[int, NDArray[np.float32], int]:
         Its index, the image (float32, shape (1, 1, 28, 28)) and its true class.
 
     Raises:
-        ParameterError: There is no held-out digit of this index.
+        ParameterError: No held-out digit has this index.
     """
     digits = heldout_digits()
     assert digits.labels is not None

@@ -1,4 +1,4 @@
-"""Sums up the records of a run, per worker number. Knows neither tables nor pictures."""
+"""Summarises the records of a run per worker number. Output is formatted elsewhere."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from modelyard.records import Record
 
 @dataclass(frozen=True)
 class Summary:
-    """What a group of records says.
+    """Summary of a group of records.
 
     Attributes:
-        n_requests: Requests sent.
-        n_succeeded: Those whose job succeeded; everything that follows is about these.
-        p50_ms: Client latency, as are the next three; None where nothing succeeded.
-        inference_p50_ms: Forward pass of the batch that each was in.
-        queue_wait_p50_ms: From the request's arrival to a worker taking that batch.
+        n_requests: Number of sent requests.
+        n_succeeded: Number of requests whose job succeeded; all following figures are about these.
+        p50_ms: Client latency, as are the next three; None if no job succeeded.
+        inference_p50_ms: Duration of the batch's forward pass.
+        queue_wait_p50_ms: Time from the request's arrival until a worker takes the batch.
         throughput_per_s: Succeeded requests per second of the run.
-        accuracy: Fraction predicted right, or None where no true label is known.
+        accuracy: Fraction of correct predictions, or None if no true label is known.
     """
 
     n_requests: int
@@ -37,7 +37,7 @@ class Summary:
 
 
 def summarise(records: Sequence[Record], duration_s: float) -> Summary:
-    """Sum up records of a run that took `duration_s` seconds."""
+    """Summarise the records of a run that took `duration_s` seconds."""
     succeeded = [record for record in records if record.status == "succeeded"]
     latencies_ms = [record.client_latency_ms for record in succeeded]
     hits = [record.predicted == record.true_label for record in succeeded if record.true_label is not None]
@@ -56,7 +56,7 @@ def summarise(records: Sequence[Record], duration_s: float) -> Summary:
 
 
 def by_worker(records: Sequence[Record]) -> dict[int | None, list[Record]]:
-    """Records by worker number, in its order; those that were refused, without one, come last as None."""
+    """Records by worker number, sorted; refused requests, without a number, come last as None."""
     groups: dict[int | None, list[Record]] = {}
     for record in sorted(records, key=lambda record: (record.worker is None, record.worker or 0)):
         groups.setdefault(record.worker, []).append(record)
@@ -64,7 +64,7 @@ def by_worker(records: Sequence[Record]) -> dict[int | None, list[Record]]:
 
 
 def served_by(records: Sequence[Record]) -> str:
-    """Model name and versions that a worker number's records name; several if it was redefined meanwhile."""
+    """Model name and versions in a worker number's records; several if the number was reassigned during the run."""
     versions = {(record.model_name, record.model_version) for record in records if record.model_name}
     return ", ".join(f"{name} {version}" for name, version in sorted(versions, key=str))
 
