@@ -72,10 +72,10 @@ def command(archs: tuple[str, ...], model_name: str | None, missing: bool, **opt
 
 
 def _check_place(settings: Settings) -> None:
-    """Refuse a database that could not be written, which MLflow tries for minutes.
+    """Refuse a database that cannot be written; MLflow would retry for minutes.
 
     Raises:
-        ConfigurationError: It cannot be.
+        ConfigurationError: The database cannot be written.
     """
     path = sqlite_path(settings.mlflow_tracking_uri)
     if path is None:
@@ -90,7 +90,7 @@ def _check_place(settings: Settings) -> None:
 
 
 def unregistered(archs: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    """The architectures, of those given, that the settings' model has no version of."""
+    """Those of the given architectures without a registered version of the settings' model."""
     uri, name = settings.mlflow_tracking_uri, settings.model_name
     if not set(archs) - quickly_known_archs(uri, name):
         return ()
@@ -99,7 +99,7 @@ def unregistered(archs: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
 
 
 def train_with_progress(options: TrainOptions, console: Console) -> list[RegisteredVersion]:
-    """Run `train_versions` under a progress bar, or a line a step where nobody looks; see there for the rest."""
+    """Run `train_versions` with a progress bar, or with one line per step if the output is not a terminal."""
     if not console.is_terminal:
         return train_versions(options, _PlainProgress(console))
     columns = (
@@ -124,7 +124,7 @@ def train_with_progress(options: TrainOptions, console: Console) -> list[Registe
 
 
 class _PlainProgress:
-    """Writes a line for each task that begins, and for each new remark on it."""
+    """Writes one line for each started task and for each new remark on it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -138,7 +138,7 @@ class _PlainProgress:
 
 
 def _finish(progress: Progress) -> None:
-    """Fill the bars so far: whatever comes next, they are done."""
+    """Fill the current bars, because their tasks are done."""
     for task in progress.tasks:
         progress.update(task.id, total=task.total or 1, completed=task.total or 1)
 

@@ -1,4 +1,4 @@
-"""Labelled images by name, with a digest that tells whether two runs saw the same ones."""
+"""Labelled images by name, with a digest that identifies the data of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Dataset:
         images: float32, shape (n_samples, 1, 28, 28), in [0, 1], light on dark.
         labels: int64, shape (n_samples,), 0 to 9.
         digest: The first 32 hexadecimal digits of a SHA-256 over both arrays.
-        source: Where they come from: a URL or a folder.
+        source: Origin: a URL or a folder.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which samples are fitted to and which are measured on: int64 positions, sorted, disjoint."""
+    """The training and the validation samples: int64 positions, sorted, disjoint."""
 
     train: Indices
     val: Indices
@@ -76,10 +76,10 @@ def digest_of(images: Images, labels: Labels) -> str:
 
 
 def stratified_split(dataset: Dataset, val_fraction: float, seed: int) -> Split:
-    """Part a data set so that every class has the same share in validation.
+    """Split a data set so that every class has the same fraction in validation.
 
     Raises:
-        DatasetError: A class has too few samples to be split so.
+        DatasetError: A class has too few samples for this split.
     """
     val = heldout_indices(dataset.labels, val_fraction, seed)
     return Split(train=np.setdiff1d(np.arange(len(dataset.labels)), val, assume_unique=True), val=val)

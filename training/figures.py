@@ -1,4 +1,4 @@
-"""Draws what a training run looked like. Returns figures; where they are kept is the registry's business."""
+"""Draws the figures of a training run; `training.registry` stores them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def learning_curve(history: Sequence[EpochResult], title: str) -> Figure:
 
 
 def confusion_matrix(labels: Labels, predicted: Labels, title: str) -> Figure:
-    """How often each digit was taken for each other one.
+    """How often each digit was predicted for each true digit.
 
     Args:
         labels: True classes: int64, shape (n_samples,).
@@ -93,13 +93,13 @@ def confusion_counts(labels: Labels, predicted: Labels) -> NDArray[np.int64]:
 
 
 def _line(axes: Axes, epochs: list[int], values: list[float], label: str, colour: str) -> None:
-    """One curve; a marker per epoch while they can be told apart."""
+    """One curve, with a marker per epoch if there are few epochs."""
     marker = "o" if len(epochs) <= 30 else None
     axes.plot(epochs, values, label=label, color=colour, marker=marker, markersize=4, linewidth=1.8)
 
 
 def _plain(axes: Axes) -> None:
-    """Take away what is not data."""
+    """Remove decoration from the axes."""
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=_GRID_COLOUR)

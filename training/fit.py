@@ -1,4 +1,4 @@
-"""Fits a network to a split and measures it. Knows nothing of MLflow.
+"""Fits a network to a split and evaluates it. Does not depend on MLflow.
 
 Runs on one CPU thread: these networks train in seconds there, the same seed gives the same weights whatever
 number of cores a machine has, and a busy machine does not stall it (torch's threads wait for each other at
@@ -46,7 +46,7 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A fitted network (it answers logits), its history, and the last measurement on validation."""
+    """A fitted network (it returns logits), its history, and the last evaluation on the validation split."""
 
     network: nn.Module
     history: tuple[EpochResult, ...]
@@ -62,15 +62,15 @@ def fit(
     on_step: OnStep,
     on_epoch: Callable[[EpochResult], None],
 ) -> Fitted:
-    """Train an architecture; the process's own random state is left as it was.
+    """Train an architecture; the process's random state is not changed.
 
     Args:
         arch: A name of `ARCHITECTURES`.
-        dataset: What to learn from.
-        split: Which of it to fit to and which to measure on.
-        options: How.
-        on_step: Told after every step.
-        on_epoch: Told after every epoch.
+        dataset: The data set.
+        split: Its training and validation samples.
+        options: Hyperparameters.
+        on_step: Called after every step.
+        on_epoch: Called after every epoch.
     """
     train, val = _tensors(dataset, split.train), _tensors(dataset, split.val)
     steps = -(-len(split.train) // options.batch_size)
@@ -91,7 +91,7 @@ def fit(
 
 
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> Evaluation:
-    """Measure a network that answers logits.
+    """Evaluate a network that returns logits.
 
     Args:
         network: The network.
@@ -111,7 +111,7 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> Evaluation:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch to the calling thread for a while."""
+    """Limit PyTorch to one thread inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,7 +123,7 @@ def _one_thread() -> Iterator[None]:
 def _fit_epoch(
     network: nn.Module, optimizer: torch.optim.Optimizer, train: tuple[Tensor, Tensor], batch_size: int
 ) -> Iterator[float]:
-    """Take one pass in random order; yields what each step adds to the mean loss."""
+    """Run one pass in random order; yields each step's contribution to the mean loss."""
     images, labels = train
     network.train()
     for chosen in torch.split(torch.randperm(len(labels)), batch_size):

@@ -1,6 +1,6 @@
-"""Reads the registry through MLflow's client: the versions that training has registered, and their qualities.
+"""Reads the registry with MLflow's client: the versions registered by training, and their quality.
 
-MLflow takes two seconds and 200 MiB to import. A process that lives long asks another one: `version_numbers`.
+Importing MLflow takes two seconds and 200 MiB. Long-lived processes use a separate process: `version_numbers`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _QUICK_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A registered version and what its run says of it; None where the run was not one of training's.
+    """A registered version with data of its run; None if the run was not created by training.
 
     Attributes:
         version: The version number.
-        run_id: The MLflow run that made it.
+        run_id: The MLflow run that created it.
         arch: Its architecture.
-        dataset_digest: Digest of the data set it was fitted to and measured on.
-        val_accuracy: The final one, a fraction in [0, 1]; None, too, where the run was deleted.
+        dataset_digest: Digest of its training and validation data set.
+        val_accuracy: The final accuracy, a fraction in [0, 1]; also None if the run was deleted.
         champion: Whether it has the alias `CHAMPION`.
     """
 
@@ -53,10 +53,10 @@ class RegisteredVersion:
 
 
 def connect(tracking_uri: str) -> MlflowClient:
-    """Import MLflow, without its chatter, and point this process at a registry.
+    """Import MLflow without its console output, and configure this process for a registry.
 
-    MLflow's usage telemetry is off unless ``MLFLOW_DISABLE_TELEMETRY`` is set; a server that does not
-    answer is given up after seconds, not minutes, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` is set.
+    MLflow's usage telemetry is off unless ``MLFLOW_DISABLE_TELEMETRY`` is set. Requests to an unreachable server fail
+    after seconds, not minutes, unless ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` is set.
 
     Raises:
         RegistrySchemaError: Its database has the schema of another MLflow, and would be migrated.
@@ -79,10 +79,10 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def registry_errors(tracking_uri: str) -> Iterator[None]:
-    """Turn what MLflow and what it stands on raise into the one error that callers know.
+    """Convert all errors of MLflow and its libraries into one error for callers.
 
     Raises:
-        RegistryUnavailableError: Something inside failed; says what.
+        RegistryUnavailableError: A call failed; the error contains the reason.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -98,7 +98,7 @@ def registry_errors(tracking_uri: str) -> Iterator[None]:
 
 
 def version_numbers(tracking_uri: str, model_name: str) -> list[int]:
-    """Numbers of a model's versions, oldest first; a process of its own asks MLflow, and ends.
+    """Numbers of a model's versions, oldest first; a separate process asks MLflow and ends.
 
     Raises:
         RegistrySchemaError: Its database has the schema of another MLflow.
@@ -163,10 +163,10 @@ def _ready_versions(client: MlflowClient, model_name: str) -> list[Any]:
 
 
 def _all_pages(page: Callable[[str | None], Any]) -> list[Any]:
-    """Everything that a search of MLflow's finds.
+    """All results of an MLflow search.
 
     Args:
-        page: Searches from a page token on.
+        page: Returns the search results from a page token on.
     """
     found = page(None)
     everything = list(found)
@@ -177,7 +177,7 @@ def _all_pages(page: Callable[[str | None], Any]) -> list[Any]:
 
 
 class _ReadInPages:
-    """Answers `read_quality` from a few searches: a thousand versions would be some thousand calls one by one."""
+    """Serves `read_quality` from a few searches: single calls for a thousand versions would be thousands of calls."""
 
     def __init__(self, client: MlflowClient, versions: Sequence[Any]) -> None:
         from mlflow.entities import ViewType
@@ -216,19 +216,19 @@ class _ReadInPages:
         return self._models.get(model_id) or self._client.get_logged_model(model_id)
 
     def params(self, run_id: str | None) -> dict[str, str]:
-        """A run's parameters; none where there is no run any more."""
+        """A run's parameters; empty if the run no longer exists."""
         run = self._runs.get(run_id)
         return dict(run.data.params) if run else {}
 
 
 def _batches(ids: Sequence[str]) -> Iterator[str]:
-    """Ids as the filters of MLflow's searches take them."""
+    """Groups of ids in the syntax of MLflow's search filters."""
     pages = (ids[start : start + IDS_PER_PAGE] for start in range(0, len(ids), IDS_PER_PAGE))
     return (",".join(f"'{each}'" for each in some) for some in pages)
 
 
 def _described(registry: _ReadInPages, version: Any, champion: str | None) -> RegisteredVersion:
-    """Join a version of MLflow's with its run."""
+    """Join an MLflow version with its run."""
     params = registry.params(version.run_id)
     return RegisteredVersion(
         version=int(version.version),

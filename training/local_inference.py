@@ -1,4 +1,4 @@
-"""Loads one registered version in this process and predicts with it, without any server."""
+"""Loads one registered version in this process and predicts with it, without a server."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
     Args:
         model_uri: ``models:/name/version``, ``models:/name@alias``, a run id, or another of MLflow's model URIs.
         tracking_uri: The registry it is in.
-        allow_pickle: Whether to load what may run any code.
+        allow_pickle: Whether to load models that may run arbitrary code.
 
     Raises:
-        ModelNotAllowedError: Loading it may run any code.
+        ModelNotAllowedError: Loading it may run arbitrary code.
         ModelNotFoundError: The registry has no such version, alias or run.
         RegistryUnavailableError: The registry does not answer.
     """
@@ -41,7 +41,7 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
         raise ModelNotFoundError(
             f"there is no {tracking_uri} to find {model_uri} in{others_beside(tracking_uri)}; run `modelyard train`"
         )
-    # On a machine with CUDA MLflow would ask for it, and a graph that was exported on the CPU refuses.
+    # On a machine with CUDA, MLflow would select it, which fails for a graph that was exported on the CPU.
     os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
     connect(tracking_uri)
     import mlflow
@@ -54,7 +54,7 @@ def load(model_uri: str, tracking_uri: str, allow_pickle: bool = False) -> PyFun
         try:
             path = mlflow.artifacts.download_artifacts(uri)
             flavors = Model.load(path).flavors
-            # MLflow counts skops as a pickle, because a model may name types of its own; this one does not.
+            # MLflow treats skops as a pickle, because a model may contain custom types; this one does not.
             may_load = allow_pickle or require_safe(flavors, Path(path), model_uri).kind == "skops"
             os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = str(may_load).lower()
             return mlflow.pyfunc.load_model(path)
@@ -73,14 +73,14 @@ def scores(model: PyFuncModel, images: Images) -> NDArray[np.float32]:
     """Score images.
 
     Args:
-        model: What `load` gave.
+        model: The result of `load`.
         images: float32, shape (n_samples, 1, 28, 28), in [0, 1].
 
     Returns:
-        float32, shape (n_samples, 10); for what `modelyard train` registers these are probabilities.
+        float32, shape (n_samples, 10); probabilities for models of `modelyard train`.
 
     Raises:
-        ModelContractError: The model takes another input or answers something else.
+        ModelContractError: The model has another input or output.
     """
     from mlflow.exceptions import MlflowException
 

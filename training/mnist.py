@@ -59,7 +59,7 @@ def load_mnist(
 
     Args:
         data_dir: Folder that holds the files, plain or as ``.gz``; None downloads them to `cache_dir` once.
-        on_download: Told of the download's progress.
+        on_download: Called with the download's progress.
         base_url: Where the ``.gz`` files are downloaded from; ends in a slash.
         cache_dir: Where downloaded files are kept.
 
@@ -87,7 +87,7 @@ def parse_idx(content: bytes, source: str, *, n_dimensions: int) -> NDArray[np.u
 
     Args:
         content: The whole file.
-        source: What to call it in an error.
+        source: Its name in an error.
         n_dimensions: How many dimensions it must have.
 
     Raises:
@@ -182,7 +182,7 @@ def _verify(content: bytes, source: str, expected: str) -> None:
 
 
 def _download(base_url: str, folder: Path, name: str, checksum: str, on_download: OnDownload) -> None:
-    """Download a file unless it is there; it appears under its name only when whole and verified."""
+    """Download a file unless it exists; it gets its name only when it is complete and verified."""
     target, url = folder / f"{name}.gz", f"{base_url}{name}.gz"
     if target.is_file() or (folder / name).is_file():
         return

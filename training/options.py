@@ -1,4 +1,4 @@
-"""What a person can choose about training. Imports nothing heavy, so that a command line can show it."""
+"""Options of training. Imports no large library, so that command-line help stays fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATASETS = ("digits", "mnist")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What to train and where to register it.
+    """Options of a training: architectures, data, hyperparameters and registry.
 
     Attributes:
         tracking_uri: MLflow tracking server or database.

@@ -1,7 +1,7 @@
-"""The one file that writes to MLflow: runs, models, versions, the champion alias. `training.inventory` reads.
+"""The only file that writes to MLflow: runs, models, versions, the champion alias. `training.inventory` reads them.
 
-A version is logged in MLflow's ``pt2`` form (a graph made by ``torch.export``), so that loading it runs no
-pickle and needs none of this package's code.
+A version is logged in MLflow's ``pt2`` format (a graph of ``torch.export``), so that loading it uses no pickle and
+none of this package's code.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def prepare(client: MlflowClient, model_name: str) -> str:
 def run(
     experiment_id: str, arch: str, dataset: Dataset, split: Split, options: TrainOptions
 ) -> Iterator[None]:
-    """A run that tells what is fitted to what and how; it is marked as failed if the block raises."""
+    """An MLflow run with the parameters of the training; it is marked as failed if the block raises."""
     import mlflow
 
     tags = {"arch": arch, "dataset": dataset.name}
@@ -75,7 +75,7 @@ def log_epoch(result: EpochResult) -> None:
 
 
 def register(model_name: str, arch: str, dataset: Dataset, split: Split, fitted: Fitted) -> int:
-    """Log a fitted network and its figures to the run, and register it.
+    """Log a fitted network and its figures in the run, and register it.
 
     Returns:
         The version's number.
@@ -97,14 +97,14 @@ def register(model_name: str, arch: str, dataset: Dataset, split: Split, fitted:
 
 
 def move_champion(client: MlflowClient, tracking_uri: str, model_name: str, dataset_digest: str) -> None:
-    """Give the alias to the best version on a data set; of equals the oldest keeps or gets it."""
+    """Assign the alias to the best version on a data set; among equals to the oldest."""
     best = best_version(registered_versions(tracking_uri, model_name), dataset_digest)
     if best is not None and not best.champion:
         client.set_registered_model_alias(model_name, CHAMPION, str(best.version))
 
 
 def _params(arch: str, dataset: Dataset, split: Split, options: TrainOptions) -> dict[str, str | int | float]:
-    """What a run was made from; `arch` and `dataset_digest` are read back by the inventory."""
+    """Parameters of a run; the inventory reads `arch` and `dataset_digest`."""
     return {
         "arch": arch,
         "dataset": dataset.name,
@@ -120,7 +120,7 @@ def _params(arch: str, dataset: Dataset, split: Split, options: TrainOptions) ->
 
 
 def _described_data(dataset: Dataset) -> Any:
-    """The data set as MLflow describes one: name, digest, shapes and source, not the samples."""
+    """The data set in MLflow's form: name, digest, shapes and source, without the samples."""
     import mlflow
 
     facts = {"source": dataset.source, "name": dataset.name, "digest": dataset.digest}
@@ -131,7 +131,7 @@ def _described_data(dataset: Dataset) -> Any:
 
 
 def _log_model(fitted: Fitted, example: np.ndarray) -> Any:
-    """Log the network, ending in a softmax, to the run."""
+    """Log the network with a final softmax in the run."""
     import mlflow.pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -153,13 +153,13 @@ def _log_model(fitted: Fitted, example: np.ndarray) -> Any:
 
 
 def requirements() -> list[str]:
-    """Pins of what a server needs; without a local label such as ``+cpu``, which no index could resolve."""
+    """Pinned requirements of a server, without local labels such as ``+cpu``, which no index can resolve."""
     return [f"{name}=={installed_version(name).split('+')[0]}" for name in _REQUIREMENTS]
 
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Drop the lines that MLflow prints (not logs) on each registration; pass on everything else."""
+    """Suppress the lines that MLflow prints (not logs) on each registration; pass on all other output."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -1,4 +1,4 @@
-"""From a data set to registered versions: the whole of training, in the order in which it happens."""
+"""The complete training in order, from a data set to registered versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from training.datasets import Dataset, Split
     from training.fit import EpochResult, Fitted
 
-# What is going on, how far it is, of how much (0: unknown), and a remark.
+# Name of the current task, completed amount, total amount (0: unknown), and a remark.
 OnProgress = Callable[[str, int, int, str], None]
 
 
@@ -22,7 +22,7 @@ def train_versions(options: TrainOptions, on_progress: OnProgress) -> list[Regis
 
     Args:
         options: What to train and where to register it.
-        on_progress: Told of everything that takes time.
+        on_progress: Called with the progress of each slow step.
 
     Returns:
         All versions of the model on that data set, oldest first; the new ones are the last.
@@ -32,7 +32,7 @@ def train_versions(options: TrainOptions, on_progress: OnProgress) -> list[Regis
         RegistrySchemaError: The registry's database has the schema of another MLflow.
         RegistryUnavailableError: MLflow's registry does not answer.
     """
-    examine(options.tracking_uri)  # before what takes seconds is imported
+    examine(options.tracking_uri)  # before the imports that take seconds
     from training import registry
     from training.datasets import load_dataset, stratified_split
 

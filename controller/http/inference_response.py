@@ -1,4 +1,4 @@
-"""What a job answered, as tensors of the Open Inference Protocol: as JSON, or as bytes after it."""
+"""Encodes a job's outputs as tensors of the Open Inference Protocol: as JSON, or as bytes after the JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from controller.input.inference_request import (
 )
 
 COLUMN = (FREE, 1)
-OUTPUT = "output-0"  # of an output without a name
+OUTPUT = "output-0"  # name of an unnamed output
 KINDS = ((bool, "BOOL", "?"), (int, "INT64", "<i8"), (float, "FP64", "<f8"))
 
 
@@ -128,14 +128,14 @@ def _of_values(name: str, values: Sequence[Any]) -> OutputTensor:
 def encode_response(
     members: Mapping[str, Any], tensors: Iterable[OutputTensor], asked: RequestHead
 ) -> tuple[bytes, int | None]:
-    """The body of a response, and the length of its JSON where tensors follow it.
+    """The body of a response, and the length of its JSON if tensors follow it.
 
     Args:
-        members: What the response says besides.
-        asked: Names the outputs that are wanted, and which of them as bytes.
+        members: Further members of the response.
+        asked: Names the requested outputs, and those that are requested as bytes.
 
     Raises:
-        ParameterError: An output that is wanted does not exist.
+        ParameterError: A requested output does not exist.
     """
     by_name = {each.name: each for each in tensors}
     wanted = {each.name: each.parameters or {} for each in asked.outputs or map(WantedOutput, by_name)}
@@ -168,5 +168,5 @@ def _json_values(tensor: OutputTensor) -> Any:
     values = tensor.values
     if isinstance(values, list) or not values.size or values.dtype.kind == "b":
         return values if isinstance(values, list) else values.tolist()
-    # float16 with all its digits, as orjson writes those that tell float32 numbers apart.
+    # float16 keeps all its digits; orjson writes only the digits that distinguish float32 numbers.
     return values.astype(np.float64) if values.dtype == np.float16 else values

@@ -1,4 +1,4 @@
-"""What posts of other servers' protocols have in common: they wait for the outcome, unless they prefer a job."""
+"""Shared code of POST requests in other servers' protocols: they wait for the outcome, unless they prefer a job."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from controller.services import Services
 
 
 class WaitingPost(msgspec.Struct, frozen=True):
-    """A post that was let in, with its body.
+    """An admitted POST request with its body.
 
     Attributes:
-        is_async: Whether it prefers a job, which it may read later.
+        is_async: Whether its caller prefers a job and reads the outcome later.
     """
 
     request: predict.Request
@@ -30,13 +30,13 @@ class WaitingPost(msgspec.Struct, frozen=True):
 
 
 async def read_post(request: Request, services: Services, selector: Selector | None) -> WaitingPost:
-    """Let a post in, and read its body; it waits as long as the settings allow where it does not say.
+    """Admit a POST request and read its body; without a stated wait it waits as long as the settings allow.
 
     Args:
-        selector: What its path names; None where that is up to the query.
+        selector: The selector in its path; None if the query determines it.
 
     Raises:
-        ModelyardError: It is refused.
+        ModelyardError: The request is refused.
     """
     scope = request.scope
     entered = services.predict.enter(scope["headers"], scope["query_string"], scope.get("client"))
@@ -68,7 +68,7 @@ async def _read_body(request: Request, services: Services) -> bytes:
 
 
 def later(services: Services, job: Job, post: WaitingPost) -> Response:
-    """The answer that says where to read the job."""
+    """The answer with the URL of the job."""
     reply = services.predict.reply_or_refusal(job, post.request.asked.wait_s)
     headers = {name.decode(): value.decode() for name, value in reply.headers}
     return Response(reply.body, reply.status, headers)
