@@ -231,9 +231,13 @@ def _decode(text: bytes, kind: type[T]) -> T:
         except msgspec.ValidationError:
             raise
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return msgspec.convert(read_python_json(text), kind)  # which knows NaN
+            document = msgspec.convert(read_python_json(text), kind)  # which knows NaN
+            msgspec.json.encode(document)  # fails where text is no Unicode, which could not be answered
+            return document
     except msgspec.ValidationError as error:
         raise BodyKeyError(f"the body is no request of the Open Inference Protocol: {error}") from None
+    except UnicodeEncodeError:
+        raise BodyKeyError("text holds half of a surrogate pair; expected valid Unicode") from None
 
 
 def _read_json(tensor: GivenTensor) -> None:

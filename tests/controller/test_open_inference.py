@@ -41,7 +41,7 @@ INFER = f"/v2/models/{MODEL}/infer"
 DONE = JobOutcome("succeeded", outputs=b'["x"]')
 
 
-def tensor(name: str, datatype: str, shape: list[int], data: Any = None, size: int | None = None) -> Any:
+def tensor(name: str, datatype: str, shape: Any, data: Any = None, size: int | None = None) -> Any:
     own = {"data": data} if size is None else {"parameters": {"binary_data_size": size}}
     return {"name": name, "datatype": datatype, "shape": shape, **own}
 
@@ -239,6 +239,8 @@ BAD_REQUESTS: list[tuple[int, Any, tuple[bytes, ...], str]] = [  # version, JSON
     (1, [], (), "body_wrong_key"),
     (1, {}, (), "body_wrong_key"),
     (1, {"inputs": []}, (), "body_wrong_key"),
+    (1, {"inputs": PAIRS, "id": "\ud800"}, (), "body_wrong_key"),
+    (1, {"inputs": [tensor("\ud800", "FP32", "\ud800", [1, 2])]}, (), "body_wrong_key"),
     (1, {"inputs": [tensor("input-0", "FP64", [1, 2], [1, 2])]}, (), "input_wrong_type"),
     (1, {"inputs": [tensor("input-0", "FP33", [1, 2], [1, 2])]}, (), "input_wrong_type"),
     (1, {"inputs": [tensor("input-0", "FP32", [1, 3], [1, 2, 3])]}, (), "input_wrong_shape"),
