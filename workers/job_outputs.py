@@ -61,7 +61,7 @@ def to_outcomes(
 
 
 def _split_array(output: NDArray[Any], counts: Sequence[int], allows_non_finite: bool) -> list[JobOutcome]:
-    """What `_outcome` says of each job's part of one array, in one go."""
+    """The same as `_outcome` for each job's part of one array, computed together."""
     _require_rows(len(output), counts)
     whole = _array(output)
     row_bytes, row_shape = len(whole.data) // len(output), output.shape[1:]

@@ -138,7 +138,7 @@ class InputEmptyError(InputError):
 
 
 class InputTypeError(InputError):
-    """A value is not of the type that its column or tensor has, or is missing where none may be."""
+    """A value does not have the type of its column or tensor, or a required value is missing."""
 
     code = "input_wrong_type"
 
@@ -162,7 +162,7 @@ class ContradictionError(InputError):
 
 
 class MalformedRequestError(InputError):
-    """What was sent is not HTTP."""
+    """The received bytes are not HTTP."""
 
     code = "request_malformed"
 
@@ -330,7 +330,7 @@ class LedgerUnavailableError(UnavailableError):
 
 
 class LedgerFullError(LedgerUnavailableError):
-    """Redis has reached its `maxmemory`: it takes no new jobs, and goes on with those that it has."""
+    """Redis has reached its `maxmemory`: it accepts no new jobs and continues with existing ones."""
 
     code = "ledger_full"
 

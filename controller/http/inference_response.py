@@ -42,7 +42,7 @@ class OutputTensor(msgspec.Struct, frozen=True):
 
 
 def output_tensors(own: JobOutcome, declared: Sequence[TensorMetadata] = ()) -> list[OutputTensor]:
-    """What a job that succeeded answered. A single output without a name has the declared name and datatype.
+    """The output tensors of a succeeded job. A single unnamed output gets the declared name and datatype.
 
     Args:
         declared: Outputs that the version's signature states.
