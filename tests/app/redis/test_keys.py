@@ -36,6 +36,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.EPOCH,
         keys.MARKS,
         keys.LOSS,
+        keys.HISTORY,
         keys.RECONCILER_LEASE,
         keys.POOL_CHANNEL,
         keys.reply_channel("<controller>"),
