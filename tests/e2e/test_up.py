@@ -22,7 +22,7 @@ from modelyard import Client
 from tests.conftest import WaitUntil
 from tests.e2e.conftest import Digits
 
-START_S = 120.0
+START_S = 180.0
 
 
 @pytest.fixture
