@@ -106,6 +106,7 @@ def environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return made
 
 
+@pytest.mark.usefixtures("double")  # which begins anew, whatever another test made of it
 def test_client_alone_predicts_beside_a_package_of_its_user(environment: Environment, url: str) -> None:
     done = environment.run("python", "-c", USE, url)
     assert done.returncode == 0, done.stderr
@@ -120,6 +121,7 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("double")
 def test_a_missing_extra_is_one_line_that_says_what_to_install(
     environment: Environment, wheels: dict[str, Path], url: str
 ) -> None:
