@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from app.errors import NotFoundError
 from controller.admission.authentication import require
+from controller.http.pool_document import pool_document
 from controller.pool_watcher import PoolView
 from controller.services import Services
 
@@ -27,7 +28,10 @@ router = APIRouter(include_in_schema=False)
 async def index(request: Request) -> Response:
     """The page. Without JavaScript it shows the pool as it is now, unless API keys guard that."""
     services: Services = request.state.services
-    pool = "<p>Sign in needs JavaScript.</p>" if services.access.is_guarded else _table(services.watcher.view)
+    if services.access.is_guarded:
+        pool = "<p>Sign in needs JavaScript.</p>"
+    else:
+        pool = _table(services.watcher.view, services.clock.now_ms())
     base = escape(f"{services.settings.prefix}/", quote=True)
     return Response(_INDEX.replace("{base}", base).replace("{pool}", pool), media_type="text/html")
 
@@ -37,7 +41,7 @@ async def file(path: str) -> Response:
     """A file of the page."""
     if path not in FILES:
         raise NotFoundError("the page has no such file")
-    return FileResponse(FOLDER / path, headers={"cache-control": "no-cache"})
+    return FileResponse(FOLDER / path)
 
 
 @router.get("/events", dependencies=[require("operate")])
@@ -51,20 +55,22 @@ async def events(request: Request) -> Response:
     )
 
 
-def _table(view: PoolView) -> str:
+def _table(view: PoolView, now_ms: float) -> str:
     """The pool for readers without JavaScript."""
+    by_number = {row.worker: row for row in pool_document(view, now_ms).workers}
     rows = []
-    for candidate in view.snapshot.candidates:
-        own = [record for record in view.records if record.queue == candidate.queue]
-        accuracy = "unknown" if candidate.val_accuracy is None else f"{candidate.val_accuracy:.4f}"
+    for candidate in view.snapshot.candidates:  # best first
+        row = by_number.get(candidate.worker)
+        if row is None:  # for a heartbeat after Redis has lost the number
+            continue
         cells = (
-            f"{candidate.model_name} {candidate.model_version}",
+            f"{row.model_name} {row.model_version}",
             "ready",
-            accuracy,
-            str(candidate.live_workers),
-            f"{view.backlog_jobs.get(candidate.queue, 0):,}",
-            f"{sum(record.jobs_done for record in own):,}",
-            f"{sum(record.jobs_failed for record in own):,}",
+            "unknown" if row.val_accuracy is None else f"{row.val_accuracy:.4f}",
+            str(row.live_workers),
+            f"{row.backlog_jobs:,}",
+            f"{row.jobs_done:,}",
+            f"{row.jobs_failed:,}",
         )
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     if not rows:
