@@ -16,7 +16,7 @@ from math import inf
 from random import Random
 
 from benchmarks.simulation.costs import Cost, Costs
-from benchmarks.simulation.events import Action, Clock, Host, Link, Process
+from benchmarks.simulation.simulated_time import Action, Clock, Host, Link, Process
 from controller import batching
 
 # Shares of a batch's cost and of a job's, by step. They move work within a round, and leave its sum as it is.

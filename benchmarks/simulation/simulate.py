@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.simulation.costs import Costs
-from benchmarks.simulation.events import Clock, Host, Process
 from benchmarks.simulation.pool_model import SEED, Job, Plan, Pool
+from benchmarks.simulation.simulated_time import Clock, Host, Process
 
 CLIENT_THREADS = 2  # of wrk
 

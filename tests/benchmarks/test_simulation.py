@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.simulation import calibrate, check, costs, page, study
 from benchmarks.simulation.costs import Cost, Costs
-from benchmarks.simulation.events import Action, Clock, Host, Link, Process
 from benchmarks.simulation.pool_model import SHARES, Job, Plan, Pool
 from benchmarks.simulation.real import Point
 from benchmarks.simulation.simulate import Run
+from benchmarks.simulation.simulated_time import Action, Clock, Host, Link, Process
 
 COSTS = Costs(
     controller=Cost(300.0, 100.0),
