@@ -288,6 +288,13 @@ class ControllerSettings(Settings):
     request_timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="time limit in seconds for a request to arrive completely"
     )
+    keep_alive_s: float = Field(
+        default=75.0,
+        gt=0,
+        le=3600,
+        description="seconds until an idle connection is closed; longer than load balancers (60 s) and clients keep "
+        "theirs, since a request on a connection that is just being closed fails",
+    )
     fast_http: bool = Field(
         default=True,
         description="whether a prediction that arrives whole is answered without uvicorn and ASGI; `false` has them "

@@ -45,7 +45,6 @@ from controller.http.problems import problem
 from controller.http.replies import Reply
 from controller.http.response_headers import API, CLOSE, Headers
 
-KEEP_ALIVE_S = 5  # maximum idle time between two requests; the check adds up to a second
 LINGER_BYTES = 256 * 2**20
 STATE_KEY = "connection"  # key in the scope's state: the connection of the request
 _CONTINUE = b"HTTP/1.1 100 "
@@ -94,6 +93,7 @@ class Connection(asyncio.Protocol):
         self._metrics = services.metrics
         self._drain = services.drain
         self._request_timeout_s = services.settings.request_timeout_s
+        self._keep_alive_s = services.settings.keep_alive_s
         self._fast_path = None if shared.access_log else services.fast_path
         self._server_state = server_state
         self._stock = HttpToolsProtocol(config, server_state, {**app_state, STATE_KEY: self}, _loop)
@@ -336,7 +336,7 @@ class Connection(asyncio.Protocol):
             if self._began_at_s < before_s:
                 self._give_up()
         elif not self._is_answering and self._idle_since_s < (
-            now_s - KEEP_ALIVE_S if self._has_answered else before_s
+            now_s - self._keep_alive_s if self._has_answered else before_s
         ):
             self._end()
 
