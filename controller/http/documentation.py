@@ -326,6 +326,16 @@ V2_INFER["responses"][202] = {
     "description": "With `Prefer: respond-async`: poll `result_url`",
     **_json(Job, _RECEIPT),
 }
+V2_RESULT = _v2(
+    "Read a job's outputs as the Open Inference Protocol says",
+    "The outputs, as JSON",
+    ["model_name", "outputs"],
+    model_name=_TEXT,
+    model_version=_TEXT,
+    parameters=_OBJECT,
+    outputs=_V2_TENSORS,
+)
+V2_RESULT["responses"][202] = {"description": "No outcome yet", **_json(Job, _RECEIPT)}
 V2_INFER["openapi_extra"] = {
     "requestBody": {
         "required": True,

@@ -25,13 +25,14 @@ from app.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from app.ledger import ids
 from controller.admission.authentication import require
 from controller.dispatch import Job
 from controller.http import documentation as docs
 from controller.http import readiness
-from controller.http.job_json import predictions_json
+from controller.http.job_json import predictions_json, result_url
 from controller.http.problems import problem, status_of
-from controller.http.waiting_post import later, read_post
+from controller.http.waiting_post import is_pending, later, no_outcome, read_post
 from controller.routing import Selector
 from controller.services import Services
 
@@ -123,15 +124,20 @@ async def _predict(request: Request, services: Services, selector: Selector | No
     job = await services.predict.run(post.request, post.body, reading="mlflow")
     if job.error:
         raise job.error
-    return later(services, job, post) if post.is_async else _answer(job)
+    if post.is_async and is_pending(job):
+        return later(job, services.settings.prefix)
+    return _answer(services, job)
 
 
-def _answer(job: Job) -> Response:
+def _answer(services: Services, job: Job) -> Response:
     assert job.batch
     outcome = job.batch.outcome
     if outcome is None:
-        text = "the outcome did not come in time; the job goes on"
-        return _document(504, "DEADLINE_EXCEEDED", text, "job_expired" if job.expired else "not_done")
+        status, code, text = no_outcome(job, services.drain)
+        location = result_url(ids.job_id(job.batch.batch_id, job.index), services.settings.prefix)
+        error_code = "DEADLINE_EXCEEDED" if status == 504 else "TEMPORARILY_UNAVAILABLE"
+        headers = {"location": location, **({"retry-after": "1"} if status == 503 else {})}
+        return _document(status, error_code, text, code, headers)
     own = outcome.jobs[job.index]
     if own.status == "succeeded":
         return Response(f'{{"predictions": {predictions_json(own)}}}', media_type=JSON)

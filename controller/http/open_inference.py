@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Message, Send
 
+from app.contract import Contract
 from app.errors import NoCandidateError
 from app.ledger import ids
-from controller.admission.authentication import require
+from app.ledger.wire import CANCELLED, EXPIRED, BatchHead, JobOutcome
+from controller.admission.authentication import caller_of, require
 from controller.dispatch import Job
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.inference_response import encode_response, output_tensors
-from controller.http.job_json import result_url
+from controller.http.job_json import job_json, result_url
+from controller.http.prediction_request import in_range
 from controller.http.problems import PROBLEM_JSON
-from controller.http.waiting_post import later, read_post
+from controller.http.waiting_post import is_pending, later, no_outcome, read_post
 from controller.input.inference_request import RequestHead, inputs_of, outputs_of, read_request_head
 from controller.routing import Selector, candidate_routes
 from controller.services import Services
@@ -33,6 +36,7 @@ JSON = "application/json"
 JSON_LENGTH = "inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data",)
 PLATFORM = "mlflow"
+UNRUN = {"expired": EXPIRED, "cancelled": CANCELLED}  # jobs without an outcome of a worker
 # Statuses of jobs that failed, by the code of their error; any other is the model's own failure.
 FAILED_STATUS = {"timed_out": 504, "job_expired": 504, "job_cancelled": 409}
 BAD_REQUEST = 400
@@ -95,6 +99,25 @@ async def model_infer(request: Request, name: str) -> Response:
 async def version_infer(request: Request, name: str, number: int) -> Response:
     """Predict with one version."""
     return await _infer(request, Selector(model=name, version=number))
+
+
+@router.get("/results/{job_id}", dependencies=[require("predict")], **docs.V2_RESULT)
+async def result(
+    request: Request,
+    job_id: str,
+    wait: Annotated[float, Query(description="seconds to wait for the outcome, 0 to 60")] = 0.0,
+) -> Response:
+    """Read the outputs of a job: of `infer` with `Prefer: respond-async`, or of any other request."""
+    services = _services(request)
+    wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
+    view = await services.results.job(job_id, caller_of(request), wait_s)
+    head, own = view.head, view.job_outcome or UNRUN.get(view.status)
+    if own is None:
+        prefix = _prefix(services)
+        body = job_json(view.ref, head, view.status, None, prefix)
+        return Response(body, 202, {"location": result_url(job_id, prefix)}, media_type=JSON)
+    served = services.watcher.view.snapshot.by_version.get((head.model_name, head.model_version))
+    return _outputs(services, job_id, head, own, served.outputs if served else None, RequestHead())
 
 
 def on_errors(send: Send) -> Send:
@@ -170,36 +193,49 @@ async def _infer(request: Request, selector: Selector) -> Response:
     job = await services.predict.run(entered, post.body, reading="open_inference")
     if job.error:
         raise job.error
-    assert job.batch
-    is_interrupted = job.batch.outcome is None and services.drain.is_over
-    return later(services, job, post) if post.is_async or is_interrupted else _answer(services, job, asked)
+    if post.is_async and is_pending(job):
+        return later(job, _prefix(services))
+    return _answer(services, job, asked)
 
 
 def _answer(services: Services, job: Job, asked: RequestHead) -> Response:
     batch = job.batch
     assert batch
     job_id = ids.job_id(batch.batch_id, job.index)
-    location = {"location": result_url(job_id, services.settings.prefix)}
     if batch.outcome is None:
-        code = "job_expired" if job.expired else "not_done"
-        said = (
-            "no worker took the job in time"
-            if job.expired
-            else "the outcome did not come in time; the job goes on"
-        )
-        return _json({"error": said, "code": code}, 504, location)
+        status, code, text = no_outcome(job, services.drain)
+        url = result_url(job_id, _prefix(services))
+        headers = {"location": url, **({"retry-after": "1"} if status == 503 else {})}
+        return _json({"error": text, "code": code, "result_url": url}, status, headers)
     own = batch.outcome.jobs[job.index]
+    return _outputs(services, job_id, batch.head, own, job.route.candidate.outputs, asked)
+
+
+def _outputs(
+    services: Services,
+    job_id: str,
+    head: BatchHead,
+    own: JobOutcome,
+    declared: Contract | None,
+    asked: RequestHead,
+) -> Response:
+    """The answer to a job that has an outcome; `declared` are the outputs that its version's signature states."""
     if own.status != "succeeded":
         document = {"error": own.error_detail, "code": own.error_code}
+        location = {"location": result_url(job_id, _prefix(services))}
         return _json(document, FAILED_STATUS.get(own.error_code, 500), location)
-    candidate = job.route.candidate
     members: dict[str, Any] = {
-        "model_name": candidate.model_name,
-        "model_version": str(candidate.model_version),
+        "model_name": head.model_name,
+        "model_version": str(head.model_version),
         **({} if asked.id is None else {"id": asked.id}),
         "parameters": {"job_id": job_id},
     }
-    body, json_length = encode_response(members, output_tensors(own, outputs_of(candidate.outputs)), asked)
+    body, json_length = encode_response(members, output_tensors(own, outputs_of(declared)), asked)
     if json_length is None:
         return Response(body, media_type=JSON)
     return Response(body, headers={JSON_LENGTH: str(json_length)}, media_type="application/octet-stream")
+
+
+def _prefix(services: Services) -> str:
+    """Prefix of the URLs of results in this protocol."""
+    return services.settings.prefix + router.prefix

@@ -10,8 +10,12 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.errors import InputError
+from app.ledger import ids
+from app.ledger.ids import JobRef
 from controller import predict
 from controller.dispatch import Job
+from controller.http.draining import Drain
+from controller.http.job_json import job_json, result_url
 from controller.input.content_coding import IDENTITY, unpack
 from controller.routing import Selector
 from controller.services import Services
@@ -67,8 +71,25 @@ async def _read_body(request: Request, services: Services) -> bytes:
     return await asyncio.to_thread(unpack, coding, body, services.settings.max_body_bytes)
 
 
-def later(services: Services, job: Job, post: WaitingPost) -> Response:
-    """The answer with the URL of the job."""
-    reply = services.predict.reply_or_refusal(job, post.request.asked.wait_s)
-    headers = {name.decode(): value.decode() for name, value in reply.headers}
-    return Response(reply.body, reply.status, headers)
+def is_pending(job: Job) -> bool:
+    """Whether an accepted job has no outcome yet."""
+    assert job.batch
+    return job.batch.outcome is None and not job.expired
+
+
+def later(job: Job, prefix: str) -> Response:
+    """The answer with the job and the URL of its result; `prefix` as of `result_url`."""
+    assert job.batch
+    ref = JobRef(job.batch.batch_id, job.index)
+    body = job_json(ref, job.batch.head, "queued", None, prefix)
+    location = result_url(ids.job_id(ref.batch_id, ref.index), prefix)
+    return Response(body, 202, {"location": location}, media_type="application/json")
+
+
+def no_outcome(job: Job, drain: Drain) -> tuple[int, str, str]:
+    """Status, code and text for a caller whose wait ended before the outcome came."""
+    if job.expired:
+        return 504, "job_expired", "no worker took the job in time"
+    if drain.is_over:
+        return 503, "draining", "this controller is stopping; the job was accepted and goes on"
+    return 504, "not_done", "the outcome did not come in time; the job goes on"

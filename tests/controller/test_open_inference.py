@@ -22,7 +22,7 @@ from app.contract import (
 from app.ledger.wire import Array, JobOutcome
 from app.ledger.worker_ledger import ClaimedBatch
 from controller.input.inference_request import DATATYPES
-from tests.controller.conftest import HandWorker, Serve, Served, nothing_is_queued
+from tests.controller.conftest import HandWorker, Serve, Served, nothing_is_queued, until
 from tests.pool_samples import MODEL, PAIR, outcome
 from workers.job_inputs import decode
 
@@ -293,7 +293,74 @@ async def test_every_refusal_under_v2_is_the_protocol_s_error(serve: Serve, hand
     assert (answer.status_code, answer.json()["code"]) == (500, "model_failed")
     answer, _ = await infer(served, worker, json={"inputs": PAIRS, "outputs": [{"name": "z"}]})
     assert (answer.status_code, answer.json()["code"]) == (400, "parameter_invalid")
-    later = await post(INFER, json={"inputs": PAIRS}, headers={"prefer": "respond-async"})
-    assert (later.status_code, later.json()["status"]) == (202, "queued")
     late = await post(f"{INFER}?deadline=0.05", json={"inputs": PAIRS})
     assert (late.status_code, late.json()["code"]) == (504, "job_expired")
+
+
+async def test_the_outcome_of_a_job_is_an_answer_of_the_protocol_at_its_url(
+    serve: Serve, hand_worker: Any
+) -> None:
+    worker: HandWorker = hand_worker(
+        input=PAIR, outputs=ColumnsContract((Column("price", ColumnType("float")),))
+    )
+    served = await serve(root_path="/yard")
+    get = served.http.get
+
+    async def accepted() -> str:
+        later = await served.http.post(
+            f"/yard{INFER}", json={"inputs": PAIRS}, headers={"prefer": "respond-async"}
+        )
+        assert (later.status_code, later.json()["status"]) == (202, "queued")
+        url = later.headers["location"]
+        assert url == later.json()["result_url"] == f"/yard/v2/results/{later.json()['id']}"
+        return str(url)
+
+    done, failed, cancelled = [await accepted() for _ in range(3)]
+    waiting = await get(done)
+    assert (waiting.status_code, waiting.json()["status"]) == (202, "queued")
+    assert (await served.http.delete(cancelled.replace("/v2", ""))).status_code == 200
+    for own in (
+        JobOutcome("succeeded", [1.5]),
+        JobOutcome("failed", error_code="model_failed", error_detail="the model failed"),
+    ):
+        worker.finish(await worker.claimed(), outcome(1, jobs=[own], schema_version=3))
+    answer = (await get(f"{done}?wait=5")).json()
+    assert answer["parameters"] == {"job_id": done.rpartition("/")[2]}
+    assert answer["outputs"] == [{"name": "price", "datatype": "FP32", "shape": [1, 1], "data": [1.5]}]
+    for url, status, code in (
+        (f"{failed}?wait=5", 500, "model_failed"),
+        (cancelled, 409, "job_cancelled"),
+        (f"{done}0", 404, "job_unknown"),
+        (f"{done}?wait=-1", 400, "parameter_invalid"),
+    ):
+        refused = await get(url)
+        assert (refused.status_code, refused.json()["code"]) == (status, code)
+        assert refused.headers["content-type"] == "application/json"
+        assert refused.json()["error"]
+
+
+async def test_a_preferred_wait_before_a_job_is_answered_with_the_outcome_that_came_in_it(
+    serve: Serve, hand_worker: Any
+) -> None:
+    worker: HandWorker = hand_worker(input=PAIR)
+    served = await serve()
+    prefer = {"prefer": "respond-async, wait=30"}
+    answer, _ = await infer(served, worker, json={"inputs": PAIRS}, headers=prefer)
+    assert (answer.status_code, answer.json()["outputs"][0]["data"]) == (200, ["x"])
+    mlflow, _ = await infer(served, worker, path="/invocations", json={"inputs": [[1, 2]]}, headers=prefer)
+    assert (mlflow.status_code, mlflow.json()) == (200, {"predictions": ["x"]})
+
+
+async def test_a_caller_who_waits_at_a_stop_is_told_where_the_outcome_will_be(
+    serve: Serve, hand_worker: Any
+) -> None:
+    hand_worker(input=PAIR)
+    served = await serve(drain_s=0.0)
+    asked = [(INFER, {"inputs": PAIRS}), ("/invocations", {"inputs": [[1, 2]]})]
+    sent = [asyncio.create_task(served.http.post(path, json=body)) for path, body in asked]
+    await until(lambda: len(served.services.dispatcher.jobs()) == 2, "both wait")
+    served.app.drain()
+    for answer, at in zip(await asyncio.gather(*sent), ("/v2/results/", "/results/"), strict=True):
+        assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+        assert answer.headers["retry-after"]
+        assert answer.headers["location"].startswith(at)
