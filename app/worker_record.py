@@ -54,6 +54,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         dataset: Name of the data set of val_accuracy, empty if MLflow does not have it.
         dataset_digest: MLflow's digest of that data set.
         requirements: The first differences between its environment and the version's `requirements.txt`.
+        aliases: Version by alias: all aliases of its model in the registry.
+        aliases_read_at_ms: When they were read, Redis's clock; 0 if they were not.
     """
 
     worker_id: str
@@ -88,6 +90,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     requirements: tuple[RequirementDifference, ...] = ()
     example: str = ""
     outputs: Contract | None = None
+    aliases: dict[str, int] = {}
+    aliases_read_at_ms: float = 0.0
     schema_version: int = SCHEMA_VERSION
 
 

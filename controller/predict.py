@@ -29,7 +29,7 @@ from controller.admission.wait_estimate import Backlogs
 from controller.dispatch import Dispatcher, Job
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
-from controller.http.prediction_request import Asked, read_head
+from controller.http.prediction_request import ANY, Asked, read_head
 from controller.http.replies import Refusals, Reply
 from controller.http.response_headers import Headers
 from controller.input import bodies
@@ -37,7 +37,7 @@ from controller.input.job_samples import Samples, read_samples
 from controller.input.large_bodies import LARGE_BYTES, LargeBodies
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
-from controller.routing import Route, Snapshot, foreseen
+from controller.routing import Route, Selector, Snapshot, foreseen
 
 JSON = (b"content-type", bodies.JSON)
 EXPIRY_POLL_S = 0.2  # Redis's clock is authoritative and may lag behind this process's clock
@@ -137,8 +137,13 @@ class Predict:
         else:
             self._submit(job, asked.wait_s)
 
-    def enter(self, headers: HeaderList, query_string: bytes, client: Client) -> Request:
+    def enter(
+        self, headers: HeaderList, query_string: bytes, client: Client, of_path: Selector = ANY
+    ) -> Request:
         """Admit a request whose body has not arrived yet.
+
+        Args:
+            of_path: The selector in its path.
 
         Raises:
             ModelyardError: The request is refused.
@@ -147,7 +152,7 @@ class Predict:
         self._gate.check_site(headers)
         by_name = dict(headers)
         caller = self._gate.admit(by_name.get(b"authorization", b""), client)
-        asked = read_head(by_name, query_string, self._settings)
+        asked = read_head(by_name, query_string, self._settings, of_path)
         return Request(asked, caller, client, received_at_ms)
 
     async def respond(self, request: Request, body: bytes, key: bytes | None = None) -> Reply:

@@ -16,6 +16,7 @@ from app.errors import (
     UnknownModelError,
     UnknownWorkerError,
 )
+from app.nearest import nearest
 from app.redis import keys
 from app.worker_record import WorkerRecord
 
@@ -53,11 +54,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """The model, version or worker that a request names; None for each field that it leaves out."""
+    """The model, version or worker that a request names; None for each field that it leaves out.
+
+    Attributes:
+        model: Name of the model; `NAME@ALIAS` names a version as well.
+        version: Number or alias of the version.
+    """
 
     worker: int | None = None
     model: str | None = None
-    version: int | None = None
+    version: int | str | None = None
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -81,6 +87,7 @@ class Snapshot:
         has_plain_tensors_alone: Whether each candidate's contract is a plain tensor.
         known: Model name and version of every worker number that was ever assigned.
         known_versions: The same, versions by model name.
+        aliases: Version by alias, by the name of each model that has a live worker.
     """
 
     candidates: tuple[Candidate, ...] = ()
@@ -91,6 +98,7 @@ class Snapshot:
     has_plain_tensors_alone: bool = True
     known: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     known_versions: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def build_snapshot(
@@ -104,9 +112,13 @@ def build_snapshot(
         waits_ms: Expected wait, by queue.
     """
     ready: dict[str, list[WorkerRecord]] = {}
+    readings: dict[str, WorkerRecord] = {}  # by model: the record with the latest reading of its aliases
     for record in records:
         if record.state == "ready":
             ready.setdefault(record.queue, []).append(record)
+        latest = readings.setdefault(record.model_name, record)
+        if record.aliases_read_at_ms > latest.aliases_read_at_ms:
+            readings[record.model_name] = record
     candidates = sorted(
         (_candidate(group, numbers, waits_ms.get(queue, 0.0)) for queue, group in ready.items()),
         key=Candidate.rank,
@@ -127,6 +139,7 @@ def build_snapshot(
         has_plain_tensors_alone=all(isinstance(each.contract, TensorContract) for each in candidates),
         known=known,
         known_versions={name: frozenset(each) for name, each in versions.items()},
+        aliases={name: record.aliases for name, record in readings.items()},
     )
 
 
@@ -199,12 +212,34 @@ def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, 
         return ((chosen,) if chosen else ()), True
     if selector.model is None and selector.version is None:
         return snapshot.candidates, False
-    name = _only_model(snapshot) if selector.model is None else selector.model
-    _check_model(snapshot, name, selector.version)
-    if selector.version is None:
+    name, version = named_version(snapshot, selector)
+    if version is None:
         return snapshot.by_model.get(name, ()), False
-    chosen = snapshot.by_version.get((name, selector.version))
+    chosen = snapshot.by_version.get((name, version))
     return ((chosen,) if chosen else ()), True
+
+
+def named_version(snapshot: Snapshot, selector: Selector) -> tuple[str, int | None]:
+    """The model that a selector names, and the number of its version if it names one.
+
+    Raises:
+        UnknownModelError: No queue serves the model or version, or the model has no such alias.
+        NoCandidateError: It names an alias, and no worker of the model is alive to tell its version.
+        ParameterError: A version without a model, although several models are served.
+        ContradictionError: It names two versions.
+    """
+    name = _only_model(snapshot) if selector.model is None else selector.model
+    version = selector.version
+    if name not in snapshot.known_versions:
+        name, alias = _split(snapshot, name)
+        if version not in (None, alias) and version != _number(snapshot, name, alias):
+            raise ContradictionError(
+                f"{name}@{alias} names a version already, and the request names another; leave one of them out"
+            )
+        version = alias
+    if version is None:
+        return name, None
+    return name, _number(snapshot, name, version)
 
 
 def _check_worker(snapshot: Snapshot, selector: Selector, worker: int) -> None:
@@ -212,7 +247,11 @@ def _check_worker(snapshot: Snapshot, selector: Selector, worker: int) -> None:
         known = ", ".join(map(str, sorted(snapshot.known))) or "none yet"
         raise UnknownWorkerError(f"no worker has the number {worker}; known numbers: {known}")
     name, version = snapshot.known[worker]
-    if selector.model not in (None, name) or selector.version not in (None, version):
+    if selector.model in (None, name) and selector.version in (None, version):
+        return
+    model = name if selector.model is None else selector.model
+    has_alias = isinstance(selector.version, str) or "@" in model
+    if not has_alias or named_version(snapshot, Selector(None, model, selector.version)) != (name, version):
         raise ContradictionError(
             f"worker {worker} serves {name} / {version}, not the model or version asked for; leave one of them out"
         )
@@ -224,14 +263,42 @@ def _only_model(snapshot: Snapshot) -> str:
     return next(iter(snapshot.known_versions))
 
 
-def _check_model(snapshot: Snapshot, name: str, version: int | None) -> None:
-    versions = snapshot.known_versions.get(name)
-    if versions is None:
-        names = ", ".join(sorted(snapshot.known_versions)) or "none yet"
+def _split(snapshot: Snapshot, name: str) -> tuple[str, str]:
+    """Model and alias of `NAME@ALIAS`.
+
+    Raises:
+        UnknownModelError: No queue serves the model.
+    """
+    model, _, alias = name.rpartition("@")
+    if model not in snapshot.known_versions:
+        names = nearest(model or name, snapshot.known_versions) or "none yet"
         raise UnknownModelError(f"no worker serves this model; known models: {names}")
-    if version is not None and version not in versions:
-        known = ", ".join(map(str, sorted(versions)))
-        raise UnknownModelError(f"no worker serves version {version} of {name}; known versions: {known}")
+    return model, alias
+
+
+def _number(snapshot: Snapshot, name: str, version: int | str) -> int:
+    """The number of a known model's version, which is served or was."""
+    versions = snapshot.known_versions[name]
+    known = ", ".join(map(str, sorted(versions)))
+    if isinstance(version, int):
+        if version not in versions:
+            raise UnknownModelError(f"no worker serves version {version} of {name}; known versions: {known}")
+        return version
+    aliases = snapshot.aliases.get(name)
+    if aliases is None:
+        raise NoCandidateError(
+            f"no worker of {name} is alive to tell the version of an alias; try again shortly",
+            retry_after_s=2,
+        )
+    number = aliases.get(version)
+    if number in versions:
+        return number
+    if number is not None:
+        raise UnknownModelError(
+            f"{name}@{version} is version {number}, which no worker serves; known versions: {known}"
+        )
+    others = nearest(version, aliases) or "none"
+    raise UnknownModelError(f"{name} has no such alias; known aliases: {others}; known versions: {known}")
 
 
 def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], wait_ms: float) -> Candidate:

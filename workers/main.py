@@ -29,6 +29,7 @@ from workers.batch_runner import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
 from workers.consumer.celery_worker import consume
 from workers.model_lookup import ModelVersion
 from workers.process import prefork_supervisor
+from workers.process.alias_watch import AliasWatch
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit, Watchdog
@@ -122,10 +123,13 @@ def _serve(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     heartbeat.start()
     watchdog.start()
+    aliases = AliasWatch(settings, found, heartbeat.aliases_read)
+    aliases.start()
     try:
         imports = [name.strip() for name in settings.worker_imports.split(",") if name]
         consume(create_celery(settings), record, runner, heartbeat, tell_ready, imports)
     finally:
+        aliases.close()
         watchdog.close()
         heartbeat.close()
 

@@ -6,19 +6,19 @@ PyTorch in the meantime. This module does not decide whether the version can be 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -31,6 +31,7 @@ from app.errors import (
     first_line,
 )
 from app.logs import configure_logging
+from app.nearest import NAMED, nearest
 from app.quality import LOGGED_MODEL, Quality, read_quality
 from app.registry_database import examine, others_beside, sqlite_path
 
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 TASK = "modelyard.task"  # a version's tag, or an entry of its model's metadata
 MISSING = "modelyard.missing"  # metadata: whether the model takes missing values, `allowed` or `refused`
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
-MOST_MODELS, NAMED = 1000, 8  # models that a not-found error considers and names
+ALIASES_TIMEOUT_S = 60.0
+MOST_MODELS = 1000  # models that a not-found error considers
 ERRORS = {
     each.code: each
     for each in (ModelNotFoundError, ModelWarmUpError, RegistrySchemaError, RegistryUnavailableError)
@@ -58,6 +60,8 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
         quality: Its `val_accuracy` and where that was logged.
         model_id: MLflow's id of the logged model, `m-…`; the digest of its files if it has neither that nor a run.
         place: Location of its files if they are in no registry, else empty.
+        aliases: Version by alias: all aliases of the model.
+        read_at_s: When the registry answered, in seconds of this machine's monotonic clock.
     """
 
     name: str
@@ -70,6 +74,8 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     model_id: str = ""
     place: str = ""
     task: str = ""
+    aliases: dict[str, int] = {}
+    read_at_s: float = 0.0
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -82,11 +88,20 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
         return self.place or f"models:/{self.name}/{self.version}"
 
 
+class Aliases(msgspec.Struct, frozen=True, tag="aliases"):
+    """Version by alias: all aliases of a model."""
+
+    versions: dict[str, int]
+
+
 class _Refused(msgspec.Struct, frozen=True, tag="refused"):
     """An error that is sent to the worker and raised there."""
 
     code: str
     detail: str
+
+
+_Answer: TypeAlias = ModelVersion | Aliases | _Refused
 
 
 @contextmanager
@@ -101,26 +116,64 @@ def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], M
     """
     if sqlite_path(settings.mlflow_tracking_uri):  # others: checked in the look-up process
         _require_database(settings.mlflow_tracking_uri)
-    wanted = {
-        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
-        "MODEL_NAME": settings.model_name,
-        "MODEL_VERSION": settings.model_version,
-        "TMPDIR": folder,
-    }
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "workers.model_lookup"],  # -P: a folder named workers may stand here
-        env=os.environ | wanted,
+    command, wanted = _command(settings, "version")
+    with subprocess.Popen(  # noqa: S603  (this Python)
+        command,
+        env=os.environ | wanted | {"TMPDIR": folder},
         stdin=subprocess.PIPE,  # nothing is written; the open pipe shows that this process is alive
         stdout=subprocess.PIPE,
         start_new_session=True,  # only the worker must receive Ctrl-C
     ) as process:
         try:
-            yield partial(_answer_of, process, settings.mlflow_tracking_uri)
+            yield partial(_version_of, process, settings.mlflow_tracking_uri)
         finally:
             process.kill()
 
 
-def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVersion:
+def read_aliases(settings: WorkerSettings) -> dict[str, int]:
+    """Run `look_up_aliases` in a separate process with a low priority.
+
+    Raises:
+        RegistrySchemaError: The registry's database has the schema of another MLflow release.
+        RegistryUnavailableError: The registry does not answer in time.
+    """
+    command, wanted = _command(settings, "aliases")
+    with subprocess.Popen(  # noqa: S603  (this Python)
+        command,
+        env=os.environ | wanted,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        end = threading.Timer(ALIASES_TIMEOUT_S, process.kill)
+        end.start()
+        try:
+            answer = _answer_of(process, settings.mlflow_tracking_uri)
+        finally:
+            end.cancel()
+            process.kill()
+    assert isinstance(answer, Aliases)
+    return answer.versions
+
+
+def _command(settings: WorkerSettings, what: str) -> tuple[list[str], dict[str, str]]:
+    """The look-up process and its own environment variables."""
+    # -P: a folder named workers may stand here
+    return [sys.executable, "-P", "-m", "workers.model_lookup", what], {
+        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
+        "MODEL_NAME": settings.model_name,
+        "MODEL_VERSION": settings.model_version,
+    }
+
+
+def _version_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVersion:
+    answer = _answer_of(process, tracking_uri)
+    assert isinstance(answer, ModelVersion)
+    return answer
+
+
+def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVersion | Aliases:
     assert process.stdout
     written = process.stdout.read()
     if not written:
@@ -128,7 +181,7 @@ def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVers
             f"the MLflow registry at {tracking_uri} cannot be read: the look-up process ended with status "
             f"{process.wait()}, see its log above; check MLFLOW_TRACKING_URI"
         )
-    answer: ModelVersion | _Refused = msgspec.msgpack.decode(written, type=ModelVersion | _Refused)
+    answer: _Answer = msgspec.msgpack.decode(written, type=_Answer)
     if isinstance(answer, _Refused):
         raise ERRORS[answer.code](answer.detail)
     return answer
@@ -146,16 +199,20 @@ def _require_database(uri: str) -> None:
 
 
 def main() -> None:
-    """Look up the version named by the environment variables, and write the answer to standard output."""
+    """Look up the version of the environment variables, or its model's aliases; write the answer to standard output."""
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
     configure_logging()
     wanted = [os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MODEL_NAME", "MODEL_VERSION")]
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
         # Output printed by libraries must not become part of the answer.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        answer: ModelVersion | _Refused
+        answer: _Answer
         try:
-            answer = look_up(*wanted)
+            if sys.argv[1:] == ["aliases"]:
+                os.nice(10)  # predictions go first
+                answer = look_up_aliases(*wanted[:2])
+            else:
+                answer = look_up(*wanted)
         except ModelyardError as error:
             answer = _Refused(error.code, error.detail)
         output.write(msgspec.msgpack.encode(answer))
@@ -175,30 +232,18 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
         RegistrySchemaError: The registry's database has the schema of another MLflow release.
         RegistryUnavailableError: The registry does not answer.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    for uri in (tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI", "")):
-        _require_database(uri)
+    client = _open(tracking_uri)
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(tracking_uri)
-    try:
-        client = mlflow.MlflowClient()  # refuses a file store, unless told otherwise
-    except MlflowException as error:
-        raise RegistryUnavailableError(
-            f"the MLflow registry at {tracking_uri} cannot be opened: {first_line(error)}"
-        ) from error
     try:
         version = _find(client, name, wanted)
         quality = read_quality(client, version)
+        aliases, read_at_s = _aliases(client, name), time.monotonic()
     except MlflowException as error:
         if error.error_code in NOT_FOUND_CODES:
             raise _not_found(client, tracking_uri, name, wanted) from None
-        raise RegistryUnavailableError(
-            f"the MLflow registry at {tracking_uri} does not answer "
-            f"({first_line(error)}); check MLFLOW_TRACKING_URI"
-        ) from error
+        raise _silent(tracking_uri, error) from error
     uri = f"models:/{name}/{version.version}"
     try:
         path = mlflow.artifacts.download_artifacts(uri)
@@ -217,7 +262,52 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
         quality,
         model_id,
         task=str(version.tags.get(TASK) or described.task),
+        aliases=aliases,
+        read_at_s=read_at_s,
     )
+
+
+def look_up_aliases(tracking_uri: str, name: str) -> Aliases:
+    """Read the aliases of a model.
+
+    Raises:
+        RegistrySchemaError: The registry's database has the schema of another MLflow release.
+        RegistryUnavailableError: The registry does not answer.
+    """
+    client = _open(tracking_uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Aliases(_aliases(client, name))
+    except MlflowException as error:
+        raise _silent(tracking_uri, error) from error
+
+
+def _open(tracking_uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for uri in (tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI", "")):
+        _require_database(uri)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        return mlflow.MlflowClient()  # refuses a file store, unless told otherwise
+    except MlflowException as error:
+        raise RegistryUnavailableError(
+            f"the MLflow registry at {tracking_uri} cannot be opened: {first_line(error)}"
+        ) from error
+
+
+def _silent(tracking_uri: str, error: Exception) -> RegistryUnavailableError:
+    return RegistryUnavailableError(
+        f"the MLflow registry at {tracking_uri} does not answer ({first_line(error)}); check MLFLOW_TRACKING_URI"
+    )
+
+
+def _aliases(client: Any, name: str) -> dict[str, int]:
+    return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
 def _model_id(source: str, run_id: str, folder: Path) -> str:
@@ -256,27 +346,15 @@ def _not_found(client: Any, tracking_uri: str, name: str, wanted: str) -> ModelN
         known = f"it has version {'…, ' * (last != versions)}{', '.join(map(str, last))}"
         aliases = client.get_registered_model(name).aliases
         if not wanted.isdigit() and aliases:
-            known += f"; its aliases, nearest first: {_nearest(wanted, aliases)}"
+            known += f"; its aliases, nearest first: {nearest(wanted, aliases)}"
     elif name in models:
         known = "it has no version of that model"
     else:
-        known = (
-            f"its models, nearest first: {_nearest(name, models)}" if models else "it has no models at all"
-        )
+        known = f"its models, nearest first: {nearest(name, models)}" if models else "it has no models at all"
     return ModelNotFoundError(
         f"the registry at {tracking_uri} has no {name} / {wanted}: {known}{others_beside(tracking_uri)}; "
         "set MODEL_NAME and MODEL_VERSION to one that exists, or register it with `modelyard train`"
     )
-
-
-def _nearest(wanted: str, names: Iterable[str]) -> str:
-    """Names for a message, sorted by similarity to the wanted name."""
-
-    def unlikeness(name: str) -> float:
-        return -difflib.SequenceMatcher(None, wanted.casefold(), name.casefold()).ratio()
-
-    ordered = sorted(names, key=unlikeness)
-    return ", ".join(ordered[:NAMED]) + (", …" if len(ordered) > NAMED else "")
 
 
 @dataclass(frozen=True, slots=True)

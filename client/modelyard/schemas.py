@@ -212,6 +212,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     example: Annotated[
         Any, says("a request body that the version has answered; null where none is known")
     ] = None
+    aliases: Annotated[tuple[str, ...], says("the registry's aliases of this version")] = ()
 
 
 class Pool(msgspec.Struct, frozen=True):

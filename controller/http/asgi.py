@@ -1,6 +1,6 @@
 """The ASGI application: admits requests, passes predictions to their handler and all other requests to FastAPI.
 
-FastAPI documents `POST /predict` as well, but never receives one.
+FastAPI documents predictions as well, but never receives one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from app.settings import ControllerSettings
 from controller.admission.authentication import DOCUMENTATION_PATHS, caller_of, is_page
 from controller.admission.gate import listed
 from controller.http import open_inference
+from controller.http.prediction_request import selector_of
 from controller.http.problems import PROBLEM_JSON, problem_body
 from controller.http.replies import Reply
 from controller.http.response_headers import API, CLOSE, on_answers, on_pages, on_unread_body
 from controller.input.content_coding import IDENTITY, unpack
+from controller.routing import Selector
 from controller.services import Services
 
 PREDICT = "/predict"
@@ -94,8 +96,9 @@ class Controller:
         path = written[:-1] if len(written) > 1 and written.endswith("/") else written
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         try:
-            if path == PREDICT and method == "POST":
-                await self._send(await self._predict(scope, receive), send)
+            of_path = selector_of(path) if method == "POST" and path.endswith(PREDICT) else None
+            if of_path is not None:
+                await self._send(await self._predict(scope, receive, of_path), send)
                 return
             if path == V2 or path.startswith(f"{V2}/"):
                 send = open_inference.on_errors(send)
@@ -109,10 +112,10 @@ class Controller:
         send = wrap(send, services.drain)
         await self.fastapi(scope, receive, send)
 
-    async def _predict(self, scope: Scope, receive: Receive) -> Reply:
+    async def _predict(self, scope: Scope, receive: Receive, of_path: Selector) -> Reply:
         """Call the prediction handler; the body is received in parts."""
         predict = self.services.predict
-        request = predict.enter(scope["headers"], scope["query_string"], scope.get("client"))
+        request = predict.enter(scope["headers"], scope["query_string"], scope.get("client"), of_path)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         predict.check_size(int(headers.get(b"content-length", b"0")))
         body = await _read_body(receive, predict.check_size)

@@ -113,6 +113,7 @@ def _parameter(name: str, schema: dict[str, Any], text: str, where: str = "query
 
 _SECONDS = {"type": "number", "minimum": 0}
 _NUMBER = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+_VERSION = {"anyOf": [_NUMBER, {"type": "string", "pattern": r"^[\w-]+$"}]}
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -142,7 +143,7 @@ PREDICT: dict[str, Any] = {
         "parameters": [
             _parameter("worker", _NUMBER, "use this worker number"),
             _parameter("model", {"type": "string"}, "use this model"),
-            _parameter("version", _NUMBER, "use this version of the model"),
+            _parameter("version", _VERSION, "use this version of the model: its number or an alias"),
             _parameter("wait", _SECONDS | {"maximum": 60}, "seconds to wait for the outcome (default 0)"),
             _parameter(
                 "deadline", _SECONDS | {"maximum": 3600}, "seconds until the job expires (default 60)"
@@ -180,6 +181,19 @@ PREDICT: dict[str, Any] = {
         },
     },
 }
+
+
+def _without(described: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The same operation without these query parameters."""
+    extra = described["openapi_extra"]
+    parameters = [each for each in extra["parameters"] if each["name"] not in names]
+    return {**described, "openapi_extra": {**extra, "parameters": parameters}}
+
+
+MODEL_PREDICT = _without({**PREDICT, "summary": "Post a prediction to a model"}, "model")
+VERSION_PREDICT = _without(
+    {**PREDICT, "summary": "Post a prediction to a version"}, "model", "version", "worker"
+)
 _MLFLOW_ERROR = {
     "application/json": {
         "schema": {

@@ -7,13 +7,14 @@ predictions (chunks, `Expect`, an idempotency key, a compressed body, an `Origin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from app.errors import ModelyardError
 from app.settings import ControllerSettings
 from controller.admission.audit_log import Client
 from controller.admission.gate import Gate
 from controller.http.framing import Head
-from controller.http.prediction_request import Asked, read_head
+from controller.http.prediction_request import Asked, read_head, selector_of
 from controller.predict import Predict
 
 UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"idempotency-key", b"content-encoding", b"origin"})
@@ -43,9 +44,6 @@ class FastPath:
         self.known_heads: dict[bytes, KnownHead] = {}
         self._settings = settings
         self._gate = gate
-        self._paths = {
-            (prefix + path).encode() for prefix in ("", settings.prefix) for path in ("/predict", "/predict/")
-        }
 
     def understand(self, data: bytes, head: Head, client: Client) -> KnownHead | None:
         """Parse and cache the head of a plain prediction; None if it is not plain, or if it is refused.
@@ -53,15 +51,18 @@ class FastPath:
         Args:
             data: The bytes of the head.
         """
-        if head.path not in self._paths or head.method != b"POST":
+        if head.method != b"POST" or not head.path.rstrip(b"/").endswith(b"/predict"):
             return None
         headers = dict(head.headers)
         body_bytes = int(headers.get(b"content-length", b"0"))
         if not body_bytes or not UNUSUAL.isdisjoint(headers):
             return None
         try:
+            of_path = selector_of(self._without_prefix(head.path))
+            if of_path is None:
+                return None
             self._gate.check_site(head.headers)
-            asked = read_head(headers, head.query, self._settings)
+            asked = read_head(headers, head.query, self._settings, of_path)
             self._gate.admit(
                 asked.authorization, client
             )  # before caching, so that strangers cannot fill the cache
@@ -73,3 +74,8 @@ class FastPath:
                 self.known_heads.clear()
             self.known_heads[data] = known
         return known
+
+    def _without_prefix(self, path: bytes) -> str:
+        text = unquote(path.decode("ascii", "replace"))
+        prefix = self._settings.prefix
+        return text.removeprefix(prefix) if text.startswith(f"{prefix}/") else text

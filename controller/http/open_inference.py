@@ -161,10 +161,11 @@ def _json(document: dict[str, Any], status: int = 200, headers: dict[str, str] |
 def _metadata(request: Request, selector: Selector) -> Response:
     snapshot = _services(request).watcher.view.snapshot
     candidate = candidate_routes(snapshot, selector)[0].candidate
-    served = [each.model_version for each in snapshot.by_model[str(selector.model)]]
+    name = candidate.model_name  # the path may name an alias as well
+    served = [each.model_version for each in snapshot.by_model[name]]
     return _json(
         {
-            "name": selector.model,
+            "name": name,
             "versions": [str(number) for number in sorted(served)],
             "platform": PLATFORM,
             "inputs": inputs_of(candidate.contract),

@@ -45,6 +45,9 @@ def _worker(view: PoolView, queue: str, number: int, now_ms: float) -> WorkerInf
         jobs_failed=sum(record.jobs_failed for record in records),
         replicas=tuple(msgspec.convert(record, Replica, from_attributes=True) for record in records),
         example=msgspec.Raw(newest.example.encode()) if newest and newest.example else None,
+        aliases=tuple(
+            sorted(each for each, found in view.snapshot.aliases.get(name, {}).items() if found == version)
+        ),
     )
 
 

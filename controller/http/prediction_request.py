@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import parse_qsl
 
-from app.errors import ParameterError
+from app.errors import ContradictionError, ParameterError
 from app.settings import ControllerSettings
 from controller.input import bodies
 from controller.input.content_coding import check_coding
 from controller.routing import Selector
 
 PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
+PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict/?")
+ANY = Selector()
+MAX_ALIAS = 255  # characters, as in MLflow
 MAX_QUERY_BYTES = 2048  # a thousand query strings are cached
 
 
@@ -43,10 +46,16 @@ class Asked:
     content_type: bytes
 
 
-def read_head(headers: Mapping[bytes, bytes], query_string: bytes, settings: ControllerSettings) -> Asked:
+def read_head(
+    headers: Mapping[bytes, bytes], query_string: bytes, settings: ControllerSettings, of_path: Selector
+) -> Asked:
     """Read a prediction's headers, names in lower case, and its query string.
 
+    Args:
+        of_path: The selector in its path.
+
     Raises:
+        ContradictionError: Path and query name different models or versions.
         ParameterError: A parameter is unknown, malformed or out of range.
         UnsupportedCodingError: The content coding of the body is not supported.
     """
@@ -62,7 +71,7 @@ def read_head(headers: Mapping[bytes, bytes], query_string: bytes, settings: Con
         in_range("deadline", deadline_s, 0.001, settings.max_deadline_s)
     check_coding(headers.get(b"content-encoding", b""))
     return Asked(
-        query.selector,
+        query.selector if of_path == ANY else _joined(of_path, query.selector),
         wait_s,
         deadline_s,
         headers.get(b"authorization", b""),
@@ -100,7 +109,7 @@ def parse_query(query_string: bytes) -> Query:
             f"expected at most one each of the query parameters {', '.join(sorted(PARAMETERS))}, and no others"
         )
     return Query(
-        Selector(_positive(given, "worker"), given.get("model"), _positive(given, "version")),
+        Selector(_positive(given, "worker"), given.get("model"), _version(given)),
         _seconds(given, "wait"),
         _seconds(given, "deadline"),
     )
@@ -113,6 +122,57 @@ def _positive(given: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise ParameterError(f"{name} must be a whole number from 1")
     return int(text)
+
+
+def _version(given: Mapping[str, str]) -> int | str | None:
+    text = given.get("version")
+    return None if text is None else version_of(text)
+
+
+def version_of(text: str) -> int | str:
+    """The number or alias of a version.
+
+    Raises:
+        ParameterError: It is neither.
+    """
+    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0:
+        return int(text)
+    # As MLflow's aliases; without a letter it is a malformed number.
+    if len(text) > MAX_ALIAS or not re.fullmatch(r"[\w-]*[^\W\d][\w-]*", text):
+        raise ParameterError("version must be a whole number from 1, or an alias such as champion")
+    return text
+
+
+def selector_of(path: str) -> Selector | None:
+    """The selector in the path of a prediction, such as `/models/NAME/versions/1/predict`; None if it is none.
+
+    Raises:
+        ParameterError: Its version is malformed.
+    """
+    if path in ("/predict", "/predict/"):
+        return ANY
+    named = PATH.fullmatch(path)
+    if named is None:
+        return None
+    return Selector(model=named[1], version=None if named[2] is None else version_of(named[2]))
+
+
+def _joined(of_path: Selector, of_query: Selector) -> Selector:
+    """The selector of a request; its query may repeat what its path says.
+
+    Raises:
+        ContradictionError: The two differ.
+    """
+    if of_path.model is not None and of_query.model not in (None, of_path.model):
+        raise _differing("model")
+    if of_path.version is not None and of_query.version not in (None, of_path.version):
+        raise _differing("version")
+    version = of_query.version if of_path.version is None else of_path.version
+    return Selector(of_query.worker, of_path.model or of_query.model, version)
+
+
+def _differing(name: str) -> ContradictionError:
+    return ContradictionError(f"the path and the query name different values of {name}; leave out the latter")
 
 
 def _seconds(given: Mapping[str, str], name: str) -> float | None:

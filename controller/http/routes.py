@@ -35,6 +35,20 @@ async def predict() -> Response:
     raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
 
 
+@router.post("/models/{name}/predict", dependencies=[require("predict")], **docs.MODEL_PREDICT)
+async def predict_with_model(name: str) -> Response:
+    """The same among the versions of a model; `NAME@ALIAS` names the version of an alias."""
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+
+
+@router.post(
+    "/models/{name}/versions/{version}/predict", dependencies=[require("predict")], **docs.VERSION_PREDICT
+)
+async def predict_with_version(name: str, version: str) -> Response:
+    """The same with one version, which is a number or an alias."""
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+
+
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.RESULT)
 async def result(
     request: Request,

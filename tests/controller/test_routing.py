@@ -77,8 +77,8 @@ def test_the_number_in_the_shared_table_wins_over_the_one_that_a_record_still_ho
 
 
 POOL = snapshot(
-    record(1, val_accuracy=0.8),
-    record(2, val_accuracy=0.9),
+    record(1, val_accuracy=0.8, aliases={"champion": 2, "old": 1}, aliases_read_at_ms=1),
+    record(2, val_accuracy=0.9, aliases={"champion": 1, "gone": 5, "next": 6}, aliases_read_at_ms=2),
     record(3, val_accuracy=None, model_name=OTHER),
     gone=(5,),
 )
@@ -96,6 +96,11 @@ POOL = snapshot(
         (Selector(model=MODEL), 2, POLICY),
         (Selector(model=OTHER), 3, POLICY),
         (Selector(model=MODEL, version=1), 1, FORCED),
+        (Selector(model=MODEL, version="champion"), 1, FORCED),
+        (Selector(model=f"{MODEL}@champion"), 1, FORCED),
+        (Selector(model=f"{MODEL}@champion", version="champion"), 1, FORCED),
+        (Selector(model=f"{MODEL}@champion", version=1), 1, FORCED),
+        (Selector(worker=1, version="champion"), 1, FORCED),
     ],
 )
 def test_a_request_goes_where_it_says_or_to_the_best(selector: Selector, worker: int, policy: str) -> None:
@@ -117,6 +122,16 @@ def test_a_request_goes_where_it_says_or_to_the_best(selector: Selector, worker:
         (Selector(model=MODEL, version=9), UnknownModelError, "known versions: 1, 2, 5"),
         (Selector(model=MODEL, version=5), NoCandidateError, "no worker is ready"),
         (Selector(version=1), ParameterError, "version needs model"),
+        (Selector(version="champion"), ParameterError, "version needs model"),
+        (Selector(model=MODEL, version="gone"), NoCandidateError, "no worker is ready"),
+        (Selector(model=MODEL, version="next"), UnknownModelError, "is version 6, which no worker serves"),
+        (Selector(model=MODEL, version="old"), UnknownModelError, "known aliases: gone, champion, next"),
+        (Selector(model=f"{MODEL}@chmp"), UnknownModelError, "known aliases: champion"),
+        (Selector(model=OTHER, version="champion"), UnknownModelError, "known aliases: none"),
+        (Selector(model="Othr@champion"), UnknownModelError, f"known models: {OTHER}, {MODEL}"),
+        (Selector(model=f"{MODEL}@champion", version=2), ContradictionError, "names another"),
+        (Selector(worker=2, version="champion"), ContradictionError, "worker 2 serves"),
+        (Selector(worker=2, model=f"{MODEL}@champion"), ContradictionError, "worker 2 serves"),
     ],
 )
 def test_a_request_that_cannot_be_routed_says_why(
@@ -190,3 +205,8 @@ def test_a_forced_worker_that_does_not_fit_is_not_replaced_by_another() -> None:
     pool = snapshot(record(1), record(2, input=wide))
     with pytest.raises(InputShapeError):
         route(pool, Selector(worker=2), lambda contract: contract != wide)
+
+
+def test_an_alias_of_a_model_without_live_workers_is_refused_for_a_time() -> None:
+    with pytest.raises(NoCandidateError, match="is alive to tell the version"):
+        route(snapshot(gone=(1,)), Selector(model=f"{MODEL}@champion"), fits)

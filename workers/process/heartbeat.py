@@ -143,6 +143,12 @@ class Heartbeat:
                 batches_done=record.batches_done + 1,
             )
 
+    def aliases_read(self, aliases: dict[str, int], age_s: float) -> None:
+        """Record the aliases of the model, which the registry had `age_s` seconds ago."""
+        if aliases != self._record.aliases:
+            self._changed = True
+        self._change(aliases=aliases, aliases_read_at_ms=self._clock.now_ms() - age_s * 1000)
+
     def unreadable_seen(self) -> None:
         """Count an unreadable record or message."""
         with self._lock:

@@ -12,7 +12,7 @@ import uvloop
 from app.api_keys import new_key
 from controller.http.fast_path import KNOWN_HEAD_BYTES, KNOWN_HEADS
 from tests.controller.conftest import HandWorker, until
-from tests.controller.http.conftest import BODY, LIMIT_BYTES, OpenSite, Site, once
+from tests.controller.http.conftest import BODY, LIMIT_BYTES, OpenSite, Site, once, request, work
 
 HandWorkers = Callable[..., HandWorker]
 new_event_loop = uvloop.new_event_loop  # as in production
@@ -52,6 +52,43 @@ async def test_a_prediction_is_answered_however_it_arrives(site: Site, parts: li
             assert (answer.status, answer.json["predictions"][0]["class"]) == (200, 7)
             assert answer.headers["content-type"] == "application/json"
             assert "connection" not in answer.headers
+
+
+async def test_a_path_may_name_a_model_a_version_or_an_alias(
+    open_site: OpenSite, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker(aliases={"champion": 1}, aliases_read_at_ms=1)
+    working = asyncio.create_task(work(worker))
+    site = await open_site(worker, root_path="/pre")
+    name = worker.record.model_name.encode()
+    served = (b"%b", b"%b@champion", b"%b%%40champion", b"%b/versions/1", b"%b/versions/champion")
+    refused = {
+        b"%b@winner": (404, "model_unknown"),
+        b"%b/versions/2": (404, "model_unknown"),
+        b"Nobody": (404, "model_unknown"),
+        b"%b/versions/0": (422, "parameter_invalid"),
+        b"%b/versions/1.5": (422, "parameter_invalid"),
+    }
+
+    async def status(path: bytes, *headers: bytes, query: bytes = b"wait=5") -> tuple[int, str]:
+        line = b"POST " + path.replace(b"%b", name).replace(b"%%", b"%") + b"/predict?" + query
+        await caller.send(request(line, *headers, b"content-length: %d" % len(BODY), body=BODY))
+        answer = await caller.answer()
+        return answer.status, answer.json.get("code") or answer.json["policy"]
+
+    async with site.caller() as caller:
+        for path in served:
+            policy = "highest_val_accuracy" if path == b"%b" else "forced"
+            for prefix in (b"/models/", b"/pre/models/"):
+                assert await status(prefix + path) == (200, policy)
+            assert await status(b"/models/" + path, b"idempotency-key: " + path) == (200, policy)
+        for path, expected in refused.items():
+            assert await status(b"/models/" + path) == expected
+        assert await status(b"/models/%b", query=b"wait=5&version=champion") == (200, "forced")
+        assert await status(b"/models/%b/versions/1", query=b"model=X") == (422, "parameters_contradict")
+        assert await status(b"", query=b"wait=5&version=champion") == (200, "forced")
+        assert await status(b"/models/a/b") == (404, "not_found")
+    working.cancel()
 
 
 async def test_the_short_way_and_the_long_way_answer_alike(site: Site) -> None:
