@@ -24,6 +24,7 @@ from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
 from controller.http import documentation, invocations, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
+from controller.http.version_document import served_examples
 from controller.page import pages
 from controller.services import Services, build_services
 
@@ -65,8 +66,14 @@ def create_app(settings: ControllerSettings) -> Controller:
     fastapi.include_router(pages.router)
     fastapi.include_router(invocations.router)
     fastapi.include_router(open_inference.router)
-    documentation.publish_schemas(fastapi)
     app = Controller(fastapi, settings)
+
+    def examples() -> dict[str, Any]:
+        # The document is public. Where callers need a key, the versions are not.
+        services = None if access.is_guarded else getattr(app, "services", None)
+        return served_examples(services.watcher.view.records, settings.prefix) if services else {}
+
+    documentation.publish_schemas(fastapi, examples)
     return app
 
 

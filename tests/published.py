@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jsonschema_rs
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 
 def problems(name: str, value: Any, schemas: dict[str, Any]) -> list[str]:
@@ -21,6 +22,34 @@ def problems(name: str, value: Any, schemas: dict[str, Any]) -> list[str]:
         f"{error.instance_path}: {error.message}"
         for error in jsonschema_rs.validator_for(whole).iter_errors(value)
     ]
+
+
+def openapi_problems(document: dict[str, Any]) -> list[str]:
+    """What an OpenAPI 3.1 document has that the specification's own schema refuses, and references to nothing."""
+    found = [
+        f"{error.instance_path}: {error.message}" for error in OPENAPI_31_VALIDATOR.iter_errors(document)
+    ]
+    return found + [f"no {each}" for each in _references(document) if not _resolves(document, each)]
+
+
+def misfits(document: dict[str, Any], described: dict[str, Any], value: Any) -> list[str]:
+    """How a JSON body differs from the schema of a request or answer of an OpenAPI document."""
+    schema = {**described["content"]["application/json"]["schema"], "components": document["components"]}
+    validator = jsonschema_rs.Draft202012Validator(schema)
+    return [f"{error.instance_path}: {error.message}" for error in validator.iter_errors(value)]
+
+
+def _references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [found for each in value.values() for found in _references(each)]
+    return [found for each in value for found in _references(each)] if isinstance(value, list) else []
+
+
+def _resolves(document: Any, reference: str) -> bool:
+    for name in reference.removeprefix("#/").split("/"):
+        document = document.get(name, {})
+    return bool(document)
 
 
 def document_of(response: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ def caller_of(request: Request) -> Caller:
 
 # The security scheme makes /docs ask for a key on the routes that declare it.
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="API key", description="required if the controller has API keys"
+    auto_error=False, scheme_name="api_key", description="required if the controller has API keys"
 )
 
 

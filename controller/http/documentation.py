@@ -5,6 +5,7 @@ The schemas of the answers are generated from `modelyard.schemas`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -22,13 +23,25 @@ ends in exactly one outcome.
 REFERENCE = "#/components/schemas/{name}"
 
 
-def publish_schemas(fastapi: FastAPI) -> None:
-    """Add the schemas of the answers to the OpenAPI document, in the way that FastAPI documents."""
+def publish_schemas(fastapi: FastAPI, examples: Callable[[], dict[str, Any]]) -> None:
+    """Add the schemas of the answers to the OpenAPI document, in the way that FastAPI documents.
+
+    Args:
+        examples: The examples of the served versions, by their names.
+    """
     make = fastapi.openapi
+    made = schemas()
 
     def openapi() -> dict[str, Any]:
         document = make()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas())
+        document.setdefault("components", {}).setdefault("schemas", {}).update(made)
+        served = examples()
+        body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+        body.pop("examples", None)
+        body["example"] = {"data": _BLANK_DIGIT}
+        if served:
+            del body["example"]
+            body["examples"] = served
         return document
 
     fastapi.openapi = openapi  # type: ignore[method-assign]
@@ -405,6 +418,19 @@ CANCEL: dict[str, Any] = {
         ),
         # Otherwise FastAPI adds its own error format, which this API never returns.
         "default": {"description": "Any other problem", "content": _PROBLEM},
+    },
+}
+VERSION_OPENAPI: dict[str, Any] = {
+    "tags": ["pool"],
+    "summary": "OpenAPI document of a version",
+    "responses": {
+        200: {"description": "The document", "content": {"application/json": {"schema": _OBJECT}}},
+        **_problems(
+            **_KEY,
+            s404="No such model, version or alias",
+            s422="The version is malformed",
+            s503="No worker of the version is alive",
+        ),
     },
 }
 WORKERS: dict[str, Any] = {

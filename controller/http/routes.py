@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
+import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from controller.admission.authentication import caller_of, require
@@ -12,7 +13,8 @@ from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import job_json, result_url
 from controller.http.pool_document import pool_document
-from controller.http.prediction_request import in_range
+from controller.http.prediction_request import in_range, version_of
+from controller.http.version_document import record_of, version_document
 from controller.services import Services
 from modelyard.schemas import (
     Health,
@@ -82,6 +84,19 @@ async def workers(request: Request) -> Response:
     services = _services(request)
     await services.watcher.refresh()
     return _document(pool_document(services.watcher.view, services.clock.now_ms()))
+
+
+@router.get(
+    "/models/{name}/versions/{version}/openapi.json",
+    dependencies=[require("predict")],
+    **docs.VERSION_OPENAPI,
+)
+async def version_openapi(request: Request, name: str, version: str) -> Response:
+    """The OpenAPI document of one version: its input as a JSON Schema, its example, and its outputs."""
+    services = _services(request)
+    record = record_of(services.watcher.view, name, version_of(version))
+    document = version_document(request.app.openapi(), record, services.settings.prefix)
+    return Response(orjson.dumps(document), media_type=JSON)
 
 
 @router.get("/quarantine", dependencies=[require("operate")], **docs.QUARANTINE)

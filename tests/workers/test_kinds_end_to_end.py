@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import RedisServer
 from tests.controller.conftest import Served, serving, settings_for, until
+from tests.published import misfits, openapi_problems
 from tests.workers.kinds import kinds
 from tests.workers.worker_processes import Start
 
@@ -70,6 +71,11 @@ async def test_real_workers_serve_each_kind_of_contract_and_a_killed_one_loses_n
             assert answer.status_code == 200, answer.text
             assert answer.json()["outputs"] == ANSWERS[kind], answer.text
             assert "predictions" not in answer.json()
+            document = (await served.http.get(f"/models/{name}/versions/1/openapi.json")).json()
+            assert not openapi_problems(document)
+            [operation] = document["paths"][f"/models/{name}/versions/1/predict"].values()
+            assert not misfits(document, operation["requestBody"], made[kind].body)
+            assert not misfits(document, operation["responses"]["200"], answer.json())
             again = await served.http.post(f"/models/{name}/invocations", json=made[kind].body)
             assert (again.status_code, again.json()) == (200, {"predictions": ANSWERS[kind]})
             shown = by_name[name]

@@ -1,0 +1,173 @@
+"""The OpenAPI document of one model version, and the examples of all of them for `/docs`.
+
+It is the part of this server's document that a caller of the version needs, with the schemas of its contract.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract
+from app.errors import NoCandidateError
+from app.redis import keys
+from app.worker_record import WorkerRecord
+from controller.http.contract_schemas import TABLE_TYPES, body_schema, outputs_schema
+from controller.pool_watcher import PoolView
+from controller.routing import Selector, named_version
+
+JSON = "application/json"
+PREDICT_PATH = "/models/{name}/versions/{version}/predict"
+RESULT_PATH = "/results/{job_id}"
+PATH_PARAMETERS = frozenset({"name", "version"})
+COMPONENT = re.compile(r"#/components/(\w+)/(.+)")
+
+
+def record_of(view: PoolView, name: str, version: int | str) -> WorkerRecord:
+    """The newest record of a version's workers.
+
+    Args:
+        version: Number or alias.
+
+    Raises:
+        UnknownModelError: No queue serves the model or version, or the model has no such alias.
+        NoCandidateError: No worker of the version is alive.
+    """
+    model, number = named_version(view.snapshot, Selector(model=name, version=version))
+    assert number is not None
+    queue = keys.queue_name(model, number)
+    records = [each for each in view.records if each.queue == queue]
+    if not records:
+        raise NoCandidateError(
+            f"no worker of {model} version {number} is alive to tell its contract; try again shortly",
+            retry_after_s=2,
+        )
+    return max(records, key=lambda each: each.heartbeat_at_ms)
+
+
+def version_document(whole: Mapping[str, Any], record: WorkerRecord, prefix: str) -> dict[str, Any]:
+    """The OpenAPI document of the version that a record describes.
+
+    Args:
+        whole: The document of this server.
+        prefix: Where a proxy publishes this server.
+    """
+    name, number = record.model_name, record.model_version
+    predict = copy.deepcopy(whole["paths"][PREDICT_PATH]["post"])
+    predict["operationId"] = "predict"
+    predict["summary"] = f"Predict with {name} version {number}"
+    predict["parameters"] = [each for each in predict["parameters"] if each["name"] not in PATH_PARAMETERS]
+    predict["requestBody"] = {
+        "description": f"Expects {record.input.describe()}",
+        "required": True,
+        "content": _content(record, predict["requestBody"]["content"]),
+    }
+    for answer in (predict["responses"]["200"], predict["responses"]["202"]):
+        content = answer["content"][JSON]
+        content.pop("example", None)  # of another version
+        content["schema"] = {"allOf": [content["schema"], _answer(record)]}
+    paths = {
+        f"/models/{quote(name, safe='')}/versions/{number}/predict": {"post": predict},
+        RESULT_PATH: whole["paths"][RESULT_PATH],
+    }
+    described = (
+        "without a val_accuracy" if record.val_accuracy is None else f"val_accuracy {record.val_accuracy}"
+    )
+    return {
+        "openapi": whole["openapi"],
+        "info": {
+            "title": f"{name} version {number}",
+            "version": str(number),
+            "description": f"The MLflow model version `models:/{name}/{number}`, {described}, served by Modelyard "
+            f"{whole['info']['version']}. `GET {prefix}/docs` shows the whole API.",
+        },
+        **({"servers": [{"url": prefix}]} if prefix else {}),
+        "paths": paths,
+        "components": _used(whole["components"], paths),
+    }
+
+
+def served_examples(records: Iterable[WorkerRecord], prefix: str) -> dict[str, Any]:
+    """The example of each version, as the media type of a request body takes them."""
+    newest = {
+        each.queue: each for each in sorted(records, key=lambda each: each.heartbeat_at_ms) if each.example
+    }
+    ordered = sorted(newest.values(), key=lambda each: (each.model_name, -each.model_version))
+    return {f"{each.model_name} version {each.model_version}": _example(each, prefix) for each in ordered}
+
+
+def _example(record: WorkerRecord, prefix: str) -> dict[str, Any]:
+    name, number = record.model_name, record.model_version
+    document = f"{prefix}/models/{quote(name, safe='')}/versions/{number}/openapi.json"
+    return {
+        "summary": f"{name} version {number}",
+        "description": f"Expects {record.input.describe()}. [Its own OpenAPI document]({document})",
+        "value": msgspec.json.decode(record.example),
+    }
+
+
+def _content(record: WorkerRecord, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The content types that the version takes, of those that this server reads."""
+    contract = record.input
+    example = {"example": msgspec.json.decode(record.example)} if record.example else {}
+    taken = {JSON: {"schema": body_schema(contract), **example}}
+    for kind, content in known.items():
+        if kind not in taken and _takes(contract, kind):
+            taken[kind] = content
+    return taken
+
+
+def _takes(contract: Contract, kind: str) -> bool:
+    if kind == "text/csv":
+        return isinstance(contract, ColumnsContract) and all(
+            each.type.kind in TABLE_TYPES for each in contract.columns
+        )
+    if kind == "application/octet-stream":
+        return isinstance(contract, TensorContract)
+    if kind == "application/x-npy":
+        return isinstance(contract, TensorContract) or (
+            isinstance(contract, TensorsContract) and len(contract.tensors) == 1
+        )
+    return True
+
+
+def _answer(record: WorkerRecord) -> dict[str, Any]:
+    """The part of a job that is the same for each request, and its outputs."""
+    return {
+        "type": "object",
+        "properties": {
+            "model_name": {"const": record.model_name},
+            "model_version": {"const": record.model_version},
+            "outputs": outputs_schema(record.outputs),
+        },
+    }
+
+
+def _used(components: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
+    """The components that the paths refer to, directly or through others, and all security schemes."""
+    used: dict[str, Any] = {"securitySchemes": components.get("securitySchemes", {})}
+    waiting = list(_references(paths))
+    while waiting:
+        section, name = waiting.pop()
+        group = used.setdefault(section, {})
+        if name not in group:
+            group[name] = components[section][name]
+            waiting += _references(group[name])
+    return used
+
+
+def _references(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        found = COMPONENT.fullmatch(value["$ref"]) if isinstance(value.get("$ref"), str) else None
+        if found:
+            yield found[1], found[2]
+        for each in value.values():
+            yield from _references(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _references(each)
