@@ -1,6 +1,6 @@
 """The handler of `POST /predict`: admit, decode, route, submit, wait, reply. Each step has its own module.
 
-Two adapters call it: `http/fast_path` for a request that arrived completely, `http/asgi` for all other requests.
+Two adapters call it: `http/connection` for a request that arrived completely, `http/asgi` for all other requests.
 """
 
 from __future__ import annotations

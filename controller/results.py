@@ -95,7 +95,7 @@ class Results:
             view = await self._ledger.read(ref)
             if view is None:
                 raise await self._missing(ref, caller)
-            if not caller.may_read(view.head.jobs[ref.index].owner):
+            if not caller.is_operator and caller.name != view.head.jobs[ref.index].owner:
                 raise _unknown(caller)
             left_s = until_s - time.monotonic()
             if view.status in FINAL_STATUSES or left_s <= 0 or self._drain.is_over:

@@ -27,7 +27,7 @@ from controller.admission.rate_limit import RateLimit
 from controller.admission.wait_estimate import Backlogs
 from controller.dispatch import Dispatcher
 from controller.http.draining import Drain
-from controller.http.fast_path import FastPath
+from controller.http.prediction_request import KnownHeads
 from controller.http.replies import Refusals
 from controller.input.large_bodies import LargeBodies
 from controller.metrics import Metrics
@@ -45,7 +45,7 @@ class Services:
     """The typed state of the lifespan.
 
     Attributes:
-        fast_path: The fast path of predictions; None if every request goes through ASGI.
+        known_heads: Heads of predictions that connections answer directly; None if every request goes through ASGI.
     """
 
     settings: ControllerSettings
@@ -60,7 +60,7 @@ class Services:
     metrics: Metrics
     refusals: Refusals
     predict: Predict
-    fast_path: FastPath | None
+    known_heads: KnownHeads | None
     quarantine: Quarantine
     drain: Drain
     link: RedisLink
@@ -112,7 +112,7 @@ def build_services(
         metrics=pool.metrics,
         refusals=refusals,
         predict=predict,
-        fast_path=FastPath(settings, gate, predict) if is_fast else None,
+        known_heads=KnownHeads(settings, gate) if is_fast else None,
         quarantine=pool.quarantine,
         drain=drain,
         link=pool.link,

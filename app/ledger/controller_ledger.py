@@ -11,9 +11,9 @@ from app.errors import JobNotCancellableError, UnknownJobError, WireError
 from app.ledger import commands, ids, wire
 from app.ledger.closing import overdue_outcome
 from app.ledger.ids import JobRef
-from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
+from app.ledger.wire import BatchHead, BatchOutcome
 from app.redis import keys
-from app.redis.client import AsyncClient, ledger_errors
+from app.redis.client import REDIS_ERRORS, AsyncClient, ledger_error, ledger_errors
 from app.redis.script import run
 from modelyard.schemas import Status
 
@@ -32,11 +32,6 @@ class JobView:
     head: BatchHead
     status: Status
     outcome: BatchOutcome | None = None
-
-    @property
-    def job_outcome(self) -> JobOutcome | None:
-        """The job's own outcome."""
-        return self.outcome.jobs[self.ref.index] if self.outcome else None
 
 
 class ControllerLedger:
@@ -58,20 +53,30 @@ class ControllerLedger:
             LedgerUnavailableError: Redis does not answer.
             WireError: The record is of another schema version.
         """
-        with ledger_errors():
-            pipe = self._client.pipeline(transaction=False)
-            # Read the time first: a job that is unclaimed after its deadline can never be claimed.
-            pipe.time()
-            pipe.hmget(keys.batch(ref.batch_id), ["head", "out", "by", f"c:{ref.index}"])
-            time, (head, out, by, cancelled) = await pipe.execute()
-        if head is None:
+        pipe = self._client.pipeline(transaction=False)
+        # Read the time first: a job that is unclaimed after its deadline can never be claimed.
+        pipe.time()
+        pipe.hmget(keys.batch(ref.batch_id), ["head", "out", "by", f"c:{ref.index}"])
+        try:
+            time, (head_data, outcome_data, by, cancelled) = await pipe.execute()
+        except REDIS_ERRORS as error:
+            raise ledger_error(error) from error
+        if head_data is None:
             return None
-        view = JobView(ref, wire.decode_head(head), "queued", wire.decode_outcome(out) if out else None)
-        n_jobs = ids.n_jobs(ref.batch_id)
-        if len(view.head.jobs) != n_jobs or (view.outcome and len(view.outcome.jobs) != n_jobs):
+        head, n_jobs = wire.decode_head(head_data), ids.n_jobs(ref.batch_id)
+        outcome = wire.decode_outcome(outcome_data) if outcome_data else None
+        if len(head.jobs) != n_jobs or (outcome and len(outcome.jobs) != n_jobs):
             raise WireError("the record belongs to another batch")
-        status = _status(view, bool(by), bool(cancelled), to_ms(*time))
-        return JobView(ref, view.head, status, view.outcome)
+        status: Status
+        if outcome:
+            status = outcome.jobs[ref.index].status
+        elif cancelled:
+            status = "cancelled"
+        elif by:
+            status = "running"
+        else:
+            status = "expired" if head.jobs[ref.index].deadline_ms <= to_ms(*time) else "queued"
+        return JobView(ref, head, status, outcome)
 
     async def cancel(self, ref: JobRef, head: BatchHead) -> None:
         """Cancel a job that no worker has claimed. The operation is idempotent.
@@ -133,14 +138,3 @@ class ControllerLedger:
     async def forget(self, batch_id: str, queue: str) -> bool:
         """Remove a batch from the indexes if it has no record; True if it was removed."""
         return bool(await run(self._client, commands.forget(batch_id, queue)))
-
-
-def _status(view: JobView, claimed: bool, cancelled: bool, now_ms: float) -> Status:
-    own = view.job_outcome
-    if own:
-        return own.status
-    if cancelled:
-        return "cancelled"
-    if claimed:
-        return "running"
-    return "expired" if view.head.jobs[view.ref.index].deadline_ms <= now_ms else "queued"

@@ -44,25 +44,31 @@ class IdSigner:
 
     def parse_job_id(self, job_id: str) -> JobRef | None:
         """Split a job id, or return None if this pool cannot have created it."""
-        batch_id, dot, index = job_id.partition(".")
-        if not (dot and index.isascii() and index.isdigit() and len(index) <= 5):
+        batch_id, dot, text = job_id.partition(".")
+        if not (dot and text.isascii() and text.isdigit() and len(text) <= 5):
             return None
-        if str(int(index)) != index or not self.is_own(batch_id) or int(index) >= n_jobs(batch_id):
+        index, payload = int(text), self._verified(batch_id)
+        if str(index) != text or payload is None or index >= int.from_bytes(payload[6:8], "big"):
             return None
-        return JobRef(batch_id, int(index))
+        return JobRef(batch_id, index)
 
     def is_own(self, batch_id: str) -> bool:
         """Whether this pool created the id."""
+        return self._verified(batch_id) is not None
+
+    def _verified(self, batch_id: str) -> bytes | None:
+        """The payload of a batch id; None if this pool did not sign it."""
         if len(batch_id) != BATCH_ID_LENGTH:
-            return False
+            return None
         try:
             raw = base64.urlsafe_b64decode(batch_id.encode())
         except (binascii.Error, UnicodeEncodeError):
-            return False
+            return None
         # Base64 decoding is lenient: two spellings of the same bytes would be one id here but two keys in Redis.
         if base64.urlsafe_b64encode(raw) != batch_id.encode():
-            return False
-        return hmac.compare_digest(raw[-MAC_BYTES:], self._mac(raw[:-MAC_BYTES]))
+            return None
+        payload = raw[:-MAC_BYTES]
+        return payload if hmac.compare_digest(raw[-MAC_BYTES:], self._mac(payload)) else None
 
     def _mac(self, payload: bytes) -> bytes:
         return hashlib.blake2b(payload, key=self._secret, digest_size=MAC_BYTES).digest()

@@ -6,7 +6,7 @@ Every value carries `schema_version`. Unreadable bytes raise `WireError`; nothin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -173,8 +173,6 @@ _decode_head = msgspec.msgpack.Decoder(BatchHead).decode
 _decode_job_outcome = msgspec.msgpack.Decoder(JobOutcome).decode
 _decode_outcome = msgspec.msgpack.Decoder(BatchOutcome).decode
 
-T = TypeVar("T", BatchHead, BatchOutcome)
-
 
 def decode_head(data: bytes) -> BatchHead:
     """Read a batch head.
@@ -183,9 +181,12 @@ def decode_head(data: bytes) -> BatchHead:
         WireError: The bytes are not a batch head of this schema version.
     """
     try:
-        return _checked(_decode_head(data), ANY_CONTRACT_VERSION)
+        head = _decode_head(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unreadable("batch head", error, data, newest=ANY_CONTRACT_VERSION) from None
+    if not SCHEMA_VERSION <= head.schema_version <= ANY_CONTRACT_VERSION:
+        raise _other_version(head.schema_version, ANY_CONTRACT_VERSION)
+    return head
 
 
 def decode_outcome(data: bytes) -> BatchOutcome:
@@ -195,9 +196,12 @@ def decode_outcome(data: bytes) -> BatchOutcome:
         WireError: The bytes are not an outcome of this schema version.
     """
     try:
-        return _checked(_decode_outcome(data), OUTPUTS_VERSION)
+        outcome = _decode_outcome(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unreadable("outcome", error, data, newest=OUTPUTS_VERSION) from None
+    if not SCHEMA_VERSION <= outcome.schema_version <= OUTPUTS_VERSION:
+        raise _other_version(outcome.schema_version, OUTPUTS_VERSION)
+    return outcome
 
 
 def decode_job_outcome(data: bytes) -> JobOutcome:
@@ -239,17 +243,11 @@ def unreadable(
     except (msgspec.DecodeError, UnicodeDecodeError):
         version = 0
     if version > newest:
-        return _newer(version, newest)
+        return _other_version(version, newest)
     return WireError(f"unreadable {what}: {error}")
 
 
-def _newer(version: int, newest: int) -> NewerWireError:
-    return NewerWireError(f"schema version {version}, this process reads {newest}")
-
-
-def _checked(value: T, newest: int = SCHEMA_VERSION) -> T:
-    if value.schema_version > newest:
-        raise _newer(value.schema_version, newest)
-    if value.schema_version < SCHEMA_VERSION:
-        raise WireError(f"schema version {value.schema_version}, this process reads {SCHEMA_VERSION}")
-    return value
+def _other_version(version: int, newest: int) -> WireError:
+    if version > newest:
+        return NewerWireError(f"schema version {version}, this process reads {newest}")
+    return WireError(f"schema version {version}, this process reads {SCHEMA_VERSION}")

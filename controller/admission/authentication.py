@@ -21,13 +21,14 @@ from app.settings import ControllerSettings
 logger = logging.getLogger(__name__)
 
 # Health checks of load balancers, and pages whose content is public; a browser that opens a page sends no key.
-DOCUMENTATION_PATHS = frozenset({"/docs", "/docs/oauth2-redirect", "/openapi.json"})
-DOCUMENTATION_FILES = "/static-offline-docs/"
+PAGES = frozenset({"/", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+PAGE_FILES = "/page/"
+OPEN_FOLDERS = (PAGE_FILES, "/static-offline-docs/")
 HEALTH_PATHS = frozenset(
     {"/healthz", "/readyz", "/readyz/read", "/ping", "/health", "/version"}
     | {"/v2", "/v2/", "/v2/health/live", "/v2/health/ready"}
 )
-OPEN_PATHS = DOCUMENTATION_PATHS | HEALTH_PATHS
+OPEN_PATHS = PAGES | HEALTH_PATHS
 # Limit for spellings of valid keys, such as `bearer` for `Bearer`; more are not needed.
 CACHED_CALLERS = 1024
 CACHED_BYTES = 256  # maximum size of a cached header; longer ones contain extra spaces
@@ -46,10 +47,6 @@ class Caller:
     name: str
     is_operator: bool
 
-    def may_read(self, owner: str) -> bool:
-        """Whether this caller may read and cancel a job of this owner."""
-        return self.is_operator or owner == self.name
-
 
 ANONYMOUS = Caller("", is_operator=True)
 
@@ -60,6 +57,9 @@ class Access:
     Args:
         settings: Contains the keys or their file.
 
+    Attributes:
+        is_guarded: Whether callers need a key.
+
     Raises:
         ConfigurationError: The keys are malformed.
     """
@@ -68,14 +68,10 @@ class Access:
         self._settings = settings
         self._stamp = (
             self._file_stamp()
-        )  # before it is read: a change in between is detected at the next check
+        )  # before the file is read: a later change is detected at the next check
         self._keys: tuple[ApiKey, ...] = read_keys(settings)
+        self.is_guarded = bool(self._keys)
         self._callers: dict[bytes, Caller] = {}
-
-    @property
-    def is_guarded(self) -> bool:
-        """Whether callers need a key."""
-        return bool(self._keys)
 
     def caller(self, authorization: bytes) -> Caller:
         """The caller with this `Authorization` header (empty if it was missing).
@@ -83,7 +79,7 @@ class Access:
         Raises:
             UnauthenticatedError: Keys are configured, and the header has none of them.
         """
-        if not self._keys:
+        if not self.is_guarded:
             return ANONYMOUS
         return self._callers.get(authorization) or self._recognise(authorization)
 
@@ -104,7 +100,7 @@ class Access:
         except ConfigurationError as error:
             logger.error("%s; the %d API keys read before stay valid", error.detail, len(self._keys))
             return
-        self._callers = {}
+        self.is_guarded, self._callers = bool(self._keys), {}
         logger.info("read %d API keys", len(self._keys))
 
     def _recognise(self, authorization: bytes) -> Caller:
@@ -131,12 +127,6 @@ class Access:
         return found and (found.st_ino, found.st_ctime_ns, found.st_size)
 
 
-def caller_of(request: Request) -> Caller:
-    """The caller of a request that `Gate` admitted."""
-    caller: Caller = request.state.caller
-    return caller
-
-
 # The security scheme makes /docs ask for a key on the routes that declare it.
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="api_key", description="required if the controller has API keys"
@@ -146,7 +136,7 @@ _bearer = HTTPBearer(
 async def _check_operator(
     request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
-    if not caller_of(request).is_operator:
+    if not request.state.caller.is_operator:
         raise ForbiddenError("this request requires an API key with the role `operate`")
 
 
@@ -157,13 +147,3 @@ def require(role: Role) -> Any:
         ForbiddenError: Raised by the dependency if the caller lacks the role.
     """
     return Depends(_check_operator if role == "operate" else _bearer)
-
-
-def is_open(path: str) -> bool:
-    """Whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith(DOCUMENTATION_FILES) or is_page(path)
-
-
-def is_page(path: str) -> bool:
-    """Whether a path is the page or one of its files, which are public."""
-    return path == "/" or path.startswith("/page/")

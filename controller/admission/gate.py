@@ -15,7 +15,14 @@ from collections.abc import Sequence
 from app.errors import DrainingError, HostNotAllowedError, OriginNotAllowedError
 from app.settings import ControllerSettings
 from controller.admission.audit_log import Client
-from controller.admission.authentication import ANONYMOUS, HEALTH_PATHS, Access, Caller, is_open
+from controller.admission.authentication import (
+    ANONYMOUS,
+    HEALTH_PATHS,
+    OPEN_FOLDERS,
+    OPEN_PATHS,
+    Access,
+    Caller,
+)
 from controller.admission.rate_limit import RateLimit
 from controller.http.draining import Drain
 
@@ -59,7 +66,7 @@ class Gate:
         """
         if path not in HEALTH_PATHS:
             self.check_site(headers)
-        if is_open(path):
+        if not self._access.is_guarded or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return ANONYMOUS
         return self._access.caller(dict(headers).get(b"authorization", b""))
 
@@ -75,7 +82,7 @@ class Gate:
             raise DrainingError(
                 "this controller is stopping; use another one, or try again shortly", retry_after_s=1
             )
-        caller = self._access.caller(authorization)
+        caller = self._access.caller(authorization) if self._access.is_guarded else ANONYMOUS
         if self._rate_limit:
             self._rate_limit.check(caller, client)
         return caller

@@ -12,17 +12,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InputError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
-from controller.admission.authentication import DOCUMENTATION_PATHS, caller_of, is_page
+from controller.admission.authentication import PAGE_FILES, PAGES
 from controller.admission.gate import listed
 from controller.http import open_inference
+from controller.http.draining import Drain
 from controller.http.prediction_request import selector_of
 from controller.http.problems import PROBLEM_JSON, problem_body
 from controller.http.replies import Reply
-from controller.http.response_headers import API, CLOSE, on_answers, on_pages, on_unread_body
+from controller.http.response_headers import API, CLOSE, of_page
 from controller.input.content_coding import IDENTITY, unpack
 from controller.routing import Selector
 from controller.services import Services
@@ -74,7 +75,7 @@ class Controller:
             await self.fastapi(scope, receive, send)
             return
         if b"expect" in dict(scope["headers"]):
-            receive, send = on_unread_body(receive, send)
+            receive, send = _on_unread_body(receive, send)
         connection = scope.get("state", {}).get("connection")
         try:
             await self._cross_origin(scope, receive, send)
@@ -108,7 +109,7 @@ class Controller:
             return
         state = {**scope.get("state", {}), "services": services, "caller": caller}
         scope = {**scope, "root_path": prefix, "path": prefix + path, "method": method, "state": state}
-        wrap = on_pages if path in DOCUMENTATION_PATHS or is_page(path) else on_answers
+        wrap = _on_pages if path in PAGES or path.startswith(PAGE_FILES) else _on_answers
         send = wrap(send, services.drain)
         await self.fastapi(scope, receive, send)
 
@@ -146,9 +147,59 @@ async def _read_body(receive: Receive, check_size: Callable[[int], None]) -> byt
             return b"".join(parts) if len(parts) > 1 else parts[0]
 
 
+def _on_answers(send: Send, drain: Drain) -> Send:
+    """A `send` that adds the API's headers, and marks an answer that is the last one on its connection."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            last = [CLOSE] if drain.is_announced else []
+            message["headers"] = [*message.get("headers", []), *API, *last]
+        await send(message)
+
+    return send_with_headers
+
+
+def _on_unread_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """A `receive` and a `send` for a request that expects 100-continue.
+
+    If it is answered before its body was requested, the caller may continue with the body or with the next request (RFC
+    9110, section 10.1.1). These cannot be distinguished, so such an answer is the last one on its connection.
+    """
+    is_asked_for = False
+
+    async def receive_and_note() -> Message:
+        nonlocal is_asked_for
+        is_asked_for = True
+        return await receive()
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start" and not is_asked_for:
+            message["headers"] = [*message.get("headers", []), CLOSE]
+        await send(message)
+
+    return receive_and_note, send_and_close
+
+
+def _on_pages(send: Send, drain: Drain) -> Send:
+    """A `send` that adds the headers of a documentation page, which is sent in one part."""
+    start: Message = {}
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)  # delayed: its headers depend on the page
+            return
+        if start:
+            own = of_page(message.get("body", b"")) + ([CLOSE] if drain.is_announced else [])
+            await send({**start, "headers": [*start.get("headers", []), *own]})
+            start.clear()
+        await send(message)
+
+    return send_with_headers
+
+
 async def _on_modelyard_error(request: Request, error: Exception) -> Response:
     services: Services = request.state.services
-    key, path = caller_of(request).name, request.url.path.removeprefix(services.settings.prefix)
+    key, path = request.state.caller.name, request.url.path.removeprefix(services.settings.prefix)
     reply = services.refusals.reply_to(error, request.client, request.method, path, key)
     return Response(
         reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}

@@ -1,8 +1,8 @@
 """One HTTP connection: it wraps uvicorn's protocol, receives every byte first, and forwards other requests to uvicorn.
 
-Requests are processed one at a time. A prediction that has arrived completely is answered immediately by `fast_path`,
-with one write. Every other request is forwarded to uvicorn with its body in parts; the next request waits for its
-answer.
+Requests are processed one at a time. A prediction that has arrived completely is passed directly to `predict`, without
+an asyncio task or ASGI messages, and is answered with one write. Every other request is forwarded to uvicorn with its
+body in parts; the next request waits for its answer.
 
 It adds to uvicorn: limits on the size and time of a request, strict request framing (`framing`), backpressure for
 callers that do not read their answers, and a lingering close.
@@ -94,7 +94,8 @@ class Connection(asyncio.Protocol):
         self._drain = services.drain
         self._request_timeout_s = services.settings.request_timeout_s
         self._keep_alive_s = services.settings.keep_alive_s
-        self._fast_path = None if shared.access_log else services.fast_path
+        self._predict = services.predict
+        self._known_heads = None if shared.access_log else services.known_heads
         self._server_state = server_state
         self._stock = HttpToolsProtocol(config, server_state, {**app_state, STATE_KEY: self}, _loop)
         self._held = b""  # bytes read, but neither answered nor forwarded yet
@@ -117,7 +118,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Open the connection; called by asyncio."""
-        self.transport = transport
+        self.transport, self.get_extra_info = transport, transport.get_extra_info
         peer = transport.get_extra_info("peername")
         self._client: Client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         self._shared.open.add(self)
@@ -181,18 +182,18 @@ class Connection(asyncio.Protocol):
         if end < len(HEAD_END) or end > MAX_HEAD_BYTES:
             self._await_head()
             return False
-        data, fast, head = held[:end], self._fast_path, None
-        known = fast.known_heads.get(data) if fast is not None else None
-        if known is None:
+        data, heads = held[:end], self._known_heads
+        head, known = None, heads.by_data.get(data) if heads is not None else None
+        if heads is not None and known is None:
             head = Head(data)
-            known = fast.understand(data, head, self._client) if fast is not None else None
-        if fast is None or known is None or len(held) < end + known.body_bytes:
+            known = heads.read(data, head, self._client)
+        if known is None or len(held) < end + known.body_bytes:
             self._forward(head or Head(data), held[end:])
             return True
         body_end = end + known.body_bytes
         self._held = held[body_end:]
         self._is_answering, self._keep_alive, self._began_at_s = True, known.keep_alive, None
-        fast.predict.start(known.asked, held[end:body_end], self._client, self)
+        self._predict.start(known.asked, held[end:body_end], self._client, self)
         return True
 
     def _await_head(self) -> None:
@@ -284,10 +285,6 @@ class Connection(asyncio.Protocol):
         """Resume forwarding the body."""
         self._stock_is_full = False
         self._read_or_pause()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Information about the connection."""
-        return self.transport.get_extra_info(name, default)
 
     def _end(self) -> None:
         """Close after all written bytes are sent, so that the caller receives them (RFC 9112, section 9.6).

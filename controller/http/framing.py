@@ -66,7 +66,14 @@ class Head:
         self.method: bytes = parser.get_method()
         self.version: str = parser.get_http_version()
         self.keep_alive = self.version != "1.0" and parser.should_keep_alive()
-        self.path, self.query = self._split_target()
+        try:
+            url = parse_url(self._target)
+        except HttpParserError:
+            raise _malformed() from None
+        if url.path is None:
+            raise _malformed()
+        self.path: bytes = url.path
+        self.query: bytes = url.query or b""
         self._check()
 
     def on_url(self, url: bytes) -> None:
@@ -90,15 +97,6 @@ class Head:
             if name != b"upgrade" and (name != b"expect" or self.version != "1.0"):
                 lines.append(b"%b: %b" % (name, value))
         return _LINE_END.join((*lines, b"", b""))
-
-    def _split_target(self) -> tuple[bytes, bytes]:
-        try:
-            url = parse_url(self._target)
-        except HttpParserError:
-            raise _malformed() from None
-        if url.path is None:
-            raise _malformed()
-        return url.path, url.query or b""
 
     def _check(self) -> None:
         if self.method == b"CONNECT":  # the bytes after it do not belong to a request

@@ -1,4 +1,4 @@
-"""Encodes jobs as JSON for callers; the parts common to the jobs of a batch are encoded once."""
+"""Encodes jobs as JSON for callers; the jobs of a batch with uniform results are encoded together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from app.contract import OUTPUT_DTYPES
 from app.errors import WireError
@@ -45,31 +46,49 @@ def job_json(
     """A job as JSON: its receipt, and its outcome if it has one.
 
     Args:
+        outcome: Outcome of its batch, if it has one.
         prefix: Path prefix of its `result_url`.
 
     Raises:
-        WireError: Its scores are unreadable.
+        WireError: Its scores or outputs are unreadable.
     """
-    return BatchJson(ref.batch_id, head, alone=True, prefix=prefix).job(ref.index, status, outcome)
+    entry, job_id = head.jobs[ref.index], ids.job_id(ref.batch_id, ref.index)
+    document = {
+        "id": job_id,
+        "status": status,
+        "result_url": f"{prefix}/results/{job_id}",
+        **_common(head, entry, outcome),
+    }
+    if outcome:
+        for name, until_ms in (
+            ("queue_wait_ms", outcome.started_at_ms),
+            ("end_to_end_ms", outcome.finished_at_ms),
+        ):
+            document[name] = max(int((until_ms - entry.received_at_ms) * 1000), 0) / 1000
+        document |= _result(outcome.jobs[ref.index])
+    elif status == "expired":
+        document |= _result(EXPIRED)
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 class BatchJson:
-    """Encodes the jobs of one batch.
+    """Encodes the jobs of one batch, with the same result as `job_json` for each.
+
+    For many jobs, encoding their numbers together takes half the time.
 
     Args:
-        alone: Whether only one of the jobs is needed.
         prefix: Path prefix of each `result_url`.
     """
 
-    __slots__ = ("_batch_id", "_common", "_head", "_results", "_together")
+    __slots__ = ("_batch_id", "_head", "_prefix", "_together")
 
-    def __init__(self, batch_id: str, head: BatchHead, alone: bool = False, prefix: str = "") -> None:
-        self._results = result_url("", prefix)
+    def __init__(self, batch_id: str, head: BatchHead, prefix: str = "") -> None:
         self._batch_id = batch_id
         self._head = head
-        self._common: dict[tuple[str, bool, bool], str] = {}
-        # The encoded parts that differ per job, filled on first use; unused if each job is encoded separately.
-        self._together: list[str] | None = [] if alone else None
+        self._prefix = prefix
+        self._together: list[bytes] | None = (
+            None  # written on first use; empty if the results are not uniform
+        )
 
     def job(self, index: int, status: Status, outcome: BatchOutcome | None) -> bytes:
         """The job at `index`.
@@ -79,65 +98,62 @@ class BatchJson:
             outcome: Outcome of the batch, if it has one; the same object in every call.
 
         Raises:
-            WireError: Its scores are unreadable.
+            WireError: Its scores or outputs are unreadable.
         """
-        entry = self._head.jobs[index]
-        key = (entry.policy, entry.forced, outcome is not None)
-        common = self._common.get(key) or self._write_common(key, outcome)
-        job_id = ids.job_id(self._batch_id, index)
-        text = f'{{"id":"{job_id}","status":"{status}","result_url":"{self._results}{job_id}",{common}'
-        if outcome:
-            text += self._own(index, outcome)
-        elif status == "expired":
-            text += f',"error":{_error(EXPIRED)}'
-        return f"{text}}}".encode()
-
-    def _write_common(self, key: tuple[str, bool, bool], outcome: BatchOutcome | None) -> str:
-        policy, forced, _ = key
-        head = self._head
-        common: dict[str, Any] = {
-            "worker": head.worker,
-            "model_name": head.model_name,
-            "model_version": head.model_version,
-            "val_accuracy": head.val_accuracy,
-            "policy": policy,
-            "forced": forced,
-        }
-        if head.resent_from:
-            common["resent_from"] = head.resent_from
-        if outcome:
-            common["worker_id"] = outcome.worker_id or None
-            common["batch_samples"] = outcome.n_samples
-            common["inference_ms"] = outcome.inference_ms
-        written = self._common[key] = _json(common)[1:-1]
-        return written
-
-    def _own(self, index: int, outcome: BatchOutcome) -> str:
-        """The part of an outcome that is specific to one job."""
-        entries = self._head.jobs
-        if self._together is None:
-            results = _all_results(outcome.jobs)
-            self._together = _with_times(entries, outcome, results) if results else []
-        if self._together:
-            return self._together[index]
-        return _with_times([entries[index]], outcome, [_result(outcome.jobs[index])])[0]
+        if outcome and len(outcome.jobs) > 1:
+            if self._together is None:
+                self._together = _write_together(self._batch_id, self._head, outcome, self._prefix)
+            if self._together:
+                return self._together[index]
+        return job_json(JobRef(self._batch_id, index), self._head, status, outcome, self._prefix)
 
 
-def _with_times(entries: Sequence[JobEntry], outcome: BatchOutcome, results: Sequence[str]) -> list[str]:
-    """Durations of a batch's jobs, in milliseconds since each job's arrival, and their results."""
-    written = []
-    for until_ms in (outcome.started_at_ms, outcome.finished_at_ms):
-        # Integer microseconds, because `round` takes three times as long.
-        each_us = [int((until_ms - entry.received_at_ms) * 1000) for entry in entries]
-        written.append(_each([us / 1000 if us > 0 else 0.0 for us in each_us]))
-    return [
-        f',"queue_wait_ms":{wait},"end_to_end_ms":{end},{result}'
-        for wait, end, result in zip(*written, results, strict=True)
-    ]
+def _common(head: BatchHead, entry: JobEntry, outcome: BatchOutcome | None) -> dict[str, Any]:
+    """The members that the jobs of a batch share if one rule chose their queue."""
+    common: dict[str, Any] = {
+        "worker": head.worker,
+        "model_name": head.model_name,
+        "model_version": head.model_version,
+        "val_accuracy": head.val_accuracy,
+        "policy": entry.policy,
+        "forced": entry.forced,
+    }
+    if head.resent_from:
+        common["resent_from"] = head.resent_from
+    if outcome:
+        common["worker_id"] = outcome.worker_id or None
+        common["batch_samples"] = outcome.n_samples
+        common["inference_ms"] = outcome.inference_ms
+    return common
 
 
-def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
-    """The results of all jobs, encoded together; empty unless all succeeded with one sample and uniform scores."""
+def _result(own: JobOutcome) -> dict[str, Any]:
+    """The members that hold a job's result: predictions, outputs or an error."""
+    if own.status != "succeeded":
+        return {"error": {"code": own.error_code, "detail": own.error_detail}}
+    result: dict[str, Any] = {}
+    if own.classes or own.outputs is None:
+        if own.task == REGRESSION:
+            result["predictions"] = [{"value": each} for each in own.classes]
+        else:
+            rows = _table(own.scores, len(own.classes)) if own.scores else [None] * len(own.classes)
+            pairs = zip(own.classes, rows, strict=True)
+            result["predictions"] = [{"class": each, "scores": row} for each, row in pairs]
+        if not isinstance(own.scores, bytes):
+            result["scores_dtype"] = own.scores[0]
+    elif own.task == CLASSIFICATION and isinstance(own.outputs, bytes) and own.outputs[:1] == b"[":
+        result["predictions"] = [{"label": each} for each in orjson.loads(own.outputs)]
+    if own.outputs is not None:
+        result["outputs"] = orjson.Fragment(outputs_json(own.outputs))
+    return result
+
+
+def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefix: str) -> list[bytes]:
+    """All jobs of a batch; empty unless all succeeded with one sample and uniform scores.
+
+    Only text is written per job. A document per job would take twice as long.
+    """
+    jobs, entries = outcome.jobs, head.jobs
     kinds = {(job.status, len(job.classes), len(job.scores), type(job.outputs)) for job in jobs}
     status, n_samples, size, outputs = kinds.pop() if len(kinds) == 1 else ("", 0, 0, None)
     if status != "succeeded" or n_samples != 1 or not size or outputs is not NoneType:
@@ -145,9 +161,26 @@ def _all_results(jobs: Sequence[JobOutcome]) -> list[str]:
     scores = _joined([job.scores for job in jobs])
     if scores is None:
         return []
-    predictions = _predictions([job.classes[0] for job in jobs], _rows(scores, len(jobs)))
-    end = f"]{_dtype_member(scores)}"
-    return [f'"predictions":[{each}{end}' for each in predictions]
+    common = {(each.policy, each.forced): "" for each in entries}
+    for entry in entries:
+        rule = entry.policy, entry.forced
+        common[rule] = common[rule] or _json(_common(head, entry, outcome))[1:-1]
+    times = []
+    for until_ms in (outcome.started_at_ms, outcome.finished_at_ms):
+        # Integer microseconds, because `round` takes three times as long.
+        each_us = [int((until_ms - entry.received_at_ms) * 1000) for entry in entries]
+        times.append(_json([us / 1000 if us > 0 else 0.0 for us in each_us])[1:-1].split(","))
+    classes = _json([job.classes[0] for job in jobs])[1:-1].split(",")
+    rows = _json(_table(scores, len(jobs)))[2:-2].split("],[")
+    dtype = "" if isinstance(scores, bytes) else f',"scores_dtype":"{scores[0]}"'
+    start, url = f'{{"id":"{batch_id}.', f'","status":"{status}","result_url":"{prefix}/results/{batch_id}.'
+    return [
+        f'{start}{index}{url}{index}",{common[entry.policy, entry.forced]},"queue_wait_ms":{wait},'
+        f'"end_to_end_ms":{end},"predictions":[{{"class":{each},"scores":[{row}]}}]{dtype}}}'.encode()
+        for index, (entry, wait, end, each, row) in enumerate(
+            zip(entries, *times, classes, rows, strict=True)
+        )
+    ]
 
 
 def _joined(scores: Sequence[Scores]) -> Scores | None:
@@ -161,27 +194,6 @@ def _joined(scores: Sequence[Scores]) -> Scores | None:
     return named[0][0], b"".join([data for _, data in named])
 
 
-def _result(own: JobOutcome) -> str:
-    """The result of one job.
-
-    Raises:
-        WireError: Its scores are unreadable.
-    """
-    if own.status != "succeeded":
-        return f'"error":{_error(own)}'
-    members = []
-    if own.classes or own.outputs is None:
-        rows = _rows(own.scores, len(own.classes)) if own.scores else ["null"] * len(own.classes)
-        predictions = _predictions(own.classes, rows) if own.task != REGRESSION else _values(own.classes)
-        members.append(f'"predictions":[{",".join(predictions)}]{_dtype_member(own.scores)}')
-    elif own.task == CLASSIFICATION and isinstance(own.outputs, bytes) and own.outputs[:1] == b"[":
-        labels = [f'{{"label":{_json(each)}}}' for each in orjson.loads(own.outputs)]
-        members.append(f'"predictions":[{",".join(labels)}]')
-    if own.outputs is not None:
-        members.append(f'"outputs":{outputs_json(own.outputs)}')
-    return ",".join(members)
-
-
 def predictions_json(own: JobOutcome) -> str:
     """The output of a succeeded job in the form of MLflow's `predictions`.
 
@@ -190,7 +202,7 @@ def predictions_json(own: JobOutcome) -> str:
     """
     if own.outputs is not None:
         return outputs_json(own.outputs)
-    return f"[{','.join(_rows(own.scores, len(own.classes)) if own.scores else _each(own.classes))}]"
+    return _json(_table(own.scores, len(own.classes)) if own.scores else own.classes)
 
 
 def outputs_json(outputs: Outputs) -> str:
@@ -217,40 +229,14 @@ def _array(array: Array) -> str:
     return _json(values if values.size and values.ndim else values.tolist())
 
 
-def _values(values: Sequence[float]) -> list[str]:
-    """The values of a regression, one per sample."""
-    return [f'{{"value":{each}}}' for each in _each(values)]
-
-
-def _predictions(classes: Sequence[float], rows: Sequence[str]) -> list[str]:
-    """One prediction per sample, with its row of scores."""
-    return [f'{{"class":{each},"scores":{row}}}' for each, row in zip(_each(classes), rows, strict=True)]
-
-
-def _dtype_member(scores: Scores) -> str:
-    """The member that names the scores' dtype, unless it is float32."""
-    return "" if isinstance(scores, bytes) else f',"scores_dtype":"{scores[0]}"'
-
-
-def _rows(scores: Scores, n_rows: int) -> list[str]:
-    """Scores as JSON, one row per sample."""
+def _table(scores: Scores, n_rows: int) -> NDArray[Any]:
+    """Scores, shape (n_rows, n_scores), in a dtype that orjson encodes."""
     name, data = ("float32", scores) if isinstance(scores, bytes) else scores
     try:
         table = np.frombuffer(data, DTYPES[name]).reshape(n_rows, -1)
     except (KeyError, ValueError) as error:
         raise WireError(f"the outcome's scores cannot be read: {error}") from None
-    if name in WRITTEN_AS:
-        table = table.astype(WRITTEN_AS[name])
-    return [f"[{row}]" for row in _json(table)[2:-2].split("],[")]
-
-
-def _each(numbers: Sequence[float]) -> list[str]:
-    """Each number as JSON."""
-    return _json(numbers)[1:-1].split(",") if numbers else []
-
-
-def _error(own: JobOutcome) -> str:
-    return _json({"code": own.error_code, "detail": own.error_detail})
+    return table.astype(WRITTEN_AS[name]) if name in WRITTEN_AS else table
 
 
 def _json(value: Any) -> str:

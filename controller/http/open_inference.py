@@ -18,7 +18,7 @@ from app.contract import Contract
 from app.errors import NoCandidateError
 from app.ledger import ids
 from app.ledger.wire import CANCELLED, EXPIRED, BatchHead, JobOutcome
-from controller.admission.authentication import caller_of, require
+from controller.admission.authentication import require
 from controller.dispatch import Job
 from controller.http import documentation as docs
 from controller.http import readiness
@@ -110,8 +110,9 @@ async def result(
     """Read the outputs of a job: of `infer` with `Prefer: respond-async`, or of any other request."""
     services = _services(request)
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    view = await services.results.job(job_id, caller_of(request), wait_s)
-    head, own = view.head, view.job_outcome or UNRUN.get(view.status)
+    view = await services.results.job(job_id, request.state.caller, wait_s)
+    head = view.head
+    own = view.outcome.jobs[view.ref.index] if view.outcome else UNRUN.get(view.status)
     if own is None:
         prefix = _prefix(services)
         body = job_json(view.ref, head, view.status, None, prefix)

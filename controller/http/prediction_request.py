@@ -1,4 +1,7 @@
-"""Reads the head of a prediction: query parameters and headers, with defaults filled in."""
+"""Reads the head of a prediction: query parameters and headers, with defaults filled in.
+
+Clients send the same head repeatedly. A head that is equal byte by byte to a known one is not parsed again.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
-from app.errors import ContradictionError, ParameterError
+from app.errors import ContradictionError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
+from controller.admission.audit_log import Client
+from controller.admission.gate import Gate
+from controller.http.framing import Head
 from controller.input import bodies
 from controller.input.content_coding import check_coding
 from controller.routing import Selector
@@ -19,6 +25,10 @@ PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict/?")
 ANY = Selector()
 MAX_ALIAS = 255  # characters, as in MLflow
 MAX_QUERY_BYTES = 2048  # a thousand query strings are cached
+# Headers of requests that go through the ASGI application, which reads the body in parts or compressed.
+UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"idempotency-key", b"content-encoding", b"origin"})
+KNOWN_HEADS = 1024
+KNOWN_HEAD_BYTES = 2048  # longer heads are not cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,63 @@ class Asked:
     deadline_s: float
     authorization: bytes
     content_type: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHead:
+    """The parsed content of a head.
+
+    Attributes:
+        body_bytes: Announced size of the body.
+        keep_alive: Whether the connection stays open after the answer.
+    """
+
+    asked: Asked
+    body_bytes: int
+    keep_alive: bool
+
+
+class KnownHeads:
+    """The heads of plain predictions, which every connection of a controller answers without the ASGI application.
+
+    Attributes:
+        by_data: The known heads, by their bytes.
+    """
+
+    def __init__(self, settings: ControllerSettings, gate: Gate) -> None:
+        self.by_data: dict[bytes, KnownHead] = {}
+        self._settings = settings
+        self._gate = gate
+
+    def read(self, data: bytes, head: Head, client: Client) -> KnownHead | None:
+        """Read and cache the head of a plain prediction; None if it is not plain, or if it is refused.
+
+        Args:
+            data: The bytes of the head.
+        """
+        if head.method != b"POST" or not head.path.rstrip(b"/").endswith(b"/predict"):
+            return None
+        headers = dict(head.headers)
+        body_bytes = int(headers.get(b"content-length", b"0"))
+        if not body_bytes or not UNUSUAL.isdisjoint(headers):
+            return None
+        try:
+            path, prefix = unquote(head.path.decode("ascii", "replace")), self._settings.prefix
+            of_path = selector_of(path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path)
+            if of_path is None:
+                return None
+            self._gate.check_site(head.headers)
+            asked = read_head(headers, head.query, self._settings, of_path)
+            # Before caching, so that callers without a valid key cannot fill the cache.
+            self._gate.admit(asked.authorization, client)
+        except ModelyardError:
+            return None
+        known = KnownHead(asked, body_bytes, head.keep_alive)
+        if len(data) <= KNOWN_HEAD_BYTES:
+            if len(self.by_data) >= KNOWN_HEADS:
+                self.by_data.clear()
+            self.by_data[data] = known
+        return known
 
 
 def read_head(

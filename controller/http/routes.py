@@ -8,7 +8,7 @@ import msgspec
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from controller.admission.authentication import caller_of, require
+from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import job_json, result_url
@@ -24,11 +24,6 @@ from modelyard.schemas import (
 
 router = APIRouter()
 JSON = "application/json"
-
-
-def _services(request: Request) -> Services:
-    services: Services = request.state.services
-    return services
 
 
 @router.post("/predict", dependencies=[require("predict")], **docs.PREDICT)
@@ -58,9 +53,9 @@ async def result(
     wait: Annotated[float, Query(description="seconds to wait for the outcome, 0 to 60")] = 0.0,
 ) -> Response:
     """Read a job, and its outcome where it has one."""
-    services = _services(request)
+    services: Services = request.state.services
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    view = await services.results.job(job_id, caller_of(request), wait_s)
+    view = await services.results.job(job_id, request.state.caller, wait_s)
     prefix = services.settings.prefix
     return Response(job_json(view.ref, view.head, view.status, view.outcome, prefix), media_type=JSON)
 
@@ -68,7 +63,8 @@ async def result(
 @router.delete("/results/{job_id}", dependencies=[require("predict")], **docs.CANCEL)
 async def cancel(request: Request, job_id: str) -> Response:
     """Cancel a job that no worker has taken yet."""
-    services, caller = _services(request), caller_of(request)
+    services: Services = request.state.services
+    caller: Caller = request.state.caller
     with services.audit.act("cancel", "cancelled", caller.name, request.client, job_id):
         view = await services.results.job(job_id, caller)
         if view.status != "cancelled":
@@ -81,7 +77,7 @@ async def cancel(request: Request, job_id: str) -> Response:
 @router.get("/workers", dependencies=[require("operate")], **docs.WORKERS)
 async def workers(request: Request) -> Response:
     """The pool: every worker number with its model version, its workers and its backlog."""
-    services = _services(request)
+    services: Services = request.state.services
     await services.watcher.refresh()
     return _document(pool_document(services.watcher.view, services.clock.now_ms()))
 
@@ -105,8 +101,8 @@ async def quarantine(
     limit: Annotated[int, Query(ge=1, le=1000, description="number of jobs, newest first")] = 100,
 ) -> Response:
     """Jobs that cost their workers their lives, newest first."""
-    jobs = await _services(request).quarantine.jobs(limit)
-    return _document(Quarantine(tuple(jobs)))
+    services: Services = request.state.services
+    return _document(Quarantine(tuple(await services.quarantine.jobs(limit))))
 
 
 @router.post("/quarantine/{job_id}/resend", dependencies=[require("operate")], **docs.RESEND)
@@ -117,7 +113,8 @@ async def resend(
     again: Annotated[bool, Query(description="resend a job even if it was resent before")] = False,
 ) -> Response:
     """Send a quarantined job again, as a new job; said twice, it is done once."""
-    services, caller = _services(request), caller_of(request)
+    services: Services = request.state.services
+    caller: Caller = request.state.caller
     settings = services.settings
     deadline_s = settings.default_deadline_s if deadline is None else deadline
     in_range("deadline", deadline_s, 0.001, settings.max_deadline_s)
@@ -133,9 +130,8 @@ async def resend(
 @router.get("/metrics", dependencies=[require("operate")], **docs.METRICS)
 async def metrics(request: Request) -> Response:
     """All series in Prometheus's text format."""
-    return Response(
-        _services(request).metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
-    )
+    services: Services = request.state.services
+    return Response(services.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/healthz", **docs.HEALTH)
@@ -147,7 +143,7 @@ async def healthz() -> Response:
 @router.get("/readyz", **docs.READY)
 async def readyz(request: Request) -> Response:
     """Whether a prediction would be accepted now, and if not, why. An empty pool makes every controller not ready."""
-    services = _services(request)
+    services: Services = request.state.services
     return _readiness([*readiness.against_serving(services), *readiness.against_accepting(services)])
 
 
@@ -157,7 +153,7 @@ async def readyz_read(request: Request) -> Response:
 
     Load balancers should ask this one: what the pool lacks, every controller lacks, and outcomes can be read.
     """
-    return _readiness(readiness.against_serving(_services(request)))
+    return _readiness(readiness.against_serving(request.state.services))
 
 
 def _readiness(reasons: list[str]) -> Response:

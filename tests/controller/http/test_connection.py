@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from app.api_keys import new_key
-from controller.http.fast_path import KNOWN_HEAD_BYTES, KNOWN_HEADS
+from controller.http.prediction_request import KNOWN_HEAD_BYTES, KNOWN_HEADS
 from tests.controller.conftest import HandWorker, until
 from tests.controller.http.conftest import BODY, LIMIT_BYTES, OpenSite, Site, once, request, work
 
@@ -220,8 +220,8 @@ async def test_a_head_that_was_read_before_means_what_it_meant(site: Site, fast_
         for body, status in ((BODY, 200), (BODY, 200), (other, 200), (b'{"data": [1, X]}', 400), (BODY, 200)):
             await caller.send(post(body))
             assert (await caller.answer()).status == status
-    fast_path = site.served.services.fast_path
-    assert fast_http == (fast_path is not None and len(fast_path.known_heads) == 1)
+    known_heads = site.served.services.known_heads
+    assert fast_http == (known_heads is not None and len(known_heads.by_data) == 1)
 
 
 @pytest.mark.parametrize(
@@ -268,9 +268,9 @@ async def test_only_the_head_of_a_plain_prediction_that_may_enter_is_kept(
     async with site.caller() as caller:
         await caller.send(request_)
         await caller.answer()
-    fast_path = site.served.services.fast_path
-    assert fast_path is not None
-    assert not fast_path.known_heads
+    known_heads = site.served.services.known_heads
+    assert known_heads is not None
+    assert not known_heads.by_data
 
 
 @once
@@ -279,9 +279,9 @@ async def test_heads_that_are_never_seen_again_do_not_pile_up(site: Site) -> Non
         heads = range(KNOWN_HEADS + 10)
         await caller.send(b"".join(post(b"[]", b"x-request: %d" % number) for number in heads))
         assert {(await caller.answer()).status for _ in heads} == {422}
-    fast_path = site.served.services.fast_path
-    assert fast_path is not None
-    assert 0 < len(fast_path.known_heads) <= KNOWN_HEADS
+    known_heads = site.served.services.known_heads
+    assert known_heads is not None
+    assert 0 < len(known_heads.by_data) <= KNOWN_HEADS
 
 
 async def test_a_known_head_with_a_key_that_was_taken_away_is_refused(
