@@ -89,7 +89,7 @@ async def workers(request: Request) -> Response:
 )
 async def version_openapi(request: Request, name: str, version: str) -> Response:
     """The OpenAPI document of one version: its input as a JSON Schema, its example, and its outputs."""
-    services = _services(request)
+    services: Services = request.state.services
     record = record_of(services.watcher.view, name, version_of(version))
     document = version_document(request.app.openapi(), record, services.settings.prefix)
     return Response(orjson.dumps(document), media_type=JSON)
