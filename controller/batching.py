@@ -94,7 +94,8 @@ def decide(load: Load, limits: Limits, samples: Iterable[int], *, is_due: bool) 
         samples: Number of samples of each waiting job.
         is_due: Whether the previously decided hold time has passed.
     """
-    if is_due or _is_open(load, limits) or _has_enough_receipts(load, limits):
+    is_open = load.sent_batches < _places(load, limits, load.sent_jobs)
+    if is_due or is_open or _has_enough_receipts(load, limits):
         return Decision(_sizes(load, limits, load.waiting_jobs, samples))
     n_full = load.waiting_jobs // limits.max_jobs * limits.max_jobs
     if load.waiting_samples >= limits.max_samples:
@@ -124,10 +125,6 @@ def _has_enough_receipts(load: Load, limits: Limits) -> bool:
     return load.pass_ms < QUICK_PASS_MS and _hold_ms(load, limits) <= limits.hold_ms
 
 
-def _is_open(load: Load, limits: Limits) -> bool:
-    return load.sent_batches < _places(load, limits, load.sent_jobs)
-
-
 def _places(load: Load, limits: Limits, n_out: int) -> int:
     """Number of batches of the queue that may be in flight: one running batch and `ahead` more.
 
@@ -155,6 +152,8 @@ def _hold_ms(load: Load, limits: Limits) -> float:
 
 def _sizes(load: Load, limits: Limits, n_jobs: int, samples: Iterable[int]) -> list[int]:
     """Number of jobs in each batch of the first `n_jobs` waiting jobs: within the limits, and at least one."""
+    if n_jobs == 1:
+        return [1]
     share = _share(load, limits, n_jobs)
     if load.waiting_samples <= limits.max_samples:
         whole, rest = divmod(n_jobs, share)

@@ -100,7 +100,7 @@ class Job(msgspec.Struct, eq=False):
             self.answer()
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class SentBatch:
     """A batch whose outcome this controller has not received.
 
@@ -217,7 +217,8 @@ class Dispatcher:
 
     def submit(self, job: Job) -> None:
         """Submit a job; the result is reported to `job.on_ready`."""
-        lane = self.lane(job.route.candidate.queue)
+        queue = job.route.candidate.queue
+        lane = self._lanes.get(queue) or self.lane(queue)
         entry, backlog = job.entry, lane.backlog
         lane.waiting.append(job)
         lane.n_samples += entry.n_samples
@@ -241,61 +242,73 @@ class Dispatcher:
             lane.turn = None
         if not lane.waiting:
             return
-        now_s, now_ms, backlog = time.monotonic(), self._watcher.clock.now_ms(), lane.backlog
-        load = backlog.load(lane.n_samples, lane.n_receipts)
+        now_ms = self._watcher.clock.now_ms()
+        load = lane.backlog.load(lane.n_samples, lane.n_receipts)
         decision = batching.decide(load, self._limits, map(_n_samples, lane.waiting), is_due=is_due)
-        if decision.sizes and min(map(_deadline_ms, lane.waiting)) <= now_ms:
-            self._refuse_late(lane, now_ms)
-            self._send(lane, is_due)
-            return
-        if lane.timer is not None and decision.sizes:
-            lane.timer.cancel()
-            lane.timer = None
         sizes = decision.sizes
-        if sizes and (lane.waiting[0].form is not None or lane.waiting[-1].form is not None):
-            sizes = _sort_by_form(lane.waiting, sizes)
+        if sizes:
+            if min(map(_deadline_ms, lane.waiting)) <= now_ms:
+                self._refuse_late(lane, now_ms)
+                self._send(lane, is_due)
+                return
+            if lane.timer is not None:
+                lane.timer.cancel()
+                lane.timer = None
+            if lane.waiting[0].form is not None or lane.waiting[-1].form is not None:
+                sizes = _sort_by_form(lane.waiting, sizes)
         for size in sizes:
             jobs, lane.waiting = lane.waiting[:size], lane.waiting[size:]
-            if not (n_jobs := len(jobs)):
+            if not jobs:
                 break  # a batch that was refused immediately has already sent the others
             lane.n_samples -= sum(map(_n_samples, jobs))
             lane.n_receipts = 0
-            backlog.held_jobs -= n_jobs
             try:
-                batch_id = self._watcher.signer.new_batch_id(now_ms, n_jobs)
-                candidate, form = jobs[-1].route.candidate, jobs[0].form
-                contract = candidate.contract
-                head = BatchHead(
-                    queue=candidate.queue,
-                    worker=candidate.worker,
-                    reply_to=self._controller_id,
-                    model_name=candidate.model_name,
-                    model_version=candidate.model_version,
-                    val_accuracy=candidate.val_accuracy,
-                    dtype=contract.dtype if isinstance(contract, TensorContract) else "",
-                    sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
-                    jobs=list(map(_entry, jobs)),
-                )
-                if form is not None:
-                    head = form.on(head, [len(job.data) for job in jobs])
-                data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
-                once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
-                accept = Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms)
+                batch = self._close(lane, jobs, now_ms)
             except Exception as error:
                 self._refuse(lane, jobs, error)
                 continue
-            batch = SentBatch(
-                batch_id, head, accept, BatchJson(batch_id, head, prefix=self._prefix), jobs, now_s
-            )
             for index, job in enumerate(jobs):
                 job.batch, job.index = batch, index
-            self.sent[batch_id] = batch
-            backlog.send(n_jobs)
+            self.sent[batch.batch_id] = batch
+            lane.backlog.send(len(jobs))
             self._n_unconfirmed += 1
-            accept.send(self._link, self._accepted, batch)
+            batch.accept.send(self._link, self._accepted, batch)
         if lane.waiting and lane.timer is None:
             loop = asyncio.get_running_loop()
             lane.timer = loop.call_later(decision.hold_ms / 1000, self._send_held, lane)
+
+    def _close(self, lane: Lane, jobs: list[Job], now_ms: float) -> SentBatch:
+        """Close a batch: it gets its id, and the command that accepts it is rendered.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
+        candidate, form = jobs[-1].route.candidate, jobs[0].form
+        contract = candidate.contract
+        head = BatchHead(
+            queue=candidate.queue,
+            worker=candidate.worker,
+            reply_to=self._controller_id,
+            model_name=candidate.model_name,
+            model_version=candidate.model_version,
+            val_accuracy=candidate.val_accuracy,
+            dtype=contract.dtype if isinstance(contract, TensorContract) else "",
+            sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
+            jobs=list(map(_entry, jobs)),
+        )
+        if form is not None:
+            head = form.on(head, [len(job.data) for job in jobs])
+        data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
+        once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
+        return SentBatch(
+            batch_id=batch_id,
+            head=head,
+            accept=Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms),
+            json=BatchJson(batch_id, head, self._prefix),
+            jobs=jobs,
+            sent_at_s=time.monotonic(),
+        )
 
     def _send_held(self, lane: Lane) -> None:
         lane.timer = None
@@ -342,7 +355,7 @@ class Dispatcher:
         jobs, batch.jobs = batch.jobs, []
         all_told = len(jobs) == len(outcome.jobs) and all(map(_wants_outcome, jobs))
         # The next batch first: its worker is idle, and answering the callers of this batch takes time.
-        self._close(batch, is_awaited=bool(jobs))
+        self._return(batch, is_awaited=bool(jobs))
         if batch.timer:
             batch.timer.cancel()
         for job in jobs:
@@ -355,7 +368,7 @@ class Dispatcher:
     def abandon(self, batch: SentBatch, lost: bool = False) -> None:
         """Stop waiting for the outcome of a batch; its jobs stay in the ledger, unless Redis lost them."""
         if batch.batch_id in self.sent:
-            self._close(batch, is_awaited=True)
+            self._return(batch, is_awaited=True)
         if lost:
             why = "Redis lost its data, including this job; send it again"
             _fail(batch.jobs, LedgerUnavailableError(why, retry_after_s=1))
@@ -368,7 +381,7 @@ class Dispatcher:
             self._all_confirmed.clear()
             await self._all_confirmed.wait()
 
-    def _close(self, batch: SentBatch, *, is_awaited: bool) -> None:
+    def _return(self, batch: SentBatch, *, is_awaited: bool) -> None:
         """Count a batch as returned, and send waiting jobs if its place is free now.
 
         Args:
@@ -410,7 +423,6 @@ class Dispatcher:
         late = [job for job in lane.waiting if job.entry.deadline_ms <= now_ms]
         lane.waiting = [job for job in lane.waiting if job.entry.deadline_ms > now_ms]
         lane.n_samples -= sum(map(_n_samples, late))
-        lane.backlog.held_jobs -= len(late)
         self._refuse(
             lane,
             late,
@@ -419,10 +431,11 @@ class Dispatcher:
 
     @staticmethod
     def _refuse(lane: Lane, jobs: list[Job], error: Exception) -> None:
-        """Refuse held jobs instead of sending them."""
+        """Refuse held jobs, which are no longer in the lane, instead of sending them."""
         if not isinstance(error, ModelyardError):
             logger.error("a batch could not be sent", exc_info=error)
             error = LedgerUnavailableError("the jobs could not be stored")
+        lane.backlog.held_jobs -= len(jobs)
         lane.backlog.close(map(_entry, jobs))
         _fail(jobs, error)
 

@@ -43,7 +43,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._watcher = watcher
         self._clock = clock
-        self._seen: dict[str, _OfWorker] = {}
+        self._seen: dict[int, _OfWorker] = {}
         registry = self._registry
         self._end_to_end = Latencies(
             "modelyard_end_to_end_latency_seconds",
@@ -93,32 +93,30 @@ class Metrics:
     def accepted(self, event: Accepted) -> None:
         """Count an accepted batch."""
         head = event.accept.batch.head
-        own = self._of(head.worker)
+        own = self._seen.get(head.worker) or self._of(head.worker)
         own.batch_jobs.observe(len(head.jobs))
         own.dispatch.observe(event.took_s)
 
     def completed(self, event: Completed) -> None:
         """Count the outcomes of a batch."""
-        own, heard_at_ms = self._of(event.head.worker), self._clock.ms_at(event.heard_at_s)
+        number, heard_at_ms = event.head.worker, self._clock.ms_at(event.heard_at_s)
+        own = self._seen.get(number) or self._of(number)
         latencies_s = [max(0.0, heard_at_ms - job.received_at_ms) / 1000 for job in event.head.jobs]
         self._end_to_end.observe(own.worker, latencies_s)
-        self._end_to_end_last.labels(own.worker).set(
-            latencies_s[-1]
-        )  # the series exists only after the first value
+        # Not cached in `own`: the series exists only after the first value.
+        self._end_to_end_last.labels(own.worker).set(latencies_s[-1])
         statuses = [job.status for job in event.outcome.jobs]
         for status in set(statuses):
             own.jobs[status].inc(statuses.count(status))
 
     def _of(self, number: int) -> _OfWorker:
         worker = str(number)
-        own = self._seen.get(worker)
-        if own is None:
-            own = self._seen[worker] = _OfWorker(
-                worker,
-                batch_jobs=self._batch_jobs.labels(worker),
-                dispatch=self._dispatch.labels(worker),
-                jobs={status: self._jobs.labels(worker, status) for status in FINAL_STATUSES},
-            )
+        own = self._seen[number] = _OfWorker(
+            worker,
+            batch_jobs=self._batch_jobs.labels(worker),
+            dispatch=self._dispatch.labels(worker),
+            jobs={status: self._jobs.labels(worker, status) for status in FINAL_STATUSES},
+        )
         return own
 
     def rejected(self, code: str) -> None:
@@ -132,10 +130,10 @@ class Metrics:
     def exposition(self) -> bytes:
         """All series in Prometheus's text format; series of removed workers are dropped first."""
         view = self._watcher.view
-        present = {str(view.numbers.get(record.queue, record.worker)) for record in view.records}
-        present |= {str(view.numbers[queue]) for queue in view.backlog_jobs if queue in view.numbers}
-        for worker in self._seen.keys() - present:
-            del self._seen[worker]
+        present = {view.numbers.get(record.queue, record.worker) for record in view.records}
+        present |= {view.numbers[queue] for queue in view.backlog_jobs if queue in view.numbers}
+        for number in self._seen.keys() - present:
+            worker = self._seen.pop(number).worker
             for series in (self._end_to_end, self._end_to_end_last, self._batch_jobs, self._dispatch):
                 series.remove(worker)
             for outcome in FINAL_STATUSES:

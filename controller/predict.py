@@ -72,8 +72,12 @@ class Exchange(msgspec.Struct):
     to: Addressee
 
     def ready(self, job: Job) -> None:
-        """Handle the awaited event: acceptance or outcome."""
-        self.to.answer(self.predict.reply_or_refusal(job, self.asked.wait_s))
+        """Send the reply after the awaited event, acceptance or outcome; errors become replies."""
+        try:
+            reply = self.predict.reply(job, self.asked.wait_s)
+        except Exception as error:
+            reply = self.predict.refusals.reply(error)
+        self.to.answer(reply)
 
 
 class Ready(asyncio.Event):
@@ -102,7 +106,11 @@ class Collaborators:
 
 
 class Predict:
-    """The handler."""
+    """The handler.
+
+    Attributes:
+        refusals: Converts errors into replies.
+    """
 
     def __init__(self, settings: ControllerSettings, parts: Collaborators) -> None:
         self._settings = settings
@@ -115,7 +123,7 @@ class Predict:
         self._results = parts.results
         self._idempotency = parts.idempotency
         self._large_bodies = parts.large_bodies
-        self._refusals = parts.refusals
+        self.refusals = parts.refusals
         self._clock = parts.clock
         self._drain = parts.drain
         self._look_ups: set[asyncio.Task[None]] = set()
@@ -133,7 +141,7 @@ class Predict:
             )
             job = self._job(samples, request, certain, Exchange(self, asked, to))
         except Exception as error:
-            to.answer(self._refusals.reply_to(error, client, "POST", "/predict"))
+            to.answer(self.refusals.reply_to(error, client, "POST", "/predict"))
         else:
             self._submit(job, asked.wait_s)
 
@@ -199,7 +207,7 @@ class Predict:
 
     async def _take(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
         job = await self.run(request, body, once)
-        return self._reply(job, request.asked.wait_s)
+        return self.reply(job, request.asked.wait_s)
 
     async def run(
         self, request: Request, body: bytes, once: Reservation | None = None, reading: Reading = "strict"
@@ -276,14 +284,12 @@ class Predict:
         if lives_ms < wait_s * 1000 and not job.is_answered:
             asyncio.get_running_loop().call_later(lives_ms / 1000, self._at_deadline, job)
 
-    def reply_or_refusal(self, job: Job, wait_s: float) -> Reply:
-        """The reply to the request of a finished wait; errors become replies."""
-        try:
-            return self._reply(job, wait_s)
-        except Exception as error:
-            return self._refusals.reply(error)
+    def reply(self, job: Job, wait_s: float) -> Reply:
+        """The reply to the request of a finished wait.
 
-    def _reply(self, job: Job, wait_s: float) -> Reply:
+        Raises:
+            ModelyardError: The job was not accepted, or its outcome is unreadable.
+        """
         if job.error:
             raise job.error
         batch = job.batch
@@ -305,7 +311,7 @@ class Predict:
             retry_after_s=1,
         )
         url = result_url(job_id, self._prefix)
-        refusal = self._refusals.reply(error, id=job_id, result_url=url)
+        refusal = self.refusals.reply(error, id=job_id, result_url=url)
         return Reply(refusal.status, [*refusal.headers, (b"location", url.encode())], refusal.body)
 
     def _at_deadline(self, job: Job) -> None:

@@ -185,7 +185,7 @@ def foreseen(snapshot: Snapshot, selector: Selector) -> Route | None:
     candidates, forced = _selected(snapshot, selector)
     if not candidates or (len(candidates) > 1 and not snapshot.one_contract):
         return None
-    return _route(candidates[0], forced)
+    return Route(candidates[0], FORCED if forced else POLICY, forced)
 
 
 def _route(candidate: Candidate, forced: bool) -> Route:

@@ -41,10 +41,15 @@ class BatchCosts:
     Sizes are grouped in doubling classes (1, 2-3, 4-7, …), each with a moving mean; values between them are
     interpolated. A batch cost is assumed to be a fixed part plus a part per job. Beyond the measured sizes, the lowest
     possible cost is assumed: no caller is refused for a cost that was never measured.
+
+    Attributes:
+        usual_jobs: Moving mean of the number of jobs in a batch.
+        largest_ms: The longest mean duration of all size classes, in milliseconds.
     """
 
     def __init__(self) -> None:
         self.usual_jobs = 1.0
+        self.largest_ms = LEAST_BATCH_MS
         self._classes: dict[int, tuple[float, float]] = {}
         self._jobs: list[float] = []
         self._ms: list[float] = []
@@ -54,11 +59,6 @@ class BatchCosts:
         """Whether anything was learnt."""
         return bool(self._jobs)
 
-    @property
-    def largest_ms(self) -> float:
-        """The longest mean duration of all size classes, in milliseconds."""
-        return self._ms[-1] if self._ms else LEAST_BATCH_MS
-
     def learn(self, jobs: float, took_ms: float) -> None:
         """Learn the duration of a batch with `jobs` jobs. An outlier is counted as twice its class's mean."""
         size_class = int(jobs).bit_length()
@@ -67,12 +67,14 @@ class BatchCosts:
             after = (jobs, max(took_ms, LEAST_BATCH_MS))
         else:
             took_ms = min(max(took_ms, LEAST_BATCH_MS), LARGEST_STEP * before[1])
-            after = (_moved(before[0], jobs), _moved(before[1], took_ms))
-        self.usual_jobs = _moved(self.usual_jobs, jobs) if self.known else jobs
+            mean_jobs, mean_ms = before
+            after = (mean_jobs + WEIGHT * (jobs - mean_jobs), mean_ms + WEIGHT * (took_ms - mean_ms))
+        self.usual_jobs = self.usual_jobs + WEIGHT * (jobs - self.usual_jobs) if self._classes else jobs
         self._classes[size_class] = after
         sizes, costs = zip(*sorted(self._classes.values()), strict=True)
         # A batch never costs more than a larger one: the first batch of a size may have met a suspended worker.
         self._jobs, self._ms = list(sizes), list(accumulate(reversed(costs), min))[::-1]
+        self.largest_ms = self._ms[-1]
 
     def batch_ms(self, jobs: float) -> float:
         """The expected duration of a batch with `jobs` jobs."""
@@ -86,10 +88,6 @@ class BatchCosts:
             return max(costs[0] * jobs / sizes[0], LEAST_BATCH_MS)
         share = (jobs - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
         return costs[above - 1] + share * (costs[above] - costs[above - 1])
-
-
-def _moved(mean: float, value: float) -> float:
-    return mean + WEIGHT * (value - mean)
 
 
 @dataclass(eq=False, slots=True)
@@ -119,11 +117,6 @@ class QueueBacklog:
     free_at_ms: dict[str, float] = field(default_factory=dict)
     open_by_caller: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def jobs(self) -> int:
-        """Number of all jobs."""
-        return self.held_jobs + self.sent_jobs + self.other_jobs
-
     def load(self, waiting_samples: int = 0, waiting_receipts: int = 0) -> Load:
         """The input of `batching`.
 
@@ -146,7 +139,8 @@ class QueueBacklog:
         )
 
     def send(self, n_jobs: int) -> None:
-        """Count a sent batch."""
+        """Count a batch of held jobs as sent."""
+        self.held_jobs -= n_jobs
         self.sent_batches += 1
         self.sent_jobs += n_jobs
         self.most_sent_jobs = max(self.most_sent_jobs, self.sent_jobs)
@@ -165,11 +159,13 @@ class QueueBacklog:
 
     def learn(self, batch_id: str, outcome: BatchOutcome) -> None:
         """Learn the duration of batches from a returned batch."""
-        ran = sum(job.status == "succeeded" or job.status == "failed" for job in outcome.jobs)
+        ran = len([job for job in outcome.jobs if job.status == "succeeded" or job.status == "failed"])
         if not (ran and outcome.n_samples):
             return
         pass_ms = outcome.inference_ms / ran
-        self.pass_ms = pass_ms if self.pass_ms == inf else _moved(self.pass_ms, pass_ms)
+        if self.pass_ms == inf:
+            self.pass_ms = pass_ms
+        self.pass_ms += WEIGHT * (pass_ms - self.pass_ms)
         # Measured from the moment when its worker could have started: the time between two batches is part of the cost.
         started_at_ms, ended_at_ms = outcome.started_at_ms, outcome.finished_at_ms
         before_ms = self.free_at_ms.get(outcome.worker_id, 0.0)
@@ -249,7 +245,8 @@ class Backlogs:
         backlog = self._queues.get(queue)
         if backlog is None:
             return
-        jobs, longest_s = backlog.jobs, deadline_s * self._fraction
+        jobs = backlog.held_jobs + backlog.sent_jobs + backlog.other_jobs
+        longest_s = deadline_s * self._fraction
         if jobs < self._jobs_limit and jobs * backlog.costs.largest_ms <= longest_s * 1000:
             return  # even if each job were a separate batch
         wait_s = backlog.expected_wait_ms() / 1000

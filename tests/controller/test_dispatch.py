@@ -98,7 +98,7 @@ async def test_a_batch_waits_ahead_of_a_busy_worker_unless_it_works_off_many_qui
     first = await worker.claimed()
     assert len(first.head.jobs) == n_out
     posts.append(asyncio.create_task(served.post(query="?wait=5")))
-    await until(lambda: lane.backlog.jobs == n_out + 1, "another one is there")
+    await until(lambda: lane.backlog.held_jobs + lane.backlog.sent_jobs == n_out + 1, "another one is there")
     await asyncio.sleep(0)  # it is sent at the end of the turn, if at all
     assert len(lane.waiting) == n_held
     worker.finish(first)
@@ -128,7 +128,10 @@ async def test_many_who_wait_for_acceptance_alone_are_not_held_up_for_a_worker_t
     posts = [asyncio.create_task(served.post())]
     first = await worker.claimed()
     posts += [asyncio.create_task(served.post(query=query)) for _ in range(ENOUGH_RECEIPTS)]
-    await until(lambda: lane.backlog.jobs == 1 + ENOUGH_RECEIPTS, "all of them are there")
+    await until(
+        lambda: lane.backlog.held_jobs + lane.backlog.sent_jobs == 1 + ENOUGH_RECEIPTS,
+        "all of them are there",
+    )
     assert lane.backlog.sent_jobs == 1 + n_sent
     worker.finish(first)
     worker.finish(await worker.claimed())
