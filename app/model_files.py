@@ -28,7 +28,7 @@ XGBOOST_CLASS = re.compile(r"xgboost\.(core\.Booster|sklearn\.XGB\w+)")
 LIGHTGBM_CLASS = "lightgbm.basic.Booster"
 ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # others load libraries that options name
 
-Kind = Literal["pt2", "skops", "library", "code"]
+Kind = Literal["pt2", "skops", "onnx", "library", "code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Loading:
     """How a model loads.
 
     Attributes:
-        kind: `pt2` by PyTorch, `skops` by skops, `library` by its MLflow flavor, which unpickles nothing; `code` runs
-            code that came with it.
+        kind: `pt2` by PyTorch, `skops` by skops, `onnx` by ONNX Runtime, `library` by its MLflow flavor, which
+            unpickles nothing; `code` runs code that came with it.
         file: The loaded file within the model's folder; empty if unknown.
         reason: Why it is `code`, for a message after the model's name; otherwise empty.
     """
@@ -156,6 +156,7 @@ def _library(conf: Mapping[str, Any], loader: str, folder: Path) -> Loading:
         providers = conf.get("providers") or ()
         if conf.get("onnx_session_options") or any(each not in ONNX_PROVIDERS for each in providers):
             return Loading("code", file, "asks ONNX Runtime for options that may load libraries")
+        return Loading("onnx", file)
     return Loading("library", file)
 
 

@@ -155,7 +155,9 @@ class WorkerSettings(Settings):
         validation_alias=AliasChoices("worker_number", "WORKER"),
         description="requested worker number; default: the version's present number, or the next free one",
     )
-    torch_threads: int = Field(default=1, ge=1, le=1024, description="threads of one forward pass")
+    torch_threads: int = Field(
+        default=1, ge=1, le=1024, description="threads of one forward pass of a PyTorch or ONNX model"
+    )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`"
     )

@@ -31,7 +31,7 @@ from app.errors import (
 )
 from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.settings import WorkerSettings
-from workers import model_lookup, requirements_check
+from workers import model_lookup, onnx_model, requirements_check
 from workers.job_inputs import read_unread
 from workers.model_lookup import ModelVersion
 from workers.signature import read_contract
@@ -81,7 +81,9 @@ def preload(found: ModelVersion, settings: WorkerSettings) -> None:
 def _import_for(found: ModelVersion) -> None:
     kind = _loading(found).kind
     with suppress(ImportError):  # `load` will tell
-        if kind == "pt2":
+        if kind == "onnx":  # importing ONNX Runtime starts a thread, which would not survive the fork
+            pass
+        elif kind == "pt2":
             import_for_pt2()
         elif kind == "skops":
             import skops.io  # noqa: F401
@@ -132,6 +134,9 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
     how, contract = _loading(found), _contract(found)
     if how.kind == "pt2":
         return _load_torch(found, contract, settings, _load_pt2)
+    if how.kind == "onnx":
+        onnx_model.require_runtime(found.uri)
+        return _on_first_device(found, contract, settings, _load_onnx, onnx_model.devices(settings))
     if how.kind == "skops":
         return _warm(found, contract, partial(_load_skops, found, how.file), "cpu", settings)
     if how.kind == "code":
@@ -176,11 +181,21 @@ def _load_torch(
     settings: WorkerSettings,
     make: Callable[[ModelVersion, str, WorkerSettings], Predict],
 ) -> LoadedModel:
-    """Load it on the first device on which it works; parts of an exported model may be bound to the CPU."""
     import torch
 
     torch.set_num_threads(settings.torch_threads)
-    *tried_first, last = _torch_devices(settings)
+    return _on_first_device(found, contract, settings, make, _torch_devices(settings))
+
+
+def _on_first_device(
+    found: ModelVersion,
+    contract: Contract,
+    settings: WorkerSettings,
+    make: Callable[[ModelVersion, str, WorkerSettings], Predict],
+    devices: Sequence[str],
+) -> LoadedModel:
+    """Load it on the first device on which it works; parts of an exported model may be bound to the CPU."""
+    *tried_first, last = devices
     for device in tried_first:
         try:
             return _warm(found, contract, partial(make, found, device, settings), device, settings)
@@ -290,6 +305,11 @@ def _to_numpy(output: Any) -> Any:
     if isinstance(output, tuple | list):
         return tuple(map(_to_numpy, output))
     return output.cpu().numpy() if hasattr(output, "cpu") else output
+
+
+def _load_onnx(found: ModelVersion, device: str, settings: WorkerSettings) -> Predict:
+    file = str(Path(found.path, _loading(found).file))
+    return onnx_model.OnnxModel(file, device, settings.torch_threads).predict
 
 
 def _load_skops(found: ModelVersion, file: str) -> Predict:

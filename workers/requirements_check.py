@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
 
 REQUIREMENTS, PYTHON_ENV = "requirements.txt", "python_env.yaml"
 # Libraries whose name differs from their flavor.
-LIBRARIES = {"pytorch": "torch", "sklearn": "scikit-learn"}
+LIBRARIES = {"pytorch": "torch", "sklearn": "scikit-learn", "onnx": "onnxruntime"}
+# Builds of one library under several names: each provides the same module.
+BUILDS = (
+    ("xgboost", "xgboost-cpu"),
+    ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+    ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "intel-tensorflow"),
+    ("psycopg2", "psycopg2-binary"),
+    ("faiss-cpu", "faiss-gpu"),
+)
 NAMED = 12  # maximum number of differences named in one line
 
 
@@ -59,6 +69,8 @@ def required_python(folder: str) -> str:
 def differences(folder: str) -> tuple[RequirementDifference, ...]:
     """The requirements of a model that this environment lacks or has in another version.
 
+    Another build of the same library, such as xgboost-cpu for xgboost, is no difference.
+
     Args:
         folder: The model's files.
     """
@@ -88,24 +100,34 @@ def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelRequir
     others = [
         each
         for each in differences(found.path)
-        if canonicalize_name(each.package) in libraries and _is_other_major(each)
+        if not libraries.isdisjoint(_builds(each.package)) and _is_other_major(each)
     ]
     if not others:
         return []
     return [
         ModelRequirementsError(
-            f"{found.uri} was logged with {described(others)}; expected the same major version. Install it, set "
-            "MODELYARD_ENV_MANAGER=uv to serve the version in an environment of its own, or set "
-            "MODELYARD_ALLOW_MAJOR_MISMATCH=true to try it as it is"
+            f"{found.uri} was logged with {described(others)}; expected the same major version. "
+            f"Install it (pip install {_command(others)}), set MODELYARD_ENV_MANAGER=uv to serve the version in an "
+            "environment of its own, or set MODELYARD_ALLOW_MAJOR_MISMATCH=true to try it as it is"
         )
     ]
 
 
+def _command(others: Sequence[RequirementDifference]) -> str:
+    return " ".join(f'"{each.package}{each.required}"' for each in others)
+
+
+def _builds(package: str) -> tuple[str, ...]:
+    """All names of the library that this package provides, its own first."""
+    name = canonicalize_name(package)
+    return (name, *(each for builds in BUILDS if name in builds for each in builds if each != name))
+
+
 def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    for name in _builds(package):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None
 
 
 def _is_other_major(difference: RequirementDifference) -> bool:

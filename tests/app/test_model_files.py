@@ -45,7 +45,7 @@ def library(name: str, **conf: Any) -> dict[str, Any]:
         ),
         (library("xgboost", data="model.json"), "library", "model.json"),
         (library("lightgbm", data="model.lgb", model_class="lightgbm.basic.Booster"), "library", "model.lgb"),
-        (library("onnx", data="model.onnx", providers=["CPUExecutionProvider"]), "library", "model.onnx"),
+        (library("onnx", data="model.onnx", providers=["CPUExecutionProvider"]), "onnx", "model.onnx"),
     ],
 )
 def test_formats_without_code_are_known(folder: Path, flavors: dict[str, Any], kind: str, file: str) -> None:

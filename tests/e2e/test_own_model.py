@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,12 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
 
 @pytest.mark.timeout(300)
 def test_the_example_registers_a_model_in_an_empty_folder_that_a_worker_there_serves(
-    redis_server: RedisServer, free_port: Callable[[], int], wait_until: WaitUntil, tmp_path: Path
+    redis_server: RedisServer,
+    free_port: Callable[[], int],
+    wait_until: WaitUntil,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     environment = os.environ.copy()
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -39,5 +45,9 @@ def test_the_example_registers_a_model_in_an_empty_folder_that_a_worker_there_se
             assert job.val_accuracy is not None
             assert job.val_accuracy > 0.8
             assert np.array(job.predictions[0].scores, float).sum() == pytest.approx(1, abs=1e-3)
+        monkeypatch.setenv("MODELYARD_URL", url)
+        show = runpy.run_path(str(EXAMPLE.parent / "models" / "show.py"))["show"]
+        show("My_Model", {"inputs": [[0.0] * 64]})
+        assert '"status":"succeeded"' in capsys.readouterr().out
     finally:
         pool.close()

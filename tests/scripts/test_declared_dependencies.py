@@ -19,7 +19,7 @@ SERVER, CLIENT = (
 READERS = {
     "app": ["worker"],
     "controller": ["controller"],
-    "workers": ["worker"],
+    "workers": ["worker", "onnx"],
     "training": ["training"],
     "client": ["commands", "pictures", "plots"],
     "cli": ["controller", "worker", "training", "flower", "local"],

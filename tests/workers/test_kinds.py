@@ -25,14 +25,19 @@ from app.ledger.worker_ledger import ClaimedBatch
 from app.settings import WorkerSettings
 from controller.http.job_json import job_json, predictions_json
 from tests.pool_samples import head, now_ms, outcome
-from tests.workers.kinds import Kind, body_of, kinds, tree_kinds
+from tests.workers import kinds
+from tests.workers.kinds import ALL_SETTINGS, KINDS, Kind, Registered
 from workers import model
 from workers.job_inputs import decode, model_input
 from workers.job_outputs import to_outcomes
 from workers.model_lookup import ModelVersion, read_description
 from workers.warm_up import LoadedModel
 
-KINDS = kinds() | tree_kinds()
+
+@pytest.fixture(scope="module")
+def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Tracking URI of a registry without models."""
+    return kinds.new_registry(empty_database, tmp_path_factory.mktemp("kinds"))
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +53,19 @@ def switches() -> Iterator[None]:
             os.environ[name] = value
 
 
-def load(kind: Kind, folder: Path) -> LoadedModel:
-    kind.save(str(folder / "model"))
-    described = read_description(str(folder / "model"))
-    found = ModelVersion("Kind", 1, "", str(folder / "model"), described.flavors, described.signature)
-    if not kind.loads_without_switch:
+def load(made: Registered, kind: Kind, registry: str) -> LoadedModel:
+    described = read_description(made.path)
+    found = ModelVersion(
+        made.name, 1, "", made.path, described.flavors, described.signature, task=described.task
+    )
+    if kind.settings:
         with pytest.raises(ModelNotAllowedError):
             model.load(found, WorkerSettings(allow_pickle_models=False))
     settings = WorkerSettings(
-        allow_pickle_models=not kind.loads_without_switch,
-        allow_non_finite=kind.allows_non_finite,
+        allow_pickle_models="MODELYARD_ALLOW_PICKLE_MODELS" in kind.settings,
+        allow_non_finite="MODELYARD_ALLOW_NON_FINITE" in kind.settings,
         device="cpu",
-        mlflow_tracking_uri=f"sqlite:///{folder}/mlruns.db",
+        mlflow_tracking_uri=registry,
     )
     return model.load(found, settings)
 
@@ -85,9 +91,10 @@ def answers(loaded: LoadedModel, body: bytes, n_jobs: int) -> list[JobOutcome]:
     return to_outcomes(output, counts, contract, loaded.task, loaded.allows_non_finite)
 
 
-def by_mlflow(folder: Path, body: bytes) -> Any:
+def by_mlflow(path: str, body: bytes) -> Any:
     """The predictions of MLflow's own scoring server."""
-    served = mlflow.pyfunc.load_model(str(folder / "model"))
+    os.environ[model.MLFLOW_SWITCH] = "true"
+    served = mlflow.pyfunc.load_model(path)
     answer = scoring_server.invocations(body, "application/json", served, served.metadata.get_input_schema())
     assert answer.status == 200, answer.response
     return json.loads(answer.response)["predictions"]
@@ -107,20 +114,35 @@ def is_same(ours: Any, theirs: Any) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", KINDS)
-def test_a_kind_of_model_is_served_and_answers_what_mlflow_would(name: str, tmp_path: Path) -> None:
-    kind = KINDS[name]
-    loaded = load(kind, tmp_path)
+@pytest.mark.parametrize("script", KINDS)
+def test_a_kind_of_model_is_served_and_answers_what_mlflow_would(
+    script: str, registry: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = KINDS[script]
+    if not kinds.is_installed(script):
+        pytest.skip(f"{kind.library} is not installed")
+    made = kinds.register(script, registry)
+    shown = capsys.readouterr().out
+    assert [name for name in ALL_SETTINGS if f"{name}=true" in shown] == list(kind.settings)
+    body = json.dumps(made.body).encode()
+    assert f"curl -d '{body.decode()}' 'http://127.0.0.1:9000/predict?model={made.name}&wait=10'" in shown
+    loaded = load(made, kind, registry)
     contract: Contract = loaded.contract
     assert msgspec.json.decode(msgspec.json.encode(contract))["kind"] == kind.contract
     assert (isinstance(contract, TensorContract) or contract.merges) == kind.merges
-    body = body_of(kind)
     [alone] = answers(loaded, body, 1)
     assert alone.status == "succeeded", alone.error_detail
     if kind.merges:
         assert answers(loaded, body, 3) == [alone] * 3
     if kind.serves_in_mlflow:
-        assert is_same(json.loads(predictions_json(alone)), by_mlflow(tmp_path, body))
+        assert is_same(json.loads(predictions_json(alone)), by_mlflow(made.path, body))
+
+
+def test_every_script_is_a_kind_that_the_page_about_models_shows() -> None:
+    scripts = {path.stem for path in kinds.SCRIPTS.glob("*.py")} - {"show"}
+    assert scripts == set(KINDS)
+    page = (kinds.SCRIPTS.parents[1] / "docs" / "models.md").read_text()
+    assert [name for name in KINDS if f"(../examples/models/{name}.py)" not in page] == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from click.testing import CliRunner
@@ -19,7 +20,7 @@ from tests.pool_samples import RedisServer
 from tests.workers.worker_processes import Start, ready_pids, records
 from workers import model
 from workers.model_lookup import ModelVersion
-from workers.requirements_check import described, differences, read_requirements
+from workers.requirements_check import described, differences, obstacles, read_requirements
 
 SKLEARN = version("scikit-learn")
 OTHER_MAJOR = f"{int(SKLEARN.split('.')[0]) + 1}.0.0"
@@ -65,6 +66,17 @@ def test_what_is_missing_or_has_another_version_is_a_difference(tmp_path: Path) 
     assert missing == RequirementDifference("no-such-package-here", "==1.0", None)
     assert f"numpy<1.20 ({version('numpy')} installed), no-such" in described([python, numpy, missing])
     assert described([missing] * 20).endswith("no-such-package-here==1.0 (not installed) and 8 more")
+
+
+def test_another_build_of_the_same_library_is_no_difference(tmp_path: Path) -> None:
+    installed = version("xgboost-cpu")
+    write(tmp_path, f"xgboost=={installed}", "xgboost-cpu>=1")
+    assert differences(str(tmp_path)) == ()
+    write(tmp_path, "XGBoost>=99")
+    assert differences(str(tmp_path)) == (RequirementDifference("XGBoost", ">=99", installed),)
+    found = msgspec.structs.replace(write(tmp_path, "xgboost-cpu==99.0"), flavors={"xgboost": {}})
+    [problem] = obstacles(found, WorkerSettings())
+    assert 'pip install "xgboost-cpu==99.0"' in problem.detail
 
 
 def test_a_model_without_requirements_has_no_differences(tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""One named tensor; a single tensor may be sent without its name."""
+
+import mlflow
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from show import show
+
+NAME = "Pixels"
+BODY = {"inputs": [[1.5, 2.5, 3.0], [0.1, 0.2, 0.3]]}
+
+
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input):
+        return model_input["pixels"].mean(axis=1)
+
+
+mlflow.pyfunc.log_model(
+    name="model",
+    python_model=Model(),
+    signature=ModelSignature(inputs=Schema([TensorSpec(np.dtype("float64"), (-1, 3), "pixels")])),
+    pip_requirements=["numpy"],
+    registered_model_name=NAME,
+)
+show(NAME, BODY, settings="MODELYARD_ALLOW_PICKLE_MODELS=true")

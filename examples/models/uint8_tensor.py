@@ -1,0 +1,25 @@
+"""A tensor of uint8, such as pixels."""
+
+import mlflow
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from show import show
+
+NAME = "Uint8"
+BODY = {"inputs": [[1, 2], [3, 255]]}
+
+
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input):
+        return 255 - model_input
+
+
+mlflow.pyfunc.log_model(
+    name="model",
+    python_model=Model(),
+    signature=ModelSignature(inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 2))])),
+    pip_requirements=["numpy"],
+    registered_model_name=NAME,
+)
+show(NAME, BODY, settings="MODELYARD_ALLOW_PICKLE_MODELS=true")
