@@ -40,6 +40,7 @@ from controller.results import Results
 from controller.routing import Route, Selector, Snapshot, foreseen
 
 JSON = (b"content-type", bodies.JSON)
+DECODED_TIMES = 4  # by how much a table or an image may grow: as much as JSON numbers grow as float64
 EXPIRY_POLL_S = 0.2  # Redis's clock is authoritative and may lag behind this process's clock
 
 
@@ -232,8 +233,12 @@ class Predict:
                 certain,
                 self._settings.max_samples,
                 reading,
+                DECODED_TIMES * self._settings.max_body_bytes,
             )
-            samples = read_samples(*read) if len(body) < LARGE_BYTES else await self._large_bodies.read(*read)
+            is_apart = len(body) >= LARGE_BYTES or (
+                reading != "open_inference" and bodies.is_decoded(asked.content_type)
+            )
+            samples = await self._large_bodies.read(*read) if is_apart else read_samples(*read)
             job = self._job(samples, request, certain, ready)
         except (InputError, TooLargeError):
             if self._rate_limit:  # a refused input costs as much as a prediction

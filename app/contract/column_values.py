@@ -184,6 +184,8 @@ def _time(value: Any, kind: ColumnType, rules: Rules) -> Any:
         return value
     if type(value) is dt.datetime and value.tzinfo is None:  # MessagePack may contain such a value
         value = value.isoformat()
+    elif type(value) is np.datetime64:  # Arrow and Parquet do
+        value = str(value)
     found = TIME.fullmatch(value) if type(value) is str else None
     if not found or int(value[:4]) not in YEARS:
         raise _misfit(value, kind)

@@ -174,9 +174,9 @@ def _array(value: Any, field: TensorField, allows_missing: bool, rules: Rules) -
         place = "".join(f"[{int(each)}]" for each in at)
         named = f"tensor {field.name!r}, " if field.name else ""
         error = InputNotFiniteError if misfit.is_about_size else InputTypeError
+        wrong = flat[misfit.place].item() if isinstance(flat, np.ndarray) else flat[misfit.place]
         raise error(
-            f"{named}row {int(at[0])}, value {place}: got {flat[misfit.place]!r:.{SHOWN}}; expected "
-            f"{misfit.expected}"
+            f"{named}row {int(at[0])}, value {place}: got {wrong!r:.{SHOWN}}; expected {misfit.expected}"
         ) from None
 
 

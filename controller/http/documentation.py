@@ -12,6 +12,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
+from controller.input.bodies import ARROW_FILE, ARROW_STREAM, PARQUET
 from modelyard.schemas import DOCUMENTS, Health, Job, Pool, Problem, Quarantine, Readiness
 
 INTRODUCTION = """
@@ -128,6 +129,7 @@ _SECONDS = {"type": "number", "minimum": 0}
 _NUMBER = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 _VERSION = {"anyOf": [_NUMBER, {"type": "string", "pattern": r"^[\w-]+$"}]}
 
+_TABLES = [each.decode() for each in (ARROW_STREAM, ARROW_FILE, PARQUET)]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 PREDICT: dict[str, Any] = {
@@ -168,8 +170,8 @@ PREDICT: dict[str, Any] = {
         ],
         "requestBody": {
             "description": "Samples as JSON: numbers, named tensors or columns, as the version's contract says; as a "
-            "NumPy file; as the model's own dtype, little-endian, in C order; or as a MessagePack map with "
-            "one key that holds such bytes or nested numbers.",
+            "NumPy file; as the model's own dtype, little-endian, in C order; as a MessagePack map with "
+            "one key that holds such bytes or nested numbers; as CSV, Arrow IPC or Parquet.",
             "required": True,
             "content": {
                 "application/json": {
@@ -190,6 +192,7 @@ PREDICT: dict[str, Any] = {
                 "application/octet-stream": _BINARY,
                 "application/msgpack": _BINARY,
                 "text/csv": {"schema": {"type": "string"}},
+                **dict.fromkeys(_TABLES, _BINARY),
             },
         },
     },
@@ -235,7 +238,7 @@ INVOCATIONS: dict[str, Any] = {
         },
         202: {"description": "With `Prefer: respond-async`: poll `result_url`", **_json(Job, _RECEIPT)},
         415: {
-            "description": "The body is neither JSON nor CSV in UTF-8",
+            "description": "The body is neither JSON nor CSV in UTF-8, nor Parquet",
             "content": {"text/plain": {"schema": {"type": "string"}}},
         },
         "default": {"description": "Any other problem, as MLflow says it", "content": _MLFLOW_ERROR},
@@ -257,6 +260,7 @@ INVOCATIONS: dict[str, Any] = {
                     }
                 },
                 "text/csv": {"schema": {"type": "string"}},
+                PARQUET.decode(): _BINARY,
             },
         }
     },

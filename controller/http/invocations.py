@@ -38,7 +38,7 @@ from controller.services import Services
 
 router = APIRouter()
 JSON = "application/json"
-CONTENT_TYPES = ("application/json", "text/csv")
+CONTENT_TYPES = ("application/json", "text/csv", "application/vnd.apache.parquet")
 # MLflow's error codes; the first listed class of an error's MRO counts.
 ERROR_CODES: dict[type[ModelyardError], str] = {
     BodyNotJsonError: "BAD_REQUEST",

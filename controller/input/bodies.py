@@ -34,7 +34,16 @@ JSON = b"application/json"
 OCTETS = b"application/octet-stream"
 MSGPACK = b"application/msgpack"
 NPY = b"application/x-npy"
-ACCEPTED_TYPES = ", ".join(each.decode() for each in (JSON, OCTETS, NPY, MSGPACK))
+CSV = b"text/csv"
+ARROW_STREAM = b"application/vnd.apache.arrow.stream"
+ARROW_FILE = b"application/vnd.apache.arrow.file"
+PARQUET = b"application/vnd.apache.parquet"
+TABLES = frozenset({ARROW_STREAM, ARROW_FILE, PARQUET, b"application/x-parquet"})
+# Types whose decoders are large libraries of native code: only a reader process reads them.
+DECODED = TABLES
+ACCEPTED_TYPES = ", ".join(
+    each.decode() for each in (JSON, OCTETS, NPY, MSGPACK, CSV, ARROW_STREAM, ARROW_FILE, PARQUET)
+)
 # Content types under which clients send JSON, such as curl's default.
 ALSO_JSON = frozenset({b"", b"text/plain", b"text/json", b"application/x-www-form-urlencoded"})
 
@@ -93,6 +102,16 @@ Body = Numbers | Tensor | Octets
 MAX_LISTS_BYTES = 2**19  # traversing Python lists takes about two seconds per MiB and blocks the event loop
 
 
+def media_type(content_type: bytes) -> bytes:
+    """The content type without parameters, in lower case."""
+    return content_type.partition(b";")[0].strip().lower()
+
+
+def is_decoded(content_type: bytes) -> bool:
+    """Whether only a reader process may read such a body, whatever its size."""
+    return content_type != JSON and media_type(content_type) in DECODED
+
+
 def parse(content_type: bytes, body: bytes) -> Body:
     """Read a body. A body with an unknown content type is read as JSON, if it is JSON.
 
@@ -102,7 +121,7 @@ def parse(content_type: bytes, body: bytes) -> Body:
     """
     if content_type == JSON:
         return json_numbers.parse(body)
-    kind = content_type.partition(b";")[0].strip().lower()
+    kind = media_type(content_type)
     read = _READERS.get(kind)
     if read:
         return read(body)

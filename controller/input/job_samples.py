@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Protocol
 
 import msgspec
 
-from app.contract import TensorContract, documents
+from app.contract import Contract, TensorContract, documents
 from app.contract.documents import Document, Reading, Rules
 from app.contract.payloads import JobForm, to_payload
-from app.errors import BodyKeyError, BodyNotJsonError, InputError, InputShapeError, UnsupportedTypeError
+from app.errors import (
+    BodyKeyError,
+    BodyNotJsonError,
+    InputError,
+    InputShapeError,
+    TooLargeError,
+    UnsupportedTypeError,
+)
 from controller.input import bodies, json_numbers
 from controller.input.inference_request import InferenceRequest, read_inference_request
 from controller.routing import Route, Selector, Snapshot, candidate_routes, route
+
+MAX_DECODED_BYTES = 2**25
+
+
+class Given(Protocol):
+    """A body that has not been compared with a contract yet."""
+
+    def document(self, contract: Contract) -> Document:
+        """The body in the form that a contract takes."""
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -39,16 +56,21 @@ def read_samples(
     certain: Route | None,
     max_samples: int,
     reading: Reading = "strict",
+    max_decoded_bytes: int = MAX_DECODED_BYTES,
 ) -> Samples:
     """Read a body. A pure function, so that any process may run it.
 
     Args:
         content_type: Content type of the body; for the Open Inference Protocol, the length of its JSON.
         certain: The route, if it does not depend on the body.
+        max_decoded_bytes: Limit for the samples of a body that may be compressed: a table or an image.
 
     Raises:
         ModelyardError: The body or the selector is refused.
     """
+    if reading != "open_inference" and bodies.is_decoded(content_type):
+        routes = [certain] if certain else candidate_routes(snapshot, selector)
+        return _read_decoded(content_type, body, routes, max_samples, max_decoded_bytes)
     is_plain = (
         isinstance(certain.candidate.contract, TensorContract)
         if certain
@@ -86,6 +108,36 @@ def _read_plain(
                 json_numbers.parse_slow(body)  # gives a better error for a ragged array
         raise
     return Samples(chosen, data, len(numbers.values) // contract.sample_size)
+
+
+def _read_decoded(
+    content_type: bytes, body: bytes, routes: list[Route], max_samples: int, max_bytes: int
+) -> Samples:
+    """Read a table for the first route whose contract it fits. Its values have types, so the rules are strict.
+
+    Raises:
+        InputError: It fits no contract; the error is that of the first route.
+        TooLargeError: It has too many rows or bytes.
+    """
+    from controller.input.arrow_bodies import read_table  # only where a table is read: a large library
+
+    given: Given = read_table(bodies.media_type(content_type), body, max_samples, max_bytes)
+    refusal: InputError | None = None
+    for each in routes:
+        try:
+            payload = to_payload(
+                given.document(each.candidate.contract), each.candidate.contract, max_samples, "strict"
+            )
+        except InputError as error:
+            refusal = refusal or error
+            continue
+        if len(payload.data) > max_bytes:
+            raise TooLargeError(
+                f"the samples have {len(payload.data)} bytes; at most {max_bytes} are accepted: send fewer rows"
+            )
+        return Samples(each, payload.data, payload.n_samples, payload.form)
+    assert refusal
+    raise refusal
 
 
 def _read_any(

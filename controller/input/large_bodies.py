@@ -1,4 +1,7 @@
-"""Parses large bodies in separate processes, because the parser holds the GIL for up to 0.2 s for 8 MiB.
+"""Reads large bodies, tables and images in separate processes.
+
+The JSON parser holds the GIL for up to 0.2 s for 8 MiB. The decoders of tables and images are native code that may
+crash, or take much memory or time, on a hostile body; so the process that runs them has a limit for both.
 
 A thread of the controller calls a process over pipes; this I/O releases the GIL. A process starts with the first large
 body. It ends after `IDLE_S` seconds without one, or when the controller has ended, which frees its memory. This module
@@ -10,26 +13,34 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import resource
 import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 
 from app.contract.documents import Reading
-from app.errors import ModelyardError, QueueFullError, UnavailableError
-from controller.input.job_samples import Samples, read_samples
+from app.errors import BodyNotArrayError, ModelyardError, QueueFullError, TooLargeError, UnavailableError
+from controller.input import bodies
+from controller.input.job_samples import MAX_DECODED_BYTES, Samples, read_samples
 from controller.routing import Route, Selector, Snapshot
 
 LARGE_BYTES = 2**18  # about 2 ms of parsing JSON; not smaller than one read of a connection
 LIMIT_BYTES = 2**26  # of bodies that are being read or wait for it
 IDLE_S = 30.0
 NICENESS = 5  # if CPU time is scarce, all other callers come first
+DECODER_BYTES = 2**29  # of memory for one table or request of images, beside some copies of its body
+COPIES = 8
+MAPPED_PAGES = Path("/proc/self/statm")
+DECODER_CPU_S = 20
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 
 Question = tuple[
-    bytes, bytes, Snapshot, Selector, Route | None, int, Reading
+    bytes, bytes, Snapshot, Selector, Route | None, int, Reading, int
 ]  # the arguments of `read_samples`
 
 
@@ -57,6 +68,7 @@ class LargeBodies:
         certain: Route | None,
         max_samples: int,
         reading: Reading = "strict",
+        max_decoded_bytes: int = MAX_DECODED_BYTES,
     ) -> Samples:
         """Run `read_samples` in a process.
 
@@ -64,6 +76,7 @@ class LargeBodies:
             ModelyardError: The same errors as `read_samples`.
             QueueFullError: Too many large bodies are being read.
             UnavailableError: The process ended twice.
+            BodyNotArrayError: It ended twice in a decoder.
         """
         if self._taken_bytes and self._taken_bytes + len(body) > self._limit_bytes:
             raise QueueFullError(
@@ -71,7 +84,7 @@ class LargeBodies:
                 retry_after_s=1,
             )
         self._taken_bytes += len(body)
-        question = (content_type, body, snapshot, selector, certain, max_samples, reading)
+        question = (content_type, body, snapshot, selector, certain, max_samples, reading, max_decoded_bytes)
         answered = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
         answered.add_done_callback(lambda _: self._give_back(len(body)))
         answer = await asyncio.shield(answered)  # a process is not interrupted in its work
@@ -107,6 +120,10 @@ class LargeBodies:
                 continue
             self._idle.append(process)
             return answer
+        if bodies.is_decoded(question[0]) and not self._is_closed:
+            return BodyNotArrayError(
+                f"the decoder failed, or took longer than {DECODER_CPU_S} s of CPU time; expected an undamaged body"
+            )
         return UnavailableError(
             "the process that decodes large bodies ended; send the request again", retry_after_s=1
         )
@@ -117,7 +134,8 @@ class LargeBodies:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pipesize=2**20,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "ARROW_DEFAULT_MEMORY_POOL": "system"},
         )
         self._running.add(process)
         return process
@@ -150,12 +168,34 @@ def serve() -> None:
 
 
 def _answer(question: Question) -> Samples | Exception:
+    content_type, body, *_ = question
     try:
-        return read_samples(*question)
+        with _limits(len(body)) if bodies.is_decoded(content_type) else nullcontext():
+            return read_samples(*question)
     except ModelyardError as error:
         return error.with_traceback(None)
+    except MemoryError:
+        return TooLargeError(
+            f"the body needs more than {DECODER_BYTES >> 20} MiB of memory to decode; send fewer rows per request"
+        )
     except Exception as error:  # such as too little memory: the controller logs it and answers 500
         return RuntimeError(f"a large body could not be decoded: {error!r}")
+
+
+@contextmanager
+def _limits(body_bytes: int) -> Iterator[None]:
+    """Limit what a decoder may take: an allocation beyond it fails, and a signal ends the process at the time limit."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    signal.setitimer(signal.ITIMER_PROF, DECODER_CPU_S)
+    if MAPPED_PAGES.exists():  # on Linux
+        pages = int(MAPPED_PAGES.read_text().split()[0])
+        allowed = pages * resource.getpagesize() + DECODER_BYTES + COPIES * body_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 if __name__ == "__main__":

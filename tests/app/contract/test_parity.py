@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -17,11 +20,13 @@ from mlflow.types.schema import Array, Map, Object, Property
 from app.contract.documents import Document, Rules, read
 from app.contract.payloads import to_payload
 from app.errors import ModelyardError
+from controller.input.arrow_bodies import read_table
 from workers.job_inputs import decode, read_unread, to_input
 from workers.signature import read_contract
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 REFUSED = "refused"
+PARQUET = "application/vnd.apache.parquet"
 
 
 class Echo:
@@ -66,7 +71,11 @@ def by_us(
         {name: json.loads(written[name]) for name in ("inputs", "params") if written.get(name)}
     )
     try:
-        payload = to_payload(read(content_type.encode(), body, rules), contract, 1000, rules)
+        if content_type == PARQUET:
+            document = read_table(PARQUET.encode(), body, 1000, 2**20).document(contract)
+        else:
+            document = read(content_type.encode(), body, rules)
+        payload = to_payload(document, contract, 1000, rules)
         if payload.form is None:
             data: Any = np.frombuffer(payload.data, contract.dtype).reshape(-1, *contract.sample_shape)  # type: ignore[union-attr]
         else:
@@ -324,3 +333,84 @@ def test_a_table_of_text_is_read_as_mlflow_reads_it(text: str, agrees: bool) -> 
     assert same(ours, by_mlflow(signature, text.encode(), "text/csv")) == agrees
     tensor = SIGNATURES["tensor"]
     assert by_us(tensor, text.encode(), "mlflow", "text/csv") == by_mlflow(tensor, text.encode(), "text/csv")
+
+
+def parquet(**columns: Any) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+WIDER = "a number of another type is taken where it fits"
+PARQUET_COLUMNS: list[tuple[str, Any, str]] = [
+    ("long", [1, 2], ""),
+    ("long", pa.array([1, 2], pa.int32()), ""),
+    ("long", [1.5], ""),
+    ("long", [1, None], ""),
+    ("long", [1.0], WIDER),
+    ("integer", pa.array([1], pa.int32()), ""),
+    ("integer", [1], WIDER),
+    ("integer", [3_000_000_000], ""),
+    ("float", pa.array([1.5], pa.float32()), ""),
+    ("float", [1.5], WIDER),
+    ("double", [1], ""),
+    ("double", pa.array([1.5], pa.float32()), ""),
+    ("double", pa.array(["1.5"]).cast(pa.decimal128(9, 1)), ""),
+    ("double", [1.5, None], ""),
+    ("double", ["1.5"], ""),
+    ("boolean", [True, False], ""),
+    ("boolean", [1], ""),
+    ("boolean", [True, None], "null is no boolean where the column is required"),
+    ("string", ["a", None], ""),
+    ("string", [1], ""),
+    ("datetime", pa.array(["2026-01-31T12:00:00.123456789"]).cast(pa.timestamp("ns")), ""),
+    ("datetime", pa.array(["2026-01-31"]).cast(pa.date32()), ""),
+    ("datetime", pa.array(["2026-01-31T12:00:00Z"]).cast(pa.timestamp("us", "UTC")), ""),
+    ("binary", [b"hi"], ""),
+    ("binary", ["aGk="], "text in a binary column is base64"),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "difference"), PARQUET_COLUMNS)
+def test_a_column_of_a_parquet_body_is_what_mlflow_makes_of_it(
+    kind: str, values: Any, difference: str
+) -> None:
+    signature, body = ModelSignature(inputs=Schema([ColSpec(kind, "c")])), parquet(c=values)
+    ours, theirs = by_us(signature, body, "strict", PARQUET), by_mlflow(signature, body, PARQUET)
+    assert same(ours, theirs) == (not difference), f"{ours}\n{theirs}"
+
+
+def test_a_tensor_of_a_parquet_body_is_what_mlflow_makes_of_it() -> None:
+    for columns in ({"a": [1.0], "b": [2.0], "c": [3.0]}, {"x": [[1.0, 2.0, 3.0]]}, {"x": [[1.0, 2.0]]}):
+        body = parquet(**columns)
+        ours, theirs = (
+            by_us(SIGNATURES["tensor"], body, "strict", PARQUET),
+            by_mlflow(SIGNATURES["tensor"], body, PARQUET),
+        )
+        assert same(ours, theirs), f"{ours}\n{theirs}"
+
+
+@pytest.mark.parametrize("kind", ["integer", "long"])
+def test_an_optional_column_of_integers_with_gaps_is_refused_as_by_mlflow_in_every_form(kind: str) -> None:
+    signature = ModelSignature(inputs=Schema([ColSpec(kind, "c", required=False), B]))
+    forms = [
+        '{"dataframe_split": {"columns": ["c"], "data": [[1], [null]]}}',
+        '{"dataframe_records": [{"c": 1}, {"c": null}]}',
+        '{"dataframe_records": [{"c": 1}, {"b": 1}]}',
+        '{"inputs": {"c": [1, null]}}',
+        '{"instances": [{"c": 1}, {"c": null}]}',
+    ]
+    for body in forms:
+        assert by_mlflow(signature, body.encode()) == by_us(signature, body.encode(), "mlflow") == REFUSED
+    gaps = parquet(c=pa.array([1, None], pa.int32() if kind == "integer" else pa.int64()))
+    assert by_mlflow(signature, gaps, PARQUET) == by_us(signature, gaps, "strict", PARQUET) == REFUSED
+
+
+def test_an_optional_column_of_booleans_keeps_its_gaps_as_in_mlflow_s_parquet() -> None:
+    signature = ModelSignature(inputs=Schema([ColSpec("boolean", "c", required=False), B]))
+    gaps = parquet(c=[True, None])
+    theirs = by_mlflow(signature, gaps, PARQUET)
+    assert theirs[0]["c"].tolist() == [True, None]
+    assert same(by_us(signature, gaps, "strict", PARQUET), theirs)
+    for body in ('{"inputs": {"c": [true, null]}}', '{"dataframe_records": [{"c": true}, {"c": null}]}'):
+        assert same(by_us(signature, body.encode(), "strict"), theirs)
