@@ -11,6 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
+FOREIGN_CLIENTS := $(BIN)/python scripts/environments.py requirements/foreign-clients.lock .venv-foreign-clients
 PACKAGES := app cli client controller training workers
 
 .DEFAULT_GOAL := help
@@ -29,11 +30,13 @@ demo: ## train, serve and predict real digits; ONCE=1 ends after the predictions
 test: ## run all tests; ARGS="tests/cli" runs some
 	@$(BOOTSTRAP) --lock dev
 	@scripts/test_packages.sh
+	@$(FOREIGN_CLIENTS)
 	@$(BIN)/pytest -n 3 $(ARGS)
 
 coverage: ## run all tests, and check that they cover 90 % of every package
 	@$(BOOTSTRAP) --lock dev
 	@scripts/test_packages.sh
+	@$(FOREIGN_CLIENTS)
 	@$(BIN)/pytest -n 3 --cov --cov-report=term:skip-covered
 	@for package in $(PACKAGES); do \
 		percent=$$($(BIN)/coverage report --format=total --fail-under=90 --include="$$package/*") || \
@@ -90,7 +93,7 @@ lock: ## pin the newest packages that pyproject.toml allows
 	$(PYTHON) scripts/lock.py
 
 clean: ## remove .venv and caches; keeps models, records and the pool's data
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov build dist
+	rm -rf .venv .venv-foreign-clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov build dist
 	rm -f .coverage .coverage.* coverage.xml
 	rm -rf *.egg-info client/*.egg-info client/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -343,6 +343,27 @@ V2_MODEL = _v2(
     inputs=_V2_TENSORS,
     outputs=_V2_TENSORS,
 )
+_TRITON_TENSORS = {"type": "array", "items": _OBJECT}
+V2_CONFIG = _v2(
+    "Configuration of a model as Triton says it",
+    "Inputs, outputs and the largest number of samples in a request",
+    ["name", "max_batch_size", "input", "output"],
+    name=_TEXT,
+    platform=_TEXT,
+    backend=_TEXT,
+    max_batch_size={"type": "integer"},
+    input=_TRITON_TENSORS,
+    output=_TRITON_TENSORS,
+)
+V2_INDEX = _v2("Served versions as Triton's repository index says them", "The versions", [])
+V2_INDEX["responses"][200]["content"]["application/json"]["schema"] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["name"],
+        "properties": dict.fromkeys(("name", "version", "state", "reason"), _TEXT),
+    },
+}
 V2_INFER = _v2(
     "Predict as the Open Inference Protocol says",
     "The outputs; as bytes after the JSON where the request asks for that",

@@ -14,7 +14,7 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Message, Send
 
-from app.contract import Contract
+from app.contract import FREE, Contract
 from app.errors import NoCandidateError
 from app.ledger import ids
 from app.ledger.wire import CANCELLED, EXPIRED, BatchHead, JobOutcome
@@ -27,14 +27,20 @@ from controller.http.job_json import job_json, result_url
 from controller.http.prediction_request import in_range
 from controller.http.problems import PROBLEM_JSON
 from controller.http.waiting_post import is_pending, later, no_outcome, read_post
-from controller.input.inference_request import RequestHead, inputs_of, outputs_of, read_request_head
+from controller.input.inference_request import (
+    RequestHead,
+    TensorMetadata,
+    inputs_of,
+    outputs_of,
+    read_request_head,
+)
 from controller.routing import Selector, candidate_routes
 from controller.services import Services
 
 router = APIRouter(prefix="/v2")
 JSON = "application/json"
 JSON_LENGTH = "inference-header-content-length"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "model_configuration")
 PLATFORM = "mlflow"
 UNRUN = {"expired": EXPIRED, "cancelled": CANCELLED}  # jobs without an outcome of a worker
 # Statuses of jobs that failed, by the code of their error; any other is the model's own failure.
@@ -87,6 +93,27 @@ async def model_ready(request: Request, name: str) -> Response:
 async def version_ready(request: Request, name: str, number: int) -> Response:
     """Whether the version has a worker that is ready."""
     return _ready(request, Selector(model=name, version=number))
+
+
+@router.get("/models/{name}/config", dependencies=[require("predict")], **docs.V2_CONFIG)
+async def model_config(request: Request, name: str) -> Response:
+    """Triton's configuration of the version that a request would be routed to now."""
+    return _config(request, Selector(model=name))
+
+
+@router.get("/models/{name}/versions/{number}/config", dependencies=[require("predict")], **docs.V2_CONFIG)
+async def version_config(request: Request, name: str, number: int) -> Response:
+    """Triton's configuration of a version."""
+    return _config(request, Selector(model=name, version=number))
+
+
+@router.post("/repository/index", dependencies=[require("predict")], **docs.V2_INDEX)
+async def repository_index(request: Request) -> Response:
+    """Every version that is served, in the form of Triton's index of its model repository."""
+    served = sorted(_services(request).watcher.view.snapshot.by_version)
+    return _json(
+        [{"name": name, "version": str(number), "state": "READY", "reason": ""} for name, number in served]
+    )
 
 
 @router.post("/models/{name}/infer", dependencies=[require("predict")], **docs.V2_INFER)
@@ -155,7 +182,7 @@ def _services(request: Request) -> Services:
     return services
 
 
-def _json(document: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(document), status, headers, media_type=JSON)
 
 
@@ -171,6 +198,35 @@ def _metadata(request: Request, selector: Selector) -> Response:
             "platform": PLATFORM,
             "inputs": inputs_of(candidate.contract),
             "outputs": outputs_of(candidate.outputs),
+        }
+    )
+
+
+def _config(request: Request, selector: Selector) -> Response:
+    """The parts of Triton's model configuration that its clients read; dims are those of one sample."""
+    services = _services(request)
+    candidate = candidate_routes(services.watcher.view.snapshot, selector)[0].candidate
+    inputs, outputs = inputs_of(candidate.contract), outputs_of(candidate.outputs)
+    is_batched = bool(inputs) and all(each.shape[:1] == (FREE,) for each in [*inputs, *outputs])
+
+    def tensors(found: list[TensorMetadata]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": each.name,
+                "data_type": f"TYPE_{'STRING' if each.datatype == 'BYTES' else each.datatype}",
+                "dims": each.shape[is_batched:],
+            }
+            for each in found
+        ]
+
+    return _json(
+        {
+            "name": selector.model,
+            "platform": PLATFORM,
+            "backend": PLATFORM,
+            "max_batch_size": services.settings.max_samples if is_batched else 0,
+            "input": tensors(inputs),
+            "output": tensors(outputs),
         }
     )
 

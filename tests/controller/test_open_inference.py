@@ -76,7 +76,7 @@ async def test_a_server_tells_that_it_lives_and_what_its_models_take(serve: Serv
     served = await serve()
     get = served.http.get
     for path in ("/v2", "/v2/"):
-        assert (await get(path)).json()["extensions"] == ["binary_tensor_data"]
+        assert (await get(path)).json()["extensions"] == ["binary_tensor_data", "model_configuration"]
     assert (await get("/v2/health/live")).json() == {"live": True}
     idle = await get("/v2/health/ready")
     assert (idle.status_code, idle.json()) == (503, {"ready": False})
@@ -95,6 +95,30 @@ async def test_a_server_tells_that_it_lives_and_what_its_models_take(serve: Serv
     ]
     assert routed.json()["outputs"] == [{"name": "output-0", "datatype": "FP32", "shape": [-1, 2]}]
     assert first.json()["inputs"] == [{"name": "input-0", "datatype": "FP32", "shape": [-1, 2]}]
+
+
+async def test_a_client_of_triton_reads_its_configuration_and_the_index_of_models(
+    serve: Serve, hand_worker: Any
+) -> None:
+    hand_worker(1, input=PAIR, val_accuracy=0.8)
+    hand_worker(2, input=ROW, outputs=PAIR, val_accuracy=0.9)
+    hand_worker(3, input=AnyContract(), val_accuracy=0.7)
+    served = await serve(max_samples=7)
+    routed = (await served.http.get(f"/v2/models/{MODEL}/config")).json()
+    assert (routed["name"], routed["max_batch_size"]) == (MODEL, 7)
+    assert [(each["data_type"], each["dims"]) for each in routed["input"]] == [
+        ("TYPE_INT64", [1]),
+        ("TYPE_FP64", [1]),
+        *[("TYPE_STRING", [1])] * 3,
+    ]
+    assert routed["output"] == [{"name": "output-0", "data_type": "TYPE_FP32", "dims": [2]}]
+    anything = (await served.http.get(f"/v2/models/{MODEL}/versions/3/config")).json()
+    assert (anything["max_batch_size"], anything["input"]) == (0, [])
+    index = (await served.http.post("/v2/repository/index")).json()
+    assert [(each["version"], each["state"]) for each in index] == [
+        (version, "READY") for version in ("1", "2", "3")
+    ]
+    assert (await served.http.get("/v2/models/Nobody/config")).status_code == 404
 
 
 @pytest.mark.parametrize("is_binary", [False, True])
