@@ -97,7 +97,7 @@ class BatchRunner:
         self._marker = marker
         self._max_attempts = max_attempts
         self._unreadable = Unreadable()
-        self._in_hand: ClaimedBatch | None = None
+        self._running: ClaimedBatch | None = None
         self._failure: Exception | None = None
 
     def run_on(self, batch_id: str, on_begin: Callable[[str], None] | None = None) -> Iterator[Ran]:
@@ -127,7 +127,7 @@ class BatchRunner:
         return self._ledger.taken
 
     def _may_take(self, until_s: float) -> bool:
-        return time.monotonic() < until_s and not self._heartbeat.is_draining
+        return time.monotonic() < until_s and self._heartbeat.state != "draining"
 
     def run(self, batch_id: str, take_until_s: float = 0) -> str:
         """Run a batch and write its outcomes. Never raises: after an error the reconciler sends the batch again.
@@ -160,7 +160,7 @@ class BatchRunner:
         A batch that runs together is left unchanged: the next worker runs its jobs one by one. Called from another
         thread while the main thread is stuck in the model.
         """
-        batch, noted = self._in_hand, self._marker.read()
+        batch, noted = self._running, self._marker.read()
         if batch is None or noted is None:
             return
         alone = noted.index if noted.batch_id else None
@@ -173,7 +173,7 @@ class BatchRunner:
             self._ledger.progress(batch, None, (alone, TIMED_OUT))
 
     def _run_claimed(self, batch: ClaimedBatch, take_until_s: float) -> str:
-        self._in_hand = batch
+        self._running = batch
         self._heartbeat.batch_started(batch.batch_id)
         outcome = BatchOutcome(
             worker_id=self._ledger.worker_id,
@@ -192,7 +192,7 @@ class BatchRunner:
             self._ledger.close_unreadable(batch.batch_id)
             raise
         finally:
-            self._in_hand = None
+            self._running = None
             statuses = [job.status for job in outcome.jobs]
             succeeded, failed = statuses.count("succeeded"), statuses.count("failed")
             self._heartbeat.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
@@ -205,27 +205,31 @@ class BatchRunner:
     def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome, take_until_s: float) -> bool:
         """Write the outcome, with retries while Redis is unreachable: cheaper than running the batch again."""
         give_up_at_s = time.monotonic() + KEEP_OUTCOME_S
+        quarantined = _quarantined(batch, outcome) if batch.attempts > 1 else None
         while True:
             try:
                 take = self._may_take(take_until_s)
-                return self._ledger.finish(batch, outcome, _quarantined(batch, outcome), take=take)
+                return self._ledger.finish(batch, outcome, quarantined, take=take)
             except LedgerUnavailableError:
                 if time.monotonic() > give_up_at_s:
                     raise
                 time.sleep(TRY_AGAIN_S)
 
     def _infer(self, batch: ClaimedBatch) -> BatchOutcome:
-        entries = batch.head.jobs
-        outcomes = [self._exclude(batch, i, job) for i, job in enumerate(entries)]
-        to_run = [i for i, outcome in enumerate(outcomes) if outcome is None]
-        samples, inference_ms = 0, 0.0
+        outcomes: list[JobOutcome | None] = []
+        to_run: list[int] = []
+        n_samples, inference_ms = 0, 0.0
+        for index, job in enumerate(batch.head.jobs):
+            outcomes.append(self._exclude(batch, index, job))
+            if outcomes[index] is None:
+                to_run.append(index)
+                n_samples += job.n_samples
         if to_run:
-            samples = sum([entries[i].n_samples for i in to_run])
             start = time.perf_counter()
             # A worker died with this batch: running each job alone shows which job caused it.
             run = self._run_alone if batch.attempts > 1 else self._run_together
-            for i, outcome in zip(to_run, run(batch, to_run), strict=True):
-                outcomes[i] = outcome
+            for index, outcome in zip(to_run, run(batch, to_run), strict=True):
+                outcomes[index] = outcome
             inference_ms = (time.perf_counter() - start) * 1000
         jobs = [outcome for outcome in outcomes if outcome]
         return BatchOutcome(
@@ -233,7 +237,7 @@ class BatchRunner:
             started_at_ms=batch.claimed_at_ms,
             finished_at_ms=max(self._clock.now_ms(), batch.claimed_at_ms + inference_ms),
             inference_ms=round(inference_ms, 3),
-            n_samples=samples,
+            n_samples=n_samples,
             jobs=jobs,
             schema_version=outcome_version(jobs),
         )

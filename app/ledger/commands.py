@@ -210,8 +210,7 @@ def finish(
     quarantined: Mapping[int, bytes] | None = None,
 ) -> Call:
     """Write the outcome of a batch; `worker_id` is '' for an unclaimed batch."""
-    args = _finish_args(batch_id, head, worker_id, outcome, retention_ms, quarantined)
-    return Call(load("finish"), _finish_keys(batch_id, head.queue), args)
+    return _finish("finish", batch_id, head, worker_id, outcome, retention_ms, quarantined)
 
 
 def finish_and_take(
@@ -225,11 +224,10 @@ def finish_and_take(
     take: bool,
 ) -> Call:
     """Write the outcome of a batch and optionally take the next one."""
-    names = _finish_keys(batch_id, head.queue)
+    call = _finish("finish_and_take", batch_id, head, worker_id, outcome, retention_ms, quarantined)
     if take:
-        names.append(head.queue)
-    args = _finish_args(batch_id, head, worker_id, outcome, retention_ms, quarantined)
-    return Call(load("finish_and_take"), names, args)
+        call.keys.append(head.queue)
+    return call
 
 
 def cancel(ref: JobRef, head: BatchHead) -> Call:
@@ -307,24 +305,23 @@ def _batch_keys(batch_id: str, queue: str) -> list[str]:
     ]
 
 
-def _finish_keys(batch_id: str, queue: str) -> list[str]:
-    return [*_batch_keys(batch_id, queue), keys.QUARANTINE]
-
-
-def _finish_args(
+def _finish(
+    script: str,
     batch_id: str,
     head: BatchHead,
     worker_id: str,
     outcome: BatchOutcome,
     retention_ms: int,
     quarantined: Mapping[int, bytes] | None,
-) -> list[Value]:
+) -> Call:
+    names = [*_batch_keys(batch_id, head.queue), keys.QUARANTINE]
     channel = keys.reply_channel(head.reply_to)
     args: list[Value] = [batch_id, head.queue, worker_id, wire.encode(outcome), retention_ms, channel]
     args.append(QUARANTINE_LIMIT)
-    for index, samples in (quarantined or {}).items():
-        args += [index, samples]
-    return args
+    if quarantined:
+        for index, samples in quarantined.items():
+            args += [index, samples]
+    return Call(load(script), names, args)
 
 
 def _cancel_keys(ref: JobRef, queue: str) -> list[str]:

@@ -10,17 +10,24 @@ from typing import Any, cast
 from app.clock import to_ms
 from app.errors import NewerWireError, WireError
 from app.ledger import commands, ids, wire
-from app.ledger.commands import SAMPLES
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
-from app.redis.client import Client, NoScriptError, RedisConnectionError, ledger_errors
+from app.redis.client import (
+    REDIS_ERRORS,
+    Client,
+    NoScriptError,
+    RedisConnectionError,
+    ledger_error,
+    ledger_errors,
+)
 from app.redis.script import Call, run_now
 from app.redis.script_connection import ScriptConnection
 
+SAMPLES = commands.SAMPLES.encode()
 WAIT_GRACE_S = 0.5  # Redis may end a blocking wait 0.1 s late
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedBatch:
     """A batch that this worker has claimed.
 
@@ -91,11 +98,11 @@ class WorkerLedger:
             self._client.connection_pool.disconnect()  # it may be half-open, and finding out would cost a timeout
         try:
             if batch_id == taken:
-                flat = self._taken_fields
+                fields = self._taken_fields
             else:
                 with ledger_errors():
-                    flat = self._scripts.run(commands.claim(batch_id, self._queue, self.worker_id))
-            return self._claimed(batch_id, flat) if flat else None
+                    fields = self._scripts.run(commands.claim(batch_id, self._queue, self.worker_id))
+            return self._read(batch_id, fields) if fields else None
         except NewerWireError:
             with ledger_errors():
                 self._run(commands.release(batch_id, self._queue, self.worker_id))
@@ -104,16 +111,43 @@ class WorkerLedger:
             self.close_unreadable(batch_id)
             raise
 
-    def _claimed(self, batch_id: str, flat: list[bytes]) -> ClaimedBatch | None:
+    def _read(self, batch_id: str, flat: list[bytes]) -> ClaimedBatch | None:
+        """Read the record of a claimed batch: its fields and values in turn, and the time of the claim."""
         *pairs, seconds, microseconds = flat
         fields: dict[bytes, bytes] = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        if fields.get(SAMPLES.encode()) == b"":
+        cancelled: list[int] = []
+        deaths: dict[int, int] = {}
+        kept: dict[int, JobOutcome] = {}
+        try:
+            data, attempts = fields.pop(SAMPLES), int(fields.pop(b"attempts"))
+            head = wire.decode_head(fields.pop(b"head"))
+            if head.queue != self._queue or len(head.jobs) != ids.n_jobs(batch_id):
+                raise WireError("the record's head belongs to another batch")
+            for name, value in fields.items():
+                kind, _, index = name.partition(b":")
+                if kind == b"c":
+                    cancelled.append(int(index))
+                elif kind == b"x":
+                    deaths[int(index)] = int(value)
+                elif kind == b"o":
+                    kept[int(index)] = wire.decode_job_outcome(value)
+        except (KeyError, ValueError) as error:
+            raise WireError(f"the record lacks a field or has an invalid value: {error}") from None
+        if not data:  # too large for the script
             with ledger_errors():
                 data = self._scripts.command("HGET", keys.batch(batch_id), SAMPLES)
             if data is None:  # Redis has lost it since, or another worker got the batch and finished it
                 return None
-            fields[SAMPLES.encode()] = data
-        return _claimed(batch_id, self._queue, fields, to_ms(int(seconds), int(microseconds)))
+        return ClaimedBatch(
+            batch_id=batch_id,
+            head=head,
+            data=data,
+            attempts=attempts,
+            claimed_at_ms=to_ms(int(seconds), int(microseconds)),
+            cancelled=frozenset(cancelled),
+            deaths=deaths,
+            kept=kept,
+        )
 
     def close_unreadable(self, batch_id: str) -> bool:
         """Close an unreadable batch that is unclaimed or held by this worker; True if it was open.
@@ -173,9 +207,11 @@ class WorkerLedger:
         call = commands.finish_and_take(
             batch.batch_id, batch.head, self.worker_id, outcome, self._retention_ms, quarantined, take=take
         )
-        with ledger_errors():
+        try:
             written, *taken = self._scripts.run(call)
-        self._note_taken(taken and taken[0])
+        except REDIS_ERRORS as error:
+            raise ledger_error(error) from error
+        self._note_taken(taken[0] if taken else None)
         return bool(written)
 
     def take(self, limit_s: float = 0) -> None:
@@ -187,46 +223,26 @@ class WorkerLedger:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        with ledger_errors():
-            self._note_taken(self._wait_and_take(limit_s))
-
-    def _wait_and_take(self, limit_s: float) -> Any:
         call = commands.take(self._queue, self.worker_id)
-        if limit_s > 0:
-            at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever if the timeout is 1 ms
-            # From the queue's tail to its tail: BLMOVE returns the message without removing it.
-            wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
-            # The connection was lost: the script may have claimed a batch for this worker; the next take finds it.
-            with suppress(NoScriptError, RedisConnectionError):
-                return self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call)
-        return self._scripts.run(call)
+        at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever if the timeout is 1 ms
+        # From the queue's tail to its tail: BLMOVE returns the message without removing it.
+        wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
+        try:
+            if limit_s <= 0:
+                taken = self._scripts.run(call)
+            else:
+                try:
+                    taken = self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call)
+                except (NoScriptError, RedisConnectionError):
+                    # The script may have claimed a batch before the connection was lost; this one finds it again.
+                    taken = self._scripts.run(call)
+        except REDIS_ERRORS as error:
+            raise ledger_error(error) from error
+        self._note_taken(taken)
 
     def _note_taken(self, answer: list[bytes] | None) -> None:
         *self._taken_fields, batch_id = answer or [b""]
         self.taken = batch_id.decode() or None
-
-
-def _claimed(batch_id: str, queue: str, fields: Mapping[bytes, bytes], at_ms: float) -> ClaimedBatch:
-    try:
-        head = wire.decode_head(fields[b"head"])
-        if head.queue != queue or len(head.jobs) != ids.n_jobs(batch_id):
-            raise WireError("the record's head belongs to another batch")
-        return ClaimedBatch(
-            batch_id,
-            head,
-            fields[SAMPLES.encode()],
-            attempts=int(fields[b"attempts"]),
-            claimed_at_ms=at_ms,
-            cancelled=frozenset(_by_index(fields, b"c:")),
-            deaths={index: int(count) for index, count in _by_index(fields, b"x:").items()},
-            kept={index: wire.decode_job_outcome(own) for index, own in _by_index(fields, b"o:").items()},
-        )
-    except (KeyError, ValueError) as error:
-        raise WireError(f"the record lacks a field or has an invalid value: {error}") from None
-
-
-def _by_index(fields: Mapping[bytes, bytes], prefix: bytes) -> dict[int, bytes]:
-    return {int(name[len(prefix) :]): value for name, value in fields.items() if name.startswith(prefix)}
 
 
 def keep_outcome(client: Client, batch_id: str, index: int, outcome: JobOutcome) -> None:

@@ -2,7 +2,7 @@
 
 Saves: two thirds of the CPU time of a call.
 Relies on: `send_packed_command`, `read_response` and `retry` of redis-py's connections, which are public.
-Breaks if: redis-py changes them; `tests/app/test_taking.py` fails.
+Breaks if: redis-py changes them; `tests/app/ledger/test_taking.py` fails.
 Switch off: there is no setting; `app.redis.script.run_now` does the same.
 
 A lost connection is retried as a redis-py client does, so a script may be sent twice.
@@ -52,7 +52,7 @@ class ScriptConnection:
         return self._ask(pack(*words))
 
     def _ask(self, packed: bytes) -> Any:
-        connection = self._connected()
+        connection = self._connection = self._connection or self._pool.get_connection()
 
         def ask() -> Any:
             connection.send_packed_command((packed,))
@@ -71,14 +71,9 @@ class ScriptConnection:
             redis.exceptions.NoScriptError: Redis has forgotten the script; `run` loads it.
             redis.RedisError: Redis does not answer, or refuses. Nothing is sent again.
         """
-        connection = self._connected()
+        connection = self._connection = self._connection or self._pool.get_connection()
         packed = pack(*command) + call.packed()
         connection.send_packed_command((packed,))  # connects if needed; every loss disconnects
         with suppress(ResponseError):
             connection.read_response(timeout=within_s)
         return connection.read_response()
-
-    def _connected(self) -> Any:
-        if self._connection is None:
-            self._connection = self._pool.get_connection()
-        return self._connection

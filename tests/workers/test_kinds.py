@@ -83,7 +83,14 @@ def answers(loaded: LoadedModel, body: bytes, n_jobs: int) -> list[JobOutcome]:
         )
     if payload.form:
         batch_head = payload.form.on(batch_head, [len(payload.data)] * n_jobs)
-    batch = ClaimedBatch("b", batch_head, payload.data * n_jobs, 1, now_ms(), frozenset())
+    batch = ClaimedBatch(
+        batch_id="b",
+        head=batch_head,
+        data=payload.data * n_jobs,
+        attempts=1,
+        claimed_at_ms=now_ms(),
+        cancelled=frozenset(),
+    )
     params = decode(batch_head.params) if batch_head.params else None
     given = model_input(batch, range(n_jobs), contract)
     output = loaded.predict(given, params=params) if params else loaded.predict(given)

@@ -145,7 +145,7 @@ def worker(
             process.wait(60)
 
 
-def test_inspect_counts_each_batch_that_a_worker_ran_and_shows_none_in_hand_when_it_is_idle(
+def test_inspect_counts_each_batch_that_a_worker_ran_and_shows_none_active_when_it_is_idle(
     worker: Worker, wait_until: WaitUntil
 ) -> None:
     before = worker.inspect("stats")

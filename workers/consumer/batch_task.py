@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -25,15 +26,43 @@ from app.worker_record import WorkerRecord
 from workers.batch_runner import BatchRunner, Ran
 
 STRATEGY = f"{__name__}:strategy"  # by name: a function as an attribute of the task would become a method
-SHOWN_JOBS = 64
-TASK_SIGNALS = (signals.task_prerun, signals.task_success, signals.task_failure, signals.task_postrun)
+SHOWN_JOBS = 64  # as many as a monitor can show
+KEPT_EVENTS = 20_000  # of the batches of some seconds; older ones are dropped while Redis is unreachable
+
+
+class TaskEvents:
+    """The events of the batches, until `workers.consumer.remote_control` sends them from its thread.
+
+    Sending them takes twice as long as all other work for Celery, and a batch would wait for it.
+
+    Args:
+        queue: The worker's queue, which the events name.
+    """
+
+    def __init__(self, queue: str) -> None:
+        self._of_queue = {"exchange": "", "routing_key": queue}
+        self._pending: deque[tuple[Request, float, str, dict[str, Any]]] = deque(maxlen=KEPT_EVENTS)
+
+    def note(self, request: Request, kind: str, **fields: Any) -> None:
+        """Keep an event of a request, with the current time."""
+        self._pending.append((request, time.time(), kind, fields))
+
+    def send(self, dispatcher: Any) -> None:
+        """Pass all events to Celery's event dispatcher, which publishes them in groups."""
+        while self._pending:
+            request, at_s, kind, fields = self._pending.popleft()
+            request.eventer = dispatcher
+            if kind == "task-started":
+                shown = {"name": request.name, "args": request.argsrepr, "kwargs": request.kwargsrepr}
+                request.send_event("task-received", timestamp=at_s, **shown, **self._of_queue)
+            request.send_event(kind, timestamp=at_s, **fields)
 
 
 class CeleryBatches:
     """Runs a worker's batches and reports them to Celery.
 
     Args:
-        task: Celery's task, which holds the runner and the worker record.
+        task: Celery's task, which holds the runner, the worker record and the events.
         consumer: Celery's consumer.
     """
 
@@ -44,9 +73,9 @@ class CeleryBatches:
         self._runner: BatchRunner = task.runner
         record: WorkerRecord = task.record
         self._served = {"model": record.model_name, "version": record.model_version}
+        self._events: TaskEvents = task.events
         self._pid = os.getpid()
-        self._to = {"exchange": "", "routing_key": record.queue}
-        self._wake_up = Message(delivery_info=self._to)
+        self._wake_up = Message(delivery_info={"exchange": "", "routing_key": record.queue})
         self._is_pushed = False
         self._request: Any = None  # Celery's state holds only a weak reference
 
@@ -57,22 +86,26 @@ class CeleryBatches:
             self._end(ran)
 
     def _begin(self, batch_id: str) -> None:
-        task, arguments = self._task, self._served | {"jobs": _job_ids(batch_id)}
-        shown = repr(arguments)
+        task, n_shown = self._task, min(n_jobs(batch_id), SHOWN_JOBS)
+        arguments = self._served | {"jobs": [f"{batch_id}.{index}" for index in range(n_shown)]}
         self._request = request = Request(
             self._wake_up,
             app=self._celery,
             task=task,
             hostname=self._consumer.hostname,
-            eventer=self._consumer.event_dispatcher,
-            headers={"id": batch_id, "task": task.name, "argsrepr": "()", "kwargsrepr": shown},
+            headers={"id": batch_id, "task": task.name, "argsrepr": "()", "kwargsrepr": repr(arguments)},
             body=((), arguments, {}),
             decoded=True,
         )
         signals.task_received.send(sender=self._consumer, request=request)
-        request.send_event("task-received", name=task.name, args="()", kwargs=shown, **self._to)
-        request.on_accepted(self._pid, time.monotonic())  # counts it, and sends its event
-        self._is_pushed = any(signal.receivers for signal in TASK_SIGNALS)
+        request.on_accepted(self._pid, time.monotonic())  # counts it
+        self._events.note(request, "task-started")
+        self._is_pushed = bool(
+            signals.task_prerun.receivers
+            or signals.task_success.receivers
+            or signals.task_failure.receivers
+            or signals.task_postrun.receivers
+        )
         if self._is_pushed:  # `task.request`, for receivers; it takes 18 µs
             task.push_request(request.request_dict)
         signals.task_prerun.send(sender=task, task_id=batch_id, task=task, args=(), kwargs=arguments)
@@ -82,7 +115,7 @@ class CeleryBatches:
         if ran.failure is None:
             signals.task_success.send(sender=task, result=ran.result)
             state.task_ready(request)
-            request.send_event("task-succeeded", result=ran.result, runtime=ran.took_s)
+            self._events.note(request, "task-succeeded", result=ran.result, runtime=ran.took_s)
         else:
             self._fail(ran.failure)
         signals.task_postrun.send(
@@ -110,14 +143,9 @@ class CeleryBatches:
             einfo=info,
         )
         state.task_ready(request)  # not `on_failure`, which ends the worker if the model raised MemoryError
-        request.send_event("task-failed", exception=safe_repr(error), traceback=info.traceback)
+        self._events.note(request, "task-failed", exception=safe_repr(error), traceback=info.traceback)
 
 
 def strategy(task: Any, celery: Celery, consumer: Any) -> Callable[..., None]:
     """Celery's strategy of the batch task."""
     return CeleryBatches(celery, task, consumer).take
-
-
-def _job_ids(batch_id: str) -> list[str]:
-    """Ids of the first jobs, limited to the number that a monitor can show."""
-    return [f"{batch_id}.{index}" for index in range(min(n_jobs(batch_id), SHOWN_JOBS))]

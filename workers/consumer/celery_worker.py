@@ -24,7 +24,7 @@ from app.unreadable import Unreadable, What
 from app.worker_record import WorkerRecord
 from workers.batch_runner import BatchRunner
 from workers.consumer import transport
-from workers.consumer.batch_task import STRATEGY
+from workers.consumer.batch_task import STRATEGY, TaskEvents
 from workers.consumer.remote_control import only_batches
 from workers.process.heartbeat import Heartbeat
 
@@ -50,17 +50,9 @@ def consume(
         ConfigurationError: One of them cannot be imported.
         ServiceError: Celery stopped for another reason.
     """
-    celery.task(name=BATCH_TASK, Strategy=STRATEGY, runner=runner, record=record)(runner.run)
+    events = TaskEvents(record.queue)
+    celery.task(name=BATCH_TASK, Strategy=STRATEGY, runner=runner, record=record, events=events)(runner.run)
     only_batches(celery)
-
-    def on_ready(**_: Any) -> None:
-        heartbeat.set_state("ready")
-        tell_ready()
-        served = f"{record.model_name} / {record.model_version}"
-        logger.info("worker %d serves %s on %s", record.worker, served, record.device)
-
-    def on_shutting_down(**_: Any) -> None:
-        heartbeat.set_state("draining")
 
     unreadable = Unreadable()
 
@@ -74,10 +66,7 @@ def consume(
     transport.use(celery, observer)
     # Celery warns against running as root because of pickle; this worker accepts only JSON.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # A receiver of this signal makes Celery keep the process's logging configuration.
-    signals.setup_logging.connect(_keep_logging)
-    signals.worker_ready.connect(on_ready)
-    signals.worker_shutting_down.connect(on_shutting_down)
+    _connect_signals(record, heartbeat, tell_ready)
     celery.conf.broker_connection_max_retries = None  # retry without limit until Redis is reachable
     celery.conf.task_queues = [Queue(record.queue, routing_key=record.queue, no_ack=True)]
     celery.conf.imports = imports
@@ -99,6 +88,24 @@ def consume(
     worker.start()
     if worker.exitcode:
         raise ServiceError(f"the Celery worker stopped with status {worker.exitcode}; see the log above")
+
+
+def _connect_signals(record: WorkerRecord, heartbeat: Heartbeat, tell_ready: Callable[[], None]) -> None:
+    """Publish the state of Celery's consumer as the worker's state."""
+
+    def on_ready(**_: Any) -> None:
+        heartbeat.set_state("ready")
+        tell_ready()
+        served = f"{record.model_name} / {record.model_version}"
+        logger.info("worker %d serves %s on %s", record.worker, served, record.device)
+
+    def on_shutting_down(**_: Any) -> None:
+        heartbeat.set_state("draining")
+
+    # A receiver of this signal makes Celery keep the process's logging configuration.
+    signals.setup_logging.connect(_keep_logging)
+    signals.worker_ready.connect(on_ready, weak=False)
+    signals.worker_shutting_down.connect(on_shutting_down, weak=False)
 
 
 def node_name(record: WorkerRecord) -> str:

@@ -16,6 +16,7 @@ from celery.utils.collections import AttributeDict
 from celery.worker.control import Panel
 
 from app.celery_app import BATCH_TASK
+from workers.consumer.batch_task import TaskEvents
 
 logger = logging.getLogger(__name__)
 EVENTS_FLUSH_S = 0.25
@@ -92,9 +93,11 @@ class RemoteControl(bootsteps.StartStopStep):  # type: ignore[misc]
         mailbox = consumer.app.control.mailbox
         node = mailbox.Node(consumer.hostname, state, connection.channel(), handlers=Panel.data)
         node.listen()
+        events: TaskEvents = consumer.app.tasks[BATCH_TASK].events
         while not self._closing.is_set():
             with suppress(TimeoutError):
                 connection.drain_events(timeout=EVENTS_FLUSH_S)
             connection.transport.cycle.maybe_check_subclient_health()
             if dispatcher := consumer.event_dispatcher:
+                events.send(dispatcher)
                 dispatcher.flush()

@@ -59,6 +59,7 @@ class Heartbeat:
 
     Attributes:
         progress: Updated by the consumer each time that it asks for a message.
+        state: The worker's state; a draining worker takes no new batches.
         silences: Number of failed heartbeats; after each, any connection may be half-open.
     """
 
@@ -79,7 +80,7 @@ class Heartbeat:
         self._client = client
         self._ready_file = ready_file
         self._record = record
-        self._state = record.state
+        self.state = record.state
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._predecessor = predecessor
@@ -113,20 +114,16 @@ class Heartbeat:
             self._publish()
         self._thread.start()
 
-    @property
-    def is_draining(self) -> bool:
-        """Whether the worker must not take new batches."""
-        return self._state == "draining"
-
     def set_state(self, state: WorkerState) -> None:
         """Change the state and publish it now. Safe in a signal handler, because the thread does the writing."""
-        self._state = state
+        self.state = state
         self._changed = True
         self._wake.set()
 
     def batch_started(self, batch_id: str) -> None:
         """Record the running batch."""
-        self._change(running_batch=batch_id)
+        with self._lock:
+            self._record = msgspec.structs.replace(self._record, running_batch=batch_id)
 
     def batch_ended(self, done: int, failed: int, n_samples: int, inference_ms: float) -> None:
         """Count a batch: jobs that succeeded and failed, samples and duration of the forward pass."""
@@ -186,7 +183,7 @@ class Heartbeat:
                 logger.critical("%s; ending this worker", error.detail)
                 self._on_stall()
                 return
-            if not reachable or self._state != "ready" or self._record.running_batch:
+            if not reachable or self.state != "ready" or self._record.running_batch:
                 self.progress.note()
             elif self.progress.has_stalled():
                 logger.critical(
@@ -253,7 +250,7 @@ class Heartbeat:
     def _snapshot(self) -> WorkerRecord:
         with self._lock:
             record = msgspec.structs.replace(
-                self._record, state=self._state, heartbeat_at_ms=self._clock.now_ms()
+                self._record, state=self.state, heartbeat_at_ms=self._clock.now_ms()
             )
             latencies, samples = list(self._latencies_ms), list(self._samples)
         if not latencies:

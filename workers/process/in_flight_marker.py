@@ -47,19 +47,22 @@ class InFlightMarker:
         self.ended_at_s = 0.0
         self._memory = memory or mmap.mmap(-1, SIZE_BYTES)
         self._worker_id = ""
+        self._idle = _encoded(InFlight(""))
 
     def serves(self, worker_id: str) -> None:
         """Record the serving worker."""
         self._worker_id = worker_id
+        self._idle = _encoded(InFlight(worker_id))
         self.ran()
 
     def runs_alone(self, batch_id: str, index: int) -> None:
         """Record a job that is about to run alone in a forward pass."""
-        self._write(InFlight(self._worker_id, batch_id, index, time.monotonic()))
+        noted = _encoded(InFlight(self._worker_id, batch_id, index, time.monotonic()))
+        self._memory[: len(noted)] = noted
 
     def ran(self) -> None:
         """Record that no job runs alone."""
-        self._write(InFlight(self._worker_id))
+        self._memory[: len(self._idle)] = self._idle
 
     def end(self) -> None:
         """Record in the supervisor that the process is dead."""
@@ -73,6 +76,7 @@ class InFlightMarker:
         except msgspec.DecodeError:
             return None
 
-    def _write(self, noted: InFlight) -> None:
-        data = msgspec.msgpack.encode(noted)
-        self._memory[: LENGTH_BYTES + len(data)] = len(data).to_bytes(LENGTH_BYTES, "little") + data
+
+def _encoded(noted: InFlight) -> bytes:
+    data = msgspec.msgpack.encode(noted)
+    return len(data).to_bytes(LENGTH_BYTES, "little") + data
