@@ -23,7 +23,10 @@ MOST_EXAMPLES = 5
 
 
 def http_client(**options: Any) -> httpx.AsyncClient:
-    """A client without certificates: loading them takes 50 ms of CPU, which would distort latencies."""
+    """A client without certificates: loading them takes 50 ms of CPU, which would distort latencies.
+
+    Each sender and reader has a client of its own: httpx looks at all connections of a pool for every request.
+    """
     return httpx.AsyncClient(verify=False, **options)
 
 
@@ -107,8 +110,6 @@ class Load:
         self._stopping = False
 
     async def __aenter__(self) -> Load:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=SENDERS)
-        self._http = http_client(timeout=POST_TIMEOUT_S, limits=limits)
         self._next_s = time.monotonic()
         self._tasks = [asyncio.create_task(self._send()) for _ in range(SENDERS)]
         return self
@@ -124,25 +125,25 @@ class Load:
         """Stop posting, and wait for posts in flight."""
         self._stopping = True
         await self.finished()
-        await self._http.aclose()
 
     async def _send(self) -> None:
-        while not self._stopping:
-            due_s = self._next_s = self._next_s + self._interval_s
-            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            if self._stopping:
-                return
-            try:
-                recipe = next(self._recipes)
-            except StopIteration:
-                return
-            await self._post(recipe)
+        async with http_client(timeout=POST_TIMEOUT_S) as http:
+            while not self._stopping:
+                due_s = self._next_s = self._next_s + self._interval_s
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                if self._stopping:
+                    return
+                try:
+                    recipe = next(self._recipes)
+                except StopIteration:
+                    return
+                await self._post(http, recipe)
 
-    async def _post(self, recipe: Recipe) -> None:
+    async def _post(self, http: httpx.AsyncClient, recipe: Recipe) -> None:
         urls = self._urls()
         url = urls[next(self._turn) % len(urls)]
         try:
-            answer = await self._http.post(f"{url}/predict?{self._query}", json={"data": recipe.samples})
+            answer = await http.post(f"{url}/predict?{self._query}", json={"data": recipe.samples})
         except httpx.HTTPError:
             self._sent.broken += 1
             return
@@ -186,13 +187,13 @@ async def account(urls: Sequence[str], accepted: dict[str, Recipe], limit_s: flo
     """Read every accepted job over HTTP until it has its outcome, for at most `limit_s`."""
     result, give_up_at = Account(), time.monotonic() + limit_s
     todo, turn = iter(accepted.items()), itertools.cycle(urls)
-    async with http_client(timeout=READ_WAIT_S + 20) as http:
 
-        async def read_some() -> None:
+    async def read_some() -> None:
+        async with http_client(timeout=READ_WAIT_S + 20) as http:
             for job_id, recipe in todo:
                 count(result, job_id, recipe, await _final(http, turn, job_id, give_up_at))
 
-        await asyncio.gather(*(read_some() for _ in range(READERS)))
+    await asyncio.gather(*(read_some() for _ in range(READERS)))
     return result
 
 

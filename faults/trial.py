@@ -21,6 +21,7 @@ from faults.job_load import POST_TIMEOUT_S, Account, Load, Recipe, Sent, account
 from faults.table import Fault, Row
 
 RATE_PER_S = 200.0
+SHORT_RATE_PER_S = 80.0
 SETTLE_S = 60.0
 POLL_S = 0.01
 
@@ -124,11 +125,12 @@ class Trial:
         self,
         recipes: Iterator[Recipe] | None = None,
         *,
-        rate_per_s: float = RATE_PER_S,
+        rate_per_s: float | None = None,
         query: str = "worker=1&deadline=300",
         urls: Callable[[], Sequence[str]] | None = None,
     ) -> Load:
         """`async with trial.load():` posts while the block runs, to all controllers in turn."""
+        rate_per_s = rate_per_s or (SHORT_RATE_PER_S if self.short else RATE_PER_S)
         return Load(urls or (lambda: self.pool.urls), self.sent, recipes or good_jobs(), rate_per_s, query)
 
     async def submit(self, recipe: Recipe, query: str = "worker=1&deadline=300") -> str:
