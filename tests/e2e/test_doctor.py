@@ -20,6 +20,7 @@ from modelyard import Client
 from tests.e2e.conftest import Digits, Pool
 
 SENDERS = 8
+PAUSE_S = 0.05  # between two posts of a sender, so that the pool and the doctor have CPU left
 LOOKS = 3
 
 
@@ -38,7 +39,7 @@ def load(url: str, digits: Digits) -> Iterator[Callable[[], int]]:
 
     def send(sender: int) -> None:
         with httpx.Client(base_url=url, timeout=30) as http:
-            while not stop.is_set():
+            while not stop.wait(PAUSE_S):
                 wait = (5, 0, 0.001)[sent[sender] % 3]
                 job = http.post(f"/predict?wait={wait}&deadline=20", json=digits.body(sender)).json()
                 if sent[sender] % 7 == 1:

@@ -51,6 +51,7 @@ def feed(url: str, has_begun: Event, stop: Event) -> None:
                 accept_many(url, AT_LEAST_WAITING)
             else:
                 has_begun.set()
+                stop.wait(0.05)
 
 
 @contextmanager
