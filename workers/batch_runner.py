@@ -240,6 +240,7 @@ class BatchRunner:
             n_samples=n_samples,
             jobs=jobs,
             schema_version=outcome_version(jobs),
+            labels=self._model.labels,
         )
 
     def _exclude(self, batch: ClaimedBatch, index: int, job: JobEntry) -> JobOutcome | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +29,18 @@ from app.errors import (
     ModelWarmUpError,
     first_line,
 )
+from app.ledger.wire import Label
 from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.settings import WorkerSettings
 from workers import model_lookup, onnx_model, requirements_check
 from workers.job_inputs import read_unread
+from workers.job_outputs import CLASSIFICATION
 from workers.model_lookup import ModelVersion
 from workers.signature import read_contract
 from workers.warm_up import LoadedModel, Predict, said, warm_up
 
 Array = NDArray[Any]
+Made: TypeAlias = tuple[Predict, Any]  # a model's function, and the estimator behind it if there is one
 logger = logging.getLogger(__name__)
 # PyTorch's own switch: all loading then uses an unpickler that creates only tensors and plain containers.
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -179,7 +182,7 @@ def _load_torch(
     found: ModelVersion,
     contract: Contract,
     settings: WorkerSettings,
-    make: Callable[[ModelVersion, str, WorkerSettings], Predict],
+    make: Callable[[ModelVersion, str, WorkerSettings], Made],
 ) -> LoadedModel:
     import torch
 
@@ -191,7 +194,7 @@ def _on_first_device(
     found: ModelVersion,
     contract: Contract,
     settings: WorkerSettings,
-    make: Callable[[ModelVersion, str, WorkerSettings], Predict],
+    make: Callable[[ModelVersion, str, WorkerSettings], Made],
     devices: Sequence[str],
 ) -> LoadedModel:
     """Load it on the first device on which it works; parts of an exported model may be bound to the CPU."""
@@ -212,7 +215,7 @@ def _torch_devices(settings: WorkerSettings) -> list[str]:
     return ["cuda:0", "cpu"] if torch.cuda.is_available() else ["cpu"]
 
 
-def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Predict:
+def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Made:
     import torch
     from torch.export.passes import move_to_device_pass
 
@@ -229,7 +232,7 @@ def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Pre
         device != "cpu"
     ):  # `Module.to` would not move the graph's constants and the tensors that the graph creates
         program = move_to_device_pass(program, device)
-    return _on(device, _checked_once(program), program.graph_signature.user_inputs)
+    return _on(device, _checked_once(program), program.graph_signature.user_inputs), None
 
 
 def _checked_once(program: Any) -> Callable[..., Any]:
@@ -267,12 +270,12 @@ def _read_pt2(found: ModelVersion, settings: WorkerSettings) -> Any:
         return torch.export.load(pt2_file(found.flavors, Path(found.path)))
 
 
-def _load_pickled(found: ModelVersion, device: str, settings: WorkerSettings) -> Predict:
+def _load_pickled(found: ModelVersion, device: str, settings: WorkerSettings) -> Made:
     import mlflow.pytorch
 
     os.environ[MLFLOW_SWITCH] = "true"
     module = mlflow.pytorch.load_model(found.path).to(device)
-    return _on(device, module, list(inspect.signature(module.forward).parameters))
+    return _on(device, module, list(inspect.signature(module.forward).parameters)), None
 
 
 def _on(device: str, run: Callable[..., Any], names: Sequence[str]) -> Predict:
@@ -307,12 +310,12 @@ def _to_numpy(output: Any) -> Any:
     return output.cpu().numpy() if hasattr(output, "cpu") else output
 
 
-def _load_onnx(found: ModelVersion, device: str, settings: WorkerSettings) -> Predict:
+def _load_onnx(found: ModelVersion, device: str, settings: WorkerSettings) -> Made:
     file = str(Path(found.path, _loading(found).file))
-    return onnx_model.OnnxModel(file, device, settings.torch_threads).predict
+    return onnx_model.OnnxModel(file, device, settings.torch_threads).predict, None
 
 
-def _load_skops(found: ModelVersion, file: str) -> Predict:
+def _load_skops(found: ModelVersion, file: str) -> Made:
     """Load a scikit-learn model in the skops format, which unpickles nothing; MLflow would require a pickle switch."""
     import skops.io
     from skops.io.exceptions import UntrustedTypesFoundException
@@ -323,22 +326,25 @@ def _load_skops(found: ModelVersion, file: str) -> Predict:
             f"{found.uri} has the predict method {asked}; expected one of {', '.join(SKLEARN_METHODS)}"
         )
     try:
-        predict = getattr(skops.io.load(Path(found.path, file), trusted=[]), asked)
+        estimator = skops.io.load(Path(found.path, file), trusted=[])
     except UntrustedTypesFoundException as error:
         raise refusal(
             found.uri, f"holds types that skops does not trust ({file}: {first_line(error)})"
         ) from error
-    return lambda samples, params=None: predict(samples)
+    predict = getattr(estimator, asked)
+    return lambda samples, params=None: predict(samples), estimator
 
 
-def _load_pyfunc(found: ModelVersion, settings: WorkerSettings, may_unpickle: bool) -> Predict:
+def _load_pyfunc(found: ModelVersion, settings: WorkerSettings, may_unpickle: bool) -> Made:
     import mlflow.pyfunc
 
     os.environ[MLFLOW_SWITCH] = str(may_unpickle).lower()
     mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
     model = mlflow.pyfunc.load_model(found.path)
-    predict: Predict = model.predict
-    return predict
+    raw = None
+    with suppress(Exception):  # not every flavor gives its model
+        raw = model.get_raw_model()
+    return model.predict, raw
 
 
 def _from_document(predict: Predict, is_own: bool) -> Predict:
@@ -361,17 +367,42 @@ def _from_document(predict: Predict, is_own: bool) -> Predict:
 def _warm(
     found: ModelVersion,
     contract: Contract,
-    make: Callable[[], Predict],
+    make: Callable[[], Made],
     device: str,
     settings: WorkerSettings,
 ) -> LoadedModel:
     try:
-        predict = make()
+        predict, estimator = make()
     except ModelNotAllowedError:
         raise
     except BaseException as error:  # a model may call `sys.exit`
         raise ModelWarmUpError(f"{found.uri} cannot be loaded on {device}: {said(error)}") from error
     if isinstance(contract, AnyContract):
         predict = _from_document(predict, contract.is_own)
-    model = LoadedModel(contract, predict, device, settings.allow_non_finite, found.task)
+    labels = _labels(found, estimator) if found.task == CLASSIFICATION else []
+    model = LoadedModel(contract, predict, device, settings.allow_non_finite, found.task, labels=labels)
     return warm_up(model, found)
+
+
+def _labels(found: ModelVersion, estimator: Any) -> list[Label]:
+    """Names of a classifier's classes: declared ones, else the estimator's, else those of its output columns.
+
+    Numbers from 0 are no names: they are the classes themselves.
+    """
+    columns = found.signature.get("outputs") or ()
+    named = [each["name"] for each in columns if each.get("name") and each["type"] != "tensor"]
+    return next(filter(_are_names, (found.labels, _classes(estimator), named)), [])
+
+
+def _classes(estimator: Any) -> list[Any]:
+    with suppress(
+        Exception
+    ):  # some estimators have the attribute without a value, and it may be the author's code
+        classes = np.asarray(estimator.classes_)
+        return classes.tolist() if classes.ndim == 1 else []
+    return []
+
+
+def _are_names(labels: list[Any]) -> bool:
+    are_classes = all(type(each) is int and each == place for place, each in enumerate(labels))
+    return not are_classes and all(isinstance(each, str | int | float) for each in labels)

@@ -30,6 +30,7 @@ from app.errors import (
     RegistryUnavailableError,
     first_line,
 )
+from app.ledger.wire import Label
 from app.logs import configure_logging
 from app.nearest import NAMED, nearest
 from app.quality import LOGGED_MODEL, Quality, read_quality
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from app.settings import WorkerSettings
 
 TASK = "modelyard.task"  # a version's tag, or an entry of its model's metadata
+LABELS = "modelyard.labels"  # the same: names of the classes, a list or text with commas
 MISSING = "modelyard.missing"  # metadata: whether the model takes missing values, `allowed` or `refused`
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
 ALIASES_TIMEOUT_S = 60.0
@@ -57,6 +59,7 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
         flavors: Flavors in its MLmodel file.
         signature: In the form that `workers.signature` reads.
         task: Its declared task, from its tag or metadata `modelyard.task`, such as `classification`.
+        labels: Its declared class names, from its tag or metadata `modelyard.labels`, in the order of its scores.
         quality: Its `val_accuracy` and where that was logged.
         model_id: MLflow's id of the logged model, `m-…`; the digest of its files if it has neither that nor a run.
         place: Location of its files if they are in no registry, else empty.
@@ -76,6 +79,7 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     task: str = ""
     aliases: dict[str, int] = {}
     read_at_s: float = 0.0
+    labels: list[Label] = []
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -262,6 +266,7 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
         quality,
         model_id,
         task=str(version.tags.get(TASK) or described.task),
+        labels=_labels(version.tags.get(LABELS)) or described.labels,
         aliases=aliases,
         read_at_s=read_at_s,
     )
@@ -365,11 +370,13 @@ class Description:
         flavors: The flavors in which it can be loaded.
         signature: In the form that `workers.signature` reads.
         task: The task declared in its metadata; empty without one.
+        labels: The class names declared in its metadata; empty without any.
     """
 
     flavors: dict[str, Any]
     signature: dict[str, Any]
     task: str
+    labels: list[Label]
 
 
 def read_description(folder: str) -> Description:
@@ -386,7 +393,21 @@ def read_description(folder: str) -> Description:
         signature["is_own"] = True
     if MISSING in metadata:
         signature["allows_missing"] = metadata[MISSING] in (True, "allowed")
-    return Description(described.flavors, signature, str(metadata.get(TASK) or ""))
+    return Description(
+        described.flavors, signature, str(metadata.get(TASK) or ""), _labels(metadata.get(LABELS))
+    )
+
+
+def _labels(declared: Any) -> list[Label]:
+    """Class names as a tag or metadata state them: a list, its JSON, or names with commas between them."""
+    if isinstance(declared, str):
+        try:
+            declared = json.loads(declared)
+        except ValueError:
+            declared = [each.strip() for each in declared.split(",")]
+    if not isinstance(declared, list):
+        return []
+    return [each if isinstance(each, str | int | float) else str(each) for each in declared]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from app.errors import (
     OutputNotFiniteError,
     first_line,
 )
+from app.ledger.wire import Label
 from workers.job_inputs import decode, to_input
 from workers.job_outputs import as_rows_of_numbers, check_output, is_finite, n_rows, to_outputs
 from workers.model_lookup import ModelVersion
@@ -55,6 +56,7 @@ class LoadedModel:
         allows_non_finite: Whether its outputs may contain NaN and infinities.
         task: The version's declared task, such as `classification`; empty without one.
         example: A request body that it has answered, as JSON; empty if none is known or if it is too large.
+        labels: Name of each class, in the order of the scores; empty if unknown.
     """
 
     contract: Contract
@@ -63,6 +65,7 @@ class LoadedModel:
     allows_non_finite: bool = False
     task: str = ""
     example: str = ""
+    labels: list[Label] = field(default_factory=list)
 
 
 def said(error: BaseException) -> str:
@@ -107,10 +110,24 @@ def warm_up(model: LoadedModel, found: ModelVersion) -> LoadedModel:
             found.uri,
             OutputNotFiniteError.code,
         )
-    shown = example.decode() if len(example) <= LARGEST_EXAMPLE_BYTES else ""
     return replace(
-        model, contract=_proven(model.contract, outputs, payload.n_samples, found.uri), example=shown
+        model,
+        contract=_proven(model.contract, outputs, payload.n_samples, found.uri),
+        example=example.decode() if len(example) <= LARGEST_EXAMPLE_BYTES else "",
+        labels=_fitting(model.labels, outputs[0], found.uri),
     )
+
+
+def _fitting(labels: list[Label], output: Any, uri: str) -> list[Label]:
+    """The labels, if there is one for each score."""
+    numbers = as_rows_of_numbers(output)
+    if labels and numbers.ndim == 2 and numbers.shape[1] != len(labels):
+        logger.warning(
+            "%s has %d labels and answers %d scores; expected as many: its answers are without labels",
+            *(uri, len(labels), numbers.shape[1]),
+        )
+        return []
+    return labels
 
 
 def _may_merge(contract: Contract) -> bool:

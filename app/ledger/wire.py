@@ -83,6 +83,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
 
 
+Label: TypeAlias = str | int | float | bool
 Scores: TypeAlias = bytes | tuple[str, bytes]
 
 
@@ -146,6 +147,8 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
         n_samples: Samples in that pass.
         jobs: Outcomes, by job index.
         schema_version: Result of `outcome_version` for the jobs.
+        labels: Name of each class, in the order of the scores; empty if unknown. Has a default, so that older records
+            stay readable; older processes ignore it.
     """
 
     worker_id: str
@@ -155,6 +158,7 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     n_samples: int
     jobs: list[JobOutcome]
     schema_version: int = SCHEMA_VERSION
+    labels: list[Label] = []
 
 
 def outcome_version(jobs: Iterable[JobOutcome]) -> int:

@@ -71,7 +71,15 @@ def _find(model: str, settings: WorkerSettings) -> ModelVersion:
     except Exception as error:  # MLflow's, or its YAML parser's
         raise ModelWarmUpError(f"{model}/MLmodel cannot be read: {first_line(error)}") from error
     return model_lookup.ModelVersion(
-        model, 0, "", model, described.flavors, described.signature, place=model, task=described.task
+        model,
+        0,
+        "",
+        model,
+        described.flavors,
+        described.signature,
+        place=model,
+        task=described.task,
+        labels=described.labels,
     )
 
 

@@ -47,9 +47,9 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         int | float | None,
         says("the class, or the value of a regression; null if it is not finite or a score is NaN"),
     ] = msgspec.field(name="class", default=None)
-    label: Annotated[Any, says("of a version that declares itself a classification and answers labels")] = (
-        None
-    )
+    label: Annotated[
+        Any, says("name of the class, where a version that declares itself a classification has names")
+    ] = None
     value: Annotated[
         Later[float], says("of a version that declares itself a regression, in place of `class`")
     ] = None

@@ -22,6 +22,7 @@ from app.ledger.wire import (
     BatchOutcome,
     JobEntry,
     JobOutcome,
+    Label,
     Outputs,
     Scores,
 )
@@ -65,7 +66,7 @@ def job_json(
             ("end_to_end_ms", outcome.finished_at_ms),
         ):
             document[name] = max(int((until_ms - entry.received_at_ms) * 1000), 0) / 1000
-        document |= _result(outcome.jobs[ref.index])
+        document |= _result(outcome.jobs[ref.index], outcome.labels)
     elif status == "expired":
         document |= _result(EXPIRED)
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -127,7 +128,7 @@ def _common(head: BatchHead, entry: JobEntry, outcome: BatchOutcome | None) -> d
     return common
 
 
-def _result(own: JobOutcome) -> dict[str, Any]:
+def _result(own: JobOutcome, labels: Sequence[Label] = ()) -> dict[str, Any]:
     """The members that hold a job's result: predictions, outputs or an error."""
     if own.status != "succeeded":
         return {"error": {"code": own.error_code, "detail": own.error_detail}}
@@ -139,6 +140,9 @@ def _result(own: JobOutcome) -> dict[str, Any]:
             rows = _table(own.scores, len(own.classes)) if own.scores else [None] * len(own.classes)
             pairs = zip(own.classes, rows, strict=True)
             result["predictions"] = [{"class": each, "scores": row} for each, row in pairs]
+            if labels and own.scores:
+                for prediction in result["predictions"]:
+                    prediction["label"] = _label(prediction["class"], labels)
         if not isinstance(own.scores, bytes):
             result["scores_dtype"] = own.scores[0]
     elif own.task == CLASSIFICATION and isinstance(own.outputs, bytes) and own.outputs[:1] == b"[":
@@ -148,15 +152,20 @@ def _result(own: JobOutcome) -> dict[str, Any]:
     return result
 
 
+def _label(index: float, labels: Sequence[Label]) -> Label | None:
+    """The label of a class; None for a row with NaN."""
+    return labels[int(index)] if 0 <= index < len(labels) else None
+
+
 def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefix: str) -> list[bytes]:
-    """All jobs of a batch; empty unless all succeeded with one sample and uniform scores.
+    """All jobs of a batch; empty unless all succeeded with one sample and uniform scores without labels.
 
     Only text is written per job. A document per job would take twice as long.
     """
     jobs, entries = outcome.jobs, head.jobs
     kinds = {(job.status, len(job.classes), len(job.scores), type(job.outputs)) for job in jobs}
     status, n_samples, size, outputs = kinds.pop() if len(kinds) == 1 else ("", 0, 0, None)
-    if status != "succeeded" or n_samples != 1 or not size or outputs is not NoneType:
+    if status != "succeeded" or n_samples != 1 or not size or outputs is not NoneType or outcome.labels:
         return []
     scores = _joined([job.scores for job in jobs])
     if scores is None:

@@ -30,6 +30,7 @@ class Kind:
         serves_in_mlflow: Whether MLflow's own scoring server can serve it.
         settings: What its script says that its worker needs.
         library: Optional package without which it cannot run.
+        labels: Names of its classes.
     """
 
     contract: str
@@ -37,13 +38,14 @@ class Kind:
     serves_in_mlflow: bool = True
     settings: tuple[str, ...] = ()
     library: str = ""
+    labels: tuple[str, ...] = ()
 
 
 ALL_SETTINGS = ("MODELYARD_ALLOW_PICKLE_MODELS", "MODELYARD_ALLOW_NON_FINITE")
 PICKLED = ALL_SETTINGS[:1]
 KINDS = {
     "pipeline_on_mixed_columns": Kind("columns", settings=PICKLED),
-    "probabilities": Kind("columns"),
+    "probabilities": Kind("columns", labels=("setosa", "versicolor", "virginica")),
     "string_labels": Kind("tensors", settings=PICKLED),
     "ridge_on_float64": Kind("tensor"),
     "lightgbm_with_nulls": Kind("columns", library="lightgbm"),

@@ -137,6 +137,7 @@ def test_a_kind_of_model_is_served_and_answers_what_mlflow_would(
     contract: Contract = loaded.contract
     assert msgspec.json.decode(msgspec.json.encode(contract))["kind"] == kind.contract
     assert (isinstance(contract, TensorContract) or contract.merges) == kind.merges
+    assert loaded.labels == list(kind.labels)
     [alone] = answers(loaded, body, 1)
     assert alone.status == "succeeded", alone.error_detail
     if kind.merges:
