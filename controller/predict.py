@@ -33,7 +33,7 @@ from controller.http.prediction_request import ANY, Asked, read_head
 from controller.http.replies import Refusals, Reply
 from controller.http.response_headers import Headers
 from controller.input import bodies
-from controller.input.job_samples import Samples, read_samples
+from controller.input.job_samples import NeedsReader, Samples, read_samples
 from controller.input.large_bodies import LARGE_BYTES, LargeBodies
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
@@ -127,7 +127,7 @@ class Predict:
         self.refusals = parts.refusals
         self._clock = parts.clock
         self._drain = parts.drain
-        self._look_ups: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, asked: Asked, body: bytes, client: Client, to: Addressee) -> None:
         """Answer a complete request without an asyncio task. Its head was admitted before; errors become replies."""
@@ -141,6 +141,8 @@ class Predict:
                 asked.content_type, body, snapshot, asked.selector, certain, self._settings.max_samples
             )
             job = self._job(samples, request, certain, Exchange(self, asked, to))
+        except NeedsReader:
+            self._keep(asyncio.create_task(self._answer_with_reader(request, body, to)))
         except Exception as error:
             to.answer(self.refusals.reply_to(error, client, "POST", "/predict"))
         else:
@@ -210,6 +212,13 @@ class Predict:
         job = await self.run(request, body, once)
         return self.reply(job, request.asked.wait_s)
 
+    async def _answer_with_reader(self, request: Request, body: bytes, to: Addressee) -> None:
+        try:
+            reply = await self._take(request, body)
+        except Exception as error:
+            reply = self.refusals.reply_to(error, request.client, "POST", "/predict")
+        to.answer(reply)
+
     async def run(
         self, request: Request, body: bytes, once: Reservation | None = None, reading: Reading = "strict"
     ) -> Job:
@@ -233,12 +242,15 @@ class Predict:
                 certain,
                 self._settings.max_samples,
                 reading,
-                DECODED_TIMES * self._settings.max_body_bytes,
             )
-            is_apart = len(body) >= LARGE_BYTES or (
-                reading != "open_inference" and bodies.is_decoded(asked.content_type)
-            )
-            samples = await self._large_bodies.read(*read) if is_apart else read_samples(*read)
+            limit_bytes = DECODED_TIMES * self._settings.max_body_bytes
+            try:
+                is_small = len(body) < LARGE_BYTES
+                samples = (
+                    read_samples(*read) if is_small else await self._large_bodies.read(*read, limit_bytes)
+                )
+            except NeedsReader:
+                samples = await self._large_bodies.read(*read, limit_bytes)
             job = self._job(samples, request, certain, ready)
         except (InputError, TooLargeError):
             if self._rate_limit:  # a refused input costs as much as a prediction
@@ -322,9 +334,11 @@ class Predict:
     def _at_deadline(self, job: Job) -> None:
         """Tell a waiting caller that no worker took the job in time, before the batch is closed."""
         if job.accepted and not job.is_answered:
-            look_up = asyncio.create_task(self._see_whether_expired(job))
-            self._look_ups.add(look_up)
-            look_up.add_done_callback(self._look_ups.discard)
+            self._keep(asyncio.create_task(self._see_whether_expired(job)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _see_whether_expired(self, job: Job) -> None:
         assert job.batch

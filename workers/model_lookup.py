@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 TASK = "modelyard.task"  # a version's tag, or an entry of its model's metadata
 LABELS = "modelyard.labels"  # the same: names of the classes, a list or text with commas
+IMAGE_SCALE = "modelyard.image_scale"  # a version's tag, or metadata: the value of a white pixel, 1 or 255
 MISSING = "modelyard.missing"  # metadata: whether the model takes missing values, `allowed` or `refused`
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter for an unknown alias
 ALIASES_TIMEOUT_S = 60.0
@@ -254,6 +255,8 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
         described = read_description(path)
     except Exception as error:
         raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
+    if IMAGE_SCALE in version.tags:
+        described.signature["image_scale"] = version.tags[IMAGE_SCALE]
     run_id, number = version.run_id or "", int(version.version)
     model_id = _model_id(version.source or "", run_id, Path(path))
     return ModelVersion(
@@ -393,6 +396,8 @@ def read_description(folder: str) -> Description:
         signature["is_own"] = True
     if MISSING in metadata:
         signature["allows_missing"] = metadata[MISSING] in (True, "allowed")
+    if IMAGE_SCALE in metadata:
+        signature["image_scale"] = metadata[IMAGE_SCALE]
     return Description(
         described.flavors, signature, str(metadata.get(TASK) or ""), _labels(metadata.get(LABELS))
     )

@@ -31,8 +31,8 @@ def read_contract(signature: Mapping[str, Any], *, takes_missing: bool = False) 
 
     Args:
         signature: `inputs` and `params`, each a list in MLflow's JSON or absent; `is_own` if the model's own type
-            hints check its input; `allows_missing` if the version declares whether it takes missing values. Empty if
-            the version has no signature.
+            hints check its input; `allows_missing` if the version declares whether it takes missing values;
+            `image_scale` if it declares the value of a white pixel. Empty if the version has no signature.
         takes_missing: Default for missing values in tensors, if the version declares nothing. Columns take them by
             default, as far as their types allow.
 
@@ -45,7 +45,8 @@ def read_contract(signature: Mapping[str, Any], *, takes_missing: bool = False) 
         return AnyContract(params, is_own=bool(signature.get("is_own")))
     if inputs[0]["type"] == "tensor":
         allows_missing = bool(signature.get("allows_missing", takes_missing))
-        return _tensors(tuple(map(_field, inputs)), params, allows_missing)
+        scale = _image_scale(signature.get("image_scale", 1))
+        return _tensors(tuple(map(_field, inputs)), params, allows_missing, scale)
     columns = tuple(map(_column, inputs))
     return ColumnsContract(columns, params, bool(signature.get("allows_missing", True)))
 
@@ -60,13 +61,24 @@ def read_outputs(signature: Mapping[str, Any]) -> Contract | None:
         return None
 
 
-def _tensors(fields: tuple[TensorField, ...], params: tuple[Param, ...], allows_missing: bool) -> Contract:
+def _image_scale(declared: Any) -> int:
+    if str(declared) not in ("1", "255"):
+        raise ModelContractError(
+            f"its tag or metadata modelyard.image_scale is {str(declared)[:80]!r}; expected 1 or 255, "
+            "the value of a white pixel"
+        )
+    return int(declared)
+
+
+def _tensors(
+    fields: tuple[TensorField, ...], params: tuple[Param, ...], allows_missing: bool, image_scale: int
+) -> Contract:
     [first, *others] = fields
     is_plain = not others and first.name is None and first.dtype in DTYPES and not params
     if is_plain and first.shape[:1] == (FREE,) and FREE not in first.shape[1:] and not allows_missing:
-        return TensorContract(first.dtype, first.shape[1:])
+        return TensorContract(first.dtype, first.shape[1:], image_scale)
     merges = all(each.shape[:1] == (FREE,) for each in fields)
-    return TensorsContract(fields, params, allows_missing, merges)
+    return TensorsContract(fields, params, allows_missing, merges, image_scale)
 
 
 def _field(spec: Mapping[str, Any]) -> TensorField:

@@ -54,10 +54,12 @@ class TensorContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", t
     Attributes:
         dtype: NumPy name of the element type, one of `DTYPES`.
         sample_shape: Shape of one sample, without the batch dimension: (1, 28, 28).
+        image_scale: Value of a white pixel where an image is given for a floating-point tensor: 1 or 255.
     """
 
     dtype: str
     sample_shape: tuple[int, ...]
+    image_scale: int = 1
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -67,7 +69,9 @@ class TensorContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", t
     @cached_property
     def as_tensors(self) -> TensorsContract:
         """The same contract in the form for several tensors, with one tensor."""
-        return TensorsContract((TensorField(None, self.dtype, (FREE, *self.sample_shape)),))
+        return TensorsContract(
+            (TensorField(None, self.dtype, (FREE, *self.sample_shape)),), image_scale=self.image_scale
+        )
 
     @cached_property
     def is_float(self) -> bool:
@@ -127,12 +131,14 @@ class TensorsContract(msgspec.Struct, frozen=True, tag_field="kind", tag="tensor
     Attributes:
         allows_missing: Whether floating-point tensors may contain NaN, which is null in JSON.
         merges: Whether jobs may share a batch: the model returns one row per input row.
+        image_scale: Value of a white pixel where an image is given for a floating-point tensor: 1 or 255.
     """
 
     tensors: tuple[TensorField, ...]
     params: tuple[Param, ...] = ()
     allows_missing: bool = False
     merges: bool = True
+    image_scale: int = 1
 
     def describe(self) -> str:
         """The contract in words, for error messages."""

@@ -25,8 +25,9 @@ KEYS: dict[Rules, tuple[str, ...]] = {
 PARAMS = "params"
 CSV = "csv"  # the key of a document in CSV format
 TABLE = "table"  # the key of a document whose value is columns, by name or in order, and the number of rows
-# Keys that only the general parser reads. A plain tensor's body has neither.
-GENERAL = re.compile(rb'"(dataframe_split|dataframe_records|params)"')
+# Keys and images that only the general parser reads. A body of numbers alone has none of them.
+GENERAL = re.compile(rb'"(?:(?:dataframe_split|dataframe_records|params|b64)"|data:image\\?/)')
+IMAGES = re.compile(rb'"(?:b64"|data:image\\?/)')
 
 
 _decode = msgspec.json.Decoder().decode

@@ -27,11 +27,23 @@ from app.contract import (
 )
 from app.contract.column_values import HAVE_MISSING, RANGES, TIME
 from app.contract.documents import PARAMS
+from controller.input.image_layout import takes_images
 
 Schema = dict[str, Any]
 SAMPLE_KEYS = ("data", "inputs", "instances")
 TABLE_TYPES = frozenset({"boolean", "integer", "long", "float", "double", "string"})  # CSV has no others
 ANYTHING: Schema = {}
+IMAGE: Schema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["b64"],
+            "additionalProperties": False,
+            "properties": {"b64": {"type": "string", "contentEncoding": "base64"}},
+        },
+        {"type": "string", "pattern": "^data:image/(png|jpeg);base64,"},
+    ]
+}
 ROWS: Schema = {"type": "array", "items": {"type": "object"}, "minItems": 1}
 _SCALARS: dict[str, Schema] = {
     "boolean": {"type": "boolean"},
@@ -87,10 +99,15 @@ def _forms(contract: Contract) -> Mapping[str, Schema]:
     if isinstance(contract, AnyContract):
         return dict.fromkeys(SAMPLE_KEYS, ANYTHING) | frames
     if isinstance(contract, TensorContract):
-        return dict.fromkeys(SAMPLE_KEYS, _spellings(contract)) | frames
+        return dict.fromkeys(SAMPLE_KEYS, _or_images(_spellings(contract), contract)) | frames
     if isinstance(contract, TensorsContract):
-        return dict.fromkeys(SAMPLE_KEYS, _tensors(contract)) | frames
+        return dict.fromkeys(SAMPLE_KEYS, _or_images(_tensors(contract), contract)) | frames
     return _columns(contract)
+
+
+def _or_images(numbers: Schema, contract: Contract) -> Schema:
+    """The schema of numbers, or of PNG and JPEG images in their place."""
+    return _any_of([numbers, IMAGE, _list(IMAGE, 1)]) if takes_images(contract) else numbers
 
 
 def _spellings(contract: TensorContract) -> Schema:

@@ -12,7 +12,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
-from controller.input.bodies import ARROW_FILE, ARROW_STREAM, PARQUET
+from controller.input.bodies import ARROW_FILE, ARROW_STREAM, MULTIPART, PARQUET
 from modelyard.schemas import DOCUMENTS, Health, Job, Pool, Problem, Quarantine, Readiness
 
 INTRODUCTION = """
@@ -130,6 +130,14 @@ _NUMBER = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 _VERSION = {"anyOf": [_NUMBER, {"type": "string", "pattern": r"^[\w-]+$"}]}
 
 _TABLES = [each.decode() for each in (ARROW_STREAM, ARROW_FILE, PARQUET)]
+_FORM = {
+    "schema": {
+        "type": "object",
+        "description": "each file is an image, and each other field a parameter",
+        "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+        "additionalProperties": {"type": "string"},
+    }
+}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 PREDICT: dict[str, Any] = {
@@ -171,7 +179,8 @@ PREDICT: dict[str, Any] = {
         "requestBody": {
             "description": "Samples as JSON: numbers, named tensors or columns, as the version's contract says; as a "
             "NumPy file; as the model's own dtype, little-endian, in C order; as a MessagePack map with "
-            "one key that holds such bytes or nested numbers; as CSV, Arrow IPC or Parquet.",
+            "one key that holds such bytes or nested numbers; as CSV, Arrow IPC or Parquet; as PNG or "
+            "JPEG images, where a row of the version's input is an image.",
             "required": True,
             "content": {
                 "application/json": {
@@ -193,6 +202,8 @@ PREDICT: dict[str, Any] = {
                 "application/msgpack": _BINARY,
                 "text/csv": {"schema": {"type": "string"}},
                 **dict.fromkeys(_TABLES, _BINARY),
+                **dict.fromkeys(("image/png", "image/jpeg"), _BINARY),
+                MULTIPART.decode(): _FORM,
             },
         },
     },

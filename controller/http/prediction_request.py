@@ -25,7 +25,7 @@ PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict/?")
 ANY = Selector()
 MAX_ALIAS = 255  # characters, as in MLflow
 MAX_QUERY_BYTES = 2048  # a thousand query strings are cached
-# Headers of requests that go through the ASGI application, which reads the body in parts or compressed. So do tables.
+# Headers of requests that go through the ASGI application, which reads the body in parts or compressed.
 UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"idempotency-key", b"content-encoding", b"origin"})
 KNOWN_HEADS = 1024
 KNOWN_HEAD_BYTES = 2048  # longer heads are not cached
@@ -101,8 +101,6 @@ class KnownHeads:
                 return None
             self._gate.check_site(head.headers)
             asked = read_head(headers, head.query, self._settings, of_path)
-            if bodies.is_decoded(asked.content_type):
-                return None
             # Before caching, so that callers without a valid key cannot fill the cache.
             self._gate.admit(asked.authorization, client)
         except ModelyardError:

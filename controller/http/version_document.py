@@ -18,6 +18,8 @@ from app.errors import NoCandidateError
 from app.redis import keys
 from app.worker_record import WorkerRecord
 from controller.http.contract_schemas import TABLE_TYPES, body_schema, outputs_schema
+from controller.input.bodies import IMAGES
+from controller.input.image_layout import takes_images
 from controller.pool_watcher import PoolView
 from controller.routing import Selector, named_version
 
@@ -129,6 +131,8 @@ def _takes(contract: Contract, kind: str) -> bool:
         )
     if kind == "application/octet-stream":
         return isinstance(contract, TensorContract)
+    if kind.encode() in IMAGES:
+        return takes_images(contract)
     if kind == "application/x-npy":
         return isinstance(contract, TensorContract) or (
             isinstance(contract, TensorsContract) and len(contract.tensors) == 1

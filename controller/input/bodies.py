@@ -39,10 +39,16 @@ ARROW_STREAM = b"application/vnd.apache.arrow.stream"
 ARROW_FILE = b"application/vnd.apache.arrow.file"
 PARQUET = b"application/vnd.apache.parquet"
 TABLES = frozenset({ARROW_STREAM, ARROW_FILE, PARQUET, b"application/x-parquet"})
+MULTIPART = b"multipart/form-data"
+IMAGES = frozenset({b"image/png", b"image/jpeg", b"image/jpg", MULTIPART})
 # Types whose decoders are large libraries of native code: only a reader process reads them.
-DECODED = TABLES
+DECODED = TABLES | IMAGES
 ACCEPTED_TYPES = ", ".join(
-    each.decode() for each in (JSON, OCTETS, NPY, MSGPACK, CSV, ARROW_STREAM, ARROW_FILE, PARQUET)
+    each.decode()
+    for each in (
+        *(JSON, OCTETS, NPY, MSGPACK, CSV, ARROW_STREAM, ARROW_FILE, PARQUET),
+        *(b"image/png", b"image/jpeg", MULTIPART),
+    )
 )
 # Content types under which clients send JSON, such as curl's default.
 ALSO_JSON = frozenset({b"", b"text/plain", b"text/json", b"application/x-www-form-urlencoded"})

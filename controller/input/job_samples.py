@@ -7,13 +7,14 @@ from typing import Protocol
 
 import msgspec
 
-from app.contract import Contract, TensorContract, documents
+from app.contract import Contract, TensorContract, TensorsContract, documents
 from app.contract.documents import Document, Reading, Rules
 from app.contract.payloads import JobForm, to_payload
 from app.errors import (
     BodyKeyError,
     BodyNotJsonError,
     InputError,
+    InputNotNumericError,
     InputShapeError,
     TooLargeError,
     UnsupportedTypeError,
@@ -22,7 +23,9 @@ from controller.input import bodies, json_numbers
 from controller.input.inference_request import InferenceRequest, read_inference_request
 from controller.routing import Route, Selector, Snapshot, candidate_routes, route
 
-MAX_DECODED_BYTES = 2**25
+
+class NeedsReader(Exception):  # noqa: N818  # no error: the body is read elsewhere
+    """Only a reader process may read this body."""
 
 
 class Given(Protocol):
@@ -56,19 +59,22 @@ def read_samples(
     certain: Route | None,
     max_samples: int,
     reading: Reading = "strict",
-    max_decoded_bytes: int = MAX_DECODED_BYTES,
+    max_decoded_bytes: int = 0,
 ) -> Samples:
     """Read a body. A pure function, so that any process may run it.
 
     Args:
         content_type: Content type of the body; for the Open Inference Protocol, the length of its JSON.
         certain: The route, if it does not depend on the body.
-        max_decoded_bytes: Limit for the samples of a body that may be compressed: a table or an image.
+        max_decoded_bytes: Limit for the samples of tables and images; 0 if they cannot be decoded in this process.
 
     Raises:
         ModelyardError: The body or the selector is refused.
+        NeedsReader: It holds tables or images, and they cannot be decoded in this process.
     """
     if reading != "open_inference" and bodies.is_decoded(content_type):
+        if not max_decoded_bytes:
+            raise NeedsReader
         routes = [certain] if certain else candidate_routes(snapshot, selector)
         return _read_decoded(content_type, body, routes, max_samples, max_decoded_bytes)
     is_plain = (
@@ -79,11 +85,11 @@ def read_samples(
     if is_plain and reading == "strict":
         try:
             return _read_plain(content_type, body, snapshot, selector, certain, max_samples)
-        except BodyKeyError:
+        except (BodyKeyError, InputNotNumericError, InputShapeError):
             if not documents.GENERAL.search(body):
                 raise
     routes = [certain] if certain else candidate_routes(snapshot, selector)
-    return _read_any(content_type, body, routes, max_samples, reading)
+    return _read_any(content_type, body, routes, max_samples, reading, max_decoded_bytes)
 
 
 def _read_plain(
@@ -113,15 +119,13 @@ def _read_plain(
 def _read_decoded(
     content_type: bytes, body: bytes, routes: list[Route], max_samples: int, max_bytes: int
 ) -> Samples:
-    """Read a table for the first route whose contract it fits. Its values have types, so the rules are strict.
+    """Read a table or images for the first route whose contract they fit. Values have types, so the rules are strict.
 
     Raises:
         InputError: It fits no contract; the error is that of the first route.
         TooLargeError: It has too many rows or bytes.
     """
-    from controller.input.arrow_bodies import read_table  # only where a table is read: a large library
-
-    given: Given = read_table(bodies.media_type(content_type), body, max_samples, max_bytes)
+    given = _given(content_type, body, max_samples, max_bytes)
     refusal: InputError | None = None
     for each in routes:
         try:
@@ -140,8 +144,36 @@ def _read_decoded(
     raise refusal
 
 
+def _given(content_type: bytes, body: bytes, max_samples: int, max_bytes: int) -> Given:
+    # Imported only where they are used: pyarrow and Pillow are large.
+    kind = bodies.media_type(content_type)
+    if kind in bodies.TABLES:
+        from controller.input.arrow_bodies import read_table
+
+        return read_table(kind, body, max_samples, max_bytes)
+    from controller.input.image_bodies import read_images
+
+    return read_images(content_type, body, max_samples, max_bytes)
+
+
+def _with_images(document: Document, contract: Contract, max_bytes: int) -> Document:
+    """The document with the pixels of images that are base64 in its JSON."""
+    if not isinstance(contract, TensorContract | TensorsContract):
+        return document
+    if not max_bytes:
+        raise NeedsReader
+    from controller.input.image_bodies import with_images
+
+    return with_images(document, contract, max_bytes)
+
+
 def _read_any(
-    content_type: bytes, body: bytes, routes: list[Route], max_samples: int, reading: Reading
+    content_type: bytes,
+    body: bytes,
+    routes: list[Route],
+    max_samples: int,
+    reading: Reading,
+    max_decoded_bytes: int,
 ) -> Samples:
     """Read a body for the first route whose contract it fits.
 
@@ -169,6 +201,8 @@ def _read_any(
                 else documents.read(content_type, body, rules)
             )
             document = request if isinstance(request, Document) else request.document(contract)
+            if isinstance(request, Document) and documents.IMAGES.search(body):
+                document = _with_images(document, contract, max_decoded_bytes)
             payload = to_payload(document, contract, max_samples, rules)
             return Samples(each, payload.data, payload.n_samples, payload.form)
         except (InputError, UnsupportedTypeError) as error:

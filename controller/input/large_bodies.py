@@ -26,7 +26,7 @@ from pathlib import Path
 from app.contract.documents import Reading
 from app.errors import BodyNotArrayError, ModelyardError, QueueFullError, TooLargeError, UnavailableError
 from controller.input import bodies
-from controller.input.job_samples import MAX_DECODED_BYTES, Samples, read_samples
+from controller.input.job_samples import Samples, read_samples
 from controller.routing import Route, Selector, Snapshot
 
 LARGE_BYTES = 2**18  # about 2 ms of parsing JSON; not smaller than one read of a connection
@@ -68,7 +68,7 @@ class LargeBodies:
         certain: Route | None,
         max_samples: int,
         reading: Reading = "strict",
-        max_decoded_bytes: int = MAX_DECODED_BYTES,
+        max_decoded_bytes: int = 2**25,
     ) -> Samples:
         """Run `read_samples` in a process.
 
