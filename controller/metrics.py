@@ -6,15 +6,26 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from app.clock import PoolClock
+from app.ledger.wire import BatchHead
+from app.redis import keys
 from app.unreadable import WHATS, Unreadable
 from app.worker_record import WorkerRecord
 from controller.events import Accepted, Completed
@@ -26,24 +37,28 @@ _BOUNDS_S = (*LATENCY_BUCKETS_S, math.inf)
 BATCH_BUCKETS_JOBS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-@dataclass(frozen=True, slots=True)
-class _OfWorker:
-    """The series of one worker number, cached because a look-up by labels takes as long as counting."""
+LABELS = ("worker", "model", "version")
+_Labels = tuple[str, ...]
 
-    worker: str
+
+@dataclass(frozen=True, slots=True)
+class _OfQueue:
+    """The series of one queue, cached because a look-up by labels takes as long as counting."""
+
+    labels: _Labels
     batch_jobs: Histogram
     dispatch: Histogram
     jobs: Mapping[Status, Counter]
 
 
 class Metrics:
-    """All series of one controller. Labels come only from known sets: worker numbers, outcomes, error codes."""
+    """All series of one controller. Labels come only from known sets: model versions, outcomes, error codes."""
 
     def __init__(self, watcher: PoolWatcher, clock: PoolClock, unreadable: Unreadable) -> None:
         self._registry = CollectorRegistry()
         self._watcher = watcher
         self._clock = clock
-        self._seen: dict[int, _OfWorker] = {}
+        self._seen: dict[str, _OfQueue] = {}
         registry = self._registry
         self._end_to_end = Latencies(
             "modelyard_end_to_end_latency_seconds",
@@ -53,26 +68,26 @@ class Metrics:
         self._end_to_end_last = Gauge(
             "modelyard_end_to_end_latency_last_seconds",
             "End-to-end latency of the job whose outcome arrived last",
-            ["worker"],
+            LABELS,
             registry=registry,
         )
         self._jobs = Counter(
             "modelyard_jobs",
             "Jobs by outcome, as received by this controller",
-            ["worker", "outcome"],
+            [*LABELS, "outcome"],
             registry=registry,
         )
         self._batch_jobs = Histogram(
             "modelyard_batch_jobs",
             "Jobs per batch sent",
-            ["worker"],
+            LABELS,
             buckets=BATCH_BUCKETS_JOBS,
             registry=registry,
         )
         self._dispatch = Histogram(
             "modelyard_dispatch_latency_seconds",
             "Time from closing a batch to storing it",
-            ["worker"],
+            LABELS,
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
@@ -87,35 +102,39 @@ class Metrics:
             "Losses of confirmed data by Redis, as detected by this controller",
             registry=registry,
         )
+        ProcessCollector(registry=registry)
+        Info("modelyard_build", "Release of this controller", registry=registry).info(
+            {"version": version("modelyard")}
+        )
         registry.register(_PoolCollector(watcher, clock))
         registry.register(_UnreadableCollector(unreadable))
 
     def accepted(self, event: Accepted) -> None:
         """Count an accepted batch."""
         head = event.accept.batch.head
-        own = self._seen.get(head.worker) or self._of(head.worker)
+        own = self._seen.get(head.queue) or self._of(head)
         own.batch_jobs.observe(len(head.jobs))
         own.dispatch.observe(event.took_s)
 
     def completed(self, event: Completed) -> None:
         """Count the outcomes of a batch."""
-        number, heard_at_ms = event.head.worker, self._clock.ms_at(event.heard_at_s)
-        own = self._seen.get(number) or self._of(number)
+        heard_at_ms = self._clock.ms_at(event.heard_at_s)
+        own = self._seen.get(event.head.queue) or self._of(event.head)
         latencies_s = [max(0.0, heard_at_ms - job.received_at_ms) / 1000 for job in event.head.jobs]
-        self._end_to_end.observe(own.worker, latencies_s)
+        self._end_to_end.observe(own.labels, latencies_s)
         # Not cached in `own`: the series exists only after the first value.
-        self._end_to_end_last.labels(own.worker).set(latencies_s[-1])
+        self._end_to_end_last.labels(*own.labels).set(latencies_s[-1])
         statuses = [job.status for job in event.outcome.jobs]
         for status in set(statuses):
             own.jobs[status].inc(statuses.count(status))
 
-    def _of(self, number: int) -> _OfWorker:
-        worker = str(number)
-        own = self._seen[number] = _OfWorker(
-            worker,
-            batch_jobs=self._batch_jobs.labels(worker),
-            dispatch=self._dispatch.labels(worker),
-            jobs={status: self._jobs.labels(worker, status) for status in FINAL_STATUSES},
+    def _of(self, head: BatchHead) -> _OfQueue:
+        labels = _labels(head.worker, head.queue)
+        own = self._seen[head.queue] = _OfQueue(
+            labels,
+            batch_jobs=self._batch_jobs.labels(*labels),
+            dispatch=self._dispatch.labels(*labels),
+            jobs={status: self._jobs.labels(*labels, status) for status in FINAL_STATUSES},
         )
         return own
 
@@ -130,19 +149,17 @@ class Metrics:
     def exposition(self) -> bytes:
         """All series in Prometheus's text format; series of removed workers are dropped first."""
         view = self._watcher.view
-        present = {view.numbers.get(record.queue, record.worker) for record in view.records}
-        present |= {view.numbers[queue] for queue in view.backlog_jobs if queue in view.numbers}
-        for number in self._seen.keys() - present:
-            worker = self._seen.pop(number).worker
+        for queue in self._seen.keys() - {record.queue for record in view.records} - view.backlog_jobs.keys():
+            labels = self._seen.pop(queue).labels
             for series in (self._end_to_end, self._end_to_end_last, self._batch_jobs, self._dispatch):
-                series.remove(worker)
+                series.remove(*labels)
             for outcome in FINAL_STATUSES:
-                self._jobs.remove(worker, outcome)
+                self._jobs.remove(*labels, outcome)
         return generate_latest(self._registry)
 
 
 class Latencies(Collector):
-    """A histogram by worker number that is updated once per batch: prometheus-client's histogram takes 2 µs per value.
+    """A histogram by model version that is updated once per batch: prometheus-client's histogram takes 2 µs per value.
 
     Args:
         name: Name of the series, without Prometheus's suffixes.
@@ -152,30 +169,30 @@ class Latencies(Collector):
     def __init__(self, name: str, text: str) -> None:
         self._name = name
         self._text = text
-        self._counts: dict[str, list[int]] = {}
-        self._sums_s: dict[str, float] = {}
+        self._counts: dict[_Labels, list[int]] = {}
+        self._sums_s: dict[_Labels, float] = {}
 
-    def observe(self, worker: str, latencies_s: Sequence[float]) -> None:
+    def observe(self, labels: _Labels, latencies_s: Sequence[float]) -> None:
         """Count latencies, in seconds."""
-        counts = self._counts.get(worker)
+        counts = self._counts.get(labels)
         if counts is None:
-            counts = self._counts[worker] = [0] * len(_BOUNDS_S)
-            self._sums_s[worker] = 0.0
+            counts = self._counts[labels] = [0] * len(_BOUNDS_S)
+            self._sums_s[labels] = 0.0
         for latency_s in latencies_s:
             counts[bisect_left(_BOUNDS_S, latency_s)] += 1
-        self._sums_s[worker] += sum(latencies_s)
+        self._sums_s[labels] += sum(latencies_s)
 
-    def remove(self, worker: str) -> None:
-        """Remove the series of a worker number."""
-        self._counts.pop(worker, None)
-        self._sums_s.pop(worker, None)
+    def remove(self, *labels: str) -> None:
+        """Remove the series of a model version."""
+        self._counts.pop(labels, None)
+        self._sums_s.pop(labels, None)
 
     def collect(self) -> Iterator[Metric]:
-        """The metric family, with one series per worker number."""
-        family = HistogramMetricFamily(self._name, self._text, labels=["worker"])
-        for worker, counts in self._counts.items():
+        """The metric family, with one series per model version."""
+        family = HistogramMetricFamily(self._name, self._text, labels=LABELS)
+        for labels, counts in self._counts.items():
             buckets = zip(map(floatToGoString, _BOUNDS_S), accumulate(counts), strict=True)
-            family.add_metric([worker], list(buckets), self._sums_s[worker])
+            family.add_metric(labels, list(buckets), self._sums_s[labels])
         yield family
 
 
@@ -187,7 +204,7 @@ class _PoolCollector(Collector):
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
-        """One metric family per gauge, with one series per worker number."""
+        """One metric family per gauge, with one series per model version."""
         view, now_ms = self._watcher.view, self._clock.now_ms()
         accuracy = _family("val_accuracy_ratio", "val_accuracy of the worker's model version")
         inference = _family(
@@ -198,7 +215,7 @@ class _PoolCollector(Collector):
         oldest = _family("oldest_job_age_seconds", "Age of the oldest accepted job without an outcome")
         wait = _family("expected_wait_seconds", "Expected wait of a job that arrives now")
         for candidate in view.snapshot.candidates:
-            wait.add_metric((str(candidate.worker),), candidate.expected_wait_ms / 1000)
+            wait.add_metric(_labels(candidate.worker, candidate.queue), candidate.expected_wait_ms / 1000)
         ready: dict[str, int] = {}
         newest: dict[str, WorkerRecord] = {}
         for record in sorted(view.records, key=lambda record: record.heartbeat_at_ms):
@@ -206,17 +223,17 @@ class _PoolCollector(Collector):
             newest[record.queue] = record
         # Only the replica with the newest heartbeat: two samples of one series would fail the whole scrape.
         for record in newest.values():
-            number = (str(view.numbers.get(record.queue, record.worker)),)
+            labels = _labels(view.numbers.get(record.queue, record.worker), record.queue)
             if record.val_accuracy is not None:
-                accuracy.add_metric(number, record.val_accuracy)
+                accuracy.add_metric(labels, record.val_accuracy)
             if record.inference_ms.last is not None:
-                inference.add_metric(number, record.inference_ms.last / 1000)
+                inference.add_metric(labels, record.inference_ms.last / 1000)
         for queue in {*ready, *view.backlog_jobs}:
-            number = (str(view.numbers.get(queue, 0)),)
-            live.add_metric(number, ready.get(queue, 0))
-            backlog.add_metric(number, view.backlog_jobs.get(queue, 0))
+            labels = _labels(view.numbers.get(queue, 0), queue)
+            live.add_metric(labels, ready.get(queue, 0))
+            backlog.add_metric(labels, view.backlog_jobs.get(queue, 0))
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
-            oldest.add_metric(number, age_ms / 1000)
+            oldest.add_metric(labels, age_ms / 1000)
         yield from (accuracy, inference, live, backlog, oldest, wait)
 
 
@@ -236,5 +253,9 @@ class _UnreadableCollector(Collector):
         yield family
 
 
+def _labels(number: int, queue: str) -> _Labels:
+    return str(number), *keys.version_of(queue)
+
+
 def _family(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"modelyard_{name}", text, labels=["worker"])
+    return GaugeMetricFamily(f"modelyard_{name}", text, labels=LABELS)

@@ -75,7 +75,11 @@ async def test_a_record_that_claims_an_impossible_quality_counts_as_one_without_
     [warning] = row["replicas"][0]["warnings"]
     assert "is ignored: expected a fraction in [0, 1]" in warning
     lines = (await served.http.get("/metrics")).text.splitlines()
-    assert [each for each in lines if each.startswith('modelyard_val_accuracy_ratio{worker="2"}')] == []
+    assert [
+        each
+        for each in lines
+        if each.startswith('modelyard_val_accuracy_ratio{model="MNIST_PyTorch_Model",version="2",worker="2"}')
+    ] == []
     [counted] = [
         each for each in lines if each.startswith('modelyard_unreadable_total{what="worker_record"}')
     ]
@@ -96,22 +100,31 @@ async def test_metrics_hold_the_series_of_every_kind(serve: Serve, hand_worker: 
     await served.services.watcher.refresh()
     text = (await served.http.get("/metrics")).text
     for line in (
-        'modelyard_val_accuracy_ratio{worker="1"} 0.8',
-        'modelyard_inference_latency_seconds{worker="1"} 0.002',
-        'modelyard_live_workers{worker="1"} 1.0',
-        'modelyard_backlog_jobs{worker="1"} 1.0',
-        'modelyard_oldest_job_age_seconds{worker="1"}',
-        'modelyard_expected_wait_seconds{worker="1"} 0.001',
-        'modelyard_batch_jobs_count{worker="1"} 1.0',
-        'modelyard_dispatch_latency_seconds_count{worker="1"} 1.0',
+        'modelyard_val_accuracy_ratio{model="MNIST_PyTorch_Model",version="1",worker="1"} 0.8',
+        'modelyard_inference_latency_seconds{model="MNIST_PyTorch_Model",version="1",worker="1"} 0.002',
+        'modelyard_live_workers{model="MNIST_PyTorch_Model",version="1",worker="1"} 1.0',
+        'modelyard_backlog_jobs{model="MNIST_PyTorch_Model",version="1",worker="1"} 1.0',
+        'modelyard_oldest_job_age_seconds{model="MNIST_PyTorch_Model",version="1",worker="1"}',
+        'modelyard_expected_wait_seconds{model="MNIST_PyTorch_Model",version="1",worker="1"} 0.001',
+        'modelyard_batch_jobs_count{model="MNIST_PyTorch_Model",version="1",worker="1"} 1.0',
+        'modelyard_dispatch_latency_seconds_count{model="MNIST_PyTorch_Model",version="1",worker="1"} 1.0',
     ):
         assert line in text
     worker.finish(await worker.claimed())
     await until(lambda: not served.services.dispatcher.sent, "the outcome is heard")
     text = (await served.http.get("/metrics")).text
-    assert 'modelyard_jobs_total{outcome="succeeded",worker="1"} 1.0' in text
-    assert 'modelyard_end_to_end_latency_seconds_count{worker="1"} 1.0' in text
-    assert 'modelyard_end_to_end_latency_last_seconds{worker="1"}' in text
+    assert (
+        'modelyard_jobs_total{model="MNIST_PyTorch_Model",outcome="succeeded",version="1",worker="1"} 1.0'
+        in text
+    )
+    assert (
+        'modelyard_end_to_end_latency_seconds_count{model="MNIST_PyTorch_Model",version="1",worker="1"} 1.0'
+        in text
+    )
+    assert (
+        'modelyard_end_to_end_latency_last_seconds{model="MNIST_PyTorch_Model",version="1",worker="1"}'
+        in text
+    )
     assert (await served.http.get(url)).json()["status"] == "succeeded"
 
 
@@ -122,7 +135,7 @@ async def test_two_replicas_of_a_queue_are_one_series(serve: Serve, hand_worker:
     lines = [line for line in (await served.http.get("/metrics")).text.splitlines() if line[:1] != "#"]
     series = Counter(line.rsplit(" ", 1)[0] for line in lines)
     assert [name for name, count in series.items() if count > 1] == []
-    assert 'modelyard_live_workers{worker="1"} 2.0' in lines
+    assert 'modelyard_live_workers{model="MNIST_PyTorch_Model",version="1",worker="1"} 2.0' in lines
 
 
 async def test_the_series_of_a_worker_that_is_gone_disappear(serve: Serve, hand_worker: HandWorkers) -> None:

@@ -221,20 +221,20 @@ def test_prometheus_reads_the_pool_and_forgets_a_worker_that_is_gone(
         assert ask(f"{flower}{path}").status_code == 401, path
     assert http.get(f"{flower}/workers", auth=LOGIN).status_code == 200
     assert LOGIN[1].encode() not in b"".join(map(command_line, Path("/proc").glob("[0-9]*")))
-    reads('modelyard_live_workers{worker="3"}', 1)
-    reads('modelyard_val_accuracy_ratio{worker="3"}', 0.875)
-    reads('modelyard_backlog_jobs{worker="3"}', 0)
+    reads('modelyard_live_workers{worker="3",model="MNIST_PyTorch_Model",version="3"}', 1)
+    reads('modelyard_val_accuracy_ratio{worker="3",model="MNIST_PyTorch_Model",version="3"}', 0.875)
+    reads('modelyard_backlog_jobs{worker="3",model="MNIST_PyTorch_Model",version="3"}', 0)
 
     http.headers["Authorization"] = f"Bearer {operator[0]}"
     job = http.post(f"{controller}/predict", json={"data": [[[[0.0] * 28] * 28]]})
     assert http.post(f"{controller}/predict", json={"data": "seven"}).status_code == 422
-    reads('modelyard_backlog_jobs{worker="3"}', 1)
-    reads('modelyard_batch_jobs_count{worker="3"}', 1)
+    reads('modelyard_backlog_jobs{worker="3",model="MNIST_PyTorch_Model",version="3"}', 1)
+    reads('modelyard_batch_jobs_count{worker="3",model="MNIST_PyTorch_Model",version="3"}', 1)
     reads('sum(modelyard_requests_rejected_total{code!="unauthenticated"})', 1)
 
     worker.close()
-    reads('modelyard_live_workers{worker="3"}', 0)
-    reads('modelyard_val_accuracy_ratio{worker="3"}', None)
+    reads('modelyard_live_workers{worker="3",model="MNIST_PyTorch_Model",version="3"}', 0)
+    reads('modelyard_val_accuracy_ratio{worker="3",model="MNIST_PyTorch_Model",version="3"}', None)
     assert http.delete(f"{controller}/results/{job.json()['id']}").status_code == 200
     for gone in ("modelyard_live_workers", "modelyard_backlog_jobs", "modelyard_batch_jobs_count"):
         reads(gone, None)
