@@ -254,7 +254,8 @@ class _UnreadableCollector(Collector):
 
 
 def _labels(number: int, queue: str) -> _Labels:
-    return str(number), *keys.version_of(queue)
+    name, version = keys.model_of(queue)
+    return str(number), name, str(version)
 
 
 def _family(name: str, text: str) -> GaugeMetricFamily:

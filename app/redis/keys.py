@@ -103,12 +103,6 @@ def queue_name(model_name: str, model_version: int) -> str:
     return f"{PREFIX}:queue:{model_name}:{model_version}"
 
 
-def version_of(queue: str) -> tuple[str, str]:
-    """Model name and version of a queue, both as text."""
-    model_name, _, model_version = queue.removeprefix(f"{PREFIX}:queue:").rpartition(":")
-    return model_name, model_version
-
-
 def batch(batch_id: str) -> str:
     """Record of a batch."""
     return f"{PREFIX}:batch:{batch_id}"

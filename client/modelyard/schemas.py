@@ -213,6 +213,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
         Any, says("a request body that the version has answered; null where none is known")
     ] = None
     aliases: Annotated[tuple[str, ...], says("the registry's aliases of this version")] = ()
+    val_accuracy_source: Annotated[
+        str, says("where val_accuracy was logged: `model`, `run`, or empty without one")
+    ] = ""
+    dataset: Annotated[str, says("name of the data set of val_accuracy; empty if none was logged")] = ""
 
 
 class Pool(msgspec.Struct, frozen=True):

@@ -35,6 +35,8 @@ def _worker(view: PoolView, queue: str, number: int, now_ms: float) -> WorkerInf
         model_version=version,
         queue=queue,
         val_accuracy=newest.val_accuracy if newest else None,
+        val_accuracy_source=newest.val_accuracy_source if newest else "",
+        dataset=newest.dataset if newest else "",
         input=_input(newest) if newest else None,
         live_workers=sum(record.state == "ready" for record in records),
         backlog_jobs=view.backlog_jobs.get(queue, 0),
