@@ -178,7 +178,7 @@ PREDICT: dict[str, Any] = {
         ],
         "requestBody": {
             "description": "Samples as JSON: numbers, named tensors or columns, as the version's contract says; as a "
-            "NumPy file; as the model's own dtype, little-endian, in C order; as a MessagePack map with "
+            "NumPy file or archive; as the model's own dtype, little-endian, in C order; as a MessagePack map with "
             "one key that holds such bytes or nested numbers; as CSV, Arrow IPC or Parquet; as PNG or "
             "JPEG images, where a row of the version's input is an image.",
             "required": True,
@@ -198,6 +198,7 @@ PREDICT: dict[str, Any] = {
                     "example": {"data": _BLANK_DIGIT},
                 },
                 "application/x-npy": _BINARY,
+                "application/x-npz": _BINARY,
                 "application/octet-stream": _BINARY,
                 "application/msgpack": _BINARY,
                 "text/csv": {"schema": {"type": "string"}},

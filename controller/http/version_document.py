@@ -131,6 +131,8 @@ def _takes(contract: Contract, kind: str) -> bool:
         )
     if kind == "application/octet-stream":
         return isinstance(contract, TensorContract)
+    if kind == "application/x-npz":
+        return not isinstance(contract, ColumnsContract) or contract.has_names
     if kind.encode() in IMAGES:
         return takes_images(contract)
     if kind == "application/x-npy":

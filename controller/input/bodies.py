@@ -34,6 +34,7 @@ JSON = b"application/json"
 OCTETS = b"application/octet-stream"
 MSGPACK = b"application/msgpack"
 NPY = b"application/x-npy"
+NPZ = b"application/x-npz"
 CSV = b"text/csv"
 ARROW_STREAM = b"application/vnd.apache.arrow.stream"
 ARROW_FILE = b"application/vnd.apache.arrow.file"
@@ -41,12 +42,12 @@ PARQUET = b"application/vnd.apache.parquet"
 TABLES = frozenset({ARROW_STREAM, ARROW_FILE, PARQUET, b"application/x-parquet"})
 MULTIPART = b"multipart/form-data"
 IMAGES = frozenset({b"image/png", b"image/jpeg", b"image/jpg", MULTIPART})
-# Types whose decoders are large libraries of native code: only a reader process reads them.
-DECODED = TABLES | IMAGES
+# Types that may be compressed, most with large decoders of native code: only a reader process reads them.
+DECODED = TABLES | IMAGES | {NPZ}
 ACCEPTED_TYPES = ", ".join(
     each.decode()
     for each in (
-        *(JSON, OCTETS, NPY, MSGPACK, CSV, ARROW_STREAM, ARROW_FILE, PARQUET),
+        *(JSON, OCTETS, NPY, NPZ, MSGPACK, CSV, ARROW_STREAM, ARROW_FILE, PARQUET),
         *(b"image/png", b"image/jpeg", MULTIPART),
     )
 )

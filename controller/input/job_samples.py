@@ -151,6 +151,10 @@ def _given(content_type: bytes, body: bytes, max_samples: int, max_bytes: int) -
         from controller.input.arrow_bodies import read_table
 
         return read_table(kind, body, max_samples, max_bytes)
+    if kind == bodies.NPZ:
+        from controller.input.npz_bodies import read_npz
+
+        return read_npz(body, max_bytes)
     from controller.input.image_bodies import read_images
 
     return read_images(content_type, body, max_samples, max_bytes)
