@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import mlflow
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
 import requests
+import schemathesis
+from hypothesis import strategies as st
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 import environments
 from modelyard import Client
 from tests.e2e.conftest import MODEL, Digits, Pool
-from tests.workers.kinds import pyfunc
+from tests.e2e.test_fuzz import send_many
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's own, of the saved model
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +37,9 @@ ORDERS = "Orders"
 N_DIGITS = 3
 ROWS = [{"text": "ä", "n": 1}, {"text": "b", "n": 2}]
 ANSWER = [{"upper": "Ä", "double": 2}, {"upper": "B", "double": 4}]
+CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance]
+DATATYPES = ["FP32", "INT64", "BYTES", "BOOL", "FP16"]
+TEXT = st.text(max_size=5)
 
 
 @dataclass(frozen=True)
@@ -48,14 +57,54 @@ def register_orders(folder: Path) -> None:
         outputs=Schema([ColSpec("string", "upper"), ColSpec("long", "double")]),
         params=ParamSchema([ParamSpec("factor", DataType.long, 2)]),
     )
-    # A lambda, which is pickled by value: the worker cannot import this module.
-    answer = lambda frame, params: pd.DataFrame(  # noqa: E731
-        {"upper": frame["text"].str.upper(), "double": frame["n"] * params["factor"]}
+
+    class Answers(mlflow.pyfunc.PythonModel):  # within a function, so that it is pickled by value
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            doubled = model_input["n"] * params["factor"]
+            return pd.DataFrame({"upper": model_input["text"].str.upper(), "double": doubled})
+
+    mlflow.pyfunc.save_model(
+        folder / "orders", python_model=Answers(), signature=signature, pip_requirements=["pandas"]
     )
-    pyfunc(answer, signature, takes_params=True)(str(folder / "orders"))
     registry = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns.db")
     registry.create_registered_model(ORDERS)
     registry.create_model_version(ORDERS, str(folder / "orders"))
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> dict[str, Any]:
+    """A request that the model with columns takes, in any of the forms that the protocol allows."""
+    size = draw(st.integers(1, 3))
+    shape = draw(st.sampled_from([[size], [size, 1]]))
+    texts = draw(st.lists(TEXT, min_size=size, max_size=size))
+    counts = draw(st.lists(st.integers(-(2**62), 2**62), min_size=size, max_size=size))
+    data = {"text": ("BYTES", texts), "n": ("INT64", [[each] for each in counts] if shape[1:] else counts)}
+    request: dict[str, Any] = {
+        "inputs": [
+            {"name": name, "shape": shape, "datatype": datatype, "data": values}
+            for name, (datatype, values) in draw(st.permutations(list(data.items())))
+        ]
+    }
+    optional = st.fixed_dictionaries(
+        {},
+        optional={
+            "id": TEXT,
+            "parameters": st.fixed_dictionaries(
+                {}, optional={"factor": st.integers(0, 2), "priority": st.just(1)}
+            ),
+            "outputs": st.lists(
+                st.sampled_from(["upper", "double"]).map(lambda name: {"name": name}), min_size=1
+            ),
+        },
+    )
+    return request | draw(optional)
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    """The interpreter of the clients' environment."""
+    lock = ROOT / "requirements" / "foreign-clients.lock"
+    return str(environments.programs(lock, ROOT / ".venv-foreign-clients") / "python")
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +125,10 @@ def target(
 
 
 @pytest.mark.parametrize("name", ["triton", "kserve_rest", "typed_client"])
-def test_a_client_of_the_open_inference_protocol_works_as_documented(name: str, target: Target) -> None:
-    lock = ROOT / "requirements" / "foreign-clients.lock"
-    python = environments.programs(lock, ROOT / ".venv-foreign-clients") / "python"
-    command = [str(python), str(SCRIPTS / f"{name}.py"), target.url, MODEL, ORDERS, str(target.folder)]
+def test_a_client_of_the_open_inference_protocol_works_as_documented(
+    name: str, target: Target, python: str
+) -> None:
+    command = [python, str(SCRIPTS / f"{name}.py"), target.url, MODEL, ORDERS, str(target.folder)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
 
@@ -113,3 +162,47 @@ def test_requests_and_mlflow_s_own_client_work_as_with_mlflow_s_scoring_server(t
     # It posts to /invocations of the whole pool: the body goes to the version that it fits.
     assert own.invoke(frame, params={"factor": 3}).get_predictions()["double"].tolist() == [3, 6]
     assert own.invoke(images).get_predictions().shape == (N_DIGITS, 10)
+
+
+def test_the_description_of_the_protocol_finds_nothing(target: Target, python: str) -> None:
+    """Neither in requests that it allows or forbids, nor in the answers to those that a model takes."""
+    ran = subprocess.run(
+        [python, str(SCRIPTS / "description.py")], capture_output=True, check=True, timeout=60
+    )
+    document = json.loads(ran.stdout)
+    tensor = document["components"]["schemas"]["RequestInput"]["properties"]
+    # Of names and datatypes without bounds no request would come further than to the first check.
+    tensor["name"]["enum"], tensor["datatype"]["enum"] = ["input-0", "text", "n"], DATATYPES
+    found: Iterable[Any] = schemathesis.openapi.from_dict(document).get_all_operations()
+    operations = {each.ok().path: each.ok() for each in found}
+    strategies = [
+        operation.as_strategy(generation_mode=mode)
+        for operation in operations.values()
+        for mode in GenerationMode
+    ]
+    infer = operations["/v2/models/{model_name}/infer"]
+    statuses: Counter[int] = Counter()
+
+    def send(case: Any) -> None:
+        answer = case.call(base_url=target.url)
+        statuses[answer.status_code] += 1
+        case.validate_response(answer, checks=CHECKS)
+        if answer.status_code != 200:
+            assert isinstance(answer.json()["error"], str), answer.content
+            assert answer.headers["content-type"] == ["application/json"]
+
+    models, versions = st.sampled_from([MODEL, ORDERS, None]), st.sampled_from(["1", None])
+
+    @send_many(40, 1, case=st.one_of(strategies), model=models, version=versions)
+    def any_request(case: Any, model: str | None, version: str | None) -> None:
+        known = {"model_name": model, "model_version": version}
+        for name in case.path_parameters:
+            case.path_parameters[name] = known[name] or case.path_parameters[name]
+        send(case)
+
+    @send_many(40, 1, body=orders())
+    def right_request(body: Any) -> None:
+        send(infer.Case(path_parameters={"model_name": ORDERS}, body=body, media_type="application/json"))
+
+    assert statuses[200] >= 40
+    assert set(statuses) <= {200, 400, 404}
