@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -186,6 +187,14 @@ def is_same_model(one: WorkerRecord, other: WorkerRecord) -> bool:
     """Whether two workers of a queue serve the same model; records of older releases contain only the run."""
     are_known = one.model_id is not None and other.model_id is not None
     return one.run_id == other.run_id and (one.model_id == other.model_id or not are_known)
+
+
+def by_queue(records: Iterable[WorkerRecord]) -> dict[str, list[WorkerRecord]]:
+    """The records of each queue, newest heartbeat first: every worker of a queue serves the same version."""
+    groups: dict[str, list[WorkerRecord]] = {}
+    for record in sorted(records, key=lambda each: -each.heartbeat_at_ms):
+        groups.setdefault(record.queue, []).append(record)
+    return groups
 
 
 def identity(record: WorkerRecord) -> str:

@@ -42,7 +42,7 @@ class Limits(msgspec.Struct, frozen=True):
     ahead: int
 
 
-class Load(msgspec.Struct, frozen=True):
+class Load(msgspec.Struct, frozen=True, kw_only=True):
     """A controller's waiting jobs and batches in flight for one queue, and the cost of the queue's batches.
 
     Attributes:

@@ -100,7 +100,7 @@ class Job(msgspec.Struct, eq=False):
             self.answer()
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True)
 class SentBatch:
     """A batch whose outcome this controller has not received.
 
@@ -242,73 +242,64 @@ class Dispatcher:
             lane.turn = None
         if not lane.waiting:
             return
-        now_ms = self._watcher.clock.now_ms()
-        load = lane.backlog.load(lane.n_samples, lane.n_receipts)
-        decision = batching.decide(load, self._limits, map(_n_samples, lane.waiting), is_due=is_due)
-        sizes = decision.sizes
-        if sizes:
-            if min(map(_deadline_ms, lane.waiting)) <= now_ms:
-                self._refuse_late(lane, now_ms)
-                self._send(lane, is_due)
-                return
-            if lane.timer is not None:
-                lane.timer.cancel()
-                lane.timer = None
-            if lane.waiting[0].form is not None or lane.waiting[-1].form is not None:
-                sizes = _sort_by_form(lane.waiting, sizes)
-        for size in sizes:
+        decision = self._decide(lane, is_due)
+        for size in decision.sizes:
             jobs, lane.waiting = lane.waiting[:size], lane.waiting[size:]
             if not jobs:
                 break  # a batch that was refused immediately has already sent the others
             lane.n_samples -= sum(map(_n_samples, jobs))
             lane.n_receipts = 0
             try:
-                batch = self._close(lane, jobs, now_ms)
+                now_ms, candidate, form = self._watcher.clock.now_ms(), jobs[-1].route.candidate, jobs[0].form
+                contract = candidate.contract
+                head = BatchHead(
+                    queue=candidate.queue,
+                    worker=candidate.worker,
+                    reply_to=self._controller_id,
+                    model_name=candidate.model_name,
+                    model_version=candidate.model_version,
+                    val_accuracy=candidate.val_accuracy,
+                    dtype=contract.dtype if isinstance(contract, TensorContract) else "",
+                    sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
+                    jobs=list(map(_entry, jobs)),
+                )
+                if form is not None:
+                    head = form.on(head, [len(job.data) for job in jobs])
+                batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
+                data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
+                once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
+                accept = Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms)
             except Exception as error:
                 self._refuse(lane, jobs, error)
                 continue
+            json = BatchJson(batch_id, head, self._prefix)
+            batch = SentBatch(batch_id, head, accept, json, jobs, time.monotonic())
             for index, job in enumerate(jobs):
                 job.batch, job.index = batch, index
-            self.sent[batch.batch_id] = batch
+            self.sent[batch_id] = batch
             lane.backlog.send(len(jobs))
             self._n_unconfirmed += 1
-            batch.accept.send(self._link, self._accepted, batch)
+            accept.send(self._link, self._accepted, batch)
         if lane.waiting and lane.timer is None:
             loop = asyncio.get_running_loop()
             lane.timer = loop.call_later(decision.hold_ms / 1000, self._send_held, lane)
 
-    def _close(self, lane: Lane, jobs: list[Job], now_ms: float) -> SentBatch:
-        """Close a batch: it gets its id, and the command that accepts it is rendered.
-
-        Raises:
-            LedgerUnavailableError: Redis does not answer.
-        """
-        batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
-        candidate, form = jobs[-1].route.candidate, jobs[0].form
-        contract = candidate.contract
-        head = BatchHead(
-            queue=candidate.queue,
-            worker=candidate.worker,
-            reply_to=self._controller_id,
-            model_name=candidate.model_name,
-            model_version=candidate.model_version,
-            val_accuracy=candidate.val_accuracy,
-            dtype=contract.dtype if isinstance(contract, TensorContract) else "",
-            sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
-            jobs=list(map(_entry, jobs)),
-        )
-        if form is not None:
-            head = form.on(head, [len(job.data) for job in jobs])
-        data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
-        once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
-        return SentBatch(
-            batch_id=batch_id,
-            head=head,
-            accept=Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms),
-            json=BatchJson(batch_id, head, self._prefix),
-            jobs=jobs,
-            sent_at_s=time.monotonic(),
-        )
+    def _decide(self, lane: Lane, is_due: bool) -> batching.Decision:
+        """Ask `batching` about the waiting jobs, and prepare them for their batches; late ones are refused."""
+        load = lane.backlog.load(lane.n_samples, lane.n_receipts)
+        decision = batching.decide(load, self._limits, map(_n_samples, lane.waiting), is_due=is_due)
+        if not decision.sizes:
+            return decision
+        now_ms = self._watcher.clock.now_ms()
+        if min(map(_deadline_ms, lane.waiting)) <= now_ms:
+            self._refuse_late(lane, now_ms)
+            return self._decide(lane, is_due) if lane.waiting else batching.Decision([])
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        if lane.waiting[0].form is None and lane.waiting[-1].form is None:
+            return decision
+        return batching.Decision(_sort_by_form(lane.waiting, decision.sizes), decision.hold_ms)
 
     def _send_held(self, lane: Lane) -> None:
         lane.timer = None

@@ -26,7 +26,7 @@ from controller.http import documentation, invocations, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
 from controller.http.version_document import served_examples
 from controller.page import pages
-from controller.services import Services, build_services
+from controller.services import Services
 
 logger = logging.getLogger(__name__)
 CANCEL_AGAIN_S = 0.2
@@ -87,7 +87,7 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
         client = connect_async(settings)
         stack.push_async_callback(client.aclose)
         audit = stack.enter_context(audit_log(settings.audit_log))
-        services = build_services(settings, access, audit, client)
+        services = Services(settings, access, audit, client)
         stack.callback(services.large_bodies.close)
         try:
             with ledger_errors():

@@ -27,7 +27,7 @@ from app.clock import PoolClock
 from app.ledger.wire import BatchHead
 from app.redis import keys
 from app.unreadable import WHATS, Unreadable
-from app.worker_record import WorkerRecord
+from app.worker_record import by_queue
 from controller.events import Accepted, Completed
 from controller.pool_watcher import PoolWatcher
 from modelyard.schemas import FINAL_STATUSES, Status
@@ -216,21 +216,17 @@ class _PoolCollector(Collector):
         wait = _family("expected_wait_seconds", "Expected wait of a job that arrives now")
         for candidate in view.snapshot.candidates:
             wait.add_metric(_labels(candidate.worker, candidate.queue), candidate.expected_wait_ms / 1000)
-        ready: dict[str, int] = {}
-        newest: dict[str, WorkerRecord] = {}
-        for record in sorted(view.records, key=lambda record: record.heartbeat_at_ms):
-            ready[record.queue] = ready.get(record.queue, 0) + (record.state == "ready")
-            newest[record.queue] = record
+        groups = by_queue(view.records)
         # Only the replica with the newest heartbeat: two samples of one series would fail the whole scrape.
-        for record in newest.values():
+        for record, *_ in groups.values():
             labels = _labels(view.numbers.get(record.queue, record.worker), record.queue)
             if record.val_accuracy is not None:
                 accuracy.add_metric(labels, record.val_accuracy)
             if record.inference_ms.last is not None:
                 inference.add_metric(labels, record.inference_ms.last / 1000)
-        for queue in {*ready, *view.backlog_jobs}:
+        for queue in {*groups, *view.backlog_jobs}:
             labels = _labels(view.numbers.get(queue, 0), queue)
-            live.add_metric(labels, ready.get(queue, 0))
+            live.add_metric(labels, [record.state for record in groups.get(queue, ())].count("ready"))
             backlog.add_metric(labels, view.backlog_jobs.get(queue, 0))
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
             oldest.add_metric(labels, age_ms / 1000)

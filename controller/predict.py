@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -89,10 +89,16 @@ class Ready(asyncio.Event):
         self.set()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collaborators:
-    """The services that the handler calls."""
+@dataclass(eq=False, slots=True, kw_only=True)
+class Predict:
+    """The handler.
 
+    Attributes:
+        rate_limit: None without a rate limit.
+        refusals: Converts errors into replies.
+    """
+
+    settings: ControllerSettings
     gate: Gate
     rate_limit: RateLimit | None
     watcher: PoolWatcher
@@ -104,41 +110,18 @@ class Collaborators:
     refusals: Refusals
     clock: PoolClock
     drain: Drain
-
-
-class Predict:
-    """The handler.
-
-    Attributes:
-        refusals: Converts errors into replies.
-    """
-
-    def __init__(self, settings: ControllerSettings, parts: Collaborators) -> None:
-        self._settings = settings
-        self._prefix = settings.prefix
-        self._gate = parts.gate
-        self._rate_limit = parts.rate_limit
-        self._watcher = parts.watcher
-        self._backlogs = parts.backlogs
-        self._dispatcher = parts.dispatcher
-        self._results = parts.results
-        self._idempotency = parts.idempotency
-        self._large_bodies = parts.large_bodies
-        self.refusals = parts.refusals
-        self._clock = parts.clock
-        self._drain = parts.drain
-        self._tasks: set[asyncio.Task[None]] = set()
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self, asked: Asked, body: bytes, client: Client, to: Addressee) -> None:
         """Answer a complete request without an asyncio task. Its head was admitted before; errors become replies."""
         try:
-            received_at_ms = self._clock.now_ms()
-            caller = self._gate.admit(asked.authorization, client)
+            received_at_ms = self.clock.now_ms()
+            caller = self.gate.admit(asked.authorization, client)
             self.check_size(len(body))
             request = Request(asked, caller, client, received_at_ms)
             snapshot, certain = self._foresee(request)
             samples = read_samples(
-                asked.content_type, body, snapshot, asked.selector, certain, self._settings.max_samples
+                asked.content_type, body, snapshot, asked.selector, certain, self.settings.max_samples
             )
             job = self._job(samples, request, certain, Exchange(self, asked, to))
         except NeedsReader:
@@ -159,11 +142,11 @@ class Predict:
         Raises:
             ModelyardError: The request is refused.
         """
-        received_at_ms = self._clock.now_ms()
-        self._gate.check_site(headers)
+        received_at_ms = self.clock.now_ms()
+        self.gate.check_site(headers)
         by_name = dict(headers)
-        caller = self._gate.admit(by_name.get(b"authorization", b""), client)
-        asked = read_head(by_name, query_string, self._settings, of_path)
+        caller = self.gate.admit(by_name.get(b"authorization", b""), client)
+        asked = read_head(by_name, query_string, self.settings, of_path)
         return Request(asked, caller, client, received_at_ms)
 
     async def respond(self, request: Request, body: bytes, key: bytes | None = None) -> Reply:
@@ -181,15 +164,15 @@ class Predict:
         # A large body is hashed in a thread, because hashing releases the GIL.
         asked = request.asked
         parts = (repr((asked.selector, asked.deadline_s)).encode(), body)
-        entry = partial(self._idempotency.entry, key, parts, request.caller.name)
+        entry = partial(self.idempotency.entry, key, parts, request.caller.name)
         once = entry() if len(body) < LARGE_BYTES else await asyncio.to_thread(entry)
-        first = await self._idempotency.reserve(once)
+        first = await self.idempotency.reserve(once)
         if first:
             return await self._repeat(first, request)
         try:
             return await self._take(request, body, once)
         except Exception:
-            await self._idempotency.release(once)
+            await self.idempotency.release(once)
             raise
 
     def check_size(self, body_bytes: int) -> None:
@@ -198,14 +181,14 @@ class Predict:
         Raises:
             TooLargeError: The body is too large.
         """
-        limit = self._settings.max_body_bytes
+        limit = self.settings.max_body_bytes
         if body_bytes > limit:
             raise TooLargeError(f"the body is larger than {limit} bytes; send fewer samples per request")
 
     def end_waits(self) -> None:
         """Answer all callers that wait for an outcome with the job's URL, because the controller is stopping."""
-        self._drain.is_over = True
-        for job in self._dispatcher.jobs():
+        self.drain.is_over = True
+        for job in self.dispatcher.jobs():
             job.stop_waiting()
 
     async def _take(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
@@ -240,24 +223,24 @@ class Predict:
                 snapshot,
                 asked.selector,
                 certain,
-                self._settings.max_samples,
+                self.settings.max_samples,
                 reading,
             )
-            limit_bytes = DECODED_TIMES * self._settings.max_body_bytes
+            limit_bytes = DECODED_TIMES * self.settings.max_body_bytes
             try:
                 is_small = len(body) < LARGE_BYTES
                 samples = (
-                    read_samples(*read) if is_small else await self._large_bodies.read(*read, limit_bytes)
+                    read_samples(*read) if is_small else await self.large_bodies.read(*read, limit_bytes)
                 )
             except NeedsReader:
-                samples = await self._large_bodies.read(*read, limit_bytes)
+                samples = await self.large_bodies.read(*read, limit_bytes)
             job = self._job(samples, request, certain, ready)
         except (InputError, TooLargeError):
-            if self._rate_limit:  # a refused input costs as much as a prediction
-                await self._rate_limit.count(request.caller, request.client, 1)
+            if self.rate_limit:  # a refused input costs as much as a prediction
+                await self.rate_limit.count(request.caller, request.client, 1)
             raise
-        if self._rate_limit:
-            await self._rate_limit.count(request.caller, request.client, job.entry.n_samples)
+        if self.rate_limit:
+            await self.rate_limit.count(request.caller, request.client, job.entry.n_samples)
         job.once = once
         self._submit(job, asked.wait_s)
         await ready.wait()
@@ -265,11 +248,11 @@ class Predict:
 
     def _foresee(self, request: Request) -> tuple[Snapshot, Route | None]:
         """The pool snapshot and the route, if the route does not depend on the body."""
-        snapshot = self._watcher.view.snapshot
+        snapshot = self.watcher.view.snapshot
         # Refuse before the body is decoded, if possible: under overload most requests are refused.
         certain = foreseen(snapshot, request.asked.selector)
         if certain:
-            self._backlogs.admit(certain.candidate.queue, request.asked.deadline_s, request.caller.name)
+            self.backlogs.admit(certain.candidate.queue, request.asked.deadline_s, request.caller.name)
         return snapshot, certain
 
     def _job(
@@ -277,7 +260,7 @@ class Predict:
     ) -> Job:
         asked = request.asked
         if certain is None:
-            self._backlogs.admit(samples.route.candidate.queue, asked.deadline_s, request.caller.name)
+            self.backlogs.admit(samples.route.candidate.queue, asked.deadline_s, request.caller.name)
         return Job(
             route=samples.route,
             entry=JobEntry(
@@ -296,7 +279,7 @@ class Predict:
         )
 
     def _submit(self, job: Job, wait_s: float) -> None:
-        self._dispatcher.submit(job)
+        self.dispatcher.submit(job)
         lives_ms = job.entry.deadline_ms - job.entry.received_at_ms
         if lives_ms < wait_s * 1000 and not job.is_answered:
             asyncio.get_running_loop().call_later(lives_ms / 1000, self._at_deadline, job)
@@ -317,9 +300,9 @@ class Predict:
         if job.expired:
             return Reply(200, [JSON], batch.json.job(job.index, "expired", None))
         job_id = ids.job_id(batch.batch_id, job.index)
-        if self._drain.is_over and wait_s > 0:
+        if self.drain.is_over and wait_s > 0:
             return self._interrupted(job_id)
-        location = (b"location", result_url(job_id, self._prefix).encode())
+        location = (b"location", result_url(job_id, self.settings.prefix).encode())
         return Reply(202, [JSON, location], batch.json.job(job.index, "queued", None))
 
     def _interrupted(self, job_id: str) -> Reply:
@@ -327,7 +310,7 @@ class Predict:
             "this controller is stopping; the job was accepted and continues: read it at its result_url",
             retry_after_s=1,
         )
-        url = result_url(job_id, self._prefix)
+        url = result_url(job_id, self.settings.prefix)
         refusal = self.refusals.reply(error, id=job_id, result_url=url)
         return Reply(refusal.status, [*refusal.headers, (b"location", url.encode())], refusal.body)
 
@@ -345,17 +328,21 @@ class Predict:
         with suppress(ModelyardError):  # on an error the caller continues to wait
             owner = Caller(job.entry.owner, is_operator=False)
             job_id = ids.job_id(job.batch.batch_id, job.index)
-            view = await self._results.job(job_id, owner, EXPIRY_POLL_S)
+            view = await self.results.job(job_id, owner, EXPIRY_POLL_S)
             if view.status == "expired":
                 job.expired = True
                 job.answer()
 
     async def _repeat(self, first_job_id: str, request: Request) -> Reply:
         wait_s = request.asked.wait_s
-        view = await self._results.job(first_job_id, request.caller, wait_s)
+        view = await self.results.job(first_job_id, request.caller, wait_s)
         done = view.outcome is not None and wait_s > 0
-        if self._drain.is_over and wait_s > 0 and not done:
+        if self.drain.is_over and wait_s > 0 and not done:
             return self._interrupted(first_job_id)
-        location: Headers = [] if done else [(b"location", result_url(first_job_id, self._prefix).encode())]
-        body = job_json(view.ref, view.head, view.status, view.outcome if done else None, self._prefix)
+        location: Headers = (
+            [] if done else [(b"location", result_url(first_job_id, self.settings.prefix).encode())]
+        )
+        body = job_json(
+            view.ref, view.head, view.status, view.outcome if done else None, self.settings.prefix
+        )
         return Reply(200 if done else 202, [JSON, *location], body)

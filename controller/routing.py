@@ -18,13 +18,13 @@ from app.errors import (
 )
 from app.nearest import nearest
 from app.redis import keys
-from app.worker_record import WorkerRecord
+from app.worker_record import WorkerRecord, by_queue
 
 POLICY = "highest_val_accuracy"
 FORCED = "forced"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A model version with a ready worker; requests may be routed to it.
 
@@ -111,11 +111,9 @@ def build_snapshot(
         numbers: Worker number by queue, for every queue that ever existed.
         waits_ms: Expected wait, by queue.
     """
-    ready: dict[str, list[WorkerRecord]] = {}
+    ready = by_queue(record for record in records if record.state == "ready")
     readings: dict[str, WorkerRecord] = {}  # by model: the record with the latest reading of its aliases
     for record in records:
-        if record.state == "ready":
-            ready.setdefault(record.queue, []).append(record)
         latest = readings.setdefault(record.model_name, record)
         if record.aliases_read_at_ms > latest.aliases_read_at_ms:
             readings[record.model_name] = record
@@ -302,8 +300,7 @@ def _number(snapshot: Snapshot, name: str, version: int | str) -> int:
 
 
 def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], wait_ms: float) -> Candidate:
-    # Every worker of a queue serves the same version; the newest record has its latest published values.
-    newest = max(group, key=lambda record: record.heartbeat_at_ms)
+    newest = group[0]
     return Candidate(
         queue=newest.queue,
         worker=numbers.get(newest.queue, newest.worker),

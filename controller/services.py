@@ -5,7 +5,6 @@ Building connects to nothing; the lifespan in `main` opens the services.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from uuid import uuid4
 
 from app.celery_app import create_celery
@@ -33,159 +32,80 @@ from controller.input.large_bodies import LargeBodies
 from controller.metrics import Metrics
 from controller.page.feed import Feed
 from controller.pool_watcher import PoolWatcher
-from controller.predict import Collaborators, Predict
+from controller.predict import Predict
 from controller.recovery.data_loss import LossWatch
 from controller.recovery.reconciler import Reconciler
 from controller.recovery.replay_buffer import ReplayBuffer
 from controller.results import Results
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The typed state of the lifespan.
+    """All services of a controller; the typed state of its lifespan.
+
+    Args:
+        client: Asynchronous Redis client that returns bytes.
 
     Attributes:
         known_heads: Heads of predictions that connections answer directly; None if every request goes through ASGI.
     """
 
-    settings: ControllerSettings
-    clock: PoolClock
-    access: Access
-    gate: Gate
-    ledger: ControllerLedger
-    watcher: PoolWatcher
-    dispatcher: Dispatcher
-    replay_buffer: ReplayBuffer
-    results: Results
-    metrics: Metrics
-    refusals: Refusals
-    predict: Predict
-    known_heads: KnownHeads | None
-    quarantine: Quarantine
-    drain: Drain
-    link: RedisLink
-    large_bodies: LargeBodies
-    audit: Audit
-    reconciler: Reconciler
-    losses: LossWatch
-    feed: Feed
-
-
-def build_services(
-    settings: ControllerSettings, access: Access, audit: Audit, client: AsyncClient
-) -> Services:
-    """Build all services.
-
-    Args:
-        client: Asynchronous Redis client that returns bytes.
-    """
-    drain = Drain()
-    pool = _build_pool(settings, client, drain)
-    rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
-    gate = Gate(settings, access, drain, rate_limit)
-    refusals, large_bodies = Refusals(pool.metrics, audit), LargeBodies()
-    parts = Collaborators(
-        gate=gate,
-        rate_limit=rate_limit,
-        watcher=pool.watcher,
-        backlogs=pool.backlogs,
-        dispatcher=pool.dispatcher,
-        results=pool.results,
-        idempotency=Idempotency(client, settings),
-        large_bodies=large_bodies,
-        refusals=refusals,
-        clock=pool.clock,
-        drain=drain,
-    )
-    predict = Predict(settings, parts)
-    is_fast = settings.fast_http and rate_limit is None  # the rate limit must ask Redis
-    return Services(
-        settings=settings,
-        clock=pool.clock,
-        access=access,
-        gate=gate,
-        ledger=pool.ledger,
-        watcher=pool.watcher,
-        dispatcher=pool.dispatcher,
-        replay_buffer=pool.replay_buffer,
-        results=pool.results,
-        metrics=pool.metrics,
-        refusals=refusals,
-        predict=predict,
-        known_heads=KnownHeads(settings, gate) if is_fast else None,
-        quarantine=pool.quarantine,
-        drain=drain,
-        link=pool.link,
-        large_bodies=large_bodies,
-        audit=audit,
-        reconciler=pool.reconciler,
-        losses=pool.losses,
-        feed=Feed(client, pool.watcher, pool.clock, settings.heartbeat_s),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pool:
-    """The services of ledger and workers, which do not depend on requests."""
-
-    clock: PoolClock
-    ledger: ControllerLedger
-    backlogs: Backlogs
-    replay_buffer: ReplayBuffer
-    watcher: PoolWatcher
-    metrics: Metrics
-    link: RedisLink
-    dispatcher: Dispatcher
-    results: Results
-    reconciler: Reconciler
-    quarantine: Quarantine
-    losses: LossWatch
-
-
-def _build_pool(settings: ControllerSettings, client: AsyncClient, drain: Drain) -> _Pool:
-    controller_id, clock, unreadable = uuid4().hex, PoolClock(), Unreadable()
-    ledger = ControllerLedger(client, settings.result_retention_s)
-    backlogs = Backlogs(settings)
-    replay_buffer = ReplayBuffer(Replay(client), clock, settings.result_retention_s)
-    watcher = PoolWatcher(client, clock, backlogs, replay_buffer, settings, unreadable)
-    metrics = Metrics(watcher, clock, unreadable)
-    link = RedisLink(client, settings.redis_timeout_s)
-    template = write_template(create_celery(settings))
-    dispatcher = Dispatcher(
-        controller_id,
-        settings,
-        link,
-        template,
-        backlogs,
-        watcher,
-        on_accepted=[replay_buffer.accepted, metrics.accepted],
-        on_completed=[backlogs.completed, replay_buffer.completed, metrics.completed],
-    )
-    results = Results(
-        client,
-        ledger,
-        dispatcher=dispatcher,
-        replay_buffer=replay_buffer,
-        watcher=watcher,
-        clock=clock,
-        unreadable=unreadable,
-        drain=drain,
-    )
-    link.listen(keys.reply_channel(controller_id), results.hear)
-    link.listen(keys.POOL_CHANNEL, watcher.hear)
-    return _Pool(
-        clock=clock,
-        ledger=ledger,
-        backlogs=backlogs,
-        replay_buffer=replay_buffer,
-        watcher=watcher,
-        metrics=metrics,
-        link=link,
-        dispatcher=dispatcher,
-        results=results,
-        reconciler=Reconciler(
-            controller_id, client, ledger, template, watcher, unreadable, interval_s=settings.heartbeat_s
-        ),
-        quarantine=Quarantine(client, template, settings.result_retention_s),
-        losses=LossWatch(client, settings.heartbeat_s, settings.result_retention_s, metrics.ledger_lost),
-    )
+    def __init__(
+        self, settings: ControllerSettings, access: Access, audit: Audit, client: AsyncClient
+    ) -> None:
+        controller_id, unreadable = uuid4().hex, Unreadable()
+        heartbeat_s, retention_s = settings.heartbeat_s, settings.result_retention_s
+        template, backlogs = write_template(create_celery(settings)), Backlogs(settings)
+        rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
+        self.settings, self.access, self.audit = settings, access, audit
+        self.clock, self.drain, self.large_bodies = PoolClock(), Drain(), LargeBodies()
+        self.gate = Gate(settings, access, self.drain, rate_limit)
+        self.ledger = ControllerLedger(client, retention_s)
+        self.quarantine = Quarantine(client, template, retention_s)
+        self.replay_buffer = ReplayBuffer(Replay(client), self.clock, retention_s)
+        self.watcher = PoolWatcher(client, self.clock, backlogs, self.replay_buffer, settings, unreadable)
+        self.metrics = Metrics(self.watcher, self.clock, unreadable)
+        self.refusals = Refusals(self.metrics, audit)
+        self.link = RedisLink(client, settings.redis_timeout_s)
+        self.dispatcher = Dispatcher(
+            controller_id,
+            settings,
+            self.link,
+            template,
+            backlogs,
+            self.watcher,
+            on_accepted=[self.replay_buffer.accepted, self.metrics.accepted],
+            on_completed=[backlogs.completed, self.replay_buffer.completed, self.metrics.completed],
+        )
+        self.results = Results(
+            client,
+            self.ledger,
+            dispatcher=self.dispatcher,
+            replay_buffer=self.replay_buffer,
+            watcher=self.watcher,
+            clock=self.clock,
+            unreadable=unreadable,
+            drain=self.drain,
+        )
+        self.link.listen(keys.reply_channel(controller_id), self.results.hear)
+        self.link.listen(keys.POOL_CHANNEL, self.watcher.hear)
+        self.predict = Predict(
+            settings=settings,
+            gate=self.gate,
+            rate_limit=rate_limit,
+            watcher=self.watcher,
+            backlogs=backlogs,
+            dispatcher=self.dispatcher,
+            results=self.results,
+            idempotency=Idempotency(client, settings),
+            large_bodies=self.large_bodies,
+            refusals=self.refusals,
+            clock=self.clock,
+            drain=self.drain,
+        )
+        is_fast = settings.fast_http and rate_limit is None  # the rate limit must ask Redis
+        self.known_heads = KnownHeads(settings, self.gate) if is_fast else None
+        self.reconciler = Reconciler(
+            controller_id, client, self.ledger, template, self.watcher, unreadable, interval_s=heartbeat_s
+        )
+        self.losses = LossWatch(client, heartbeat_s, retention_s, self.metrics.ledger_lost)
+        self.feed = Feed(client, self.watcher, self.clock, heartbeat_s)

@@ -1,4 +1,4 @@
-"""The tests' own shape: they use what others may use, and share what they share in the open."""
+"""Rules about the shape of the code: sizes of functions and constructors, and the tests' own rules."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parent
+PACKAGES = ("app", "client", "cli", "controller", "training", "workers")
+MOST_LINES = 60
+MOST_POSITIONAL = 6
 PUBLIC_ALL_THE_SAME = "os._exit"  # documented
 PRIVATE_IN_TEXT = re.compile(r"[\w.]+\._[a-z]\w*")  # a target of `patch`, or code for another process
 BY_NAME = {"setattr", "getattr", "delattr", "hasattr"}
@@ -56,4 +60,39 @@ def test_no_test_imports_from_another_test_module() -> None:
     ]
     assert found == [], (
         "what several modules use belongs into a conftest.py or a module named for what it holds"
+    )
+
+
+def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[str, Any]]:
+    """The definitions of these kinds in all packages, each with its place."""
+    for package in PACKAGES:
+        for path in sorted((TESTS.parent / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, kinds):
+                    yield f"{path.relative_to(TESTS.parent)}:{getattr(node, 'lineno', 0)}", node
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    found = [
+        f"{place} {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for place, node in definitions(ast.FunctionDef, ast.AsyncFunctionDef)
+        if node.end_lineno - node.lineno + 1 > MOST_LINES
+    ]
+    assert found == []
+
+
+def test_no_constructor_takes_many_positional_arguments() -> None:
+    assert [f"{place} {node.name}" for place, node in definitions(ast.ClassDef) if takes_many(node)] == []
+
+
+def takes_many(node: ast.ClassDef) -> bool:
+    """Whether a class needs more positional arguments than a reader can tell apart."""
+    declared = " ".join(ast.unparse(each) for each in (*node.decorator_list, *node.bases, *node.keywords))
+    if "dataclass" in declared or "Struct" in declared:
+        needed = [each for each in node.body if isinstance(each, ast.AnnAssign) and each.value is None]
+        return len(needed) > MOST_POSITIONAL and "kw_only=True" not in declared
+    return any(
+        len(each.args.posonlyargs) + len(each.args.args) - 1 > MOST_POSITIONAL
+        for each in node.body
+        if isinstance(each, ast.FunctionDef) and each.name == "__init__"
     )

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, cast
 
 from app.errors import NewerWireError, WireError
-from app.fsck.findings import BatchState, Examination, text
+from app.fsck.findings import SURVEYED, BatchState, Examination, text
 from app.fsck.fsck_commands import sum_backlog, survey_batches, survey_keys, survey_queue
 from app.ledger import ids, marks, wire
 from app.ledger.wakeup_message import batch_id_of, unannounced
@@ -283,7 +283,10 @@ class Examiner:
         for start in range(0, len(batch_ids), PAGE):
             page = batch_ids[start : start + PAGE]
             rows = await run(self._client, survey_batches(queue, page))
-            states = [BatchState(each, queue, *row) for each, row in zip(page, rows, strict=True)]
+            states = [
+                BatchState(batch_id=each, queue=queue, **dict(zip(SURVEYED, row, strict=True)))
+                for each, row in zip(page, rows, strict=True)
+            ]
             dead = await self._dead({state.owner for state in states if state.owner})
             for state in states:
                 state.judge(seen, dead)

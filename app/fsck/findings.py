@@ -52,7 +52,11 @@ class Examination:
         self.counts[what] = self.counts.get(what, 0) + n
 
 
-@dataclass(frozen=True, slots=True)
+# What the script `survey_batches` reports of a batch, in its order.
+SURVEYED = ("type", "has_head", "has_data", "has_out", "is_pending", "has_deadline", "holder", "open")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchState:
     """The state of one batch in the indexes of a queue and in its record, at one moment."""
 

@@ -217,6 +217,11 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
         str, says("where val_accuracy was logged: `model`, `run`, or empty without one")
     ] = ""
     dataset: Annotated[str, says("name of the data set of val_accuracy; empty if none was logged")] = ""
+    rank: Annotated[
+        int | None,
+        says("place in the order of the routing policy, best first from 1; null if no worker is ready"),
+    ] = None
+    chosen: Annotated[bool, says("whether it has the best rank of the versions with the same input")] = False
 
 
 class Pool(msgspec.Struct, frozen=True):

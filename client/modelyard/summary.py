@@ -10,7 +10,7 @@ import numpy as np
 from modelyard.records import Record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """Summary of a group of records.
 

@@ -18,7 +18,7 @@ from app.errors import QueueFullError
 from app.ledger import ids
 from app.ledger.wire import BatchOutcome, JobEntry
 from app.settings import ControllerSettings
-from app.worker_record import WorkerRecord
+from app.worker_record import WorkerRecord, by_queue
 from controller.admission.full_queue import FullQueue
 from controller.batching import Load, expected_wait_ms
 from controller.events import Completed
@@ -126,16 +126,16 @@ class QueueBacklog:
         """
         costs = self.costs
         return Load(
-            self.held_jobs,
-            waiting_samples,
-            waiting_receipts,
-            self.sent_batches,
-            self.sent_jobs,
-            self.other_jobs,
-            self.workers,
-            self.pass_ms,
-            costs.usual_jobs,
-            costs.batch_ms,
+            waiting_jobs=self.held_jobs,
+            waiting_samples=waiting_samples,
+            waiting_receipts=waiting_receipts,
+            sent_batches=self.sent_batches,
+            sent_jobs=self.sent_jobs,
+            other_jobs=self.other_jobs,
+            workers=self.workers,
+            pass_ms=self.pass_ms,
+            usual_jobs=costs.usual_jobs,
+            batch_ms=costs.batch_ms,
         )
 
     def send(self, n_jobs: int) -> None:
@@ -215,10 +215,7 @@ class Backlogs:
         Returns:
             Expected wait in ms by queue, for all queues with a ready worker.
         """
-        ready: dict[str, list[WorkerRecord]] = {}
-        for record in records:
-            if record.state == "ready":
-                ready.setdefault(record.queue, []).append(record)
+        ready = by_queue(record for record in records if record.state == "ready")
         for queue in {*ready, *jobs, *self._queues}:
             each = self.of(queue)
             # Jobs of this controller that changed during the reading must not count as another controller's.

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import msgspec
 
-from app.contract import TensorContract
-from app.worker_record import WorkerRecord
+from app.contract import Contract, TensorContract
+from app.worker_record import WorkerRecord, by_queue
 from controller.pool_watcher import PoolView
+from controller.routing import Snapshot
 from modelyard.schemas import InputShape, Latency, Pool, Replica, WorkerInfo
 
 
 def pool_document(view: PoolView, now_ms: float) -> Pool:
     """All worker numbers with their model version, workers and backlog."""
-    return Pool(tuple(_worker(view, queue, number, now_ms) for queue, number in _present(view)))
-
-
-def _present(view: PoolView) -> list[tuple[str, int]]:
-    """Queues that have a live worker or a backlog, by worker number."""
-    queues = {record.queue for record in view.records} | set(view.backlog_jobs)
-    return sorted(((q, view.numbers[q]) for q in queues if q in view.numbers), key=lambda row: row[1])
-
-
-def _worker(view: PoolView, queue: str, number: int, now_ms: float) -> WorkerInfo:
-    records = sorted(
-        (record for record in view.records if record.queue == queue), key=lambda record: record.worker_id
+    groups, ranks = by_queue(view.records), _ranks(view.snapshot)
+    present = (
+        (view.numbers[queue], queue) for queue in {*groups, *view.backlog_jobs} if queue in view.numbers
     )
+    return Pool(
+        tuple(
+            _worker(view, queue, groups.get(queue, []), ranks.get(number, (None, False)), now_ms)
+            for number, queue in sorted(present)
+        )
+    )
+
+
+def _ranks(snapshot: Snapshot) -> dict[int, tuple[int | None, bool]]:
+    """By worker number: the place in the order of the default policy, and whether it is the first with its input."""
+    ranks: dict[int, tuple[int | None, bool]] = {}
+    contracts: set[Contract] = set()
+    for rank, candidate in enumerate(snapshot.candidates, 1):
+        ranks[candidate.worker] = rank, candidate.contract not in contracts
+        contracts.add(candidate.contract)
+    return ranks
+
+
+def _worker(
+    view: PoolView, queue: str, records: list[WorkerRecord], rank: tuple[int | None, bool], now_ms: float
+) -> WorkerInfo:
+    number = view.numbers[queue]
     name, version = view.snapshot.known[number]
-    newest = max(records, key=lambda record: record.heartbeat_at_ms, default=None)
+    newest = records[0] if records else None
     oldest_at_ms = view.oldest_at_ms.get(queue)
-    chosen = view.snapshot.by_number.get(number)
+    candidate = view.snapshot.by_number.get(number)
+    replicas = sorted(records, key=lambda record: record.worker_id)
     return WorkerInfo(
         worker=number,
         model_name=name,
@@ -41,12 +56,14 @@ def _worker(view: PoolView, queue: str, number: int, now_ms: float) -> WorkerInf
         live_workers=sum(record.state == "ready" for record in records),
         backlog_jobs=view.backlog_jobs.get(queue, 0),
         oldest_job_age_s=0.0 if oldest_at_ms is None else round(max(0.0, now_ms - oldest_at_ms) / 1000, 3),
-        expected_wait_s=round(chosen.expected_wait_ms / 1000, 3) if chosen else None,
+        expected_wait_s=round(candidate.expected_wait_ms / 1000, 3) if candidate else None,
         inference_ms=newest.inference_ms if newest else Latency(),
         jobs_done=sum(record.jobs_done for record in records),
         jobs_failed=sum(record.jobs_failed for record in records),
-        replicas=tuple(msgspec.convert(record, Replica, from_attributes=True) for record in records),
+        replicas=tuple(msgspec.convert(record, Replica, from_attributes=True) for record in replicas),
         example=msgspec.Raw(newest.example.encode()) if newest and newest.example else None,
+        rank=rank[0],
+        chosen=rank[1],
         aliases=tuple(
             sorted(each for each, found in view.snapshot.aliases.get(name, {}).items() if found == version)
         ),

@@ -16,7 +16,7 @@ import msgspec
 from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract
 from app.errors import NoCandidateError
 from app.redis import keys
-from app.worker_record import WorkerRecord
+from app.worker_record import WorkerRecord, by_queue
 from controller.http.contract_schemas import TABLE_TYPES, body_schema, outputs_schema
 from controller.input.bodies import IMAGES
 from controller.input.image_layout import takes_images
@@ -43,13 +43,13 @@ def record_of(view: PoolView, name: str, version: int | str) -> WorkerRecord:
     model, number = named_version(view.snapshot, Selector(model=name, version=version))
     assert number is not None
     queue = keys.queue_name(model, number)
-    records = [each for each in view.records if each.queue == queue]
-    if not records:
+    records = by_queue(view.records).get(queue)
+    if records is None:
         raise NoCandidateError(
             f"no worker of {model} version {number} is alive to tell its contract; try again shortly",
             retry_after_s=2,
         )
-    return max(records, key=lambda each: each.heartbeat_at_ms)
+    return records[0]
 
 
 def version_document(whole: Mapping[str, Any], record: WorkerRecord, prefix: str) -> dict[str, Any]:
@@ -96,10 +96,8 @@ def version_document(whole: Mapping[str, Any], record: WorkerRecord, prefix: str
 
 def served_examples(records: Iterable[WorkerRecord], prefix: str) -> dict[str, Any]:
     """The example of each version, as the media type of a request body takes them."""
-    newest = {
-        each.queue: each for each in sorted(records, key=lambda each: each.heartbeat_at_ms) if each.example
-    }
-    ordered = sorted(newest.values(), key=lambda each: (each.model_name, -each.model_version))
+    newest = [group[0] for group in by_queue(each for each in records if each.example).values()]
+    ordered = sorted(newest, key=lambda each: (each.model_name, -each.model_version))
     return {f"{each.model_name} version {each.model_version}": _example(each, prefix) for each in ordered}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from app.worker_record import WorkerRecord
+from app.worker_record import WorkerRecord, by_queue
 from controller.pool_watcher import PoolView
 
 SERIES = ("jobs_per_s", "failed_per_s", "p50_ms", "p99_ms", "batch_samples", "backlog_jobs")
@@ -92,14 +92,12 @@ class History:
             window.restore(kept.get(name, []), now_ms / 1000)
 
     def _read(self, view: PoolView) -> dict[str, list[float | None]]:
-        groups: dict[str, list[WorkerRecord]] = {}
-        for record in view.records:
-            groups.setdefault(record.queue, []).append(record)
+        groups = by_queue(view.records)
         rates = self._rates(view.records)
         reading: dict[str, list[float | None]] = {}
         for queue in {*groups, *view.backlog_jobs}:
             records = groups.get(queue, [])
-            newest = max(records, key=lambda each: each.heartbeat_at_ms, default=None)
+            newest = records[0] if records else None
             own = [rates[each.worker_id] for each in records if each.worker_id in rates]
             reading[str(view.numbers.get(queue, 0))] = [
                 sum(done for done, _ in own) if own else None,

@@ -57,12 +57,9 @@ async def events(request: Request) -> Response:
 
 def _table(view: PoolView, now_ms: float) -> str:
     """The pool for readers without JavaScript."""
-    by_number = {row.worker: row for row in pool_document(view, now_ms).workers}
+    ready = [row for row in pool_document(view, now_ms).workers if row.rank]
     rows = []
-    for candidate in view.snapshot.candidates:  # best first
-        row = by_number.get(candidate.worker)
-        if row is None:  # for a heartbeat after Redis has lost the number
-            continue
+    for row in sorted(ready, key=lambda row: row.rank or 0):
         cells = (
             f"{row.model_name} {row.model_version}",
             "ready",

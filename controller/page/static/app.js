@@ -137,19 +137,9 @@ function stateOf(row) {
   return row.replicas[0]?.state ?? "cold";
 }
 
-/** Rows by rank: of versions that take the same input the best one is chosen. */
+/** Rows by rank; versions without a ready worker come last. */
 function ranked(rows) {
-  const quality = (row) => row.val_accuracy ?? -1;
-  const sorted = [...rows].sort((a, b) =>
-    (b.live_workers > 0) - (a.live_workers > 0) || quality(b) - quality(a) ||
-    (a.expected_wait_s ?? 0) - (b.expected_wait_s ?? 0) || b.model_version - a.model_version);
-  const taken = new Set();
-  return sorted.map((row) => {
-    const contract = JSON.stringify(row.input);
-    const chosen = row.live_workers > 0 && !taken.has(contract);
-    if (chosen) taken.add(contract);
-    return { ...row, chosen };
-  });
+  return [...rows].sort((a, b) => (a.rank ?? rows.length + 1) - (b.rank ?? rows.length + 1));
 }
 
 function Spark({ points, worker, of, label, stroke }) {
