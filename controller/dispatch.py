@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from math import inf
 from operator import attrgetter
 
@@ -146,6 +146,7 @@ class Lane:
 
     messages: WakeUpMessages
     backlog: QueueBacklog
+    _: KW_ONLY
     waiting: list[Job] = field(default_factory=list)
     n_samples: int = 0
     n_receipts: int = 0

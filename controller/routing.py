@@ -74,7 +74,7 @@ class Route(msgspec.Struct, frozen=True):
     forced: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The pool at one moment.
 

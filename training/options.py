@@ -18,7 +18,8 @@ class TrainOptions:
     Attributes:
         tracking_uri: MLflow tracking server or database.
         model_name: Registered model; a version is added for each architecture.
-        archs: One or more of `ARCHS`, in order.
+        _: KW_ONLY
+    archs: One or more of `ARCHS`, in order.
         dataset: One of `DATASETS`.
         data_dir: Folder with MNIST's files; None downloads them.
         epochs: Passes over the training samples.

@@ -380,7 +380,14 @@ def _warm(
     if isinstance(contract, AnyContract):
         predict = _from_document(predict, contract.is_own)
     labels = _labels(found, estimator) if found.task == CLASSIFICATION else []
-    model = LoadedModel(contract, predict, device, settings.allow_non_finite, found.task, labels=labels)
+    model = LoadedModel(
+        contract,
+        predict,
+        device,
+        allows_non_finite=settings.allow_non_finite,
+        task=found.task,
+        labels=labels,
+    )
     return warm_up(model, found)
 
 

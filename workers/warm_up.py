@@ -53,7 +53,8 @@ class LoadedModel:
     Attributes:
         predict: Takes the input of `workers.job_inputs` for the contract; returns any type.
         device: `cpu` or `cuda:N`.
-        allows_non_finite: Whether its outputs may contain NaN and infinities.
+        _: KW_ONLY
+    allows_non_finite: Whether its outputs may contain NaN and infinities.
         task: The version's declared task, such as `classification`; empty without one.
         example: A request body that it has answered, as JSON; empty if none is known or if it is too large.
         labels: Name of each class, in the order of the scores; empty if unknown.

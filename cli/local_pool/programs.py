@@ -42,7 +42,8 @@ class Service:
     Attributes:
         name: Unique; also the name of its log file.
         is_ready: Readiness check, called with its process id.
-        environment: Variables in addition to the inherited ones.
+        _: KW_ONLY
+    environment: Variables in addition to the inherited ones.
         secrets: Variables that all services of the pool inherit and that are never written to a file.
         url: Address for people, if any.
         listens: Host and port that must be free before, if any, and the variable that changes the port.

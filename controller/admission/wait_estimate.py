@@ -90,7 +90,7 @@ class BatchCosts:
         return costs[above - 1] + share * (costs[above] - costs[above - 1])
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class QueueBacklog:
     """One queue's jobs without an outcome, as currently known to this controller.
 
