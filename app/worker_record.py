@@ -21,7 +21,7 @@ from app.contract import (
     TensorContract,
 )
 from app.errors import NewerWireError, WireError, WorkerNumberTakenError
-from app.ledger.wire import SCHEMA_VERSION, unreadable
+from app.ledger.wire import ANY_CONTRACT_VERSION, SCHEMA_VERSION, unreadable
 from app.redis import keys
 from app.redis.script import Call, load, run_now
 from modelyard.schemas import Latency, RequirementDifference
@@ -57,6 +57,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         requirements: The first differences between its environment and the version's `requirements.txt`.
         aliases: Version by alias: all aliases of its model in the registry.
         aliases_read_at_ms: When they were read, Redis's clock; 0 if they were not.
+        schema_version: Result of `record_version` for the contract.
     """
 
     worker_id: str
@@ -96,6 +97,11 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
 
 
+def record_version(contract: Contract) -> int:
+    """The oldest schema version that can represent a record of a version with this contract."""
+    return SCHEMA_VERSION if isinstance(contract, TensorContract) else ANY_CONTRACT_VERSION
+
+
 encode_record = msgspec.json.Encoder().encode
 _decode_document = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -112,10 +118,10 @@ def decode_record(data: bytes) -> WorkerRecord:
             document["input"].setdefault("kind", "tensor")  # older releases know no other kind, and name none
         record = msgspec.convert(document, WorkerRecord)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise unreadable("worker record", error, data, "json") from None
-    if record.schema_version > SCHEMA_VERSION:
+        raise unreadable("worker record", error, data, "json", ANY_CONTRACT_VERSION) from None
+    if record.schema_version > ANY_CONTRACT_VERSION:
         raise NewerWireError(f"worker record of schema version {record.schema_version}")
-    if record.schema_version != SCHEMA_VERSION:
+    if record.schema_version < SCHEMA_VERSION:
         raise WireError(f"worker record of schema version {record.schema_version}")
     _check(record)
     return record

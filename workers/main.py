@@ -23,7 +23,7 @@ from app.redis import keys
 from app.redis.client import connect, ledger_errors
 from app.redis.refusals import refusal
 from app.settings import WorkerSettings
-from app.worker_record import WorkerRecord, assign_number
+from app.worker_record import WorkerRecord, assign_number, record_version
 from workers import model, requirements_check
 from workers.batch_runner import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
 from workers.consumer.celery_worker import consume
@@ -164,6 +164,7 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
         dataset=found.quality.dataset,
         dataset_digest=found.quality.dataset_digest,
         input=loaded.contract,
+        schema_version=record_version(loaded.contract),
         outputs=read_outputs(found.signature),
         example=loaded.example,
         state="starting",

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import worker_record
-from app.contract import OUTPUT_DTYPES
+from app.contract import (
+    OUTPUT_DTYPES,
+    AnyContract,
+    Column,
+    ColumnsContract,
+    ColumnType,
+    Contract,
+    TensorContract,
+    TensorField,
+    TensorsContract,
+)
+from app.contract.payloads import JobForm
 from app.errors import NewerWireError, WireError
 from app.ledger import wire
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
@@ -235,3 +246,90 @@ def test_an_older_process_reads_float32_and_refuses_what_it_would_take_for_float
         else:
             read = msgspec.msgpack.decode(wire.encode(job), type=OldJobOutcome)
             assert msgspec.structs.astuple(read) == msgspec.structs.astuple(job)[:5]
+
+
+# The records of the previous release, as it reads them; it knew plain tensors only.
+class OldHead(msgspec.Struct, kw_only=True):
+    queue: str
+    worker: int
+    dtype: str
+    sample_shape: tuple[int, ...]
+    jobs: list[JobEntry]
+    schema_version: int = 1
+
+
+class OldNamedOutcome(msgspec.Struct, array_like=True):
+    status: Literal["succeeded", "failed", "expired", "cancelled"]
+    classes: list[int | float] = []
+    scores: bytes | tuple[str, bytes] = b""
+    error_code: str = ""
+    error_detail: str = ""
+
+
+class OldOutcome(msgspec.Struct, kw_only=True):
+    worker_id: str
+    jobs: list[OldNamedOutcome]
+    schema_version: int = 1
+
+
+class OldInput(msgspec.Struct):
+    dtype: str
+    sample_shape: tuple[int, ...]
+
+
+class OldRecord(msgspec.Struct, kw_only=True):
+    worker_id: str
+    queue: str
+    input: OldInput
+    schema_version: int = 1
+
+
+def by_previous_release(written: bytes, kind: Any, newest: int, form: Any) -> str:
+    """What the previous release made of a record, by its rules."""
+    try:
+        version: int = form.decode(written, type=kind).schema_version
+        return "read" if version <= newest else "of a newer release"
+    except msgspec.ValidationError:
+        return "of a newer release" if form.decode(written)["schema_version"] > newest else "unreadable"
+
+
+def written_outcome(own: JobOutcome, **fields: Any) -> bytes:
+    return wire.encode(outcome(jobs=[own], schema_version=wire.outcome_version([own]), **fields))
+
+
+CONTRACTS: tuple[Contract, ...] = (
+    TensorContract("float32", (2,)),
+    TensorsContract((TensorField("a", "float32", (-1, 2)),)),
+    ColumnsContract((Column("a", ColumnType("long")),)),
+    AnyContract(),
+)
+SCORED = JobOutcome("succeeded", [1], np.array([[0.1, 0.9]], "<f4").tobytes())
+DTYPED = JobOutcome("succeeded", [1], ("float64", np.array([[0.1, 0.9]]).tobytes()))
+
+
+def test_the_previous_release_reads_what_it_knows_and_says_of_the_rest_that_it_is_newer() -> None:
+    for contract in CONTRACTS:
+        is_plain = isinstance(contract, TensorContract)
+        expected = "read" if is_plain else "of a newer release"
+        own = record(input=contract, schema_version=worker_record.record_version(contract))
+        data = worker_record.encode_record(own)
+        assert by_previous_release(data, OldRecord, 1, msgspec.json) == expected
+        assert worker_record.decode_record(data) == own
+        kind = msgspec.to_builtins(contract)["kind"]
+        new_head = head() if is_plain else JobForm(kind).on(head(), [8])
+        data = wire.encode(new_head)
+        assert by_previous_release(data, OldHead, 1, msgspec.msgpack) == expected
+        assert wire.decode_head(data) == new_head
+    outputs = wire.Array("float64", (1, 1, 1), b"12345678")
+    for data, expected in (
+        (written_outcome(SCORED, labels=["no", "yes"]), "read"),
+        (written_outcome(DTYPED), "read"),
+        (written_outcome(msgspec.structs.replace(SCORED, outputs=outputs, task="classification")), "read"),
+        (written_outcome(JobOutcome("succeeded", outputs=outputs)), "of a newer release"),
+    ):
+        assert by_previous_release(data, OldOutcome, 2, msgspec.msgpack) == expected
+        assert wire.encode(wire.decode_outcome(data)) == data
+
+
+def test_outcomes_of_the_previous_release_have_no_labels() -> None:
+    assert wire.decode_outcome(OLD_OUTCOME).labels == []
