@@ -1,4 +1,4 @@
-"""`modelyard check`: what a model is, whether a worker would serve it, and what to do where it would not."""
+"""`modelyard check`: describes a model, and reports whether a worker would serve it and how to solve obstacles."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def command(model: str) -> None:
     environment, which is built first. Exit status: 0 it would be served, 1 it would not.
     """
     settings = load(WorkerSettings)
-    logging.basicConfig(level=logging.ERROR)  # what a worker would warn of stands in the report
+    logging.basicConfig(level=logging.ERROR)  # the report contains what a worker would log as warnings
     with _downloads_removed():
         found = _find(model, settings)
         _describe(found)
@@ -46,7 +46,7 @@ def command(model: str) -> None:
 
 @contextmanager
 def _downloads_removed() -> Iterator[None]:
-    """MLflow leaves what it downloads in the folder for temporary files."""
+    """Redirect temporary files to a folder that is removed: MLflow does not delete its downloads."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
         tempfile.tempdir = folder
@@ -68,7 +68,7 @@ def _find(model: str, settings: WorkerSettings) -> ModelVersion:
         )
     try:
         described = model_lookup.read_description(model)
-    except Exception as error:  # MLflow's, or its YAML parser's
+    except Exception as error:  # an exception of MLflow or of its YAML parser
         raise ModelWarmUpError(f"{model}/MLmodel cannot be read: {first_line(error)}") from error
     return model_lookup.ModelVersion(
         model,
@@ -114,13 +114,13 @@ def _describe(found: ModelVersion) -> None:
 
 
 def _dataset(run_id: str) -> str:
-    """The data sets that a run logged."""
+    """The data sets that were logged on a run."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
         inputs = mlflow.MlflowClient().get_run(run_id).inputs.dataset_inputs if run_id else []
-    except MlflowException:  # it was purged, which a warning says
+    except MlflowException:  # the run was purged; a warning reports it
         return ""
     return ", ".join(f"{each.dataset.name} (digest {each.dataset.digest})" for each in inputs)
 

@@ -1,4 +1,4 @@
-"""`modelyard demo`: train two versions if there are none, serve them, send them real digits, show the answers."""
+"""`modelyard demo`: trains two versions if there are none, serves them, sends real digits and shows the answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 VERSIONS = 2
 RECORDS = Path("worker_benchmark_records.json")
 DATABASE = "mlruns.db"
-# What would lead the demo into a registry, a Redis or a model that is someone's own.
+# Settings that would direct the demo to a registry, a Redis or a model of the user.
 OWN_VARIABLES = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
     *(
@@ -83,7 +83,7 @@ def command(once: bool, here: bool) -> None:
 
 
 def _move_in(console: Console) -> None:
-    """Let this process and its children use what is the demo's own, whatever the environment names."""
+    """Make this process and its children use the registry and Redis of the demo, whatever the environment names."""
     named = [name for name in os.environ if name.upper().removeprefix(PREFIX) in OWN_VARIABLES]
     ignored = [name for name in named if os.environ.pop(name)]
     folder = load(Settings).state_dir / "demo"
@@ -108,7 +108,7 @@ def _tell_how_to_join(settings: ControllerSettings, console: Console) -> None:
 
 
 def trained_versions(settings: ControllerSettings) -> list[int]:
-    """The two newest versions of the registry; trains them first where there are fewer.
+    """The two newest versions of the registry; trains them first if there are fewer.
 
     Raises:
         ServiceError: The training failed; its own output says why.
@@ -119,7 +119,7 @@ def trained_versions(settings: ControllerSettings) -> list[int]:
     registered = registered_numbers(settings)
     if len(registered) >= VERSIONS:
         return registered[-VERSIONS:]
-    # In a process of its own, so that this one does not keep torch and MLflow while the pool runs.
+    # In a separate process, so that this one does not keep torch and MLflow in memory while the pool runs.
     _train([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], settings)
     return choose_versions(settings, [])
 
@@ -128,7 +128,7 @@ def _train(command: list[str], settings: ControllerSettings) -> None:
     path = sqlite_path(settings.mlflow_tracking_uri)
     if path is None:
         train = subprocess.run(command, check=False)  # noqa: S603
-    else:  # MLflow keeps what belongs to a new database in the folder where it is made
+    else:  # MLflow keeps the artifacts of a new database in the working folder
         path.parent.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{path.name}"}
         train = subprocess.run(command, cwd=path.parent, env=environment, check=False)  # noqa: S603
@@ -154,7 +154,7 @@ def _show_predictions(url: str, console: Console) -> list[Record]:
 
 
 def _predictions(client: Client) -> Iterator[tuple[Job, Record]]:
-    """Digits that training never saw: half of them routed by the policy, the others forced to each worker in turn."""
+    """Digits that are not in the training data: half are routed by the policy, the others are forced to each worker."""
     from modelyard.benchmark import record_of
     from modelyard.samples import one_of_each_digit
 

@@ -1,4 +1,4 @@
-"""`modelyard doctor`: checks a running pool's ledger, says what it found, and mends it on request."""
+"""`modelyard doctor`: checks the ledger of a running pool, reports its findings, and repairs them on request."""
 
 from __future__ import annotations
 

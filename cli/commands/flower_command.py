@@ -33,8 +33,8 @@ def command(options: tuple[str, ...]) -> None:
         )
     _read_login()
     for name in [name for name, value in os.environ.items() if name.startswith("FLOWER_") and not value]:
-        del os.environ[name]  # to Flower, an empty login is one
-    # Flower by itself listens on every interface.
+        del os.environ[name]  # Flower would treat an empty login as valid
+    # By default Flower listens on every interface.
     os.environ.setdefault("FLOWER_ADDRESS", LOOPBACK)
     settings = load(ControllerSettings)
     _check_options(settings, options)
@@ -42,7 +42,7 @@ def command(options: tuple[str, ...]) -> None:
 
 
 def _read_login() -> None:
-    """Take Flower's login from the file that FLOWER_BASIC_AUTH_FILE names; an empty file is no login.
+    """Read Flower's login from the file in FLOWER_BASIC_AUTH_FILE; an empty file means no login.
 
     Raises:
         ConfigurationError: The file cannot be read, or the login is given twice.
@@ -61,7 +61,7 @@ def _read_login() -> None:
 
 
 def _check_options(settings: ControllerSettings, options: tuple[str, ...]) -> None:
-    # Read as Flower itself will read them, its configuration file included.
+    # Read in the same way as by Flower, including its configuration file.
     from flower.command import apply_env_options, apply_options
     from tornado.options import options as flower
 
@@ -74,7 +74,7 @@ def _check_options(settings: ControllerSettings, options: tuple[str, ...]) -> No
 
 
 def check_login(settings: ControllerSettings, address: str, has_login: bool) -> None:
-    """Refuse a Flower that is easier to get into than the controller.
+    """Refuse to start a Flower that is less protected than the controller.
 
     Raises:
         ConfigurationError: It needs a login and has none.

@@ -44,7 +44,7 @@ def command(model_uri: str, image: Path | None, digit: int | None) -> None:
 
 
 def _view(sample: Any, row: Any, source: str, true_label: int | None) -> RenderableType:
-    """The digit beside a bar for each score."""
+    """The digit, and a bar for each score."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

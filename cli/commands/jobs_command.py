@@ -1,4 +1,4 @@
-"""`modelyard jobs`: what an operator does about quarantined jobs, straight on the pool's Redis."""
+"""`modelyard jobs`: lists and resends quarantined jobs, directly in the Redis of the pool."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def quarantined(limit: int, as_json: bool, redis_url: str | None) -> None:
 def resend(
     job_ids: tuple[str, ...], again: bool, deadline_s: float, as_json: bool, redis_url: str | None
 ) -> None:
-    """Resend quarantined jobs, each as a new job; a second call repeats nothing."""
+    """Resend quarantined jobs, each as a new job; a second call has no further effect."""
 
     async def send_all(quarantine: Quarantine, client: AsyncClient) -> None:
         signer = await _signer(client)

@@ -22,14 +22,14 @@ from cli.local_pool.listening import refusal
 def command(host: str | None, port: int | None, redis_url: str | None, access_log: bool) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
     settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
-    _check(settings)  # before what takes a second to import
+    _check(settings)  # before imports that take a second
 
     from controller.http.server import make_server
     from controller.main import create_app
 
     configure_logging()
     for each in (signal.SIGTERM, signal.SIGINT):
-        # Once it has shut down, uvicorn raises the signal again; told to stop and stopped is a success.
+        # After its shutdown uvicorn raises the signal again; a requested stop is a success.
         signal.signal(each, lambda *_: sys.exit(0))
     server = make_server(create_app(settings), settings, access_log=access_log)
     try:

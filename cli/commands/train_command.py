@@ -1,4 +1,4 @@
-"""``modelyard train``. The command itself is beside what it does, where ``python -m training`` finds it too."""
+"""`modelyard train`. The command is defined in `training.command`, which `python -m training` uses as well."""
 
 from training.command import command
 

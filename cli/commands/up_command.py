@@ -1,4 +1,4 @@
-"""`modelyard up`: a whole pool on this machine, from the settings."""
+"""`modelyard up`: runs a complete pool on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 
 def parse_versions(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int]:
-    """Read `1,2`; nothing given is an empty list."""
+    """Parse a list such as `1,2`; empty without the option."""
     words = value.replace(" ", "").split(",") if value else []
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise click.BadParameter(f"{value!r} is not a list of version numbers such as 1,2")

@@ -1,4 +1,4 @@
-"""`modelyard worker`: one model version, one queue; a parent, and the process that serves."""
+"""`modelyard worker`: a supervisor and its serving process, for one model version and its queue."""
 
 from __future__ import annotations
 

@@ -28,13 +28,13 @@ JSON = "application/json"
 
 @router.post("/predict", dependencies=[require("predict")], **docs.PREDICT)
 async def predict() -> Response:
-    """Send one or several samples to the best model version, or to the one that you name."""
+    """Predict with the best model version, or with the version that the query selects."""
     raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
 
 
 @router.post("/models/{name}/predict", dependencies=[require("predict")], **docs.MODEL_PREDICT)
 async def predict_with_model(name: str) -> Response:
-    """The same among the versions of a model; `NAME@ALIAS` names the version of an alias."""
+    """Predict with the best version of a model; `NAME@ALIAS` selects the version of an alias."""
     raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
 
 
@@ -42,7 +42,7 @@ async def predict_with_model(name: str) -> Response:
     "/models/{name}/versions/{version}/predict", dependencies=[require("predict")], **docs.VERSION_PREDICT
 )
 async def predict_with_version(name: str, version: str) -> Response:
-    """The same with one version, which is a number or an alias."""
+    """Predict with one version, given as a number or an alias."""
     raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
 
 
@@ -52,7 +52,7 @@ async def result(
     job_id: str,
     wait: Annotated[float, Query(description="seconds to wait for the outcome, 0 to 60")] = 0.0,
 ) -> Response:
-    """Read a job, and its outcome where it has one."""
+    """Read a job, and its outcome if it has one."""
     services: Services = request.state.services
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
     view = await services.results.job(job_id, request.state.caller, wait_s)
@@ -62,7 +62,7 @@ async def result(
 
 @router.delete("/results/{job_id}", dependencies=[require("predict")], **docs.CANCEL)
 async def cancel(request: Request, job_id: str) -> Response:
-    """Cancel a job that no worker has taken yet."""
+    """Cancel a job that no worker has claimed yet."""
     services: Services = request.state.services
     caller: Caller = request.state.caller
     with services.audit.act("cancel", "cancelled", caller.name, request.client, job_id):
@@ -100,7 +100,7 @@ async def quarantine(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000, description="number of jobs, newest first")] = 100,
 ) -> Response:
-    """Jobs that cost their workers their lives, newest first."""
+    """Jobs quarantined after crashing their worker, newest first."""
     services: Services = request.state.services
     return _document(Quarantine(tuple(await services.quarantine.jobs(limit))))
 
@@ -112,7 +112,7 @@ async def resend(
     deadline: Annotated[float | None, Query(description="seconds until the new job expires")] = None,
     again: Annotated[bool, Query(description="resend a job even if it was resent before")] = False,
 ) -> Response:
-    """Send a quarantined job again, as a new job; said twice, it is done once."""
+    """Send a quarantined job again, as a new job. A repeated request has no further effect."""
     services: Services = request.state.services
     caller: Caller = request.state.caller
     settings = services.settings
@@ -149,9 +149,9 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/readyz/read", **docs.READY_TO_READ)
 async def readyz_read(request: Request) -> Response:
-    """Whether this controller can serve: it is not stopping and Redis answers, whatever the workers do.
+    """Whether this controller can serve reads: it is not stopping, and Redis answers, with or without workers.
 
-    Load balancers should ask this one: what the pool lacks, every controller lacks, and outcomes can be read.
+    The probe for load balancers: missing workers affect all controllers equally, and outcomes can still be read.
     """
     return _readiness(readiness.against_serving(request.state.services))
 

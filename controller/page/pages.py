@@ -26,7 +26,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def index(request: Request) -> Response:
-    """The page. Without JavaScript it shows the pool as it is now, unless API keys guard that."""
+    """The page. Without JavaScript it shows the current pool, unless API keys are required to see it."""
     services: Services = request.state.services
     if services.access.is_guarded:
         pool = "<p>Sign in needs JavaScript.</p>"
@@ -56,7 +56,7 @@ async def events(request: Request) -> Response:
 
 
 def _table(view: PoolView, now_ms: float) -> str:
-    """The pool for readers without JavaScript."""
+    """The pool as an HTML table, for browsers without JavaScript."""
     ready = [row for row in pool_document(view, now_ms).workers if row.rank]
     rows = []
     for row in sorted(ready, key=lambda row: row.rank or 0):

@@ -171,17 +171,17 @@ class Reconciler:
             return {}
         owners = sorted(set(view.running.values()))
         raw = cast(list[bytes | None], await self._client.mget([keys.worker(owner) for owner in owners]))
-        in_hand: dict[str, str | None] = {}
+        running: dict[str, str | None] = {}
         for owner, data in zip(owners, raw, strict=True):
             # The owner is alive and of a newer version: its batches are not changed.
             with suppress(WireError):
-                in_hand[owner] = decode_record(data).running_batch if data else None
+                running[owner] = decode_record(data).running_batch if data else None
         if time.monotonic() - (self._answers_since_s or 0) < HEARTBEATS_TO_LIVE * self._interval_s:
-            in_hand = {owner: batch for owner, batch in in_hand.items() if batch is not None}
+            running = {owner: batch for owner, batch in running.items() if batch is not None}
         return {
-            batch: in_hand[owner] is None
+            batch: running[owner] is None
             for batch, owner in view.running.items()
-            if owner in in_hand and in_hand[owner] != batch
+            if owner in running and running[owner] != batch
         }
 
     async def _send_again(self, view: QueueView, silent: dict[str, bool]) -> set[str]:

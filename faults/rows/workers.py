@@ -230,7 +230,7 @@ async def each_2_s(trial: Trial, times: int, number: int, *, whole: bool = False
         next_s = time.monotonic() + 2
         # A worker killed a moment too late has finished its batch: no recovery is timed.
         batch, worker = await trial.until(
-            lambda: in_hand(trial, at_work_since_s), "a worker runs a batch", 60
+            lambda: running_batch(trial, at_work_since_s), "a worker runs a batch", 60
         )
         with suppress(ProcessLookupError):  # it has just exited after an earlier signal
             os.kill(worker.pid if number == signal.SIGKILL and not whole else worker.main_pid, number)
@@ -257,7 +257,7 @@ def note_taken_again(trial: Trial, after_s: list[float]) -> None:
         trial.note(f"claimed by another worker after {middle:.1f} s (median), {longest:.1f} s (maximum)")
 
 
-def in_hand(trial: Trial, at_work_since_s: dict[int, float]) -> tuple[str, WorkerRecord] | None:
+def running_batch(trial: Trial, at_work_since_s: dict[int, float]) -> tuple[str, WorkerRecord] | None:
     """A running batch and its worker.
 
     Args:

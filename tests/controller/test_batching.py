@@ -90,7 +90,7 @@ def test_jobs_are_sent_at_once(fields: dict[str, Any], sizes: list[int]) -> None
         "a short backlog",
         "behind a backlog, a quarter of the expected wait",
         "but not for ever",
-        "a quick model with jobs in hand has no batch ahead",
+        "a quick model with jobs in flight has no batch ahead",
         "workers of a fast model share one place",
         "the outcomes are waited for",
         "receipts of a model that is not quick",

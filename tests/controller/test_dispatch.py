@@ -20,12 +20,12 @@ HandWorkers = Callable[..., HandWorker]
 
 
 @pytest.mark.parametrize(
-    ("batch_ms", "n_in_hand", "sizes"),
+    ("batch_ms", "n_in_flight", "sizes"),
     [(5.0, 1, [8]), (5000.0, 2, [5, 3])],
     ids=["a fast model", "a slow model"],
 )
 async def test_two_workers_share_what_would_take_one_of_them_long(
-    serve: Serve, hand_worker: HandWorkers, batch_ms: float, n_in_hand: int, sizes: list[int]
+    serve: Serve, hand_worker: HandWorkers, batch_ms: float, n_in_flight: int, sizes: list[int]
 ) -> None:
     workers = [hand_worker(1, worker_id=name) for name in ("host-1", "host-2")]
     served = await serve(batch_hold_ms=1000)
@@ -33,21 +33,21 @@ async def test_two_workers_share_what_would_take_one_of_them_long(
     lane = served.services.dispatcher.lane(workers[0].record.queue)
     for n_jobs in (1, 8):
         lane.backlog.costs.learn(n_jobs, batch_ms)
-    in_hand = []
-    for worker in workers[:n_in_hand]:
+    in_flight = []
+    for worker in workers[:n_in_flight]:
         posted = asyncio.create_task(served.post(query="?wait=5"))
-        in_hand.append((worker, await worker.claimed(), posted))
+        in_flight.append((worker, await worker.claimed(), posted))
     waiting = [asyncio.create_task(served.post(query="?wait=5")) for _ in range(8)]
     await until(lambda: len(lane.waiting) == 8, "all of them are held")
-    worker, batch, _ = in_hand[0]
+    worker, batch, _ = in_flight[0]
     worker.finish(batch)
     batches = [await worker.claimed() for _ in sizes]
     assert [len(batch.head.jobs) for batch in batches] == sizes
     for batch in batches:
         worker.finish(batch)
-    for worker, batch, _ in in_hand[1:]:
+    for worker, batch, _ in in_flight[1:]:
         worker.finish(batch)
-    answers = await asyncio.gather(*waiting, *(posted for *_, posted in in_hand))
+    answers = await asyncio.gather(*waiting, *(posted for *_, posted in in_flight))
     assert {answer.status_code for answer in answers} == {200}
 
 

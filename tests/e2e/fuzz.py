@@ -338,7 +338,7 @@ def rss_mib(pid: int) -> float:
 
 
 def settled_rss_mib(pid: int) -> float:
-    """The least of several looks within a second: what a request in hand takes does not count."""
+    """The least of several looks within a second: the duration of a running request does not count."""
     looks: list[Any] = []
     for _ in range(5):
         looks.append(rss_mib(pid))

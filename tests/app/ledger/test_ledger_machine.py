@@ -78,7 +78,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.replay = Replay(self.async_client)
         self.workers = {name: WorkerLedger(self.client, name, QUEUE, RETENTION_S) for name in WORKERS}
         self.batches: list[Expected] = []
-        self.in_hand: list[tuple[str, ClaimedBatch, Expected]] = []
+        self.running: list[tuple[str, ClaimedBatch, Expected]] = []
         self.messages: list[Expected] = []
 
     def teardown(self) -> None:
@@ -115,7 +115,7 @@ class LedgerMachine(RuleBasedStateMachine):
             batch.owner, batch.attempts = name, batch.attempts + 1
             assert (claimed.head, claimed.data) == (batch.new.head, batch.new.data)
             assert (claimed.attempts, claimed.cancelled) == (batch.attempts, batch.cancelled)
-            self.in_hand.append((name, claimed, batch))
+            self.running.append((name, claimed, batch))
 
     def check_taken(self, name: str, batch: Expected | None) -> None:
         """Hold the batch that a worker should have taken against what it did take."""
@@ -125,7 +125,7 @@ class LedgerMachine(RuleBasedStateMachine):
             batch.owner = name
             assert (claimed.head, claimed.data) == (batch.new.head, batch.new.data)
             assert (claimed.attempts, claimed.cancelled) == (batch.attempts, batch.cancelled)
-            self.in_hand.append((name, claimed, batch))
+            self.running.append((name, claimed, batch))
 
     def take_next(self, name: str) -> Expected | None:
         """The batch that is taken off the queue now: the one that is next, if the worker may have it."""
@@ -137,7 +137,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS))
     def take(self, name: str) -> None:
-        """A worker that has no batch in hand takes what is its own already, else the next."""
+        """A worker that has no running batch takes what is its own already, else the next."""
         own = [batch for batch in self.batches if batch.waits_or_runs and batch.owner == name]
         self.workers[name].take()
         taken = self.workers[name].taken
@@ -145,11 +145,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert bool(expected) == bool(own)
         self.check_taken(name, expected or self.take_next(name))
 
-    @precondition(lambda self: self.in_hand)
+    @precondition(lambda self: self.running)
     @rule(data=st.data(), take=st.booleans())
     def finish(self, data: st.DataObject, take: bool) -> None:
-        position = data.draw(st.integers(0, len(self.in_hand) - 1))
-        name, claimed, batch = self.in_hand[position]
+        position = data.draw(st.integers(0, len(self.running) - 1))
+        name, claimed, batch = self.running[position]
         result = outcome(batch.n_jobs, worker_id=name)
         quarantined = {0: claimed.data[:8]} if data.draw(st.booleans()) else None
         written = self.workers[name].finish(claimed, result, quarantined, take=take)

@@ -27,7 +27,7 @@ RETENTION_S = 100.0
 
 
 class Bench:
-    """A queue with batches on it, and a worker that has the first of them in hand."""
+    """A queue with batches on it, and a worker that has claimed the first of them."""
 
     def __init__(self, url: str) -> None:
         self.url = url

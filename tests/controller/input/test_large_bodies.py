@@ -93,7 +93,7 @@ async def test_a_caller_who_gives_up_takes_no_room_for_long() -> None:
         assert (await read(bodies, b"application/json", PAIRS))[0] is QueueFullError
         assert (await read(bodies, b"application/json", b" " * 8))[
             0
-        ] is BodyNotJsonError  # after the one in hand
+        ] is BodyNotJsonError  # after the running one
         assert isinstance(await read(bodies, b"application/json", PAIRS), Samples)
     finally:
         bodies.close()

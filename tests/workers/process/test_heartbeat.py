@@ -97,7 +97,7 @@ def test_a_heartbeat_can_be_closed_while_redis_is_away(redis_server: RedisServer
             redis_server.process.send_signal(signal.SIGCONT)
 
 
-def test_the_batch_in_hand_is_named_until_it_ends(client: redis.Redis, wait_until: WaitUntil) -> None:
+def test_the_running_batch_is_named_until_it_ends(client: redis.Redis, wait_until: WaitUntil) -> None:
     heartbeat = Heartbeat(client, record(), PoolClock(), 0.05)
     heartbeat.start()
     heartbeat.batch_started("batch")

@@ -1,6 +1,6 @@
 -- take(running, queue, worker_id): claim the batch whose message is next on the queue, and take the message off.
 -- Any other message is left where it is, for Celery's consumer to judge.
--- taken_before(running, worker_id): what the worker holds although it has no batch in hand, because the answer of
+-- taken_before(running, worker_id): what the worker holds although it has no running batch, because the answer of
 -- the script that took it was lost.
 -- Both answer what `claim` does and, last, the batch's id; false where there is nothing.
 -- unless_damaged(get, …): false where a damaged record makes `get` fail. Its message stays, for claim.lua to tell.
