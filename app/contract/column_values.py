@@ -204,11 +204,16 @@ def _array(value: Any, kind: ColumnType, rules: Rules) -> Any:
 
 def _nested(values: Values, kind: ColumnType, rules: Rules) -> Values:
     try:
-        converted = convert(values, kind, allows_missing=False, rules=rules)
+        converted = convert(values, kind, allows_missing=False, rules=_within(kind, rules))
     except Misfit as misfit:
         misfit.place = f"[{misfit.row}]{misfit.place}"
         raise
     return [_nested_leaf(each) for each in converted] if kind.kind == "datetime" else converted
+
+
+def _within(kind: ColumnType, rules: Rules) -> Rules:
+    """The rules within lists and objects. In columns of text MLflow keeps numbers; within values it refuses them."""
+    return "strict" if kind.kind == "string" else rules
 
 
 def _nested_leaf(nanoseconds: int) -> msgspec.msgpack.Ext:
@@ -240,7 +245,7 @@ def _object(value: Any, kind: ColumnType, rules: Rules) -> Any:
 
 def _member(name: str, value: Any, kind: ColumnType, allows_missing: bool, rules: Rules) -> Any:
     try:
-        converted = _one(value, kind, allows_missing, rules)
+        converted = _one(value, kind, allows_missing, _within(kind, rules))
     except Misfit as misfit:
         misfit.place = f".{name}{misfit.place}"
         raise

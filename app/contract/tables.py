@@ -113,9 +113,9 @@ def _columns(
     if document.key == "dataframe_records":
         return _records(value, contract, "dataframe_records")
     if document.key == CSV:
-        return _csv(value, contract)
+        return _csv(value, contract, rules)
     if isinstance(value, dict):
-        return _by_name(value, contract, document.key)
+        return _by_name(value, contract, document.key, rules)
     if isinstance(value, list) and value and all(type(each) is dict for each in value):
         return _records(value, contract, document.key)
     if not contract.has_names:
@@ -202,7 +202,7 @@ def _records(value: Any, contract: ColumnsContract, key: str) -> tuple[Named | S
     return (found if contract.has_names else _enough(list(columns.values()), contract)), len(value)
 
 
-def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str) -> tuple[Named, int]:
+def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str, rules: Rules) -> tuple[Named, int]:
     if not contract.has_names:
         raise _wrong_form(key, contract)
     known = {str(each.name) for each in contract.columns}
@@ -211,6 +211,9 @@ def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str) -> tupl
     if contract.has_nested or not any(type(each) is list for each in given.values()):
         return {name: [each] for name, each in given.items()}, 1
     lengths = {name: len(each) for name, each in given.items() if type(each) is list}
+    if rules == "mlflow" and len(set(lengths.values())) == 1:  # it repeats a value beside lists in each row
+        n_rows = next(iter(lengths.values()))
+        return {n: each if type(each) is list else [each] * n_rows for n, each in given.items()}, n_rows
     if len(lengths) < len(given) or len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name}: {lengths.get(name, 'no list')}" for name in given)
         raise InputShapeError(
@@ -219,7 +222,7 @@ def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str) -> tupl
     return given, next(iter(lengths.values()))
 
 
-def _csv(text: str, contract: ColumnsContract) -> tuple[Named | Sequence[Values], int]:
+def _csv(text: str, contract: ColumnsContract, rules: Rules) -> tuple[Named | Sequence[Values], int]:
     """The columns of a CSV table. The column type determines the meaning of a cell: see `_cell`."""
     try:
         header, *rows = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
@@ -228,7 +231,7 @@ def _csv(text: str, contract: ColumnsContract) -> tuple[Named | Sequence[Values]
             f"the body is not CSV ({error}); expected a header row and one row each"
         ) from None
     rows = [row for row in rows if row]
-    columns = dict(zip(header, _transposed(rows, len(header), "strict"), strict=True))
+    columns = dict(zip(header, _transposed(rows, len(header), rules), strict=True))
     if len(columns) < len(header):
         raise InputShapeError("the header names a column twice; expected each of them once")
     kinds = [each.type.kind for each in contract.columns]
@@ -256,14 +259,14 @@ GAPS = frozenset(
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
-def _cell(text: str, kind: str) -> Any:
-    if text in GAPS:
+def _cell(text: str | None, kind: str) -> Any:
+    if text is None or text in GAPS:
         return None
     if kind == "boolean":
         return BOOLEANS.get(text, text)
     if kind == "string":
         return text
     try:
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
+        return int(text) if text.lstrip("+-").isdigit() else float(text.replace("_", "?"))
     except ValueError:
         return text

@@ -238,7 +238,7 @@ def _cast(flat: list[Any], field: TensorField, allows_missing: bool, rules: Rule
         _require(flat, {bool}, "true or false")
         return np.array(flat, bool)
     if dtype.kind == "f":
-        return _floats(flat, kinds, dtype, allows_missing)
+        return _floats(flat, dtype, allows_missing, allows_infinite=rules == "mlflow")
     return _integers(flat, kinds, dtype)
 
 
@@ -262,7 +262,7 @@ def _require(flat: list[Any], allowed: set[type], expected: str) -> None:
         raise _Misfit(place, expected)
 
 
-def _floats(flat: list[Any], kinds: Iterable[type], dtype: np.dtype[Any], allows_missing: bool) -> Array:
+def _floats(flat: list[Any], dtype: np.dtype[Any], allows_missing: bool, allows_infinite: bool) -> Array:
     allowed = {float, int, NONE} if allows_missing else {float, int}
     _require(flat, allowed, f"{dtype.name} numbers" + (", or null" if allows_missing else ""))
     try:
@@ -271,11 +271,15 @@ def _floats(flat: list[Any], kinds: Iterable[type], dtype: np.dtype[Any], allows
         place = next(place for place, each in enumerate(flat) if type(each) is int and abs(each) > 2**1023)
         raise _Misfit(place, f"finite {dtype.name} numbers", True) from None
     with np.errstate(over="ignore"):
-        return _finite(exact.astype(dtype, copy=False), allows_missing)
+        cast = exact.astype(dtype, copy=False)
+    return _finite(cast, allows_missing, np.isinf(exact) if allows_infinite else None)
 
 
-def _finite(array: Array, allows_missing: bool) -> Array:
+def _finite(array: Array, allows_missing: bool, given: Array | None = None) -> Array:
+    """The array, unless a number of it is not finite; `given` marks infinities of the request that may stay."""
     is_wrong = np.isinf(array) if allows_missing else ~np.isfinite(array)
+    if given is not None:
+        is_wrong &= ~given
     if is_wrong.any():
         raise _Misfit(int(is_wrong.argmax()), f"finite {array.dtype.name} numbers", True)
     return array

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from mlflow.types.schema import Array, Map, Object, Property
+from mlflow.types.schema import AnyType, Array, Map, Object, Property
 
 from app.contract.documents import Document, Rules, read
 from app.contract.payloads import to_payload
@@ -105,6 +105,8 @@ def is_equal(ours: Any, theirs: Any) -> bool:
         except AssertionError:
             return False
         return True
+    if isinstance(theirs, list):
+        return bool(ours == theirs)
     if isinstance(theirs, dict):
         return list(ours) == list(theirs) and all(is_equal(ours[name], theirs[name]) for name in theirs)
     return bool(
@@ -194,6 +196,13 @@ SIGNATURES: dict[str, ModelSignature | None] = {
             [TensorSpec(np.dtype("int64"), (-1, 2), "ids"), TensorSpec(np.dtype("float32"), (-1,), "w")]
         )
     ),
+    "one": ModelSignature(inputs=Schema([TensorSpec(np.dtype("float64"), (-1, 3), "x")])),
+    "flags": ModelSignature(inputs=Schema([TensorSpec(np.dtype("bool"), (-1, 2))])),
+    "single": ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1))])),
+    "unnamed text": ModelSignature(inputs=Schema([ColSpec("string")])),
+    "times": ModelSignature(inputs=Schema([ColSpec("datetime", "at"), ColSpec("binary", "raw", False)])),
+    "any": ModelSignature(inputs=Schema([ColSpec(AnyType(), "v")])),
+    "chat": ModelSignature(inputs=Schema([ColSpec(Array(PERSON), "messages")])),
     "none": None,
 }
 AGREE: list[tuple[str, str]] = [
@@ -221,6 +230,41 @@ AGREE: list[tuple[str, str]] = [
     ("columns", "[1]"),
     ("columns", ""),
     ("columns", '{"inputs": {"a": [1], "b": [NaN]}}'),
+    ("columns", '{"inputs": {"a": [1], "b": [-Infinity]}}'),
+    ("columns", '{"inputs": {"a": [NaN]}}'),
+    ("columns", "{}"),
+    ("columns", "{"),
+    ("columns", '{"inputs": null}'),
+    ("columns", '{"inputs": 3}'),
+    ("columns", '{"inputs": {}}'),
+    ("columns", '{"inputs": []}'),
+    ("columns", '{"inputs": {"a": []}}'),
+    ("columns", '{"inputs": {"b": [1.5]}}'),
+    ("columns", '{"inputs": {"a": [1, 2], "b": [0.5]}}'),
+    ("columns", '{"inputs": {"a": [1, 2], "b": 0.5}}'),
+    ("columns", '{"instances": []}'),
+    ("columns", '{"instances": {"a": [1, 2]}}'),
+    ("columns", '{"dataframe_split": {"data": [[1, 2.5]]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a", "b"]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a", "b"], "data": []}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a", "a"], "data": [[1, 2]]}}'),
+    ("columns", '{"dataframe_split": {"columns": ["a"], "index": ["x", "y"], "data": [[1], [3]]}}'),
+    ("columns", '{"dataframe_records": []}'),
+    ("columns", '{"dataframe_records": [1]}'),
+    ("columns", '{"messages": [{"a": 1}]}'),
+    ("columns", '{"prompt": "x"}'),
+    ("columns", '{"input": "x"}'),
+    ("positional", '{"dataframe_split": {"data": [[1, 2.5]]}}'),
+    ("positional", '{"inputs": [[1]]}'),
+    ("positional", '{"inputs": [1, 2]}'),
+    ("positional", '{"inputs": {"a": [1], "b": [2]}}'),
+    ("unnamed text", '{"inputs": ["x", "y"]}'),
+    ("unnamed text", '{"inputs": "x"}'),
+    ("unnamed text", '{"instances": ["x"]}'),
+    ("unnamed text", '{"inputs": [["x"]]}'),
+    ("unnamed text", '{"dataframe_split": {"data": [["x"]]}}'),
+    ("text", '{"inputs": "x"}'),
+    ("text", '{"instances": ["x"]}'),
     ("text", '{"inputs": ["x", "y"]}'),
     ("text", '{"inputs": {"t": "x"}}'),
     ("text", '{"instances": [{"t": "x"}, {"t": "y"}]}'),
@@ -230,7 +274,41 @@ AGREE: list[tuple[str, str]] = [
     ("nested", '{"dataframe_records": [{"xs": [1, 2], "p": {"age": 3}, "m": {"k": 0.5}}]}'),
     ("nested", '{"dataframe_records": [{"xs": [1, 2], "p": {"name": "x", "z": 1}, "m": {"k": 0.5}}]}'),
     ("nested", '{"dataframe_records": [{"xs": 1, "p": {"name": "x"}, "m": {"k": 0.5}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": [], "p": {"name": "x"}, "m": {}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": [1], "p": {"name": 3}, "m": {"k": 0.5}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": [1], "p": {"name": "x"}, "m": {"k": 1}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": [1], "p": {"name": "x"}, "m": {"k": 0}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": null, "p": {"name": "x"}, "m": {"k": 0.5}}]}'),
+    ("nested", '{"dataframe_records": [{"xs": [null], "p": {"name": "x"}, "m": {"k": 0.5}}]}'),
+    ("nested", '{"inputs": {"xs": [1], "p": {"name": "x"}, "m": {"k": 0.5}}}'),
+    ("nested", '{"inputs": [{"xs": [1], "p": {"name": "x"}, "m": {"k": 0.5}}]}'),
+    ("chat", '{"inputs": {"messages": [{"name": "x", "age": 3}]}}'),
+    ("any", '{"inputs": {"v": [1, "x"]}}'),
+    ("any", '{"dataframe_records": [{"v": null}]}'),
+    ("any", '{"dataframe_records": [{"v": {"a": 1}}]}'),
+    ("times", '{"inputs": {"at": ["2026-01-31"]}}'),
+    ("times", '{"inputs": {"at": ["31.01.2026"]}}'),
+    ("times", '{"dataframe_records": [{"at": "2026-01-31 12:00"}]}'),
+    ("one", '{"inputs": [[1, 2, 3]]}'),
+    ("one", '{"inputs": {"x": [[1, 2, 3]]}}'),
+    ("one", '{"inputs": {"y": [[1, 2, 3]]}}'),
+    ("one", '{"instances": [[1, 2, 3]]}'),
+    ("one", '{"instances": [{"x": [1, 2, 3]}]}'),
+    ("one", '{"dataframe_split": {"columns": ["x"], "data": [[[1, 2, 3]]]}}'),
+    ("flags", '{"inputs": [[true, false]]}'),
+    ("flags", '{"inputs": [[1, 0]]}'),
+    ("single", '{"inputs": [[Infinity], [-Infinity]]}'),
+    ("single", '{"dataframe_split": {"columns": ["x"], "data": [[1], [2]]}}'),
     ("tensor", '{"inputs": [[1, 2, 3]]}'),
+    ("tensor", '{"inputs": [[Infinity, 2, 3]]}'),
+    ("tensor", '{"inputs": [[true, 2, 3]]}'),
+    ("tensor", '{"inputs": [[1, 2, 3, 4]]}'),
+    ("tensor", '{"inputs": {"x": [[1, 2, 3]]}}'),
+    ("tensor", '{"inputs": 1}'),
+    ("tensor", '{"inputs": null}'),
+    ("tensor", '{"instances": []}'),
+    ("tensor", '{"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}'),
+    ("tensor", '{"dataframe_split": {"columns": ["a", "b", "c"], "data": []}}'),
     ("tensor", '{"instances": [[1.5, 2, 3], [4, 5, 6]]}'),
     ("tensor", '{"inputs": [[1, 2, 3], [4]]}'),
     ("tensor", '{"inputs": [[1, 2]]}'),
@@ -247,16 +325,33 @@ AGREE: list[tuple[str, str]] = [
     ("image", '{"dataframe_split": {"columns": ["x"], "data": [[[1, 2, 3, 4]]]}}'),
     ("free", '{"inputs": [[1, 2, 3]]}'),
     ("free", '{"inputs": [1, 2, 3]}'),
+    ("free", '{"inputs": [["3", 2]]}'),
+    ("free", '{"inputs": [["abc", 2]]}'),
+    ("free", '{"inputs": [[true, 2]]}'),
+    ("free", '{"inputs": [[2.0, 3]]}'),
+    ("free", '{"inputs": [[null, 3]]}'),
+    ("free", '{"inputs": [[9223372036854775808, 3]]}'),
+    ("image", '{"inputs": [[1, 2], [3, 4]]}'),
+    ("image", '{"dataframe_split": {"columns": ["a", "b", "c", "d"], "data": [[1, 2, 3, 4]]}}'),
     ("bytes", '{"inputs": [[1, 255]]}'),
     ("bytes", '{"inputs": [[1, 300]]}'),
     ("bytes", '{"inputs": [[1, -1]]}'),
     ("named", '{"inputs": {"ids": [[1, 2]], "w": [0.5]}}'),
     ("named", '{"inputs": {"ids": [[1, 2], [3, 4]], "w": [0.5], "more": [1]}}'),
     ("named", '{"inputs": {"ids": [[1, 2]]}}'),
+    ("named", '{"inputs": [[1, 2]]}'),
+    ("named", '{"inputs": {"ids": [[1, 2], [3, 4]], "w": [0.5]}}'),
+    ("named", '{"instances": [{"ids": [1, 2], "w": 0.5}, {"ids": [3, 4]}]}'),
     ("named", '{"instances": [{"ids": [1, 2], "w": 0.5}, {"ids": [3, 4], "w": 1.5}]}'),
     ("named", '{"dataframe_split": {"columns": ["ids", "w"], "data": [[[1, 2], 0.5]]}}'),
     ("none", '{"inputs": [[1, 2]]}'),
     ("none", '{"inputs": {"a": [1, 2]}}'),
+    ("none", '{"inputs": {"input": 1}}'),
+    ("none", '{"inputs": []}'),
+    ("none", '{"inputs": "x"}'),
+    ("none", '{"inputs": [[1, 2], [3]]}'),
+    ("none", '{"instances": [{"a": 1}, {"b": 2}]}'),
+    ("none", '{"dataframe_split": {"columns": ["a"], "data": [[1], [null]]}}'),
     ("none", '{"dataframe_split": {"columns": ["a"], "data": [[1]]}}'),
     ("none", '{"dataframe_records": [{"a": 1, "b": "x"}]}'),
 ]
@@ -277,6 +372,27 @@ DIFFER: list[tuple[str, str, bool]] = [
     # A fraction is no integer, and is not cut off.
     ("bytes", '{"inputs": [[1.5, 2]]}', False),
     ("free", '{"inputs": [[1.5, 2]]}', False),
+    # Only true, false, 1 and 0 are booleans.
+    ("flags", '{"inputs": [["false", "true"]]}', False),
+    ("flags", '{"inputs": [[2, 0]]}', False),
+    ("flags", '{"inputs": [[null, true]]}', False),
+    # A finite number does not become an infinite one.
+    ("single", '{"inputs": [[1e300]]}', False),
+    # A sample without a value is none.
+    ("free", '{"inputs": [[]]}', False),
+    # The unified form of chat models is not read.
+    ("none", '{"messages": [{"name": "x"}]}', False),
+    ("none", '{"prompt": "x"}', False),
+    ("chat", '{"messages": [{"name": "x"}]}', False),
+    # MLflow refuses these, although nothing is lost.
+    ("columns", '{"instances": [{"a": 1}, {"a": 2, "b": 1.5}]}', True),
+    ("columns", '{"instances": [{"a": 1, "b": 0.5}, {"a": 2}]}', True),
+    ("positional", '{"inputs": [[1, 2.5]]}', True),
+    ("positional", '{"instances": [[1, 2.5]]}', True),
+    ("image", '{"dataframe_split": {"columns": ["x"], "data": [[[[1, 2], [3, 4]]]]}}', True),
+    ("nested", '{"dataframe_records": [{"xs": [1, "2"], "p": {"name": "x"}, "m": {"k": 0.5}}]}', True),
+    ("nested", '{"instances": [{"xs": [1], "p": {"name": "x"}, "m": {"k": 0.5}}]}', True),
+    ("named", '{"instances": {"ids": [[1, 2], [3, 4]], "w": [0.5]}}', True),
 ]
 
 
@@ -317,18 +433,36 @@ def test_parameters_are_what_mlflow_makes_of_them(params: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "agrees"),
+    ("kind", "text", "agrees"),
     [
-        ("a,b\n1,2.5\n2,\n", True),
-        ("b,a\n2.5,1\n", True),
-        ("a,b\n,2.5\n", True),
-        ("a,b\n2.0,1\n", True),
-        ("a,b\n2.5,1\n", True),
-        ("a,b\nx,1\n", True),
+        ("columns", "a,b\n1,2.5\n2,\n", True),
+        ("columns", "b,a\n2.5,1\n", True),
+        ("columns", "a,b\n,2.5\n", True),
+        ("columns", "a,b\n2.0,1\n", True),
+        ("columns", "a,b\n2.5,1\n", True),
+        ("columns", "a,b\nx,1\n", True),
+        ("columns", 'a,b\n"1",NA\n', True),
+        ("columns", "a,b\n1,inf\n", True),
+        ("columns", "a,b\n1_000,1\n", True),
+        ("columns", "a,b\n9223372036854775808,1\n", True),
+        ("columns", "a,b,z\n1,2,3\n", True),
+        ("columns", "a,b\n1,2\n3\n", True),
+        ("columns", "a\n1\n", True),
+        ("columns", "b\n1\n", True),
+        ("columns", "a,b\n", True),
+        ("columns", "", True),
+        ("nested", "xs,p,m\n[1],x,y\n", True),
+        ("times", "at\n2026-01-31\n", True),
+        ("none", "a,b\n1,x\n", True),
+        ("columns", "a,b\n1\n", False),  # if all rows are short, the header is wrong
+        ("columns", "a,b\n1,2,3\n", False),  # MLflow takes the first cell as the name of the row
+        ("text", "t\nNA\n", False),  # a missing text is None, as in JSON, and not NaN
+        ("times", "at,raw\n2026-01-31,aGk=\n", True),
+        ("positional", "x,y\n1,2\n", False),  # columns without names keep no names of the request
     ],
 )
-def test_a_table_of_text_is_read_as_mlflow_reads_it(text: str, agrees: bool) -> None:
-    signature = SIGNATURES["columns"]
+def test_a_table_of_text_is_read_as_mlflow_reads_it(kind: str, text: str, agrees: bool) -> None:
+    signature = SIGNATURES[kind]
     ours = by_us(signature, text.encode(), "mlflow", "text/csv")
     assert same(ours, by_mlflow(signature, text.encode(), "text/csv")) == agrees
     tensor = SIGNATURES["tensor"]
