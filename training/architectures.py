@@ -1,4 +1,4 @@
-"""The networks that can be trained, and the form in which they are served."""
+"""Networks for training, and the module that serves them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from modelyard.digits import CLASSES, SIDE_PIXELS
 
 
 def mlp() -> nn.Module:
-    """A perceptron of 784, 128 and 10 units: 101,770 weights."""
+    """A multilayer perceptron with 784, 128 and 10 units: 101,770 weights."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(SIDE_PIXELS * SIDE_PIXELS, 128), nn.ReLU(), nn.Linear(128, CLASSES)
     )
 
 
 def cnn() -> nn.Module:
-    """Two convolutions, each normalised and halved by pooling, and one linear layer: 11,322 weights."""
+    """Two convolutions, each with batch normalisation and 2 by 2 pooling, and a linear layer: 11,322 weights."""
     return nn.Sequential(
         *(nn.Conv2d(1, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(8, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
@@ -30,10 +30,10 @@ ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn}
 
 
 class Classifier(nn.Module):
-    """A network as it is served: it answers class probabilities.
+    """A trained network with a softmax, which returns class probabilities.
 
-    Training works on the logits, because cross entropy is exact there. What is registered ends in a softmax,
-    so that every server of the version, Modelyard's worker or MLflow's own, answers scores that sum to 1.
+    Training uses the logits, because cross entropy is numerically exact on them. The registered model includes the
+    softmax, so that every server returns scores that sum to 1: Modelyard's worker and MLflow's own.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images.
+        """Compute class probabilities.
 
         Args:
             images: float32, shape (n_samples, 1, 28, 28), in [0, 1].

@@ -10,7 +10,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -232,7 +232,8 @@ def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Mad
         device != "cpu"
     ):  # `Module.to` would not move the graph's constants and the tensors that the graph creates
         program = move_to_device_pass(program, device)
-    return _on(device, _checked_once(program), program.graph_signature.user_inputs), None
+    names = _input_names(program.call_spec.in_spec, iter(program.graph_signature.user_inputs))
+    return _on(device, _checked_once(program), names), None
 
 
 def _checked_once(program: Any) -> Callable[..., Any]:
@@ -242,22 +243,35 @@ def _checked_once(program: Any) -> Callable[..., Any]:
     checked before the queue. For a small model the guards cost a third of its forward pass.
     """
     guarded, unguarded = program.module().forward, program.module(check_guards=False).forward
-    by_name = list(program.call_spec.in_spec.child(1).context)
+    form = program.call_spec.in_spec  # of the positional and the named arguments
+    is_flat = not form.child(1).num_children and all(each.is_leaf() for each in form.child(0).children())
     known: set[Any] = set()
 
     def run(*tensors: Any) -> Any:
         shapes = tensors[0].shape if len(tensors) == 1 else tuple([each.shape for each in tensors])
         forward = unguarded if shapes in known else guarded
-        if by_name:
-            n_places = len(tensors) - len(by_name)
-            named = dict(zip(by_name, tensors[n_places:], strict=True))
-            output = forward(*tensors[:n_places], **named)
-        else:
+        if is_flat:
             output = forward(*tensors)
+        else:
+            arguments, named = form.unflatten(tensors)
+            output = forward(*arguments, **named)
         known.add(shapes)
         return output
 
     return run
+
+
+def _input_names(form: Any, arguments: Iterator[str]) -> list[str]:
+    """Names of a program's tensors, in its order: keys of dictionaries, otherwise the names of the arguments."""
+    if form.is_leaf():
+        return [next(arguments)]
+    children = form.children()
+    keys = form.context if form.type is dict else [None] * len(children)
+    names = []
+    for key, child in zip(keys, children, strict=True):
+        inner = _input_names(child, arguments)
+        names += inner if key is None or len(inner) > 1 else [str(key)]
+    return names
 
 
 def _read_pt2(found: ModelVersion, settings: WorkerSettings) -> Any:

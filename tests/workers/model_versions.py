@@ -19,10 +19,12 @@ def settings(registry: str, version: str, **fields: Any) -> WorkerSettings:
     return WorkerSettings(model_version=version, **{**defaults, **fields})
 
 
-def pt2(folder: Path, shape: tuple[int, ...]) -> ModelVersion:
-    """A version whose exported program lies in a folder."""
+def pt2(folder: Path, shape: tuple[int, ...], names: tuple[str | None, ...] = (None,)) -> ModelVersion:
+    """A version whose exported program lies in a folder, with tensors of these names."""
     import torch
 
     flavors = {"pytorch": {"model_data": ".", "pytorch_version": torch.__version__}}
     tensor = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": list(shape)}}
-    return ModelVersion("Exported", 1, "", str(folder), flavors, {"inputs": [tensor]})
+    return ModelVersion(
+        "Exported", 1, "", str(folder), flavors, {"inputs": [{**tensor, "name": n} for n in names]}
+    )

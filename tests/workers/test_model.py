@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from app.contract import TensorContract
+from app.contract import TensorContract, TensorsContract
 from app.errors import (
     ModelContractError,
     ModelNotFoundError,
@@ -112,6 +113,40 @@ def test_a_pt2_model_refuses_more_samples_than_it_was_exported_for_each_time(tmp
                 predict(samples)
         else:
             assert np.allclose(predict(samples), program.module()(torch.from_numpy(samples)).detach())
+
+
+@pytest.mark.parametrize("form", ["places", "names", "dictionary", "list"])
+def test_a_pt2_model_takes_its_tensors_in_the_form_that_it_was_exported_with(
+    form: str, tmp_path: Path
+) -> None:
+    import torch
+
+    class Scaled(torch.nn.Module):
+        def forward(self, a: Any, b: Any = None) -> Any:
+            first, second = (a["a"], a["b"]) if isinstance(a, dict) else a if isinstance(a, list) else (a, b)
+            return {"difference": first - second, "pair": (first, [second])}
+
+    a, b, n = torch.ones(2, 3), torch.zeros(2, 3), {0: torch.export.Dim("n", max=64)}
+    forms: dict[str, tuple[Any, Any]] = {
+        "places": ((a, b), (n, n)),
+        "names": ((a,), {"a": n, "b": n}),
+        "dictionary": (({"a": a, "b": b},), ({"a": n, "b": n},)),
+        "list": (([a, b],), ([n, n],)),
+    }
+    arguments, dynamic = forms[form]
+    named = {"b": b} if form == "names" else None
+    exported = torch.export.export(Scaled(), arguments, named, dynamic_shapes=dynamic)
+    torch.export.save(exported, tmp_path / "model.pt2")
+    # The contract names them in another order, except for a list, which has no names.
+    names = ("a", "b") if form == "list" else ("b", "a")
+    loaded = model.load(pt2(tmp_path, (-1, 3), names), settings("", "1", device="cpu"))
+    assert isinstance(loaded.contract, TensorsContract)
+    assert loaded.contract.merges
+    twos, ones = np.full((5, 3), 2, np.float32), np.ones((5, 3), np.float32)
+    answer = loaded.predict({"a": twos, "b": ones} if form == "list" else {"b": ones, "a": twos})
+    assert answer["difference"].tolist() == [[1.0] * 3] * 5
+    first, [second] = answer["pair"]
+    assert (first.tolist(), second.tolist()) == (twos.tolist(), ones.tolist())
 
 
 def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path: Path) -> None:
