@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from modelyard.digits import SPLIT_SEED, VAL_FRACTION
@@ -18,8 +18,7 @@ class TrainOptions:
     Attributes:
         tracking_uri: MLflow tracking server or database.
         model_name: Registered model; a version is added for each architecture.
-        _: KW_ONLY
-    archs: One or more of `ARCHS`, in order.
+        archs: One or more of `ARCHS`, in order.
         dataset: One of `DATASETS`.
         data_dir: Folder with MNIST's files; None downloads them.
         epochs: Passes over the training samples.
@@ -31,6 +30,7 @@ class TrainOptions:
 
     tracking_uri: str
     model_name: str
+    _: KW_ONLY
     archs: tuple[str, ...] = ARCHS[:1]
     dataset: str = "digits"
     data_dir: Path | None = None

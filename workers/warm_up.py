@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ class LoadedModel:
     Attributes:
         predict: Takes the input of `workers.job_inputs` for the contract; returns any type.
         device: `cpu` or `cuda:N`.
-        _: KW_ONLY
-    allows_non_finite: Whether its outputs may contain NaN and infinities.
+        allows_non_finite: Whether its outputs may contain NaN and infinities.
         task: The version's declared task, such as `classification`; empty without one.
         example: A request body that it has answered, as JSON; empty if none is known or if it is too large.
         labels: Name of each class, in the order of the scores; empty if unknown.
@@ -63,6 +62,7 @@ class LoadedModel:
     contract: Contract
     predict: Predict
     device: str
+    _: KW_ONLY
     allows_non_finite: bool = False
     task: str = ""
     example: str = ""

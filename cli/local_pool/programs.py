@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
 from urllib.parse import quote, urlsplit
@@ -42,8 +42,7 @@ class Service:
     Attributes:
         name: Unique; also the name of its log file.
         is_ready: Readiness check, called with its process id.
-        _: KW_ONLY
-    environment: Variables in addition to the inherited ones.
+        environment: Variables in addition to the inherited ones.
         secrets: Variables that all services of the pool inherit and that are never written to a file.
         url: Address for people, if any.
         listens: Host and port that must be free before, if any, and the variable that changes the port.
@@ -54,6 +53,7 @@ class Service:
     tier: Tier
     command: tuple[str, ...]
     is_ready: Callable[[int], bool]
+    _: KW_ONLY
     environment: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
     url: str = ""
