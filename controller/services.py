@@ -64,7 +64,8 @@ class Services:
         self.replay_buffer = ReplayBuffer(Replay(client), self.clock, retention_s)
         self.watcher = PoolWatcher(client, self.clock, backlogs, self.replay_buffer, settings, unreadable)
         self.metrics = Metrics(self.watcher, self.clock, unreadable)
-        self.refusals = Refusals(self.metrics, audit)
+        limits = {"max_body_bytes": settings.max_body_bytes, "max_samples": settings.max_samples}
+        self.refusals = Refusals(self.metrics, audit, limits)
         self.link = RedisLink(client, settings.redis_timeout_s)
         self.dispatcher = Dispatcher(
             controller_id,

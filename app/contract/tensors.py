@@ -76,7 +76,7 @@ def _values(document: Document, contract: TensorsContract) -> list[Any]:
             if field.name not in value:
                 raise InputShapeError(f"the tensor {field.name!r} is missing; expected {contract.describe()}")
         return [value[field.name] for field in fields]
-    if not others and type(value) is list:
+    if not others and isinstance(value, list | np.ndarray):
         return [value]
     raise InputShapeError(
         f"{document.key} must hold an object of tensors, or a list of objects; expected {contract.describe()}"

@@ -11,16 +11,20 @@ from modelyard.client_errors import (
     JobExpiredError,
     JobFailedError,
     JobUnsuccessfulError,
+    OutputsNotJoinableError,
     WaitTimeoutError,
 )
 from modelyard.errors import ModelyardError
 from modelyard.http import AsyncClient, Client
+from modelyard.inputs import Body
+from modelyard.parts import JoinedJob
 from modelyard.retries import RetryPolicy
 from modelyard.schemas import Job, Prediction, Readiness, Replica, WorkerInfo
 
 __all__ = [
     "AnswerUnreadableError",
     "AsyncClient",
+    "Body",
     "Client",
     "ControllerUnreachableError",
     "Job",
@@ -28,7 +32,9 @@ __all__ = [
     "JobExpiredError",
     "JobFailedError",
     "JobUnsuccessfulError",
+    "JoinedJob",
     "ModelyardError",
+    "OutputsNotJoinableError",
     "Prediction",
     "Readiness",
     "Replica",

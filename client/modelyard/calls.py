@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import io
 import time
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import mktime_tz, parsedate_tz
 from functools import cache
-from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from modelyard import errors
 from modelyard.client_errors import (
@@ -30,25 +27,26 @@ from modelyard.client_errors import (
 )
 from modelyard.errors import (
     ForbiddenError,
-    InputNotFiniteError,
-    InputNotNumericError,
     ModelyardError,
     NotFoundError,
     QueueFullError,
+    TooLargeError,
     UnauthenticatedError,
     UnavailableError,
 )
+from modelyard.inputs import Encoded, Input, Params, Samples, read_input
+from modelyard.parts import JoinedJob, Limits, Part, has_outcome, join, next_part
 from modelyard.schemas import Job, Pool, Readiness
 
 T = TypeVar("T")
-Samples: TypeAlias = NDArray[Any] | list[Any]
 
-MAX_ITEM_BYTES = 8  # wider floats are not a dtype of any model
+PARTS_AHEAD = 8  # parts of one input that wait for their outcome at the same time
 LONG_POLL_S = 20.0  # below the idle timeout of common proxies and below the controller's limit
 STATUS_ERRORS: dict[int, type[ModelyardError]] = {
     401: UnauthenticatedError,
     403: ForbiddenError,
     404: NotFoundError,
+    413: TooLargeError,
     429: QueueFullError,
     502: UnavailableError,
     503: UnavailableError,
@@ -66,15 +64,15 @@ class SubmitOptions(TypedDict, total=False):
 
     Attributes:
         worker: Worker number to use instead of the policy's choice.
-        model: Model name to use.
-        version: Version of that model to use.
+        model: Name of the model to use.
+        version: Version of that model to use: its number or an alias of the registry, such as "champion".
         deadline_s: Seconds until the job expires; default: the controller's.
         idempotency_key: POST requests with the same key are one job; default: a new key for each call.
     """
 
     worker: int | None
     model: str | None
-    version: int | None
+    version: int | str | None
     deadline_s: float | None
     idempotency_key: str | None
 
@@ -124,32 +122,27 @@ class Call(Generic[T]):
 Flow: TypeAlias = Generator[Call[Any], Any, T]
 
 
-def submit(
-    samples: Samples,
+def post(
+    samples: Encoded,
     *,
     wait_s: float = 0.0,
     worker: int | None = None,
     model: str | None = None,
-    version: int | None = None,
+    version: int | str | None = None,
     deadline_s: float | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Job]:
     """Post samples.
 
     Args:
-        samples: Array, shape (n_samples, ...) or one sample, or nested lists of the same.
+        samples: The request's body.
         wait_s: Seconds for which the answer may wait for the outcome.
         worker: See `SubmitOptions`, also for the following options.
-        model: Model name to use.
+        model: Name of the model to use.
         version: Version of that model to use.
         deadline_s: Seconds until the job expires.
         idempotency_key: POST requests with the same key are one job.
-
-    Raises:
-        InputNotNumericError: The samples are not numbers.
-        InputNotFiniteError: The samples hold NaN or an infinity.
     """
-    content_type, body = encode_samples(samples)
     asked = {"worker": worker, "model": model, "version": version, "deadline": deadline_s}
     return Call(
         method="POST",
@@ -157,8 +150,11 @@ def submit(
         answer=Job,
         query={name: value for name, value in asked.items() if value is not None} | _wait(wait_s),
         # Always with a key: without one, repeating a POST whose answer was lost would run it twice.
-        headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Content-Type": content_type},
-        body=body,
+        headers={
+            "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
+            "Content-Type": samples.content_type,
+        },
+        body=samples.body,
         wait_s=wait_s,
     )
 
@@ -168,7 +164,7 @@ def result(job_id: str, wait_s: float = 0.0) -> Call[Job]:
     return Call("GET", _job_path(job_id), Job, query=_wait(wait_s), wait_s=wait_s)
 
 
-def cancel(job_id: str) -> Call[Job]:
+def cancelled(job_id: str) -> Call[Job]:
     """Cancel a job that has not run."""
     return Call("DELETE", _job_path(job_id), Job)
 
@@ -183,23 +179,110 @@ def ready() -> Call[Readiness]:
     return Call("GET", "/readyz", Readiness, answered_with=frozenset({503}))
 
 
-def predict(samples: Samples, wait_s: float, options: SubmitOptions) -> Flow[Job]:
+def submit(samples: Samples, params: Params | None, options: SubmitOptions, limits: Limits) -> Flow[Job]:
+    """Submit; samples that are larger than a request may be are cut.
+
+    Returns:
+        The job, or a `JoinedJob` of the parts.
+    """
+    sent = yield from _posted(read_input(samples, params), options, limits)
+    return join(sent.jobs, sent.n_rows)
+
+
+def predict(
+    samples: Samples, params: Params | None, wait_s: float, options: SubmitOptions, limits: Limits
+) -> Flow[Job]:
     """Submit, then wait until the job has succeeded.
 
     Raises:
         JobUnsuccessfulError: It failed, expired or was cancelled.
         WaitTimeoutError: It has no outcome after `wait_s` seconds.
+        OutputsNotJoinableError: The samples were cut, and the version does not answer a row for each row.
     """
     ends_at_s = time.monotonic() + wait_s
-    job = yield submit(samples, wait_s=min(wait_s, LONG_POLL_S), **options)
-    return (yield from _until_succeeded(job, ends_at_s))
+    sent = yield from _posted(read_input(samples, params), options, limits, wait_s, ends_at_s)
+    return (yield from _all_succeeded(sent.jobs, sent.n_rows, ends_at_s))
 
 
-def wait(job_id: str, timeout_s: float) -> Flow[Job]:
+def wait(job: Job | str, timeout_s: float) -> Flow[Job]:
     """Wait until the job has succeeded; raises like `predict`."""
     ends_at_s = time.monotonic() + timeout_s
-    job = yield result(job_id, min(timeout_s, LONG_POLL_S))
-    return (yield from _until_succeeded(job, ends_at_s))
+    if isinstance(job, JoinedJob):
+        return (yield from _all_succeeded(job.parts, job.part_rows, ends_at_s))
+    seen = yield result(_id(job), min(timeout_s, LONG_POLL_S))
+    return (yield from _until_succeeded(seen, ends_at_s))
+
+
+def read(job: Job | str) -> Flow[Job]:
+    """Read a job, or all parts of a joined one."""
+    return (yield from _each(job, result))
+
+
+def cancel(job: Job | str) -> Flow[Job]:
+    """Cancel a job that has not run, or all parts of a joined one."""
+    return (yield from _each(job, cancelled))
+
+
+def _each(job: Job | str, call: Callable[[str], Call[Job]]) -> Flow[Job]:
+    if not isinstance(job, JoinedJob):
+        only: Job = yield call(_id(job))
+        return only
+    seen: dict[str, Job] = {}
+    for part in job.parts:
+        seen[part.id] = yield call(part.id)
+    return join([*seen.values()], job.part_rows)
+
+
+class _Sent(NamedTuple):
+    jobs: list[Job]
+    n_rows: list[int]
+
+
+def _posted(
+    given: Input, options: SubmitOptions, limits: Limits, wait_s: float = 0.0, ends_at_s: float | None = None
+) -> Flow[_Sent]:
+    """Post all rows, in as many requests as the controller's limits demand.
+
+    All parts go to the version that the first one was routed to.
+
+    Args:
+        wait_s: Seconds for which the answer to a single request may wait for the outcome.
+        ends_at_s: Until when to wait for outcomes of parts; None to return as soon as the jobs are accepted.
+    """
+    sent, start, size = _Sent([], []), 0, given.n_rows
+    while not sent.jobs or start < given.n_rows:
+        part = next_part(given, start, size, limits)
+        is_whole = part.n_rows == given.n_rows
+        own_wait_s = min(wait_s, LONG_POLL_S) if is_whole else 0.0
+        own_options = options if is_whole else _of_part(options, part)
+        try:
+            job = yield post(part.encoded, wait_s=own_wait_s, **own_options)
+        except TooLargeError as error:
+            if part.n_rows < 2:
+                raise
+            limits.learn(error, part)
+            continue
+        if not is_whole:
+            options = {**options, "model": job.model_name, "version": job.model_version}
+        sent.jobs.append(job)
+        sent.n_rows.append(part.n_rows)
+        start, size = part.stop, part.n_rows
+        ahead = len(sent.jobs) - PARTS_AHEAD
+        if ahead >= 0 and ends_at_s is not None:  # later parts must not expire behind the first ones
+            sent.jobs[ahead] = yield from _until_succeeded(sent.jobs[ahead], ends_at_s)
+    return sent
+
+
+def _of_part(options: SubmitOptions, part: Part) -> SubmitOptions:
+    key = options.get("idempotency_key")
+    return {**options, "idempotency_key": f"{key}.{part.start}-{part.stop}"} if key else options
+
+
+def _all_succeeded(jobs: Sequence[Job], n_rows: Sequence[int], ends_at_s: float) -> Flow[Job]:
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        seen[job.id] = yield from _until_succeeded(job, ends_at_s)
+    return join([*seen.values()], n_rows)
 
 
 def _until_succeeded(job: Job, ends_at_s: float) -> Flow[Job]:
@@ -207,6 +290,8 @@ def _until_succeeded(job: Job, ends_at_s: float) -> Flow[Job]:
         job = yield result(job.id, min(left_s, LONG_POLL_S))
     if not job.done:
         raise WaitTimeoutError(job)
+    if not has_outcome(job):
+        job = yield result(job.id)
     if job.status != "succeeded":
         raise UNSUCCESSFUL[job.status](job)
     return job
@@ -216,48 +301,12 @@ def _wait(wait_s: float) -> dict[str, float]:
     return {"wait": round(wait_s, 3)} if wait_s else {}
 
 
+def _id(job: Job | str) -> str:
+    return job if isinstance(job, str) else job.id
+
+
 def _job_path(job_id: str) -> str:
     return f"/results/{quote(job_id, safe='')}"
-
-
-def encode_samples(samples: Samples) -> tuple[str, bytes]:
-    """Encode samples as a request body: an array as a NumPy file, which is exact, lists as JSON.
-
-    Returns:
-        The content type and the body.
-
-    Raises:
-        InputNotNumericError: They are not numbers.
-        InputNotFiniteError: They hold NaN or an infinity.
-    """
-    if isinstance(samples, np.ndarray) and samples.dtype.kind in "fiu" and samples.itemsize <= MAX_ITEM_BYTES:
-        if not np.isfinite(samples).all():
-            raise InputNotFiniteError("the samples hold NaN or an infinity; only finite numbers can be sent")
-        file = io.BytesIO()
-        np.save(file, samples.astype(samples.dtype.newbyteorder("<"), copy=False), allow_pickle=False)
-        return "application/x-npy", file.getvalue()
-    try:
-        body = msgspec.json.encode({"data": samples}, enc_hook=_plain)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InputNotNumericError(
-            f"cannot write the samples as JSON: {error}; give an array or nested lists of numbers"
-        ) from None
-    if b"null" in body:  # JSON's replacement for NaN and infinities
-        raise InputNotFiniteError(
-            "the samples hold NaN, an infinity or None; only finite numbers can be sent"
-        )
-    return "application/json", body
-
-
-def _plain(value: Any) -> Any:
-    """Convert an array or a NumPy number inside lists to Python objects.
-
-    Raises:
-        TypeError: It is neither of them.
-    """
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "bfiu":
-        return value.tolist()
-    raise TypeError(f"{getattr(value, 'dtype', type(value).__name__)} is no kind of number")
 
 
 class _Told(msgspec.Struct, frozen=True):
@@ -265,6 +314,8 @@ class _Told(msgspec.Struct, frozen=True):
 
     code: str = ""
     detail: str = ""
+    max_body_bytes: int | None = None
+    max_samples: int | None = None
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ModelyardError:
@@ -277,6 +328,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ModelyardE
     detail = problem.detail or f"the controller's address answered {status} without saying why"
     error = kind(detail, retry_after_s=_retry_after_s(headers.get("retry-after")))
     error.code = problem.code or error.code  # also a code that only newer controllers know
+    if isinstance(error, TooLargeError):
+        error.max_body_bytes, error.max_samples = problem.max_body_bytes, problem.max_samples
     return error
 
 

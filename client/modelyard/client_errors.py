@@ -6,6 +6,7 @@ ModelyardError
 │   └── ControllerUnreachableError  no answer from the controller's address
 ├── AnswerUnreadableError           an answer that no controller of this version gives
 ├── RecordsError                    the records file or the plot cannot be written
+├── OutputsNotJoinableError         the parts of samples that were cut cannot be answered as one
 ├── WaitTimeoutError                the job has no outcome yet; holds the job
 └── JobUnsuccessfulError            the job has an outcome, and it is no prediction; holds the job
     ├── JobFailedError
@@ -36,6 +37,12 @@ class RecordsError(ModelyardError):
     """The records file or the plot cannot be written."""
 
     code = "records_unwritable"
+
+
+class OutputsNotJoinableError(ModelyardError):
+    """The samples were larger than a request may be, and the version does not answer a row for each row."""
+
+    code = "outputs_not_joinable"
 
 
 class WaitTimeoutError(ModelyardError):

@@ -168,9 +168,16 @@ class MalformedRequestError(InputError):
 
 
 class TooLargeError(ModelyardError):
-    """More bytes or samples than the limits allow."""
+    """More bytes or samples than the limits allow.
+
+    Attributes:
+        max_body_bytes: The controller's largest body, in an answer that tells it.
+        max_samples: The controller's most samples per request, in an answer that tells it.
+    """
 
     code = "request_too_large"
+    max_body_bytes: int | None = None
+    max_samples: int | None = None
 
 
 class HeadTooLargeError(TooLargeError):

@@ -6,17 +6,21 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
 from modelyard import calls
-from modelyard.calls import Call, Flow, Samples, SubmitOptions
+from modelyard.calls import Call, Flow, SubmitOptions
 from modelyard.client_errors import AnswerUnreadableError, ControllerUnreachableError
 from modelyard.errors import ConfigurationError, ModelyardError
+from modelyard.inputs import Params, Samples
+from modelyard.mapping import run_all, run_all_async
+from modelyard.parts import Limits
 from modelyard.retries import RetryPolicy
 from modelyard.schemas import Job, Readiness, WorkerInfo
 
@@ -53,6 +57,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retry = retry or RetryPolicy()
+        self._limits = Limits()
         self._http = httpx.Client(**_connection(url, api_key), transport=transport)
 
     def __enter__(self) -> Self:
@@ -67,31 +72,110 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def predict(self, samples: Samples, *, wait_s: float = 30.0, **options: Unpack[SubmitOptions]) -> Job:
+    def predict(
+        self,
+        samples: Samples,
+        *,
+        params: Params | None = None,
+        wait_s: float = 30.0,
+        **options: Unpack[SubmitOptions],
+    ) -> Job:
         """Submit samples and wait until the job has succeeded.
 
+        Samples that are larger than a request may be are cut, sent to one version in several requests, and their
+        outcomes are joined in order as a `JoinedJob`.
+
         Args:
-            samples: Array, shape (n_samples, ...) or one sample, or nested lists of the same.
+            samples: One of:
+                an array, shape (n_samples, ...) or one sample, of any number type, bool, text or datetime64: of NumPy,
+                torch, or anything with `__array__`; a PIL image, uint8, shape (1, height, width[, channels]); a list
+                of images or tensors of one shape, which are stacked; nested lists of the same, or a list of dicts, one
+                a row; a dict of columns or of named tensors, each with a value for each row, or one row of single
+                values; a table of pandas, polars or pyarrow, or anything with `__arrow_c_stream__`; a `Body`.
+                None and NaN are missing values, which the version's contract may allow.
+            params: Parameters of the version.
             wait_s: Seconds to wait for the outcome; refused attempts do not count.
-            **options: See `SubmitOptions`.
+            **options: See `SubmitOptions`: `model`, `version` (number or alias), `worker` and others.
+
+        Returns:
+            The job: `outputs` as JSON has them, `to_numpy()`, `to_frame()`, and which version answered.
 
         Raises:
-            InputError: The samples do not fit the version's input.
+            InputError: The samples do not fit the version's input, or cannot be sent.
+            TooLargeError: A single sample is larger than a request may be.
             UnauthenticatedError: The API key is missing or invalid.
-            NotFoundError: No such worker number, model or version.
+            NotFoundError: No such worker number, model, version or alias.
             QueueFullError: The queue is full after all attempts.
             UnavailableError: No candidate, no Redis or no controller after all attempts.
             JobUnsuccessfulError: The job failed, expired or was cancelled.
             WaitTimeoutError: The job has no outcome yet; it continues.
+            OutputsNotJoinableError: The samples were cut, and the version does not answer a row for each row.
+            ConfigurationError: Reading the samples needs a package that is not installed.
         """
-        return self._run(calls.predict(samples, wait_s, options))
+        return self._run(calls.predict(samples, params, wait_s, options, self._limits))
 
-    def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
-        """Submit samples and return when the job is accepted; until then it raises the same errors as `predict`."""
-        return self._send(calls.submit(samples, **options))
+    def submit(
+        self, samples: Samples, *, params: Params | None = None, **options: Unpack[SubmitOptions]
+    ) -> Job:
+        """Submit samples and return when the job is accepted; until then it raises the same errors as `predict`.
 
-    def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
+        Returns:
+            The job without its outcome: give it to `wait`. Samples that were cut are a `JoinedJob`.
+        """
+        return self._run(calls.submit(samples, params, options, self._limits))
+
+    def map(
+        self,
+        inputs: Iterable[Samples],
+        *,
+        params: Params | None = None,
+        wait_s: float = 30.0,
+        concurrency: int = 8,
+        progress: bool = False,
+        **options: Unpack[SubmitOptions],
+    ) -> Iterator[Job]:
+        """Predict each of many inputs, several at a time; the jobs come in the order of the inputs.
+
+        Inputs are taken when they are needed, so they may be more than fit into memory. The first error ends the
+        iteration; its notes name the input.
+
+        Args:
+            inputs: What `predict` takes, once for each job: a list, a generator, or an array of samples.
+            params: See `predict`, also for `wait_s` and the options.
+            wait_s: Seconds to wait for each outcome.
+            concurrency: Requests at the same time.
+            progress: Whether to show a progress bar, which needs tqdm.
+            **options: See `SubmitOptions`.
+
+        Raises:
+            ModelyardError: As `predict`.
+            ParameterError: `concurrency` is less than 1.
+            ConfigurationError: tqdm is not installed.
+        """
+        call = partial(self.predict, params=params, wait_s=wait_s, **options)
+        for _, job in run_all(call, inputs, concurrency, ordered=True, progress=progress):
+            yield job
+
+    def map_unordered(
+        self,
+        inputs: Iterable[Samples],
+        *,
+        params: Params | None = None,
+        wait_s: float = 30.0,
+        concurrency: int = 8,
+        progress: bool = False,
+        **options: Unpack[SubmitOptions],
+    ) -> Iterator[tuple[int, Job]]:
+        """The same as `map`, but each job comes as soon as it is done, with the place of its input from 0."""
+        call = partial(self.predict, params=params, wait_s=wait_s, **options)
+        return run_all(call, inputs, concurrency, ordered=False, progress=progress)
+
+    def wait(self, job: Job | str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded.
+
+        Args:
+            job: The job or its id.
+            timeout_s: Seconds to wait.
 
         Raises:
             UnknownJobError: No job has this id.
@@ -99,25 +183,25 @@ class Client:
             JobUnsuccessfulError: It failed, expired or was cancelled.
             WaitTimeoutError: It has no outcome yet; it continues.
         """
-        return self._run(calls.wait(job_id, timeout_s))
+        return self._run(calls.wait(job, timeout_s))
 
-    def result(self, job_id: str) -> Job:
-        """Read a job in whatever state it is.
+    def result(self, job: Job | str) -> Job:
+        """Read a job, or the job with an id, in whatever state it is.
 
         Raises:
             UnknownJobError: No job has this id.
             JobGoneError: Its outcome was kept for its time and is no longer.
         """
-        return self._send(calls.result(job_id))
+        return self._run(calls.read(job))
 
-    def cancel(self, job_id: str) -> Job:
-        """Cancel a job that has not run.
+    def cancel(self, job: Job | str) -> Job:
+        """Cancel a job, or the job with an id, that has not run.
 
         Raises:
             UnknownJobError: No job has this id.
             JobNotCancellableError: It is running or has an outcome already.
         """
-        return self._send(calls.cancel(job_id))
+        return self._run(calls.cancel(job))
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """Read the pool: model version, workers and backlog of each worker number.
@@ -132,14 +216,17 @@ class Client:
         return self._send(calls.ready())
 
     def _run(self, flow: Flow[T]) -> T:
-        answer: Any = None
+        resume: Callable[[], Call[Any]] = partial(next, flow)
         while True:
             try:
-                call = flow.send(answer)
+                call = resume()
             except StopIteration as stop:
                 outcome: T = stop.value
                 return outcome
-            answer = self._send(call)
+            try:
+                resume = partial(flow.send, self._send(call))
+            except ModelyardError as error:
+                resume = partial(flow.throw, error)
 
     def _send(self, call: Call[T]) -> T:
         attempt = 1
@@ -181,6 +268,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retry = retry or RetryPolicy()
+        self._limits = Limits()
         self._http = httpx.AsyncClient(**_connection(url, api_key), transport=transport)
 
     async def __aenter__(self) -> Self:
@@ -196,26 +284,67 @@ class AsyncClient:
         await self._http.aclose()
 
     async def predict(
-        self, samples: Samples, *, wait_s: float = 30.0, **options: Unpack[SubmitOptions]
+        self,
+        samples: Samples,
+        *,
+        params: Params | None = None,
+        wait_s: float = 30.0,
+        **options: Unpack[SubmitOptions],
     ) -> Job:
         """Submit samples and wait until the job has succeeded; see `Client.predict`."""
-        return await self._run(calls.predict(samples, wait_s, options))
+        return await self._run(calls.predict(samples, params, wait_s, options, self._limits))
 
-    async def submit(self, samples: Samples, **options: Unpack[SubmitOptions]) -> Job:
+    async def submit(
+        self, samples: Samples, *, params: Params | None = None, **options: Unpack[SubmitOptions]
+    ) -> Job:
         """Submit samples and return as soon as the job is accepted; see `Client.submit`."""
-        return await self._send(calls.submit(samples, **options))
+        return await self._run(calls.submit(samples, params, options, self._limits))
 
-    async def wait(self, job_id: str, timeout_s: float = 60.0) -> Job:
+    async def map(
+        self,
+        inputs: Iterable[Samples] | AsyncIterable[Samples],
+        *,
+        params: Params | None = None,
+        wait_s: float = 30.0,
+        concurrency: int = 8,
+        progress: bool = False,
+        **options: Unpack[SubmitOptions],
+    ) -> AsyncIterator[Job]:
+        """Predict each of many inputs, with jobs in the order of the inputs; see `Client.map`."""
+        call = partial(self.predict, params=params, wait_s=wait_s, **options)
+        jobs = run_all_async(call, inputs, concurrency, ordered=True, progress=progress)
+        async with aclosing(jobs):
+            async for _, job in jobs:
+                yield job
+
+    async def map_unordered(
+        self,
+        inputs: Iterable[Samples] | AsyncIterable[Samples],
+        *,
+        params: Params | None = None,
+        wait_s: float = 30.0,
+        concurrency: int = 8,
+        progress: bool = False,
+        **options: Unpack[SubmitOptions],
+    ) -> AsyncIterator[tuple[int, Job]]:
+        """The same with each job as soon as it is done; see `Client.map_unordered`."""
+        call = partial(self.predict, params=params, wait_s=wait_s, **options)
+        jobs = run_all_async(call, inputs, concurrency, ordered=False, progress=progress)
+        async with aclosing(jobs):
+            async for numbered in jobs:
+                yield numbered
+
+    async def wait(self, job: Job | str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded; see `Client.wait`."""
-        return await self._run(calls.wait(job_id, timeout_s))
+        return await self._run(calls.wait(job, timeout_s))
 
-    async def result(self, job_id: str) -> Job:
+    async def result(self, job: Job | str) -> Job:
         """Read a job in whatever state it is; see `Client.result`."""
-        return await self._send(calls.result(job_id))
+        return await self._run(calls.read(job))
 
-    async def cancel(self, job_id: str) -> Job:
+    async def cancel(self, job: Job | str) -> Job:
         """Cancel a job that has not run; see `Client.cancel`."""
-        return await self._send(calls.cancel(job_id))
+        return await self._run(calls.cancel(job))
 
     async def workers(self) -> tuple[WorkerInfo, ...]:
         """Read the pool; see `Client.workers`."""
@@ -226,14 +355,17 @@ class AsyncClient:
         return await self._send(calls.ready())
 
     async def _run(self, flow: Flow[T]) -> T:
-        answer: Any = None
+        resume: Callable[[], Call[Any]] = partial(next, flow)
         while True:
             try:
-                call = flow.send(answer)
+                call = resume()
             except StopIteration as stop:
                 outcome: T = stop.value
                 return outcome
-            answer = await self._send(call)
+            try:
+                resume = partial(flow.send, await self._send(call))
+            except ModelyardError as error:
+                resume = partial(flow.throw, error)
 
     async def _send(self, call: Call[T]) -> T:
         attempt = 1

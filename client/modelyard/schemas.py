@@ -14,6 +14,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from modelyard.outputs import Arrays, make_frame, to_arrays, to_table
+
 T = TypeVar("T")
 # Left out of the JSON where there is nothing to say, never null; None to readers.
 Later: TypeAlias = Annotated[T | None, Meta(extra_json_schema={"nullable": False})]
@@ -38,6 +40,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     detail: Annotated[str, says("the error and the expected value; for people")]
     id: Annotated[Later[str], says("the accepted job, if there is one")] = None
     result_url: Annotated[Later[str], says("path of its outcome")] = None
+    max_body_bytes: Annotated[Later[int], says("of a request that was too large: the largest body")] = None
+    max_samples: Annotated[Later[int], says("of a request that was too large: the most samples")] = None
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +111,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     outputs: Annotated[
         Any, says("what the model answered, as MLflow would; absent where `predictions` say it in full")
     ] = None
+    outputs_dtype: Annotated[
+        Later[str | dict[str, str]],
+        says("NumPy names of the dtypes of `outputs`, where it is an array or named arrays"),
+    ] = None
     error: Later[JobProblem] = None
 
     @property
@@ -122,6 +130,32 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         if len(integers) < len(values):
             return np.array(values, np.float64)
         return np.array(integers, np.uint64 if max(integers, default=0) > INT64_MAX else np.int64)
+
+    def to_numpy(self) -> Arrays:
+        """What the model answered as an array, in the model's own dtype, or as one for each name of its outputs.
+
+        Where the answer is a classification: its scores, shape (n_samples, n_scores), or else its classes, shape
+        (n_samples,). Times are text in ISO format and bytes are base64, as in JSON; None becomes NaN among floats.
+        """
+        if self.outputs is not None:
+            return to_arrays(self.outputs, self.outputs_dtype)
+        return self.classes if self.scores is None else self.scores
+
+    def to_frame(self) -> Any:
+        """What the model answered as a table of pandas, or of polars if pandas is not installed.
+
+        Columns without names are numbered from "0"; a classification has `class`, and `score_0` and on.
+
+        Raises:
+            ConfigurationError: Neither is installed.
+        """
+        if self.outputs is not None:
+            return to_table(self.outputs, self.outputs_dtype)
+        scores = self.scores
+        columns = {"class": self.classes}
+        if scores is not None:
+            columns |= {f"score_{place}": scores[:, place] for place in range(scores.shape[1])}
+        return make_frame(columns)
 
     @property
     def scores(self) -> NDArray[Any] | None:

@@ -56,8 +56,8 @@ def schemas() -> dict[str, Any]:
             if field.get("default", "") is None:
                 del field["default"]
             if not field.pop("nullable", True):
-                [only] = [each for each in field.pop("anyOf") if each != {"type": "null"}]
-                field.update(only)
+                kinds = [each for each in field.pop("anyOf") if each != {"type": "null"}]
+                field.update(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
     return made
 
 

@@ -149,6 +149,8 @@ def _result(own: JobOutcome, labels: Sequence[Label] = ()) -> dict[str, Any]:
         result["predictions"] = [{"label": each} for each in orjson.loads(own.outputs)]
     if own.outputs is not None:
         result["outputs"] = orjson.Fragment(outputs_json(own.outputs))
+        if not isinstance(own.outputs, bytes):
+            result["outputs_dtype"] = _dtypes(own.outputs)
     return result
 
 
@@ -225,6 +227,13 @@ def outputs_json(outputs: Outputs) -> str:
     if isinstance(outputs, Array):
         return _array(outputs)
     return "{" + ",".join([f"{_json(name)}:{_array(each)}" for name, each in outputs.items()]) + "}"
+
+
+def _dtypes(outputs: Array | dict[str, Array]) -> str | dict[str, str]:
+    """The dtypes of arrays, which JSON does not say."""
+    if isinstance(outputs, Array):
+        return outputs.dtype
+    return {name: each.dtype for name, each in outputs.items()}
 
 
 def _array(array: Array) -> str:

@@ -50,7 +50,7 @@ def status_of(error: ModelyardError) -> HTTPStatus:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def problem(error: ModelyardError, **members: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+def problem(error: ModelyardError, **members: str | int) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of the answer to an error.
 
     Args:
@@ -70,7 +70,7 @@ def problem(error: ModelyardError, **members: str) -> tuple[int, list[tuple[byte
     return status, headers, problem_body(status, error.code, error.detail, **members)
 
 
-def problem_body(status: int, code: str, detail: str, **members: str) -> bytes:
+def problem_body(status: int, code: str, detail: str, **members: str | int) -> bytes:
     """A problem document."""
     return orjson.dumps(
         {

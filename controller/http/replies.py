@@ -24,9 +24,14 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Refusals:
-    """Converts errors into replies, counts them, and writes refused API keys to the audit log."""
+    """Converts errors into replies, counts them, and writes refused API keys to the audit log.
 
-    def __init__(self, metrics: Metrics, audit: Audit) -> None:
+    Args:
+        limits: Members of the problem of a request that is too large.
+    """
+
+    def __init__(self, metrics: Metrics, audit: Audit, limits: dict[str, int] | None = None) -> None:
+        self._limits = limits or {}
         self._metrics = metrics
         self._audit = audit
 
@@ -40,7 +45,8 @@ class Refusals:
             logger.error("unforeseen error", exc_info=error)
             error = ModelyardError("an internal error occurred; the controller's log has the details")
         self._metrics.rejected(error.code)
-        status, headers, body = problem(error, **members)
+        limits = self._limits if isinstance(error, TooLargeError) else {}
+        status, headers, body = problem(error, **members, **limits)
         if isinstance(error, TooLargeError):
             headers.append(CLOSE)  # the rest of the body is not read
         return Reply(status, headers, body)

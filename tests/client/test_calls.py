@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from modelyard import Job, Prediction, RetryPolicy, errors
-from modelyard.calls import encode_samples, error_classes, error_of, result
+from modelyard.calls import error_classes, error_of, result
 from modelyard.errors import ModelyardError, QueueFullError, UnavailableError
+from modelyard.inputs import encode_samples
 from tests.client.conftest import RECEIPT, data_of
 
 

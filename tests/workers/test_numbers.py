@@ -27,7 +27,7 @@ from app.worker_record import decode_record
 from controller.http.job_json import job_json
 from controller.input import bodies, json_numbers
 from modelyard import AsyncClient
-from modelyard.calls import encode_samples
+from modelyard.inputs import encode_samples
 from modelyard.schemas import Job
 from tests.conftest import WaitUntil
 from tests.controller.conftest import serving, settings_for

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--digit", type=int, metavar="I", help="Index of a held-out digit; default: a random one.")
 @click.option("--worker", type=int, metavar="N", help="Worker number to use instead of the policy's choice.")
 @click.option("--model", metavar="NAME", help="Model name to use.")
-@click.option("--version", type=int, metavar="N", help="Version of that model to use.")
+@click.option("--version", metavar="V", help="Version of that model to use: its number or an alias.")
 @click.option(
     "--wait",
     "wait_s",
@@ -42,7 +42,7 @@ def command(
     digit: int | None,
     worker: int | None,
     model: str | None,
-    version: int | None,
+    version: str | None,
     wait_s: float,
     url: str | None,
 ) -> None:

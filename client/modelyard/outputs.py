@@ -1,0 +1,92 @@
+"""Turns the JSON of a model's outputs into arrays and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelyard.errors import ConfigurationError
+
+Arrays: TypeAlias = NDArray[Any] | dict[str, NDArray[Any]]
+NONE = type(None)
+Dtypes: TypeAlias = str | Mapping[str, str] | None
+
+
+def to_arrays(outputs: Any, dtypes: Dtypes) -> Arrays:
+    """Outputs as one array, or as an array for each name.
+
+    Args:
+        outputs: Nested lists, a dict of them, or a list of dicts, one a row.
+        dtypes: The model's own dtypes, where they are known.
+    """
+    columns = _by_name(outputs)
+    if columns is None:
+        return _array(outputs, dtypes if isinstance(dtypes, str) else None)
+    of = dtypes if isinstance(dtypes, Mapping) else {}
+    return {name: _array(values, of.get(name)) for name, values in columns.items()}
+
+
+def to_table(outputs: Any, dtypes: Dtypes) -> Any:
+    """Outputs as a table of pandas, or of polars if pandas is not installed; columns without names are numbered.
+
+    Raises:
+        ConfigurationError: Neither is installed.
+    """
+    arrays = to_arrays(outputs, dtypes)
+    columns: dict[str, Any] = {}
+    for name, array in arrays.items() if isinstance(arrays, dict) else {"": arrays}.items():
+        if array.ndim == 2 and not name:
+            columns |= {str(place): array[:, place] for place in range(array.shape[1])}
+        else:
+            columns[name or "0"] = array if array.ndim == 1 else list(np.atleast_1d(array))
+    return make_frame(columns)
+
+
+def make_frame(columns: Mapping[str, Any]) -> Any:
+    """A table of pandas or polars.
+
+    Raises:
+        ConfigurationError: Neither is installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        pass
+    else:
+        return pd.DataFrame(dict(columns))
+    try:
+        import polars as pl
+    except ImportError:
+        raise ConfigurationError(
+            "a table needs pandas or polars: pip install pandas; without them, use to_numpy() or outputs"
+        ) from None
+    return pl.DataFrame(dict(columns))
+
+
+def _by_name(outputs: Any) -> dict[str, Any] | None:
+    """Values by name; None where they have no names."""
+    if isinstance(outputs, Mapping):
+        return dict(outputs)
+    if isinstance(outputs, list) and outputs and all(isinstance(row, Mapping) for row in outputs):
+        names = dict.fromkeys(name for row in outputs for name in row)
+        return {name: [row.get(name) for row in outputs] for name in names}
+    return None
+
+
+def _array(values: Any, dtype: str | None) -> NDArray[Any]:
+    """An array of the given dtype, or of the one that holds the values exactly; None becomes NaN among floats."""
+    kinds = {type(each) for each in _flat(values)}
+    is_regular = kinds <= {float, NONE} or len(kinds) == 1
+    wanted = dtype or (np.float64 if NONE in kinds else None)
+    with suppress(ValueError, TypeError):  # ragged
+        if dtype or (is_regular and kinds & {bool, int, float, str}):
+            return np.array(values, wanted)
+    return np.array(values, object)
+
+
+def _flat(values: Any) -> list[Any]:
+    return [each for item in values for each in _flat(item)] if isinstance(values, list) else [values]

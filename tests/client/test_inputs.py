@@ -1,0 +1,150 @@
+"""What a caller may give as samples, and what of it arrives in the controller: the same values, in parts if need be."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from modelyard import Body
+from modelyard.errors import InputNotNumericError, InputShapeError
+from modelyard.inputs import encode_samples, read_input
+
+AT = "2026-01-31T12:00:00.123456789"
+FRAME = pd.DataFrame(
+    {
+        "n": pd.array([2**62 + 1, None], dtype="Int64"),
+        "x": [0.1, np.nan],
+        "t": ["ä", None],
+        "b": [b"\x00\xff", b""],
+        "at": pd.to_datetime([AT, None]),
+        "ok": [True, False],
+        "l": [[1, 2], []],
+        5: pd.Categorical(["u", "v"]),
+    },
+    index=[7, 9],
+)
+SPLIT = {
+    "columns": ["n", "x", "t", "b", "at", "ok", "l", "5"],
+    "data": [
+        [2**62 + 1, 0.1, "ä", base64.b64encode(b"\x00\xff").decode(), AT, True, [1, 2], "u"],
+        [None, None, None, "", None, False, [], "v"],
+    ],
+}
+
+
+class Stream:
+    """Nothing but an Arrow stream, as libraries export one."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+def sent(samples: Any, **options: Any) -> Any:
+    """The body as the controller reads it."""
+    content_type, body = encode_samples(samples, **options)
+    return np.load(io.BytesIO(body)) if content_type == "application/x-npy" else orjson.loads(body)
+
+
+def arrow() -> pa.Table:
+    return pa.Table.from_pandas(FRAME.rename(columns=str), preserve_index=False)
+
+
+@pytest.mark.parametrize(
+    "table", [FRAME, arrow(), arrow().to_batches()[0], Stream(arrow())], ids=lambda each: type(each).__name__
+)
+def test_a_table_of_any_library_is_sent_with_all_of_its_digits(table: Any) -> None:
+    assert sent(table) == {"dataframe_split": SPLIT}
+    assert read_input(table).n_rows == 2
+
+
+def test_a_table_of_polars_is_sent_with_all_of_its_digits() -> None:
+    polars = pytest.importorskip("polars")
+    assert sent(polars.from_arrow(arrow())) == {"dataframe_split": SPLIT}
+
+
+def test_a_dict_is_columns_tensors_or_one_row() -> None:
+    times = np.array([AT, "NaT"], "M8[ns]")
+    plain = {"n": [1, 2], "x": np.array([0.1, np.nan], np.float32), "at": times, "s": FRAME["n"]}
+    assert sent(plain, params={"k": 1}) == {
+        "dataframe_split": {
+            "columns": ["n", "x", "at", "s"],
+            "data": [[1, float(np.float32(0.1)), AT, 2**62 + 1], [2, None, None, None]],
+        },
+        "params": {"k": 1},
+    }
+    tensors = {"a": np.eye(2, dtype=np.int64), "b": torch.ones(2, 1, 1)}
+    assert sent(tensors) == {"data": [{"a": [1, 0], "b": [[1.0]]}, {"a": [0, 1], "b": [[1.0]]}]}
+    assert sent({"n": 1, "t": "x", "at": pd.Timestamp(AT)}) == {"data": [{"n": 1, "t": "x", "at": AT}]}
+    for uneven in ({"a": [1], "b": [1, 2]}, {"a": [1], "b": 1}):
+        with pytest.raises(InputShapeError, match="a: 1, b: "):
+            sent(uneven)
+
+
+def test_images_and_tensors_are_arrays() -> None:
+    grey, palette = Image.new("L", (3, 2), 7), Image.new("P", (3, 2))
+    palette.putpalette([9, 8, 7] * 256)
+    np.testing.assert_array_equal(sent(grey), np.full((1, 2, 3), 7, np.uint8))
+    np.testing.assert_array_equal(sent([grey, grey]), np.full((2, 2, 3), 7, np.uint8))
+    np.testing.assert_array_equal(sent(palette)[0, 0, 0], [9, 8, 7])
+    np.testing.assert_array_equal(sent(Image.new("1", (1, 1), 1)), [[[255]]])
+    needs_grad = torch.full((2, 2), 0.1, requires_grad=True)
+    read = sent(needs_grad)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, np.full((2, 2), 0.1, np.float32))
+    np.testing.assert_array_equal(sent([torch.ones(2), torch.zeros(2)]), [[1, 1], [0, 0]])
+    with pytest.raises(InputNotNumericError, match="float32"):
+        sent(torch.ones(2, dtype=torch.bfloat16))
+
+
+def test_an_array_that_is_not_of_numbers_or_has_params_beside_it_is_json() -> None:
+    assert sent(np.array([True, False])) == {"data": [True, False]}
+    assert sent(np.array(["a", "ä"])) == {"data": ["a", "ä"]}
+    assert sent(np.array([AT], "M8[ns]")) == {"data": [AT]}
+    assert sent(np.array([[0.1]], np.float32), params={"k": 1}) == {
+        "data": [[float(np.float32(0.1))]],
+        "params": {"k": 1},
+    }
+    assert sent([{"a": np.int64(1), "b": pd.NA, "c": np.array([1.5])}]) == {
+        "data": [{"a": 1, "b": None, "c": [1.5]}]
+    }
+    assert np.isnan(sent(np.array([np.nan]))).all()
+
+
+def test_a_body_is_sent_as_it_is() -> None:
+    assert encode_samples(Body(b"\x89PNG", "image/png")) == ("image/png", b"\x89PNG")
+    assert sent(Body({"inputs": [1]})) == {"inputs": [1]}
+    with pytest.raises(InputShapeError, match="write them into it"):
+        sent(Body({"inputs": [1]}), params={"k": 1})
+
+
+@pytest.mark.parametrize(
+    "samples", [np.arange(6).reshape(3, 2), FRAME[["n", "t"]], {"a": [1, 2, 3]}, [[1], [2], [3]]]
+)
+def test_the_parts_of_samples_are_the_samples(samples: Any) -> None:
+    given = read_input(samples)
+    rows = []
+    for place in range(given.n_rows):
+        content_type, body = given.encode(place, place + 1)
+        if content_type == "application/x-npy":
+            rows += np.load(io.BytesIO(body)).tolist()
+        else:
+            [value] = orjson.loads(body).values()
+            rows += value["data"] if isinstance(value, dict) else value
+    whole = sent(samples)
+    if isinstance(whole, np.ndarray):
+        assert rows == whole.tolist()
+    else:
+        [value] = whole.values()
+        assert rows == (value["data"] if isinstance(value, dict) else value)

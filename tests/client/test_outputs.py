@@ -1,0 +1,94 @@
+"""The outcome of a job as arrays and tables."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from modelyard import Job
+from modelyard.errors import ConfigurationError
+from tests.client.conftest import RECEIPT
+
+
+def job(**members: Any) -> Job:
+    document = {**RECEIPT, "status": "succeeded", **members}
+    return msgspec.json.decode(msgspec.json.encode(document), type=Job)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "dtypes", "dtype", "values"),
+    [
+        ([0.1, 2.0], "float32", "float32", np.array([0.1, 2.0], np.float32)),
+        ([0.1, None], "float64", "float64", [0.1, np.nan]),
+        ([[1, 2], [3, 2**62 + 1]], "int64", "int64", [[1, 2], [3, 2**62 + 1]]),
+        ([2**63], None, "uint64", [2**63]),
+        ([True, False], "bool", "bool", [True, False]),
+        ([0.1, None], None, "float64", [0.1, np.nan]),
+        (["a", "bc"], None, "<U2", ["a", "bc"]),
+        ([1, "a", None], None, "object", [1, "a", None]),
+        ([2**53 + 1, 0.5], None, "object", [2**53 + 1, 0.5]),
+        ([], "float32", "float32", []),
+    ],
+)
+def test_outputs_become_an_array_that_holds_them_exactly(
+    outputs: Any, dtypes: Any, dtype: str, values: Any
+) -> None:
+    array = job(outputs=outputs, outputs_dtype=dtypes).to_numpy()
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(array, np.array(values, dtype))
+
+
+def test_ragged_outputs_are_an_array_of_lists() -> None:
+    array = job(outputs=[[1, 2], [3]]).to_numpy()
+    assert isinstance(array, np.ndarray)
+    assert array.tolist() == [[1, 2], [3]]
+
+
+def test_named_outputs_are_an_array_each() -> None:
+    named = job(outputs={"a": [0.1], "m": [[1, 2]]}, outputs_dtype={"a": "float16", "m": "int8"}).to_numpy()
+    assert isinstance(named, dict)
+    assert {name: (each.dtype.name, each.shape) for name, each in named.items()} == {
+        "a": ("float16", (1,)),
+        "m": ("int8", (1, 2)),
+    }
+    rows = job(outputs=[{"n": 1, "t": "x"}, {"n": 2}]).to_numpy()
+    assert isinstance(rows, dict)
+    assert {name: each.tolist() for name, each in rows.items()} == {"n": [1, 2], "t": ["x", None]}
+
+
+def test_outputs_become_a_table() -> None:
+    pd.testing.assert_frame_equal(
+        job(outputs=[{"n": 1, "t": "x"}, {"n": 2, "t": "y"}]).to_frame(),
+        pd.DataFrame({"n": [1, 2], "t": ["x", "y"]}),
+    )
+    assert job(outputs=[[1.5, 2], [3, 4]]).to_frame().to_dict("list") == {"0": [1.5, 3.0], "1": [2.0, 4.0]}
+    assert job(outputs=["a", "b"]).to_frame().to_dict("list") == {"0": ["a", "b"]}
+    assert [*job(outputs={"a": [1, 2], "m": [[1, 2], [3, 4]]}).to_frame()["m"][1]] == [3, 4]
+
+
+def test_a_classification_is_its_scores_or_classes() -> None:
+    scored = job(predictions=[{"class": 1, "scores": [0.25, 0.75]}, {"class": 0, "scores": [1, 0]}])
+    array = scored.to_numpy()
+    assert isinstance(array, np.ndarray)
+    assert (array.dtype.name, array.tolist()) == ("float32", [[0.25, 0.75], [1, 0]])
+    assert scored.to_frame().to_dict("list") == {
+        "class": [1, 0],
+        "score_0": [0.25, 1.0],
+        "score_1": [0.75, 0.0],
+    }
+    classes = job(predictions=[{"class": 3}])
+    assert np.asarray(classes.to_numpy()).tolist() == [3]
+    assert classes.to_frame().to_dict("list") == {"class": [3]}
+
+
+def test_a_table_without_a_library_for_it_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pandas", "polars"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigurationError, match="pip install pandas"):
+        job(outputs=[1]).to_frame()
