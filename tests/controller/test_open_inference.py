@@ -193,6 +193,28 @@ async def test_text_and_tensors_with_free_dimensions_are_read_flat_nested_and_as
     assert answer.content.endswith(of_elements(b"x"))
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_large_answer_is_packed_as_its_caller_asks(
+    serve: Serve, hand_worker: Any, coding: str
+) -> None:
+    worker: HandWorker = hand_worker(input=PAIR)
+    served = await serve()
+    numbers = np.arange(2000, dtype="<f4")
+    result = JobOutcome("succeeded", outputs=Array("float32", (1, 2000), numbers.tobytes()))
+    body = {"inputs": PAIRS, "parameters": {"binary_data_output": True}}
+    packed, plain = [
+        (await infer(served, worker, result, json=body, headers={"accept-encoding": accepted}))[0]
+        for accepted in (coding, "gzip, deflate")
+    ]
+    assert packed.headers["content-encoding"] == coding
+    assert int(packed.headers["content-length"]) < len(plain.content)
+    assert "content-encoding" not in plain.headers
+    for answer in (packed, plain):  # the client has unpacked the first
+        assert answer.content[int(answer.headers["inference-header-content-length"]) :] == numbers.tobytes()
+    small, _ = await infer(served, worker, json=body, headers={"accept-encoding": coding})
+    assert "content-encoding" not in small.headers
+
+
 async def test_columns_are_inputs_and_rows_of_the_answer_are_outputs(serve: Serve, hand_worker: Any) -> None:
     worker: HandWorker = hand_worker(input=ROW)
     served = await serve()

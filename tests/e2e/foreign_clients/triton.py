@@ -23,10 +23,14 @@ TEXTS = np.array(["ä", "", "a long text " * 9], dtype=object).reshape(3, 1)
 COUNTS = np.array([[1], [2], [2**60]], np.int64)
 
 
-def digits(is_binary: bool = True) -> list[Any]:
+MANY = 40  # times the digits: an answer that is worth packing
+
+
+def digits(is_binary: bool = True, times: int = 1) -> list[Any]:
     """Inputs of the model of digits."""
-    images = blocking.InferInput("input-0", IMAGES.shape, "FP32")
-    images.set_data_from_numpy(IMAGES, binary_data=is_binary)
+    given = np.tile(IMAGES, (times, 1, 1, 1))
+    images = blocking.InferInput("input-0", given.shape, "FP32")
+    images.set_data_from_numpy(given, binary_data=is_binary)
     return [images]
 
 
@@ -39,11 +43,11 @@ def orders(is_binary: bool) -> list[Any]:
     return [texts, counts]
 
 
-def check_digits(result: Any, name: str = "output-0") -> None:
+def check_digits(result: Any, times: int = 1) -> None:
     """The digits' classes are those that /predict answers."""
-    scores = result.as_numpy(name)
-    assert scores.shape == (len(CLASSES), 10), scores.shape
-    assert scores.argmax(axis=1).tolist() == CLASSES
+    scores = result.as_numpy("output-0")
+    assert scores.shape == (times * len(CLASSES), 10), scores.shape
+    assert scores.argmax(axis=1).tolist() == times * CLASSES
 
 
 def check_orders(result: Any) -> None:
@@ -72,13 +76,13 @@ def run_blocking() -> None:
         for coding in (None, "gzip", "deflate"):
             result = client.infer(
                 DIGITS,
-                digits(),
+                digits(times=MANY),
                 "1",
                 request_compression_algorithm=coding,
                 response_compression_algorithm=coding,
                 request_id="7",
             )
-            check_digits(result)
+            check_digits(result, MANY)
             answer = result.get_response()
             assert (answer["id"], answer["model_name"], answer["model_version"]) == ("7", DIGITS, "1")
         for is_binary in (True, False):
@@ -121,6 +125,7 @@ async def run_with_asyncio() -> None:
         for each in results:
             check_digits(each)
         zipped = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"}
+        check_digits(await client.infer(DIGITS, digits(times=MANY), "1", **zipped), MANY)
         check_orders(await client.infer(ORDERS, orders(True), **zipped))
         check_orders(await client.infer(ORDERS, orders(False)))
 
