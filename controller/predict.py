@@ -38,6 +38,7 @@ from controller.input.large_bodies import LARGE_BYTES, LargeBodies
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
 from controller.routing import Route, Selector, Snapshot, foreseen
+from modelyard.schemas import FINAL_STATUSES
 
 JSON = (b"content-type", bodies.JSON)
 DECODED_TIMES = 4  # by how much a table or an image may grow: as much as JSON numbers grow as float64
@@ -113,7 +114,11 @@ class Predict:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self, asked: Asked, body: bytes, client: Client, to: Addressee) -> None:
-        """Answer a complete request without an asyncio task. Its head was admitted before; errors become replies."""
+        """Answer a complete request without an asyncio task; errors become replies.
+
+        Only for requests without an idempotency key, a rate limit or a content coding (`prediction_request.UNUSUAL`),
+        whose host and origin the gate has checked. All others pass `enter` and `respond`.
+        """
         try:
             received_at_ms = self.clock.now_ms()
             caller = self.gate.admit(asked.authorization, client)
@@ -160,7 +165,7 @@ class Predict:
         """
         if key is None:
             return await self._take(request, body)
-        # First, before any check that may refuse: a repeated POST gets its job even if a new job would be refused.
+        # Before routing and the backlog may refuse: a repeated POST gets its job even if a new job would be refused.
         # A large body is hashed in a thread, because hashing releases the GIL.
         asked = request.asked
         parts = (repr((asked.selector, asked.deadline_s)).encode(), body)
@@ -247,7 +252,11 @@ class Predict:
         return job
 
     def _foresee(self, request: Request) -> tuple[Snapshot, Route | None]:
-        """The pool snapshot and the route, if the route does not depend on the body."""
+        """The pool snapshot and the route, if the route does not depend on the body.
+
+        Raises:
+            ModelyardError: No version can be chosen, or its queue is full.
+        """
         snapshot = self.watcher.view.snapshot
         # Refuse before the body is decoded, if possible: under overload most requests are refused.
         certain = foreseen(snapshot, request.asked.selector)
@@ -336,7 +345,7 @@ class Predict:
     async def _repeat(self, first_job_id: str, request: Request) -> Reply:
         wait_s = request.asked.wait_s
         view = await self.results.job(first_job_id, request.caller, wait_s)
-        done = view.outcome is not None and wait_s > 0
+        done = view.status in FINAL_STATUSES and wait_s > 0
         if self.drain.is_over and wait_s > 0 and not done:
             return self._interrupted(first_job_id)
         location: Headers = (

@@ -197,7 +197,7 @@ class BatchRunner:
             succeeded, failed = statuses.count("succeeded"), statuses.count("failed")
             self._heartbeat.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
         if not written:
-            return "too late: another worker claimed the batch"
+            return "too late: the claim was revoked, or the record is gone"
         if failed and not self._failure:
             self._failure = JobsFailedError(f"{failed} of {len(outcome.jobs)} jobs failed")
         return f"{succeeded} of {len(outcome.jobs)} jobs succeeded"
@@ -226,7 +226,7 @@ class BatchRunner:
                 n_samples += job.n_samples
         if to_run:
             start = time.perf_counter()
-            # A worker died with this batch: running each job alone shows which job caused it.
+            # Claimed before, so a worker may have died with it: running each job alone shows which job caused it.
             run = self._run_alone if batch.attempts > 1 else self._run_together
             for index, outcome in zip(to_run, run(batch, to_run), strict=True):
                 outcomes[index] = outcome

@@ -413,6 +413,20 @@ async def test_a_repeated_post_that_waits_gets_the_first_jobs_outcome(
     assert (again.status_code, again.json()) == (200, first.json())
 
 
+async def test_a_repeated_post_of_an_expired_job_is_answered_like_the_first(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker()
+    served = await serve()
+    answers = [
+        await served.post(query="?deadline=0.1&wait=20", idempotency_key="abc", x_request_id="same")
+        for _ in range(2)
+    ]
+    assert [each.status_code for each in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    assert answers[0].json()["status"] == "expired"
+
+
 async def test_an_idempotency_key_for_another_request_is_a_conflict(
     serve: Serve, hand_worker: HandWorkers, client: redis.Redis
 ) -> None:
