@@ -21,7 +21,7 @@ LONG_BATCH_MS = 20.0  # many times the overhead of a batch apart from the model
 FEW_JOBS = 8
 QUICK_PASS_MS = 0.05  # per job: about the controller's own time for a job
 MANY_JOBS = 64  # these cost the controller many times the overhead of one more batch
-ENOUGH_RECEIPTS = 48  # more jobs hardly reduce the cost per job, but delay the waiting callers
+ENOUGH_SUBMISSIONS = 48  # more jobs hardly reduce the cost per job, but delay the waiting callers
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """A controller's waiting jobs and batches in flight for one queue, and the cost of the queue's batches.
 
     Attributes:
-        waiting_receipts: Number of waiting jobs whose callers wait only for acceptance.
+        waiting_submissions: Number of waiting jobs whose callers wait only for acceptance.
         sent_batches: Batches without an outcome; `sent_jobs` are in them.
         other_jobs: Jobs of other controllers in the queue.
         workers: Ready workers, at least 1.
@@ -57,7 +57,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     waiting_jobs: int
     waiting_samples: int
-    waiting_receipts: int
+    waiting_submissions: int
     sent_batches: int
     sent_jobs: int
     other_jobs: int
@@ -95,7 +95,7 @@ def decide(load: Load, limits: Limits, samples: Iterable[int], *, is_due: bool) 
         is_due: Whether the previously decided hold time has passed.
     """
     is_open = load.sent_batches < _places(load, limits, load.sent_jobs)
-    if is_due or is_open or _has_enough_receipts(load, limits):
+    if is_due or is_open or _has_enough_submissions(load, limits):
         return Decision(_sizes(load, limits, load.waiting_jobs, samples))
     n_full = load.waiting_jobs // limits.max_jobs * limits.max_jobs
     if load.waiting_samples >= limits.max_samples:
@@ -118,9 +118,9 @@ def expected_wait_ms(load: Load) -> float:
     return jobs / size * load.batch_ms(size) / load.workers
 
 
-def _has_enough_receipts(load: Load, limits: Limits) -> bool:
+def _has_enough_submissions(load: Load, limits: Limits) -> bool:
     """Whether many jobs wait and the workers soon finish theirs: larger batches would then have no benefit."""
-    if load.waiting_receipts < ENOUGH_RECEIPTS:
+    if load.waiting_submissions < ENOUGH_SUBMISSIONS:
         return False
     return load.pass_ms < QUICK_PASS_MS and _hold_ms(load, limits) <= limits.hold_ms
 

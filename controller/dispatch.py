@@ -139,7 +139,7 @@ class Lane:
 
     Attributes:
         n_samples: Number of samples in the waiting jobs.
-        n_receipts: Number of jobs since the last send whose callers wait only for acceptance.
+        n_submissions: Number of jobs since the last send whose callers wait only for acceptance.
         turn: Calls `batching` at the end of this event loop iteration.
         timer: Sends the held jobs when their hold time has passed.
     """
@@ -149,7 +149,7 @@ class Lane:
     _: KW_ONLY
     waiting: list[Job] = field(default_factory=list)
     n_samples: int = 0
-    n_receipts: int = 0
+    n_submissions: int = 0
     turn: asyncio.Handle | None = None
     timer: asyncio.TimerHandle | None = None
 
@@ -223,7 +223,7 @@ class Dispatcher:
         entry, backlog = job.entry, lane.backlog
         lane.waiting.append(job)
         lane.n_samples += entry.n_samples
-        lane.n_receipts += not job.wants_outcome
+        lane.n_submissions += not job.wants_outcome
         backlog.held_jobs += 1
         if entry.owner:
             backlog.open_by_caller[entry.owner] += 1
@@ -249,7 +249,7 @@ class Dispatcher:
             if not jobs:
                 break  # a batch that was refused immediately has already sent the others
             lane.n_samples -= sum(map(_n_samples, jobs))
-            lane.n_receipts = 0
+            lane.n_submissions = 0
             try:
                 now_ms, candidate, form = self._watcher.clock.now_ms(), jobs[-1].route.candidate, jobs[0].form
                 contract = candidate.contract
@@ -287,7 +287,7 @@ class Dispatcher:
 
     def _decide(self, lane: Lane, is_due: bool) -> batching.Decision:
         """Ask `batching` about the waiting jobs, and prepare them for their batches; late ones are refused."""
-        load = lane.backlog.load(lane.n_samples, lane.n_receipts)
+        load = lane.backlog.load(lane.n_samples, lane.n_submissions)
         decision = batching.decide(load, self._limits, map(_n_samples, lane.waiting), is_due=is_due)
         if not decision.sizes:
             return decision

@@ -194,7 +194,7 @@ class Controller:
         return batching.Load(
             waiting_jobs=n_waiting,
             waiting_samples=n_waiting,
-            waiting_receipts=0,
+            waiting_submissions=0,
             sent_batches=lane.sent_batches,
             sent_jobs=lane.sent_jobs,
             other_jobs=self._pool.open_jobs[version] - n_waiting - lane.sent_jobs,

@@ -117,18 +117,18 @@ class QueueBacklog:
     free_at_ms: dict[str, float] = field(default_factory=dict)
     open_by_caller: Counter[str] = field(default_factory=Counter)
 
-    def load(self, waiting_samples: int = 0, waiting_receipts: int = 0) -> Load:
+    def load(self, waiting_samples: int = 0, waiting_submissions: int = 0) -> Load:
         """The input of `batching`.
 
         Args:
             waiting_samples: Number of samples in the held jobs.
-            waiting_receipts: Number of held jobs whose callers wait only for acceptance.
+            waiting_submissions: Number of held jobs whose callers wait only for acceptance.
         """
         costs = self.costs
         return Load(
             waiting_jobs=self.held_jobs,
             waiting_samples=waiting_samples,
-            waiting_receipts=waiting_receipts,
+            waiting_submissions=waiting_submissions,
             sent_batches=self.sent_batches,
             sent_jobs=self.sent_jobs,
             other_jobs=self.other_jobs,

@@ -9,20 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.batching import ENOUGH_RECEIPTS, FEW_JOBS, MANY_JOBS, Decision, Limits, Load, decide, is_full
+from controller.batching import (
+    ENOUGH_SUBMISSIONS,
+    FEW_JOBS,
+    MANY_JOBS,
+    Decision,
+    Limits,
+    Load,
+    decide,
+    is_full,
+)
 
 LIMITS = Limits(max_jobs=256, max_samples=1024, hold_ms=20.0, hold_behind_ms=200.0, ahead=1)
 FAST_MS, SLOW_MS = 5.0, 100.0  # of a batch
 QUICK, USUAL = {"pass_ms": 0.01}, {"pass_ms": 1.0}
 ONE_OUT, TWO_OUT = {"sent_batches": 1, "sent_jobs": 1}, {"sent_batches": 2, "sent_jobs": 2}
-RECEIPTS = {"waiting_jobs": ENOUGH_RECEIPTS, "waiting_receipts": ENOUGH_RECEIPTS}
+SUBMISSIONS = {"waiting_jobs": ENOUGH_SUBMISSIONS, "waiting_submissions": ENOUGH_SUBMISSIONS}
 
 
 def load(waiting_jobs: int = 1, batch_ms: float = FAST_MS, **fields: Any) -> Load:
     """By default one job of one sample waits, and nothing is out."""
     known: dict[str, Any] = {
         "waiting_samples": waiting_jobs,
-        "waiting_receipts": 0,
+        "waiting_submissions": 0,
         "sent_batches": 0,
         "sent_jobs": 0,
         "other_jobs": 0,
@@ -52,7 +61,7 @@ def decided(fields: dict[str, Any], *, is_due: bool = False, samples: list[int] 
         ({**TWO_OUT, "waiting_jobs": 8, "workers": 2, "batch_ms": SLOW_MS}, [4, 4]),
         ({"waiting_jobs": 8, "workers": 4, "batch_ms": SLOW_MS}, [2, 2, 2, 2]),
         ({"waiting_jobs": 8, "workers": 4}, [8]),
-        ({**TWO_OUT, **RECEIPTS, **QUICK}, [ENOUGH_RECEIPTS]),
+        ({**TWO_OUT, **SUBMISSIONS, **QUICK}, [ENOUGH_SUBMISSIONS]),
     ],
     ids=[
         "an idle queue",
@@ -65,7 +74,7 @@ def decided(fields: dict[str, Any], *, is_due: bool = False, samples: list[int] 
         "a slow model: one batch is out for each worker, and one is ahead",
         "a slow model: the others share what would take one of them long",
         "a fast model: its workers would only get smaller batches",
-        "receipts of a worker that keeps up",
+        "submissions of a worker that keeps up",
     ],
 )
 def test_jobs_are_sent_at_once(fields: dict[str, Any], sizes: list[int]) -> None:
@@ -81,9 +90,9 @@ def test_jobs_are_sent_at_once(fields: dict[str, Any], sizes: list[int]) -> None
         ({**TWO_OUT, "other_jobs": 10_000, "batch_ms": FAST_MS}, 200.0),
         ({"sent_batches": 1, "sent_jobs": FEW_JOBS, **QUICK}, 20.0),
         ({**TWO_OUT, "workers": 4}, 20.0),
-        ({**TWO_OUT, "waiting_jobs": ENOUGH_RECEIPTS, **QUICK}, 20.0),
-        ({**TWO_OUT, **RECEIPTS, **USUAL}, 20.0),
-        ({**TWO_OUT, **RECEIPTS, **QUICK, "other_jobs": 10_000}, 200.0),
+        ({**TWO_OUT, "waiting_jobs": ENOUGH_SUBMISSIONS, **QUICK}, 20.0),
+        ({**TWO_OUT, **SUBMISSIONS, **USUAL}, 20.0),
+        ({**TWO_OUT, **SUBMISSIONS, **QUICK, "other_jobs": 10_000}, 200.0),
     ],
     ids=[
         "as many are out as may be",
@@ -93,8 +102,8 @@ def test_jobs_are_sent_at_once(fields: dict[str, Any], sizes: list[int]) -> None
         "a quick model with jobs in flight has no batch ahead",
         "workers of a fast model share one place",
         "the outcomes are waited for",
-        "receipts of a model that is not quick",
-        "receipts behind a long backlog",
+        "submissions of a model that is not quick",
+        "submissions behind a long backlog",
     ],
 )
 def test_jobs_are_held(fields: dict[str, Any], hold_ms: float) -> None:
