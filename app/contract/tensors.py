@@ -119,14 +119,17 @@ def _frame(document: Document) -> tuple[list[str], list[list[Any]]]:
     if (
         type(value) is not dict
         or type(value.get("data")) is not list
+        or type(value.get("columns")) not in (list, NONE)
         or value.keys() - {"columns", "data", "index"}
     ):
         raise InputShapeError(
-            'dataframe_split must hold an object with "data" and optionally "columns" and "index"'
+            'dataframe_split must hold an object with the lists "data" and optionally "columns" and "index"'
         )
     rows = value["data"]
     rows = [[each] for each in rows] if rows and type(rows[0]) is not list else rows
-    given = value.get("columns") or [str(place) for place in range(len(rows[0]) if rows else 0)]
+    given = value.get("columns")
+    if given is None:
+        given = [str(place) for place in range(len(rows[0]) if rows else 0)]
     for row, each in enumerate(rows):
         if type(each) is not list or len(each) != len(given):
             raise InputShapeError(f"row {row} does not have {len(given)} values, one a column")

@@ -1,7 +1,7 @@
-"""Requests of the Open Inference Protocol: tensors as JSON or as bytes after it, and what a contract makes of them.
+"""Reads requests of the Open Inference Protocol, with tensors in JSON or binary, and converts them for a contract.
 
-https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md; the bytes are
-those of its binary tensor extension.
+Specification: https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md.
+Binary tensors follow its binary tensor data extension.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from app.contract.documents import TABLE, Document, read_python_json
 from app.contract.tensors import Array, Shaped, flattened
 from app.errors import BodyKeyError, InputShapeError, InputTypeError, ParameterError
 
-# Datatypes of the protocol by NumPy name. BF16 has none, so no contract takes it.
+# Datatypes of the protocol by NumPy name. BF16 is missing because NumPy has no such type.
 DATATYPES = {
     "bool": "BOOL",
     **{f"uint{bits}": f"UINT{bits}" for bits in (8, 16, 32, 64)},
@@ -39,9 +39,10 @@ DATATYPES = {
     "str": "BYTES",
 }
 NAMES = {datatype: name for name, datatype in DATATYPES.items()}
-# Of columns; all others travel as BYTES, nested ones as JSON in them.
+# Datatypes of columns by type. Other types travel as BYTES; nested values are JSON in BYTES.
 COLUMN_DATATYPES = {"boolean": "BOOL", "integer": "INT32", "long": "INT64", "float": "FP32", "double": "FP64"}
-# Parameters of a request that are the protocol's or its clients', unless the version has one of this name.
+# Request parameters that the protocol or its clients define. They are ignored unless the version has a parameter of the
+# same name.
 NO_PARAMS = frozenset(
     {"binary_data_output", "content_type", "headers", "priority", "timeout"}
     | {"sequence_id", "sequence_start", "sequence_end"}
@@ -53,7 +54,7 @@ SHOWN = 80  # characters of a value in an error
 
 
 class TensorMetadata(msgspec.Struct, frozen=True):
-    """A tensor as the metadata of a model names it; `FREE` where a dimension may have any size."""
+    """A tensor in the metadata of a model. A dimension of any size is `FREE`."""
 
     name: str
     datatype: str
@@ -61,7 +62,7 @@ class TensorMetadata(msgspec.Struct, frozen=True):
 
 
 class WantedOutput(msgspec.Struct, frozen=True):
-    """An output that a request names."""
+    """An output that a request asks for."""
 
     name: str
     parameters: dict[str, Any] | None = None
@@ -76,7 +77,7 @@ class RequestHead(msgspec.Struct, frozen=True):
 
 
 class GivenTensor(msgspec.Struct):
-    """A tensor of a request; it has `data`, or its bytes follow the JSON."""
+    """A tensor of a request. Its values are in `data`, or in the bytes after the JSON."""
 
     name: str
     shape: tuple[int, ...]
@@ -86,17 +87,17 @@ class GivenTensor(msgspec.Struct):
 
 
 class InferenceRequest(msgspec.Struct):
-    """The tensors and parameters of a request, and not yet compared with a contract."""
+    """The tensors and parameters of a request that has not been compared with a contract yet."""
 
     inputs: list[GivenTensor]
     parameters: dict[str, Any] | None = None
 
     def document(self, contract: Contract) -> Document:
-        """The request as a contract takes it.
+        """The request in the form that a contract takes.
 
         Raises:
-            InputShapeError: A tensor is missing, unknown, or of a shape that no column has.
-            InputTypeError: A tensor is not of the contract's datatype, or holds bytes that spell no value of it.
+            InputShapeError: A tensor is missing or unknown, or the shape of a column is neither [n] nor [n, 1].
+            InputTypeError: A tensor does not have the contract's datatype, or its bytes cannot be decoded.
         """
         known = {each.name for each in contract.params}
         given = self.parameters or {}
@@ -117,7 +118,7 @@ class InferenceRequest(msgspec.Struct):
     def _by_name(self, contract: Contract) -> dict[str, GivenTensor]:
         expected = inputs_of(contract)
         if len(expected) == 1 == len(self.inputs) and expected[0].name == "input-0":
-            return {"input-0": self.inputs[0]}  # it has no name that could be wrong
+            return {"input-0": self.inputs[0]}  # the contract's only input has no name, so any name fits
         by_name = {each.name: each for each in self.inputs}
         for name, each in by_name.items():
             known = next((one for one in expected if one.name == name), None)
@@ -129,12 +130,12 @@ class InferenceRequest(msgspec.Struct):
 
 
 def inputs_of(contract: Contract) -> list[TensorMetadata]:
-    """The inputs of a contract; none where nothing says what the model takes."""
+    """The inputs of a contract; empty for a version without a signature."""
     return _metadata(contract, "input")
 
 
 def outputs_of(outputs: Contract | None) -> list[TensorMetadata]:
-    """The outputs that a signature states, in the form of a contract."""
+    """The outputs that a signature declares, in the form of a contract."""
     return _metadata(outputs, "output")
 
 
@@ -164,7 +165,7 @@ def _fields(contract: Contract) -> tuple[TensorField, ...]:
 
 
 def read_request_head(json_length: bytes, body: bytes) -> RequestHead:
-    """What a request says beside its tensors; arguments and errors as of `read_inference_request`."""
+    """Read a request without its tensors. Arguments and errors are those of `read_inference_request`."""
     return _decode(_json_part(json_length, body), RequestHead)
 
 
@@ -172,15 +173,15 @@ def read_inference_request(json_length: bytes, body: bytes) -> InferenceRequest:
     """Read a request.
 
     Args:
-        json_length: The header `Inference-Header-Content-Length`: bytes of the JSON, which tensors follow; empty where
-            the whole body is JSON.
+        json_length: Value of the header `Inference-Header-Content-Length`: size of the JSON in bytes, if binary tensors
+            follow it; empty if the whole body is JSON.
 
     Raises:
-        ParameterError: The header is no number, or larger than the body.
-        BodyNotJsonError: It is not JSON.
-        BodyKeyError: It is no request of the protocol.
-        InputShapeError: A tensor does not hold as many values as its shape says.
-        InputTypeError: A tensor's bytes are none of its datatype.
+        ParameterError: The header is not a number, or it exceeds the size of the body.
+        BodyNotJsonError: The JSON is malformed.
+        BodyKeyError: The JSON is not a request of the protocol.
+        InputShapeError: The number of values of a tensor does not match its shape.
+        InputTypeError: The bytes of a tensor are not values of its datatype.
     """
     text = _json_part(json_length, body)
     request = _decode(text, InferenceRequest)
@@ -231,11 +232,11 @@ def _decode(text: bytes, kind: type[T]) -> T:
         except msgspec.ValidationError:
             raise
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            document = msgspec.convert(read_python_json(text), kind)  # which knows NaN
-            msgspec.json.encode(document)  # fails where text is no Unicode, which could not be answered
+            document = msgspec.convert(read_python_json(text), kind)  # accepts NaN
+            msgspec.json.encode(document)  # raises for half of a surrogate pair, which no answer can contain
             return document
     except msgspec.ValidationError as error:
-        raise BodyKeyError(f"the body is no request of the Open Inference Protocol: {error}") from None
+        raise BodyKeyError(f"the body is not a request of the Open Inference Protocol: {error}") from None
     except UnicodeEncodeError:
         raise BodyKeyError("text holds half of a surrogate pair; expected valid Unicode") from None
 
@@ -252,7 +253,7 @@ def _read_json(tensor: GivenTensor) -> None:
 
 
 def _read_binary(tensor: GivenTensor, data: bytes) -> None:
-    """Set the values: an array, or a list of bytes."""
+    """Decode the values from bytes: to an array, or for BYTES to a list of bytes."""
     if tensor.datatype == "BYTES":
         tensor.data = _elements(tensor, data)
         return
@@ -309,7 +310,7 @@ def _tensor(by_name: dict[str, GivenTensor], place: int, field: TensorField) -> 
 def _table(
     by_name: dict[str, GivenTensor], contract: ColumnsContract
 ) -> tuple[dict[str, list[Any]] | list[list[Any]], int]:
-    """Columns as `app.contract.tables` takes them, and the number of rows."""
+    """The columns in the form that `app.contract.tables` reads, and the number of rows."""
     lengths = {name: len(each.data) for name, each in by_name.items()}
     for name, each in by_name.items():
         if each.shape not in ((lengths[name],), (lengths[name], 1)):
@@ -350,7 +351,7 @@ def _from_json(text: Any, row: int, tensor: GivenTensor) -> Any:
 
 
 def _texts(tensor: GivenTensor) -> list[Any]:
-    """Values, those that came as bytes as text."""
+    """The values, with bytes decoded to text."""
     if isinstance(tensor.data, np.ndarray):
         values: list[Any] = tensor.data.tolist()
         return values

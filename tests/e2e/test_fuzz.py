@@ -6,8 +6,11 @@ Nothing may answer 5xx (but 503), show its inside, reach a queue, or make the co
 from __future__ import annotations
 
 import os
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,9 +24,12 @@ from schemathesis.generation import GenerationMode
 
 from app.redis import keys
 from modelyard import Client
-from tests.e2e import fuzz
+from tests.conftest import RedisServer, WaitUntil
+from tests.controller.conftest import HandWorker
+from tests.e2e import body_fuzz, fuzz
 from tests.e2e.conftest import Digits, Pool
 from tests.e2e.fuzz import Judge
+from tests.pool_samples import record
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "700"))
 ROUNDS = 10 if REQUESTS >= 10_000 else 2
@@ -162,3 +168,67 @@ def test_no_request_breaks_the_controller_shows_its_inside_or_reaches_a_queue_un
         f"{len(judge.batches)} batches accepted, controller {grown_mib:+.1f} MiB; "
         + ", ".join(f"{status or 'closed'}: {n}" for status, n in sorted(judge.statuses.items()))
     )
+
+
+BODIES = REQUESTS * 2 // 5
+SEED = int(os.environ.get("FUZZ_SEED", "0"))
+CHUNK = 50  # requests between two looks at the queues
+READER_MIB = 600.0
+
+
+def readers_of(pid: int) -> list[int]:
+    """Processes in which a controller reads bodies."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def test_no_body_of_any_format_breaks_the_controller_or_reaches_a_queue_unjudged(
+    redis_server: RedisServer,
+    free_port: Callable[[], int],
+    wait_until: WaitUntil,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pool = Pool(tmp_path, redis_server.url, free_port, wait_until)
+    judge, by_format, held_mib = Judge(), Counter[tuple[str, str]](), []
+    try:
+        with redis.Redis.from_url(redis_server.url) as ledger, httpx.Client(timeout=60) as http:
+            workers = [
+                HandWorker(ledger, record(number, model_name=name, input=contract))
+                for number, (name, contract) in enumerate(body_fuzz.CONTRACTS.items(), 1)
+            ]
+            for worker in workers:
+                worker.start()
+            url = pool.controller()
+            pool.wait_for_workers(url, len(workers))
+            controller = pool.serving(url)
+            rng, started_s = random.Random(SEED), time.monotonic()
+            for number in range(BODIES):
+                name, sent = body_fuzz.request(rng)
+                answer = http.post(f"{url}{sent.path}", content=sent.body, headers=sent.headers())
+                judge.take(answer.status_code, answer.content, (number, sent))
+                assert answer.status_code < 500, (number, sent, answer.content)
+                by_format[name, "accepted" if answer.status_code == 202 else "refused"] += 1
+                if number % CHUNK == CHUNK - 1:
+                    unseen = batches(ledger) - judge.batches
+                    assert unseen == set(), unseen
+                    for worker in workers:
+                        worker.start()  # its record lives for a while only
+                        while batch := worker.claim():
+                            worker.finish(batch)
+                    held_mib.append(fuzz.rss_mib(controller.pid))
+            grown_mib = fuzz.settled_rss_mib(controller.pid) - held_mib[len(held_mib) // 2]
+            assert controller.poll() is None
+            assert grown_mib < GROWTH_MIB
+            assert all(fuzz.rss_mib(pid) < READER_MIB for pid in readers_of(controller.pid))
+            right = http.post(f"{url}/models/Pair/predict", json={"data": [1, 2]})
+            assert right.status_code == 202
+            assert judge.statuses[429] < BODIES / 50
+            assert min(by_format[name, "accepted"] for name in body_fuzz.FORMATS) > 0
+    finally:
+        pool.close()
+    if ROUNDS > 2:
+        with capsys.disabled():
+            print(
+                f"\n{BODIES} bodies in {time.monotonic() - started_s:.0f} s; {grown_mib:+.1f} MiB; {by_format}"
+            )
