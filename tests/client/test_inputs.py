@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pandas as pd
+import polars
 import pyarrow as pa
 import pytest
 import torch
@@ -70,8 +71,12 @@ def test_a_table_of_any_library_is_sent_with_all_of_its_digits(table: Any) -> No
 
 
 def test_a_table_of_polars_is_sent_with_all_of_its_digits() -> None:
-    polars = pytest.importorskip("polars")
-    assert sent(polars.from_arrow(arrow())) == {"dataframe_split": SPLIT}
+    table = polars.from_arrow(arrow())
+    assert isinstance(table, polars.DataFrame)
+    assert sent(table) == {"dataframe_split": SPLIT}
+    times = {"at": table["at"], "n": table["n"]}
+    rows = [[AT, 2**62 + 1], [None, None]]
+    assert sent(times) == {"dataframe_split": {"columns": ["at", "n"], "data": rows}}
 
 
 def test_a_dict_is_columns_tensors_or_one_row() -> None:

@@ -111,6 +111,11 @@ async def test_an_iteration_that_is_left_cancels_its_calls() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
+def test_a_progress_bar_counts_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len([*run_all(len, ["a", "bc"], 1, ordered=True, progress=True)]) == 2
+    assert "2/2" in capsys.readouterr().err
+
+
 def test_what_cannot_be_done_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParameterError, match="at least 1"):
         next(run_all(len, ["a"], 0, ordered=True, progress=False))

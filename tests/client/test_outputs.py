@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 
 from modelyard import Job
@@ -85,6 +86,13 @@ def test_a_classification_is_its_scores_or_classes() -> None:
     classes = job(predictions=[{"class": 3}])
     assert np.asarray(classes.to_numpy()).tolist() == [3]
     assert classes.to_frame().to_dict("list") == {"class": [3]}
+
+
+def test_a_table_is_one_of_polars_where_pandas_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    frame = job(outputs=[{"n": 2**62 + 1, "t": "x"}, {"n": 2, "t": "y"}]).to_frame()
+    assert isinstance(frame, polars.DataFrame)
+    assert frame.to_dict(as_series=False) == {"n": [2**62 + 1, 2], "t": ["x", "y"]}
 
 
 def test_a_table_without_a_library_for_it_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,13 +43,14 @@ async def invoke(
 
 
 async def test_a_client_of_mlflow_is_answered_as_by_mlflow(serve: Serve, hand_worker: Any) -> None:
-    worker: HandWorker = hand_worker(input=ROW)
+    worker: HandWorker = hand_worker(input=ROW, aliases={"champion": 1}, aliases_read_at_ms=1)
     served = await serve()
     body = {"dataframe_split": {"columns": ["a"], "data": [[1], [True]]}, "junk": 1}
     for path in (
         "/invocations",
         f"/models/{worker.record.model_name}/invocations",
         f"/models/{worker.record.model_name}/versions/1/invocations",
+        f"/models/{worker.record.model_name}@champion/invocations",
         "/invocations?worker=1",
     ):
         answer = await invoke(served, worker, path, json=body)

@@ -80,13 +80,14 @@ async def test_a_server_tells_that_it_lives_and_what_its_models_take(serve: Serv
     assert (await get("/v2/health/live")).json() == {"live": True}
     idle = await get("/v2/health/ready")
     assert (idle.status_code, idle.json()) == (503, {"ready": False})
-    hand_worker(1, input=PAIR, val_accuracy=0.8)
+    hand_worker(1, input=PAIR, val_accuracy=0.8, aliases={"champion": 1}, aliases_read_at_ms=1)
     hand_worker(2, input=ROW, outputs=PAIR, val_accuracy=0.9)
     await served.app.services.watcher.refresh()
     assert (await get("/v2/health/ready")).json() == {"ready": True}
     for path in (f"/v2/models/{MODEL}/ready", f"/v2/models/{MODEL}/versions/1/ready"):
         assert (await get(path)).json() == {"name": MODEL, "ready": True}
     routed, first = await get(f"/v2/models/{MODEL}"), await get(f"/v2/models/{MODEL}/versions/1")
+    assert (await get(f"/v2/models/{MODEL}@champion")).json() == first.json()
     assert routed.json()["versions"] == ["1", "2"]
     assert [(each["name"], each["datatype"], each["shape"]) for each in routed.json()["inputs"]] == [
         ("a", "INT64", [-1, 1]),
