@@ -12,7 +12,7 @@ import redis
 
 from app.ledger.commands import LARGE_BYTES
 from app.redis import keys
-from controller.batching import ENOUGH_RECEIPTS
+from controller.batching import ENOUGH_SUBMISSIONS
 from tests.controller.conftest import HandWorker, Serve, nothing_is_queued, until
 from tests.pool_samples import outcome
 
@@ -110,7 +110,7 @@ async def test_a_batch_waits_ahead_of_a_busy_worker_unless_it_works_off_many_qui
 @pytest.mark.parametrize(
     ("query", "inference_ms", "wait_ms", "n_sent"),
     [
-        ("", 0.01, 1.0, ENOUGH_RECEIPTS),
+        ("", 0.01, 1.0, ENOUGH_SUBMISSIONS),
         ("?wait=5", 0.01, 1.0, 0),
         ("", 1.0, 1.0, 0),
         ("", 0.01, 10_000.0, 0),
@@ -127,9 +127,9 @@ async def test_many_who_wait_for_acceptance_alone_are_not_held_up_for_a_worker_t
     lane.backlog.costs.learn(1, wait_ms)
     posts = [asyncio.create_task(served.post())]
     first = await worker.claimed()
-    posts += [asyncio.create_task(served.post(query=query)) for _ in range(ENOUGH_RECEIPTS)]
+    posts += [asyncio.create_task(served.post(query=query)) for _ in range(ENOUGH_SUBMISSIONS)]
     await until(
-        lambda: lane.backlog.held_jobs + lane.backlog.sent_jobs == 1 + ENOUGH_RECEIPTS,
+        lambda: lane.backlog.held_jobs + lane.backlog.sent_jobs == 1 + ENOUGH_SUBMISSIONS,
         "all of them are there",
     )
     assert lane.backlog.sent_jobs == 1 + n_sent
