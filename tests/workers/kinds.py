@@ -46,7 +46,7 @@ PICKLED = ALL_SETTINGS[:1]
 KINDS = {
     "pipeline_on_mixed_columns": Kind("columns", settings=PICKLED),
     "probabilities": Kind("columns", labels=("setosa", "versicolor", "virginica")),
-    "string_labels": Kind("tensors", settings=PICKLED),
+    "string_labels": Kind("tensors", settings=PICKLED, labels=("high", "low")),
     "ridge_on_float64": Kind("tensor"),
     "lightgbm_with_nulls": Kind("columns", library="lightgbm"),
     "xgboost_with_nulls": Kind("columns", library="xgboost"),
