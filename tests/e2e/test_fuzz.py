@@ -220,6 +220,9 @@ def test_no_body_of_any_format_breaks_the_controller_or_reaches_a_queue_unjudged
             grown_mib = fuzz.settled_rss_mib(controller.pid) - held_mib[len(held_mib) // 2]
             assert controller.poll() is None
             assert grown_mib < GROWTH_MIB
+            mapped = Path(f"/proc/{controller.pid}/maps").read_bytes()
+            assert b"libarrow" not in mapped
+            assert b"_imaging" not in mapped
             assert all(fuzz.rss_mib(pid) < READER_MIB for pid in readers_of(controller.pid))
             right = http.post(f"{url}/models/Pair/predict", json={"data": [1, 2]})
             assert right.status_code == 202

@@ -33,7 +33,8 @@ def odd(registry: str) -> str:
         client.log_metric(run.info.run_id, "val_accuracy", quality)
         client.create_model_version(MODEL, source, run.info.run_id)
         runs.append(run.info.run_id)
-    client.create_model_version(MODEL, mlflow.artifacts.download_artifacts("models:/Scikit/1"))
+    files = mlflow.artifacts.download_artifacts("models:/Scikit/1")
+    client.create_model_version(MODEL, files, tags={"modelyard.image_scale": "255"})
     client.set_registered_model_alias(MODEL, "winner", "1")
     for run_id in runs[3:]:
         client.delete_run(run_id)
@@ -71,6 +72,11 @@ def test_a_version_is_told_apart_by_its_logged_model_or_its_files(odd: str) -> N
     assert (logged.model_id[:2], logged.warnings) == ("m-", ())
     assert (alone.run_id, alone.model_id[:7]) == ("", "sha256:")
     assert look_up(odd, MODEL, "6").model_id == alone.model_id
+
+
+def test_the_scale_of_pixels_is_a_tag_of_the_version(odd: str) -> None:
+    assert look_up(odd, MODEL, "6").signature["image_scale"] == "255"
+    assert "image_scale" not in look_up(odd, MODEL, "1").signature
 
 
 @pytest.mark.parametrize(

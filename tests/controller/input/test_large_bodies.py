@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.errors import BodyNotJsonError, ModelyardError, QueueFullError
+from app.errors import (
+    BodyNotArrayError,
+    BodyNotJsonError,
+    ModelyardError,
+    QueueFullError,
+    UnavailableError,
+)
 from controller.input.job_samples import Samples, read_samples
 from controller.input.large_bodies import LARGE_BYTES, LargeBodies
 from controller.routing import Selector, Snapshot, build_snapshot
@@ -128,3 +135,11 @@ async def test_a_controller_that_stops_leaves_no_reader_behind(
     assert len(readers()) == 1
     served.services.large_bodies.close()
     assert readers() == []
+
+
+async def test_a_body_that_ends_its_reader_is_refused_for_good_only_where_a_decoder_read_it(
+    large_bodies: LargeBodies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert (await read(large_bodies, b"application/json", PAIRS))[0] is UnavailableError
+    assert (await read(large_bodies, b"image/png", b"\x89PNG"))[0] is BodyNotArrayError
