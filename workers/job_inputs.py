@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from app.contract import Column, ColumnsContract, Contract, TensorsContract
 from app.contract.column_values import NAT, TIME_EXTENSION
-from app.contract.documents import CSV, Document
+from app.contract.documents import CSV, UNIFIED, Document
 from app.errors import WireError, first_line
 from app.ledger.worker_ledger import ClaimedBatch
 
@@ -130,7 +130,7 @@ def read_unread(document: Document, is_own: bool) -> Any:
     Raises:
         Exception: MLflow's own exception, if it cannot be parsed.
     """
-    if is_own:
+    if is_own or document.key == UNIFIED:
         return document.value
     from io import StringIO
 

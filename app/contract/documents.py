@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -22,6 +22,13 @@ KEYS: dict[Rules, tuple[str, ...]] = {
     "strict": ("data", "inputs", "instances", *FRAMES),
     "mlflow": ("inputs", "instances", *FRAMES),
 }
+UNIFIED = "unified"  # the key of a document in MLflow's form for chat models: the body is the data, with its parameters
+UNIFIED_KEYS = (
+    "messages",
+    "prompt",
+    "input",
+)  # each of them marks this form, whose answer is not wrapped either
+UNIFIED_KEY = re.compile(rb'"(?:messages|prompt|input)"')
 PARAMS = "params"
 CSV = "csv"  # the key of a document in CSV format
 TABLE = "table"  # the key of a document whose value is columns, by name or in order, and the number of rows
@@ -31,13 +38,14 @@ IMAGES = re.compile(rb'"(?:b64"|data:image\\?/)')
 
 
 _decode = msgspec.json.Decoder().decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Document(msgspec.Struct, frozen=True):
     """A parsed body, not yet compared with a contract.
 
     Attributes:
-        key: One of `KEYS`, `CSV` or `TABLE`.
+        key: One of `KEYS`, `CSV`, `TABLE` or `UNIFIED`.
         value: The value of the key; an array for a NumPy file.
         params: The parameters in the body, or None.
     """
@@ -54,11 +62,26 @@ def read_json(body: bytes, rules: Rules) -> Document:
         BodyNotJsonError: It is not JSON.
         BodyKeyError: It is not an object with exactly one of the keys.
     """
+    return _document(_parsed(body, _decode), rules)
+
+
+def is_unified(body: bytes) -> bool:
+    """Whether a JSON body has MLflow's unified form.
+
+    Raises:
+        BodyNotJsonError: It is not JSON.
+    """
+    if not UNIFIED_KEY.search(body):
+        return False
+    given = _parsed(body, _decode_members)
+    return isinstance(given, dict) and any(key in given for key in UNIFIED_KEYS)
+
+
+def _parsed(body: bytes, decode: Callable[[bytes], Any]) -> Any:
     try:
-        document = _decode(body)
+        return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        document = read_python_json(body)
-    return _document(document, rules)
+        return read_python_json(body)
 
 
 def read_python_json(body: bytes) -> Any:
@@ -92,6 +115,8 @@ def read_msgpack(body: bytes) -> Document:
 def _document(document: Any, rules: Rules) -> Document:
     keys = KEYS[rules]
     given: Mapping[str, Any] = document if isinstance(document, dict) else {}
+    if rules == "mlflow" and any(key in given for key in UNIFIED_KEYS):
+        return Document(UNIFIED, given, given)
     found = [key for key in given if key in keys]
     others = [key for key in given if key not in keys and key != PARAMS]
     if len(found) != 1 or (others and rules == "strict"):

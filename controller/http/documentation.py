@@ -237,16 +237,8 @@ INVOCATIONS: dict[str, Any] = {
     "response_class": PlainTextResponse,
     "responses": {
         200: {
-            "description": "The predictions",
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["predictions"],
-                        "properties": {"predictions": {}},
-                    }
-                }
-            },
+            "description": "The predictions; what the model answered, for a body in the unified form of chat models",
+            "content": {"application/json": {"schema": {"properties": {"predictions": {}}}}},
         },
         202: {"description": "With `Prefer: respond-async`: poll `result_url`", **_json(Job, _RECEIPT)},
         415: {
@@ -267,7 +259,13 @@ INVOCATIONS: dict[str, Any] = {
                                 "required": [key],
                                 "properties": {key: {}, "params": {"type": "object"}},
                             }
-                            for key in ("inputs", "instances", "dataframe_split", "dataframe_records")
+                            for key in (
+                                "inputs",
+                                "instances",
+                                "dataframe_split",
+                                "dataframe_records",
+                                "messages",
+                            )
                         ]
                     }
                 },

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import orjson
 from fastapi import APIRouter, Request, Response
 
+from app.contract.documents import is_unified
 from app.errors import (
     BodyKeyError,
     BodyNotArrayError,
@@ -126,10 +127,10 @@ async def _predict(request: Request, services: Services, selector: Selector | No
         raise job.error
     if post.is_async and is_pending(job):
         return later(job, services.settings.prefix)
-    return _answer(services, job)
+    return _answer(services, job, post.body)
 
 
-def _answer(services: Services, job: Job) -> Response:
+def _answer(services: Services, job: Job, body: bytes) -> Response:
     assert job.batch
     outcome = job.batch.outcome
     if outcome is None:
@@ -140,7 +141,9 @@ def _answer(services: Services, job: Job) -> Response:
         return _document(status, error_code, text, code, headers)
     own = outcome.jobs[job.index]
     if own.status == "succeeded":
-        return Response(f'{{"predictions": {predictions_json(own)}}}', media_type=JSON)
+        predictions = predictions_json(own)
+        wrapped = predictions if is_unified(body) else f'{{"predictions": {predictions}}}'
+        return Response(wrapped, media_type=JSON)
     status = FAILED_STATUS.get(own.error_code, 400)
     code = {400: "BAD_REQUEST", 504: "DEADLINE_EXCEEDED"}.get(status, "INTERNAL_ERROR")
     return _document(status, code, own.error_detail, own.error_code)

@@ -60,8 +60,14 @@ async def test_a_client_of_mlflow_is_answered_as_by_mlflow(serve: Serve, hand_wo
     )
     assert text.status_code == 200
     # MLflow's own documentation prints this content type, and MLflow refuses it.
-    semicolon = {"content": b'{"inputs": {"a": [1]}}', "headers": {"content-type": "application/json;"}}
+    semicolon: dict[str, Any] = {
+        "content": b'{"inputs": {"a": [1]}}',
+        "headers": {"content-type": "application/json;"},
+    }
     assert (await invoke(served, worker, **semicolon)).status_code == 200
+    unified = {"messages": [{"role": "user", "content": "hi"}], "a": 1}
+    answer = await invoke(served, worker, json=unified, result=JobOutcome("succeeded", outputs=b'{"x":1}'))
+    assert (answer.status_code, answer.json()) == (200, {"x": 1})
     for path, status in (("/ping", 200), ("/health", 200), ("/version", 200)):
         assert (await served.http.get(path)).status_code == status
 

@@ -8,10 +8,12 @@ import re
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 JOB_ID = re.compile(rb'"id":\s*"([\w=-]{32})\.\d+"')
@@ -344,3 +346,19 @@ def settled_rss_mib(pid: int) -> float:
         looks.append(rss_mib(pid))
         time.sleep(0.2)
     return float(min(looks))
+
+
+def send_many(count: int, round_number: int, **arguments: Any) -> Callable[[Callable[..., None]], None]:
+    """Run a function on so many drawn examples, at once; other ones each round, the same ones each run."""
+
+    def run(test: Callable[..., None]) -> None:
+        quick = settings(
+            max_examples=count,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        quick(seed(round_number)(given(**arguments)(test)))()
+
+    return run

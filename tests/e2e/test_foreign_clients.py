@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 import environments
 from modelyard import Client
 from tests.e2e.conftest import MODEL, Digits, Pool
-from tests.e2e.test_fuzz import send_many
+from tests.e2e.fuzz import send_many
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's own, of the saved model
 ROOT = Path(__file__).resolve().parents[2]

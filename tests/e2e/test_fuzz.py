@@ -18,7 +18,6 @@ import httpx
 import pytest
 import redis
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 
@@ -28,7 +27,7 @@ from tests.conftest import RedisServer, WaitUntil
 from tests.controller.conftest import HandWorker
 from tests.e2e import body_fuzz, fuzz
 from tests.e2e.conftest import Digits, Pool
-from tests.e2e.fuzz import Judge
+from tests.e2e.fuzz import Judge, send_many
 from tests.pool_samples import record
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "700"))
@@ -39,22 +38,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestWarning"),
 ]
-
-
-def send_many(count: int, round_number: int, **arguments: Any) -> Callable[[Callable[..., None]], None]:
-    """Run a function on so many drawn examples, at once; other ones each round, the same ones each run."""
-
-    def run(test: Callable[..., None]) -> None:
-        quick = settings(
-            max_examples=count,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        quick(seed(round_number)(given(**arguments)(test)))()
-
-    return run
 
 
 def fuzz_by_document(url: str, judge: Judge, count: int, round_number: int) -> None:

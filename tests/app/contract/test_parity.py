@@ -105,7 +105,7 @@ def is_equal(ours: Any, theirs: Any) -> bool:
         except AssertionError:
             return False
         return True
-    if isinstance(theirs, list):
+    if isinstance(theirs, list | str | int | float):
         return bool(ours == theirs)
     if isinstance(theirs, dict):
         return list(ours) == list(theirs) and all(is_equal(ours[name], theirs[name]) for name in theirs)
@@ -202,7 +202,10 @@ SIGNATURES: dict[str, ModelSignature | None] = {
     "unnamed text": ModelSignature(inputs=Schema([ColSpec("string")])),
     "times": ModelSignature(inputs=Schema([ColSpec("datetime", "at"), ColSpec("binary", "raw", False)])),
     "any": ModelSignature(inputs=Schema([ColSpec(AnyType(), "v")])),
-    "chat": ModelSignature(inputs=Schema([ColSpec(Array(PERSON), "messages")])),
+    "chat": ModelSignature(
+        inputs=Schema([ColSpec(Array(PERSON), "messages")]),
+        params=ParamSchema([ParamSpec("factor", DataType.long, 1)]),
+    ),
     "none": None,
 }
 AGREE: list[tuple[str, str]] = [
@@ -254,6 +257,14 @@ AGREE: list[tuple[str, str]] = [
     ("columns", '{"messages": [{"a": 1}]}'),
     ("columns", '{"prompt": "x"}'),
     ("columns", '{"input": "x"}'),
+    ("columns", '{"input": "x", "inputs": {"a": [1]}}'),
+    ("none", '{"messages": [{"name": "x"}]}'),
+    ("none", '{"prompt": "x", "temperature": 0.5}'),
+    ("none", '{"input": [1]}'),
+    ("chat", '{"messages": [{"name": "x"}]}'),
+    ("chat", '{"messages": [{"name": "x", "age": 3}], "factor": 2, "unknown": 3}'),
+    ("chat", '{"messages": [{"age": 3}]}'),
+    ("chat", '{"messages": []}'),
     ("positional", '{"dataframe_split": {"data": [[1, 2.5]]}}'),
     ("positional", '{"inputs": [[1]]}'),
     ("positional", '{"inputs": [1, 2]}'),
@@ -380,10 +391,6 @@ DIFFER: list[tuple[str, str, bool]] = [
     ("single", '{"inputs": [[1e300]]}', False),
     # A sample without a value is none.
     ("free", '{"inputs": [[]]}', False),
-    # The unified form of chat models is not read.
-    ("none", '{"messages": [{"name": "x"}]}', False),
-    ("none", '{"prompt": "x"}', False),
-    ("chat", '{"messages": [{"name": "x"}]}', False),
     # MLflow refuses these, although nothing is lost.
     ("columns", '{"instances": [{"a": 1}, {"a": 2, "b": 1.5}]}', True),
     ("columns", '{"instances": [{"a": 1, "b": 0.5}, {"a": 2}]}', True),
