@@ -198,7 +198,8 @@ class Backlogs:
 
     def completed(self, event: Completed) -> None:
         """Learn from a completed batch."""
-        self.of(event.head.queue).learn(event.batch_id, event.outcome)
+        queue = self._queues.get(event.head.queue) or self.of(event.head.queue)
+        queue.learn(event.batch_id, event.outcome)
 
     def begin_reading(self) -> None:
         """Prepare for a reading of the pool."""

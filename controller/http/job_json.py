@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from app.contract import OUTPUT_DTYPES
 from app.errors import WireError
-from app.ledger import ids
 from app.ledger.ids import JobRef
 from app.ledger.wire import (
     EXPIRED,
@@ -53,7 +52,7 @@ def job_json(
     Raises:
         WireError: Its scores or outputs are unreadable.
     """
-    entry, job_id = head.jobs[ref.index], ids.job_id(ref.batch_id, ref.index)
+    entry, job_id = head.jobs[ref.index], f"{ref.batch_id}.{ref.index}"
     document = {
         "id": job_id,
         "status": status,
