@@ -20,6 +20,7 @@ from app.errors import (
     UnsupportedTypeError,
 )
 from controller.input import bodies, json_numbers
+from controller.input.image_layout import layout_of
 from controller.input.inference_request import InferenceRequest, read_inference_request
 from controller.routing import Route, Selector, Snapshot, candidate_routes, route
 
@@ -160,9 +161,10 @@ def _given(content_type: bytes, body: bytes, max_samples: int, max_bytes: int) -
     return read_images(content_type, body, max_samples, max_bytes)
 
 
-def _with_images(document: Document, contract: Contract, max_bytes: int) -> Document:
-    """The document with the pixels of images that are base64 in its JSON."""
-    if not isinstance(contract, TensorContract | TensorsContract):
+def _with_images(document: Document, body: bytes, contract: Contract, max_bytes: int) -> Document:
+    """The document with the pixels of images that are base64 in its JSON, if the contract takes images."""
+    is_tensor = isinstance(contract, TensorContract | TensorsContract)
+    if not is_tensor or not documents.IMAGES.search(body) or layout_of(contract) is None:
         return document
     if not max_bytes:
         raise NeedsReader
@@ -205,8 +207,8 @@ def _read_any(
                 else documents.read(content_type, body, rules)
             )
             document = request if isinstance(request, Document) else request.document(contract)
-            if isinstance(request, Document) and documents.IMAGES.search(body):
-                document = _with_images(document, contract, max_decoded_bytes)
+            if isinstance(request, Document):
+                document = _with_images(document, body, contract, max_decoded_bytes)
             payload = to_payload(document, contract, max_samples, rules)
             return Samples(each, payload.data, payload.n_samples, payload.form)
         except (InputError, UnsupportedTypeError) as error:
