@@ -1,8 +1,9 @@
 -- The load of one wrk run: posts prepared bodies, checks sampled answers, writes one JSON report.
 --
--- Arguments: file of bodies (lines "class<TAB>JSON"), Lua pattern of the answer's class ("" checks nothing),
--- report file, responses after which a thread stops (0: at the end of the duration), prefix of the marker files:
--- "from" is made as the first thread begins, and one of each thread's number as it stops.
+-- Arguments: file of bodies (lines "class<TAB>body", where "@path" is a file that holds the body), Lua pattern of the
+-- answer's class ("" checks nothing), report file, responses after which a thread stops (0: at the end of the
+-- duration), prefix of the marker files ("from" is made as the first thread begins, and one of each thread's number as
+-- it stops), content type.
 -- A thread posts digits of one class only, so that each answer it sees must name that class: wrk does not tell
 -- which request an answer belongs to.
 
@@ -25,6 +26,11 @@ function init(args)
    local classes, by_class = {}, {}
    for line in io.lines(args[1]) do
       local class, body = line:match("^(%d+)\t(.*)$")
+      if body:sub(1, 1) == "@" then
+         local file = assert(io.open(body:sub(2), "rb"))
+         body = file:read("*a")
+         file:close()
+      end
       if not by_class[class] then
          by_class[class] = {}
          classes[#classes + 1] = class
@@ -34,7 +40,7 @@ function init(args)
    expected = classes[number % #classes + 1]
    requests = {}
    for index, body in ipairs(by_class[expected]) do
-      requests[index] = wrk.format("POST", nil, { ["Content-Type"] = "application/json" }, body)
+      requests[index] = wrk.format("POST", nil, { ["Content-Type"] = args[6] or "application/json" }, body)
    end
    expected = tonumber(expected)
    turn = 0

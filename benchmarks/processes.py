@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from benchmarks import machine
 from benchmarks.systems import Place, System
-from benchmarks.wrk_load import Target
+from benchmarks.wrk_load import JSON, Target
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 READY_LIMIT_S = 120.0
@@ -75,7 +75,8 @@ def _wait_until_it_predicts(
 ) -> None:
     give_up_at = time.monotonic() + READY_LIMIT_S
     body = target.bodies.read_text().split("\n", 1)[0].split("\t", 1)[1]
-    while not predicts(target.url, body):
+    data = Path(body[1:]).read_bytes() if body.startswith("@") else body.encode()
+    while not predicts(target.url, data, target.content_type):
         died = any(process.poll() is not None for process in processes)
         if died or time.monotonic() > give_up_at:
             what = "stopped while it was starting" if died else f"did not predict within {READY_LIMIT_S:g} s"
@@ -84,18 +85,18 @@ def _wait_until_it_predicts(
         time.sleep(POLL_S)
 
 
-def predicts(url: str, body: str) -> bool:
+def predicts(url: str, body: bytes, content_type: str) -> bool:
     """Whether a server answers a prediction with 200."""
-    return post(url, body)[0] == 200
+    return post(url, body, content_type)[0] == 200
 
 
-def post(url: str, body: str) -> tuple[int, str]:
-    """Post JSON; return status and body, or (0, "") without an answer."""
+def post(url: str, body: str | bytes, content_type: str = JSON) -> tuple[int, str]:
+    """Post a body; return status and body, or (0, "") without an answer."""
     where = urlsplit(url)
     connection = HTTPConnection(where.hostname or "", where.port, timeout=10)
     try:
         target = where.path + (f"?{where.query}" if where.query else "")
-        connection.request("POST", target, body, {"Content-Type": "application/json"})
+        connection.request("POST", target, body, {"Content-Type": content_type})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     except (OSError, HTTPException):

@@ -13,6 +13,8 @@ from typing import TypeVar
 PERCENTILES = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 SYNC = "sync"
 ACCEPTED = "accepted"
+ALONE = "alone"  # the way that the other ways of a workload are compared with
+BARE = "bare model"
 NOTHING = "-"
 Key = TypeVar("Key", float, str)
 
@@ -190,4 +192,59 @@ def ratios(summaries: Sequence[Summary], connections: Sequence[int], own: str = 
         ]
         if system != own and cells:
             lines.append(f"- {own} / {system}: {', '.join(cells)}")
+    return "\n".join(lines)
+
+
+def ways_table(summaries: Sequence[Summary], about: Mapping[str, str]) -> str:
+    """The Markdown table of a workload with several kinds of requests: throughput and latency of each."""
+    cells = list(dict.fromkeys((each.way, each.connections) for each in summaries))
+    head = ["system"]
+    for way, count in cells:
+        head += [f"{way}, {count} conn.: req/s", "p50 / p99 ms"]
+    head += ["errors", "checked, wrong", "noisy rounds", "versions and configuration"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 2), "---"])]
+    for system in dict.fromkeys(each.system for each in summaries):
+        group = [each for each in summaries if each.system == system]
+        found = {(each.way, each.connections): each for each in group}
+        row = [system]
+        for cell in cells:
+            row += [_rate(found[cell].per_s) if cell in found else NOTHING, _latency(found.get(cell))]
+        row += [
+            str(sum(each.errors for each in group)),
+            f"{sum(each.checked for each in group):,}, {sum(each.wrong for each in group)}",
+            f"{sum(each.n_noisy for each in group)} of {sum(each.n_rounds for each in group)}",
+            about.get(system, ""),
+        ]
+        lines.append(_line(row))
+    return "\n".join(lines)
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.1f}"
+
+
+def ways_ratios(summaries: Sequence[Summary], own: str = "modelyard") -> str:
+    """One line per other system: our throughput in its; beside them, our latency and the bare call's, or `ALONE`'s."""
+    lines = []
+    mine = {(each.way, each.connections): each for each in summaries if each.system == own}
+    for system in dict.fromkeys(each.system for each in summaries if each.system != own):
+        cells = []
+        for each in summaries:
+            if each.system != system:
+                continue
+            # The model alone was called with one kind of samples: every way is compared with it.
+            for (way, count), ours in mine.items():
+                if count == each.connections and each.per_s and (way == each.way or system == BARE):
+                    cells.append(f"{ours.per_s / each.per_s:.2f} x at {way}, {count}")
+        lines.append(f"- {own} / {system}: {'; '.join(cells)}")
+    for bare in [each for each in summaries if each.system == BARE and each.connections == 1]:
+        for (way, count), ours in mine.items():
+            if count == 1:
+                p50, bare_p50 = ours.latency_ms[50.0], bare.latency_ms[50.0]
+                over = p50 - 1.15 * bare_p50
+                lines.append(f"- p50 at {way}, 1: {p50:.1f} ms, 1.15 x the bare call {over:+.1f} ms")
+    for (way, count), ours in mine.items():
+        if way != ALONE and (ALONE, count) in mine:
+            ratio = ours.latency_ms[99.0] / mine[ALONE, count].latency_ms[99.0]
+            lines.append(f"- p99 at {way}, {count}: {ratio:.2f} x of that {ALONE}")
     return "\n".join(lines)

@@ -23,6 +23,14 @@ UVICORN = (
     "warning",
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the model is too small for more threads
+MODELYARD_LABELS = (
+    ("redis-server", "redis"),
+    ("cli serve", "controller"),
+    ("large_bodies", "reader"),
+    ("cli worker", "worker"),
+    ("supervisord", "supervisor"),
+    ("modelyard up", "supervisor"),
+)
 MOSEC_LABELS = (("mosec/bin/mosec", "front end"), ("spawn_main", "worker"), ("server.py", "manager"))
 
 Sample = list[Any]
@@ -37,8 +45,11 @@ class Place:
         port: Port to listen on.
         spare_port: Another free port.
         folder: Its scratch folder; short, for sockets.
-        model: The network as a file of `torch.export`.
-        tracking_uri: MLflow registry that holds the same network as version 1.
+        workload: Name of the workload.
+        n_workers: Number of workers, for systems that have a choice.
+        model: The model for the servers in peers/.
+        tracking_uri: MLflow registry that holds the same model as version 1.
+        model_name: Its name there.
     """
 
     bin: Path
@@ -47,12 +58,19 @@ class Place:
     folder: Path
     model: Path
     tracking_uri: str
+    workload: str = "perceptron"
+    n_workers: int = 2
+    model_name: str = "MNIST_PyTorch_Model"
 
     @property
     def variables(self) -> dict[str, str]:
         """Environment of the servers in peers/."""
         return {
+            "BENCH_WORKLOAD": self.workload,
+            "BENCH_WORKERS": str(self.n_workers),
             "BENCH_MODEL": str(self.model),
+            "BENCH_MODEL_URI": f"models:/{self.model_name}/1",
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
             "BENCH_PORT": str(self.port),
             "BENCH_SPARE_PORT": str(self.spare_port),
             **ONE_THREAD,
@@ -95,14 +113,23 @@ class System:
     accept_path: str = ""
 
 
-def _modelyard(place: Place) -> list[Command]:
+def _modelyard(place: Place, replicas: int = 1) -> list[Command]:
     environment = {
         "MODELYARD_STATE_DIR": str(place.folder / "yard"),
         "MODELYARD_PORT": str(place.port),
         "MLFLOW_TRACKING_URI": place.tracking_uri,
+        "MODEL_NAME": place.model_name,
         "REDIS_URL": "",
+        **ONE_THREAD,
     }
-    return [Command([str(place.bin / "modelyard"), "up", "--versions", "1", "--no-views"], environment)]
+    if (
+        place.workload == "text"
+    ):  # MLflow loads it by code, and Modelyard's own environment lacks its libraries
+        environment["MODELYARD_ALLOW_PICKLE_MODELS"] = "true"
+        environment["MODELYARD_ENV_MANAGER"] = "uv"
+        environment["MODELYARD_ENVIRONMENTS_DIR"] = str(Path(__file__).parent / ".envs" / "versions")
+    arguments = ["up", "--versions", "1", "--no-views", "--replicas", str(replicas)]
+    return [Command([str(place.bin / "modelyard"), *arguments], environment)]
 
 
 def _uvicorn(place: Place, application: str, folder: Path) -> Command:
@@ -128,7 +155,7 @@ def _mosec(place: Place, codec: str) -> list[Command]:
 
 
 def _bentoml(place: Place) -> list[Command]:
-    arguments = ["serve", "server:Digits", "--host", LOOPBACK, "--port", str(place.port)]
+    arguments = ["serve", "server:Model", "--host", LOOPBACK, "--port", str(place.port)]
     folder = str(PEERS / "bentoml")
     environment = {
         **place.variables,
@@ -151,10 +178,10 @@ def _ray(place: Place) -> list[Command]:
 
 
 def _mlflow(place: Place) -> list[Command]:
-    arguments = ["models", "serve", "-m", "models:/MNIST_PyTorch_Model/1", "--env-manager", "local"]
+    arguments = ["models", "serve", "-m", f"models:/{place.model_name}/1", "--env-manager", "local"]
     path = os.pathsep.join([str(place.bin), os.environ.get("PATH", "")])
     environment = {**ONE_THREAD, "MLFLOW_TRACKING_URI": place.tracking_uri, "PATH": path}
-    ports = ["--host", LOOPBACK, "--port", str(place.port), "--workers", "2"]
+    ports = ["--host", LOOPBACK, "--port", str(place.port), "--workers", str(place.n_workers)]
     return [Command([str(place.bin / "mlflow"), *arguments, *ports], environment)]
 
 
@@ -166,6 +193,7 @@ def _celery(place: Place) -> list[Command]:
         "BENCH_REDIS": f"redis://{LOOPBACK}:{place.spare_port}",
     }
     worker = [str(place.bin / "celery"), "-A", "tasks", "worker", "--loglevel", "warning"]
+    worker += ["--concurrency", str(place.n_workers)]
     redis = ["redis-server", "--port", str(place.spare_port), "--bind", LOOPBACK, "--save", ""]
     return [
         Command(redis, {}),
@@ -183,14 +211,16 @@ SYSTEMS = (
         commands=_modelyard,
         path="/predict?wait=5",
         class_pattern='"class":(%d)',
-        labels=(
-            ("redis-server", "redis"),
-            ("cli serve", "controller"),
-            ("cli worker", "worker"),
-            ("supervisord", "supervisor"),
-            ("modelyard up", "supervisor"),
-        ),
+        labels=MODELYARD_LABELS,
         accept_path="/predict",
+    ),
+    System(
+        name="modelyard-2",
+        about="the same with two workers",
+        environment="",
+        packages=("modelyard", "torch"),
+        commands=lambda place: _modelyard(place, 2),
+        labels=MODELYARD_LABELS,
     ),
     System(
         name="constant",
@@ -211,7 +241,7 @@ SYSTEMS = (
     ),
     System(
         name="mosec",
-        about="Rust front end, batches up to 64, two workers, its own JSON decoder",
+        about="Rust front end, batches up to 64, its own JSON decoder",
         environment="mosec",
         packages=("mosec", "torch"),
         commands=lambda place: _mosec(place, "json"),
@@ -229,7 +259,7 @@ SYSTEMS = (
     ),
     System(
         name="mlflow",
-        about="`mlflow models serve`, two workers; uvloop, httptools",
+        about="`mlflow models serve`; uvloop, httptools",
         environment="mlflow",
         packages=("mlflow", "torch"),
         commands=_mlflow,
@@ -249,7 +279,7 @@ SYSTEMS = (
     ),
     System(
         name="litserve",
-        about="batches up to 64 within 5 ms, two workers",
+        about="batches up to 64 within 5 ms",
         environment="litserve",
         packages=("litserve", "torch"),
         commands=_script("litserve"),
@@ -257,9 +287,9 @@ SYSTEMS = (
     ),
     System(
         name="mlserver",
-        about="custom runtime in one process, without batching (slower)",
+        about="one process, without batching (slower); a custom runtime for the perceptron, else its MLflow runtime",
         environment="mlserver",
-        packages=("mlserver", "torch"),
+        packages=("mlserver", "mlserver-mlflow", "torch"),
         commands=_script("mlserver"),
         path="/v2/models/digits/infer",
         body=lambda sample: {
@@ -270,7 +300,7 @@ SYSTEMS = (
     ),
     System(
         name="bentoml",
-        about="adaptive batches up to 64, two workers",
+        about="adaptive batches up to 64",
         environment="bentoml",
         packages=("bentoml", "torch"),
         commands=_bentoml,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,7 +14,11 @@ from pathlib import Path
 SCRIPT = Path(__file__).with_name("load.lua")
 GRACE_S = 15.0
 ANSWER_TIMEOUT_S = 10
+JSON = "application/json"
 MARKER = "posted-"  # prefix of the marker lines of `load.lua`
+
+
+_numbers = itertools.count()
 
 
 class LoadError(Exception):
@@ -25,13 +30,14 @@ class Target:
     """The URL and bodies of a load, and the pattern of a correct answer.
 
     Attributes:
-        bodies: File of lines `class<TAB>JSON body`.
+        bodies: File of lines `class<TAB>body`; `@path` is a file that holds the body.
         class_pattern: Lua pattern whose capture is the predicted class or a list of scores; empty checks nothing.
     """
 
     url: str
     bodies: Path
     class_pattern: str
+    content_type: str = JSON
 
 
 @dataclass(frozen=True)
@@ -102,14 +108,13 @@ class Generator:
         self, target: Target, folder: Path, connections: int, duration_s: int, stop_after: int = 0
     ) -> None:
         self._duration_s = duration_s
-        self._report = folder / "wrk.json"
-        self._report.unlink(missing_ok=True)
+        self._report = folder / f"wrk-{next(_numbers)}.json"
         n_threads = min(2, connections)
         command = [
             *("wrk", "--threads", str(n_threads), "--connections", str(connections)),
             *("--duration", f"{duration_s}s", "--timeout", f"{ANSWER_TIMEOUT_S}s", "--script", str(SCRIPT)),
             *(target.url, "--", str(target.bodies), target.class_pattern, str(self._report)),
-            *(str(stop_after // n_threads), str(folder / MARKER)),
+            *(str(stop_after // n_threads), str(folder / MARKER), target.content_type),
         ]
         output = subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True)

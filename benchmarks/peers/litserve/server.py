@@ -1,46 +1,45 @@
-"""LitServe: batches from its API process to two worker processes."""
+"""LitServe: batches from its API process to worker processes."""
 
 import os
 from typing import Any
 
 import litserve
-import numpy as np
-from network import load_network
+from workload import load_model
 
 
-class Digits(litserve.LitAPI):
+class Model(litserve.LitAPI):
     """The model in a worker process."""
 
     def setup(self, device: str) -> None:
         """Load the model."""
-        self.classify = load_network()
+        self.model = load_model()
 
     def decode_request(self, request: dict[str, Any]) -> Any:
         """Read a body."""
-        return np.array(request["data"], np.float32)
+        return self.model.take(request)
 
     def batch(self, inputs: list[Any]) -> Any:
-        """Make a batch of samples."""
-        return np.concatenate(inputs)
+        """Make a batch."""
+        return inputs
 
-    def predict(self, inputs: Any) -> list[int]:
-        """Classify a batch."""
-        return self.classify(inputs)
+    def predict(self, inputs: Any) -> list[Any]:
+        """Answer a batch."""
+        return self.model.run(inputs)
 
-    def unbatch(self, output: list[int]) -> list[int]:
+    def unbatch(self, output: list[Any]) -> list[Any]:
         """Split a batch's answers."""
         return output
 
-    def encode_response(self, output: int) -> dict[str, int]:
+    def encode_response(self, output: Any) -> Any:
         """Write an answer."""
-        return {"prediction": output}
+        return output
 
 
 if __name__ == "__main__":
     server = litserve.LitServer(
-        Digits(max_batch_size=64, batch_timeout=0.005),
+        Model(max_batch_size=64, batch_timeout=0.005),
         accelerator="cpu",
-        workers_per_device=2,
+        workers_per_device=int(os.environ["BENCH_WORKERS"]),
         fast_queue=True,
     )
     server.run(

@@ -1,16 +1,13 @@
 """A bare FastAPI handler that calls the model itself: no queue, no batches, one process."""
 
-import numpy as np
-import orjson
 from fastapi import FastAPI, Request
-from network import load_network
+from workload import load_model
 
 app = FastAPI()
-classify = load_network()
+model = load_model()
 
 
 @app.post("/predict")
 async def predict(request: Request) -> dict[str, int]:
     """Classify one sample."""
-    samples = np.array(orjson.loads(await request.body())["data"], np.float32)
-    return {"prediction": classify(samples)[0]}
+    return model.run([model.read(await request.body())])[0]

@@ -1,4 +1,4 @@
-"""MLServer: a custom runtime, called in the server's own process."""
+"""MLServer: a custom runtime for the perceptron, else its MLflow runtime; called in the server's own process."""
 
 import asyncio
 import os
@@ -6,22 +6,24 @@ import os
 import numpy as np
 from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.codecs import NumpyCodec
+from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse
-from network import load_network
+from mlserver_mlflow import MLflowRuntime
+from workload import load_model
 
 
 class Digits(MLModel):
-    """The model."""
+    """The perceptron."""
 
     async def load(self) -> bool:
         """Load the model."""
-        self.classify = load_network()
+        self.model = load_model()
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Classify a request's samples."""
         samples = NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32)
-        classes = np.array(self.classify(samples))
+        classes = np.array(self.model.run([samples])[0]["prediction"])
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("class", classes)])
 
 
@@ -37,7 +39,11 @@ async def main() -> None:
         use_structured_logging=False,
     )
     server = MLServer(settings)
-    await server.start([ModelSettings(name="digits", implementation=Digits)])
+    model = ModelSettings(name="digits", implementation=Digits)
+    if os.environ["BENCH_WORKLOAD"] != "perceptron":
+        parameters = ModelParameters(uri=os.environ["BENCH_MODEL_URI"])
+        model = ModelSettings(name="bench", implementation=MLflowRuntime, parameters=parameters)
+    await server.start([model])
 
 
 if __name__ == "__main__":

@@ -1,40 +1,48 @@
-"""mosec: its Rust front end batches for two worker processes."""
+"""mosec: its Rust front end batches for worker processes."""
 
+import json
 import os
 from typing import Any
 
-import numpy as np
 import orjson
 from mosec import Server, Worker
-from network import load_network
+from workload import load_model
 
 
-class Digits(Worker):
-    """The model in a worker process."""
+class Model(Worker):
+    """The model in a worker process; bodies are bytes, decoded in this process."""
 
     def __init__(self) -> None:
-        self.classify = load_network()
-
-    def forward(self, data: list[Any]) -> list[dict[str, int]]:
-        """Classify a batch."""
-        samples = [np.array(each["data"], np.float32) for each in data]
-        return [{"prediction": each} for each in self.classify(np.concatenate(samples))]
-
-
-class QuickDigits(Digits):
-    """The same with another JSON decoder than mosec's, which is the standard library's."""
+        self.model = load_model()
 
     def deserialize(self, data: bytes) -> Any:
         """Read a body."""
-        return orjson.loads(data)
+        return self.model.read(data)
 
     def serialize(self, data: Any) -> bytes:
         """Write an answer."""
         return orjson.dumps(data)
 
+    def forward(self, data: list[Any]) -> list[dict[str, Any]]:
+        """Answer a batch."""
+        return self.model.run(data)
+
+
+class PlainModel(Model):
+    """The same with mosec's own JSON decoder, which is the standard library's."""
+
+    def deserialize(self, data: bytes) -> Any:
+        """Read a body."""
+        return self.model.take(json.loads(data))
+
+    def serialize(self, data: Any) -> bytes:
+        """Write an answer."""
+        return json.dumps(data).encode()
+
 
 if __name__ == "__main__":
     server = Server()
-    worker = QuickDigits if os.environ["BENCH_CODEC"] == "orjson" else Digits
-    server.append_worker(worker, num=2, max_batch_size=64, max_wait_time=1)
+    worker = PlainModel if os.environ["BENCH_CODEC"] == "json" else Model
+    size = 64 if os.environ["BENCH_WORKLOAD"] != "image" else 16
+    server.append_worker(worker, num=int(os.environ["BENCH_WORKERS"]), max_batch_size=size, max_wait_time=1)
     server.run()
