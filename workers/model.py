@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.contract import AnyContract, Contract, TensorContract, TensorsContract
+from app.contract import AnyContract, ColumnsContract, Contract, TensorContract, TensorsContract
 from app.contract.documents import Document
 from app.errors import (
     InputShapeError,
@@ -146,7 +146,8 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
         logger.warning("MODELYARD_ALLOW_PICKLE_MODELS is set: %s %s", found.uri, how.reason)
     if "pytorch" in found.flavors and isinstance(contract, TensorContract | TensorsContract):
         return _load_torch(found, contract, settings, _load_pickled)
-    return _warm(found, contract, partial(_load_pyfunc, found, settings, how.kind == "code"), "cpu", settings)
+    make = partial(_load_pyfunc, found, contract, settings, how.kind == "code")
+    return _warm(found, contract, make, "cpu", settings)
 
 
 def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelError]:
@@ -349,12 +350,17 @@ def _load_skops(found: ModelVersion, file: str) -> Made:
     return lambda samples, params=None: predict(samples), estimator
 
 
-def _load_pyfunc(found: ModelVersion, settings: WorkerSettings, may_unpickle: bool) -> Made:
+def _load_pyfunc(
+    found: ModelVersion, contract: Contract, settings: WorkerSettings, may_unpickle: bool
+) -> Made:
     import mlflow.pyfunc
 
     os.environ[MLFLOW_SWITCH] = str(may_unpickle).lower()
     mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
     model = mlflow.pyfunc.load_model(found.path)
+    if isinstance(contract, ColumnsContract) and contract.is_flat and not contract.params:
+        # Each DataFrame has the signature's columns and types: MLflow would copy it column by column, unchanged.
+        model.metadata.signature = None
     raw = None
     with suppress(Exception):  # not every flavor gives its model
         raw = model.get_raw_model()

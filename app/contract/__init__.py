@@ -202,6 +202,14 @@ class ColumnsContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", 
         return self.columns[0].name is not None
 
     @cached_property
+    def is_flat(self) -> bool:
+        """Whether all columns have names and hold numbers, booleans or text, and none may be left out."""
+        kinds = ("boolean", "integer", "long", "float", "double", "string")
+        return all(
+            each.name is not None and each.required and each.type.kind in kinds for each in self.columns
+        )
+
+    @cached_property
     def has_nested(self) -> bool:
         """Whether a column holds lists or objects."""
         return any(each.type.kind in NESTED[:3] for each in self.columns)

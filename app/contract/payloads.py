@@ -13,6 +13,7 @@ from app.contract.documents import Document, Rules
 from app.contract.params import read_params
 from app.contract.tables import read_columns
 from app.contract.tensors import read_tensors
+from app.contract.typed_rows import read_rows
 from app.errors import InputShapeError, InputTypeError, TooLargeError
 from app.ledger.wire import ANY_CONTRACT_VERSION, BatchHead
 
@@ -79,6 +80,24 @@ def to_payload(document: Document, contract: Contract, max_samples: int, rules: 
         raise InputTypeError("a whole number has more than 64 bits; expected one that has fewer") from None
     except UnicodeEncodeError:
         raise InputTypeError("text holds half of a surrogate pair; expected valid Unicode") from None
+    return _limited(payload, max_samples)
+
+
+def rows_payload(body: bytes, contract: ColumnsContract, max_samples: int) -> Payload | None:
+    """Convert a JSON body with typed rows to a job's input in one pass; None if `to_payload` must convert it.
+
+    Raises:
+        TooLargeError: It has more than `max_samples` rows.
+    """
+    found = read_rows(body, contract)
+    if found is None:
+        return None
+    columns, n_rows = found
+    form = JobForm("columns", layout=(True,) * len(columns), merges=contract.merges)
+    return _limited(Payload(form, _encode(columns), n_rows), max_samples)
+
+
+def _limited(payload: Payload, max_samples: int) -> Payload:
     if payload.n_samples > max_samples:
         raise TooLargeError(f"{payload.n_samples} rows in one request; at most {max_samples} are accepted")
     return payload

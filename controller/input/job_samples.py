@@ -7,9 +7,9 @@ from typing import Protocol
 
 import msgspec
 
-from app.contract import Contract, TensorContract, TensorsContract, documents
+from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract, documents
 from app.contract.documents import Document, Reading, Rules
-from app.contract.payloads import JobForm, to_payload
+from app.contract.payloads import JobForm, rows_payload, to_payload
 from app.errors import (
     BodyKeyError,
     BodyNotJsonError,
@@ -201,6 +201,14 @@ def _read_any(
                 numbers = given.numbers(contract)
                 data = json_numbers.to_samples(numbers, contract, max_samples)
                 return Samples(each, data, len(numbers.values) // contract.sample_size)
+            if (
+                isinstance(contract, ColumnsContract)
+                and content_type == bodies.JSON
+                and reading != "open_inference"
+            ):
+                typed = rows_payload(body, contract, max_samples)
+                if typed:
+                    return Samples(each, typed.data, typed.n_samples, typed.form)
             request = request or (
                 read_inference_request(content_type, body)
                 if reading == "open_inference"
