@@ -61,9 +61,10 @@ fuzz: ## send 24,000 hostile requests to a real controller; FUZZ_REQUESTS=100000
 	@$(BOOTSTRAP) --lock dev
 	@FUZZ_REQUESTS=$(or $(FUZZ_REQUESTS),24000) $(BIN)/pytest tests/e2e/test_fuzz.py -q $(ARGS)
 
-bench: ## benchmark against other servers; ONLY=modelyard,mosec measures some, QUICK=1 in short rounds
+bench: ## benchmark against other servers; WORKLOAD=tabular, image, text, large or real (all four), ONLY=modelyard,mosec, ROUNDS=1, QUICK=1
 	@$(BOOTSTRAP) --lock dev
-	@$(BIN)/python -m benchmarks.bench $(if $(ONLY),--only "$(ONLY)") $(if $(filter-out 0,$(QUICK)),--quick)
+	@$(BIN)/python -m benchmarks.bench $(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(filter-out 0,$(QUICK)),--quick)
 
 faults: ## kill, suspend and disconnect processes under load, and account for every job; ONLY=name, SHORT=1, PUBLISH=1; ONLY=soak MINUTES=30 RATE=250
 	@$(BOOTSTRAP) --lock dev

@@ -42,7 +42,7 @@ class Plan:
     Attributes:
         systems: Names of the systems; empty for all of each workload.
         warm_s: Seconds of the same load before each measurement.
-        measure_s: Seconds of each measurement.
+        measure_s: Seconds of each measurement; 0 for those of the workload.
         n_jobs: Number of jobs of the asynchronous measurement.
         publish: Whether the results go into the README.
     """
@@ -106,7 +106,7 @@ def make_plan(only: str, *, quick: bool, n_rounds: int, workload: str = PERCEPTR
     chosen = REAL if workload == "real" else (WORKLOADS[workload],)
     if quick:
         return Plan(chosen, names, n_rounds or 2, warm_s=1, measure_s=2, n_jobs=2_000, publish=False)
-    return Plan(chosen, names, n_rounds or 5, warm_s=1, measure_s=3, n_jobs=10_000, publish=not only)
+    return Plan(chosen, names, n_rounds or 5, warm_s=1, measure_s=0, n_jobs=10_000, publish=not only)
 
 
 def systems_of(workload: Workload, names: Sequence[str]) -> list[System]:
@@ -132,6 +132,7 @@ class Bench:
         self._plan = plan
         self._workload = workload
         self._systems = systems_of(workload, plan.systems)
+        self._measure_s = plan.measure_s or workload.measure_s
         self._folder = folder
         self._generator = generator
         self._started_at = datetime.now(UTC)
@@ -168,7 +169,7 @@ class Bench:
         way, connections = list(self._workload.ways.items())[-1]
         python = str(envs.ENVIRONMENTS / "mlflow" / "bin" / "python")
         sizes = map(str, self._workload.bare_batches)
-        command = [python, str(PEERS / "bare.py"), way, str(self._plan.measure_s / 2), *sizes]
+        command = [python, str(PEERS / "bare.py"), way, str(self._measure_s / 2), *sizes]
         variables = {"BENCH_WORKLOAD": self._workload.name, "BENCH_MODEL": str(made.file), **ONE_THREAD}
         before = machine.times()
         answer = subprocess.run(
@@ -236,6 +237,7 @@ class Bench:
     def _measure_way(self, number: int, system: System, place: Place, way: str, target: Target) -> None:
         for connections in self._workload.ways[way]:
             Generator(target, place.folder, connections, self._plan.warm_s).finish()
+            processes.settle(target)
             self._round(number, system, way, connections, self._sync(place, target, connections))
 
     @contextmanager
@@ -268,7 +270,7 @@ class Bench:
 
     def _sync(self, place: Place, target: Target, connections: int) -> Callable[[], tuple[float, Load]]:
         def measure() -> tuple[float, Load]:
-            seen = Generator(target, place.folder, connections, self._plan.measure_s).finish()
+            seen = Generator(target, place.folder, connections, self._measure_s).finish()
             return seen.per_s, seen
 
         return measure
@@ -360,7 +362,7 @@ class Bench:
     def _rounds_in_words(self) -> str:
         n_rounds = max((each.number for each in self.rounds), default=0)
         return (
-            f"Medians of {n_rounds} interleaved rounds of {self._plan.measure_s} s after {self._plan.warm_s} s of "
+            f"Medians of {n_rounds} interleaved rounds of {self._measure_s} s after {self._plan.warm_s} s of "
             "warm-up."
         )
 

@@ -20,6 +20,7 @@ from benchmarks.wrk_load import JSON, Target
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 READY_LIMIT_S = 120.0
+SETTLE_LIMIT_S = 30.0
 ASK_ALL_AFTER_S = 10.0
 KILL_AFTER_S = 15.0
 POLL_S = 0.1
@@ -74,9 +75,7 @@ def _wait_until_it_predicts(
     system: System, target: Target, processes: list[subprocess.Popen[bytes]], log: Path
 ) -> None:
     give_up_at = time.monotonic() + READY_LIMIT_S
-    body = target.bodies.read_text().split("\n", 1)[0].split("\t", 1)[1]
-    data = Path(body[1:]).read_bytes() if body.startswith("@") else body.encode()
-    while not predicts(target.url, data, target.content_type):
+    while not predicts(target):
         died = any(process.poll() is not None for process in processes)
         if died or time.monotonic() > give_up_at:
             what = "stopped while it was starting" if died else f"did not predict within {READY_LIMIT_S:g} s"
@@ -85,9 +84,18 @@ def _wait_until_it_predicts(
         time.sleep(POLL_S)
 
 
-def predicts(url: str, body: bytes, content_type: str) -> bool:
+def settle(target: Target) -> None:
+    """Wait until a server has worked off the requests that an ended load left behind."""
+    give_up_at = time.monotonic() + SETTLE_LIMIT_S
+    while not predicts(target) and time.monotonic() < give_up_at:
+        time.sleep(POLL_S)
+
+
+def predicts(target: Target) -> bool:
     """Whether a server answers a prediction with 200."""
-    return post(url, body, content_type)[0] == 200
+    body = target.bodies.read_text().split("\n", 1)[0].split("\t", 1)[1]
+    data = Path(body[1:]).read_bytes() if body.startswith("@") else body.encode()
+    return post(target.url, data, target.content_type)[0] == 200
 
 
 def post(url: str, body: str | bytes, content_type: str = JSON) -> tuple[int, str]:

@@ -58,6 +58,7 @@ class Workload:
         about: Description for the report.
         ways: Kinds of requests, each with the numbers of connections that are measured.
         systems: Names of the systems that serve it; empty for all that serve the perceptron.
+        measure_s: Seconds of each measurement, many times those of one batch.
         n_workers: Workers of each system that has a choice.
         bare_batches: Batch sizes at which the model is called without a server; empty for no such measurement.
     """
@@ -67,6 +68,7 @@ class Workload:
     ways: Mapping[str, tuple[int, ...]]
     systems: tuple[str, ...] = ()
     n_workers: int = 1
+    measure_s: int = 3
     bare_batches: tuple[int, ...] = ()
 
     def make(self) -> Made:
@@ -190,16 +192,18 @@ IMAGE = Workload(
     "image",
     "ResNet-18, 1,000 classes, uint8 pixels of 3x224x224: a JPEG, or the raw pixels. MLflow and MLServer get the "
     "pixels as JSON; LitServe, BentoML and Celery get both as base64.",
-    {JPEG: (1, 32), RAW: (1, 32)},
+    {JPEG: (8,), RAW: (1, 8)},
     ("modelyard", "modelyard-2", *PEER_NAMES),
-    bare_batches=(1, 2, 4, 8, 16),
+    measure_s=6,
+    bare_batches=(1, 2, 4, 8),
 )
 TEXT = Workload(
     "text",
     "all-MiniLM-L6-v2 with sentence-transformers, one sentence of about 20 words, 384 numbers in the answer.",
-    {"1 sentence": (1, 64)},
+    {"1 sentence": (1, 32)},
     ("modelyard", "modelyard-2", *PEER_NAMES),
-    bare_batches=(1, 8, 16, 32, 64),
+    measure_s=5,
+    bare_batches=(1, 8, 16, 32),
 )
 LARGE = Workload(
     "large",
