@@ -47,7 +47,11 @@ from workers.requirements_check import PYTHON_ENV, REQUIREMENTS, read_requiremen
 logger = logging.getLogger(__name__)
 CODE = (app, workers, modelyard)  # the packages that a worker imports
 NOT_NEEDED = ("modelyard-client", "rich")  # requirements on the path, or only for commands
-LOADED_BY = {"pt2": ("torch",), "skops": ("skops", "mlflow")}  # how a model loads -> packages, else MLflow
+LOADED_BY = {
+    "pt2": ("torch",),
+    "skops": ("skops", "mlflow"),
+    "onnx": ("onnxruntime", "mlflow"),
+}  # how a model loads -> packages, else MLflow
 CONSTRAINTS, BUILT = "constraints.txt", "built.json"
 TORCH_BACKEND = "UV_TORCH_BACKEND"
 # First words of uv's error messages, and the decoration of their lines.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
+import msgspec
 import numpy as np
 import pytest
 import redis
@@ -20,10 +22,14 @@ from mlflow.types import Schema, TensorSpec
 
 from app.ledger import wire
 from app.redis import keys
+from app.settings import WorkerSettings
 from cli.commands.check_command import command
 from tests.conftest import WaitUntil
 from tests.pool_samples import RedisServer
 from tests.workers.worker_processes import Start, accept, ready_pids, records
+from workers import in_environment
+from workers.in_environment import Handover, Refusal
+from workers.model_lookup import look_up
 
 LIBRARY, OLD = "iniconfig", "0.0.8"  # a small package that the tests have in another version
 
@@ -69,6 +75,7 @@ def old_registry(registry: str, tmp_path_factory: pytest.TempPathFactory) -> dic
 PICKLED = {"MODELYARD_ALLOW_PICKLE_MODELS": "true"}  # it is Python code
 MODEL = """
 import mlflow
+import msgspec
 import numpy as np
 
 class Old(mlflow.pyfunc.PythonModel):
@@ -87,9 +94,14 @@ def prepare(variables: dict[str, str]) -> subprocess.Popen[str]:
 
 @pytest.mark.timeout(300)
 def test_a_version_is_served_with_the_packages_that_it_was_logged_with(
-    start_worker: Start, redis_server: RedisServer, old_registry: dict[str, str], wait_until: WaitUntil
+    start_worker: Start,
+    redis_server: RedisServer,
+    old_registry: dict[str, str],
+    wait_until: WaitUntil,
+    measured: dict[str, str],
 ) -> None:
-    said = [each.communicate(timeout=120)[1] for each in (prepare(old_registry), prepare(old_registry))]
+    both = prepare(old_registry | measured), prepare(old_registry)
+    said = [each.communicate(timeout=120)[1] for each in both]
     assert sum("uv: Installed" in each for each in said) == 1, said
     assert sum("models:/Old/1 has its environment in" in each for each in said) == 2
     worker = start_worker("1", **old_registry)
@@ -112,9 +124,9 @@ def test_a_version_is_served_with_the_packages_that_it_was_logged_with(
 
 
 def test_an_environment_that_cannot_be_built_is_one_line_and_leaves_nothing(
-    start_worker: Start, old_registry: dict[str, str], tmp_path: Path
+    start_worker: Start, old_registry: dict[str, str], tmp_path: Path, measured: dict[str, str]
 ) -> None:
-    worker = start_worker("2", **old_registry, TMPDIR=str(tmp_path))
+    worker = start_worker("2", **old_registry, **measured, TMPDIR=str(tmp_path))
     _, said = worker.communicate(timeout=120)
     assert worker.returncode == 1
     last = said.splitlines()[-1]
@@ -128,3 +140,21 @@ def test_an_environment_that_cannot_be_built_is_one_line_and_leaves_nothing(
     environments = Path(old_registry["MODELYARD_ENVIRONMENTS_DIR"])
     assert all((each / "built.json").exists() for each in environments.iterdir() if each.is_dir())
     assert not list(tmp_path.glob("modelyard-*"))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "code"), [("true", ""), ("false", "model_not_allowed")], ids=["loads", "is refused"]
+)
+def test_a_trial_in_the_environment_answers_whether_the_version_loads(
+    allowed: str, code: str, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = WorkerSettings(allow_pickle_models=allowed == "true", mlflow_tracking_uri=registry)
+    handed = Handover(settings.model_dump(mode="json"), look_up(registry, "Scikit", "1"), "", is_trial=True)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    with tempfile.TemporaryFile() as file:
+        file.write(msgspec.msgpack.encode(handed))
+        file.seek(0)
+        monkeypatch.setattr(sys, "argv", ["in_environment", str(os.dup(file.fileno()))])
+        in_environment.main()
+        file.seek(0)
+        assert msgspec.msgpack.decode(file.read(), type=Refusal).code == code

@@ -1,0 +1,81 @@
+"""What a model answers becomes the JSON that MLflow's scoring server would write, or the job fails and says why."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pydantic
+import pytest
+import torch
+
+from app.contract import Column, ColumnsContract, ColumnType
+from app.errors import ModelContractError
+from app.ledger.wire import JobOutcome
+from controller.http.job_json import predictions_json
+from workers.job_outputs import to_outcomes
+
+CONTRACT = ColumnsContract((Column("a", ColumnType("long")),))
+
+
+class Answer(pydantic.BaseModel):
+    """What a model with type hints may answer."""
+
+    text: str
+    at: dt.date
+
+
+def outcomes(output: Any, counts: list[int]) -> list[JobOutcome]:
+    return to_outcomes(output, counts, CONTRACT, "", False)
+
+
+@pytest.mark.parametrize(
+    ("output", "written"),
+    [
+        ([Answer(text="a", at=dt.date(2026, 1, 2))], [{"text": "a", "at": "2026-01-02"}]),
+        ([dt.datetime(2026, 1, 2, 3, 4), pd.NaT], ["2026-01-02T03:04:00", None]),
+        ([np.datetime64("2026-01-02"), np.datetime64("NaT")], ["2026-01-02", None]),
+        (np.array(["2026-01-02", "NaT"], "datetime64[s]"), ["2026-01-02T00:00:00", None]),
+        ([b"\x00\x01", bytearray(b"\x02")], ["AAE=", "Ag=="]),
+        ([{1: np.int64(2)}, {"x": {3}}], [{"1": 2}, {"x": [3]}]),
+        ([pd.NA, None], [None, None]),
+        ([torch.tensor([1, 2]), [0.5]], [[1, 2], [0.5]]),
+        ([(each for each in "ab"), range(2)], [["a", "b"], [0, 1]]),
+        (pd.Series(["a", float("nan")], name="s", dtype=object), [{"s": "a"}, {"s": None}]),
+        (
+            pd.DataFrame({"n": [1, 2], "at": np.array(["2026-01-02", "NaT"], "datetime64[s]")}),
+            [
+                {"n": 1, "at": "2026-01-02T00:00:00"},
+                {"n": 2, "at": None},
+            ],
+        ),
+        ({"a": np.array([[1], [2]]), "b": ["x", "y"]}, {"a": [[1], [2]], "b": ["x", "y"]}),
+    ],
+)
+def test_an_output_of_any_type_is_written_as_json(output: Any, written: Any) -> None:
+    [alone] = outcomes(output, [2])
+    assert json.loads(predictions_json(alone)) == written
+
+
+def test_jobs_that_ran_together_get_their_own_rows_of_frames_and_tuples() -> None:
+    frame = pd.DataFrame({"n": [1, 2, 3]})
+    first, second = outcomes((frame, np.arange(3)), [1, 2])
+    assert json.loads(predictions_json(first)) == [[{"n": 1}], [0]]
+    assert json.loads(predictions_json(second)) == [[{"n": 2}, {"n": 3}], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    "output", [[1.0, float("inf")], pd.DataFrame({"n": [1.0, float("nan")]}), {"n": np.nan}]
+)
+def test_a_number_that_is_not_finite_fails_its_job_wherever_it_stands(output: Any) -> None:
+    [alone] = outcomes(output, [2])
+    assert alone.error_code == "output_not_finite"
+
+
+@pytest.mark.parametrize("output", [[object()], [1j], ["\ud800"]])
+def test_what_json_cannot_say_breaks_the_contract(output: Any) -> None:
+    with pytest.raises(ModelContractError, match="which JSON cannot say"):
+        outcomes(output, [1])
