@@ -19,7 +19,7 @@ from benchmarks.systems import Place, System
 from benchmarks.wrk_load import JSON, Target
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-READY_LIMIT_S = 120.0
+READY_LIMIT_S = 240.0
 SETTLE_LIMIT_S = 30.0
 ASK_ALL_AFTER_S = 10.0
 KILL_AFTER_S = 15.0

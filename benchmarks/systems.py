@@ -28,6 +28,7 @@ MODELYARD_LABELS = (
     ("cli serve", "controller"),
     ("large_bodies", "reader"),
     ("cli worker", "worker"),
+    ("envs/versions", "worker"),
     ("supervisord", "supervisor"),
     ("modelyard up", "supervisor"),
 )
@@ -151,6 +152,8 @@ def _script(peer: str, *arguments: str) -> Callable[[Place], list[Command]]:
 
 def _mosec(place: Place, codec: str) -> list[Command]:
     [command] = _script("mosec", "--address", LOOPBACK, "--port", str(place.port))(place)
+    # The other workloads are measured with the faster codec alone, which also takes images.
+    codec = codec if place.workload == "perceptron" else "orjson"
     return [Command(command.arguments, {**command.environment, "BENCH_CODEC": codec})]
 
 
@@ -241,7 +244,7 @@ SYSTEMS = (
     ),
     System(
         name="mosec",
-        about="Rust front end, batches up to 64, its own JSON decoder",
+        about="Rust front end, batches up to 64; its own JSON decoder for the perceptron, else orjson and NumPy",
         environment="mosec",
         packages=("mosec", "torch"),
         commands=lambda place: _mosec(place, "json"),
