@@ -12,6 +12,7 @@ from modelyard.inputs import Encoded, Input
 from modelyard.schemas import Job, Status
 
 ORDER: tuple[Status, ...] = ("failed", "expired", "cancelled", "queued", "running", "succeeded")
+LARGEST_TRIED_BYTES = 64 * 2**20  # larger bodies are cut before the controller has told its limit
 MARGIN = 0.9  # of the size that rows of equal size would have
 
 
@@ -36,14 +37,15 @@ class Limits:
 
     def allow(self, part: Part) -> bool:
         """Whether a part is within the limits, or cannot be made smaller."""
-        is_small = self.max_body_bytes is None or len(part.encoded.body) <= self.max_body_bytes
+        is_small = len(part.encoded.body) <= (self.max_body_bytes or LARGEST_TRIED_BYTES)
         return part.n_rows < 2 or (is_small and part.n_rows <= (self.max_samples or part.n_rows))
 
     def rows(self, part: Part) -> int:
         """Rows that a part in the place of this one may have."""
         n_rows, size = part.n_rows, len(part.encoded.body)
-        if self.max_body_bytes is not None and size > self.max_body_bytes:
-            n_rows = int(n_rows * MARGIN * self.max_body_bytes / size)
+        largest = self.max_body_bytes or LARGEST_TRIED_BYTES
+        if size > largest:
+            n_rows = int(n_rows * MARGIN * largest / size)
         return max(1, min(n_rows, self.max_samples or n_rows, part.n_rows - 1))
 
 
