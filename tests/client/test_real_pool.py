@@ -92,7 +92,6 @@ TENSORS = ModelSignature(
 def register(folder: Path, database: Path) -> str:
     uri = f"sqlite:///{folder}/mlruns.db"
     shutil.copy(database, folder / "mlruns.db")
-    mlflow.set_tracking_uri(uri)
     registry = mlflow.MlflowClient(uri)
     for name, (model, signature) in models().items():
         mlflow.pyfunc.save_model(

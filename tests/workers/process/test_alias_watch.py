@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,6 @@ from queue import Queue
 
 import mlflow
 import pytest
-from werkzeug.serving import make_server
 
 from app.settings import WorkerSettings
 from workers.model_lookup import ModelVersion, look_up_aliases
@@ -20,10 +20,16 @@ from workers.process.alias_watch import AliasWatch
 
 MODEL = "Moved"
 SOON_S = 0.05
+SERVER = """
+import sys
+from mlflow.server import app
+from werkzeug.serving import run_simple
+run_simple("127.0.0.1", int(sys.argv[1]), app)
+"""
 
 
 @pytest.fixture
-def client(empty_database: Path, tmp_path: Path) -> mlflow.MlflowClient:
+def client(empty_database: Path, tmp_path: Path) -> Iterator[mlflow.MlflowClient]:
     """A registry of one model with two versions; version 1 is the champion."""
     shutil.copy(empty_database, tmp_path / "mlruns.db")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
@@ -31,7 +37,9 @@ def client(empty_database: Path, tmp_path: Path) -> mlflow.MlflowClient:
     for _ in range(2):
         client.create_model_version(MODEL, str(tmp_path))
     client.set_registered_model_alias(MODEL, "champion", "1")
-    return client
+    before = mlflow.get_tracking_uri()
+    yield client
+    mlflow.set_tracking_uri(before)  # which look-ups in this process change
 
 
 @contextmanager
@@ -60,21 +68,17 @@ def test_a_moved_alias_is_read_from_the_database_that_holds_it(client: mlflow.Ml
 
 
 def test_a_moved_alias_is_read_from_an_mlflow_server_once_it_answers(
-    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
+    client: mlflow.MlflowClient, free_port: Callable[[], int]
 ) -> None:
-    monkeypatch.setitem(os.environ, "_MLFLOW_SERVER_FILE_STORE", client.tracking_uri)
-    from mlflow.server import app
-
     port = free_port()
     with watching(f"http://127.0.0.1:{port}", {"champion": 1}) as readings:
         assert readings.get(timeout=5) == {"champion": 1}
         client.set_registered_model_alias(MODEL, "champion", "2")
-        server = make_server("127.0.0.1", port, app)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            awaited(readings, {"champion": 2})
-        finally:
-            server.shutdown()
-            thread.join(10)
-            server.server_close()
+        # A process of its own: MLflow's server sets variables that its process passes on.
+        environment = os.environ | {"_MLFLOW_SERVER_FILE_STORE": client.tracking_uri}
+        command = [sys.executable, "-c", SERVER, str(port)]
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as server:
+            try:
+                awaited(readings, {"champion": 2})
+            finally:
+                server.kill()
