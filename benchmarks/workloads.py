@@ -192,10 +192,10 @@ IMAGE = Workload(
     "image",
     "ResNet-18, 1,000 classes, uint8 pixels of 3x224x224: a JPEG, or the raw pixels. MLflow and MLServer get the "
     "pixels as JSON; LitServe, BentoML and Celery get both as base64.",
-    {JPEG: (8,), RAW: (1, 8)},
+    {JPEG: (16,), RAW: (1, 16)},
     ("modelyard", "modelyard-2", *PEER_NAMES),
-    measure_s=6,
-    bare_batches=(1, 2, 4, 8),
+    measure_s=8,
+    bare_batches=(1, 4, 8, 16),
 )
 TEXT = Workload(
     "text",
