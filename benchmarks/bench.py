@@ -97,7 +97,7 @@ def make_plan(only: str, *, quick: bool, n_rounds: int, workload: str = PERCEPTR
         SystemExit: It names an unknown system or workload.
     """
     names = tuple(only.split(",")) if only else ()
-    known = [BARE, *[system.name for system in SYSTEMS]]
+    known = [*[system.name for system in SYSTEMS], BARE]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise SystemExit(f"bench: unknown system {', '.join(unknown)}; known: {', '.join(known)}")
