@@ -114,6 +114,7 @@ async def open_site(
         working = None if worker else asyncio.create_task(work(hand_worker()))
         port = free_port()
         fields = {"host": "127.0.0.1", "port": port, "max_body_bytes": LIMIT_BYTES, "fast_http": fast_http}
+        fields["keep_alive_s"] = 5.0  # a test whose caller has gone while nothing is read waits for it
         served = await serve(**{**fields, **settings})
         server = make_server(served.app, served.services.settings, access_log=False)
         server.config.lifespan = "off"  # `serve` has opened it
