@@ -64,8 +64,7 @@ class Services:
         self.replay_buffer = ReplayBuffer(Replay(client), self.clock, retention_s)
         self.watcher = PoolWatcher(client, self.clock, backlogs, self.replay_buffer, settings, unreadable)
         self.metrics = Metrics(self.watcher, self.clock, unreadable)
-        limits = {"max_body_bytes": settings.max_body_bytes, "max_samples": settings.max_samples}
-        self.refusals = Refusals(self.metrics, audit, limits)
+        self.refusals = Refusals(self.metrics, audit, _limits(settings))
         self.link = RedisLink(client, settings.redis_timeout_s)
         self.dispatcher = Dispatcher(
             controller_id,
@@ -110,3 +109,8 @@ class Services:
         )
         self.losses = LossWatch(client, heartbeat_s, retention_s, self.metrics.ledger_lost)
         self.feed = Feed(client, self.watcher, self.clock, heartbeat_s)
+
+
+def _limits(settings: ControllerSettings) -> dict[str, int]:
+    """The limits of a request, as a 413 tells them."""
+    return {"max_body_bytes": settings.max_body_bytes, "max_samples": settings.max_samples}

@@ -21,7 +21,7 @@ READERS = {
     "controller": ["controller"],
     "workers": ["worker", "onnx"],
     "training": ["training"],
-    "client": ["commands", "pictures", "plots"],
+    "client": ["commands", "pictures", "plots", "progress", "tables"],
     "cli": ["controller", "worker", "training", "flower", "local"],
 }
 OURS = {*READERS, "modelyard", "scripts", "benchmarks", "faults", "tests"}
