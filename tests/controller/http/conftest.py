@@ -73,9 +73,10 @@ class Site:
 
     @asynccontextmanager
     async def caller(self, **options: Any) -> AsyncIterator[Caller]:
-        own = socket.create_connection(self.address)
-        if options:
+        own = socket.socket()
+        if options:  # set before the handshake: a window that was granted and shrinks stops both directions
             own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
+        own.connect(self.address)
         reader, writer = await asyncio.open_connection(sock=own, **options)
         try:
             yield Caller(reader, writer)
@@ -114,7 +115,6 @@ async def open_site(
         working = None if worker else asyncio.create_task(work(hand_worker()))
         port = free_port()
         fields = {"host": "127.0.0.1", "port": port, "max_body_bytes": LIMIT_BYTES, "fast_http": fast_http}
-        fields["keep_alive_s"] = 5.0  # a test whose caller has gone while nothing is read waits for it
         served = await serve(**{**fields, **settings})
         server = make_server(served.app, served.services.settings, access_log=False)
         server.config.lifespan = "off"  # `serve` has opened it

@@ -156,6 +156,7 @@ async def test_a_caller_who_reads_no_answer_gets_no_more_requests_read(site: Sit
             await caller.send(REFUSED)
             await asyncio.sleep(0.001)  # the pace of a caller who sends the next one after the answer
             assert connection.transport.get_write_buffer_size() < MAX_UNSENT_BYTES
+        assert not connection.transport.is_closing()
 
 
 async def test_a_caller_who_never_reads_an_answer_is_given_up(open_site: OpenSite) -> None:
@@ -361,8 +362,10 @@ async def test_packed_bodies_are_unpacked_within_the_limit(site: Site) -> None:
 @pytest.mark.parametrize(
     ("content_type", "body", "status"),
     [
-        ("multipart/form-data; boundary=x", b"--x\r\n\r\n1\r\n--x--", 415),
-        ("image/png", b"\x89PNG\r\n", 415),
+        ("application/pdf", b"%PDF-1.7", 415),
+        ("image/gif", b"GIF89a", 415),
+        ("image/png", b"\x89PNG\r\n", 422),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n1\r\n--x--", 422),
         ("text/csv", b"1,2", 415),
         ("text/csv", BODY, 200),
         ("application/x-www-form-urlencoded", b"data=1", 400),
