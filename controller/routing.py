@@ -256,9 +256,10 @@ def _check_worker(snapshot: Snapshot, selector: Selector, worker: int) -> None:
 
 
 def _only_model(snapshot: Snapshot) -> str:
-    if len(snapshot.known_versions) != 1:
+    names = snapshot.by_model or snapshot.known_versions  # with no worker ready, those that were served
+    if len(names) != 1:
         raise ParameterError("version needs model beside it, as several models (or none) are served")
-    return next(iter(snapshot.known_versions))
+    return next(iter(names))
 
 
 def _split(snapshot: Snapshot, name: str) -> tuple[str, str]:
