@@ -48,8 +48,11 @@ class TaskEvents:
         self._pending.append((request, time.time(), kind, fields))
 
     def send(self, dispatcher: Any) -> None:
-        """Pass all events to Celery's event dispatcher, which publishes them in groups."""
-        while self._pending:
+        """Pass the events of a moment to Celery's event dispatcher, which publishes them in groups.
+
+        Not those that are noted meanwhile: with a backlog there are always some, and remote commands would wait.
+        """
+        for _ in range(len(self._pending)):
             request, at_s, kind, fields = self._pending.popleft()
             request.eventer = dispatcher
             if kind == "task-started":

@@ -125,7 +125,8 @@ def test_log_of_the_run_before_is_kept_apart(folder: Path, wait_until: WaitUntil
     for _ in range(2):
         with Supervisor(folder, [worker]) as supervisor:
             supervisor.start([worker])
-            wait_until(lambda: says(supervisor, "worker", "running"))
+            log = supervisor.log_path("worker")
+            wait_until(lambda: log.exists() and log.read_text() == "running\n")  # noqa: B023
     assert supervisor.log_path("worker").read_text() == "running\n"
     assert (folder / "logs" / "worker.previous.log").read_text() == "running\n"
 
