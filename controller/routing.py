@@ -183,7 +183,7 @@ def foreseen(snapshot: Snapshot, selector: Selector) -> Route | None:
     candidates, forced = _selected(snapshot, selector)
     if not candidates or (len(candidates) > 1 and not snapshot.one_contract):
         return None
-    return Route(candidates[0], FORCED if forced else POLICY, forced)
+    return _route(candidates[0], forced)
 
 
 def _route(candidate: Candidate, forced: bool) -> Route:

@@ -13,7 +13,7 @@ from app.ledger.closing import overdue_outcome
 from app.ledger.ids import JobRef
 from app.ledger.wire import BatchHead, BatchOutcome
 from app.redis import keys
-from app.redis.client import REDIS_ERRORS, AsyncClient, ledger_error, ledger_errors
+from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import run
 from modelyard.schemas import Status
 
@@ -57,10 +57,8 @@ class ControllerLedger:
         # Read the time first: a job that is unclaimed after its deadline can never be claimed.
         pipe.time()
         pipe.hmget(keys.batch(ref.batch_id), ["head", "out", "by", f"c:{ref.index}"])
-        try:
+        with ledger_errors():
             time, (head_data, outcome_data, by, cancelled) = await pipe.execute()
-        except REDIS_ERRORS as error:
-            raise ledger_error(error) from error
         if head_data is None:
             return None
         head, n_jobs = wire.decode_head(head_data), ids.n_jobs(ref.batch_id)

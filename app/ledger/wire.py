@@ -188,8 +188,7 @@ def decode_head(data: bytes) -> BatchHead:
         head = _decode_head(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unreadable("batch head", error, data, newest=ANY_CONTRACT_VERSION) from None
-    if not SCHEMA_VERSION <= head.schema_version <= ANY_CONTRACT_VERSION:
-        raise _other_version(head.schema_version, ANY_CONTRACT_VERSION)
+    _check_version(head.schema_version, ANY_CONTRACT_VERSION)
     return head
 
 
@@ -203,8 +202,7 @@ def decode_outcome(data: bytes) -> BatchOutcome:
         outcome = _decode_outcome(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unreadable("outcome", error, data, newest=OUTPUTS_VERSION) from None
-    if not SCHEMA_VERSION <= outcome.schema_version <= OUTPUTS_VERSION:
-        raise _other_version(outcome.schema_version, OUTPUTS_VERSION)
+    _check_version(outcome.schema_version, OUTPUTS_VERSION)
     return outcome
 
 
@@ -247,11 +245,16 @@ def unreadable(
     except (msgspec.DecodeError, UnicodeDecodeError):
         version = 0
     if version > newest:
-        return _other_version(version, newest)
+        return _newer(version, newest)
     return WireError(f"unreadable {what}: {error}")
 
 
-def _other_version(version: int, newest: int) -> WireError:
+def _check_version(version: int, newest: int) -> None:
     if version > newest:
-        return NewerWireError(f"schema version {version}, this process reads {newest}")
-    return WireError(f"schema version {version}, this process reads {SCHEMA_VERSION}")
+        raise _newer(version, newest)
+    if version < SCHEMA_VERSION:
+        raise WireError(f"schema version {version}, this process reads {SCHEMA_VERSION}")
+
+
+def _newer(version: int, newest: int) -> NewerWireError:
+    return NewerWireError(f"schema version {version}, this process reads {newest}")

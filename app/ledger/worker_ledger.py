@@ -13,11 +13,9 @@ from app.ledger import commands, ids, wire
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
 from app.redis.client import (
-    REDIS_ERRORS,
     Client,
     NoScriptError,
     RedisConnectionError,
-    ledger_error,
     ledger_errors,
 )
 from app.redis.script import Call, run_now
@@ -207,10 +205,8 @@ class WorkerLedger:
         call = commands.finish_and_take(
             batch.batch_id, batch.head, self.worker_id, outcome, self._retention_ms, quarantined, take=take
         )
-        try:
+        with ledger_errors():
             written, *taken = self._scripts.run(call)
-        except REDIS_ERRORS as error:
-            raise ledger_error(error) from error
         self._note_taken(taken[0] if taken else None)
         return bool(written)
 
@@ -223,22 +219,21 @@ class WorkerLedger:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
+        with ledger_errors():
+            self._note_taken(self._wait_and_take(limit_s))
+
+    def _wait_and_take(self, limit_s: float) -> list[bytes] | None:
         call = commands.take(self._queue, self.worker_id)
-        at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever if the timeout is 1 ms
-        # From the queue's tail to its tail: BLMOVE returns the message without removing it.
-        wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
-        try:
-            if limit_s <= 0:
-                taken = self._scripts.run(call)
-            else:
-                try:
-                    taken = self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call)
-                except (NoScriptError, RedisConnectionError):
-                    # The script may have claimed a batch before the connection was lost; this one finds it again.
-                    taken = self._scripts.run(call)
-        except REDIS_ERRORS as error:
-            raise ledger_error(error) from error
-        self._note_taken(taken)
+        if limit_s > 0:
+            at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever if the timeout is 1 ms
+            # From the queue's tail to its tail: BLMOVE returns the message without removing it.
+            wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
+            # The script may have claimed a batch before the connection was lost; the one below finds it again.
+            with suppress(NoScriptError, RedisConnectionError):
+                return cast(
+                    "list[bytes] | None", self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call)
+                )
+        return cast("list[bytes] | None", self._scripts.run(call))
 
     def _note_taken(self, answer: list[bytes] | None) -> None:
         *self._taken_fields, batch_id = answer or [b""]

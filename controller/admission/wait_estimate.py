@@ -67,9 +67,8 @@ class BatchCosts:
             after = (jobs, max(took_ms, LEAST_BATCH_MS))
         else:
             took_ms = min(max(took_ms, LEAST_BATCH_MS), LARGEST_STEP * before[1])
-            mean_jobs, mean_ms = before
-            after = (mean_jobs + WEIGHT * (jobs - mean_jobs), mean_ms + WEIGHT * (took_ms - mean_ms))
-        self.usual_jobs = self.usual_jobs + WEIGHT * (jobs - self.usual_jobs) if self._classes else jobs
+            after = (_moved(before[0], jobs), _moved(before[1], took_ms))
+        self.usual_jobs = _moved(self.usual_jobs, jobs) if self._classes else jobs
         self._classes[size_class] = after
         sizes, costs = zip(*sorted(self._classes.values()), strict=True)
         # A batch never costs more than a larger one: the first batch of a size may have met a suspended worker.
@@ -88,6 +87,10 @@ class BatchCosts:
             return max(costs[0] * jobs / sizes[0], LEAST_BATCH_MS)
         share = (jobs - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
         return costs[above - 1] + share * (costs[above] - costs[above - 1])
+
+
+def _moved(mean: float, value: float) -> float:
+    return mean + WEIGHT * (value - mean)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -163,9 +166,7 @@ class QueueBacklog:
         if not (ran and outcome.n_samples):
             return
         pass_ms = outcome.inference_ms / ran
-        if self.pass_ms == inf:
-            self.pass_ms = pass_ms
-        self.pass_ms += WEIGHT * (pass_ms - self.pass_ms)
+        self.pass_ms = pass_ms if self.pass_ms == inf else _moved(self.pass_ms, pass_ms)
         # Measured from the moment when its worker could have started: the time between two batches is part of the cost.
         started_at_ms, ended_at_ms = outcome.started_at_ms, outcome.finished_at_ms
         before_ms = self.free_at_ms.get(outcome.worker_id, 0.0)

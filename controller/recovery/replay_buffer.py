@@ -71,8 +71,7 @@ class ReplayBuffer:
 
     def accepted(self, event: Accepted) -> None:
         """Copy a batch that was just accepted."""
-        batch = event.accept.batch
-        self._add(batch.batch_id, event.accept, len(batch.data) + len(event.accept.head))
+        self._keep(event.accept)
 
     def completed(self, event: Completed) -> None:
         """Replace the samples of a batch by its outcome; drop the copy if all callers have received their outcomes."""
@@ -84,7 +83,7 @@ class ReplayBuffer:
             return
         if any(job.error_code == QUARANTINED for job in event.outcome.jobs):
             # The quarantine needs the samples, too: the batch must reach that outcome again.
-            self._add(event.batch_id, accept, len(accept.batch.data) + len(accept.head))
+            self._keep(accept)
             return
         restore = RestoreOutcome.of(accept, event.outcome)
         self._add(event.batch_id, restore, len(restore.head) + len(restore.outcome))
@@ -150,6 +149,9 @@ class ReplayBuffer:
             # Unknown job: the controller that accepted it will write it again.
             if answer != "unknown":
                 self._cancels_due.discard(ref)
+
+    def _keep(self, accept: Accept) -> None:
+        self._add(accept.batch.batch_id, accept, len(accept.batch.data) + len(accept.head))
 
     def _add(self, batch_id: str, call: Accept | RestoreOutcome, n_bytes: int) -> None:
         size_bytes = OVERHEAD_BYTES + n_bytes

@@ -122,8 +122,7 @@ class Heartbeat:
 
     def batch_started(self, batch_id: str) -> None:
         """Record the running batch."""
-        with self._lock:
-            self._record = msgspec.structs.replace(self._record, running_batch=batch_id)
+        self._change(running_batch=batch_id)
 
     def batch_ended(self, done: int, failed: int, n_samples: int, inference_ms: float) -> None:
         """Count a batch: jobs that succeeded and failed, samples and duration of the forward pass."""
