@@ -122,7 +122,7 @@ def _own(workload: str, way: str) -> Spoken:
 
 
 def _own_json(workload: str, way: str) -> Spoken:
-    """Those that read JSON alone: images are base64."""
+    """For systems that only read JSON: images are base64."""
     pattern = f'"predictions":{FIRST_ROW}'
     return "", JSON, lambda rows: _json({"data": [rows] if workload == "image" else rows}), pattern
 

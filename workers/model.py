@@ -139,7 +139,7 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
         return _load_torch(found, contract, settings, _load_pt2)
     if how.kind == "onnx":
         onnx_model.require_runtime(found.uri)
-        return _on_first_device(found, contract, settings, _load_onnx, onnx_model.devices(settings))
+        return _on_first_device(found, contract, settings, _load_onnx, onnx_model.has_cuda)
     if how.kind == "skops":
         return _warm(found, contract, partial(_load_skops, found, how.file), "cpu", settings)
     if how.kind == "code":
@@ -188,7 +188,7 @@ def _load_torch(
     import torch
 
     torch.set_num_threads(settings.torch_threads)
-    return _on_first_device(found, contract, settings, make, _torch_devices(settings))
+    return _on_first_device(found, contract, settings, make, torch.cuda.is_available)
 
 
 def _on_first_device(
@@ -196,24 +196,18 @@ def _on_first_device(
     contract: Contract,
     settings: WorkerSettings,
     make: Callable[[ModelVersion, str, WorkerSettings], Made],
-    devices: Sequence[str],
+    has_cuda: Callable[[], bool],
 ) -> LoadedModel:
-    """Load it on the first device on which it works; parts of an exported model may be bound to the CPU."""
-    *tried_first, last = devices
-    for device in tried_first:
-        try:
-            return _warm(found, contract, partial(make, found, device, settings), device, settings)
-        except ModelWarmUpError as error:
-            logger.warning("%s; trying %s", error.detail, last)
-    return _warm(found, contract, partial(make, found, last, settings), last, settings)
-
-
-def _torch_devices(settings: WorkerSettings) -> list[str]:
-    import torch
-
-    if settings.device != "auto":
-        return [settings.device]
-    return ["cuda:0", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    """Load it on the set device, or on the first one on which it works: parts of an exported model may need the CPU."""
+    device = settings.device
+    if device == "auto":
+        device = "cpu"
+        if has_cuda():
+            try:
+                return _warm(found, contract, partial(make, found, "cuda:0", settings), "cuda:0", settings)
+            except ModelWarmUpError as error:
+                logger.warning("%s; trying %s", error.detail, device)
+    return _warm(found, contract, partial(make, found, device, settings), device, settings)
 
 
 def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Made:

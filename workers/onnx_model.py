@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from app.errors import ModelRequirementsError
-from app.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -35,13 +34,11 @@ def require_runtime(uri: str) -> None:
         )
 
 
-def devices(settings: WorkerSettings) -> list[str]:
-    """The devices to try, in order."""
+def has_cuda() -> bool:
+    """Whether this build of ONNX Runtime can use CUDA."""
     import onnxruntime
 
-    if settings.device != "auto":
-        return [settings.device]
-    return ["cuda:0", "cpu"] if CUDA in onnxruntime.get_available_providers() else ["cpu"]
+    return CUDA in onnxruntime.get_available_providers()
 
 
 class OnnxModel:
@@ -64,7 +61,7 @@ class OnnxModel:
         options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
         options.log_severity_level = ERRORS_ONLY
         providers: list[Any] = [CPU]
-        if device != "cpu" and CUDA in onnxruntime.get_available_providers():
+        if device != "cpu" and has_cuda():
             providers.insert(0, (CUDA, {"device_id": device.partition(":")[2] or "0"}))
         self._session = onnxruntime.InferenceSession(file, options, providers)
         if device != "cpu" and CUDA not in self._session.get_providers():  # it falls back to the CPU silently

@@ -1,4 +1,4 @@
-"""Reads tables by duck typing: pandas, polars, pyarrow, and whatever exports an Arrow stream. Imports none of them."""
+"""Reads tables of pandas, polars and pyarrow, and objects that export an Arrow stream; imports none of the packages."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def read_frame(value: Any) -> Frame | None:
 
 def column_values(column: Any) -> list[Any]:
     """The values of a column as Python objects, None or NaN for a missing one; times as ISO text, with nanoseconds."""
-    if _holds_plain_times(column):
-        return array_values(np.asarray(column))
-    if isinstance(getattr(column, "dtype", None), np.dtype):
+    if _holds_plain_times(column) or isinstance(getattr(column, "dtype", None), np.dtype):
         return array_values(np.asarray(column))
     # Columns of polars, pyarrow and pandas' own types, whose arrays would have floats in place of integers with gaps.
     values: list[Any] = column.to_pylist() if hasattr(column, "to_pylist") else column.to_list()

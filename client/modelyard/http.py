@@ -186,7 +186,7 @@ class Client:
         return self._run(calls.wait(job, timeout_s))
 
     def result(self, job: Job | str) -> Job:
-        """Read a job, or the job with an id, in whatever state it is.
+        """Read a job, or the job with an id, in any state.
 
         Raises:
             UnknownJobError: No job has this id.

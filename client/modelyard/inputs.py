@@ -291,9 +291,7 @@ def _plain(value: Any) -> Any:
     """
     if isinstance(value, np.generic) or _is_array(value):
         array = _array(value)
-        if array.dtype.kind not in "fiubOUSM" or (
-            array.dtype.kind == "f" and array.itemsize > MAX_ITEM_BYTES
-        ):
+        if not _can_be_sent(array):
             raise TypeError(f"{array.dtype} is no kind of number")
         return array_values(array)
     if hasattr(value, "isoformat"):  # pandas' times, which have nanoseconds

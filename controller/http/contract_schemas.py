@@ -28,9 +28,9 @@ from app.contract import (
 from app.contract.column_values import HAVE_MISSING, RANGES, TIME
 from app.contract.documents import PARAMS
 from controller.input.image_layout import takes_images
+from controller.input.json_numbers import SAMPLE_KEYS
 
 Schema = dict[str, Any]
-SAMPLE_KEYS = ("data", "inputs", "instances")
 TABLE_TYPES = frozenset({"boolean", "integer", "long", "float", "double", "string"})  # CSV has no others
 ANYTHING: Schema = {}
 IMAGE: Schema = {

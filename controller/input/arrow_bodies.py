@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from app.contract import FREE, AnyContract, ColumnsContract, Contract, TensorContract, TensorField
 from app.contract.documents import TABLE, Document
-from app.contract.tensors import MAX_DIMENSIONS, Shaped
+from app.contract.tensors import MAX_DIMENSIONS, SHOWN, Shaped
 from app.errors import BodyNotArrayError, InputShapeError, InputTypeError, ModelyardError, TooLargeError
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM
 
@@ -27,7 +27,6 @@ Values = list[Any]
 NAMES = {ARROW_STREAM: "an Arrow IPC stream", ARROW_FILE: "an Arrow IPC file"}
 PARQUET = "a Parquet file"
 INDEX = re.compile(r"__index_level_\d+__")  # a DataFrame's index, which pandas writes as a column
-SHOWN = 80  # characters of a name in an error
 
 
 class Table:
@@ -152,10 +151,7 @@ def read_table(kind: bytes, body: bytes, max_rows: int, max_bytes: int) -> Table
     except Exception as error:  # a damaged body may raise any error
         reason = str(error).split("\n")[0][: 2 * SHOWN]
         raise BodyNotArrayError(f"the body is not {NAMES.get(kind, PARQUET)} ({reason})") from None
-    if table.nbytes > max_bytes:
-        raise TooLargeError(
-            f"the uncompressed table has {table.nbytes} bytes; at most {max_bytes} are accepted: send fewer rows"
-        )
+    _check_bytes(table.nbytes, max_bytes)
     return Table(table)
 
 
@@ -183,10 +179,7 @@ def _read_parquet(body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
     described = file.metadata
     _check_rows(described.num_rows, max_rows)
     n_bytes = sum(described.row_group(place).total_byte_size for place in range(described.num_row_groups))
-    if n_bytes > max_bytes:
-        raise TooLargeError(
-            f"the uncompressed table has {n_bytes} bytes; at most {max_bytes} are accepted: send fewer rows"
-        )
+    _check_bytes(n_bytes, max_bytes)
     table = file.read(use_threads=False)
     _check_rows(table.num_rows, max_rows)
     return table
@@ -195,6 +188,13 @@ def _read_parquet(body: bytes, max_rows: int, max_bytes: int) -> pa.Table:
 def _check_rows(n_rows: int, max_rows: int) -> None:
     if n_rows > max_rows:
         raise TooLargeError(f"{n_rows} rows in one request; at most {max_rows} are accepted")
+
+
+def _check_bytes(n_bytes: int, max_bytes: int) -> None:
+    if n_bytes > max_bytes:
+        raise TooLargeError(
+            f"the uncompressed table has {n_bytes} bytes; at most {max_bytes} are accepted: send fewer rows"
+        )
 
 
 def _fitted(value: NDArray[Any] | Shaped, field: TensorField, contract: Contract) -> NDArray[Any] | Shaped:

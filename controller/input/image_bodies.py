@@ -21,6 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.contract import FREE, ColumnsContract, Contract, Param
 from app.contract.documents import TABLE, Document
+from app.contract.tensors import SHOWN
 from app.errors import (
     BodyKeyError,
     BodyNotArrayError,
@@ -41,7 +42,6 @@ OPAQUE = (255, 255)
 MAX_FIELDS = 64
 DATA_URL = re.compile(r"data:image/[a-z+.-]+;base64,", re.ASCII | re.IGNORECASE)
 DATA_URL_START = 64  # characters that its head may have
-SHOWN = 80  # characters of a value in an error
 
 
 class Images:

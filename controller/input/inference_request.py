@@ -25,7 +25,7 @@ from app.contract import (
     TensorField,
 )
 from app.contract.documents import TABLE, Document, read_python_json
-from app.contract.tensors import Array, Shaped, flattened
+from app.contract.tensors import SHOWN, Array, Shaped, flattened
 from app.errors import BodyKeyError, InputShapeError, InputTypeError, ParameterError
 
 # Datatypes of the protocol by NumPy name. BF16 is missing because NumPy has no such type.
@@ -50,7 +50,6 @@ NO_PARAMS = frozenset(
 T = TypeVar("T")
 LENGTH_BYTES = 4  # before each element of BYTES
 MAX_DIMENSION = 2**40
-SHOWN = 80  # characters of a value in an error
 
 
 class TensorMetadata(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract, documents
+from app.contract import ColumnsContract, Contract, TensorContract, documents
 from app.contract.documents import Document, Reading, Rules
 from app.contract.payloads import JobForm, rows_payload, to_payload
 from app.errors import (
@@ -163,8 +163,7 @@ def _given(content_type: bytes, body: bytes, max_samples: int, max_bytes: int) -
 
 def _with_images(document: Document, body: bytes, contract: Contract, max_bytes: int) -> Document:
     """The document with the pixels of images that are base64 in its JSON, if the contract takes images."""
-    is_tensor = isinstance(contract, TensorContract | TensorsContract)
-    if not is_tensor or not documents.IMAGES.search(body) or layout_of(contract) is None:
+    if layout_of(contract) is None or not documents.IMAGES.search(body):
         return document
     if not max_bytes:
         raise NeedsReader

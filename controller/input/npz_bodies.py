@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract, spellings
 from app.contract.documents import TABLE, Document
 from app.contract.npy import read_npy
+from app.contract.tensors import SHOWN
 from app.errors import (
     BodyNotArrayError,
     InputEmptyError,
@@ -24,7 +25,6 @@ from app.errors import (
 MAX_ARRAYS = 1024
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 KINDS = "biufU"  # booleans, numbers and text
-SHOWN = 80  # characters of a name in an error
 
 
 class Arrays:

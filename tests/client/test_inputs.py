@@ -1,4 +1,4 @@
-"""What a caller may give as samples, and what of it arrives in the controller: the same values, in parts if need be."""
+"""Samples of all kinds arrive in the controller with the same values, in several parts if they are too large."""
 
 from __future__ import annotations
 

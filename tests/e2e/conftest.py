@@ -119,6 +119,15 @@ def answers(url: str) -> bool:
         return False
 
 
+def queues_in(flower: httpx.Client) -> set[str]:
+    """Queues that Flower lists; none while it does not answer."""
+    try:
+        workers = flower.get("/api/workers", params={"refresh": "true"}).json()
+    except (httpx.HTTPError, ValueError):
+        return set()
+    return {queue["name"] for worker in workers.values() for queue in worker.get("active_queues", [])}
+
+
 def ready_workers(url: str) -> int:
     rows = httpx.get(f"{url}/workers", timeout=10).json()["workers"]
     return sum(row["live_workers"] for row in rows)

@@ -30,7 +30,7 @@ from controller.admission.authentication import Caller
 from controller.admission.rate_limit import RateLimit
 from modelyard import Client
 from tests.conftest import WaitUntil
-from tests.e2e.conftest import MODEL, Digits, Pool
+from tests.e2e.conftest import MODEL, Digits, Pool, queues_in
 
 pytestmark = pytest.mark.timeout(400)  # the first test here may train and start a whole pool
 ACL = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
@@ -213,16 +213,10 @@ def flower_sees_the_batches(pool: Pool, guarded: Guarded, job_id: str, wait_unti
     variables = guarded.variables("flower") | {"FLOWER_UNAUTHENTICATED_API": "true"}
     pool.start("cli", "flower", f"--port={port}", **variables)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as flower:
-
-        def queues() -> set[str]:
-            try:
-                workers = flower.get("/api/workers", params={"refresh": "true"}).json()
-            except (httpx.HTTPError, ValueError):
-                return set()
-            return {queue["name"] for worker in workers.values() for queue in worker.get("active_queues", [])}
-
         wait_until(
-            lambda: f"modelyard:queue:{MODEL}:2" in queues(), timeout_s=60, what="Flower sees the worker"
+            lambda: f"modelyard:queue:{MODEL}:2" in queues_in(flower),
+            timeout_s=60,
+            what="Flower sees the worker",
         )
         assert flower.get("/api/queues/length").json()["active_queues"][0]["messages"] == 0
         with Client(pool.environment["URL"]) as client:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from modelyard import Client
-from tests.e2e.conftest import Digits, Pool, ready_workers
+from tests.e2e.conftest import Digits, Pool, queues_in, ready_workers
 
 
 @pytest.mark.timeout(300)
@@ -49,15 +49,8 @@ def test_flower_shows_workers_queues_and_batches(served: tuple[Pool, str, Client
     process = pool.start("cli", "flower", f"--port={port}", FLOWER_UNAUTHENTICATED_API="true")
     flower = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
 
-    def queues() -> set[str]:
-        try:
-            workers = flower.get("/api/workers", params={"refresh": "true"}).json()
-        except (httpx.HTTPError, ValueError):
-            return set()
-        return {queue["name"] for worker in workers.values() for queue in worker.get("active_queues", [])}
-
     expected = {row["queue"] for row in httpx.get(f"{url}/workers").json()["workers"]}
-    pool.wait_until(lambda: queues() == expected, timeout_s=60, what="Flower lists both queues")
+    pool.wait_until(lambda: queues_in(flower) == expected, timeout_s=60, what="Flower lists both queues")
     job = client.predict(digits.images[:1])
 
     def batch() -> dict[str, object]:

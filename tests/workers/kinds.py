@@ -22,7 +22,7 @@ EXPERIMENT = "kinds"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a script's model is.
+    """The model of a script.
 
     Attributes:
         contract: Kind of its contract.

@@ -1,4 +1,4 @@
-"""What a model answers becomes the JSON that MLflow's scoring server would write, or the job fails and says why."""
+"""A model's answer becomes the JSON that MLflow's scoring server would write, or the job fails with the reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTRACT = ColumnsContract((Column("a", ColumnType("long")),))
 
 
 class Answer(pydantic.BaseModel):
-    """What a model with type hints may answer."""
+    """A possible answer of a model with type hints."""
 
     text: str
     at: dt.date

@@ -50,7 +50,8 @@ class TaskEvents:
     def send(self, dispatcher: Any) -> None:
         """Pass the events of a moment to Celery's event dispatcher, which publishes them in groups.
 
-        Not those that are noted meanwhile: with a backlog there are always some, and remote commands would wait.
+        Events noted meanwhile wait for the next call: with a backlog there are always some, and remote commands would
+        never be answered.
         """
         for _ in range(len(self._pending)):
             request, at_s, kind, fields = self._pending.popleft()

@@ -1,7 +1,4 @@
-"""`open-inference-openapi`, the client that is generated from the protocol's own description, as its page shows.
-
-https://pypi.org/project/open-inference-openapi/
-"""
+"""`open-inference-openapi`, the client that is generated from the protocol's own description, as its page shows."""
 
 from __future__ import annotations
 
