@@ -51,14 +51,18 @@ def test_a_pass_means_that_packages_were_looked_up(
     answer = "" if packages is None else json.dumps({"dependencies": packages})
     code = f"import sys; sys.stdout.write({answer!r}); sys.stderr.write({stderr!r}); sys.exit({status})"
     monkeypatch.setattr(audit, "command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(audit, "lock_groups", lambda _: [[tmp_path / "a.lock"]])
     assert audit.main() == status
     captured = capsys.readouterr()
     assert text in captured.out + captured.err
 
 
-def test_every_lock_is_audited_as_it_is(audit: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "a.lock").write_text("click==8.2.0\n")
-    line = [*audit.command("pypi", [tmp_path / "a.lock"]), "--dry-run"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "would have audited 1 packages" in done.stdout + done.stderr
+def test_pip_audit_reads_every_lock(audit: ModuleType) -> None:
+    folder = SCRIPT.parents[1] / "requirements"
+    groups = audit.lock_groups(folder)
+    assert sorted(lock for group in groups for lock in group) == sorted(folder.glob("*.lock"))
+    for group in groups:
+        line = [*audit.command("pypi", group), "--dry-run"]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "would have audited" in done.stdout + done.stderr
