@@ -64,6 +64,12 @@ class Settings(BaseSettings):
         validate_default=True,
         description="folder for the pool's own Redis data, sockets and logs",
     )
+    pool_file: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("pool_file", "MODELYARD_FILE"),
+        description="file that says what to serve and which endpoints there are; default: `modelyard.toml` in the "
+        "working directory, if it exists",
+    )
     heartbeat_s: float = Field(
         default=1.0,
         gt=0,
@@ -82,7 +88,7 @@ class Settings(BaseSettings):
     def _where_it_lies(cls, uri: str) -> str:
         return uri or default_uri()
 
-    @field_validator("state_dir", "redis_password_file", "environments_dir", check_fields=False)
+    @field_validator("state_dir", "pool_file", "redis_password_file", "environments_dir", check_fields=False)
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.absolute() if path else None  # a model may change the working directory

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.errors import ConfigurationError
+from app.pool_file import Endpoint, NamedVersion, Serve, find_pool_file, read_pool_file
+from app.settings import Settings, load
+
+WRONG = """\
+[[serve]]
+model = "digits"
+version = [1]
+replicas = [3, 1]
+device = "gpu"
+
+[[serve]]
+models = "x"
+versions = [0]
+
+[endpoints.shop]
+models = ["digits"]
+default = true
+pinned = "other/3"
+deadline_s = 0
+
+[endpoints.lab]
+models = ["digit"]
+[endpoints."a b"]
+cold = "perhaps"
+[endpoint.x]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "modelyard.toml"
+    path.write_text(text)
+    return path
+
+
+def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Path) -> None:
+    path = written(tmp_path, WRONG)
+    with pytest.raises(ConfigurationError) as caught:
+        read_pool_file(path)
+    said = [
+        line.removeprefix("modelyard: ").removeprefix(f"{path}:") for line in caught.value.detail.splitlines()
+    ]
+    assert said == [
+        "3: `version` is unknown; did you mean `versions`?",
+        "4: `replicas` is [3, 1]: expected the smaller number first: [1, 3]",
+        "5: `device` is 'gpu': expected `auto`, `cpu`, `cuda` or `cuda:N`",
+        "7: `model` is missing",
+        "8: `models` is unknown; did you mean `model`?",
+        "9: `versions` is [0]: expected numbers from 1, aliases, `latest`, `best`, or tags such as `serve=true`",
+        "14: `pinned` is 'other/3': expected a version of the endpoint; other/3 does not belong to it",
+        "15: `deadline_s` is 0: Input should be greater than 0",
+        "19: 'a b' is not an endpoint's name; expected letters, digits and `_.-`",
+        "20: `cold` is 'perhaps': Input should be 'refuse' or 'accept'",
+        "21: `endpoint` is unknown; expected [[serve]] or [endpoints.NAME]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[serve]", "is not TOML"),
+        ("[serve]\nmodel = 'a'", ":1: [serve] is one table; expected [[serve]]"),
+        ("serve = [{model = 'a', replica = 2}]", ":1: `replica` is unknown; did you mean `replicas`?"),
+        ("[endpoints.a]\n[endpoints.b]\n", ":2: the endpoint has no versions"),
+        (
+            "[[serve]]\nmodel = 'digits'\n[endpoints.a]\nmodels = 'digit'",
+            ":4: no [[serve]] entry serves digit; did you mean digits?",
+        ),
+        (
+            "[endpoints.a]\nmodels = 'a'\ndefault = true\n[endpoints.b]\nmodels = 'b'\ndefault = true",
+            ":6: only one endpoint can be the default, and a is one already",
+        ),
+    ],
+)
+def test_mistake_is_described(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_pool_file(written(tmp_path, text))
+    assert told in caught.value.detail
+
+
+def test_entries_and_endpoints_are_read_in_short_and_long_forms(tmp_path: Path) -> None:
+    file = read_pool_file(
+        written(
+            tmp_path,
+            """
+            [[serve]]
+            model = "digits"
+            versions = ["champion", 3, "4", "serve=true"]
+            replicas = 2
+            [[serve]]
+            model = "flowers"
+            versions = "latest"
+            replicas = [1, 4]
+            [endpoints.shop]
+            models = "digits"
+            pinned = 3
+            deadline_s = 5
+            [endpoints.lab]
+            versions = ["digits/4", "flowers/1"]
+            default_version = "flowers/1"
+            """,
+        )
+    )
+    assert file.serve == (
+        Serve(model="digits", versions=("champion", 3, 4, "serve=true"), replicas=(2, 2)),
+        Serve(model="flowers", versions=("latest",), replicas=(1, 4)),
+    )
+    assert file.endpoints["shop"] == Endpoint(
+        models=("digits",), pinned=NamedVersion("digits", 3), deadline_s=5
+    )
+    assert file.endpoints["lab"].default_version == NamedVersion("flowers", 1)
+    assert file.place("serve", 1, "versions").endswith("modelyard.toml:8")
+
+
+def test_file_is_found_in_the_working_directory_or_by_its_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_pool_file(load(Settings)) is None
+    here = written(tmp_path, "")
+    assert find_pool_file(load(Settings)) == here
+    assert find_pool_file(load(Settings, pool_file=Path("/dev/null"))) == Path("/dev/null")
+    with pytest.raises(ConfigurationError, match="MODELYARD_FILE"):
+        find_pool_file(load(Settings, pool_file=tmp_path / "absent.toml"))
