@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from app.clock import PoolClock
@@ -86,29 +87,50 @@ class Results:
             JobGoneError: Its outcome has expired.
             LedgerUnavailableError: Redis does not answer.
         """
-        ref = self._watcher.signer.parse_job_id(job_id)
-        if ref is None:
-            raise _unknown(caller)
+        [found] = await self.jobs([job_id], caller, wait_s)
+        if isinstance(found, ModelyardError):
+            raise found
+        return found
+
+    async def jobs(
+        self, job_ids: Sequence[str], caller: Caller, wait_s: float = 0
+    ) -> list[JobView | ModelyardError]:
+        """Look up jobs, in the order of their ids, and wait like `job` until all have their outcomes.
+
+        The error of a job stands in its place.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        refs = [self._watcher.signer.parse_job_id(job_id) for job_id in job_ids]
+        unknown, found = _unknown(caller), dict[JobRef, JobView | ModelyardError]()
+        awaited = {ref for ref in refs if ref is not None}
         until_s = time.monotonic() + wait_s
         pause_s = POLL_FIRST_S
-        while True:
-            view = await self._ledger.read(ref)
-            if view is None:
-                raise await self._missing(ref, caller)
-            if not caller.is_operator and caller.name != view.head.jobs[ref.index].owner:
-                raise _unknown(caller)
+        while awaited:
+            found |= await self._read(awaited, caller)
+            awaited = {ref for ref in awaited if _is_open(found[ref])}
             left_s = until_s - time.monotonic()
-            if view.status in FINAL_STATUSES or left_s <= 0 or self._drain.is_over:
-                return view
+            if not awaited or left_s <= 0 or self._drain.is_over:
+                break
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, POLL_LONGEST_S)
+        return [found[ref] if ref else unknown for ref in refs]
 
-    async def _missing(self, ref: JobRef, caller: Caller) -> ModelyardError:
-        if await self._watcher.is_being_restored():
-            return LedgerUnavailableError(
-                "Redis returned without this job, which a controller may replay; try again shortly",
-                retry_after_s=1,
-            )
+    async def _read(self, refs: Iterable[JobRef], caller: Caller) -> dict[JobRef, JobView | ModelyardError]:
+        views = await self._ledger.read_all(refs)
+        is_restored = None in views.values() and await self._watcher.is_being_restored()
+        found: dict[JobRef, JobView | ModelyardError] = {}
+        for ref, view in views.items():
+            if view is None:
+                found[ref] = _restored() if is_restored else self._missing(ref, caller)
+            elif isinstance(view, JobView) and not caller.may_read(view.head.jobs[ref.index].owner):
+                found[ref] = _unknown(caller)
+            else:
+                found[ref] = view
+        return found
+
+    def _missing(self, ref: JobRef, caller: Caller) -> ModelyardError:
         if not caller.is_operator:
             return _unknown(caller)  # the owner's name was lost with the record
         # Only this pool can sign the id, so the job existed. An outcome is kept for the retention time, so a
@@ -148,6 +170,16 @@ class Results:
         except WireError as error:
             self._unreadable.note("outcome", batch.batch_id, f"left out: {error.detail}")
             self._dispatcher.abandon(batch)
+
+
+def _is_open(found: JobView | ModelyardError) -> bool:
+    return isinstance(found, JobView) and found.status not in FINAL_STATUSES
+
+
+def _restored() -> LedgerUnavailableError:
+    return LedgerUnavailableError(
+        "Redis returned without this job, which a controller may replay; try again shortly", retry_after_s=1
+    )
 
 
 def _unknown(caller: Caller) -> UnknownJobError:

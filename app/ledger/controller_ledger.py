@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -13,7 +14,7 @@ from app.ledger.closing import overdue_outcome
 from app.ledger.ids import JobRef
 from app.ledger.wire import BatchHead, BatchOutcome
 from app.redis import keys
-from app.redis.client import AsyncClient, ledger_errors
+from app.redis.client import AsyncClient, RedisError, ledger_errors
 from app.redis.script import run
 from modelyard.schemas import Status
 
@@ -53,28 +54,38 @@ class ControllerLedger:
             LedgerUnavailableError: Redis does not answer.
             WireError: The record is of another schema version.
         """
+        found = (await self.read_all([ref]))[ref]
+        if isinstance(found, WireError):
+            raise found
+        return found
+
+    async def read_all(self, refs: Iterable[JobRef]) -> dict[JobRef, JobView | WireError | None]:
+        """Look up jobs in one round trip: each as by `read`, with the error of an unreadable record in its place.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        of_batch: dict[str, list[JobRef]] = {}
+        for ref in dict.fromkeys(refs):
+            of_batch.setdefault(ref.batch_id, []).append(ref)
         pipe = self._client.pipeline(transaction=False)
         # Read the time first: a job that is unclaimed after its deadline can never be claimed.
         pipe.time()
-        pipe.hmget(keys.batch(ref.batch_id), ["head", "out", "by", f"c:{ref.index}"])
+        for batch_id, own in of_batch.items():
+            pipe.hmget(keys.batch(batch_id), ["head", "out", "by", *[f"c:{ref.index}" for ref in own]])
         with ledger_errors():
-            time, (head_data, outcome_data, by, cancelled) = await pipe.execute()
-        if head_data is None:
-            return None
-        head, n_jobs = wire.decode_head(head_data), ids.n_jobs(ref.batch_id)
-        outcome = wire.decode_outcome(outcome_data) if outcome_data else None
-        if len(head.jobs) != n_jobs or (outcome and len(outcome.jobs) != n_jobs):
-            raise WireError("the record belongs to another batch")
-        status: Status
-        if outcome:
-            status = outcome.jobs[ref.index].status
-        elif cancelled:
-            status = "cancelled"
-        elif by:
-            status = "running"
-        else:
-            status = "expired" if head.jobs[ref.index].deadline_ms <= to_ms(*time) else "queued"
-        return JobView(ref, head, status, outcome)
+            time, *records = await pipe.execute(raise_on_error=False)
+            if isinstance(time, Exception):
+                raise time
+        now_ms = to_ms(*time)
+        found: dict[JobRef, JobView | WireError | None] = {}
+        for own, record in zip(of_batch.values(), records, strict=True):
+            try:
+                with ledger_errors():
+                    found |= _views(own, record, now_ms)
+            except WireError as error:
+                found |= dict.fromkeys(own, error)
+        return found
 
     async def cancel(self, ref: JobRef, head: BatchHead) -> None:
         """Cancel a job that no worker has claimed. The operation is idempotent.
@@ -136,3 +147,39 @@ class ControllerLedger:
     async def forget(self, batch_id: str, queue: str) -> bool:
         """Remove a batch from the indexes if it has no record; True if it was removed."""
         return bool(await run(self._client, commands.forget(batch_id, queue)))
+
+
+def _views(
+    refs: list[JobRef], record: list[bytes | None] | RedisError, now_ms: float
+) -> dict[JobRef, JobView | None]:
+    """Jobs of one batch.
+
+    Args:
+        record: The fields `head`, `out` and `by` of the batch, and each job's own; or Redis's refusal to read them.
+
+    Raises:
+        WireError: The record is unreadable.
+        RedisError: The refusal.
+    """
+    if isinstance(record, RedisError):
+        raise record
+    head_data, outcome_data, by, *cancelled = record
+    if head_data is None:
+        return dict.fromkeys(refs)
+    head, n_jobs = wire.decode_head(head_data), ids.n_jobs(refs[0].batch_id)
+    outcome = wire.decode_outcome(outcome_data) if outcome_data else None
+    if len(head.jobs) != n_jobs or (outcome and len(outcome.jobs) != n_jobs):
+        raise WireError("the record belongs to another batch")
+    views: dict[JobRef, JobView | None] = {}
+    for ref, is_cancelled in zip(refs, cancelled, strict=True):
+        status: Status
+        if outcome:
+            status = outcome.jobs[ref.index].status
+        elif is_cancelled:
+            status = "cancelled"
+        elif by:
+            status = "running"
+        else:
+            status = "expired" if head.jobs[ref.index].deadline_ms <= now_ms else "queued"
+        views[ref] = JobView(ref, head, status, outcome)
+    return views

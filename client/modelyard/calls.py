@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import mktime_tz, parsedate_tz
 from functools import cache
@@ -36,11 +36,12 @@ from modelyard.errors import (
 )
 from modelyard.inputs import Encoded, Input, Params, Samples, read_input
 from modelyard.parts import JoinedJob, Limits, Part, has_outcome, join, next_part
-from modelyard.schemas import Job, Pool, Readiness
+from modelyard.schemas import Job, Jobs, Pool, Problem, Readiness
 
 T = TypeVar("T")
 
 PARTS_AHEAD = 8  # parts of one input that wait for their outcome at the same time
+JOBS_PER_CALL = 200  # the controller reads 1,000, but proxies commonly limit a request's line to 8 KiB
 LONG_POLL_S = 20.0  # below the idle timeout of common proxies and below the controller's limit
 STATUS_ERRORS: dict[int, type[ModelyardError]] = {
     401: UnauthenticatedError,
@@ -164,6 +165,12 @@ def result(job_id: str, wait_s: float = 0.0) -> Call[Job]:
     return Call("GET", _job_path(job_id), Job, query=_wait(wait_s), wait_s=wait_s)
 
 
+def results(job_ids: Sequence[str], wait_s: float = 0.0) -> Call[Jobs]:
+    """Read many jobs; the answer may wait `wait_s` seconds for the last outcome."""
+    query: dict[str, str | float] = {"ids": ",".join(job_ids), **_wait(wait_s)}
+    return Call("GET", "/results", Jobs, query=query, wait_s=wait_s)
+
+
 def cancelled(job_id: str) -> Call[Job]:
     """Cancel a job that has not run."""
     return Call("DELETE", _job_path(job_id), Job)
@@ -216,6 +223,31 @@ def wait(job: Job | str, timeout_s: float) -> Flow[Job]:
 def read(job: Job | str) -> Flow[Job]:
     """Read a job, or all parts of a joined one."""
     return (yield from _each(job, result))
+
+
+def read_all(jobs: Iterable[Job | str], wait_s: float) -> Flow[list[Job | ModelyardError]]:
+    """Read many jobs, and wait up to `wait_s` seconds for outcomes; an error stands in the place of its job."""
+    ends_at_s, ids = time.monotonic() + wait_s, list(map(_id, jobs))
+    seen: dict[str, Job | ModelyardError] = {}
+    for start in range(0, len(ids), JOBS_PER_CALL):
+        awaited = list(dict.fromkeys(ids[start : start + JOBS_PER_CALL]))
+        while awaited:
+            left_s = max(0.0, min(ends_at_s - time.monotonic(), LONG_POLL_S))
+            answer = yield results(awaited, left_s)
+            seen |= zip(awaited, map(_job_or_error, answer.jobs), strict=True)
+            awaited = [job_id for job_id in awaited if _is_open(seen[job_id])] if left_s > 0 else []
+    return [seen[job_id] for job_id in ids]
+
+
+def _job_or_error(document: msgspec.Raw) -> Job | ModelyardError:
+    try:
+        return msgspec.json.decode(document, type=Job)
+    except msgspec.ValidationError:
+        return error_of(msgspec.json.decode(document, type=Problem).status, {}, bytes(document))
+
+
+def _is_open(seen: Job | ModelyardError) -> bool:
+    return isinstance(seen, Job) and not seen.done
 
 
 def cancel(job: Job | str) -> Flow[Job]:

@@ -194,6 +194,18 @@ class Client:
         """
         return self._run(calls.read(job))
 
+    def jobs(self, jobs: Iterable[Job | str], wait_s: float = 0.0) -> list[Job | ModelyardError]:
+        """Read many jobs, in their order and in any state: up to 200 of them in one request.
+
+        Args:
+            jobs: Jobs or their ids.
+            wait_s: Seconds to wait until all have their outcomes.
+
+        Returns:
+            For each the job, or in its place the error that `result` would raise.
+        """
+        return self._run(calls.read_all(jobs, wait_s))
+
     def cancel(self, job: Job | str) -> Job:
         """Cancel a job, or the job with an id, that has not run.
 
@@ -341,6 +353,10 @@ class AsyncClient:
     async def result(self, job: Job | str) -> Job:
         """Read a job in whatever state it is; see `Client.result`."""
         return await self._run(calls.read(job))
+
+    async def jobs(self, jobs: Iterable[Job | str], wait_s: float = 0.0) -> list[Job | ModelyardError]:
+        """Read many jobs, in their order and in any state; see `Client.jobs`."""
+        return await self._run(calls.read_all(jobs, wait_s))
 
     async def cancel(self, job: Job | str) -> Job:
         """Cancel a job that has not run; see `Client.cancel`."""

@@ -167,6 +167,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return np.array(rows, self.scores_dtype) if rows else None
 
 
+class Jobs(msgspec.Struct, frozen=True):
+    """Answer of `GET /results`: the jobs in the order of the ids, each with the problem of its own answer instead."""
+
+    jobs: tuple[
+        Annotated[
+            msgspec.Raw,
+            says(
+                "a job, or a problem where the job cannot be read",
+                anyOf=[{"$ref": f"#/components/schemas/{name}"} for name in ("Job", "Problem")],
+            ),
+        ],
+        ...,
+    ]
+
+
 class Latency(msgspec.Struct, frozen=True):
     """Inference latency of one forward pass, in ms: the last one, and percentiles over a window."""
 
@@ -295,4 +310,4 @@ class Readiness(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...]
 
 
-DOCUMENTS: tuple[type[msgspec.Struct], ...] = (Problem, Job, Pool, Quarantine, Health, Readiness)
+DOCUMENTS: tuple[type[msgspec.Struct], ...] = (Problem, Job, Jobs, Pool, Quarantine, Health, Readiness)

@@ -47,6 +47,10 @@ class Caller:
     name: str
     is_operator: bool
 
+    def may_read(self, owner: str) -> bool:
+        """Whether the caller may read the jobs of an owner."""
+        return self.is_operator or self.name == owner
+
 
 ANONYMOUS = Caller("", is_operator=True)
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM, MULTIPART, PARQUET
-from modelyard.schemas import DOCUMENTS, Health, Job, Pool, Problem, Quarantine, Readiness
+from modelyard.schemas import DOCUMENTS, Health, Job, Jobs, Pool, Problem, Quarantine, Readiness
 
 INTRODUCTION = """
 Serves several MLflow model versions behind one endpoint. Every version has a durable queue of its own; a
@@ -436,6 +436,18 @@ RESULT: dict[str, Any] = {
             s410="Its outcome has expired",
             s422="`wait` is out of range",
             s503="Redis does not answer, or returned without the job, which a controller may replay",
+        ),
+    },
+}
+RESULTS: dict[str, Any] = {
+    "tags": ["jobs"],
+    "summary": "Read many jobs",
+    "responses": {
+        200: {"description": "A job or a problem for each id, in the order of the ids", **_json(Jobs)},
+        **_problems(
+            **_KEY,
+            s422="There are no ids or too many, or `wait` is out of range",
+            s503="Redis does not answer",
         ),
     },
 }

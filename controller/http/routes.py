@@ -12,6 +12,7 @@ from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import job_json, result_url
+from controller.http.many_jobs import job_ids_of, jobs_json, view_json
 from controller.http.pool_document import pool_document
 from controller.http.prediction_request import in_range, version_of
 from controller.http.version_document import record_of, version_document
@@ -46,6 +47,19 @@ async def predict_with_version(name: str, version: str) -> Response:
     raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
 
 
+@router.get("/results", dependencies=[require("predict")], **docs.RESULTS)
+async def results(
+    request: Request,
+    ids: Annotated[str, Query(description="job ids, separated by commas; 1 to 1,000")],
+    wait: Annotated[float, Query(description="seconds to wait for the last outcome, 0 to 60")] = 0.0,
+) -> Response:
+    """Read many jobs in one round trip; a job that cannot be read has its problem in its place."""
+    services: Services = request.state.services
+    wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
+    found = await services.results.jobs(job_ids_of(ids), request.state.caller, wait_s)
+    return Response(await jobs_json(found, services.settings.prefix), media_type=JSON)
+
+
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.RESULT)
 async def result(
     request: Request,
@@ -56,8 +70,7 @@ async def result(
     services: Services = request.state.services
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
     view = await services.results.job(job_id, request.state.caller, wait_s)
-    prefix = services.settings.prefix
-    return Response(job_json(view.ref, view.head, view.status, view.outcome, prefix), media_type=JSON)
+    return Response(view_json(view, services.settings.prefix), media_type=JSON)
 
 
 @router.delete("/results/{job_id}", dependencies=[require("predict")], **docs.CANCEL)
@@ -122,7 +135,7 @@ async def resend(
         sent = await services.quarantine.resend(job_id, services.watcher.signer, deadline_s, again=again)
         entry |= {"resent_as": sent.job_id}
     view = await services.results.job(sent.job_id, caller)
-    body = job_json(view.ref, view.head, view.status, view.outcome, settings.prefix)
+    body = view_json(view, settings.prefix)
     location = result_url(sent.job_id, settings.prefix)
     return Response(body, 202, {"location": location}, media_type=JSON)
 

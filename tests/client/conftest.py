@@ -103,6 +103,7 @@ class ControllerDouble:
         return Starlette(
             routes=[
                 Route("/predict", self._refusing(self.predict), methods=["POST"]),
+                Route("/results", self._refusing(self.results), methods=["GET"]),
                 Route("/results/{job_id}", self._refusing(self.result), methods=["GET"]),
                 Route("/results/{job_id}", self._refusing(self.cancel), methods=["DELETE"]),
                 Route("/workers", self._refusing(self.workers)),
@@ -167,6 +168,14 @@ class ControllerDouble:
         if job_id not in self.jobs:
             return problem(404, "job_unknown", f"no job {job_id}")
         return self._look(job_id, waits="wait" in request.query_params)
+
+    def results(self, request: Request, body: bytes) -> Response:
+        bodies: list[bytes | memoryview] = []
+        for job_id in request.query_params["ids"].split(","):
+            known = job_id in self.jobs
+            looked = self._look(job_id, True) if known else problem(404, "job_unknown", f"no job {job_id}")
+            bodies.append(looked.body)
+        return Response(b'{"jobs": [%b]}' % b",".join(bodies), media_type="application/json")
 
     def cancel(self, request: Request, body: bytes) -> Response:
         job = self.jobs[request.path_params["job_id"]]

@@ -381,3 +381,16 @@ def test_both_clients_have_the_same_methods() -> None:
         }
 
     assert shape(Client) == shape(AsyncClient)
+
+
+def test_many_jobs_are_read_together_each_in_its_place(ask: Ask, double: ControllerDouble) -> None:
+    sent = [ask("submit", SEVEN) for _ in range(3)]
+    double.polls_until_done = 1
+    double.requests.clear()
+    found = ask("jobs", [sent[1], "none", sent[0].id, sent[1].id], wait_s=30)
+    assert [job.status for job in (found[0], found[2], found[3])] == ["succeeded"] * 3
+    assert found[0] is found[3]
+    assert isinstance(found[1], UnknownJobError)
+    asked = [query["ids"].split(",") for _, path, query, _ in double.requests if path == "/results"]
+    assert asked == [[sent[1].id, "none", sent[0].id], [sent[1].id, sent[0].id]]
+    assert ask("jobs", []) == []

@@ -166,3 +166,49 @@ async def test_a_job_past_its_deadline_can_no_longer_be_cancelled_whatever_a_loc
     await asyncio.sleep(0.06)
     with pytest.raises(JobNotCancellableError, match="deadline has passed"):
         await served.services.ledger.cancel(ref, view.head)
+
+
+async def test_many_jobs_are_read_at_once_in_the_order_asked_each_as_it_is_read_alone(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    ids = [job.json()["id"] for job in await asyncio.gather(*[served.post() for _ in range(3)])]
+    batch = await worker.claimed()
+    worker.finish(batch)
+    secret = client.get(keys.SECRET)
+    assert isinstance(secret, bytes)
+    gone = f"{IdSigner(secret).new_batch_id(1_700_000_000_000, 1)}.0"
+    wrong = f"{IdSigner(secret).new_batch_id(1_700_000_000_000, 1)}.0"
+    client.set(keys.batch(wrong.partition(".")[0]), "not a record")
+    asked = [ids[2], "none", gone, ids[0], wrong, ids[2], ids[1]]
+    answer = await served.http.get("/results", params={"ids": ",".join(asked)})
+    assert answer.status_code == 200
+    for job_id, found in zip(asked, answer.json()["jobs"], strict=True):
+        assert found == (await served.http.get(f"/results/{job_id}")).json()
+    alone = await served.http.get("/results", params={"ids": ",".join([ids[0]] * 1000)})
+    assert len(alone.json()["jobs"]) == 1000
+
+
+async def test_reading_many_jobs_waits_until_the_last_has_its_outcome(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served, other = await serve(), await serve()
+    first = (await served.post()).json()["id"]
+    worker.finish(await worker.claimed())
+    second = (await served.post()).json()["id"]
+    query = f"/results?ids={first},none,{second}&wait="
+    early = (await served.http.get(f"{query}0.05")).json()["jobs"]
+    assert [each["status"] for each in early] == ["succeeded", 404, "queued"]
+    poll = asyncio.create_task(other.http.get(f"{query}10"))
+    worker.finish(await worker.claimed())
+    assert [each["status"] for each in (await poll).json()["jobs"]] == ["succeeded", 404, "succeeded"]
+
+
+@pytest.mark.parametrize("ids", ["", ",".join(["a"] * 1001)])
+async def test_no_ids_or_too_many_are_refused(serve: Serve, ids: str) -> None:
+    served = await serve()
+    answer = await served.http.get("/results", params={"ids": ids})
+    assert (answer.status_code, answer.json()["code"]) == (422, "parameter_invalid")
+    assert "expected 1 to 1,000" in answer.json()["detail"]

@@ -141,6 +141,8 @@ def answers(http: httpx.Client, worker: HandWorker) -> dict[str, httpx.Response]
         "POST /predict": accepted,
         "GET /results/{id}": http.get(job),
         "DELETE /results/{id}": http.delete(job),
+        "GET /results": http.get("/results", params={"ids": f"{accepted.json()['id']},none"}),
+        "GET /results, without ids": http.get("/results?ids="),
         "POST /predict?wait=20": finished(http, worker),
         "POST /predict, not JSON": http.post("/predict", content=b"{"),
         "POST /predict, a wrong shape": http.post("/predict", json={"data": [1, 2, 3]}),
