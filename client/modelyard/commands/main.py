@@ -13,7 +13,10 @@ from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
+from modelyard.client_errors import ControllerUnreachableError
+from modelyard.commands.exit_status import FAILED, exit_status
 from modelyard.errors import ModelyardError
 
 SERVER, GROUP = "modelyard", "modelyard.commands"  # its distribution, and the entry points in that
@@ -35,6 +38,16 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "status": Command(
+        "modelyard.commands.status_command",
+        "Show the served versions: quality, speed, backlog.",
+        "modelyard-client[commands]",
+    ),
+    "workers": Command(
+        "modelyard.commands.workers_command",
+        "Show the worker processes.",
+        "modelyard-client[commands]",
+    ),
     "predict": Command(
         "modelyard.commands.predict_command",
         "Send an image or a held-out digit to a controller.",
@@ -44,6 +57,11 @@ COMMANDS = {
         "modelyard.commands.benchmark_command",
         "Send many samples, record and plot their latencies.",
         "modelyard-client[commands,plots]",
+    ),
+    "completion": Command(
+        "modelyard.commands.completion_command",
+        "Print the completion script for a shell.",
+        "modelyard-client[commands]",
     ),
 }
 
@@ -83,6 +101,12 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the names of commands without importing them."""
+        matching = [name for name in known_commands() if name.startswith(incomplete)]
+        own = [CompletionItem(name, help=known_commands()[name].help) for name in matching]
+        return [*own, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the one-line helps without importing the commands."""
         with formatter.section("Commands"):
@@ -99,21 +123,23 @@ def cli() -> None:
 
 
 def run() -> None:
-    """Run the command: every error made on purpose is one line and exit status 1."""
+    """Run the command: every error made on purpose is one line, and its kind is the exit status."""
     try:
         cli()
+    except ControllerUnreachableError as error:
+        _fail(f"{error.detail} --url or MODELYARD_URL names another address", exit_status(error))
     except ModelyardError as error:
-        _fail(error.detail)
+        _fail(error.detail, exit_status(error))
     except OSError as error:  # a full disk, a folder that cannot be written, no descriptors left
         place = f"{error.filename}: " if error.filename else ""
         _fail(f"{place}{error.strerror or error}")
     except ModuleNotFoundError as error:
-        called = known_commands().get(sys.argv[1])
+        called = known_commands().get(" ".join(sys.argv[1:2]))
         if called is None or not error.name or error.name.partition(".")[0] in OWN_PACKAGES:
             raise
         _fail(f"`{sys.argv[1]}` needs {error.name}: pip install '{called.requirement}'")
 
 
-def _fail(reason: str) -> NoReturn:
+def _fail(reason: str, status: int = FAILED) -> NoReturn:
     click.echo(f"modelyard: {reason}", err=True)
-    sys.exit(1)
+    sys.exit(status)

@@ -1,0 +1,179 @@
+"""What every command writes: tables for people, one JSON document for programs, plain lines without a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from modelyard.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+ABSENT = "-"
+WATCH_S = 2.0  # the pool's own view is as old as this
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
+WATCH_OPTION = click.option(
+    "--watch",
+    "watch_s",
+    is_flag=False,
+    flag_value=WATCH_S,
+    type=click.FloatRange(0.1, 3600),
+    metavar="[SECONDS]",
+    help=f"Redraw every SECONDS, {WATCH_S:g} without a number, until Ctrl-C.",
+)
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help: one example a line, not wrapped."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows with the same columns. None is shown as `-`.
+
+    Attributes:
+        columns: Titles.
+        right: Titles of the columns of numbers, which are aligned to the right.
+        title: Line above the table.
+        empty: Line in its place where there is no row.
+        marked: Places of the rows that stand out.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    right: Collection[str] = ()
+    title: str = ""
+    empty: str = "nothing"
+    marked: Collection[int] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """Titles and rows for programs such as `cut`: one a line, cells separated by tabs."""
+        return ["\t".join(map(_plain, cells)) for cells in (self.columns, *self.rows)]
+
+
+def document(value: Any) -> Any:
+    """A document of the HTTP API as JSON values; fields that may be absent are, where they are None."""
+    if isinstance(value, msgspec.Struct):
+        pairs = [(each, getattr(value, each.name)) for each in msgspec.structs.fields(value)]
+        return {
+            each.encode_name: document(content)
+            for each, content in pairs
+            if content is not None or each.default is not None
+        }
+    if isinstance(value, tuple):
+        return [document(each) for each in value]
+    if isinstance(value, dict):
+        return {name: document(each) for name, each in value.items()}
+    return value
+
+
+def write_json(value: Any) -> None:
+    """Write one JSON document: indented on a terminal, on one line otherwise.
+
+    Args:
+        value: Documents of `modelyard.schemas`, alone or in tuples and dicts, or plain values.
+    """
+    encoded = msgspec.json.encode(document(value))
+    click.echo(msgspec.json.format(encoded, indent=2) if is_terminal() else encoded)
+
+
+def write_listing(listing: Listing) -> None:
+    """Write a table on a terminal, and plain lines otherwise."""
+    if not listing.rows:
+        click.echo(listing.empty)
+    elif is_terminal():
+        from rich.console import Console
+
+        Console().print(table_of(listing))
+    else:
+        click.echo("\n".join(listing.lines))
+
+
+def watch(read: Callable[[], Listing], interval_s: float) -> None:
+    """Redraw what `read` returns until Ctrl-C; while the controller is not available, the last table stays.
+
+    Raises:
+        ModelyardError: `read` failed for a reason that does not pass.
+    """
+    try:
+        if is_terminal():
+            _redraw(read, interval_s)
+        else:
+            while True:
+                write_listing(read())
+                click.echo()
+                time.sleep(interval_s)
+    except KeyboardInterrupt:
+        return
+
+
+def _redraw(read: Callable[[], Listing], interval_s: float) -> None:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    shown: RenderableType = Text("reading…")
+    with Live(shown, auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            live.update(shown, refresh=True)
+            try:
+                listing = read()
+                shown = table_of(listing) if listing.rows else Text(listing.empty)
+                live.update(shown, refresh=True)
+            except UnavailableError as error:
+                live.update(Group(shown, Text(f"stale: {error.detail}", style="yellow")), refresh=True)
+            time.sleep(interval_s)
+
+
+def table_of(listing: Listing) -> Table:
+    """The table of a terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(listing.title) if listing.title else None, title_justify="left", box=box.SIMPLE)
+    for title in listing.columns:
+        table.add_column(title, justify="right" if title in listing.right else "left", overflow="fold")
+    for place, row in enumerate(listing.rows):
+        cells = [Text(ABSENT if cell is None else str(cell)) for cell in row]
+        table.add_row(*cells, style="bold green" if place in listing.marked else None)
+    return table
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal's standard error that something takes time."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def is_terminal() -> bool:
+    """Whether a person reads the output."""
+    return sys.stdout.isatty()
+
+
+def number(value: float | None, digits: int = 1, unit: str = "") -> str:
+    """A number with a fixed count of decimals and its unit; `-` for None."""
+    if value is None:
+        return ABSENT
+    return f"{value:,.{digits}f} {unit}".rstrip()
+
+
+def _plain(cell: object) -> str:
+    return ABSENT if cell is None else " ".join(str(cell).split())

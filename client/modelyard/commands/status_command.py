@@ -1,0 +1,120 @@
+"""`modelyard status`: which version answers, how well, how fast, and what waits."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from modelyard.commands.console_output import (
+    JSON_OPTION,
+    WATCH_OPTION,
+    Listing,
+    examples,
+    number,
+    watch,
+    write_json,
+    write_listing,
+)
+from modelyard.commands.controller_option import URL_OPTION, controller_url
+from modelyard.commands.exit_status import FAILED
+
+if TYPE_CHECKING:
+    from modelyard import Client, WorkerInfo
+    from modelyard.schemas import Readiness
+
+COLUMNS = (
+    *("rank", "model", "version", "worker", "val_accuracy", "state", "workers", "wait", "backlog"),
+    *("p50", "p99", "done", "errors", "aliases"),
+)
+NUMBERS = frozenset(
+    {*("rank", "version", "worker", "workers", "wait", "backlog", "p50", "p99", "done", "errors")}
+)
+EXAMPLES = examples(
+    "modelyard status",
+    "modelyard status --watch",
+    "modelyard status --json | jq '.workers[] | select(.chosen)'",
+)
+
+
+@click.command("status", epilog=EXAMPLES)
+@WATCH_OPTION
+@JSON_OPTION
+@URL_OPTION
+def command(watch_s: float | None, as_json: bool, url: str | None) -> None:
+    """Show every served version: its rank, quality, speed and backlog; the version that answers is marked.
+
+    Exit status: 0 the controller accepts jobs, 1 it does not.
+    """
+    from modelyard import Client, RetryPolicy
+
+    if as_json and watch_s:
+        raise click.UsageError("--json writes one document; call it again in place of --watch")
+    url = controller_url(url)
+    with Client(url, retry=RetryPolicy(attempts=1)) as client:
+        if watch_s:
+            watch(lambda: versions(url, client.ready(), _workers(client)), watch_s)
+            return
+        ready, workers = client.ready(), _workers(client)
+    if as_json:
+        write_json({"url": url, "ready": ready.ready, "reasons": ready.reasons, "workers": workers})
+    else:
+        listing = versions(url, ready, workers)
+        click.echo(listing.title)
+        write_listing(Listing(listing.columns, listing.rows, NUMBERS, empty="", marked=listing.marked))
+    sys.exit(0 if ready.ready else FAILED)
+
+
+def _workers(client: Client) -> tuple[WorkerInfo, ...] | None:
+    """The pool; None where the key's role does not show it."""
+    from modelyard.errors import ForbiddenError
+
+    try:
+        return client.workers()
+    except ForbiddenError:
+        return None
+
+
+def versions(url: str, ready: Readiness, workers: tuple[WorkerInfo, ...] | None) -> Listing:
+    """One row a version, best first, the ones that answer marked."""
+    ranked = sorted(workers or (), key=lambda each: (each.rank is None, each.rank, each.worker))
+    state = "accepts jobs" if ready.ready else f"accepts no jobs: {'; '.join(ready.reasons)}"
+    title = f"{url} {state}"
+    if workers is None:
+        title += "; the API key needs the role operate to see the pool"
+    else:
+        n_workers, backlog = (
+            sum(each.live_workers for each in workers),
+            sum(each.backlog_jobs for each in workers),
+        )
+        title += f"; {n_workers} of {sum(len(each.replicas) for each in workers)} workers ready, {backlog} jobs waiting"
+    marked = [place for place, each in enumerate(ranked) if each.chosen]
+    return Listing(COLUMNS, [_row(each) for each in ranked], NUMBERS, title, title, marked)
+
+
+def _row(info: WorkerInfo) -> list[object]:
+    accuracy = "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.4f}"
+    source = f" ({info.val_accuracy_source})" if info.val_accuracy_source else ""
+    return [
+        f"{info.rank}*" if info.chosen else info.rank,
+        info.model_name,
+        info.model_version,
+        info.worker,
+        f"{accuracy}{source}",
+        state_of(info),
+        f"{info.live_workers}/{len(info.replicas)}",
+        number(info.expected_wait_s, 3, "s"),
+        info.backlog_jobs,
+        number(info.inference_ms.p50, 2, "ms"),
+        number(info.inference_ms.p99, 2, "ms"),
+        info.jobs_done,
+        info.jobs_failed,
+        ", ".join(info.aliases),
+    ]
+
+
+def state_of(info: WorkerInfo) -> str:
+    """State of a version: that of the worker that is nearest to serving; `cold` without any."""
+    states = {each.state for each in info.replicas}
+    return next((each for each in ("ready", "starting", "draining") if each in states), "cold")
