@@ -20,6 +20,7 @@ POST_TIMEOUT_S = 30.0
 FINAL = frozenset({"succeeded", "failed", "expired", "cancelled"})
 READ_WAIT_S = 10
 MOST_EXAMPLES = 5
+KEEP_IDLE_S = 1.0  # a request on a connection that the controller is just closing would fail
 
 
 def http_client(**options: Any) -> httpx.AsyncClient:
@@ -27,6 +28,7 @@ def http_client(**options: Any) -> httpx.AsyncClient:
 
     Each sender and reader has a client of its own: httpx looks at all connections of a pool for every request.
     """
+    options.setdefault("limits", httpx.Limits(keepalive_expiry=KEEP_IDLE_S))
     return httpx.AsyncClient(verify=False, **options)
 
 

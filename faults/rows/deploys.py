@@ -11,8 +11,8 @@ from faults.job_load import good_jobs
 from faults.table import fault
 from faults.trial import Trial
 
-# Longer than the load's client keeps an idle connection (5 s): a request on one that is just being closed would fail.
-BEHIND_A_BALANCER = PoolPlan(environment=(("MODELYARD_LAME_DUCK_S", "7"),))
+# Longer than the load's client keeps an idle connection: a request on one that is just being closed would fail.
+BEHIND_A_BALANCER = PoolPlan(environment=(("MODELYARD_LAME_DUCK_S", "4"),))
 
 
 @fault(

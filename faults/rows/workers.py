@@ -19,7 +19,7 @@ from faults.fault_pool import TIGHT_LIMITS, Supervised, runs
 from faults.job_load import Recipe, good_jobs, job
 from faults.proxy import Proxy
 from faults.table import fault
-from faults.trial import Trial
+from faults.trial import RATE_PER_S, Trial
 
 BATCH_S = 0.2
 LIMIT_S = 2  # of TIGHT_LIMITS
@@ -179,7 +179,7 @@ async def job_kills_worker(trial: Trial) -> None:
         else (fault_models.ABORTS, fault_models.OUT_OF_MEMORY, fault_models.KILLED)
     ):
         crashes = n_crashes(trial)
-        async with trial.load(killer_among_good_jobs(behaviour)) as load:
+        async with trial.load(killer_among_good_jobs(behaviour), rate_per_s=RATE_PER_S) as load:
             await load.finished()
         await settled(trial)
         trial.note(f"{n_crashes(trial) - crashes} workers crashed")

@@ -19,9 +19,9 @@ from app.redis import keys
 from modelyard import Client
 from tests.e2e.conftest import Digits, Pool
 
-SENDERS = 8
+SENDERS = 4
 PAUSE_S = 0.05  # between two posts of a sender, so that the pool and the doctor have CPU left
-LOOKS = 3
+LOOKS = 2
 
 
 def doctor(url: str, folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
