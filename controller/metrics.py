@@ -214,23 +214,33 @@ class _PoolCollector(Collector):
         backlog = _family("backlog_jobs", "Accepted jobs without an outcome")
         oldest = _family("oldest_job_age_seconds", "Age of the oldest accepted job without an outcome")
         wait = _family("expected_wait_seconds", "Expected wait of a job that arrives now")
+        started = _family("worker_start_time_seconds", "Start of the newest serving process, Unix time")
         for candidate in view.snapshot.candidates:
             wait.add_metric(_labels(candidate.worker, candidate.queue), candidate.expected_wait_ms / 1000)
         groups = by_queue(view.records)
         # Only the replica with the newest heartbeat: two samples of one series would fail the whole scrape.
-        for record, *_ in groups.values():
+        for record, *others in groups.values():
             labels = _labels(view.numbers.get(record.queue, record.worker), record.queue)
             if record.val_accuracy is not None:
                 accuracy.add_metric(labels, record.val_accuracy)
             if record.inference_ms.last is not None:
                 inference.add_metric(labels, record.inference_ms.last / 1000)
+            started.add_metric(labels, max(each.started_at_ms for each in (record, *others)) / 1000)
         for queue in {*groups, *view.backlog_jobs}:
             labels = _labels(view.numbers.get(queue, 0), queue)
             live.add_metric(labels, [record.state for record in groups.get(queue, ())].count("ready"))
             backlog.add_metric(labels, view.backlog_jobs.get(queue, 0))
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
             oldest.add_metric(labels, age_ms / 1000)
-        yield from (accuracy, inference, live, backlog, oldest, wait)
+        yield from (accuracy, inference, live, backlog, oldest, wait, started)
+        watcher = self._watcher
+        yield _gauge("redis_up", "Whether Redis answers and accepts writes", watcher.reachable)
+        yield _gauge("redis_memory_bytes", "Memory that Redis uses", watcher.memory_bytes)
+        yield _gauge(
+            "redis_memory_max_bytes",
+            "Memory that Redis may use; 0 if it has no limit",
+            watcher.max_memory_bytes,
+        )
 
 
 class _UnreadableCollector(Collector):
@@ -256,3 +266,7 @@ def _labels(number: int, queue: str) -> _Labels:
 
 def _family(name: str, text: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"modelyard_{name}", text, labels=LABELS)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"modelyard_{name}", text, value=value)

@@ -71,6 +71,8 @@ class PoolWatcher:
         clock: Redis's clock.
         reachable: Whether Redis answers and accepts writes.
         refusal: Redis's error text, if it answers but refuses.
+        memory_bytes: Memory that Redis uses.
+        max_memory_bytes: Memory that Redis may use; 0 if it has no limit.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class PoolWatcher:
         self.view = PoolView()
         self.reachable = False
         self.refusal = ""
+        self.memory_bytes = self.max_memory_bytes = 0
         self._client = client
         self.clock = clock
         self._backlogs = backlogs
@@ -181,12 +184,14 @@ class PoolWatcher:
             pipe.eval(*PROBE)  # first: successful reads do not show whether jobs can be accepted
             pipe.time()
             pipe.info("server")
+            pipe.info("memory")
             pipe.get(keys.EPOCH)
             pipe.get(keys.SECRET)
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
-            _, redis_time, server, epoch, secret, workers, numbers, backlog = await pipe.execute()
+            _, redis_time, server, memory, epoch, secret, workers, numbers, backlog = await pipe.execute()
+            self.memory_bytes, self.max_memory_bytes = memory["used_memory"], memory.get("maxmemory", 0)
             self.clock.adjust(redis_time, asked_at_s)
             # Only by Redis's time: this host's clock may be minutes off.
             dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms

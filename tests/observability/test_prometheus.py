@@ -23,7 +23,7 @@ from tests.pool_samples import record
 from workers.process.heartbeat import Heartbeat
 
 CONFIG = Path(__file__).parents[2] / "prometheus.yml"
-SCRAPE_INTERVAL = "200ms"
+INTERVAL = "200ms"
 HEARTBEAT_S = 0.5
 START_S = 60.0
 LOGIN = ("watcher", "flower-password-of-this-test")
@@ -160,7 +160,8 @@ def prometheus(
         assert f'"{name}"' in text
         text = text.replace(f'"{name}"', f'"{url.removeprefix("http://")}"')
     config = yaml.safe_load(text)
-    config["global"]["scrape_interval"] = SCRAPE_INTERVAL
+    config["global"] = dict.fromkeys(config["global"], INTERVAL)
+    config["rule_files"] = [str(CONFIG.parent / name) for name in config["rule_files"]]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_port()
     start(
@@ -181,6 +182,10 @@ def answers(http: httpx.Client, url: str) -> bool:
         return http.get(url).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def health_of_rules(prometheus: Prometheus) -> set[str]:
+    return {rule["health"] for group in prometheus.get("rules")["groups"] for rule in group["rules"]}
 
 
 def command_line(process: Path) -> bytes:
@@ -216,6 +221,8 @@ def test_prometheus_reads_the_pool_and_forgets_a_worker_that_is_gone(
     (tmp_path / "key").write_text(operator[0])
     reads('up{job="controller"}', 1)
     reads('up{job="flower"}', 1)
+    reads("modelyard_redis_up", 1)
+    wait_until(lambda: health_of_rules(prometheus) == {"ok"}, what="every rule is evaluated without an error")
     for path in ("/", "/workers", "/api/workers", "/api/worker/shutdown/x"):
         ask = http.post if "shutdown" in path else http.get
         assert ask(f"{flower}{path}").status_code == 401, path
