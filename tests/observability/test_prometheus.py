@@ -82,6 +82,7 @@ def worker(redis_server: RedisServer) -> Iterator[Heartbeat]:
         assign_number(client, told.queue, told.worker)
         heartbeat = Heartbeat(client, told, PoolClock(), HEARTBEAT_S)
         heartbeat.start()
+        heartbeat.batch_started("none")  # an idle worker that asks for no work would end this process
         yield heartbeat
         heartbeat.close()
 
