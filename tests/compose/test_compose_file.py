@@ -45,13 +45,14 @@ def test_ports_are_published_on_loopback_only(name: str) -> None:
         assert re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z_]+:-\d+\}:\d+", port)
 
 
-def test_the_published_ports_are_those_of_a_local_pool() -> None:
+def test_the_published_ports_are_the_usual_ones_of_each_program() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert {name: ports[0].rsplit(":", 1)[1] for name, ports in published.items()} == {
         "controller": "9000",
         "flower": "5555",
         "mlflow": "5000",
         "prometheus": "9090",
+        "grafana": "3000",
     }
 
 

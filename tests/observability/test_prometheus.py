@@ -19,6 +19,7 @@ from app.clock import PoolClock
 from app.contract import TensorContract
 from app.worker_record import assign_number
 from tests.conftest import RedisServer, WaitUntil
+from tests.observability.dashboards import queries
 from tests.pool_samples import record
 from workers.process.heartbeat import Heartbeat
 
@@ -82,6 +83,7 @@ def worker(redis_server: RedisServer) -> Iterator[Heartbeat]:
         assign_number(client, told.queue, told.worker)
         heartbeat = Heartbeat(client, told, PoolClock(), HEARTBEAT_S)
         heartbeat.start()
+        heartbeat.batch_ended(done=1, failed=0, n_samples=1, inference_ms=0.5)
         heartbeat.batch_started("none")  # an idle worker that asks for no work would end this process
         yield heartbeat
         heartbeat.close()
@@ -239,6 +241,11 @@ def test_prometheus_reads_the_pool_and_forgets_a_worker_that_is_gone(
     reads('modelyard_backlog_jobs{worker="3",model="MNIST_PyTorch_Model",version="3"}', 1)
     reads('modelyard_batch_jobs_count{worker="3",model="MNIST_PyTorch_Model",version="3"}', 1)
     reads('sum(modelyard_requests_rejected_total{code!="unauthenticated"})', 1)
+
+    for query in queries(model="MNIST_PyTorch_Model", version="3"):
+        prometheus.get("query", query=query)
+        if "rate(" not in query and "> 0" not in query and "ALERTS" not in query:
+            assert prometheus.get("query", query=query)["result"], query
 
     worker.close()
     reads('modelyard_live_workers{worker="3",model="MNIST_PyTorch_Model",version="3"}', 0)
