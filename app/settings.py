@@ -83,6 +83,10 @@ class Settings(BaseSettings):
         default=3600.0, gt=0, le=30 * 86400, description="seconds an outcome stays readable"
     )
 
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="log lines for people, or one JSON object a line for programs"
+    )
+
     @field_validator("mlflow_tracking_uri")
     @classmethod
     def _where_it_lies(cls, uri: str) -> str:

@@ -48,4 +48,7 @@ class Unreadable:
         self._logged_at_s.pop((what, key), None)
         self._logged_at_s[what, key] = now_s
         name = what.replace("_", " ")
-        logger.error("unreadable %s %.80r, %d so far: %.300s", name, key, self.counts[what], reason)
+        extra = {"batch_id": key} if what in ("batch", "outcome") else None
+        logger.error(
+            "unreadable %s %.80r, %d so far: %.300s", name, key, self.counts[what], reason, extra=extra
+        )

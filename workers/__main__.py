@@ -1,9 +1,7 @@
 """`python -m workers` is `modelyard worker`."""
 
-import sys
-
 from app.errors import ModelyardError
-from app.logs import configure_logging
+from app.logs import configure_logging, end
 from app.settings import WorkerSettings, load
 from workers.main import run
 
@@ -12,4 +10,4 @@ if __name__ == "__main__":
     try:
         run(load(WorkerSettings))
     except ModelyardError as error:
-        sys.exit(f"modelyard worker: {error.detail}")
+        end(f"modelyard worker: {error.detail}")

@@ -17,6 +17,7 @@ from app.errors import (
     WireError,
     first_line,
 )
+from app.ledger import ids
 from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome, outcome_version
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.unreadable import Unreadable
@@ -153,6 +154,15 @@ class BatchRunner:
             self._unreadable.note("batch", batch_id, error.detail)
             self._heartbeat.unreadable_seen()
             return "unreadable"
+
+    def running(self) -> dict[str, str]:
+        """The running batch, and the job if it runs alone, for log lines."""
+        batch, noted = self._running, self._marker.read()
+        if batch is None:
+            return {}
+        is_alone = noted is not None and noted.batch_id == batch.batch_id
+        alone = {"job_id": ids.job_id(batch.batch_id, noted.index)} if noted and is_alone else {}
+        return {"batch_id": batch.batch_id, **alone}
 
     def give_up(self) -> None:
         """Record a timeout for the job that runs alone, because only the end of this process can stop it.

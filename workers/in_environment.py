@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from app.errors import ModelyardError
-from app.logs import configure_logging
+from app.logs import configure_logging, end
 from app.settings import WorkerSettings
 from workers.model_lookup import ModelVersion
 
@@ -58,7 +58,7 @@ def main() -> None:
     try:
         run(settings, handed)
     except ModelyardError as error:
-        sys.exit(f"modelyard: {error.detail}")
+        end(f"modelyard: {error.detail}")
 
 
 def _try(found: ModelVersion, settings: WorkerSettings) -> Refusal:

@@ -19,6 +19,7 @@ from app.celery_app import create_celery
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError
 from app.ledger.worker_ledger import WorkerLedger, keep_outcome
+from app.logs import add_context
 from app.redis import keys
 from app.redis.client import connect, ledger_errors
 from app.redis.refusals import refusal
@@ -119,6 +120,8 @@ def _serve(
     runner = BatchRunner(jobs, loaded, heartbeat, clock, limit, marker, max_attempts=settings.max_attempts)
     watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, heartbeat))
     marker.serves(record.worker_id)
+    known = {"model": record.model_name, "version": record.model_version, "worker_id": record.worker_id}
+    add_context(lambda: known | runner.running())
     limit.install()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     heartbeat.start()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.errors import ModelError, ModelWarmUpError, first_line
+from app.logs import configure_logging
 from app.settings import WorkerSettings, load
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def command(model: str) -> None:
     environment, which is built first. Exit status: 0 it would be served, 1 it would not.
     """
     settings = load(WorkerSettings)
-    logging.basicConfig(level=logging.ERROR)  # the report contains what a worker would log as warnings
+    configure_logging(logging.ERROR)  # the report contains what a worker would log as warnings
     with _downloads_removed():
         found = _find(model, settings)
         _describe(found)

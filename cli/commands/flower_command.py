@@ -9,6 +9,7 @@ import click
 
 from app.api_keys import check_exposure, read_keys
 from app.errors import ConfigurationError
+from app.logs import configure_logging, is_json
 from app.settings import ControllerSettings, load
 from cli.local_pool.listening import refusal
 
@@ -31,6 +32,8 @@ def command(options: tuple[str, ...]) -> None:
         raise ConfigurationError(
             "a login on the command line can be read by every user of this machine; " + LOGIN_REMEDY
         )
+    if is_json():
+        configure_logging()  # Flower keeps handlers that it finds
     _read_login()
     for name in [name for name, value in os.environ.items() if name.startswith("FLOWER_") and not value]:
         del os.environ[name]  # Flower would treat an empty login as valid

@@ -21,13 +21,13 @@ from cli.local_pool.listening import refusal
 @click.option("--access-log", is_flag=True, help="Log every request.")
 def command(host: str | None, port: int | None, redis_url: str | None, access_log: bool) -> None:
     """Run the controller until SIGTERM or Ctrl-C."""
+    configure_logging()
     settings = load(ControllerSettings, host=host, port=port, redis_url=redis_url)
     _check(settings)  # before imports that take a second
 
     from controller.http.server import make_server
     from controller.main import create_app
 
-    configure_logging()
     for each in (signal.SIGTERM, signal.SIGINT):
         # After its shutdown uvicorn raises the signal again; a requested stop is a success.
         signal.signal(each, lambda *_: sys.exit(0))

@@ -26,6 +26,7 @@ def command(
     """Serve one model version from its queue until SIGTERM or Ctrl-C; the current batch is finished."""
     from workers.main import run
 
+    configure_logging()
     settings = load(
         WorkerSettings,
         model_name=model_name,
@@ -33,7 +34,6 @@ def command(
         worker_number=worker_number,
         redis_url=redis_url,
     )
-    configure_logging()
     if prepare:
         from workers import model_environment
 

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import logs
 from app.errors import InputError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
 from controller.admission.authentication import PAGE_FILES, PAGES
@@ -29,6 +30,7 @@ from controller.routing import Selector
 from controller.services import Services
 
 PREDICT = "/predict"
+REQUEST_ID_LENGTH = 128  # of a caller's text that is logged
 V2 = open_inference.router.prefix
 CORS_HEADERS = ("authorization", "content-type", "content-encoding", "idempotency-key", "prefer")
 
@@ -48,6 +50,7 @@ class Controller:
     def __init__(self, fastapi: FastAPI, settings: ControllerSettings) -> None:
         self.fastapi = fastapi
         self._settings = settings
+        self._names_requests = logs.is_json()
         origins = listed(settings.cors_origins)
         self._cross_origin: ASGIApp = (
             CORSMiddleware(
@@ -89,6 +92,9 @@ class Controller:
         Its path begins with the prefix, even if a proxy has stripped it, and ends without a slash: `/predict/` becomes
         `/predict`. HEAD becomes GET, and the server omits the body.
         """
+        if self._names_requests:
+            name: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
+            logs.request_id.set(name[:REQUEST_ID_LENGTH].decode("latin-1"))
         services = self.services
         prefix = self._settings.prefix or scope.get("root_path", "")
         written: str = scope["path"]

@@ -200,7 +200,8 @@ class Reconciler:
             with ledger_errors():
                 if await self._ledger.requeue(batch_id, queue, owner, message):
                     with_owner = f" with worker {owner}" if owner else ""
-                    logger.warning("batch %s was lost%s; requeued", batch_id, with_owner)
+                    told = {"batch_id": batch_id}
+                    logger.warning("batch %s was lost%s; requeued", batch_id, with_owner, extra=told)
                 else:
                     await self._ledger.forget(batch_id, queue)
         except WireError as error:
@@ -216,7 +217,8 @@ class Reconciler:
         now_ms = self._clock.now_ms()
         try:
             if await self._ledger.close_overdue(batch_id, queue, now_ms):
-                logger.warning("batch %s expired: no worker claimed it in time", batch_id)
+                told = {"batch_id": batch_id}
+                logger.warning("batch %s expired: no worker claimed it in time", batch_id, extra=told)
         except WireError as error:
             await self._close_unreadable(batch_id, queue, error)
 

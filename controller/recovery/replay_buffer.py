@@ -119,7 +119,8 @@ class ReplayBuffer:
             try:
                 n_lost += await self._write_again(copy)
             except WireError as error:
-                logger.warning("batch %s cannot be replayed: %s", batch_id, error.detail)
+                told = {"batch_id": batch_id}
+                logger.warning("batch %s cannot be replayed: %s", batch_id, error.detail, extra=told)
             copy.kept_at_s = time.monotonic()  # this run may lose it as well
         for ref, (queue, _) in self._cancels.items():
             self._cancels[ref] = queue, time.monotonic()

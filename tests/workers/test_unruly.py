@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -35,13 +36,13 @@ async def outcome_of(served: Served, behaviour: int) -> dict[str, Any]:
 async def test_whatever_a_model_does_to_end_its_worker_the_worker_is_back_and_the_job_comes_to_its_outcome(
     start_worker: Start, redis_server: RedisServer
 ) -> None:
-    worker = start_worker("1", MODEL_NAME="Unruly")
+    worker = start_worker("1", MODEL_NAME="Unruly", MODELYARD_LOG_FORMAT="json")
     with redis.Redis.from_url(redis_server.url) as client:
         await until(lambda: ready_pids(client), "the worker is ready", timeout_s=60)
         async with serving(settings_for(redis_server.url, heartbeat_s=HEARTBEAT_S)) as served:
             pids = ready_pids(client)
-            for behaviour in (model.EXITS, model.INTERRUPTS):
-                assert (await outcome_of(served, behaviour))["error"]["code"] == "model_failed"
+            failed = [await outcome_of(served, behaviour) for behaviour in (model.EXITS, model.INTERRUPTS)]
+            assert [job["error"]["code"] for job in failed] == ["model_failed"] * 2
             assert (await outcome_of(served, model.FORKS))["status"] == "succeeded"
             assert (await outcome_of(served, model.WELL))["status"] == "succeeded"
             assert ready_pids(client) == pids
@@ -53,6 +54,12 @@ async def test_whatever_a_model_does_to_end_its_worker_the_worker_is_back_and_th
     worker.send_signal(signal.SIGTERM)
     _, errors = worker.communicate(timeout=60)
     assert worker.returncode == 0, errors
+    logged = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    told = {line["job_id"]: line for line in logged if line["message"] == "the model failed on a job"}
+    for job in failed:
+        line = told[job["id"]]
+        assert (line["model"], line["version"], line["worker_id"]) == ("Unruly", 1, job["worker_id"])
+        assert job["id"].startswith(f"{line['batch_id']}.")
 
 
 def test_a_model_that_exits_while_it_loads_ends_its_worker_with_an_error(start_worker: Start) -> None:

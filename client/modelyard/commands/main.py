@@ -6,6 +6,8 @@ The server's distribution adds its own subcommands where it is installed beside 
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -141,5 +143,8 @@ def run() -> None:
 
 
 def _fail(reason: str, status: int = FAILED) -> NoReturn:
-    click.echo(f"modelyard: {reason}", err=True)
+    if os.environ.get("MODELYARD_LOG_FORMAT") == "json" and logging.getLogger().handlers:
+        logging.getLogger("modelyard").critical(reason)  # of a process that logs JSON, the last line too
+    else:
+        click.echo(f"modelyard: {reason}", err=True)
     sys.exit(status)
