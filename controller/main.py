@@ -104,6 +104,7 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
             services.losses.run(),
             access.watch(),
             services.feed.run(),
+            services.job_history.run(),
         ]
         for coroutine in background:
             await stack.enter_async_context(_running(coroutine))

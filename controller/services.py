@@ -29,6 +29,7 @@ from controller.http.draining import Drain
 from controller.http.prediction_request import KnownHeads
 from controller.http.replies import Refusals
 from controller.input.large_bodies import LargeBodies
+from controller.job_history import JobHistory
 from controller.metrics import Metrics
 from controller.page.feed import Feed
 from controller.pool_watcher import PoolWatcher
@@ -65,6 +66,7 @@ class Services:
         self.watcher = PoolWatcher(client, self.clock, backlogs, self.replay_buffer, settings, unreadable)
         self.metrics = Metrics(self.watcher, self.clock, unreadable)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
+        self.job_history = JobHistory(client, self.clock, retention_s)
         self.link = RedisLink(client, settings.redis_timeout_s)
         self.dispatcher = Dispatcher(
             controller_id,
@@ -73,8 +75,10 @@ class Services:
             template,
             backlogs,
             self.watcher,
-            on_accepted=[self.replay_buffer.accepted, self.metrics.accepted],
-            on_completed=[backlogs.completed, self.replay_buffer.completed, self.metrics.completed],
+            on_accepted=[each.accepted for each in (self.replay_buffer, self.metrics)],
+            on_completed=[
+                each.completed for each in (backlogs, self.replay_buffer, self.metrics, self.job_history)
+            ],
         )
         self.results = Results(
             client,

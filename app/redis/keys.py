@@ -9,6 +9,7 @@
 | `modelyard:open:<queue>` | hash: batch to jobs without outcome | while it waits or runs | ledger scripts |
 | `modelyard:backlog` | hash: queue to the sum of the same | one field a queue | ledger scripts |
 | `modelyard:quarantine` | sorted set: job id by when it was quarantined, ms | retention, 10,000 jobs | ledger scripts |
+| `modelyard:recent:<kind>` | sorted set: a finished job by when it finished, ms | retention, 10,000 jobs | controller |
 | `modelyard:queue:<model>:<version>` | list of Celery messages | Celery's | ledger scripts; Celery (pop) |
 | `modelyard:numbers` | hash: queue to worker number | one field a queue | worker |
 | `modelyard:workers` | sorted set: worker id by last heartbeat ms | swept by controllers | worker |
@@ -77,6 +78,7 @@ KINDS = (
     KeyKind(f"{PREFIX}:open:", "hash", expires=False, names_queue=True),
     KeyKind(f"{PREFIX}:worker:", "string", expires=True),
     KeyKind(f"{PREFIX}:once:", "string", expires=True),
+    KeyKind(f"{PREFIX}:recent:", "zset", expires=True),
     KeyKind(f"{PREFIX}:queue:", "list", expires=False),
     KeyKind(f"{RATE}:", "string", expires=True),
     KeyKind(UNACKED, "", expires=False),
@@ -130,6 +132,11 @@ def running(queue: str) -> str:
 def open_jobs(queue: str) -> str:
     """Number of jobs without an outcome in each batch of a queue."""
     return f"{PREFIX}:open:{queue}"
+
+
+def recent(kind: str) -> str:
+    """Recently finished jobs, see `controller.job_history`."""
+    return f"{PREFIX}:recent:{kind}"
 
 
 def worker(worker_id: str) -> str:

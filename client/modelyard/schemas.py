@@ -297,6 +297,39 @@ class Quarantine(msgspec.Struct, frozen=True):
     jobs: tuple[QuarantinedJob, ...]
 
 
+class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One job in a list for operators: where it went, and how long each step took."""
+
+    id: str
+    status: Status
+    worker: Annotated[int, says("worker number of its queue")]
+    model_name: str
+    model_version: int
+    policy: Annotated[str, says("rule that chose the queue")]
+    forced: Annotated[bool, says("whether the request named the queue")]
+    caller: Annotated[str, says("name of the caller's API key; empty without one")]
+    n_samples: int
+    received_at_ms: Annotated[float, says("when the request arrived, Redis's clock")]
+    deadline_ms: Annotated[float, says("when the job expires, Redis's clock")]
+    attempts: Annotated[int, says("number of times that a worker claimed it")]
+    end_to_end_ms: Annotated[float, says("time from the request's arrival to its outcome, or until now")]
+    worker_id: Annotated[str | None, says("process that ran it, or runs it")] = None
+    finished_at_ms: Annotated[float | None, says("when its outcome was written, Redis's clock")] = None
+    queue_wait_ms: Annotated[float | None, says("time from the request's arrival to its batch's start")] = (
+        None
+    )
+    inference_ms: Annotated[float | None, says("duration of the forward pass")] = None
+    batch_samples: Annotated[int | None, says("samples in the forward pass")] = None
+    error_code: Annotated[str, says("of a failed, expired or cancelled job")] = ""
+
+
+class JobList(msgspec.Struct, frozen=True):
+    """Answer of `GET /jobs`: open jobs oldest first, or finished jobs newest first."""
+
+    jobs: tuple[JobSummary, ...]
+    next: Annotated[Later[str], says("cursor of the next page; absent on the last one")] = None
+
+
 class Health(msgspec.Struct, frozen=True):
     """Answer of `GET /healthz`: the process is alive."""
 
@@ -310,4 +343,13 @@ class Readiness(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...]
 
 
-DOCUMENTS: tuple[type[msgspec.Struct], ...] = (Problem, Job, Jobs, Pool, Quarantine, Health, Readiness)
+DOCUMENTS: tuple[type[msgspec.Struct], ...] = (
+    Problem,
+    Job,
+    Jobs,
+    JobList,
+    Pool,
+    Quarantine,
+    Health,
+    Readiness,
+)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM, MULTIPART, PARQUET
-from modelyard.schemas import DOCUMENTS, Health, Job, Jobs, Pool, Problem, Quarantine, Readiness
+from modelyard.schemas import DOCUMENTS, Health, Job, JobList, Jobs, Pool, Problem, Quarantine, Readiness
 
 INTRODUCTION = """
 Serves several MLflow model versions behind one endpoint. Every version has a durable queue of its own; a
@@ -488,6 +488,19 @@ WORKERS: dict[str, Any] = {
         **_problems(**_OPERATOR, s503="Redis does not answer"),
     },
 }
+_LISTED = {
+    **{name: _DONE[name] for name in ("id", "status", "worker", "model_name", "model_version", "policy")},
+    **{name: _DONE[name] for name in ("forced", "worker_id", "batch_samples", "inference_ms")},
+    "caller": "",
+    "n_samples": 1,
+    "received_at_ms": 1767225600000,
+    "deadline_ms": 1767225660000,
+    "attempts": 1,
+    "end_to_end_ms": 3,
+    "finished_at_ms": 1767225600003,
+    "queue_wait_ms": 2,
+    "error_code": "",
+}
 _QUARANTINED = {
     "job_id": _RECEIPT["id"],
     "quarantined_at_ms": 1767225600000,
@@ -496,6 +509,14 @@ _QUARANTINED = {
     "model_version": 2,
     "n_samples": 1,
     "resent_as": "AZqzRSIzAAHiXk3e0sB7c2pV1nW8kL4d.0",
+}
+JOBS: dict[str, Any] = {
+    "tags": ["pool"],
+    "summary": "List jobs",
+    "responses": {
+        200: {"description": "One page of jobs", **_json(JobList, {"jobs": [_LISTED]})},
+        **_problems(**_OPERATOR, s422="A parameter is out of range", s503="Redis does not answer"),
+    },
 }
 QUARANTINE: dict[str, Any] = {
     "tags": ["pool"],
