@@ -54,7 +54,7 @@ class Services:
         self, settings: ControllerSettings, access: Access, audit: Audit, client: AsyncClient
     ) -> None:
         controller_id, unreadable = uuid4().hex, Unreadable()
-        heartbeat_s, retention_s = settings.heartbeat_s, settings.result_retention_s
+        retention_s = settings.result_retention_s
         template, backlogs = write_template(create_celery(settings)), Backlogs(settings)
         rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
         self.settings, self.access, self.audit = settings, access, audit
@@ -108,6 +108,13 @@ class Services:
         )
         is_fast = settings.fast_http and rate_limit is None  # the rate limit must ask Redis
         self.known_heads = KnownHeads(settings, self.gate) if is_fast else None
+        self._add_attendants(controller_id, client, template, unreadable)
+
+    def _add_attendants(
+        self, controller_id: str, client: AsyncClient, template: bytes, unreadable: Unreadable
+    ) -> None:
+        """Add what runs beside the requests."""
+        heartbeat_s, retention_s = self.settings.heartbeat_s, self.settings.result_retention_s
         self.reconciler = Reconciler(
             controller_id, client, self.ledger, template, self.watcher, unreadable, interval_s=heartbeat_s
         )

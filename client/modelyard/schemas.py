@@ -323,7 +323,7 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     error_code: Annotated[str, says("of a failed, expired or cancelled job")] = ""
 
 
-class JobList(msgspec.Struct, frozen=True):
+class JobList(msgspec.Struct, frozen=True, omit_defaults=True):
     """Answer of `GET /jobs`: open jobs oldest first, or finished jobs newest first."""
 
     jobs: tuple[JobSummary, ...]

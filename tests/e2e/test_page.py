@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Literal
 from urllib.parse import urlsplit
@@ -78,8 +80,37 @@ def test_a_form_sends_one_sample_to_all_versions(served: Served, page: Page) -> 
     expect(answers.first).to_contain_text("class 1")  # a vertical stroke
 
 
+def test_jobs_are_listed_by_filters_that_stand_in_the_address_and_one_is_shown_in_detail(
+    served: Served, digits: Digits, page: Page
+) -> None:
+    pool, url, client = served
+    done = client.predict(digits.images[:1], version=1)
+    stopped = pool.processes[0]
+    stopped.send_signal(
+        signal.SIGSTOP
+    )  # the supervisor of version 1; its serving process stops with the next line
+    serving = next(each.pid for row in client.workers() if row.worker == 1 for each in row.replicas)
+    os.kill(serving, signal.SIGSTOP)
+    try:
+        waiting = client.submit(digits.images[:1], version=1)
+        page.goto(f"{url}/#jobs?status=queued")
+        page.get_by_role("button", name=waiting.id).click()
+        shown = page.get_by_role("region", name=f"Job {waiting.id}")
+        shown.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_text("1 of 1 cancelled")).to_be_visible()
+    finally:
+        os.kill(serving, signal.SIGCONT)
+        stopped.send_signal(signal.SIGCONT)
+    page.get_by_role("combobox", name="Jobs").select_option("succeeded")
+    assert "status=succeeded" in page.url
+    page.get_by_role("button", name=done.id).click()
+    expect(page.get_by_role("region", name=f"Job {done.id}")).to_contain_text('"status": "succeeded"')
+    page.reload()
+    expect(page.get_by_role("combobox", name="Jobs")).to_have_value("succeeded")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("section", ["now", "try", "pool"])
+@pytest.mark.parametrize("section", ["now", "jobs", "try", "pool"])
 def test_the_page_has_no_accessibility_violation(
     served: Served, browser: Browser, scheme: Literal["light", "dark"], section: str
 ) -> None:

@@ -1,22 +1,16 @@
 // The page of the pool: what GET /events streams, and a form that posts predictions.
 import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { Jobs } from "./jobs.js";
+import { headers, ms, number, problem, setKey, title } from "./shared.js";
 
 const RETRY_MS = [1000, 2000, 5000];
 const STALE_MS = 5000;
-const TABS = { now: "Now", try: "Try it", pool: "Pool" };
+const TABS = { now: "Now", jobs: "Jobs", try: "Try it", pool: "Pool" };
 const SERIES = ["jobs_per_s", "failed_per_s", "p50_ms", "p99_ms", "batch_samples", "backlog_jobs"];
 const STEP_S = { "15m": 5, "24h": 300 };
 const MOST_POINTS = { "15m": 180, "24h": 288 };
 
-let key = ""; // of the caller: kept in memory only
-
-const number = (value, digits = 0) =>
-  value == null || Number.isNaN(value) ? "–"
-    : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-const ms = (value) => (value == null ? "–" : number(value, value < 10 ? 2 : value < 100 ? 1 : 0));
-const title = (row) => `${row.model_name} ${row.model_version}`;
 const clock = (at_s) => new Date(at_s * 1000).toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hour12: false });
-const headers = (more = {}) => (key ? { ...more, Authorization: `Bearer ${key}` } : more);
 const colour = (index) => `var(--s${index % 6})`;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -34,14 +28,6 @@ async function readEvents(signal, hear) {
       const [event, data] = part.split("\ndata: ");
       hear(event.slice("event: ".length), JSON.parse(data));
     }
-  }
-}
-
-async function problem(answer) {
-  try {
-    return await answer.json();
-  } catch {
-    return { detail: `the controller answered ${answer.status}` };
   }
 }
 
@@ -368,26 +354,29 @@ function Connection({ pool }) {
   return html`<div class="status" role="status"><span class="dot ${kind}"></span>${words}${pool.state === "live" && !stale ? "" : age}</div>`;
 }
 
+/** The section in the address: `#jobs?status=failed` names `jobs`. */
+const section = () => location.hash.slice(1).split("?")[0] || "now";
+
 function App() {
   const [signedIn, setSignedIn] = useState(0);
-  const [tab, setTab] = useState(location.hash.slice(1) || "now");
+  const [tab, setTab] = useState(section());
   useEffect(() => {
-    const turn = () => setTab(location.hash.slice(1) || "now");
+    const turn = () => setTab(section());
     addEventListener("hashchange", turn);
     return () => removeEventListener("hashchange", turn);
   }, []);
   const pool = usePool(signedIn);
   const rows = pool.rows && ranked(pool.rows);
-  const Shown = { now: Now, try: Try, pool: Pool }[tab] ?? Now;
+  const Shown = { now: Now, jobs: Jobs, try: Try, pool: Pool }[tab] ?? Now;
   return html`<header><h1>Modelyard</h1>
       <nav aria-label="Sections">${Object.entries(TABS).map(([name, label]) =>
         html`<a key=${name} href=${`${location.pathname}#${name}`} aria-current=${tab === name ? "page" : undefined}>${label}</a>`)}</nav>
       <${Connection} pool=${pool} /></header>
     <main>
       ${pool.state === "away" && html`<p class="card banner" role="alert">${pool.error}</p>`}
-      ${pool.state === "locked" ? html`<${SignIn} error=${pool.error} onKey=${(value) => { key = value; setSignedIn((n) => n + 1); }} />`
+      ${pool.state === "locked" ? html`<${SignIn} error=${pool.error} onKey=${(value) => { setKey(value); setSignedIn((n) => n + 1); }} />`
         : !rows ? html`<p class="card muted">Reading the pool …</p>`
-        : !rows.length ? html`<p class="card banner note">The pool is empty: no worker runs and no job waits.
+        : !rows.length && tab !== "jobs" ? html`<p class="card banner note">The pool is empty: no worker runs and no job waits.
             Start a worker with <code>modelyard worker</code>.</p>`
         : html`<${Shown} pool=${pool} rows=${rows} />`}
     </main>

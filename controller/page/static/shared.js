@@ -1,0 +1,34 @@
+// What every section of the page uses: the caller's key, requests, and how figures are written.
+
+let key = ""; // kept in memory only
+
+export const setKey = (value) => { key = value; };
+export const headers = (more = {}) => (key ? { ...more, Authorization: `Bearer ${key}` } : more);
+
+export const number = (value, digits = 0) =>
+  value == null || Number.isNaN(value) ? "–"
+    : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+export const ms = (value) => (value == null ? "–" : number(value, value < 10 ? 2 : value < 100 ? 1 : 0));
+export const title = (row) => `${row.model_name} ${row.model_version}`;
+
+/** The document of an answer; a problem if the answer holds none. */
+export async function problem(answer) {
+  try {
+    return await answer.json();
+  } catch {
+    return { detail: `the controller answered ${answer.status}` };
+  }
+}
+
+/** The document at a path; throws an error that says why there is none. */
+export async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers: headers(options.headers) });
+  } catch {
+    throw new Error("The controller does not answer.");
+  }
+  const said = await problem(answer);
+  if (!answer.ok) throw new Error(said.detail);
+  return said;
+}
