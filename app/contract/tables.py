@@ -236,7 +236,7 @@ def _csv(text: str, contract: ColumnsContract, rules: Rules) -> tuple[Named | Se
         raise InputShapeError("the header names a column twice; expected each of them once")
     kinds = [each.type.kind for each in contract.columns]
     for column in contract.columns:
-        if column.type.kind not in ("boolean", "integer", "long", "float", "double", "string"):
+        if column.type.kind not in SPELLED[rules]:
             raise InputShapeError(
                 f"CSV cannot spell a column of type {column.type.describe()}; send the rows as JSON"
             )
@@ -251,6 +251,11 @@ def _csv(text: str, contract: ColumnsContract, rules: Rules) -> tuple[Named | Se
     ], len(rows)
 
 
+# Column types that a cell can spell; the strict rules take times and base64 as JSON texts are taken.
+SPELLED: dict[Rules, frozenset[str]] = {
+    "mlflow": frozenset({"boolean", "integer", "long", "float", "double", "string"}),
+    "strict": frozenset({"boolean", "integer", "long", "float", "double", "string", "datetime", "binary"}),
+}
 # Texts that pandas treats as a missing value in CSV.
 GAPS = frozenset(
     {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"}
@@ -264,7 +269,7 @@ def _cell(text: str | None, kind: str) -> Any:
         return None
     if kind == "boolean":
         return BOOLEANS.get(text, text)
-    if kind == "string":
+    if kind in ("string", "datetime", "binary"):
         return text
     try:
         return int(text) if text.lstrip("+-").isdigit() else float(text.replace("_", "?"))

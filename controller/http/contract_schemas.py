@@ -31,7 +31,6 @@ from controller.input.image_layout import takes_images
 from controller.input.json_numbers import SAMPLE_KEYS
 
 Schema = dict[str, Any]
-TABLE_TYPES = frozenset({"boolean", "integer", "long", "float", "double", "string"})  # CSV has no others
 ANYTHING: Schema = {}
 IMAGE: Schema = {
     "anyOf": [

@@ -14,10 +14,11 @@ from urllib.parse import quote
 import msgspec
 
 from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract
+from app.contract.tables import SPELLED
 from app.errors import NoCandidateError
 from app.redis import keys
 from app.worker_record import WorkerRecord, by_queue
-from controller.http.contract_schemas import TABLE_TYPES, body_schema, outputs_schema
+from controller.http.contract_schemas import body_schema, outputs_schema
 from controller.input.bodies import IMAGES
 from controller.input.image_layout import takes_images
 from controller.pool_watcher import PoolView
@@ -125,7 +126,7 @@ def _content(record: WorkerRecord, known: Mapping[str, Any]) -> dict[str, Any]:
 def _takes(contract: Contract, kind: str) -> bool:
     if kind == "text/csv":
         return isinstance(contract, ColumnsContract) and all(
-            each.type.kind in TABLE_TYPES for each in contract.columns
+            each.type.kind in SPELLED["strict"] for each in contract.columns
         )
     if kind == "application/octet-stream":
         return isinstance(contract, TensorContract)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +17,10 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
@@ -28,7 +33,9 @@ from modelyard import (
     OutputsNotJoinableError,
     RetryPolicy,
 )
+from modelyard.commands.main import cli
 from modelyard.errors import (
+    InputError,
     InputNotFiniteError,
     InputShapeError,
     InputTypeError,
@@ -260,3 +267,114 @@ def test_every_error_says_what_was_wrong(
 ) -> None:
     with pytest.raises(error, match=text):
         client.predict(samples, **options)
+
+
+def batch(url: str, *words: object, status: int = 0) -> Result:
+    done = CliRunner().invoke(cli, ["batch", *map(str, words), "--url", url])
+    assert done.exit_code == status, (done.output, done.exception)
+    return done
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+ROW = {"n": 0, "x": 0.5, "t": "ä, ö", "b": "AP8=", "at": "2026-01-31T12:00:00.123456789", "ok": True}
+
+
+def test_a_batch_writes_a_row_for_each_row_and_sets_bad_ones_aside(url: str, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [ROW | {"n": place} for place in range(60)]
+    rows[7]["n"], rows[45]["at"] = "seven", "yesterday"
+    source, output = write_csv(tmp_path / "rows.csv", rows), tmp_path / "out.csv"
+    words = (source, "--output", output, "--model", "Same")
+    assert "2 were set aside" in batch(url, *words, "--rows", 30, status=1).stdout
+    answered = read_csv(output)
+    assert [int(row["row"]) for row in answered] == list(range(60))
+    assert [row["n"] for row in answered] == [
+        str(row["n"]) if row["n"] != "seven" else "" for row in rows[:45]
+    ] + ["" if place == 45 else str(place) for place in range(45, 60)]
+    assert {row["model_version"] for row in answered} == {"1", ""}
+    assert float(answered[0]["latency_ms"]) > 0
+    assert answered[0]["t"] == "ä, ö"
+    bad = [json.loads(line) for line in (tmp_path / "out.bad.ndjson").read_text().splitlines()]
+    assert [(each["row"], each["code"]) for each in bad] == [
+        (7, "input_wrong_type"),
+        (45, "input_wrong_type"),
+    ]
+    assert bad[1]["reason"].startswith("row 45, column 'at': got 'yesterday'")
+    assert "--restart" in batch(url, *words, status=2).stderr
+    assert {each.name for each in tmp_path.iterdir()} == {"rows.csv", "out.csv", "out.bad.ndjson"}
+
+
+def test_a_row_that_the_model_fails_on_is_found_by_halving(url: str, tmp_path: Path) -> None:
+    block = np.zeros((40, 2, 3), np.float32)
+    block[35] = 2000
+    np.savez_compressed(tmp_path / "rows.npz", x=block, y=block)
+    np.save(tmp_path / "rows.npy", block)
+    for name in ("rows.npz", "rows.npy"):
+        output = tmp_path / f"{name}.ndjson"
+        told = json.loads(
+            batch(url, tmp_path / name, "--output", output, "--model", "Blocks", "--json", status=1).stdout
+        )
+        assert (told["rows"], told["predicted"], told["set_aside"]) == (40, 39, 1)
+        answered = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [row["same"] is None for row in answered] == [place == 35 for place in range(40)]
+        assert json.loads(Path(told["bad_rows"]).read_text())["code"] == "model_failed"
+
+
+def test_parquet_and_ndjson_are_read_and_written_with_their_types(url: str, tmp_path: Path) -> None:
+    table = pa.Table.from_pandas(
+        pd.concat([TABLE.assign(n=2**60 + place) for place in range(20)], ignore_index=True)
+    )
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=6)
+    batch(url, tmp_path / "rows.parquet", "--output", tmp_path / "out.parquet", "--model", "Same")
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.column("n").to_pylist() == table.column("n").to_pylist()
+    assert [str(found.schema.field(name).type) for name in ("n", "x", "ok")] == ["int64", "double", "bool"]
+    lines = [json.dumps(ROW), "", "oops", json.dumps(ROW | {"x": float("nan")})]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    output = tmp_path / "out.jsonl"
+    batch(url, tmp_path / "rows.jsonl", "--output", output, "--model", "Same@champion", status=1)
+    first, bad, last = map(json.loads, output.read_text().splitlines())
+    assert (first["x"], bad["x"], last["x"], last["model_version"]) == (0.5, None, None, 1)
+
+
+def test_a_batch_that_was_killed_continues_without_repeating_a_row(url: str, tmp_path: Path) -> None:
+    n_rows = 300
+    source = write_csv(tmp_path / "rows.csv", [ROW | {"n": place} for place in range(n_rows)])
+    part, output = tmp_path / "out.csv.part", tmp_path / "out.csv"
+    words = ("batch", source, "--output", output, "--model", "Same", "--rows", 1)
+    slow = ("--url", url, "--concurrency", 1)
+    process = subprocess.Popen([sys.executable, "-m", "cli", *map(str, (*words, *slow))])
+    wait_until_true(
+        lambda: part.exists() and part.read_bytes().count(b"\n") > 20, what="some rows are finished"
+    )
+    process.kill()
+    process.wait(10)
+    finished = [json.loads(line) for line in part.read_bytes().splitlines()[1:]]
+    assert len(finished) < n_rows
+    part.write_bytes(part.read_bytes() + b'{"row": 9999, "tor')
+    told = json.loads(batch(url, *words[1:], "--json").stdout)
+    assert told["rows_before"] == len(finished)
+    answered = read_csv(output)
+    assert [int(row["n"]) for row in answered] == list(range(n_rows))
+    kept = [float(row["latency_ms"]) for row in answered[: len(finished)]]
+    assert kept == [each["latency_ms"] for each in finished]
+
+
+def test_what_no_version_takes_ends_a_batch_before_it_began(url: str, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "rows.csv", [{"a": 1}, {"a": 2}])
+    words = ["batch", str(source), "--output", str(tmp_path / "out.csv"), "--url", url, "--model", "Same"]
+    ended = CliRunner().invoke(cli, words).exception
+    assert isinstance(ended, InputError)
+    assert "none of the first 2 rows was predicted" in ended.detail
+    assert {each.name for each in tmp_path.iterdir()} == {"rows.csv"}

@@ -55,6 +55,11 @@ COMMANDS = {
         "Send an image or a held-out digit to a controller.",
         "modelyard-client[commands,digits]",
     ),
+    "batch": Command(
+        "modelyard.commands.batch_command",
+        "Predict every row of a file.",
+        "modelyard-client[commands]",
+    ),
     "benchmark": Command(
         "modelyard.commands.benchmark_command",
         "Send many samples, record and plot their latencies.",
