@@ -9,7 +9,9 @@ import click
 from celery import Celery, bootsteps
 
 from app.redis import keys
+from app.redis import url as redis_url
 from app.redis.credentials import PasswordFile
+from app.redis.sentinel import TIMEOUT_S
 from app.settings import Settings, load
 
 logger = logging.getLogger(__name__)
@@ -26,12 +28,11 @@ _credentials: PasswordFile | None = (
 def create_celery(settings: Settings) -> Celery:
     """Create the Celery application. Nothing connects."""
     global _credentials
-    broker = settings.celery_broker_url
+    broker, sentinels = settings.celery_broker_url, redis_url.sentinels(settings.effective_redis_url)
     _credentials = PasswordFile(settings) if settings.redis_password_file else None
     if _credentials:
-        broker += (
-            f"{'&' if '?' in broker else '?'}credential_provider={__name__}.{redis_credentials.__name__}"
-        )
+        provider = f"credential_provider={__name__}.{redis_credentials.__name__}"
+        broker = ";".join(f"{url}{'&' if '?' in url else '?'}{provider}" for url in broker.split(";"))
     celery = Celery("modelyard", broker=broker, set_as_current=False)
     celery.conf.update(
         accept_content=["json"],
@@ -47,6 +48,7 @@ def create_celery(settings: Settings) -> Celery:
             "unacked_key": keys.UNACKED,
             "unacked_index_key": f"{keys.UNACKED}_index",
             "unacked_mutex_key": f"{keys.UNACKED}_mutex",
+            **(_sentinel_options(sentinels) if sentinels else {}),
         },
         broker_use_ssl=settings.celery_tls or None,
         enable_utc=True,
@@ -66,6 +68,12 @@ def create_celery(settings: Settings) -> Celery:
         )
     )
     return celery
+
+
+def _sentinel_options(sentinels: redis_url.Sentinels) -> dict[str, Any]:
+    """Kombu's transport options; workers have a transport of their own, Flower and Celery's commands have kombu's."""
+    timeouts = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
+    return {"master_name": sentinels.name, "sentinel_kwargs": dict(sentinels.options) | timeouts}
 
 
 class KnowsItsTask(bootsteps.Step):  # type: ignore[misc]

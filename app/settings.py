@@ -39,12 +39,18 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         default="",
         validation_alias=AliasChoices("redis_url", "REDIS_URL"),
-        description="Redis to use; default: the pool's own server, on a socket in the state directory",
+        description="Redis to use, or the Sentinels that know it; default: the pool's own server, on a socket in the "
+        "state directory",
     )
     redis_password_file: Path | None = Field(
         default=None,
         validation_alias=AliasChoices("redis_password_file", "REDIS_PASSWORD_FILE"),
         description="file that holds the password of the user in `REDIS_URL`",
+    )
+    redis_sentinel_password_file: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("redis_sentinel_password_file", "REDIS_SENTINEL_PASSWORD_FILE"),
+        description="file that holds the password of the Sentinels in `REDIS_URL`",
     )
     mlflow_tracking_uri: str = Field(
         default="",
@@ -92,7 +98,16 @@ class Settings(BaseSettings):
     def _where_it_lies(cls, uri: str) -> str:
         return uri or default_uri()
 
-    @field_validator("state_dir", "pool_file", "redis_password_file", "environments_dir", check_fields=False)
+    @field_validator(
+        *(
+            "state_dir",
+            "pool_file",
+            "redis_password_file",
+            "redis_sentinel_password_file",
+            "environments_dir",
+        ),
+        check_fields=False,
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path.absolute() if path else None  # a model may change the working directory
@@ -119,13 +134,15 @@ class Settings(BaseSettings):
 
     @property
     def effective_redis_url(self) -> str:
-        """The Redis URL in redis-py's form (``redis://``, ``rediss://`` or ``unix://``), with the password.
+        """The Redis URL with its passwords: in redis-py's form (``redis://``, ``rediss://``, ``unix://``) or Sentinels.
 
         Raises:
-            ConfigurationError: The URL has unsupported options, the password file cannot be read, or the socket path is
+            ConfigurationError: The URL has unsupported options, a password file cannot be read, or the socket path is
                 too long.
         """
         url = redis_url.normalized(self.redis_url or f"unix://{quote(str(self.redis_socket))}")
+        if self.redis_sentinel_password_file:
+            url = redis_url.with_sentinel_password(url, self.redis_sentinel_password_file)
         return redis_url.with_password(url, self.redis_password_file) if self.redis_password_file else url
 
     @property

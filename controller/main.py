@@ -19,6 +19,7 @@ from fastapi_offline import FastAPIOffline
 
 from app.errors import LedgerUnavailableError
 from app.redis.client import connect_async, ledger_errors
+from app.redis.sentinel import watch
 from app.settings import ControllerSettings, load
 from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
@@ -84,6 +85,7 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
     Redis need not be reachable: the controller answers 503 until it is.
     """
     async with AsyncExitStack() as stack:
+        stack.enter_context(watch(settings.effective_redis_url))
         client = connect_async(settings)
         stack.push_async_callback(client.aclose)
         audit = stack.enter_context(audit_log(settings.audit_log))

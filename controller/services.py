@@ -16,6 +16,7 @@ from app.ledger.wakeup_message import write_template
 from app.redis import keys
 from app.redis.client import AsyncClient
 from app.redis.link import RedisLink
+from app.redis.url import sentinels
 from app.settings import ControllerSettings
 from app.unreadable import Unreadable
 from controller.admission.audit_log import Audit
@@ -62,7 +63,7 @@ class Services:
         self.gate = Gate(settings, access, self.drain, rate_limit)
         self.ledger = ControllerLedger(client, retention_s)
         self.quarantine = Quarantine(client, template, retention_s)
-        self.replay_buffer = ReplayBuffer(Replay(client), self.clock, retention_s)
+        self.replay_buffer = _replay_buffer(settings, client, self.clock)
         self.watcher = PoolWatcher(client, self.clock, backlogs, self.replay_buffer, settings, unreadable)
         self.metrics = Metrics(self.watcher, self.clock, unreadable)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
@@ -118,8 +119,15 @@ class Services:
         self.reconciler = Reconciler(
             controller_id, client, self.ledger, template, self.watcher, unreadable, interval_s=heartbeat_s
         )
-        self.losses = LossWatch(client, heartbeat_s, retention_s, self.metrics.ledger_lost)
+        self.losses = LossWatch(
+            client, heartbeat_s, retention_s, self.metrics.ledger_lost, self.replay_buffer.keep_s
+        )
         self.feed = Feed(client, self.watcher, self.clock, heartbeat_s)
+
+
+def _replay_buffer(settings: ControllerSettings, client: AsyncClient, clock: PoolClock) -> ReplayBuffer:
+    behind_sentinel = sentinels(settings.effective_redis_url) is not None
+    return ReplayBuffer(Replay(client), clock, settings.result_retention_s, behind_sentinel=behind_sentinel)
 
 
 def _limits(settings: ControllerSettings) -> dict[str, int]:

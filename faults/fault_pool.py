@@ -12,20 +12,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import redis
-
 from app.redis import keys
+from app.redis.client import connect_url
+from app.redis.sentinel import watch
 from app.settings import Settings
 from app.worker_record import WorkerRecord, decode_record
 from cli.local_pool import redis_server as pool_redis
 from cli.local_pool.programs import http_answers, redis_answers
 from faults.fault_registry import MODEL, tracking_uri
 from faults.proxy import Proxy
+from faults.sentinel_servers import SentinelServers
 from faults.shipped_pool import ShippedRedis
 
 READY_S = 90.0
@@ -45,6 +46,7 @@ class PoolPlan:
         redis_options: Further lines of Redis's configuration.
         proxied: Whether all processes reach Redis through `Pool.proxy`.
         as_shipped: Whether to run the Redis of docker-compose.yml, with one user per kind of process.
+        sentinels: Whether to run a primary, two replicas and three Sentinels.
     """
 
     replicas: int = 2
@@ -53,6 +55,7 @@ class PoolPlan:
     redis_options: tuple[str, ...] = ()
     proxied: bool = False
     as_shipped: bool = False
+    sentinels: bool = False
 
 
 TIGHT_LIMITS = PoolPlan(environment=(("MODELYARD_INFERENCE_TIMEOUT_S", "2"), ("MODELYARD_DRAIN_S", "3")))
@@ -178,7 +181,11 @@ class Pool:
             self.redis_url = server.url_with_password("operator")
             self.redis = Supervised("redis", server.command, {}, folder)
             self._access = {user: server.variables(user) for user in ("controller", "worker")}
-        self.client: Any = redis.Redis.from_url(self.redis_url)
+        self.sentinels = SentinelServers(folder / "servers", plan.redis_options)
+        if plan.sentinels:
+            self.redis_url = self.sentinels.url
+        self.client: Any = connect_url(self.redis_url)
+        self._following = ExitStack()
         self._environment = {
             "REDIS_URL": self.proxy.url if plan.proxied else self.redis_url,
             "MLFLOW_TRACKING_URI": tracking_uri(registry),
@@ -244,7 +251,11 @@ class Pool:
 
     def start(self) -> None:
         """Start everything and wait until it is ready."""
-        self.redis.start()
+        if self.plan.sentinels:
+            self._following.enter_context(self.sentinels)
+            self._following.enter_context(watch(self.redis_url))
+        else:
+            self.redis.start()
         wait_until(lambda: redis_answers(self.redis_url), "Redis answers")
         if self.plan.proxied:
             self.proxy.__enter__()
@@ -295,6 +306,7 @@ class Pool:
         for thread in threads:
             thread.join()
         self.redis.stop()
+        self._following.close()
 
 
 @contextmanager

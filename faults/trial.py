@@ -15,6 +15,7 @@ import redis
 
 from app.ledger import ids
 from app.redis import keys
+from app.redis.client import connect_url
 from faults.accounting import End
 from faults.fault_pool import Pool, TooLateError
 from faults.job_load import POST_TIMEOUT_S, Account, Load, Recipe, Sent, account, good_jobs, http_client
@@ -35,6 +36,7 @@ class Witness:
 
     def __init__(self, redis_url: str) -> None:
         self.heard: dict[str, list[float]] = defaultdict(list)
+        self._subscribed_at_s = 0.0
         self._n_twice = 0  # among the forgotten outcomes
         self._lock = threading.Lock()
         self._redis_url = redis_url
@@ -80,6 +82,21 @@ class Witness:
                     del self.heard[batch]
         return len(lost)
 
+    def excuse_repeats(self, since_s: float) -> int:
+        """Drop outcomes heard since `since_s` on the previous connection and again on the present; return their number.
+
+        A new primary may lack these outcomes. (`time.monotonic()`)
+        """
+        with self._lock:
+            repeated = [
+                times
+                for times in self.heard.values()
+                if len(times) > 1 and since_s <= times[0] < self._subscribed_at_s <= times[1]
+            ]
+            for times in repeated:
+                del times[0]
+        return len(repeated)
+
     def first_since(self, since_s: float) -> float | None:
         """Time of the first outcome after `since_s` (`time.monotonic()`), or None."""
         return min(
@@ -93,11 +110,12 @@ class Witness:
             self._closing.wait(0.1)
 
     def _hear(self) -> None:
-        with redis.Redis.from_url(self._redis_url) as client, client.pubsub() as notices:
+        with connect_url(self._redis_url) as client, client.pubsub() as notices:
             notices.psubscribe(keys.reply_channel("*"))
             while not self._closing.is_set():
                 notice: Any = notices.get_message(timeout=0.1)
                 if notice and notice["type"] == "psubscribe":
+                    self._subscribed_at_s = time.monotonic()
                     self._listening.set()
                 elif notice:
                     with self._lock:

@@ -23,6 +23,7 @@ from app.logs import add_context
 from app.redis import keys
 from app.redis.client import connect, ledger_errors
 from app.redis.refusals import refusal
+from app.redis.sentinel import primary_of, watch
 from app.settings import WorkerSettings
 from app.worker_record import WorkerRecord, assign_number, record_version
 from workers import model, requirements_check
@@ -130,7 +131,9 @@ def _serve(
     aliases.start()
     try:
         imports = [name.strip() for name in settings.worker_imports.split(",") if name]
-        consume(create_celery(settings), record, runner, heartbeat, tell_ready, imports)
+        url = settings.effective_redis_url
+        with watch(url):
+            consume(create_celery(settings), record, runner, heartbeat, tell_ready, imports, primary_of(url))
     finally:
         aliases.close()
         watchdog.close()
@@ -201,6 +204,6 @@ def _require_redis(settings: WorkerSettings) -> None:
         if refusal(error):
             raise
         raise LedgerUnavailableError(
-            f"Redis does not answer at {settings.shown_redis_url}; start a pool here with `modelyard up`, or "
-            f"set REDIS_URL to a running server"
+            f"{error.detail.partition(';')[0]} at {settings.shown_redis_url}; start a pool here with "
+            f"`modelyard up`, or set REDIS_URL to a running server"
         ) from error

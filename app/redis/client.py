@@ -25,6 +25,7 @@ from app.errors import (
 from app.redis import url as redis_url
 from app.redis.credentials import read_at_each_connect
 from app.redis.refusals import async_renewing, refusal, renewing
+from app.redis.sentinel import NoPrimaryError, primary_of, to_primary
 from app.settings import Settings
 
 # Names of redis-py that other packages import from here.
@@ -40,6 +41,7 @@ __all__ = [
     "ResponseError",
     "connect",
     "connect_async",
+    "connect_url",
     "ledger_error",
     "ledger_errors",
 ]
@@ -57,14 +59,15 @@ def connect(settings: Settings, timeout_s: float | None = None, **options: Any) 
     Args:
         timeout_s: Timeout of a command in seconds; by default that of the settings.
     """
+    url = settings.effective_redis_url
     with _url_errors(settings):
         pool = redis.ConnectionPool.from_url(
-            settings.effective_redis_url,
+            redis_url.server_url(url),
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
             **_connection_options(timeout_s or settings.redis_timeout_s),
         )
-    pool.connection_class = renewing(pool.connection_class)
+    pool.connection_class = to_primary(renewing(pool.connection_class), primary_of(url))
     read_at_each_connect(pool, settings)
     client = redis.Redis(connection_pool=pool, **options)
     client.auto_close_connection_pool = True
@@ -76,16 +79,28 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
 
     Commands are not retried, because a caller waits. While Redis hangs, the number of connections stays bounded.
     """
+    url = settings.effective_redis_url
     with _url_errors(settings):
         pool = redis.asyncio.BlockingConnectionPool.from_url(
-            settings.effective_redis_url,
+            redis_url.server_url(url),
             max_connections=MAX_CONNECTIONS,
             timeout=settings.redis_timeout_s,
             **_connection_options(settings.redis_timeout_s),
         )
-    pool.connection_class = async_renewing(pool.connection_class)
+    pool.connection_class = to_primary(async_renewing(pool.connection_class), primary_of(url))
     read_at_each_connect(pool, settings)
     return redis.asyncio.Redis.from_pool(pool)
+
+
+def connect_url(url: str, timeout_s: float | None = None) -> redis.Redis:
+    """Synchronous client of a URL with its password, for a quick look.
+
+    Raises:
+        ValueError, ConfigurationError: It is not a URL of Redis.
+    """
+    pool = redis.ConnectionPool.from_url(redis_url.server_url(url), socket_timeout=timeout_s)
+    pool.connection_class = to_primary(pool.connection_class, primary_of(url))
+    return redis.Redis.from_pool(pool)
 
 
 @contextmanager
@@ -123,6 +138,8 @@ def ledger_error(error: Exception) -> ModelyardError:
         )
     if said := refusal(error):
         return LedgerUnavailableError(f"Redis refuses: {said}", retry_after_s=1)
+    if isinstance(error, NoPrimaryError):
+        return LedgerUnavailableError(f"{error}; try again shortly", retry_after_s=1)
     if isinstance(error, ResponseError):
         return LedgerUnavailableError(f"Redis refused the command: {error}", retry_after_s=1)
     return LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1)

@@ -200,12 +200,12 @@ def port_of(variable: str, default: int) -> int:
 
 def redis_answers(url: str) -> bool:
     """Whether a Redis server answers and has loaded its data."""
-    from app.redis.client import Client, RedisError
+    from app.redis.client import RedisError, connect_url
 
     try:
-        with Client.from_url(url, socket_timeout=PROBE_TIMEOUT_S) as connection:
+        with connect_url(url, PROBE_TIMEOUT_S) as connection:
             return bool(connection.ping())
-    except (RedisError, OSError, ValueError):  # the last: not a Redis URL
+    except (RedisError, OSError, ValueError, ConfigurationError):  # the last two: not a Redis URL
         return False
 
 
@@ -219,11 +219,11 @@ def serving_pids(redis_url: str) -> dict[int, int]:
 
     Read from Redis, because a controller with API keys would require one.
     """
-    from app.redis.client import Client, RedisError
+    from app.redis.client import RedisError, connect_url
     from app.worker_record import records_of_host
 
     try:
-        with Client.from_url(redis_url, socket_timeout=PROBE_TIMEOUT_S) as connection:
+        with connect_url(redis_url, PROBE_TIMEOUT_S) as connection:
             records = records_of_host(connection, socket.gethostname())
     except (RedisError, OSError, WireError):
         return {}

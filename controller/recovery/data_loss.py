@@ -22,6 +22,7 @@ class LossWatch:
         client: Asynchronous Redis client that returns bytes.
         retention_s: Retention of outcomes in seconds; a loss is recorded as long.
         on_loss: Called for each loss that no controller can restore.
+        keep_s: Seconds for which controllers keep copies.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class LossWatch:
         interval_s: float,
         retention_s: float,
         on_loss: Callable[[], None],
+        keep_s: float = KEEP_S,
     ) -> None:
         self._client = client
         self._interval_s = interval_s
         self._retention_ms = int(retention_s * 1000)
         self._on_loss = on_loss
+        self._keep_s = keep_s
         self._confirmed = Mark()
 
     async def run(self) -> None:
@@ -59,7 +62,7 @@ class LossWatch:
             stands, confirmed, made = await marks.make_mark(self._client)
             # The controller's memory reveals an emptied Redis; Redis's second copy reveals a loss before this start.
             known, self._confirmed = max(self._confirmed, confirmed), made
-            if stands.count >= known.count or known.at_ms - stands.at_ms <= KEEP_S * 1000:
+            if stands.count >= known.count or known.at_ms - stands.at_ms <= self._keep_s * 1000:
                 return
             self._on_loss()
             lost = Loss(stands.at_ms, known.at_ms, made.at_ms)
@@ -67,6 +70,6 @@ class LossWatch:
                 "Redis lost %s; jobs accepted in that time are unknown, except those of the last %g s, which "
                 "are replayed. Check its persistence with `modelyard doctor`",
                 lost,
-                KEEP_S,
+                self._keep_s,
             )
             await marks.note(self._client, lost, self._retention_ms)

@@ -1,7 +1,8 @@
 """The replay buffer: a second copy of accepted data, kept until Redis has certainly written it to disk.
 
 With `appendfsync everysec` Redis confirms writes before they are on disk. So a controller keeps confirmed data for
-`KEEP_S` more seconds, and writes it again if Redis returns as another run or without data. This covers cancels and
+`KEEP_S` more seconds, and writes it again if Redis returns as another run or without data. Behind Sentinel that is
+also another primary, which may lack the last writes, and the time is `KEEP_BEHIND_SENTINEL_S`. This covers cancels and
 batches, with their samples or, after completion, with their outcome. Data that Redis still has is not changed.
 """
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 # answers. So the answer to a command sent this much later proves the write. Redis counts in whole seconds, hence the
 # third second.
 KEEP_S = 3.0
+# A failover loses what the former primary confirmed and no replica has: with `min-replicas-max-lag 5`, up to 6 s.
+KEEP_BEHIND_SENTINEL_S = 10.0
 # 20,000 jobs of 784 float32 without an outcome: four seconds at 5,000 jobs/s while no worker runs.
 LIMIT_BYTES = 64 * 2**20
 OVERHEAD_BYTES = 2048  # memory per batch besides its samples, head and outcome
@@ -50,16 +53,20 @@ class ReplayBuffer:
     Args:
         replay: Writes the copies again.
         retention_s: Retention of outcomes in seconds.
+        behind_sentinel: Whether a replica may take Redis's place.
 
     Attributes:
         run: The run of Redis that has all copied data.
     """
 
-    def __init__(self, replay: Replay, clock: PoolClock, retention_s: float) -> None:
+    def __init__(
+        self, replay: Replay, clock: PoolClock, retention_s: float, *, behind_sentinel: bool = False
+    ) -> None:
         self.run = ""
         self._replay = replay
         self._clock = clock
         self._retention_s = retention_s
+        self._behind_sentinel = behind_sentinel
         self._copies: dict[str, Copy] = {}  # oldest first, except for restored ones
         self._size_bytes = 0
         self._cancels: dict[JobRef, tuple[str, float]] = {}  # queue, and time of the confirmation
@@ -68,6 +75,11 @@ class ReplayBuffer:
 
     def __contains__(self, batch_id: str) -> bool:
         return batch_id in self._copies
+
+    @property
+    def keep_s(self) -> float:
+        """Seconds for which a confirmed copy is kept."""
+        return KEEP_BEHIND_SENTINEL_S if self._behind_sentinel else KEEP_S
 
     def accepted(self, event: Accepted) -> None:
         """Copy a batch that was just accepted."""
@@ -108,7 +120,7 @@ class ReplayBuffer:
             logger.warning("%s; the replay of lost data is pending", error.detail)
         else:
             self._answered_at_s = asked_at_s
-            self._forget(asked_at_s - KEEP_S)
+            self._forget(asked_at_s - self.keep_s)
 
     async def _write_all_again(self) -> None:
         n_lost, batch_ids = 0, list(self._copies)

@@ -20,6 +20,7 @@ from kombu import Connection, Queue
 from app.celery_app import BATCH_TASK
 from app.errors import ConfigurationError, ServiceError, first_line
 from app.redis.refusals import refusal
+from app.redis.sentinel import Primary
 from app.unreadable import Unreadable, What
 from app.worker_record import WorkerRecord
 from workers.batch_runner import BatchRunner
@@ -39,12 +40,14 @@ def consume(
     heartbeat: Heartbeat,
     tell_ready: Callable[[], None],
     imports: Sequence[str] = (),
+    primary: Primary | None = None,
 ) -> None:
     """Run batches from the worker's queue until SIGTERM or SIGINT, which start a drain.
 
     Args:
         tell_ready: Called when the consumer has started.
         imports: Modules that Celery imports first.
+        primary: Where Redis is, if the URL names Sentinels.
 
     Raises:
         ConfigurationError: One of them cannot be imported.
@@ -61,7 +64,7 @@ def consume(
         heartbeat.unreadable_seen()
 
     observer = transport.Observer(
-        record.queue, on_garbage, heartbeat.progress.note, lambda: heartbeat.silences
+        record.queue, on_garbage, heartbeat.progress.note, lambda: heartbeat.silences, primary
     )
     transport.use(celery, observer)
     # Celery warns against running as root because of pickle; this worker accepts only JSON.

@@ -26,6 +26,7 @@ from app.celery_app import BATCH_TASK, redis_credentials
 from app.ledger import ids
 from app.redis.client import OutOfMemoryError
 from app.redis.refusals import PROBE, renewing
+from app.redis.sentinel import Primary, to_primary
 from app.unreadable import What
 
 RELIES_ON = {
@@ -55,12 +56,14 @@ class Observer:
         on_garbage: Called for each dropped message.
         on_asked: Called for each request for a message; an idle worker sends one every second.
         silences: Returns a counter that changes when Redis did not answer the worker on another connection.
+        primary: Where to connect, if the URL names Sentinels.
     """
 
     queue: str
     on_garbage: Callable[[What, Exception], None]
     on_asked: Callable[[], None]
     silences: Callable[[], int]
+    primary: Primary | None = None
 
 
 def use(celery: Celery, observer: Observer) -> None:
@@ -111,7 +114,8 @@ class Channel(stock.Channel):  # type: ignore[misc]
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         parameters: dict[str, Any] = super()._connparams(asynchronous)
         self._process_credential_provider(redis_credentials(), parameters)
-        return parameters | {"connection_class": renewing(parameters["connection_class"])}
+        connection_class = to_primary(renewing(parameters["connection_class"]), self.observer.primary)
+        return parameters | {"connection_class": connection_class}
 
     def _brpop_start(self, *arguments: Any) -> None:
         self.observer.on_asked()

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from redis.connection import parse_url
 
+from app.celery_app import create_celery
 from app.errors import ConfigurationError
 from app.redis.client import connect
-from app.redis.url import without_secrets
-from app.settings import Settings
+from app.redis.url import Sentinels, sentinels, server_url, without_secrets
+from app.settings import Settings, load
 
 SECRET = "s3cret"
 
@@ -86,6 +87,54 @@ def test_the_database_may_stand_in_the_query() -> None:
         assert connect(Settings(redis_url=url)).get_connection_kwargs()["db"] == 3
 
 
+def test_sentinels_are_one_url_each_for_celery_and_one_server_for_redis_py(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("s/cret")
+    settings = load(
+        Settings,
+        redis_url="sentinel://worker:p%40ss@a,b:1/mymaster/2?sentinel_username=u",
+        redis_sentinel_password_file=tmp_path / "password",
+    )
+    assert settings.celery_broker_url == "sentinel://worker:p%40ss@a:26379/2;sentinel://worker:p%40ss@b:1/2"
+    assert server_url(settings.effective_redis_url) == "redis://worker:p%40ss@a/2"
+    options = create_celery(settings).conf.broker_transport_options
+    assert options["master_name"] == "mymaster"
+    assert options["sentinel_kwargs"].items() >= {"username": "u", "password": "s/cret"}.items()
+    assert settings.shown_redis_url == "sentinel://a,b:1/mymaster/2"
+
+
+def test_tls_of_sentinels_is_tls_to_them_and_to_redis() -> None:
+    settings = load(Settings, redis_url="sentinels://a/mymaster?ssl_ca_certs=/ca.pem")
+    expected = {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca.pem"}
+    assert settings.celery_tls == expected
+    assert sentinels(settings.effective_redis_url) == Sentinels(
+        "mymaster", (("a", 26379),), (("ssl", True), *expected.items())
+    )
+    assert server_url(settings.effective_redis_url) == "rediss://a?ssl_ca_certs=%2Fca.pem"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("sentinel://a,b", "does not name Sentinels and a primary; expected sentinel://host:port,host:port"),
+        ("sentinel://a,/mymaster", "does not name Sentinels"),
+        ("sentinel://a/mymaster/first", "does not name Sentinels"),
+        ("sentinel://a:1,b:port/mymaster", "is not a URL"),
+        ("sentinel://a/mymaster?db=1", "unknown option 'db'"),
+        ("sentinel://a/mymaster?ssl_cert_reqs=none", "unknown option 'ssl_cert_reqs'"),
+    ],
+)
+def test_sentinels_in_another_form_are_refused_in_one_line(url: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        load(Settings, redis_url=url)
+
+
+def test_a_password_of_sentinels_without_sentinels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret")
+    settings = Settings(redis_url="redis://h", redis_sentinel_password_file=tmp_path / "password")
+    with pytest.raises(ConfigurationError, match="REDIS_SENTINEL_PASSWORD_FILE is set"):
+        settings.effective_redis_url  # noqa: B018
+
+
 BAD_URLS = [
     f"redis://user:{SECRET}@localhost:port/0",
     f"redis://user:{SECRET}@[localhost/0",
@@ -95,6 +144,8 @@ BAD_URLS = [
     f"redis://localhost:1/0?password={SECRET}",
     f"redis://:{SECRET}/with-a-slash@localhost:1/0",
     f"unix://user:{SECRET}@/nowhere/redis.sock",
+    f"sentinel://user:{SECRET}@a,b/mymaster?sentinel_password={SECRET}&nonsense=1",
+    f"sentinel://user:{SECRET}@a:port/mymaster",
 ]
 
 

@@ -1,0 +1,100 @@
+"""Redis behind Sentinel: every kind of connection finds the primary, with passwords, and follows a failover."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.celery_app import create_celery
+from app.errors import LedgerUnavailableError
+from app.redis.client import connect, connect_async, ledger_errors
+from app.redis.link import RedisLink
+from app.redis.script import Call, Script
+from app.redis.script_connection import ScriptConnection
+from app.redis.sentinel import watch
+from app.settings import Settings, load
+from faults.sentinel_servers import SentinelServers
+from tests.controller.conftest import until
+
+PASSWORD, SENTINEL_PASSWORD = "p@ss,w:rd/1", "s3nt/nel"
+ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
+CALL = Call(ADD, ["sum"], [1])
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[SentinelServers]:
+    with (
+        tempfile.TemporaryDirectory(prefix="yard-") as folder,
+        SentinelServers(Path(folder), password=PASSWORD, sentinel_password=SENTINEL_PASSWORD) as started,
+    ):
+        yield started
+
+
+@pytest.fixture
+def settings(servers: SentinelServers, tmp_path: Path) -> Settings:
+    files = {"redis_password_file": PASSWORD, "redis_sentinel_password_file": SENTINEL_PASSWORD}
+    for name, password in files.items():
+        (tmp_path / name).write_text(password)
+    return load(Settings, redis_url=servers.url, **{name: tmp_path / name for name in files})
+
+
+def port_of(client: Any) -> int:
+    """Port of the server that a client reaches."""
+    return int(client.config_get("port")["port"])
+
+
+def celery_port(settings: Settings) -> int:
+    """Port of the server that Flower and Celery's commands reach, with kombu's own transport."""
+    with create_celery(settings).connection_for_read() as broker:
+        return port_of(broker.default_channel.client)
+
+
+async def test_every_connection_follows_an_ordered_failover_before_the_former_primary_is_told(
+    servers: SentinelServers, settings: Settings
+) -> None:
+    former, called = servers.primary(), list[Any]()
+    with watch(settings.effective_redis_url), connect(settings) as client:
+        async with connect_async(settings) as async_client:
+            scripts, link = ScriptConnection(client), RedisLink(async_client, 2.0)
+            running = asyncio.create_task(link.run())
+            assert celery_port(settings) == former
+            await until(lambda: link.is_connected, "the link is connected")
+            assert port_of(client) == former
+            scripts.run(CALL)
+            servers.fail_over()
+            await until(lambda: servers.primary() != former, "there is another primary")
+            await until(lambda: port_of(client) != former, "the client has followed")
+            with servers.client(former) as left:
+                assert (
+                    left.info("replication")["role"] == "master"
+                )  # it would still take a write, and lose it
+            await until(lambda: link.is_connected, "the link is connected")
+            before = int(await async_client.get("sum") or 0)
+            scripts.run(CALL)  # the new primary has not seen the script
+            link.run_script(CALL, called.append)
+            await until(lambda: called, "the link answers")
+            assert called == [before + 2]
+            running.cancel()
+    await until(lambda: celery_port(settings) == servers.primary(), "Celery's commands have followed")
+
+
+def test_a_connection_that_fails_asks_the_sentinels_that_are_left(
+    servers: SentinelServers, settings: Settings
+) -> None:
+    servers.stop(servers.sentinel_ports[0])
+    with connect(settings) as client:
+        assert port_of(client) == servers.primary()
+
+
+def test_a_primary_that_no_sentinel_knows_is_named_in_the_error(
+    servers: SentinelServers, settings: Settings
+) -> None:
+    url = settings.effective_redis_url.replace("/mymaster", "/another")
+    client = connect(Settings(redis_url=url))
+    with pytest.raises(LedgerUnavailableError, match=r"primary 'another' \(No such master"), ledger_errors():
+        client.ping()
