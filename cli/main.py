@@ -35,6 +35,9 @@ COMMANDS = {
         "cli.commands.flower_command", "Monitor workers, queues and batches in Flower.", "modelyard[flower]"
     ),
     "up": Command("cli.commands.up_command", "Run a whole pool on this machine.", "modelyard[all]"),
+    "plan": Command(
+        "cli.commands.plan_command", "Show what `modelyard up` would start and stop.", "modelyard[all]"
+    ),
     "demo": Command(
         "cli.commands.demo_command", "Train, register, serve and predict on example data.", "modelyard[all]"
     ),

@@ -1,6 +1,6 @@
 """Reads the registry with MLflow's client: the versions registered by training, and their quality.
 
-Importing MLflow takes two seconds and 200 MiB. Long-lived processes use a separate process: `version_numbers`.
+Importing MLflow takes two seconds and 200 MiB. Long-lived processes use a separate process: `registry_reader`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from app.errors import ModelyardError, RegistrySchemaError, RegistryUnavailableError, first_line
+from app.errors import RegistryUnavailableError, first_line
 from app.quality import LOGGED_MODEL, read_quality
 from app.registry_database import examine
 
@@ -97,47 +95,6 @@ def registry_errors(tracking_uri: str) -> Iterator[None]:
         ) from error
 
 
-def version_numbers(tracking_uri: str, model_name: str) -> list[int]:
-    """Numbers of a model's versions, oldest first; a separate process asks MLflow and ends.
-
-    Raises:
-        RegistrySchemaError: Its database has the schema of another MLflow.
-        RegistryUnavailableError: The registry does not answer.
-    """
-    if examine(tracking_uri) in ("missing", "empty"):
-        return []
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "training.inventory"],  # -P: a folder named training may stand here
-        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "MODEL_NAME": model_name},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    if done.returncode:
-        raise RegistryUnavailableError(
-            f"the MLflow registry {tracking_uri} cannot be read: the process that tried ended with status "
-            f"{done.returncode}, its log above; check MLFLOW_TRACKING_URI"
-        )
-    answer = json.loads(done.stdout)
-    if isinstance(answer, dict):
-        is_schema = answer["code"] == RegistrySchemaError.code
-        raise (RegistrySchemaError if is_schema else RegistryUnavailableError)(answer["detail"])
-    return [int(number) for number in answer]
-
-
-def main() -> None:
-    """Write the numbers of the versions of MODEL_NAME, or the error, to standard output as JSON."""
-    uri, name = os.environ["MLFLOW_TRACKING_URI"], os.environ["MODEL_NAME"]
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as output, contextlib.redirect_stdout(sys.stderr):
-        try:
-            client = connect(uri)
-            with registry_errors(uri):
-                answer: Any = sorted(int(version.version) for version in _ready_versions(client, name))
-        except ModelyardError as error:
-            answer = {"code": error.code, "detail": error.detail}
-        json.dump(answer, output)
-
-
 def registered_versions(tracking_uri: str, model_name: str) -> list[RegisteredVersion]:
     """List a model's versions, oldest first; none if there is no such model or no database yet.
 
@@ -149,20 +106,21 @@ def registered_versions(tracking_uri: str, model_name: str) -> list[RegisteredVe
         return []
     client = connect(tracking_uri)
     with registry_errors(tracking_uri):
-        versions = _ready_versions(client, model_name)
+        versions = ready_versions(client, model_name)
         models = client.search_registered_models(f"name = '{model_name}'") if versions else []
         champion = str(models[0].aliases.get(CHAMPION)) if models else None
-        registry = _ReadInPages(client, versions)
+        registry = ReadInPages(client, versions)
         found = [_described(registry, version, champion) for version in versions]
     return sorted(found, key=lambda version: version.version)
 
 
-def _ready_versions(client: MlflowClient, model_name: str) -> list[Any]:
-    pages = _all_pages(lambda token: client.search_model_versions(f"name = '{model_name}'", page_token=token))
+def ready_versions(client: MlflowClient, model_name: str) -> list[Any]:
+    """The versions of a model that are completely registered."""
+    pages = all_pages(lambda token: client.search_model_versions(f"name = '{model_name}'", page_token=token))
     return [version for version in pages if version.status == "READY"]
 
 
-def _all_pages(page: Callable[[str | None], Any]) -> list[Any]:
+def all_pages(page: Callable[[str | None], Any]) -> list[Any]:
     """All results of an MLflow search.
 
     Args:
@@ -176,7 +134,7 @@ def _all_pages(page: Callable[[str | None], Any]) -> list[Any]:
     return everything
 
 
-class _ReadInPages:
+class ReadInPages:
     """Serves `read_quality` from a few searches: single calls for a thousand versions would be thousands of calls."""
 
     def __init__(self, client: MlflowClient, versions: Sequence[Any]) -> None:
@@ -185,7 +143,7 @@ class _ReadInPages:
         self.get_model_version = client.get_model_version
         self.search_model_versions = client.search_model_versions
         self._client = client
-        experiments = _all_pages(
+        experiments = all_pages(
             lambda token: client.search_experiments(view_type=ViewType.ALL, page_token=token)
         )
         experiment_ids = [each.experiment_id for each in experiments]
@@ -227,7 +185,7 @@ def _batches(ids: Sequence[str]) -> Iterator[str]:
     return (",".join(f"'{each}'" for each in some) for some in pages)
 
 
-def _described(registry: _ReadInPages, version: Any, champion: str | None) -> RegisteredVersion:
+def _described(registry: ReadInPages, version: Any, champion: str | None) -> RegisteredVersion:
     """Join an MLflow version with its run."""
     params = registry.params(version.run_id)
     return RegisteredVersion(
@@ -270,7 +228,3 @@ def best_version(versions: list[RegisteredVersion], dataset_digest: str) -> Regi
     measured = [(v.val_accuracy, -v.version, v) for v in versions if v.dataset_digest == dataset_digest]
     known = [(accuracy, age, v) for accuracy, age, v in measured if accuracy is not None]
     return max(known, key=lambda entry: entry[:2])[2] if known else None
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.errors import ServiceError
+from app.pool_file import NamedVersion
 from app.registry_database import sqlite_path
 from app.settings import PREFIX, ControllerSettings, Settings, load
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from cli.local_pool.desired_state import Worker
     from modelyard import Client, Job
     from modelyard.records import Record
 
@@ -68,7 +70,7 @@ def command(once: bool, here: bool) -> None:
     settings = load(ControllerSettings)
     with until_interrupted(), claimed(settings, console):
         check(settings, PoolPlan([]).services(settings))  # before minutes are spent on training
-        with open_pool(settings, PoolPlan(trained_versions(settings)), console) as pool:
+        with open_pool(settings, PoolPlan(trained_workers(settings)), console) as pool:
             pool.start_core()
             records = _show_predictions(pool.url, console)
             console.print(f"predicted {time.monotonic() - started_at:.1f} s after the start", highlight=False)
@@ -89,6 +91,7 @@ def _move_in(console: Console) -> None:
     folder = load(Settings).state_dir / "demo"
     os.environ |= {
         "MODELYARD_STATE_DIR": str(folder),
+        "MODELYARD_FILE": os.devnull,  # a modelyard.toml that lies here is about other models
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / DATABASE}",
     }
     if ignored:
@@ -107,21 +110,30 @@ def _tell_how_to_join(settings: ControllerSettings, console: Console) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def trained_versions(settings: ControllerSettings) -> list[int]:
-    """The two newest versions of the registry; trains them first if there are fewer.
+def trained_workers(settings: ControllerSettings) -> list[Worker]:
+    """Workers of the two newest versions of the registry; trains them first if there are fewer.
 
     Raises:
         ServiceError: The training failed; its own output says why.
     """
+    from cli.local_pool.desired_state import Worker, service_name
     from cli.local_pool.programs import MODELYARD
-    from cli.local_pool.served_versions import choose_versions, registered_numbers
 
-    registered = registered_numbers(settings)
-    if len(registered) >= VERSIONS:
-        return registered[-VERSIONS:]
-    # In a separate process, so that this one does not keep torch and MLflow in memory while the pool runs.
-    _train([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], settings)
-    return choose_versions(settings, [])
+    newest = _newest_versions(settings)
+    if len(newest) < VERSIONS:
+        # In a separate process, so that this one does not keep torch and MLflow in memory while the pool runs.
+        _train([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], settings)
+        newest = _newest_versions(settings)
+    return [Worker(service_name(named), named) for named in newest]
+
+
+def _newest_versions(settings: ControllerSettings) -> list[NamedVersion]:
+    from training.registry_reader import ModelReading, Question, RegistryReader
+
+    name = settings.model_name
+    with RegistryReader(settings.mlflow_tracking_uri) as reader:
+        model = reader.read(Question((name,))).models.get(name, ModelReading())
+    return [NamedVersion(name, version) for version in sorted(model.versions)[-VERSIONS:]]
 
 
 def _train(command: list[str], settings: ControllerSettings) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
 import click
 
 
@@ -13,13 +17,35 @@ def parse_versions(ctx: click.Context, param: click.Parameter, value: str | None
     return [int(word) for word in words]
 
 
+def what_to_serve(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what to serve."""
+    options = (
+        click.option(
+            "--model",
+            "models",
+            multiple=True,
+            metavar="NAME[:3|@ALIAS]",
+            help="Model to serve, all or one of its versions; may be repeated. Default: modelyard.toml, or "
+            "champion, best and newest version of every model.",
+        ),
+        click.option(
+            "--versions", callback=parse_versions, metavar="1,2", help="Versions of MODEL_NAME to serve."
+        ),
+        click.option(
+            "--replicas",
+            type=click.IntRange(1, 64),
+            default=1,
+            show_default=True,
+            help="Workers per version, where modelyard.toml states none.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command("up")
-@click.option(
-    "--versions", callback=parse_versions, metavar="1,2", help="Versions to serve; default: the two newest."
-)
-@click.option(
-    "--replicas", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers per version."
-)
+@what_to_serve
 @click.option(
     "--controllers",
     type=click.IntRange(1, 16),
@@ -28,23 +54,49 @@ def parse_versions(ctx: click.Context, param: click.Parameter, value: str | None
     help="Controllers, each on its own port.",
 )
 @click.option("--views/--no-views", default=True, help="Run Flower and MLflow's user interface too.")
-def command(versions: list[int], replicas: int, controllers: int, views: bool) -> None:
-    """Run Redis, workers, controllers, Flower and MLflow until Ctrl-C, which stops all of them."""
+@click.option("--dry-run", is_flag=True, help="Only print what would be started.")
+def command(
+    models: tuple[str, ...], versions: list[int], replicas: int, controllers: int, views: bool, dry_run: bool
+) -> None:
+    """Run Redis, workers, controllers, Flower and MLflow until Ctrl-C, which stops all of them.
+
+    The workers follow modelyard.toml and the registry: edits of the file, new versions and moved aliases.
+    """
     from rich.console import Console
 
     from app.settings import ControllerSettings, load
+    from cli.local_pool.desired_state import difference
+    from cli.local_pool.follower import Follower
     from cli.local_pool.local_pool import PoolPlan, claimed, doing, open_pool, until_interrupted
-    from cli.local_pool.served_versions import choose_versions, prepare_environments
+    from cli.local_pool.planning import first_state, prepare_environments, print_plan, tell_of_left_out
+    from cli.local_pool.registry_watch import RegistryWatch
+    from cli.local_pool.served_entries import ServedEntries, entries_given
+    from training.registry_reader import RegistryReader
 
     console = Console()
     settings = load(ControllerSettings)
-    with until_interrupted(), claimed(settings, console):
+    source = ServedEntries(settings, entries_given(settings, models, versions))
+    with until_interrupted(), ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(claimed(settings, console))
+        reader = stack.enter_context(RegistryReader(settings.mlflow_tracking_uri))
         with doing("reading the registry", console):
-            chosen = choose_versions(settings, versions)
-        prepare_environments(chosen)
-        with open_pool(settings, PoolPlan(chosen, replicas, controllers, views), console) as pool:
-            pool.start_core()
+            question, reading, desired = first_state(settings, source, reader, replicas)
+        tell_of_left_out(desired, console)
+        plan = difference(desired.targets, {}, [])
+        if dry_run:
+            print_plan(plan, console)
+            return
+        prepare_environments(desired.targets)
+        workers = [worker for worker, _ in plan.start]
+        watch = RegistryWatch(settings.mlflow_tracking_uri, question, reading, reader)
+        follower = Follower(settings, source, watch, workers, replicas)
+        with open_pool(settings, PoolPlan(workers, controllers, views), console) as pool:
+            pool.start_core(is_strict=source.entries is not None)
+            follower.failed.update(pool.failed)
             pool.start_views()
             pool.print_urls()
             console.print("Ctrl-C stops everything")
-            pool.watch()
+            watch.start()
+            stack.callback(watch.close)
+            pool.watch(follower)

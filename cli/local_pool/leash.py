@@ -34,7 +34,9 @@ def write_services(folder: Path, services: Iterable[Service]) -> None:
         }
         for service in services
     }
-    (folder / SERVICES).write_text(json.dumps(rows, indent=1))
+    written = folder / f"{SERVICES}.new"  # a service that restarts reads the file at any moment
+    written.write_text(json.dumps(rows, indent=1))
+    written.replace(folder / SERVICES)
 
 
 def main() -> NoReturn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,17 @@ def processes(folder: Path) -> list[Leftover]:
             name = names[0].partition(b"=")[2].decode(errors="replace") if names else "supervisord"
             found.append(Leftover(int(entry.name), name))
     return sorted(found, key=lambda each: each.pid)
+
+
+def processor_s(folder: Path, names: Container[str]) -> float:
+    """Seconds of processor time that the running processes of services have used."""
+    ticks = 0
+    for process in processes(folder):
+        if process.name in names:
+            with suppress(OSError):  # it has just ended
+                fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])  # utime and stime, see proc(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def end(folder: Path, patience_s: float, tell: Callable[[Sequence[Leftover]], object]) -> list[Leftover]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,12 +18,16 @@ from rich.table import Table
 from app.errors import LedgerUnavailableError, ServiceError
 from app.settings import ControllerSettings
 from cli.local_pool import leftovers, preflight, programs
+from cli.local_pool.desired_state import Worker
+from cli.local_pool.follower import Follower
 from cli.local_pool.programs import Service, Tier
 from cli.local_pool.supervisord import Supervisor
 
 POLL_S = 0.2
 WATCH_S = 1.0
-READY_LIMIT_S = 180.0
+STANDSTILL_S = 180.0  # a start fails after so long without a ready service, output or processor time
+BUSY_S = 1.0  # of processor time counts as progress
+LOOK_S = 5.0
 LEFTOVER_WAIT_S = 60.0
 TAIL_LINES = 12
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,14 +38,12 @@ class PoolPlan:
     """The processes to run.
 
     Attributes:
-        versions: Model versions to serve.
-        replicas: Workers per version.
+        workers: Workers to start with.
         controllers: Controllers, on consecutive ports.
         views: Whether Flower and MLflow's user interface run too.
     """
 
-    versions: list[int]
-    replicas: int = 1
+    workers: Sequence[Worker]
     controllers: int = 1
     views: bool = True
 
@@ -51,7 +55,7 @@ class PoolPlan:
         """
         services = [] if settings.redis_url else [programs.redis_service(settings)]
         services += programs.controller_services(settings, self.controllers)
-        services += programs.worker_services(settings, self.versions, self.replicas)
+        services += [programs.worker_service(settings, worker) for worker in self.workers]
         if self.views:
             services.append(programs.flower_service(settings))
         if self.views and not settings.mlflow_tracking_uri.startswith("http"):
@@ -78,13 +82,20 @@ class Pool:
         self._console = console
         self._pids: dict[str, int] = {}
         self._serving_pids: dict[int, int] = {}
+        self._is_strict = True
+        self.failed: list[str] = []
 
-    def start_core(self) -> None:
+    def start_core(self, *, is_strict: bool = True) -> None:
         """Start Redis, the controllers and the workers, and wait until the workers are reachable.
+
+        Args:
+            is_strict: Whether a worker that cannot start is an error; otherwise it is left out, as long as another one
+                is ready.
 
         Raises:
             ServiceError: One of them died or did not become ready.
         """
+        self._is_strict = is_strict
         self._start(Tier.REDIS)
         self._number_versions()
         self._start(Tier.CONTROLLERS, Tier.WORKERS)
@@ -110,22 +121,33 @@ class Pool:
             table.add_row(escape(name), escape(place))
         self._console.print(table, soft_wrap=True)
 
-    def watch(self) -> None:
+    def watch(self, follower: Follower | None = None) -> None:
         """Watch the pool until interrupted; report services that died and were restarted.
+
+        Args:
+            follower: Starts and stops workers, if the pool follows a file or the registry.
 
         Raises:
             ServiceError: The supervisor is gone.
         """
         while True:
             serving = programs.serving_pids(self._settings.effective_redis_url)
-            for name, status in self._supervisor.statuses().items():
+            statuses = self._supervisor.statuses()
+            for name, status in statuses.items():
                 if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
                     log = escape(str(self._supervisor.log_path(name)))
                     self._console.print(f"{name} stopped and was restarted; its log: {log}")
                 if status.is_alive:
                     self._pids[name] = status.pid
             self._serving_pids |= serving
+            self._pids = {name: pid for name, pid in self._pids.items() if name in statuses}
+            if follower:
+                for name in follower.step(self._supervisor, statuses, serving, self._tell):
+                    self._pids.pop(name, None)  # an earlier worker had this name
             time.sleep(WATCH_S)
+
+    def _tell(self, line: str) -> None:
+        self._console.print(escape(line), highlight=False, soft_wrap=True)
 
     def _is_another(self, name: str, pid: int, serving_pid: int | None) -> bool:
         """Whether a service, or the child of a worker, is another process than at the last check."""
@@ -140,8 +162,8 @@ class Pool:
 
         try:
             with ledger_errors(), connect(self._settings) as connection:
-                for version in self._plan.versions:
-                    assign_number(connection, keys.queue_name(self._settings.model_name, version), None)
+                for worker in self._plan.workers:
+                    assign_number(connection, keys.queue_name(*worker.named), None)
         except LedgerUnavailableError:
             self._supervisor.statuses()  # raises the more exact error, if supervisord is the cause
             raise
@@ -153,6 +175,7 @@ class Pool:
         statuses = self._supervisor.statuses()
         self._pids.update({service.name: statuses[service.name].pid for service in services})
         waiting = {service.name: service for service in services}
+        progress = _Progress(self._settings.state_dir, self._supervisor)
         if not self._console.is_terminal and waiting:
             self._console.print("starting " + ", ".join(waiting), highlight=False)
         with self._console.status("") as spinner:
@@ -162,28 +185,61 @@ class Pool:
                 for service in [each for each in waiting.values() if each.is_ready(self._pids[each.name])]:
                     del waiting[service.name]
                     self._print_ready(service, time.monotonic() - started_at)
-                if waiting and time.monotonic() - started_at > READY_LIMIT_S:
-                    self._fail(next(iter(waiting)), f"was not ready within {READY_LIMIT_S:.0f} s")
+                if waiting and progress.standstill_s(waiting) > STANDSTILL_S:
+                    self._show_failure(next(iter(waiting)), "made no progress")
+                    self._fail(next(iter(waiting)), f"made no progress for {STANDSTILL_S:.0f} s")
                 time.sleep(POLL_S if waiting else 0)
 
     def _print_ready(self, service: Service, took_s: float) -> None:
+        width = max(len(each.name) for each in self._services)
         self._console.print(
-            f"[green]✓[/green] {service.name:<14} ready after {took_s:4.1f} s  {escape(service.url)}",
+            f"[green]✓[/green] {service.name:<{width}} ready after {took_s:4.1f} s  {escape(service.url)}",
             highlight=False,
             soft_wrap=True,
         )
 
     def _refuse_dead(self, waiting: dict[str, Service]) -> None:
         statuses = self._supervisor.statuses()
-        for name in waiting:
-            if not statuses[name].is_alive or statuses[name].pid != self._pids[name]:
+        for name, service in list(waiting.items()):
+            if statuses[name].is_alive and statuses[name].pid == self._pids[name]:
+                continue
+            self._show_failure(name, "stopped while it was starting")
+            workers = {worker.name for worker in self._plan.workers}
+            if self._is_strict or service.tier is not Tier.WORKERS or workers == {*self.failed, name}:
                 self._fail(name, "stopped while it was starting")
+            self._supervisor.end(name)
+            self.failed.append(name)
+            del waiting[name]
 
-    def _fail(self, name: str, what_happened: str) -> None:
+    def _show_failure(self, name: str, what_happened: str) -> None:
         self._console.print(f"[red]✗[/red] {name} {what_happened}; its last lines:", highlight=False)
         for line in self._supervisor.log_tail(name, TAIL_LINES):
             self._console.print("  " + escape(line), highlight=False, soft_wrap=True)
+
+    def _fail(self, name: str, what_happened: str) -> NoReturn:
         raise ServiceError(f"{name} {what_happened}; its log: {self._supervisor.log_path(name)}")
+
+
+class _Progress:
+    """Tells for how long services have done nothing: printed nothing, and used no processor."""
+
+    def __init__(self, folder: Path, supervisor: Supervisor) -> None:
+        self._folder, self._supervisor = folder, supervisor
+        self._since_s = self._looked_s = time.monotonic()
+        self._seen: tuple[int, int, float] = (0, 0, 0.0)
+
+    def standstill_s(self, names: Collection[str]) -> float:
+        """Seconds since the services last did something; any that became ready counts."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s > LOOK_S:
+            self._looked_s = now_s
+            n_bytes = sum(
+                path.stat().st_size for path in map(self._supervisor.log_path, names) if path.exists()
+            )
+            processor_s = leftovers.processor_s(self._folder, names)
+            if (len(names), n_bytes) != self._seen[:2] or abs(processor_s - self._seen[2]) > BUSY_S:
+                self._seen, self._since_s = (len(names), n_bytes, processor_s), now_s
+        return now_s - self._since_s
 
 
 @contextmanager

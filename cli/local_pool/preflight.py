@@ -48,6 +48,18 @@ def sole_pool(settings: Settings) -> Iterator[None]:
         yield
 
 
+def is_running(settings: Settings) -> bool:
+    """Whether a pool runs in the state directory."""
+    try:
+        with (settings.state_dir / "pool.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def check(settings: Settings, services: Sequence[Service]) -> None:
     """Refuse to start if there are obstacles; the error names all of them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -14,15 +15,19 @@ from urllib.parse import quote, urlsplit
 
 from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
 from app.errors import ConfigurationError, WireError
-from app.settings import ControllerSettings
+from app.pool_file import NamedVersion
+from app.settings import ControllerSettings, Settings
 from cli.commands.flower_command import check_login
 from cli.local_pool import redis_server as pool_redis
+from cli.local_pool.desired_state import Worker
+from cli.local_pool.leash import SERVICES
 from modelyard.commands.controller_option import local_url
 
 LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
 MLFLOW_PORT = 5000
 PROBE_TIMEOUT_S = 2.0
+COMMON_VARIABLES = ("MODEL_NAME", "MODEL_VERSION", "WORKER", "PYTHONUNBUFFERED")  # of all workers
 MODELYARD = (sys.executable, "-P", "-m", "cli")  # -P: ignore a folder named cli in the working directory
 
 
@@ -115,27 +120,44 @@ def controller_url(settings: ControllerSettings, port: int | None = None) -> str
     return local_url(settings.host, port or settings.port)
 
 
-def worker_services(settings: ControllerSettings, versions: list[int], replicas: int) -> list[Service]:
-    """Workers of each version.
+def worker_service(settings: ControllerSettings, worker: Worker) -> Service:
+    """A worker of a version.
 
     Args:
         settings: Settings of the controller that must see a worker before it counts as ready.
-        versions: Model versions.
-        replicas: Workers per version.
+        worker: Its name, version and options.
     """
-    return [
-        Service(
-            f"worker-v{version}" if replica == 1 else f"worker-v{version}-{replica}",
-            Tier.WORKERS,
-            (*MODELYARD, "worker"),
-            is_ready=lambda pid: pid in serving_pids(settings.effective_redis_url),
-            # the caller's WORKER variable cannot be the number of several versions
-            environment={"MODEL_VERSION": str(version), "WORKER": ""},
-            stop_wait_s=30,
-        )
-        for version in versions
-        for replica in range(1, replicas + 1)
-    ]
+    return Service(
+        worker.name,
+        Tier.WORKERS,
+        (*MODELYARD, "worker"),
+        is_ready=lambda pid: pid in serving_pids(settings.effective_redis_url),
+        # the caller's WORKER variable cannot be the number of several versions
+        environment={
+            "MODEL_NAME": worker.named.model,
+            "MODEL_VERSION": str(worker.named.version),
+            "WORKER": "",
+            **dict(worker.variables),
+        },
+        stop_wait_s=30,
+    )
+
+
+def present_workers(settings: Settings) -> list[Worker]:
+    """The workers of the pool that runs in the state directory."""
+    try:
+        rows = json.loads((settings.state_dir / SERVICES).read_text())
+    except (OSError, ValueError):
+        return []
+    found = []
+    for name, row in rows.items():
+        variables = {
+            key: row["environment"][key] for key in row["environment"] if key not in COMMON_VARIABLES
+        }
+        if "MODEL_VERSION" in row["environment"]:
+            named = NamedVersion(row["environment"]["MODEL_NAME"], int(row["environment"]["MODEL_VERSION"]))
+            found.append(Worker(name, named, tuple(variables.items())))
+    return found
 
 
 def flower_service(settings: ControllerSettings) -> Service:

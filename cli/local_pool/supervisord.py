@@ -86,16 +86,19 @@ class Supervisor:
 
     Args:
         folder: State directory for sockets and configuration; logs are in `logs`.
-        services: All services that it may start.
+        services: The services that it may start at first.
     """
 
     def __init__(self, folder: Path, services: Sequence[Service]) -> None:
         self._folder = folder.resolve()
-        self._services = services
-        self._groups = {service.name: service.tier.name.lower() for service in services}
+        self._services = {service.name: service for service in services}
         self._secrets = {name: value for service in services for name, value in service.secrets.items()}
         self._process: subprocess.Popen[bytes] | None = None
-        self.stop_timeout_s = 10 + sum(service.stop_wait_s for service in services)
+
+    @property
+    def stop_timeout_s(self) -> int:
+        """Seconds after which all services must have stopped."""
+        return 10 + sum(service.stop_wait_s for service in self._services.values())
 
     def __enter__(self) -> Self:
         """Start supervisord.
@@ -132,14 +135,18 @@ class Supervisor:
     def _write_files(self) -> BinaryIO:
         logs = self._folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        for name in self._groups:
+        for name in self._services:
             _keep_previous(self.log_path(name))
+        self._write_config()
+        return (logs / "supervisord.out").open("wb")
+
+    def _write_config(self) -> None:
+        services = list(self._services.values())
         config = self._folder / CONFIG
         config.unlink(missing_ok=True)
         config.touch(mode=0o600)
-        config.write_text(config_text(self._services))
-        leash.write_services(self._folder, self._services)
-        return (logs / "supervisord.out").open("wb")
+        config.write_text(config_text(services))
+        leash.write_services(self._folder, services)
 
     @property
     def is_alive(self) -> bool:
@@ -167,9 +174,60 @@ class Supervisor:
                     f"{service.name} cannot be started: there is no program {service.command[0]}"
                 )
             try:
-                self._call("startProcess", f"{self._groups[service.name]}:{service.name}", False)
+                self._call("startProcess", service.name, False)
             except Fault as fault:
                 raise ServiceError(f"{service.name} cannot be started ({fault.faultString})") from None
+
+    def start_again(self, name: str) -> None:
+        """Start a service that has ended.
+
+        Raises:
+            ServiceError: supervisord does not answer.
+        """
+        with suppress(Fault):  # it runs
+            self._call("startProcess", name, False)
+
+    def add(self, services: Sequence[Service]) -> None:
+        """Add services to those that it may start.
+
+        Raises:
+            ServiceError: supervisord does not answer, or the state directory cannot be written.
+        """
+        for service in services:
+            _keep_previous(self.log_path(service.name))
+        self._services |= {service.name: service for service in services}
+        self._reload()
+        for service in services:
+            self._call("addProcessGroup", service.name)
+
+    def end(self, name: str) -> None:
+        """Tell a service to stop; returns before it has stopped.
+
+        Raises:
+            ServiceError: supervisord does not answer.
+        """
+        with suppress(Fault):  # it has stopped already
+            self._call("stopProcess", name, False)
+
+    def remove(self, name: str) -> None:
+        """Remove a service that has stopped.
+
+        Raises:
+            ServiceError: supervisord does not answer, or the service still runs.
+        """
+        try:
+            self._call("removeProcessGroup", name)
+        except Fault as fault:
+            raise ServiceError(f"{name} cannot be removed ({fault.faultString})") from None
+        del self._services[name]
+        self._reload()
+
+    def _reload(self) -> None:
+        try:
+            self._write_config()
+            self._call("reloadConfig")
+        except (OSError, Fault) as error:
+            raise ServiceError(f"the services of the pool cannot be changed ({error})") from None
 
     def statuses(self) -> dict[str, ServiceStatus]:
         """Every service's status, by name.
@@ -191,6 +249,7 @@ class Supervisor:
         """
         if self._process is not None:
             try:
+                self._stop_tiers()
                 self._call("shutdown")
             except (ServiceError, Fault):
                 self._process.terminate()
@@ -202,6 +261,21 @@ class Supervisor:
             self._process = None
         # If supervisord was killed, its death has told its processes to stop.
         return leftovers.end(self._folder, self.stop_timeout_s, lambda _: None)
+
+    def _stop_tiers(self) -> None:
+        """Stop all services of a tier at once; supervisord's own shutdown stops one after the other."""
+        for tier in reversed(Tier):
+            members = {service.name: service for service in self._services.values() if service.tier is tier}
+            for name in members:
+                self.end(name)
+            wait_s = max((service.stop_wait_s for service in members.values()), default=0)
+            give_up_at = time.monotonic() + wait_s + CALL_TIMEOUT_S
+            while time.monotonic() < give_up_at and self._going(members):
+                time.sleep(POLL_S)
+
+    def _going(self, names: Iterable[str]) -> bool:
+        statuses = self.statuses()
+        return any(statuses[name].pid for name in names)
 
     @property
     def _log(self) -> Path:
@@ -266,6 +340,8 @@ def log_path(folder: Path, name: str) -> Path:
 def config_text(services: Sequence[Service]) -> str:
     """Configuration of supervisord: no service starts automatically, and started services are restarted.
 
+    A worker that ends with status 0 is not: its version was retired.
+
     Every path is relative to the state directory, in which supervisord runs: it expands `%` in some values twice, and
     a `;` may begin a comment.
 
@@ -287,12 +363,7 @@ def config_text(services: Sequence[Service]) -> str:
         "[rpcinterface:supervisor]\n"
         "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n",
     ]
-    for tier in Tier:
-        members = [service for service in services if service.tier is tier]
-        if members:
-            names = ",".join(service.name for service in members)
-            sections.append(_section(f"group:{tier.name.lower()}", programs=names, priority=str(tier.value)))
-            sections += [_program(service) for service in members]
+    sections += map(_program, services)
     return "\n".join(sections)
 
 
@@ -306,7 +377,8 @@ def _program(service: Service) -> str:
         f"program:{service.name}",
         command=f"%(ENV_{PYTHON})s -P -m cli.local_pool.leash {service.name}",
         autostart="false",
-        autorestart="true",
+        priority=str(service.tier.value),
+        autorestart="unexpected" if service.tier is Tier.WORKERS else "true",
         startsecs=str(STARTED_AFTER_S),
         startretries="1000000",
         stopsignal="TERM",

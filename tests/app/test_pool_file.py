@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,12 @@ def test_entries_and_endpoints_are_read_in_short_and_long_forms(tmp_path: Path) 
     )
     assert file.endpoints["lab"].default_version == NamedVersion("flowers", 1)
     assert file.place("serve", 1, "versions").endswith("modelyard.toml:8")
+
+
+def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "pool.md"
+    (example,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert read_pool_file(written(tmp_path, example)).serve
 
 
 def test_file_is_found_in_the_working_directory_or_by_its_setting(

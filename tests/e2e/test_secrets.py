@@ -120,7 +120,7 @@ def test_no_secret_of_a_pool_stands_in_an_answer_a_log_or_a_command_line(
             with redis.Redis.from_url(redis_server.url) as client:
                 client.acl_deluser("pool")
         seen |= {str(each): each.read_text(errors="replace") for each in folder.rglob("*") if each.is_file()}
-        assert any("worker-v1" in each for each in seen)
+        assert any("worker-MNIST_PyTorch_Model-v" in each for each in seen)
         secrets = (OF_REDIS, OF_MLFLOW, OF_FLOWER, TOKEN, key)
         assert [(where, each) for where, text in seen.items() for each in secrets if each in text] == []
         assert stat.S_IMODE((folder / "supervisord.conf").stat().st_mode) == 0o600

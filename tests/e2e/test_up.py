@@ -118,7 +118,7 @@ def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
             assert {info.worker: info.model_version for info in client.workers()} == {1: 1, 2: 2}
             pids = {info.worker: info.replicas[0].pid for info in client.workers()}
         os.kill(pids[1], signal.SIGKILL)
-        told = b"worker-v1 stopped and was restarted"
+        told = b"worker-MNIST_PyTorch_Model-v1 stopped and was restarted"
         wait_until(lambda: told in log.read_bytes(), timeout_s=START_S, what="it tells of a crash")
         with Client(url, api_key=keys.shop) as client:
             assert client.predict(digits.images[:1], worker=1).model_version == 1
@@ -160,7 +160,14 @@ def test_demo_serves_its_own_registry_whatever_is_exported_writes_records_and_en
     assert all(name in told for name in mine)
     assert not (tmp_path / "mine.db").exists()
     assert "training" not in demo.stdout
-    for name in ("redis", "controller", "worker-v1", "worker-v2", "flower", "mlflow"):
+    for name in (
+        "redis",
+        "controller",
+        "worker-MNIST_PyTorch_Model-v1",
+        "worker-MNIST_PyTorch_Model-v2",
+        "flower",
+        "mlflow",
+    ):
         assert f"✓ {name} " in demo.stdout
     assert f":{environment['MLFLOW_PORT']}/#/models/MNIST_PyTorch_Model" in demo.stdout
     records = json.loads((state / "worker_benchmark_records.json").read_text())

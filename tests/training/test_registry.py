@@ -1,8 +1,6 @@
 """What a version in MLflow tells of itself, and that it can be served by whoever loads it."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +19,10 @@ from training.inventory import (
     best_version,
     connect,
     registered_versions,
-    version_numbers,
 )
 from training.options import TrainOptions
 from training.registry import requirements
+from training.registry_reader import Question, Reading, RegistryReader
 from training.versions import train_versions
 
 from .conftest import IdxFiles, Ignore, Trained
@@ -105,14 +103,20 @@ def test_versions_are_listed_as_they_were_registered(trained: Trained) -> None:
     assert registered_versions(trained.tracking_uri, "Other") == []
 
 
-def test_their_numbers_are_asked_for_without_importing_mlflow(trained: Trained) -> None:
-    ask = (
-        "import sys; from training.inventory import version_numbers; "
-        f"print(version_numbers({trained.tracking_uri!r}, 'Digits'), 'mlflow' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
-    assert done.stdout == "[1, 2] False\n"
-    assert version_numbers(trained.tracking_uri, "Other") == []
+def test_models_are_read_in_a_process_of_their_own_that_answers_again(trained: Trained) -> None:
+    with RegistryReader(trained.tracking_uri) as reader:
+        first = reader.read(Question(("Digits", "Other"), ("Digits",)))
+        connect(trained.tracking_uri).set_registered_model_alias("Digits", "shadow", "1")
+        try:
+            second = reader.read(Question(None))
+        finally:
+            connect(trained.tracking_uri).delete_registered_model_alias("Digits", "shadow")
+    digits = first.models.pop("Digits")
+    assert not first.models
+    assert sorted(digits.versions) == [1, 2]
+    assert digits.qualities == {each.version: each.val_accuracy for each in trained.versions}
+    assert second.models["Digits"].aliases == digits.aliases | {"shadow": 1}
+    assert not second.models["Digits"].qualities
 
 
 def test_more_versions_than_a_page_holds_are_all_listed(
@@ -133,15 +137,20 @@ def test_more_versions_than_a_page_holds_are_all_listed(
     ]
 
 
+def ask(tracking_uri: str) -> Reading:
+    with RegistryReader(tracking_uri) as reader:
+        return reader.read(Question(("Digits",)))
+
+
 def test_a_server_that_cannot_tell_the_numbers_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RegistryUnavailableError, match="check MLFLOW_TRACKING_URI"):
-        version_numbers("http://127.0.0.1:1", "Digits")
+        ask("http://127.0.0.1:1")
 
 
 def test_listing_versions_makes_no_database(tmp_path: Path) -> None:
     assert registered_versions(f"sqlite:///{tmp_path}/none.db", "Digits") == []
-    assert version_numbers(f"sqlite:///{tmp_path}/none.db", "Digits") == []
+    assert ask(f"sqlite:///{tmp_path}/none.db") == Reading()
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,37 @@
+"""`modelyard plan`: shows what `modelyard up` would start and stop."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import click
+
+from cli.commands.up_command import what_to_serve
+
+
+@click.command("plan")
+@what_to_serve
+def command(models: tuple[str, ...], versions: list[int], replicas: int) -> None:
+    """Compare modelyard.toml and the registry with the running pool, and print the difference."""
+    from rich.console import Console
+
+    from app.settings import Settings, load
+    from cli.local_pool.desired_state import difference
+    from cli.local_pool.planning import first_state, print_plan, tell_of_left_out
+    from cli.local_pool.preflight import is_running
+    from cli.local_pool.programs import present_workers
+    from cli.local_pool.served_entries import ServedEntries, entries_given
+    from training.registry_reader import RegistryReader
+
+    console = Console()
+    settings = load(Settings)
+    source = ServedEntries(settings, entries_given(settings, models, versions))
+    with RegistryReader(settings.mlflow_tracking_uri) as reader:
+        _, _, desired = first_state(settings, source, reader, replicas)
+    tell_of_left_out(desired, console)
+    runs = is_running(settings)
+    present = present_workers(settings) if runs else []
+    counts = Counter(worker.named for worker in present)
+    print_plan(difference(desired.targets, counts, present), console)
+    if not runs:
+        console.print(f"no pool runs in {settings.state_dir}", highlight=False, markup=False, soft_wrap=True)

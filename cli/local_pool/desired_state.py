@@ -1,0 +1,236 @@
+"""What a pool serves: pure functions of the entries of `modelyard.toml` and a reading of the registry.
+
+`desired_state` says which versions are wanted, and `difference` what must be started and stopped for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from app.nearest import NAMED, nearest
+from app.pool_file import BEST, CHAMPION, LATEST, NamedVersion, Serve
+from training.registry_reader import ModelReading, Question, Reading
+
+MOST_VERSIONS = 8  # of a pool for which nothing says what to serve
+PREFERENCE = (CHAMPION, BEST, LATEST)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A version to serve.
+
+    Attributes:
+        replicas: Workers of the version, from and to.
+        variables: Environment variables of its workers.
+        reasons: The words that named it, such as `champion`.
+    """
+
+    named: NamedVersion
+    replicas: tuple[int, int] = (1, 1)
+    variables: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The wanted state of the pool.
+
+    Attributes:
+        targets: The versions to serve, in the order of the entries, and of the versions of a model.
+        problems: What the registry lacks, each with the index of the entry that names it.
+        left_out: Versions that were not chosen, because nothing says what to serve and they are too many.
+    """
+
+    targets: tuple[Target, ...] = ()
+    problems: tuple[tuple[int, str], ...] = ()
+    left_out: tuple[Target, ...] = ()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker of the pool: the name of its service, and what it serves."""
+
+    name: str
+    named: NamedVersion
+    variables: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The difference between the wanted and the present state.
+
+    Attributes:
+        start: Workers to start, each with the reason.
+        stop: Workers to stop, each with the reason.
+        keep: The others.
+    """
+
+    start: tuple[tuple[Worker, str], ...] = ()
+    stop: tuple[tuple[Worker, str], ...] = ()
+    keep: tuple[Worker, ...] = field(default=())
+
+
+def question_of(entries: Sequence[Serve] | None) -> Question:
+    """What the registry must be asked for entries; None: for all models."""
+    if entries is None:
+        return Question(None, None)
+    ranked = {entry.model for entry in entries if BEST in entry.versions}
+    return Question(tuple(sorted({entry.model for entry in entries})), tuple(sorted(ranked)))
+
+
+def desired_state(entries: Sequence[Serve] | None, reading: Reading, replicas: int = 1) -> Desired:
+    """The versions to serve.
+
+    Args:
+        entries: What to serve; None for champion, best and newest version of every model, but few versions in all.
+        reading: The registry's answer to `question_of(entries)`.
+        replicas: Workers of each version whose entry states no number.
+    """
+    if entries is None:
+        every = desired_state([Serve(model=name) for name in sorted(reading.models)], reading, replicas)
+        return _few(every.targets)
+    problems: list[tuple[int, str]] = []
+    targets: dict[NamedVersion, Target] = {}
+    for index, entry in enumerate(entries):
+        model = reading.models.get(entry.model)
+        if model is None or not model.versions:
+            problems.append((index, _no_model(entry.model, reading)))
+            continue
+        found: dict[int, list[str]] = {}
+        for word in entry.versions:
+            numbers = _versions_of(word, model)
+            is_implied = "versions" not in entry.model_fields_set or (isinstance(word, str) and "=" in word)
+            if not numbers and not is_implied:
+                problems.append((index, _no_version(word, entry.model, model)))
+            for number in numbers:
+                found.setdefault(number, []).append(f"version {word}" if word == number else str(word))
+        for number in sorted(found):
+            named = NamedVersion(entry.model, number)
+            count = entry.replicas if "replicas" in entry.model_fields_set else (replicas, replicas)
+            targets.setdefault(named, Target(named, count, _variables(entry), tuple(found[number])))
+    return Desired(tuple(targets.values()), tuple(problems))
+
+
+def difference(
+    targets: Iterable[Target],
+    counts: Mapping[NamedVersion, int],
+    present: Sequence[Worker],
+    stopping: Iterable[str] = (),
+) -> Plan:
+    """What must be started and stopped.
+
+    Args:
+        targets: The versions to serve.
+        counts: Wanted workers by version; without one, the lowest number of its target.
+        present: The present workers, those that were started first at the front.
+        stopping: Names of workers that are stopping, and so are neither present nor free.
+    """
+    start: list[tuple[Worker, str]] = []
+    stop: dict[str, tuple[Worker, str]] = {}
+    keep: list[Worker] = []
+    names = {*stopping, *(worker.name for worker in present)}
+    wanted = {target.named: target for target in targets}
+    served: dict[NamedVersion, list[Worker]] = {}
+    for worker in present:
+        target = wanted.get(worker.named)
+        if target is None:
+            stop[worker.name] = (worker, f"{worker.named} is no longer wanted")
+        elif target.variables != worker.variables:
+            stop[worker.name] = (worker, "its options have changed")
+        else:
+            served.setdefault(worker.named, []).append(worker)
+    for named, target in wanted.items():
+        low, high = target.replicas
+        count = min(max(counts.get(named, low), low), high)
+        workers = served.get(named, [])
+        keep += workers[:count]
+        stop |= {worker.name: (worker, f"{count} of {named} are wanted") for worker in workers[count:]}
+        for number in range(len(workers) + 1, count + 1):
+            name = _free_name(named, names)
+            names.add(name)
+            reason = ", ".join(target.reasons) if number == 1 else f"{count} of {named} are wanted"
+            start.append((Worker(name, named, target.variables), reason))
+    return Plan(tuple(start), tuple(stop.values()), tuple(keep))
+
+
+def service_name(named: NamedVersion) -> str:
+    """Name of a version's first worker, of characters that files and supervisord take."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", named.model)[:80]
+    if plain != named.model:
+        plain += "-" + hashlib.sha256(named.model.encode()).hexdigest()[:6]
+    return f"worker-{plain}-v{named.version}"
+
+
+def _free_name(named: NamedVersion, taken: set[str]) -> str:
+    first = service_name(named)
+    replicas = (first if number == 1 else f"{first}-{number}" for number in range(1, len(taken) + 2))
+    return next(name for name in replicas if name not in taken)
+
+
+def _few(targets: Sequence[Target]) -> Desired:
+    """Some versions of every model first, and the preferred ones of a model first."""
+
+    def preference(target: Target) -> int:
+        return min(PREFERENCE.index(reason) for reason in target.reasons)
+
+    seen: dict[str, int] = {}
+    rounds = []
+    for target in sorted(targets, key=preference):
+        seen[target.named.model] = seen.get(target.named.model, 0) + 1
+        rounds.append((seen[target.named.model], target))
+    chosen = {target.named for _, target in sorted(rounds, key=lambda each: each[0])[:MOST_VERSIONS]}
+    kept = tuple(target for target in targets if target.named in chosen)
+    return Desired(kept, (), tuple(target for target in targets if target.named not in chosen))
+
+
+def _versions_of(word: int | str, model: ModelReading) -> list[int]:
+    if isinstance(word, int):
+        return [word] if word in model.versions else []
+    if word == LATEST:
+        return [max(model.versions)]
+    if word == BEST:
+        ranked = [(quality, version) for version, quality in model.qualities.items()]
+        return [max(ranked)[1]] if ranked else []
+    if "=" in word:
+        name, _, value = word.partition("=")
+        tag = (name.strip(), value.strip())
+        return [number for number, tags in model.versions.items() if tag in tags.items()]
+    number = model.aliases.get(word)
+    return [number] if number in model.versions else []
+
+
+def _variables(entry: Serve) -> tuple[tuple[str, str], ...]:
+    values = {
+        "MODELYARD_DEVICE": entry.device,
+        "MODELYARD_ENV_MANAGER": entry.environment,
+        "ALLOW_PICKLE_MODELS": _switch(entry.allow_pickle_models),
+        "MODELYARD_ALLOW_NON_FINITE": _switch(entry.allow_non_finite),
+    }
+    return tuple((name, value) for name, value in values.items() if value is not None)
+
+
+def _switch(value: bool | None) -> str | None:
+    return None if value is None else str(value).lower()
+
+
+def _no_model(name: str, reading: Reading) -> str:
+    if name in reading.names:
+        return f"there is no version of {name}; train one with `modelyard train`"
+    others = f"its models, nearest first: {nearest(name, reading.names)}" if reading.names else "it is empty"
+    return f"there is no version of {name} in the registry ({others}); train one with `modelyard train`"
+
+
+def _no_version(word: int | str, name: str, model: ModelReading) -> str:
+    if isinstance(word, int):
+        versions = sorted(model.versions)
+        shown = ", ".join(map(str, versions[-NAMED:]))
+        return f"there is no version {word} of {name}; it has {'…, ' * (len(versions) > NAMED)}{shown}"
+    if word == BEST:
+        return f"no version of {name} has a val_accuracy, so none is the best"
+    aliases = (
+        f"its aliases, nearest first: {nearest(word, model.aliases)}" if model.aliases else "it has none"
+    )
+    return f"there is no alias {word} of {name}; {aliases}"

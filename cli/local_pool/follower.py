@@ -1,0 +1,147 @@
+"""Keeps the workers of a running pool equal to `modelyard.toml` and the registry.
+
+A new worker starts beside those that it replaces; they stop when it is ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from app.errors import ConfigurationError
+from app.settings import ControllerSettings
+from cli.local_pool import programs
+from cli.local_pool.desired_state import Plan, Target, Worker, desired_state, difference, question_of
+from cli.local_pool.registry_watch import RegistryWatch
+from cli.local_pool.served_entries import ServedEntries
+from cli.local_pool.supervisord import ServiceStatus, Supervisor
+
+
+class Follower:
+    """Starts and stops workers; `step` is called every second.
+
+    Args:
+        settings: Settings of the pool.
+        source: The entries to follow.
+        registry: The watched registry.
+        workers: Workers that the pool has started.
+        replicas: Workers of each version whose entry does not state a number.
+
+    Attributes:
+        failed: Names of workers that could not start and were left out.
+    """
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        source: ServedEntries,
+        registry: RegistryWatch,
+        workers: Sequence[Worker],
+        replicas: int,
+    ) -> None:
+        self._settings = settings
+        self._source = source
+        self._registry = registry
+        self._replicas = replicas
+        self._workers = {worker.name: worker for worker in workers}
+        self._stopping: dict[str, Worker] = {}
+        self._starting: set[str] = set()
+        self.failed: set[str] = set()
+        self._told: dict[str, str] = {}
+
+    def step(
+        self,
+        supervisor: Supervisor,
+        statuses: Mapping[str, ServiceStatus],
+        serving: Mapping[int, int],
+        tell: Callable[[str], None],
+    ) -> list[str]:
+        """Compare the wanted state with the present one, and take the next steps.
+
+        Args:
+            supervisor: Runs the workers.
+            statuses: Status by name of service.
+            serving: Ready workers, as `programs.serving_pids` returns them.
+            tell: Prints a line.
+
+        Returns:
+            Names of the workers that were started.
+
+        Raises:
+            ServiceError: The supervisor is gone.
+        """
+        self._reap(supervisor, statuses)
+        targets = self._targets(tell)
+        if targets is None:
+            return []
+        plan = difference(targets, {}, list(self._workers.values()), self._stopping)
+        ready = {name for name in self._workers if name in statuses and statuses[name].pid in serving}
+        self._tell_ready(ready, tell)
+        self._start(plan, supervisor, tell)
+        self._stop(plan, ready, supervisor, tell)
+        for name in self._workers:
+            if name in statuses and statuses[name].state == "EXITED":  # with status 0, and still wanted
+                supervisor.start_again(name)
+        return [worker.name for worker, _ in plan.start]
+
+    def _targets(self, tell: Callable[[str], None]) -> tuple[Target, ...] | None:
+        """The versions to serve; None if nothing is known about them now."""
+        try:
+            if self._source.read() and self._source.file:
+                self._once("file", f"{self._source.file} was read", tell)
+                self._told.pop("file")
+        except ConfigurationError as error:
+            self._once("file", f"the pool stays as it is: {error.detail}", tell)
+        question = question_of(self._source.entries)
+        self._registry.ask(question)
+        look = self._registry.look
+        self._once("registry", look.problem and f"the pool stays as it is: {look.problem}", tell)
+        if look.problem or look.question != question or look.reading is None:
+            return None
+        desired = desired_state(self._source.entries, look.reading, self._replicas)
+        self._once("problems", "\n".join(self._source.place(i) + text for i, text in desired.problems), tell)
+        if not desired.targets and self._workers:
+            self._once("empty", "the pool stays as it is: there is no version left to serve", tell)
+            return None
+        self._once("empty", "", tell)
+        return desired.targets
+
+    def _start(self, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]) -> None:
+        if not plan.start:
+            return
+        services = [programs.worker_service(self._settings, worker) for worker, _ in plan.start]
+        supervisor.add(services)
+        supervisor.start(services)
+        for worker, reason in plan.start:
+            self._workers[worker.name] = worker
+            self._starting.add(worker.name)
+            tell(f"{worker.name} starts: {reason}")
+
+    def _stop(self, plan: Plan, ready: set[str], supervisor: Supervisor, tell: Callable[[str], None]) -> None:
+        """Stop workers, those of a model only when everything else that it needs is ready."""
+        unready = {worker.named.model for worker in plan.keep if worker.name not in ready | self.failed}
+        unready |= {worker.named.model for worker, _ in plan.start}
+        for worker, reason in plan.stop:
+            if worker.named.model in unready and worker.name in ready:
+                continue
+            supervisor.end(worker.name)
+            self._stopping[worker.name] = self._workers.pop(worker.name)
+            self._starting.discard(worker.name)
+            self.failed.discard(worker.name)
+            tell(f"{worker.name} stops: {reason}")
+
+    def _tell_ready(self, ready: set[str], tell: Callable[[str], None]) -> None:
+        for name in sorted(self._starting & ready):
+            self._starting.remove(name)
+            tell(f"{name} is ready")
+
+    def _reap(self, supervisor: Supervisor, statuses: Mapping[str, ServiceStatus]) -> None:
+        for name in list(self._stopping):
+            if name in statuses and not statuses[name].pid:
+                supervisor.remove(name)
+                del self._stopping[name]
+
+    def _once(self, subject: str, text: str, tell: Callable[[str], None]) -> None:
+        """Print a text, unless it is what was printed of its subject before."""
+        if text and self._told.get(subject) != text:
+            tell(text)
+        self._told[subject] = text

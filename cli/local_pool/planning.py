@@ -1,0 +1,75 @@
+"""The wanted state when a command starts: reads the registry once, refuses what it lacks, and prints plans."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable
+
+from rich.console import Console
+
+from app.errors import ModelNotFoundError, ServiceError
+from app.registry_database import others_beside
+from app.settings import Settings, WorkerSettings, load
+from cli.local_pool.desired_state import Desired, Plan, Target, desired_state, question_of
+from cli.local_pool.programs import MODELYARD
+from cli.local_pool.served_entries import ServedEntries
+from training.registry_reader import Question, Reading, RegistryReader
+
+
+def first_state(
+    settings: Settings, source: ServedEntries, reader: RegistryReader, replicas: int
+) -> tuple[Question, Reading, Desired]:
+    """Read the registry, and find the versions to serve in it.
+
+    Raises:
+        ModelNotFoundError: The registry lacks something that the entries name, or has no version at all.
+        RegistryUnavailableError: The registry does not answer.
+    """
+    question = question_of(source.entries)
+    reading = reader.read(question)
+    desired = desired_state(source.entries, reading, replicas)
+    place = f"{settings.shown_registry}{others_beside(settings.mlflow_tracking_uri)}"
+    if desired.problems:
+        lines = [f"{source.place(index)}{text}; the registry is {place}" for index, text in desired.problems]
+        raise ModelNotFoundError("\nmodelyard: ".join(lines))
+    if not desired.targets:
+        raise ModelNotFoundError(
+            f"there is no version to serve in {place}; train one with `modelyard train`, or check MLFLOW_TRACKING_URI"
+        )
+    return question, reading, desired
+
+
+def tell_of_left_out(desired: Desired, console: Console) -> None:
+    """Print the versions that are not served because nothing asks for them."""
+    if desired.left_out:
+        shown = ", ".join(f"{target.named} ({', '.join(target.reasons)})" for target in desired.left_out)
+        text = f"not served: {shown}; name them with --model NAME:VERSION or in modelyard.toml"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print what a plan starts, stops and keeps, one worker a line."""
+    lines = [f"+ start {worker.name}: {reason}" for worker, reason in plan.start]
+    lines += [f"- stop {worker.name}: {reason}" for worker, reason in plan.stop]
+    lines += [f"= keep {worker.name}" for worker in plan.keep]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def prepare_environments(targets: Iterable[Target]) -> None:
+    """Build the environments of versions that have separate ones, so that their workers start immediately.
+
+    Raises:
+        ServiceError: One cannot be built; the reason is on standard error.
+    """
+    usual = load(WorkerSettings).env_manager
+    for target in targets:
+        if dict(target.variables).get("MODELYARD_ENV_MANAGER", usual) == "local":
+            continue
+        model, version = target.named
+        chosen = ("--model-name", model, "--model-version", str(version))
+        command = [*MODELYARD, "worker", "--prepare", *chosen]
+        environment = os.environ | dict(target.variables)
+        if subprocess.run(command, env=environment, check=False).returncode:  # noqa: S603  (our own interpreter)
+            raise ServiceError(f"{target.named} cannot be served in an environment of its own; see above")

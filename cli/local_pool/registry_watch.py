@@ -1,0 +1,97 @@
+"""A thread that reads the registry again and again while a pool runs, so that the pool can follow it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import ModelyardError
+from app.registry_database import sqlite_path
+from training.registry_reader import Question, Reading, RegistryReader
+
+LOOK_S = 2.0  # between two looks at the registry
+TRY_AGAIN_S = 5.0
+REST_S = 60.0  # a database that did not change for so long needs no process that reads it
+
+
+@dataclass(frozen=True)
+class Look:
+    """The state of the registry as far as it is known.
+
+    Attributes:
+        reading: The last answer to the question; None if there is none yet.
+        problem: Why the registry cannot be read now; empty if it can.
+    """
+
+    question: Question
+    reading: Reading | None
+    problem: str = ""
+
+
+class RegistryWatch:
+    """The thread. A SQLite database is read only after it has changed.
+
+    Args:
+        tracking_uri: The registry.
+        question: What to read first.
+        reading: The answer to it that is known already.
+    """
+
+    def __init__(
+        self, tracking_uri: str, question: Question, reading: Reading, reader: RegistryReader
+    ) -> None:
+        self.look = Look(question, reading)
+        self._database = sqlite_path(tracking_uri)
+        self._reader = reader
+        self._question = question
+        self._changed_at: object = None
+        self._idle_s = 0.0
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="registry", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def ask(self, question: Question) -> None:
+        """Read this from now on."""
+        if question != self._question:
+            self._question = question
+            self._wake.set()
+
+    def close(self) -> None:
+        """Stop; a question that is under way fails."""
+        self._closing.set()
+        self._wake.set()
+        self._reader.close()
+
+    def _watch(self) -> None:
+        while not self._closing.is_set():
+            self._look()
+            self._wake.wait(TRY_AGAIN_S if self.look.problem else LOOK_S)
+            self._wake.clear()
+
+    def _look(self) -> None:
+        question, changed_at = self._question, self._stamp()
+        is_known = question == self.look.question and not self.look.problem
+        if changed_at is not None and changed_at == self._changed_at and is_known:
+            self._idle_s += LOOK_S
+            if self._idle_s > REST_S:
+                self._reader.close()
+            return
+        self._idle_s = 0.0
+        try:
+            self.look = Look(question, self._reader.read(question))
+            self._changed_at = changed_at
+        except (ModelyardError, OSError, ValueError) as error:
+            detail = error.detail if isinstance(error, ModelyardError) else str(error)
+            self.look = Look(self.look.question, self.look.reading, detail)
+
+    def _stamp(self) -> object:
+        """Changes with the database; None for other registries."""
+        if self._database is None:
+            return None
+        files = (self._database, Path(f"{self._database}-wal"))
+        return tuple(each.stat().st_mtime_ns if each.exists() else 0 for each in files)

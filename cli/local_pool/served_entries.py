@@ -1,0 +1,108 @@
+"""Where a pool takes its entries from: the command line, `modelyard.toml`, or the setting `MODEL_NAME`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.errors import ConfigurationError
+from app.pool_file import PoolFile, Serve, find_pool_file, read_pool_file
+from app.settings import Settings
+
+MODEL_ARGUMENT = re.compile(r"([^/:@]+)(?:[:/@]([^/:@]+))?")
+
+
+class ServedEntries:
+    """The entries of a pool; a file is read again when it has changed.
+
+    Args:
+        settings: Name the file and the model.
+        given: Entries of the command line, which come before those of the file; they never change.
+
+    Raises:
+        ConfigurationError: The file has mistakes.
+    """
+
+    def __init__(self, settings: Settings, given: Sequence[Serve] = ()) -> None:
+        self._settings = settings
+        self._given = tuple(given)
+        self._stamp: object = None
+        self._file: PoolFile | None = None
+        self.read()
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the entries come from, if they come from one."""
+        return self._file.path if self._file and not self._given else None
+
+    @property
+    def entries(self) -> tuple[Serve, ...] | None:
+        """The entries; None if nothing says what to serve."""
+        if self._given:
+            return self._given
+        if self._file and self._file.serve:
+            return self._file.serve
+        if "model_name" in self._settings.model_fields_set:
+            return (Serve(model=self._settings.model_name),)
+        return None
+
+    def read(self) -> bool:
+        """Read the file if it has changed since the last call; True if it was read.
+
+        Raises:
+            ConfigurationError: It has mistakes, or has gone. The entries stay as they were.
+        """
+        path = find_pool_file(self._settings)
+        stamp = _stamp(path) if path else None
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        if path is None:
+            raise ConfigurationError(f"{self._file.path if self._file else 'modelyard.toml'} has gone")
+        self._file = read_pool_file(path)
+        return True
+
+    def place(self, index: int) -> str:
+        """The file and line of an entry, with a colon, for messages; empty for other entries."""
+        return f"{self._file.place('serve', index, 'versions')}: " if self.file and self._file else ""
+
+
+def entries_given(settings: Settings, arguments: Sequence[str], numbers: Sequence[int]) -> list[Serve]:
+    """The entries of a command line; those of one model become one entry.
+
+    Args:
+        settings: Name the model of `numbers`.
+        arguments: Models such as `NAME`, `NAME:3` and `NAME@champion`.
+        numbers: Versions of that model.
+
+    Raises:
+        ConfigurationError: An argument is something else, or there are both.
+    """
+    if arguments and numbers:
+        raise ConfigurationError(
+            "--versions are of MODEL_NAME; with --model, write --model NAME:3 for each version"
+        )
+    if numbers:
+        return [Serve(model=settings.model_name, versions=tuple(numbers))]
+    versions: dict[str, list[int | str]] = {}
+    for argument in arguments:
+        match = MODEL_ARGUMENT.fullmatch(argument)
+        if match is None:
+            raise ConfigurationError(
+                f"--model {argument!r} is no model; expected NAME, NAME:3, NAME@champion or NAME:latest"
+            )
+        name, word = match.groups()
+        versions.setdefault(name, []).extend([word] if word else [])
+    return [
+        Serve.model_validate({"model": name, "versions": words} if words else {"model": name})
+        for name, words in versions.items()
+    ]
+
+
+def _stamp(path: Path) -> object:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return error.errno
+    return (path, status.st_mtime_ns, status.st_size, status.st_ino)
