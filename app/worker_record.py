@@ -54,6 +54,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         val_accuracy_source: `model` or `run`, empty without a val_accuracy and in records of older releases.
         dataset: Name of the data set of val_accuracy, empty if MLflow does not have it.
         dataset_digest: MLflow's digest of that data set.
+        dataset_rows: Its number of rows; 0 if unknown, and in records of older releases.
         requirements: The first differences between its environment and the version's `requirements.txt`.
         aliases: Version by alias: all aliases of its model in the registry.
         aliases_read_at_ms: When they were read, Redis's clock; 0 if they were not.
@@ -89,6 +90,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     val_accuracy_source: str = ""
     dataset: str = ""
     dataset_digest: str = ""
+    dataset_rows: int = 0
     requirements: tuple[RequirementDifference, ...] = ()
     example: str = ""
     outputs: Contract | None = None

@@ -19,7 +19,7 @@ from app.redis import keys
 from app.settings import ControllerSettings
 from app.worker_record import WorkerRecord, encode_record
 from controller.main import create_app
-from controller.routing import Selector, Snapshot, route
+from controller.routing import Selector, Snapshot, routes
 
 ROUTES = 20_000
 REFRESHES = 20
@@ -67,10 +67,7 @@ async def _measure(url: str) -> Cost:
 
 
 def _route_us(snapshot: Snapshot, selector: Selector) -> float:
-    def fits(_: TensorContract) -> bool:
-        return True
-
-    best_s = min(_time(lambda: route(snapshot, selector, fits)) for _ in range(5))
+    best_s = min(_time(lambda: routes(snapshot, selector, 30.0)) for _ in range(5))
     return best_s / ROUTES * 1e6
 
 

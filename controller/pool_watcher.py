@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ AWAY_S = (
     0.25  # between two attempts while Redis is unreachable, and between two readings after it has returned
 )
 HEARTBEATS_TO_COME_BACK = 3
+RESTART_S = 60.0  # the workers of a model may restart: until then it stays one of the endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class PoolWatcher:
         self._was_away = False
         self._comes_back_until_s = 0.0
         self._wake = asyncio.Event()
+        self._seen_at_s: dict[str, float] = {}
 
     @property
     def signer(self) -> IdSigner:
@@ -257,8 +260,21 @@ class PoolWatcher:
             oldest_at_ms={
                 queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
             },
-            snapshot=build_snapshot(records, numbers, waits_ms),
+            snapshot=build_snapshot(
+                records,
+                numbers,
+                waits_ms,
+                recent_models=self._recent_models(records),
+                before=self.view.snapshot,
+            ),
         )
+
+    def _recent_models(self, records: Iterable[WorkerRecord]) -> Collection[str]:
+        """Models that have a live worker, or had one until recently."""
+        now_s = time.monotonic()
+        self._seen_at_s |= {record.model_name: now_s for record in records}
+        self._seen_at_s = {name: at for name, at in self._seen_at_s.items() if at > now_s - RESTART_S}
+        return self._seen_at_s
 
     def _counts(self, raw: dict[bytes, bytes]) -> dict[str, int]:
         """A hash of counts by queue, without invalid entries."""

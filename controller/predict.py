@@ -37,7 +37,7 @@ from controller.input.job_samples import NeedsReader, Samples, read_samples
 from controller.input.large_bodies import LARGE_BYTES, LargeBodies
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
-from controller.routing import Route, Selector, Snapshot, foreseen
+from controller.routing import Route, Selector, routes
 from modelyard.schemas import FINAL_STATUSES
 
 JSON = (b"content-type", bodies.JSON)
@@ -124,11 +124,9 @@ class Predict:
             caller = self.gate.admit(asked.authorization, client)
             self.check_size(len(body))
             request = Request(asked, caller, client, received_at_ms)
-            snapshot, certain = self._foresee(request)
-            samples = read_samples(
-                asked.content_type, body, snapshot, asked.selector, certain, self.settings.max_samples
-            )
-            job = self._job(samples, request, certain, Exchange(self, asked, to))
+            possible = self._routes(request)
+            samples = read_samples(asked.content_type, body, possible, self.settings.max_samples)
+            job = self._job(samples, request, possible, Exchange(self, asked, to))
         except NeedsReader:
             self._keep(asyncio.create_task(self._answer_with_reader(request, body, to)))
         except Exception as error:
@@ -221,16 +219,8 @@ class Predict:
         """
         asked, ready = request.asked, Ready()
         try:
-            snapshot, certain = self._foresee(request)
-            read = (
-                asked.content_type,
-                body,
-                snapshot,
-                asked.selector,
-                certain,
-                self.settings.max_samples,
-                reading,
-            )
+            possible = self._routes(request)
+            read = (asked.content_type, body, possible, self.settings.max_samples, reading)
             limit_bytes = DECODED_TIMES * self.settings.max_body_bytes
             try:
                 is_small = len(body) < LARGE_BYTES
@@ -239,7 +229,7 @@ class Predict:
                 )
             except NeedsReader:
                 samples = await self.large_bodies.read(*read, limit_bytes)
-            job = self._job(samples, request, certain, ready)
+            job = self._job(samples, request, possible, ready)
         except (InputError, TooLargeError):
             if self.rate_limit:  # a refused input costs as much as a prediction
                 await self.rate_limit.count(request.caller, request.client, 1)
@@ -251,24 +241,24 @@ class Predict:
         await ready.wait()
         return job
 
-    def _foresee(self, request: Request) -> tuple[Snapshot, Route | None]:
-        """The pool snapshot and the route, if the route does not depend on the body.
+    def _routes(self, request: Request) -> tuple[Route, ...]:
+        """The possible routes; the body decides which of several is taken.
 
         Raises:
             ModelyardError: No version can be chosen, or its queue is full.
         """
-        snapshot = self.watcher.view.snapshot
+        asked = request.asked
+        possible = routes(self.watcher.view.snapshot, asked.selector, asked.deadline_s)
         # Refuse before the body is decoded, if possible: under overload most requests are refused.
-        certain = foreseen(snapshot, request.asked.selector)
-        if certain:
-            self.backlogs.admit(certain.candidate.queue, request.asked.deadline_s, request.caller.name)
-        return snapshot, certain
+        if len(possible) == 1:
+            self.backlogs.admit(possible[0].candidate.queue, asked.deadline_s, request.caller.name)
+        return possible
 
     def _job(
-        self, samples: Samples, request: Request, certain: Route | None, waiter: Exchange | Ready
+        self, samples: Samples, request: Request, possible: tuple[Route, ...], waiter: Exchange | Ready
     ) -> Job:
         asked = request.asked
-        if certain is None:
+        if len(possible) > 1:
             self.backlogs.admit(samples.route.candidate.queue, asked.deadline_s, request.caller.name)
         return Job(
             route=samples.route,

@@ -1,77 +1,103 @@
-"""Chooses the queue of a request: a pure function of a pool snapshot and the request's selector."""
+"""Chooses the queue of a request: a pure function of a pool snapshot and the request's selector.
+
+Only the versions of one endpoint compete. `ranking` orders them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 import msgspec
 
-from app.contract import Contract, TensorContract
+from app.contract import Contract
 from app.errors import (
     ContradictionError,
-    InputShapeError,
+    EndpointRequiredError,
     NoCandidateError,
     ParameterError,
+    UnknownEndpointError,
     UnknownModelError,
     UnknownWorkerError,
 )
 from app.nearest import nearest
 from app.redis import keys
 from app.worker_record import WorkerRecord, by_queue
+from controller.ranking import Candidate, tie_sets
 
 POLICY = "highest_val_accuracy"
 FORCED = "forced"
+CHAMPION = "champion"
+READINGS = (
+    3  # of the pool that must agree before the best version is left, unless the wait is LATE_FACTOR too long
+)
+LATE_FACTOR = 1.2
+IN_TIME = 0.8  # fraction of the time to its deadline within which a request must be expected to be answered
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A model version with a ready worker; requests may be routed to it.
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Why a queue is no candidate. Requests that name its version or worker still reach it.
 
     Attributes:
-        worker: Worker number.
-        val_accuracy: Fraction in [0, 1], or None.
-        live_workers: Ready workers of the queue.
-        outputs: Outputs that its signature states; None if unknown.
-        expected_wait_ms: Expected wait when the pool was last read, see `controller.admission.wait_estimate`.
+        reason: Stable name, such as `disabled` or `circuit_open`.
+        text: The reason in one sentence, for people.
     """
 
-    queue: str
-    worker: int
-    model_name: str
-    model_version: int
-    val_accuracy: float | None
-    contract: Contract
-    live_workers: int
-    expected_wait_ms: float
-    outputs: Contract | None = None
-
-    def rank(self) -> tuple[float, float, int]:
-        """Sort key of the default policy: best quality, then shorter wait, then the newer version."""
-        quality = -1.0 if self.val_accuracy is None else self.val_accuracy
-        return (-quality, self.expected_wait_ms, -self.model_version)
+    reason: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """The model, version or worker that a request names; None for each field that it leaves out.
+    """The endpoint, model, version or worker that a request names; None for each field that it leaves out.
 
     Attributes:
         model: Name of the model; `NAME@ALIAS` names a version as well.
         version: Number or alias of the version.
+        endpoint: Name of the endpoint.
     """
 
     worker: int | None = None
     model: str | None = None
     version: int | str | None = None
+    endpoint: str | None = None
 
 
 class Route(msgspec.Struct, frozen=True):
-    """The queue of a request and the rule that chose it."""
+    """The queue of a request and the rule that chose it.
+
+    Attributes:
+        degraded: Whether a better version was left because it would answer too late.
+        comparable: Whether the figures that decided were measured on one declared data set; None if none decided.
+    """
 
     candidate: Candidate
     policy: str
     forced: bool
+    degraded: bool = False
+    comparable: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Versions that compete for the same requests.
+
+    Attributes:
+        candidates: Best first; those of one contract follow each other.
+        routes: The route to the best candidate of each contract, best first.
+        in_time_from_s: Shortest deadline that all of these are expected to meet; infinite without routes.
+        tied: For the first candidate of each contract, by worker number: its tie set.
+        excluded: Queues of the endpoint that are no candidates, and why.
+    """
+
+    name: str
+    candidates: tuple[Candidate, ...] = ()
+    routes: tuple[Route, ...] = ()
+    in_time_from_s: float = inf
+    tied: Mapping[int, tuple[Candidate, ...]] = field(default_factory=dict)
+    excluded: Mapping[str, Exclusion] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +105,13 @@ class Snapshot:
     """The pool at one moment.
 
     Attributes:
-        candidates: Sorted by the default policy, best first.
+        candidates: Versions with a ready worker, those of each endpoint best first; then the excluded ones.
         by_number: The same, by worker number.
-        by_model: The same, by model name, best first.
         by_version: The same, by model name and version.
-        one_contract: Whether all candidates take the same input.
-        has_plain_tensors_alone: Whether each candidate's contract is a plain tensor.
+        by_model: The versions of each model that compete, as an endpoint.
+        endpoints: Endpoints with a live worker, by name.
+        default: The endpoint of requests that name none; None if there are several.
+        excluded: Queues that are no candidates, and why.
         known: Model name and version of every worker number that was ever assigned.
         known_versions: The same, versions by model name.
         aliases: Version by alias, by the name of each model that has a live worker.
@@ -92,17 +119,24 @@ class Snapshot:
 
     candidates: tuple[Candidate, ...] = ()
     by_number: Mapping[int, Candidate] = field(default_factory=dict)
-    by_model: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     by_version: Mapping[tuple[str, int], Candidate] = field(default_factory=dict)
-    one_contract: bool = True
-    has_plain_tensors_alone: bool = True
+    by_model: Mapping[str, Endpoint] = field(default_factory=dict)
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    default: Endpoint | None = Endpoint(name="")
+    excluded: Mapping[str, Exclusion] = field(default_factory=dict)
     known: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     known_versions: Mapping[str, frozenset[int]] = field(default_factory=dict)
     aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def build_snapshot(
-    records: Iterable[WorkerRecord], numbers: Mapping[str, int], waits_ms: Mapping[str, float]
+    records: Iterable[WorkerRecord],
+    numbers: Mapping[str, int],
+    waits_ms: Mapping[str, float],
+    *,
+    excluded: Mapping[str, Exclusion] | None = None,
+    recent_models: Collection[str] = (),
+    before: Snapshot | None = None,
 ) -> Snapshot:
     """Build the snapshot from the records that the workers published.
 
@@ -110,111 +144,178 @@ def build_snapshot(
         records: Records of live workers in any state.
         numbers: Worker number by queue, for every queue that ever existed.
         waits_ms: Expected wait, by queue.
+        excluded: Queues that must not be candidates, and why.
+        recent_models: Models that had a live worker until recently: requests without a selector do not fall to
+            another model while the workers of theirs restart.
+        before: The previous snapshot.
     """
+    records, excluded = list(records), excluded or {}
     ready = by_queue(record for record in records if record.state == "ready")
     readings: dict[str, WorkerRecord] = {}  # by model: the record with the latest reading of its aliases
     for record in records:
         latest = readings.setdefault(record.model_name, record)
         if record.aliases_read_at_ms > latest.aliases_read_at_ms:
             readings[record.model_name] = record
-    candidates = sorted(
-        (_candidate(group, numbers, waits_ms.get(queue, 0.0)) for queue, group in ready.items()),
-        key=Candidate.rank,
-    )
-    by_model: dict[str, list[Candidate]] = {}
+    aliases = {name: record.aliases for name, record in readings.items()}
+    answers_ms = {each.queue: each.answers_ms for each in before.candidates} if before else {}
+    candidates = [
+        _candidate(
+            group, numbers, waits_ms.get(queue, 0.0), answers_ms.get(queue, ()), aliases[group[0].model_name]
+        )
+        for queue, group in ready.items()
+    ]
+    competing: dict[str, list[Candidate]] = {name: [] for name in {*aliases, *recent_models}}
     for candidate in candidates:
-        by_model.setdefault(candidate.model_name, []).append(candidate)
+        if candidate.queue not in excluded:
+            competing[candidate.model_name].append(candidate)
+    by_model = {name: _endpoint(name, group, excluded) for name, group in sorted(competing.items())}
     known = {number: keys.model_of(queue) for queue, number in numbers.items()}
     versions: dict[str, set[int]] = {}
     for name, version in known.values():
         versions.setdefault(name, set()).add(version)
+    ranked = [each for endpoint in by_model.values() for each in endpoint.candidates]
+    ranked += [each for each in candidates if each.queue in excluded]
     return Snapshot(
-        candidates=tuple(candidates),
-        by_number={candidate.worker: candidate for candidate in candidates},
-        by_model={name: tuple(group) for name, group in by_model.items()},
-        by_version={(each.model_name, each.model_version): each for each in candidates},
-        one_contract=len({candidate.contract for candidate in candidates}) < 2,
-        has_plain_tensors_alone=all(isinstance(each.contract, TensorContract) for each in candidates),
+        candidates=tuple(ranked),
+        by_number={candidate.worker: candidate for candidate in ranked},
+        by_version={(each.model_name, each.model_version): each for each in ranked},
+        by_model=by_model,
+        endpoints=by_model,
+        default=_default(by_model),
+        excluded=excluded,
         known=known,
         known_versions={name: frozenset(each) for name, each in versions.items()},
-        aliases={name: record.aliases for name, record in readings.items()},
+        aliases=aliases,
     )
 
 
-def route(snapshot: Snapshot, selector: Selector, fits: Callable[[TensorContract], bool]) -> Route:
-    """Choose the queue among versions that take plain tensors.
+def routes(snapshot: Snapshot, selector: Selector, deadline_s: float = inf) -> tuple[Route, ...]:
+    """The possible routes of a request, best first, at least one: the input decides which of them it fits.
 
     Args:
-        fits: Whether the request's numbers form samples of a contract.
+        deadline_s: Time until the request's deadline.
 
     Raises:
         UnknownWorkerError: No queue has the worker number.
         UnknownModelError: No queue serves the model or version.
+        UnknownEndpointError: There is no such endpoint.
+        EndpointRequiredError: There are several endpoints, and the request names none.
         ContradictionError: The worker number belongs to another model or version.
         ParameterError: A version without a model, although several models are served.
         NoCandidateError: No selected version has a ready worker.
-        InputShapeError: The numbers fit no candidate.
     """
-    candidates, forced = _some_selected(snapshot, selector)
-    for candidate in candidates:
-        if isinstance(candidate.contract, TensorContract) and fits(candidate.contract):
-            return _route(candidate, forced)
-    contracts = dict.fromkeys(each.contract.describe() for each in candidates[:3])
-    raise InputShapeError("the numbers do not fit the model; expected " + ", or ".join(contracts))
-
-
-def candidate_routes(snapshot: Snapshot, selector: Selector) -> list[Route]:
-    """The possible routes of the request, best first; at least one.
-
-    Raises:
-        NoCandidateError: No selected version has a ready worker.
-        ModelyardError: The same selector errors as `route`.
-    """
-    candidates, forced = _some_selected(snapshot, selector)
-    return [_route(candidate, forced) for candidate in candidates]
-
-
-def foreseen(snapshot: Snapshot, selector: Selector) -> Route | None:
-    """The route that `route` returns for every valid input; None if it depends on the input.
-
-    Raises:
-        ModelyardError: The same selector errors as `route`.
-    """
-    candidates, forced = _selected(snapshot, selector)
-    if not candidates or (len(candidates) > 1 and not snapshot.one_contract):
-        return None
-    return _route(candidates[0], forced)
-
-
-def _route(candidate: Candidate, forced: bool) -> Route:
-    return Route(candidate, FORCED if forced else POLICY, forced)
-
-
-def _some_selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:
-    """The same as `_selected`, but at least one candidate.
-
-    Raises:
-        NoCandidateError: No candidate matches.
-    """
-    candidates, forced = _selected(snapshot, selector)
-    if not candidates:
-        raise NoCandidateError("no worker is ready for this request; try again shortly", retry_after_s=2)
-    return candidates, forced
-
-
-def _selected(snapshot: Snapshot, selector: Selector) -> tuple[tuple[Candidate, ...], bool]:
-    """Candidates that match the selector, best first, and whether it names exactly one queue."""
     if selector.worker is not None:
         _check_worker(snapshot, selector, selector.worker)
-        chosen = snapshot.by_number.get(selector.worker)
-        return ((chosen,) if chosen else ()), True
-    if selector.model is None and selector.version is None:
-        return snapshot.candidates, False
-    name, version = named_version(snapshot, selector)
-    if version is None:
-        return snapshot.by_model.get(name, ()), False
-    chosen = snapshot.by_version.get((name, version))
-    return ((chosen,) if chosen else ()), True
+        return _forced(snapshot.by_number.get(selector.worker))
+    if selector.endpoint is not None:
+        endpoint = _named_endpoint(snapshot, selector)
+    elif selector.model is None and selector.version is None:
+        if snapshot.default is None:
+            raise _endpoint_required(snapshot)
+        endpoint = snapshot.default
+    else:
+        name, version = named_version(snapshot, selector)
+        if version is not None:
+            return _forced(snapshot.by_version.get((name, version)))
+        endpoint = snapshot.by_model.get(name, Endpoint(name=name))
+    if deadline_s >= endpoint.in_time_from_s:
+        return endpoint.routes
+    return _in_time(endpoint, deadline_s)
+
+
+def _forced(candidate: Candidate | None) -> tuple[Route, ...]:
+    if candidate is None:
+        raise _no_candidate()
+    return (Route(candidate, FORCED, True),)
+
+
+def _no_candidate() -> NoCandidateError:
+    return NoCandidateError("no worker is ready for this request; try again shortly", retry_after_s=2)
+
+
+def _endpoint_required(snapshot: Snapshot) -> EndpointRequiredError:
+    names = ", ".join(snapshot.endpoints)
+    return EndpointRequiredError(
+        f"several endpoints are served, and the request names none; add ?endpoint=NAME with one of: {names}"
+    )
+
+
+def _named_endpoint(snapshot: Snapshot, selector: Selector) -> Endpoint:
+    name = selector.endpoint
+    assert name is not None
+    if (selector.model, selector.version) != (None, None):
+        raise ContradictionError("name either an endpoint, or a model and version; leave one of them out")
+    found = snapshot.endpoints.get(name)
+    if found is None:
+        names = nearest(name, snapshot.endpoints) or "none yet"
+        raise UnknownEndpointError(f"there is no endpoint {name}; known endpoints: {names}")
+    return found
+
+
+def _endpoint(name: str, group: Iterable[Candidate], excluded: Mapping[str, Exclusion]) -> Endpoint:
+    """Rank the versions of an endpoint, and prepare their routes."""
+    by_contract: dict[Contract, list[Candidate]] = {}
+    for each in group:
+        by_contract.setdefault(each.contract, []).append(each)
+    ranked = sorted(
+        ((tie_sets(each), each) for each in by_contract.values()), key=lambda pair: _order(pair[0][0][0])
+    )
+    best = [sets[0][0] for sets, _ in ranked]
+    return Endpoint(
+        name=name,
+        candidates=tuple(each for sets, _ in ranked for tied in sets for each in tied),
+        routes=tuple(
+            Route(first, POLICY, False, comparable=comparability(rivals))
+            for first, (_, rivals) in zip(best, ranked, strict=True)
+        ),
+        in_time_from_s=max((_left_below_ms(each) for each in best), default=inf) / 1000,
+        tied={sets[0][0].worker: tuple(sets[0]) for sets, _ in ranked},
+        excluded={queue: why for queue, why in excluded.items() if keys.model_of(queue)[0] == name},
+    )
+
+
+def comparability(rivals: Iterable[Candidate]) -> bool | None:
+    """Whether the figures of versions were measured on one declared data set; None if fewer than two have one."""
+    digests = [each.dataset_digest for each in rivals if each.val_accuracy is not None]
+    return None if len(digests) < 2 else digests[0] != "" and len(set(digests)) == 1
+
+
+def _order(each: Candidate) -> tuple[bool, float, float, int]:
+    quality = each.val_accuracy
+    return (quality is None, -(quality or 0.0), each.expected_wait_ms, -each.model_version)
+
+
+def _default(endpoints: Mapping[str, Endpoint]) -> Endpoint | None:
+    if not endpoints:
+        return Endpoint(name="")
+    return next(iter(endpoints.values())) if len(endpoints) == 1 else None
+
+
+def _left_below_ms(each: Candidate) -> float:
+    """The deadline, in ms, below which the best version is left."""
+    lasting_ms = min(each.answers_ms) if len(each.answers_ms) == READINGS else 0.0
+    return max(lasting_ms, each.answers_ms[0] / LATE_FACTOR) / IN_TIME
+
+
+def _in_time(endpoint: Endpoint, deadline_s: float) -> tuple[Route, ...]:
+    """The routes for a short deadline: of each contract the best version that is expected to answer in time.
+
+    If none is, the one that is expected to answer first.
+    """
+    if not endpoint.routes:
+        raise _no_candidate()
+    deadline_ms = deadline_s * 1000
+    found = []
+    for route in endpoint.routes:
+        best = route.candidate
+        if deadline_ms < _left_below_ms(best):
+            rivals = [each for each in endpoint.candidates if each.contract == best.contract]
+            in_time = (each for each in rivals[1:] if each.answers_ms[0] <= IN_TIME * deadline_ms)
+            chosen = next(in_time, None) or min(rivals, key=lambda each: each.answers_ms[0])
+            if chosen is not best:
+                route = Route(chosen, POLICY, False, degraded=True, comparable=route.comparable)
+        found.append(route)
+    return tuple(found)
 
 
 def named_version(snapshot: Snapshot, selector: Selector) -> tuple[str, int | None]:
@@ -256,7 +357,7 @@ def _check_worker(snapshot: Snapshot, selector: Selector, worker: int) -> None:
 
 
 def _only_model(snapshot: Snapshot) -> str:
-    names = snapshot.by_model or snapshot.known_versions  # with no worker ready, those that were served
+    names = snapshot.by_model or snapshot.known_versions  # with no worker alive, those that were served
     if len(names) != 1:
         raise ParameterError("version needs model beside it, as several models (or none) are served")
     return next(iter(names))
@@ -300,8 +401,16 @@ def _number(snapshot: Snapshot, name: str, version: int | str) -> int:
     raise UnknownModelError(f"{name} has no such alias; known aliases: {others}; known versions: {known}")
 
 
-def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], wait_ms: float) -> Candidate:
+def _candidate(
+    group: list[WorkerRecord],
+    numbers: Mapping[str, int],
+    wait_ms: float,
+    answers_ms: tuple[float, ...],
+    aliases: Mapping[str, int],
+) -> Candidate:
     newest = group[0]
+    # The median: a version that gets no requests could not correct a percentile that one slow pass has raised.
+    pass_ms = max((record.inference_ms.p50 or 0.0 for record in group), default=0.0)
     return Candidate(
         queue=newest.queue,
         worker=numbers.get(newest.queue, newest.worker),
@@ -312,4 +421,10 @@ def _candidate(group: list[WorkerRecord], numbers: Mapping[str, int], wait_ms: f
         live_workers=len(group),
         expected_wait_ms=wait_ms,
         outputs=newest.outputs,
+        answers_ms=(wait_ms + pass_ms, *answers_ms)[:READINGS],
+        is_champion=aliases.get(CHAMPION) == newest.model_version,
+        val_accuracy_source=newest.val_accuracy_source,
+        dataset=newest.dataset,
+        dataset_digest=newest.dataset_digest,
+        dataset_rows=newest.dataset_rows,
     )

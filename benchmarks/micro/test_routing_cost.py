@@ -9,8 +9,7 @@ import pytest
 from app.redis import keys
 from app.worker_record import WorkerRecord
 from benchmarks.micro.conftest import CONTRACT
-from controller.input import json_numbers
-from controller.routing import Selector, build_snapshot, route
+from controller.routing import Selector, build_snapshot, routes
 from tests.pool_samples import MODEL, record
 
 POOLS = pytest.mark.parametrize(("n_versions", "n_workers"), [(2, 2), (1000, 2000)])
@@ -36,11 +35,10 @@ def numbers(n_versions: int) -> dict[str, int]:
 
 @POOLS
 @pytest.mark.parametrize("selector", [Selector(), Selector(worker=1), Selector(model=MODEL, version=1)])
-def test_route(benchmark: Any, body: bytes, n_versions: int, n_workers: int, selector: Selector) -> None:
+def test_route(benchmark: Any, n_versions: int, n_workers: int, selector: Selector) -> None:
     """By the default policy, by worker number, by model and version."""
     snapshot = build_snapshot(workers(n_versions, n_workers), numbers(n_versions), {})
-    fits = json_numbers.parse(body).fit
-    assert benchmark(route, snapshot, selector, fits).candidate.contract == CONTRACT
+    assert benchmark(routes, snapshot, selector, 30.0)[0].candidate.contract == CONTRACT
 
 
 @POOLS

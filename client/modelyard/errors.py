@@ -16,6 +16,7 @@ ModelyardError
 │   ├── BodyCodingError           not the gzip or deflate that its content coding says
 │   ├── ParameterError
 │   ├── ContradictionError
+│   ├── EndpointRequiredError     several endpoints are served, and the request names none
 │   └── MalformedRequestError     the bytes that arrived are not HTTP
 ├── TooLargeError                 more bytes or samples than the limits
 │   └── HeadTooLargeError         the request's line and headers
@@ -30,6 +31,7 @@ ModelyardError
 ├── NotFoundError
 │   ├── UnknownWorkerError
 │   ├── UnknownModelError
+│   ├── UnknownEndpointError
 │   └── UnknownJobError
 ├── JobGoneError                  the job's outcome was kept for its time and is no longer
 ├── ConflictError
@@ -161,6 +163,12 @@ class ContradictionError(InputError):
     code = "parameters_contradict"
 
 
+class EndpointRequiredError(InputError):
+    """Several endpoints are served, and the request names none."""
+
+    code = "endpoint_required"
+
+
 class MalformedRequestError(InputError):
     """The received bytes are not HTTP."""
 
@@ -250,6 +258,12 @@ class UnknownModelError(NotFoundError):
     """No queue serves this model name or version."""
 
     code = "model_unknown"
+
+
+class UnknownEndpointError(NotFoundError):
+    """There is no endpoint of this name."""
+
+    code = "endpoint_unknown"
 
 
 class UnknownJobError(NotFoundError):

@@ -38,7 +38,7 @@ from controller.input.inference_request import (
     outputs_of,
     read_request_head,
 )
-from controller.routing import Selector, candidate_routes
+from controller.routing import Selector, routes
 from controller.services import Services
 
 router = APIRouter(prefix="/v2")
@@ -195,9 +195,9 @@ def _json(document: Any, status: int = 200, headers: dict[str, str] | None = Non
 
 def _metadata(request: Request, selector: Selector) -> Response:
     snapshot = _services(request).watcher.view.snapshot
-    candidate = candidate_routes(snapshot, selector)[0].candidate
+    candidate = routes(snapshot, selector)[0].candidate
     name = candidate.model_name  # the path may name an alias as well
-    served = [each.model_version for each in snapshot.by_model[name]]
+    served = [number for model, number in snapshot.by_version if model == name]
     return _json(
         {
             "name": name,
@@ -212,7 +212,7 @@ def _metadata(request: Request, selector: Selector) -> Response:
 def _config(request: Request, selector: Selector) -> Response:
     """The parts of Triton's model configuration that its clients read; dims are those of one sample."""
     services = _services(request)
-    candidate = candidate_routes(services.watcher.view.snapshot, selector)[0].candidate
+    candidate = routes(services.watcher.view.snapshot, selector)[0].candidate
     inputs, outputs = inputs_of(candidate.contract), outputs_of(candidate.outputs)
     is_batched = bool(inputs) and all(each.shape[:1] == (FREE,) for each in [*inputs, *outputs])
 
@@ -241,7 +241,7 @@ def _config(request: Request, selector: Selector) -> Response:
 def _ready(request: Request, selector: Selector) -> Response:
     services = _services(request)
     try:
-        candidate_routes(services.watcher.view.snapshot, selector)
+        routes(services.watcher.view.snapshot, selector)
         reasons = readiness.against_serving(services)
     except NoCandidateError as error:
         reasons = [error.detail]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from app.contract import Contract, TensorContract
+from app.contract import TensorContract
 from app.worker_record import WorkerRecord, by_queue
 from controller.pool_watcher import PoolView
 from controller.routing import Snapshot
@@ -26,12 +26,12 @@ def pool_document(view: PoolView, now_ms: float) -> Pool:
 
 
 def _ranks(snapshot: Snapshot) -> dict[int, tuple[int | None, bool]]:
-    """By worker number: the place in the order of the default policy, and whether it is the first with its input."""
+    """By worker number: its place in its endpoint, and whether it is the first there with its input."""
     ranks: dict[int, tuple[int | None, bool]] = {}
-    contracts: set[Contract] = set()
-    for rank, candidate in enumerate(snapshot.candidates, 1):
-        ranks[candidate.worker] = rank, candidate.contract not in contracts
-        contracts.add(candidate.contract)
+    for endpoint in snapshot.endpoints.values():
+        chosen = {route.candidate.worker for route in endpoint.routes}
+        for rank, candidate in enumerate(endpoint.candidates, 1):
+            ranks[candidate.worker] = rank, candidate.worker in chosen
     return ranks
 
 

@@ -1,7 +1,8 @@
-"""Converts a request's body to a job's input: reads it, chooses a matching queue, and enforces the contract."""
+"""Converts a request's body to a job's input: reads it, takes the first route that it fits, enforces the contract."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from app.errors import (
 from controller.input import bodies, json_numbers
 from controller.input.image_layout import layout_of
 from controller.input.inference_request import InferenceRequest, read_inference_request
-from controller.routing import Route, Selector, Snapshot, candidate_routes, route
+from controller.routing import Route
 
 
 class NeedsReader(Exception):  # noqa: N818  # no error: the body is read elsewhere
@@ -55,9 +56,7 @@ class Samples(msgspec.Struct, frozen=True):
 def read_samples(
     content_type: bytes,
     body: bytes,
-    snapshot: Snapshot,
-    selector: Selector,
-    certain: Route | None,
+    routes: tuple[Route, ...],
     max_samples: int,
     reading: Reading = "strict",
     max_decoded_bytes: int = 0,
@@ -66,45 +65,36 @@ def read_samples(
 
     Args:
         content_type: Content type of the body; for the Open Inference Protocol, the length of its JSON.
-        certain: The route, if it does not depend on the body.
+        routes: The possible routes, best first, see `controller.routing.routes`.
         max_decoded_bytes: Limit for the samples of tables and images; 0 if they cannot be decoded in this process.
 
     Raises:
-        ModelyardError: The body or the selector is refused.
+        ModelyardError: The body is refused.
         NeedsReader: It holds tables or images, and they cannot be decoded in this process.
     """
     if reading != "open_inference" and bodies.is_decoded(content_type):
         if not max_decoded_bytes:
             raise NeedsReader
-        routes = [certain] if certain else candidate_routes(snapshot, selector)
         return _read_decoded(content_type, body, routes, max_samples, max_decoded_bytes)
-    is_plain = (
-        isinstance(certain.candidate.contract, TensorContract)
-        if certain
-        else snapshot.has_plain_tensors_alone
-    )
-    if is_plain and reading == "strict":
+    if reading == "strict" and all(isinstance(each.candidate.contract, TensorContract) for each in routes):
         try:
-            return _read_plain(content_type, body, snapshot, selector, certain, max_samples)
+            return _read_plain(content_type, body, routes, max_samples)
         except (BodyKeyError, InputNotNumericError, InputShapeError):
             if not documents.GENERAL.search(body):
                 raise
-    routes = [certain] if certain else candidate_routes(snapshot, selector)
     return _read_any(content_type, body, routes, max_samples, reading, max_decoded_bytes)
 
 
 def _read_plain(
     content_type: bytes,
     body: bytes,
-    snapshot: Snapshot,
-    selector: Selector,
-    certain: Route | None,
+    routes: tuple[Route, ...],
     max_samples: int,
 ) -> Samples:
     """Read a body if every version takes a plain tensor: only numbers, without a Python object for each."""
     given = bodies.parse(content_type, body)
     try:
-        chosen = certain or route(snapshot, selector, given.fit)
+        chosen = routes[0] if len(routes) == 1 else _first_that_fits(routes, given.fit)
         contract = chosen.candidate.contract
         assert isinstance(contract, TensorContract)
         numbers = given.numbers(contract)
@@ -117,8 +107,17 @@ def _read_plain(
     return Samples(chosen, data, len(numbers.values) // contract.sample_size)
 
 
+def _first_that_fits(routes: tuple[Route, ...], fits: Callable[[TensorContract], bool]) -> Route:
+    contracts = [each.candidate.contract for each in routes]
+    for each, contract in zip(routes, contracts, strict=True):
+        if isinstance(contract, TensorContract) and fits(contract):
+            return each
+    known = ", or ".join(each.describe() for each in contracts[:3])
+    raise InputShapeError(f"the numbers do not fit the model; expected {known}")
+
+
 def _read_decoded(
-    content_type: bytes, body: bytes, routes: list[Route], max_samples: int, max_bytes: int
+    content_type: bytes, body: bytes, routes: tuple[Route, ...], max_samples: int, max_bytes: int
 ) -> Samples:
     """Read a table or images for the first route whose contract they fit. Values have types, so the rules are strict.
 
@@ -175,7 +174,7 @@ def _with_images(document: Document, body: bytes, contract: Contract, max_bytes:
 def _read_any(
     content_type: bytes,
     body: bytes,
-    routes: list[Route],
+    routes: tuple[Route, ...],
     max_samples: int,
     reading: Reading,
     max_decoded_bytes: int,

@@ -27,7 +27,7 @@ from app.contract.documents import Reading
 from app.errors import BodyNotArrayError, ModelyardError, QueueFullError, TooLargeError, UnavailableError
 from controller.input import bodies
 from controller.input.job_samples import Samples, read_samples
-from controller.routing import Route, Selector, Snapshot
+from controller.routing import Route
 
 LARGE_BYTES = 2**18  # about 2 ms of parsing JSON; not smaller than one read of a connection
 LIMIT_BYTES = 2**26  # of bodies that are being read or wait for it
@@ -39,9 +39,7 @@ MAPPED_PAGES = Path("/proc/self/statm")
 DECODER_CPU_S = 20
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 
-Question = tuple[
-    bytes, bytes, Snapshot, Selector, Route | None, int, Reading, int
-]  # the arguments of `read_samples`
+Question = tuple[bytes, bytes, tuple[Route, ...], int, Reading, int]  # the arguments of `read_samples`
 
 
 class LargeBodies:
@@ -63,9 +61,7 @@ class LargeBodies:
         self,
         content_type: bytes,
         body: bytes,
-        snapshot: Snapshot,
-        selector: Selector,
-        certain: Route | None,
+        routes: tuple[Route, ...],
         max_samples: int,
         reading: Reading = "strict",
         max_decoded_bytes: int = 2**25,
@@ -84,7 +80,7 @@ class LargeBodies:
                 retry_after_s=1,
             )
         self._taken_bytes += len(body)
-        question = (content_type, body, snapshot, selector, certain, max_samples, reading, max_decoded_bytes)
+        question = (content_type, body, routes, max_samples, reading, max_decoded_bytes)
         answered = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
         answered.add_done_callback(lambda _: self._give_back(len(body)))
         answer = await asyncio.shield(answered)  # a process is not interrupted in its work

@@ -190,7 +190,7 @@ async def test_what_nobody_foresaw_in_the_pool_does_not_end_the_refreshing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served = await serve()
-    monkeypatch.setattr(pool_watcher, "build_snapshot", lambda *_: 1 / 0)
+    monkeypatch.setattr(pool_watcher, "build_snapshot", lambda *_, **__: 1 / 0)
     await until(lambda: "the pool could not be read" in caplog.text, "the refresh has failed")
     monkeypatch.undo()
     hand_worker()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from app.contract import TensorContract
 from app.errors import (
     ContradictionError,
-    InputShapeError,
+    EndpointRequiredError,
     ModelyardError,
     NoCandidateError,
     ParameterError,
+    UnknownEndpointError,
     UnknownModelError,
     UnknownWorkerError,
 )
 from app.redis import keys
 from app.worker_record import WorkerRecord
-from controller.routing import FORCED, POLICY, Selector, Snapshot, build_snapshot, foreseen, route
+from controller.routing import FORCED, POLICY, Exclusion, Route, Selector, Snapshot, build_snapshot, routes
 from tests.pool_samples import MODEL, record
 
 OTHER = "Other"
@@ -31,8 +34,8 @@ def snapshot(
     return build_snapshot(records, numbers, waits)
 
 
-def fits(_: TensorContract) -> bool:
-    return True
+def route(pool: Snapshot, selector: Selector, deadline_s: float = 30) -> Route:
+    return routes(pool, selector, deadline_s)[0]
 
 
 def order(pool: Snapshot) -> list[int]:
@@ -87,7 +90,8 @@ POOL = snapshot(
 @pytest.mark.parametrize(
     ("selector", "worker", "policy"),
     [
-        (Selector(), 2, POLICY),
+        (Selector(endpoint=MODEL), 2, POLICY),
+        (Selector(endpoint=OTHER), 3, POLICY),
         (Selector(worker=1), 1, FORCED),
         (Selector(worker=3), 3, FORCED),
         (Selector(worker=1, model=MODEL), 1, FORCED),
@@ -104,13 +108,16 @@ POOL = snapshot(
     ],
 )
 def test_a_request_goes_where_it_says_or_to_the_best(selector: Selector, worker: int, policy: str) -> None:
-    chosen = route(POOL, selector, fits)
+    chosen = route(POOL, selector)
     assert (chosen.candidate.worker, chosen.policy, chosen.forced) == (worker, policy, policy == FORCED)
 
 
 @pytest.mark.parametrize(
     ("selector", "error", "text"),
     [
+        (Selector(), EndpointRequiredError, f"add .endpoint=NAME with one of: {MODEL}, {OTHER}"),
+        (Selector(endpoint="Othr"), UnknownEndpointError, f"known endpoints: {OTHER}, {MODEL}"),
+        (Selector(endpoint=OTHER, model=MODEL), ContradictionError, "leave one of them out"),
         (Selector(worker=4), UnknownWorkerError, "known numbers: 1, 2, 3, 5"),
         (Selector(worker=5), NoCandidateError, "no worker is ready"),
         (Selector(worker=1, version=2), ContradictionError, "worker 1 serves"),
@@ -138,13 +145,13 @@ def test_a_request_that_cannot_be_routed_says_why(
     selector: Selector, error: type[ModelyardError], text: str
 ) -> None:
     with pytest.raises(error, match=text) as raised:
-        route(POOL, selector, fits)
+        route(POOL, selector)
     assert type(raised.value) is error
 
 
 def test_a_version_alone_is_enough_where_one_model_is_served() -> None:
     pool = snapshot(record(1), record(2))
-    assert route(pool, Selector(version=1), fits).candidate.worker == 1
+    assert route(pool, Selector(version=1)).candidate.worker == 1
 
 
 @pytest.mark.parametrize(
@@ -158,55 +165,149 @@ def test_a_version_alone_is_enough_where_one_model_is_served() -> None:
 )
 def test_an_empty_pool_can_take_nothing(selector: Selector, error: type[ModelyardError], text: str) -> None:
     with pytest.raises(error, match=text):
-        route(Snapshot(), selector, fits)
+        route(Snapshot(), selector)
 
 
 def test_no_candidate_says_when_to_try_again() -> None:
     with pytest.raises(NoCandidateError) as raised:
-        route(Snapshot(), Selector(), fits)
+        route(Snapshot(), Selector())
     assert raised.value.retry_after_s
 
 
-def test_the_best_candidate_that_fits_the_input_is_chosen() -> None:
+def test_each_contract_of_an_endpoint_has_a_route_to_its_best_version() -> None:
     wide = TensorContract("float32", (3,))
-    pool = snapshot(record(1, val_accuracy=0.5), record(2, val_accuracy=0.9, input=wide))
-    chosen = route(pool, Selector(), lambda contract: contract != wide)
-    assert (chosen.candidate.worker, chosen.policy) == (1, POLICY)
-
-
-@pytest.mark.parametrize(
-    ("selector", "worker"), [(Selector(), 2), (Selector(worker=1), 1), (Selector(model=OTHER), 3)]
-)
-def test_where_all_versions_take_the_same_input_the_choice_is_known_before_it(
-    selector: Selector, worker: int
-) -> None:
-    certain = foreseen(POOL, selector)
-    assert certain == route(POOL, selector, lambda _: True)
-    assert certain.candidate.worker == worker
-
-
-def test_where_the_input_decides_nothing_is_foreseen() -> None:
-    pool = snapshot(record(1), record(2, input=TensorContract("float32", (3,))))
-    assert foreseen(pool, Selector()) is None
-    certain = foreseen(pool, Selector(worker=1))
-    assert certain
-    assert certain.candidate.worker == 1
-
-
-def test_an_input_that_fits_no_candidate_is_told_what_each_takes() -> None:
-    wide = TensorContract("int8", (3,))
-    pool = snapshot(record(1), record(2, input=wide))
-    with pytest.raises(InputShapeError, match=r"int8 .*\(n, 3\).* or float32 .*\(n, 2\)"):
-        route(pool, Selector(), lambda _: False)
-
-
-def test_a_forced_worker_that_does_not_fit_is_not_replaced_by_another() -> None:
-    wide = TensorContract("float32", (3,))
-    pool = snapshot(record(1), record(2, input=wide))
-    with pytest.raises(InputShapeError):
-        route(pool, Selector(worker=2), lambda contract: contract != wide)
+    pool = snapshot(
+        record(1, val_accuracy=0.5),
+        record(2, val_accuracy=0.9, input=wide),
+        record(3, val_accuracy=0.4),
+    )
+    assert [each.candidate.worker for each in routes(pool, Selector())] == [2, 1]
+    assert [each.candidate.worker for each in routes(pool, Selector(worker=3))] == [3]
 
 
 def test_an_alias_of_a_model_without_live_workers_is_refused_for_a_time() -> None:
     with pytest.raises(NoCandidateError, match="is alive to tell the version"):
-        route(snapshot(gone=(1,)), Selector(model=f"{MODEL}@champion"), fits)
+        route(snapshot(gone=(1,)), Selector(model=f"{MODEL}@champion"))
+
+
+def test_a_model_whose_workers_restart_stays_an_endpoint() -> None:
+    alone = record(1)
+    restarting = build_snapshot([alone], {alone.queue: 1}, {}, recent_models=[MODEL, OTHER])
+    with pytest.raises(EndpointRequiredError):
+        route(restarting, Selector())
+    starting = snapshot(alone, record(2, model_name=OTHER, state="starting"))
+    with pytest.raises(EndpointRequiredError):
+        route(starting, Selector())
+    with pytest.raises(NoCandidateError):
+        route(starting, Selector(endpoint=OTHER))
+
+
+def test_an_excluded_version_is_no_candidate_but_can_be_named() -> None:
+    best, other = record(2, val_accuracy=0.9), record(1, val_accuracy=0.8)
+    excluded = {best.queue: Exclusion("disabled", "disabled by an operator")}
+    pool = build_snapshot([best, other], {best.queue: 2, other.queue: 1}, {}, excluded=excluded)
+    assert route(pool, Selector()).candidate.worker == 1
+    assert route(pool, Selector(worker=2)).candidate.worker == 2
+    assert pool.endpoints[MODEL].excluded == excluded
+
+
+def measured(
+    version: int, val_accuracy: float, digest: str = "d", rows: int = 0, **fields: Any
+) -> WorkerRecord:
+    return record(version, val_accuracy=val_accuracy, dataset_digest=digest, dataset_rows=rows, **fields)
+
+
+CHAMPION_1: dict[str, Any] = {"aliases": {"champion": 1}, "aliases_read_at_ms": 1}
+
+
+@pytest.mark.parametrize(
+    ("records", "waits_ms", "expected"),
+    [
+        ([measured(1, 0.95, **CHAMPION_1), measured(2, 0.97)], {}, [2, 1]),
+        ([measured(1, 0.95, rows=360, **CHAMPION_1), measured(2, 0.97, rows=360)], {}, [1, 2]),
+        ([measured(1, 0.95, rows=360), measured(2, 0.97, rows=360)], {2: 5.0}, [1, 2]),
+        ([measured(1, 0.97, rows=360), measured(2, 0.95, rows=360)], {}, [1, 2]),
+        ([measured(1, 0.97, rows=360), measured(2, 0.97, rows=360)], {}, [2, 1]),
+        ([measured(1, 0.95, rows=60_000, **CHAMPION_1), measured(2, 0.97, rows=60_000)], {}, [2, 1]),
+        ([measured(1, 0.969, rows=10**9, **CHAMPION_1), measured(2, 0.97, rows=10**9)], {}, [1, 2]),
+        ([measured(1, 0.95, "", 360, **CHAMPION_1), measured(2, 0.97, "", 360)], {}, [2, 1]),
+        ([measured(1, 0.90, "a", 360, **CHAMPION_1), measured(2, 0.97, "b", 360)], {}, [1, 2]),
+        ([measured(1, 0.90, "a", 360), measured(2, 0.97, "b", 360)], {}, [2, 1]),
+    ],
+    ids=[
+        "without a number of rows only equal figures are a tie",
+        "within the noise of 360 rows the champion comes first",
+        "in a tie the shorter wait comes before the higher value",
+        "in a tie without a wait the higher value comes first",
+        "equal in all else, the newer version comes first",
+        "beyond the noise of 60,000 rows the higher value comes first",
+        "a difference below 0.002 is always a tie",
+        "undeclared data sets are compared by their values alone",
+        "of different data sets the champion comes first",
+        "of different data sets without a champion the higher value comes first",
+    ],
+)
+def test_figures_within_their_noise_are_a_tie(
+    records: list[WorkerRecord], waits_ms: dict[int, float], expected: list[int]
+) -> None:
+    assert order(snapshot(*records, waits_ms=waits_ms)) == expected
+
+
+@pytest.mark.parametrize(
+    ("records", "comparable"),
+    [
+        ([measured(1, 0.9)], None),
+        ([measured(1, 0.9), measured(2, 0.8)], True),
+        ([measured(1, 0.9), measured(2, 0.8, "other")], False),
+        ([measured(1, 0.9, ""), measured(2, 0.8, "")], False),
+        ([measured(1, 0.9), record(2, val_accuracy=None)], None),
+        ([measured(1, 0.9), measured(2, 0.8, "", input=TensorContract("float32", (3,)))], None),
+    ],
+)
+def test_a_route_says_whether_the_figures_can_be_compared(
+    records: list[WorkerRecord], comparable: bool | None
+) -> None:
+    assert route(snapshot(*records), Selector()).comparable is comparable
+
+
+def readings(*waits_ms: dict[int, float]) -> Snapshot:
+    """A pool of two versions, version 2 the better one, after these readings of their waits."""
+    records = [record(1, val_accuracy=0.8), record(2, val_accuracy=0.9)]
+    numbers = {each.queue: each.worker for each in records}
+    pool = Snapshot()
+    for each in waits_ms:
+        waits = {keys.queue_name(MODEL, version): wait for version, wait in each.items()}
+        pool = build_snapshot(records, numbers, waits, before=pool)
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("waits_ms", "deadline_s", "worker"),
+    [
+        ([{2: 700}], 1, 2),
+        ([{2: 1_100}], 1, 1),
+        ([{2: 900}], 1, 2),
+        ([{2: 900}, {2: 900}], 1, 2),
+        ([{2: 900}, {2: 900}, {2: 900}], 1, 1),
+        ([{2: 900}, {2: 700}, {2: 900}], 1, 2),
+        ([{2: 1_100}], 10, 2),
+        ([{1: 5_000, 2: 3_000}], 1, 2),
+        ([{1: 3_000, 2: 5_000}], 1, 1),
+    ],
+    ids=[
+        "in time",
+        "far too late",
+        "a little too late once",
+        "twice",
+        "at three readings",
+        "not at each",
+        "in time for a longer deadline",
+        "none in time, the best is the first",
+        "none in time, the other is the first",
+    ],
+)
+def test_the_best_version_is_left_only_if_it_would_surely_be_late(
+    waits_ms: list[dict[int, float]], deadline_s: float, worker: int
+) -> None:
+    chosen = route(readings(*waits_ms), Selector(), deadline_s)
+    assert (chosen.candidate.worker, chosen.degraded) == (worker, worker == 1)

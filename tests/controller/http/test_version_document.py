@@ -25,7 +25,7 @@ from app.contract import (
 from app.errors import ModelyardError
 from controller.http.contract_schemas import body_schema
 from controller.input.job_samples import read_samples
-from controller.routing import Selector, build_snapshot
+from controller.routing import Selector, build_snapshot, routes
 from tests.controller.conftest import HandWorker, Serve
 from tests.pool_samples import record
 from tests.published import openapi_problems
@@ -115,10 +115,10 @@ def test_a_schema_takes_and_refuses_what_its_contract_does(
     contract, good, bad = case
     validator = jsonschema_rs.Draft202012Validator(body_schema(contract))
     worker = record(input=contract)
-    snapshot = build_snapshot([worker], {worker.queue: 1}, {})
+    possible = routes(build_snapshot([worker], {worker.queue: 1}, {}), Selector())
 
     def read(body: Any) -> None:
-        read_samples(b"application/json", json.dumps(body).encode(), snapshot, Selector(), None, 100)
+        read_samples(b"application/json", json.dumps(body).encode(), possible, 100)
 
     for body in good:
         read(body)

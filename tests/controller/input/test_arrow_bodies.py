@@ -37,7 +37,7 @@ from app.errors import (
 from controller.input.arrow_bodies import read_table
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM, PARQUET
 from controller.input.large_bodies import LargeBodies
-from controller.routing import Selector, build_snapshot
+from controller.routing import Selector, build_snapshot, routes
 from tests.controller.conftest import HandWorker, Serve
 from tests.pool_samples import record
 from workers.job_inputs import decode
@@ -214,12 +214,12 @@ def reader() -> Any:
     """Reads a body in a reader process for a version with one long column; gives the samples or the error."""
     bodies = LargeBodies(n_processes=1)
     worker = record(input=columns(column("long")))
-    snapshot = build_snapshot([worker], {worker.queue: 1}, {})
+    possible = routes(build_snapshot([worker], {worker.queue: 1}, {}), Selector())
 
     def ask(kind: bytes, body: bytes) -> Any:
         async def read_it() -> Any:
             try:
-                return await bodies.read(kind, body, snapshot, Selector(), None, 1000)
+                return await bodies.read(kind, body, possible, 1000)
             except ModelyardError as error:
                 return error
 

@@ -22,7 +22,7 @@ from app.errors import (
 )
 from controller.input.job_samples import Samples, read_samples
 from controller.input.large_bodies import LARGE_BYTES, LargeBodies
-from controller.routing import Selector, Snapshot, build_snapshot
+from controller.routing import Selector, build_snapshot, routes
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.e2e.fuzz import rss_mib
 from tests.pool_samples import record
@@ -30,7 +30,7 @@ from tests.pool_samples import record
 HandWorkers = Callable[..., HandWorker]
 N = LARGE_BYTES // 8
 ROOM: dict[str, Any] = {"max_samples": 65535, "batch_max_samples": 65535}
-SNAPSHOT = build_snapshot([record()], {record().queue: 1}, {})
+ROUTES = routes(build_snapshot([record()], {record().queue: 1}, {}), Selector())
 PAIRS = b'{"data": [' + b", ".join([b"[1, 2]"] * N) + b"]}"
 BODIES = {
     "json": (b"application/json", PAIRS),
@@ -58,17 +58,17 @@ def readers() -> list[int]:
     return [pid for pid in children if b"large_bodies" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-async def read(bodies: LargeBodies, content_type: bytes, body: bytes, snapshot: Snapshot = SNAPSHOT) -> Any:
+async def read(bodies: LargeBodies, content_type: bytes, body: bytes) -> Any:
     """Samples, or the class and text of the error."""
     try:
-        return await bodies.read(content_type, body, snapshot, Selector(), None, 65535)
+        return await bodies.read(content_type, body, ROUTES, 65535)
     except ModelyardError as error:
         return type(error), error.detail
 
 
 def read_here(content_type: bytes, body: bytes) -> Any:
     try:
-        return read_samples(content_type, body, SNAPSHOT, Selector(), None, 65535)
+        return read_samples(content_type, body, ROUTES, 65535)
     except ModelyardError as error:
         return type(error), error.detail
 

@@ -30,7 +30,7 @@ from app.errors import (
 )
 from controller.input.bodies import NPZ
 from controller.input.job_samples import NeedsReader, read_samples
-from controller.routing import Selector, build_snapshot
+from controller.routing import Selector, build_snapshot, routes
 from tests.pool_samples import record
 from workers.job_inputs import decode
 
@@ -49,7 +49,7 @@ def archive(**arrays: Any) -> bytes:
 def samples(body: bytes, contract: Contract) -> Any:
     worker = record(input=contract)
     snapshot = build_snapshot([worker], {worker.queue: 1}, {})
-    return read_samples(NPZ, body, snapshot, Selector(), None, 1000, max_decoded_bytes=MAX_BYTES)
+    return read_samples(NPZ, body, routes(snapshot, Selector()), 1000, max_decoded_bytes=MAX_BYTES)
 
 
 def test_an_archive_is_named_tensors_one_tensor_columns_or_anything() -> None:
@@ -64,7 +64,7 @@ def test_an_archive_is_named_tensors_one_tensor_columns_or_anything() -> None:
     ]
     assert decode(samples(archive(a=[[1]]), AnyContract()).data) == ["inputs", {"a": [[1]]}]
     with pytest.raises(NeedsReader):
-        read_samples(NPZ, b"", build_snapshot([], {}, {}), Selector(), None, 1)
+        read_samples(NPZ, b"", (), 1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,136 @@
+"""Ranks versions by measured quality: which figures can be compared, and which of them are a tie. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import hypot, sqrt
+
+from app.contract import Contract
+
+Z = 1.96  # two-sided 95 %
+LEAST_BAND = 0.002  # two figures of one data set that differ by less are a tie, however large the data set
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A model version with a ready worker; requests may be routed to it.
+
+    Attributes:
+        worker: Worker number.
+        val_accuracy: Fraction in [0, 1], or None.
+        live_workers: Ready workers of the queue.
+        outputs: Outputs that its signature states; None if unknown.
+        expected_wait_ms: Expected wait when the pool was last read, see `controller.admission.wait_estimate`.
+        answers_ms: Expected time to an answer (wait and forward pass) at the last readings of the pool, newest first.
+        is_champion: Whether the alias `champion` names it.
+        val_accuracy_source: Where val_accuracy was logged, see `app.quality`.
+        dataset: Name of the data set of val_accuracy, or empty.
+        dataset_digest: Digest of that data set, empty if it was not declared.
+        dataset_rows: Its number of rows; 0 if unknown.
+    """
+
+    queue: str
+    worker: int
+    model_name: str
+    model_version: int
+    val_accuracy: float | None
+    contract: Contract
+    live_workers: int
+    expected_wait_ms: float
+    outputs: Contract | None = None
+    answers_ms: tuple[float, ...] = (0.0,)
+    is_champion: bool = False
+    val_accuracy_source: str = ""
+    dataset: str = ""
+    dataset_digest: str = ""
+    dataset_rows: int = 0
+
+
+def half_width(p: float, n: int) -> float:
+    """Half of the width of the Wilson 95 % interval of a fraction `p` that was measured on `n` samples."""
+    return Z * sqrt(p * (1 - p) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
+
+
+def tie_band(best: Candidate, other: Candidate) -> float:
+    """The largest difference between two figures that is a tie.
+
+    For figures of one declared data set it is the half-width of the difference (Newcombe's square-and-add of two
+    Wilson intervals). Without the number of rows there is no evidence for more than equality.
+    """
+    rows = min(best.dataset_rows, other.dataset_rows)
+    if not rows or not are_comparable(best, other):
+        return 0.0
+    return max(LEAST_BAND, hypot(half_width(_value(best), rows), half_width(_value(other), rows)))
+
+
+def are_comparable(one: Candidate, other: Candidate) -> bool:
+    """Whether both figures were measured on one declared data set."""
+    return one.dataset_digest == other.dataset_digest != ""
+
+
+def tie_sets(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """The candidates of one contract in sets of equals, best first; those without a figure form the last set.
+
+    Sets of different data sets cannot be compared. They are ranked by their best values all the same, but the alias
+    `champion` comes before a value of another declared data set.
+    """
+    by_digest: dict[str, list[Candidate]] = {}
+    unmeasured = []
+    for each in candidates:
+        if each.val_accuracy is None:
+            unmeasured.append(each)
+        else:
+            by_digest.setdefault(each.dataset_digest, []).append(each)
+    sets: list[list[Candidate]] = []
+    promoted: list[Candidate] = []
+    for digest, group in by_digest.items():
+        own = _sets_of_equals(sorted(group, key=_order_by_value))
+        sets += own
+        if digest and own[0][0].is_champion:
+            promoted = own[0]
+    sets.sort(key=lambda tied: min(map(_order_by_value, tied)))
+    if promoted and sets[0][0].dataset_digest:
+        sets = [promoted, *(each for each in sets if each is not promoted)]
+    return [*sets, sorted(unmeasured, key=_order_in_tie)] if unmeasured else sets
+
+
+def deciding_criterion(tied: Sequence[Candidate], others: bool) -> str:
+    """What put the first of a tie set before the others: a name for receipts.
+
+    Args:
+        others: Whether candidates of other tie sets were ranked behind.
+    """
+    first = tied[0]
+    if len(tied) == 1:
+        return "val_accuracy" if others else "only_candidate"
+    second = tied[1]
+    if first.is_champion:
+        return "champion"
+    if first.expected_wait_ms != second.expected_wait_ms:
+        return "expected_wait"
+    return "val_accuracy" if first.val_accuracy != second.val_accuracy else "newer_version"
+
+
+def _sets_of_equals(group: list[Candidate]) -> list[list[Candidate]]:
+    """The measured candidates of one data set, sorted by value, in sets that are ties with their best."""
+    sets: list[list[Candidate]] = []
+    best = None
+    for each in group:
+        if best is None or _value(best) - _value(each) > tie_band(best, each):
+            best = each
+            sets.append([])
+        sets[-1].append(each)
+    return [sorted(tied, key=_order_in_tie) for tied in sets]
+
+
+def _value(each: Candidate) -> float:
+    return -1.0 if each.val_accuracy is None else each.val_accuracy
+
+
+def _order_by_value(each: Candidate) -> tuple[float, float, str, int]:
+    return (-_value(each), each.expected_wait_ms, each.model_name, -each.model_version)
+
+
+def _order_in_tie(each: Candidate) -> tuple[bool, float, float, str, int]:
+    return (not each.is_champion, each.expected_wait_ms, -_value(each), each.model_name, -each.model_version)
