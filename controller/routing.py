@@ -205,6 +205,8 @@ def routes(snapshot: Snapshot, selector: Selector, deadline_s: float = inf) -> t
         NoCandidateError: No selected version has a ready worker.
     """
     if selector.worker is not None:
+        if selector.endpoint is not None:
+            raise _endpoint_and_other()
         _check_worker(snapshot, selector, selector.worker)
         return _forced(snapshot.by_number.get(selector.worker))
     if selector.endpoint is not None:
@@ -240,11 +242,17 @@ def _endpoint_required(snapshot: Snapshot) -> EndpointRequiredError:
     )
 
 
+def _endpoint_and_other() -> ContradictionError:
+    return ContradictionError(
+        "name either an endpoint, or a worker, model and version; leave one of them out"
+    )
+
+
 def _named_endpoint(snapshot: Snapshot, selector: Selector) -> Endpoint:
     name = selector.endpoint
     assert name is not None
     if (selector.model, selector.version) != (None, None):
-        raise ContradictionError("name either an endpoint, or a model and version; leave one of them out")
+        raise _endpoint_and_other()
     found = snapshot.endpoints.get(name)
     if found is None:
         names = nearest(name, snapshot.endpoints) or "none yet"

@@ -20,8 +20,9 @@ from controller.input import bodies
 from controller.input.content_coding import check_coding
 from controller.routing import Selector
 
-PARAMETERS = frozenset({"worker", "model", "version", "wait", "deadline"})
+PARAMETERS = frozenset({"worker", "model", "version", "endpoint", "wait", "deadline"})
 PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict/?")
+ENDPOINT_PATH = re.compile(r"/endpoints/([^/]+)/predict/?")
 ANY = Selector()
 MAX_ALIAS = 255  # characters, as in MLflow
 MAX_QUERY_BYTES = 2048  # a thousand query strings are cached
@@ -122,7 +123,7 @@ def read_head(
         of_path: The selector in its path.
 
     Raises:
-        ContradictionError: Path and query name different models or versions.
+        ContradictionError: Path and query name different models, versions or endpoints.
         ParameterError: A parameter is unknown, malformed or out of range.
         UnsupportedCodingError: The content coding of the body is not supported.
     """
@@ -176,7 +177,7 @@ def parse_query(query_string: bytes) -> Query:
             f"expected at most one each of the query parameters {', '.join(sorted(PARAMETERS))}, and no others"
         )
     return Query(
-        Selector(_positive(given, "worker"), given.get("model"), _version(given)),
+        Selector(_positive(given, "worker"), given.get("model"), _version(given), given.get("endpoint")),
         _seconds(given, "wait"),
         _seconds(given, "deadline"),
     )
@@ -218,6 +219,8 @@ def selector_of(path: str) -> Selector | None:
     """
     if path in ("/predict", "/predict/"):
         return ANY
+    if endpoint := ENDPOINT_PATH.fullmatch(path):
+        return Selector(endpoint=endpoint[1])
     named = PATH.fullmatch(path)
     if named is None:
         return None
@@ -234,8 +237,11 @@ def _joined(of_path: Selector, of_query: Selector) -> Selector:
         raise _differing("model")
     if of_path.version is not None and of_query.version not in (None, of_path.version):
         raise _differing("version")
+    if of_path.endpoint is not None and of_query.endpoint not in (None, of_path.endpoint):
+        raise _differing("endpoint")
     version = of_query.version if of_path.version is None else of_path.version
-    return Selector(of_query.worker, of_path.model or of_query.model, version)
+    endpoint = of_path.endpoint or of_query.endpoint
+    return Selector(of_query.worker, of_path.model or of_query.model, version, endpoint)
 
 
 def _differing(name: str) -> ContradictionError:
