@@ -10,16 +10,39 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
-from modelyard import Client
+from modelyard import (
+    Client,
+    ControllerUnreachableError,
+    Job,
+    JobExpiredError,
+    ModelyardError,
+    WaitTimeoutError,
+)
+from modelyard.commands.exit_status import exit_status
 from modelyard.commands.main import cli, run
+from modelyard.errors import QueueFullError
 from tests.conftest import wait_until_true
-from tests.e2e.conftest import MODEL, Pool
+from tests.e2e.conftest import MODEL, Digits, Pool
 
+JOB = Job(
+    id="a.0",
+    status="expired",
+    worker=1,
+    model_name="M",
+    model_version=1,
+    val_accuracy=None,
+    policy="forced",
+    forced=True,
+    result_url="/results/a.0",
+)
 Served = tuple[Pool, str, Client]
 Call = Callable[..., Result]
 
@@ -105,3 +128,65 @@ def test_an_error_is_one_line_with_the_next_step_and_a_status_of_its_kind(
     told = capsys.readouterr().err
     assert (ended.value.code, len(told.splitlines())) == (status, 1)
     assert text in told
+
+
+def test_predict_reads_every_kind_of_input_for_any_version(
+    call: Call, digits: Digits, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "three.npy", digits.images[:3])
+    np.savez(tmp_path / "three.npz", digits.images[:3])
+    (tmp_path / "body.json").write_text(json.dumps(digits.body(0)))
+    (tmp_path / "samples.json").write_text(json.dumps(digits.images[:3].tolist()))
+    pixels = (digits.images[:2, 0] * 255).astype(np.uint8)
+    for place, each in enumerate(pixels):
+        Image.fromarray(each).save(tmp_path / f"{place}.png")
+    image = ["--image", str(tmp_path / "0.png")]
+    expected = [each["class"] for each in predictions(call, "--data", str(tmp_path / "three.npy"))]
+    for words in (
+        ["--data", str(tmp_path / "three.npz")],
+        ["--data", str(tmp_path / "samples.json")],
+        ["--data", str(tmp_path / "body.json")],
+        image,
+        [*image, "--image", str(tmp_path / "1.png")],
+    ):
+        found = [each["class"] for each in predictions(call, *words)]
+        assert found == expected[: len(found)], words
+    piped = call("predict", "--data", "-", "--json", input=(tmp_path / "three.npy").read_bytes())
+    assert [each["class"] for each in json.loads(piped.stdout)["predictions"]] == expected
+    shown = call("predict", "--data", str(tmp_path / "three.npy"), "--model", f"{MODEL}@champion").stdout
+    assert [row["class"] for row in rows_of(shown)] == list(map(str, expected))
+    assert "give one of" in call("predict", "--digit", "1", *image, status=2).stderr
+
+
+def predictions(call: Call, *words: str) -> list[dict[str, Any]]:
+    answered: list[dict[str, Any]] = json.loads(call("predict", *words, "--json").stdout)["predictions"]
+    return answered
+
+
+def test_a_submitted_job_is_read_by_its_id(call: Call, tmp_path: Path) -> None:
+    first, second = (call("submit", "--digit", str(digit)) for digit in (1, 2))
+    job_id, url = first.stdout.strip(), first.stderr.split()[1]
+    assert url.endswith(f"/results/{job_id}")
+    shown = call("results", url, "--wait", "20").stdout
+    assert MODEL in shown
+    output = tmp_path / "jobs.ndjson"
+    ids = [job_id, second.stdout.strip()]
+    told = json.loads(call("results", *ids, "--wait", "20", "--output", str(output), "--json").stdout)
+    assert [each["id"] for each in told["jobs"]] == ids
+    assert [json.loads(line) for line in output.read_text().splitlines()] == told["jobs"]
+    [row, unknown] = rows_of(call("results", job_id, "nothing", status=1).stdout)
+    assert (row["status"], unknown["status"]) == ("succeeded", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ModelyardError("x"), 1),
+        (ControllerUnreachableError("x"), 3),
+        (QueueFullError("x"), 3),
+        (JobExpiredError(JOB), 4),
+        (WaitTimeoutError(JOB), 5),
+    ],
+)
+def test_the_exit_status_tells_the_kind_of_an_error(error: ModelyardError, status: int) -> None:
+    assert exit_status(error) == status

@@ -52,8 +52,18 @@ COMMANDS = {
     ),
     "predict": Command(
         "modelyard.commands.predict_command",
-        "Send an image or a held-out digit to a controller.",
+        "Send samples to a controller, and show the outcome.",
         "modelyard-client[commands,digits]",
+    ),
+    "submit": Command(
+        "modelyard.commands.submit_command",
+        "Send samples, and print the id of the job.",
+        "modelyard-client[commands,digits]",
+    ),
+    "results": Command(
+        "modelyard.commands.results_command",
+        "Show jobs and their outcomes.",
+        "modelyard-client[commands]",
     ),
     "batch": Command(
         "modelyard.commands.batch_command",
