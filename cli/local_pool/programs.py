@@ -72,7 +72,7 @@ def redis_service(settings: ControllerSettings) -> Service:
     Raises:
         ConfigurationError: No usable binary, or the state directory cannot be written.
     """
-    server = pool_redis.find_server()
+    server = pool_redis.find_server(settings)
     try:
         config = pool_redis.write_config(settings)
     except OSError as error:

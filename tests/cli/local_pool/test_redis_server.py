@@ -14,6 +14,12 @@ from app.settings import Settings
 from cli.local_pool import redis_server as pool_redis
 
 
+@pytest.fixture(autouse=True)
+def no_other_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite may run on another server; these tests choose."""
+    monkeypatch.delenv("MODELYARD_REDIS_SERVER", raising=False)
+
+
 def fake_server(folder: Path, version: str) -> Path:
     folder.mkdir()
     binary = folder / "redis-server"
@@ -41,6 +47,13 @@ def test_server_on_path_is_taken_where_it_is_new_enough(
     binary = fake_server(tmp_path / "bin", "6.2.0")
     monkeypatch.setenv("PATH", str(binary.parent), prepend=":")
     assert pool_redis.find_server() == binary
+
+
+def test_the_server_of_the_settings_is_taken_or_refused(tmp_path: Path) -> None:
+    binary, old = fake_server(tmp_path / "new", "8.1.8"), fake_server(tmp_path / "old", "6.0.16")
+    assert pool_redis.find_server(Settings(redis_server=binary)) == binary
+    with pytest.raises(ConfigurationError, match="is too old or does not run"):
+        pool_redis.find_server(Settings(redis_server=old))
 
 
 @pytest.mark.parametrize("version", ["6.0.16", "5.0.7", "nonsense"])
