@@ -14,6 +14,11 @@ COMMANDS = {
         "Train a model version and register it in MLflow.",
         "modelyard[training]",
     ),
+    "models": Command(
+        "cli.commands.models_command",
+        "Show the registry's versions, and which are served.",
+        "modelyard[training]",
+    ),
     "check": Command(
         "cli.commands.check_command",
         "Report whether a worker would serve a model version.",
@@ -30,6 +35,7 @@ COMMANDS = {
     "serve": Command("cli.commands.serve_command", "Run the controller.", "modelyard[controller]"),
     "doctor": Command("cli.commands.doctor_command", "Check a running pool, and repair it.", "modelyard"),
     "jobs": Command("cli.commands.jobs_command", "List and resend quarantined jobs.", "modelyard"),
+    "logs": Command("cli.commands.logs_command", "Show the logs of the pool on this machine.", "modelyard"),
     "key": Command("cli.commands.key_command", "Create an API key.", "modelyard"),
     "flower": Command(
         "cli.commands.flower_command", "Monitor workers, queues and batches in Flower.", "modelyard[flower]"

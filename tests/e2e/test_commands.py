@@ -190,3 +190,19 @@ def test_a_submitted_job_is_read_by_its_id(call: Call, tmp_path: Path) -> None:
 )
 def test_the_exit_status_tells_the_kind_of_an_error(error: ModelyardError, status: int) -> None:
     assert exit_status(error) == status
+
+
+def test_models_lists_the_registry_and_what_is_served(
+    call: Call, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{served[0].folder}/mlruns.db")
+    newest, oldest = rows_of(call("models").stdout)
+    assert (newest["version"], newest["aliases"], newest["served"]) == ("2", "champion", "worker 2, 1 ready")
+    assert newest["val_accuracy"].endswith("(model)")
+    assert "val_loss" in oldest["other metrics"]
+    told = json.loads(call("models", MODEL, "--json").stdout)["models"]
+    assert [(each["version"], each["live_workers"]) for each in told] == [(2, 1), (1, 1)]
+    assert "there is no version of Nothing" in call("models", "Nothing").stdout
+    unknown = call("models", "--url", "http://127.0.0.1:9")
+    assert "what is served is unknown" in unknown.stderr
+    assert {row["served"] for row in rows_of(unknown.stdout)} == {"-"}
