@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+from modelyard.calls import SubmitOptions
 from modelyard.client_errors import ControllerUnreachableError, JobUnsuccessfulError, WaitTimeoutError
 from modelyard.errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
 from modelyard.http import AsyncClient
+from modelyard.inputs import Params
 from modelyard.records import Record
-from modelyard.samples import LabelledSamples
+from modelyard.samples import DrawnSamples
 from modelyard.schemas import Job
 
 OUTCOME_TIMEOUT_S = 60.0
@@ -29,25 +31,34 @@ class Benchmark:
     Args:
         connect: Creates a client of the measured controller.
         samples: Samples to send, one per request.
-        worker: Worker number to force, or None to leave the choice to the controller.
-        on_record: Called with each record as soon as it exists.
+        options: Which version to use; without any, the controller chooses.
+        params: Parameters of the version.
+
+    Attributes:
+        records: A record of each request that has ended.
     """
 
     def __init__(
         self,
         connect: Callable[[], AsyncClient],
-        samples: LabelledSamples,
+        samples: DrawnSamples,
         *,
-        worker: int | None = None,
-        on_record: Callable[[Record], None],
+        options: SubmitOptions | None = None,
+        params: Params | None = None,
     ) -> None:
         self._connect = connect
         self._samples = samples
-        self._worker = worker
-        self._on_record = on_record
+        self._options: SubmitOptions = options or {}
+        self._params = params
+        self.records: list[Record] = []
 
-    async def run(self, concurrency: int) -> None:
+    async def run(
+        self, concurrency: int, on_record: Callable[[Record], object] = lambda record: None
+    ) -> None:
         """Send all samples, `concurrency` of them at the same time.
+
+        Args:
+            on_record: Called with each record as soon as it exists.
 
         Raises:
             ControllerUnreachableError: The controller is unreachable after all retries; the rest was not sent.
@@ -57,14 +68,16 @@ class Benchmark:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
-                    group.create_task(self._send_in_turn(indexes))
+                    group.create_task(self._send_in_turn(indexes, on_record))
         except* ModelyardError as errors:
             raise errors.exceptions[0] from None
 
-    async def _send_in_turn(self, indexes: Iterator[int]) -> None:
+    async def _send_in_turn(self, indexes: Iterator[int], on_record: Callable[[Record], object]) -> None:
         async with self._connect() as client:
             for index in indexes:
-                self._on_record(await self._measure(client, index))
+                record = await self._measure(client, index)
+                self.records.append(record)
+                on_record(record)
 
     async def _measure(self, client: AsyncClient, index: int) -> Record:
         sent_at = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -75,9 +88,10 @@ class Benchmark:
 
     async def _outcome(self, client: AsyncClient, index: int) -> tuple[Job | None, str | None]:
         """The job, if one was accepted, and the error code, if there was an error."""
-        sample = self._samples.images[index : index + 1]
+        sample = self._samples.sample(index)
         try:
-            return await client.predict(sample, worker=self._worker, wait_s=OUTCOME_TIMEOUT_S), None
+            job = await client.predict(sample, params=self._params, wait_s=OUTCOME_TIMEOUT_S, **self._options)
+            return job, None
         except JobUnsuccessfulError as error:
             return error.job, error.job.error.code if error.job.error else error.code
         except WaitTimeoutError as error:

@@ -1,7 +1,8 @@
-"""Samples to send: digits that were not used in training, and dummies of the same shape."""
+"""Samples to send: digits that were not used in training, dummies of the same shape, and given ones repeated."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from modelyard.digits import SIDE_PIXELS, heldout_indices, load_digits_28
 from modelyard.errors import ParameterError
+from modelyard.inputs import Samples
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,40 @@ class LabelledSamples:
     def __len__(self) -> int:
         return len(self.images)
 
+    def sample(self, index: int) -> NDArray[np.float32]:
+        """One sample, shape (1, 1, 28, 28)."""
+        return self.images[index : index + 1]
+
     def label(self, index: int) -> int | None:
         """True class of one sample, if it has one."""
         return None if self.labels is None else int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class RepeatedSamples:
+    """Samples of any contract, one after the other and then from the first one again.
+
+    Attributes:
+        given: At least one.
+        n: Number of samples in all.
+    """
+
+    given: Sequence[Samples]
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def sample(self, index: int) -> Samples:
+        """One sample."""
+        return self.given[index % len(self.given)]
+
+    def label(self, index: int) -> int | None:
+        """No true class is known."""
+        return None
+
+
+DrawnSamples = LabelledSamples | RepeatedSamples
 
 
 def heldout_digits() -> LabelledSamples:

@@ -37,10 +37,9 @@ def record(latency_ms: float = 1.0, **fields: object) -> Record:
 async def measured(url: str, n: int = 8, worker: int | None = None, concurrency: int = 3) -> list[Record]:
     records: list[Record] = []
     samples = dummies(n, seed=0)
-    run = Benchmark(
-        lambda: AsyncClient(url, retry=IMPATIENT), samples, worker=worker, on_record=records.append
-    )
-    await run.run(concurrency)
+    run = Benchmark(lambda: AsyncClient(url, retry=IMPATIENT), samples, options={"worker": worker})
+    await run.run(concurrency, records.append)
+    assert records == run.records
     return records
 
 
@@ -156,6 +155,17 @@ def test_benchmark_command_records_draws_and_sums_up(
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+def test_benchmark_command_sends_the_rows_of_a_file_and_tells_programs(
+    tmp_path: Path, url: str, double: ControllerDouble
+) -> None:
+    np.save(tmp_path / "rows.npy", np.full((3, 1), 0.4, np.float32))
+    words = ["--n", "7", "--data", str(tmp_path / "rows.npy"), "--json"]
+    files = ["--output", str(tmp_path / "records.json"), "--plot", str(tmp_path / "plot.png")]
+    told = json.loads(CliRunner().invoke(benchmark, ["--url", url, *words, *files]).stdout)
+    assert (told["n_succeeded"], told["workers"][0]["served_by"]) == (7, "MNIST_PyTorch_Model 1")
+    assert {one["predicted"] for one in read_records(tmp_path / "records.json")} == {4}
+
+
 def test_benchmark_command_keeps_an_unreadable_file_aside(
     tmp_path: Path, url: str, double: ControllerDouble
 ) -> None:
@@ -180,7 +190,7 @@ def test_benchmark_command_keeps_the_records_of_a_run_that_breaks_off(
     append_records(tmp_path / "records.json", [record()])
     double.refuse_after(5, 404, "model_unknown")
     with pytest.raises(Exception, match="no"):
-        run_benchmark(url, tmp_path, "--n", "20")
+        run_benchmark(url, tmp_path, "--n", "20", "--data", "dummy")
     assert len(json.loads((tmp_path / "records.json").read_text())) == 1 + 4
 
 
@@ -228,4 +238,4 @@ def test_predict_command_fails_when_the_job_does(url: str, double: ControllerDou
 def test_predict_command_takes_an_image_or_a_digit_and_not_both(url: str) -> None:
     run = CliRunner().invoke(predict, ["image.png", "--digit", "1", "--url", url])
     assert run.exit_code == 2
-    assert "not both" in run.output
+    assert "give one of" in run.output

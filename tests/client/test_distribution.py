@@ -147,10 +147,10 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(
         1,
         " install 'modelyard-client[digits]'",
     )
-    assert "serve" not in environment.run("modelyard", "--help").stdout
+    assert "Run the controller" not in environment.run("modelyard", "--help").stdout
 
     environment.install("--no-deps", str(wheels["server"]))
-    assert "serve" in environment.run("modelyard", "--help").stdout
+    assert "Run the controller" in environment.run("modelyard", "--help").stdout
     serve = environment.run("modelyard", "serve")
     assert serve.returncode == 1
     assert last_line(serve).endswith("pip install 'modelyard[controller]'")

@@ -6,24 +6,29 @@ import asyncio
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
+from modelyard.commands.console_output import JSON_OPTION, examples, write_json
 from modelyard.commands.controller_option import URL_OPTION, controller_url
+from modelyard.commands.version_options import version_options
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
+    from modelyard.benchmark import Benchmark
+    from modelyard.calls import SubmitOptions
     from modelyard.records import Record
-    from modelyard.samples import LabelledSamples
-    from modelyard.summary import Summary
+
+EXAMPLES = examples(
+    "modelyard benchmark --n 1000 --concurrency 16",
+    "modelyard benchmark --data rows.csv --model Prices --json",
+    "modelyard benchmark --data example --model Mood@champion",
+)
 
 
-@click.command("benchmark")
+@click.command("benchmark", epilog=EXAMPLES)
 @click.option("--n", type=click.IntRange(1), default=100, show_default=True, help="Samples to send.")
-@click.option("--worker", type=int, metavar="N", help="Worker number to use instead of the policy's choice.")
+@version_options
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1024),
@@ -33,12 +38,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--data",
-    type=click.Choice(["dummy", "digits"]),
-    default="dummy",
-    show_default=True,
-    help="Noise of a digit's shape, or held-out digits.",
+    metavar="dummy|digits|example|FILE",
+    help="Noise of a digit's shape, held-out digits, the version's example, or rows of a file, one a request; default: "
+    "noise where the version takes digits, otherwise its example.",
 )
 @click.option("--seed", type=int, help="Seed of the samples.")
+@JSON_OPTION
 @URL_OPTION
 @click.option(
     "--output",
@@ -56,67 +61,50 @@ if TYPE_CHECKING:
 )
 def command(
     n: int,
-    worker: int | None,
     concurrency: int,
-    data: str,
+    data: str | None,
     seed: int | None,
+    as_json: bool,
     url: str | None,
     output: Path,
     plot: Path,
+    params: dict[str, Any] | None,
+    **selector: Unpack[SubmitOptions],
 ) -> None:
     """Send many samples to a controller, record them and plot their latencies."""
-    from rich.console import Console
+    from modelyard import AsyncClient, Client
+    from modelyard.benchmark import Benchmark
+    from modelyard.commands.benchmark_samples import benchmark_samples
+    from modelyard.commands.benchmark_table import summary_document, write_summary
 
-    from modelyard import Client
-    from modelyard.plot import draw_latencies
-    from modelyard.samples import drawn_digits, dummies
-
-    console = Console()
     url = controller_url(url)
-    samples = (drawn_digits if data == "digits" else dummies)(n, seed)
     with Client(url) as client:
         client.ready()  # no controller: say so before a file is made
+        samples = benchmark_samples(client, data, n, seed, selector)
     _append(output, [])  # a file that cannot be written should cost no run
-    records: list[Record] = []
+    run = Benchmark(lambda: AsyncClient(url), samples, options=selector, params=params)
     started_s = time.perf_counter()
     try:
-        asyncio.run(_send(console, url, samples, worker, concurrency, records))
+        _run(run, n, concurrency, as_json)
     finally:
         duration_s = time.perf_counter() - started_s
-        _append(output, records)
-    console.print(_table(records, duration_s))
-    if find_spec("matplotlib") is None:
-        click.echo(f"{len(records)} records appended to {output}")
-        click.echo("no plot: it needs matplotlib: pip install 'modelyard-client[plots]'", err=True)
-        return
-    draw_latencies(records, plot)
-    click.echo(f"{len(records)} records appended to {output}, latencies drawn in {plot}")
+        _append(output, run.records)
+    if as_json:
+        write_json(summary_document(run.records, duration_s))
+    else:
+        write_summary(run.records, duration_s)
+    _plot(run.records, output, plot, as_json)
 
 
-async def _send(
-    console: Console,
-    url: str,
-    samples: LabelledSamples,
-    worker: int | None,
-    concurrency: int,
-    records: list[Record],
-) -> None:
-    """Send all samples with a progress bar; `records` grows as outcomes come in."""
+def _run(run: Benchmark, n: int, concurrency: int, as_json: bool) -> None:
+    """Send all samples with a progress bar, on standard error if programs read the output."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from modelyard import AsyncClient
-    from modelyard.benchmark import Benchmark
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("predicting", total=len(samples))
-
-        def take(record: Record) -> None:
-            records.append(record)
-            progress.advance(bar)
-
-        run = Benchmark(lambda: AsyncClient(url), samples, worker=worker, on_record=take)
-        await run.run(concurrency)
+    with Progress(*columns, console=Console(stderr=as_json)) as progress:
+        bar = progress.add_task("predicting", total=n)
+        asyncio.run(run.run(concurrency, lambda record: progress.advance(bar)))
 
 
 def _append(output: Path, records: list[Record]) -> None:
@@ -125,44 +113,17 @@ def _append(output: Path, records: list[Record]) -> None:
 
     kept_aside = append_records(output, records)
     if kept_aside is not None:
-        click.secho(f"{output} was not a JSON list of records; it is kept as {kept_aside}", fg="yellow")
+        told = f"{output} was not a JSON list of records; it is kept as {kept_aside}"
+        click.secho(told, fg="yellow", err=True)
 
 
-def _table(records: list[Record], duration_s: float) -> Table:
-    """Sum the run up: a column per worker number, and one for all where there are several."""
-    from rich.markup import escape
-    from rich.table import Table
+def _plot(records: list[Record], output: Path, plot: Path, as_json: bool) -> None:
+    from modelyard.plot import draw_latencies
 
-    from modelyard.summary import by_worker, served_by, summarise
-
-    groups = by_worker(records)
-    columns = [(f"worker {worker}" if worker else "refused", group) for worker, group in groups.items()]
-    if len(columns) > 1:
-        columns.append(("all", records))
-    table = Table(title=f"{len(records)} requests in {duration_s:.2f} s", title_justify="left")
-    table.add_column(no_wrap=True)
-    for name, _ in columns:
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_row("model version", *(escape(served_by(group)) for _, group in columns))
-    cells = [_cells(summarise(group, duration_s)) for _, group in columns]
-    for name in cells[0] if cells else ():
-        table.add_row(name, *(column[name] for column in cells))
-    return table
-
-
-def _cells(summary: Summary) -> dict[str, str]:
-    """One column of the table, by the name of the row."""
-    times_ms = {
-        "latency p50": summary.p50_ms,
-        "latency p90": summary.p90_ms,
-        "latency p99": summary.p99_ms,
-        "latency max": summary.max_ms,
-        "in the queue p50": summary.queue_wait_p50_ms,
-        "inference p50": summary.inference_p50_ms,
-    }
-    return {
-        "succeeded": f"{summary.n_succeeded} of {summary.n_requests}",
-        **{name: "-" if value is None else f"{value:.2f} ms" for name, value in times_ms.items()},
-        "throughput": f"{summary.throughput_per_s:.1f} per s",
-        "accuracy": "-" if summary.accuracy is None else f"{summary.accuracy:.1%}",
-    }
+    told = f"{len(records)} records appended to {output}"
+    if find_spec("matplotlib") is None:
+        click.echo(told, err=as_json)
+        click.echo("no plot: it needs matplotlib: pip install 'modelyard-client[plots]'", err=True)
+        return
+    draw_latencies(records, plot)
+    click.echo(f"{told}, latencies drawn in {plot}", err=as_json)

@@ -16,7 +16,7 @@ from modelyard.commands.version_options import version_options
 from modelyard.errors import InputError, NoCandidateError
 
 if TYPE_CHECKING:
-    from modelyard import Client
+    from modelyard import Client, WorkerInfo
     from modelyard.calls import SubmitOptions
     from modelyard.inputs import Samples
 
@@ -177,15 +177,24 @@ def _example(given: Given, client: Client) -> Sample:
     """The example of the version that the options select, or of the one that answers."""
     from modelyard import Body
 
-    name, _, alias = (given["model"] or "").partition("@")
-    wanted = given["version"] or alias
-    for info in client.workers():
-        is_asked = (
-            given["worker"] in (None, info.worker)
-            and name in ("", info.model_name)
-            and (not wanted or wanted in (str(info.model_version), *info.aliases))
+    info = selected_version(client.workers(), selector(given))
+    if info is None or info.example is None:
+        raise NoCandidateError(
+            "no such version is served with an example; `modelyard status` lists the versions"
         )
-        if is_asked and info.example is not None and (info.chosen or given["worker"] or wanted):
-            body = {**info.example, "params": given["params"]} if given["params"] else info.example
-            return Sample(Body(body), f"example of {info.model_name} version {info.model_version}")
-    raise NoCandidateError("no such version is served with an example; `modelyard status` lists the versions")
+    body = {**info.example, "params": given["params"]} if given["params"] else info.example
+    return Sample(Body(body), f"example of {info.model_name} version {info.model_version}")
+
+
+def selected_version(workers: Sequence[WorkerInfo], selector: SubmitOptions) -> WorkerInfo | None:
+    """The version that a request with this selector goes to, as far as the document of the pool tells."""
+    name, _, alias = (selector.get("model") or "").partition("@")
+    worker, wanted = selector.get("worker"), selector.get("version") or alias
+    found = [
+        info
+        for info in workers
+        if worker in (None, info.worker)
+        and name in ("", info.model_name)
+        and (not wanted or str(wanted) in (str(info.model_version), *info.aliases))
+    ]
+    return min(found, key=lambda info: (not info.chosen, info.rank is None, info.rank or 0), default=None)

@@ -43,6 +43,8 @@ def command(wait_s: float, as_json: bool, url: str | None, **given: Unpack[Given
 
     A .json file is a request body, or the samples alone: a list of rows, or an object of columns or of one row.
     """
+    import rich  # noqa: F401  (a missing package is named before anything is sent)
+
     from modelyard import Client
 
     url = controller_url(url)
