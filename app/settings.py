@@ -188,7 +188,11 @@ class WorkerSettings(Settings):
         description="requested worker number; default: the version's present number, or the next free one",
     )
     torch_threads: int = Field(
-        default=1, ge=1, le=1024, description="threads of one forward pass of a PyTorch or ONNX model"
+        default=1,
+        ge=1,
+        le=1024,
+        description="threads of one forward pass; for models of libraries that use OpenMP, such as LightGBM, "
+        "`OMP_NUM_THREADS` takes precedence where it is set",
     )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`"

@@ -306,7 +306,7 @@ class BatchRunner:
     def _outcomes(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """Run one forward pass for the jobs at `indexes`."""
         model, head = self._model, batch.head
-        given = model_input(batch, indexes, model.contract)
+        given = model_input(batch, indexes, model.contract, model.takes_matrix)
         predict = partial(model.predict, params=decode(head.params)) if head.params else model.predict
         output: Any = self._limit.run(predict, given)
         counts = [head.jobs[index].n_samples for index in indexes]

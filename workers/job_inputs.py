@@ -6,7 +6,8 @@ pandas is imported only for contracts of columns, and MLflow's reader only for v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from functools import lru_cache
+from itertools import accumulate, chain
 from typing import Any
 
 import msgspec
@@ -23,11 +24,14 @@ Array = NDArray[Any]
 DTYPES = {"boolean": "bool", "integer": "int32", "long": "int64", "float": "float32", "double": "float64"}
 
 
-def model_input(batch: ClaimedBatch, indexes: Sequence[int], contract: Contract) -> Any:
+def model_input(
+    batch: ClaimedBatch, indexes: Sequence[int], contract: Contract, takes_matrix: bool = False
+) -> Any:
     """Input of some jobs of a batch, one after the other.
 
     Args:
         contract: Of the batch's version.
+        takes_matrix: See `to_input`.
 
     Raises:
         WireError: Their data are not what the batch's head says.
@@ -37,10 +41,10 @@ def model_input(batch: ClaimedBatch, indexes: Sequence[int], contract: Contract)
         if head.kind == "tensor":
             n_samples = sum([head.jobs[each].n_samples for each in indexes])
             is_whole = len(indexes) == len(head.jobs)
-            data = batch.data if is_whole else b"".join([job_data(batch, each) for each in indexes])
+            data = batch.data if is_whole else b"".join(_parts(batch, indexes))
             # A copy that may be written to: torch refuses to promise anything about read-only memory.
             return np.frombuffer(bytearray(data), head.dtype).reshape(n_samples, *head.sample_shape)
-        return to_input([decode(job_data(batch, each)) for each in indexes], contract)
+        return to_input([decode(each) for each in _parts(batch, indexes)], contract, takes_matrix)
     except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
         raise WireError(f"the record's samples are not what its head says: {first_line(error)}") from None
 
@@ -51,6 +55,11 @@ def job_data(batch: ClaimedBatch, index: int) -> bytes:
     Raises:
         WireError: The record's data does not match its head.
     """
+    [data] = _parts(batch, [index])
+    return data
+
+
+def _parts(batch: ClaimedBatch, indexes: Sequence[int]) -> list[bytes]:
     head = batch.head
     sizes: Sequence[int] = head.sizes
     if head.kind == "tensor":
@@ -58,8 +67,8 @@ def job_data(batch: ClaimedBatch, index: int) -> bytes:
         sizes = [job.n_samples * (len(batch.data) // max(n_samples, 1)) for job in head.jobs]
     if len(sizes) != len(head.jobs) or sum(sizes) != len(batch.data):
         raise WireError(f"the record holds {len(batch.data)} bytes of samples; its head says {sum(sizes)}")
-    start = sum(sizes[:index])
-    return batch.data[start : start + sizes[index]]
+    ends = list(accumulate(sizes))
+    return [batch.data[ends[each] - sizes[each] : ends[each]] for each in indexes]
 
 
 def _extension(code: int, data: memoryview) -> Any:
@@ -71,9 +80,16 @@ def _extension(code: int, data: memoryview) -> Any:
 decode = msgspec.msgpack.Decoder(ext_hook=_extension).decode
 
 
-def to_input(documents: Sequence[Any], contract: Contract) -> Any:
-    """The model's input for jobs with these data, which all have the same form."""
+def to_input(documents: Sequence[Any], contract: Contract, takes_matrix: bool = False) -> Any:
+    """The model's input for jobs with these data, which all have the same form.
+
+    Args:
+        takes_matrix: Whether the model takes columns of numbers as float64, shape (n_rows, n_columns), if none is
+            absent.
+    """
     if isinstance(contract, ColumnsContract):
+        if takes_matrix and None not in documents[0]:
+            return _matrix(documents, contract)
         return _frame(documents, contract)
     if isinstance(contract, TensorsContract):
         return _tensors(documents, contract)
@@ -98,16 +114,48 @@ def _array(dtype: str, shape: Sequence[int], data: Any) -> Array:
     return np.frombuffer(bytearray(data), np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
 
+def is_numeric(contract: Contract) -> bool:
+    """Whether a matrix can hold each column that the contract allows."""
+    return isinstance(contract, ColumnsContract) and all(
+        each.type.kind in DTYPES and (each.required or each.type.kind != "boolean")
+        for each in contract.columns
+    )
+
+
+def _matrix(documents: Sequence[Any], contract: ColumnsContract) -> Array:
+    """The columns as float64; a missing value is NaN. It takes a quarter of the time of a DataFrame."""
+    n_columns, n_rows = len(contract.columns), len(documents[0][0])
+    if {len(each[0]) for each in documents} == {n_rows}:
+        values = list(chain.from_iterable(chain.from_iterable(documents)))
+        shape = (len(documents), n_columns, n_rows)
+        matrix = np.array(values, np.float64).reshape(shape).transpose(0, 2, 1).reshape(-1, n_columns)
+    else:
+        matrix = np.concatenate([np.array(each, np.float64).T for each in documents])
+    rounded = [place for place, column in enumerate(contract.columns) if column.type.kind == "float"]
+    matrix[:, rounded] = matrix[:, rounded].astype(np.float32)
+    return matrix
+
+
 def _frame(documents: Sequence[Any], contract: ColumnsContract) -> Any:
     import pandas as pd
 
-    columns = {}
-    for place, column in enumerate(contract.columns):
-        parts = [each[place] for each in documents]
+    columns, names = [], []
+    for place, (column, parts) in enumerate(zip(contract.columns, zip(*documents, strict=True), strict=True)):
         if parts[0] is not None:
             values = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
-            columns[place if column.name is None else column.name] = _column(values, column, pd)
-    return pd.DataFrame(columns, copy=False)
+            columns.append(_column(values, column, pd))
+            names.append(place if column.name is None else column.name)
+    # With numbers for names, and the names afterwards: pandas would look each of them up.
+    frame = pd.DataFrame(dict(enumerate(columns)), copy=False)
+    frame.columns = _index(tuple(names)).view()  # a model may rename its own
+    return frame
+
+
+@lru_cache(maxsize=64)
+def _index(names: tuple[str | int, ...]) -> Any:
+    import pandas as pd
+
+    return pd.Index(names)
 
 
 def _column(values: list[Any], column: Column, pd: Any) -> Any:

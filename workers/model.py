@@ -32,7 +32,7 @@ from app.errors import (
 from app.ledger.wire import Label
 from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.settings import WorkerSettings
-from workers import model_lookup, onnx_model, requirements_check
+from workers import lightgbm_model, model_lookup, onnx_model, requirements_check
 from workers.job_inputs import read_unread
 from workers.job_outputs import CLASSIFICATION
 from workers.model_lookup import ModelVersion
@@ -391,6 +391,9 @@ def _warm(
         raise
     except BaseException as error:  # a model may call `sys.exit`
         raise ModelWarmUpError(f"{found.uri} cannot be loaded on {device}: {said(error)}") from error
+    takes_matrix = lightgbm_model.takes_matrix(estimator, found, contract)
+    if takes_matrix:
+        predict = partial(lightgbm_model.predict, estimator)
     if isinstance(contract, AnyContract):
         predict = _from_document(predict, contract.is_own)
     labels = _labels(found, estimator) if found.task == CLASSIFICATION else []
@@ -401,6 +404,7 @@ def _warm(
         allows_non_finite=settings.allow_non_finite,
         task=found.task,
         labels=labels,
+        takes_matrix=takes_matrix,
     )
     return warm_up(model, found)
 

@@ -57,6 +57,7 @@ class LoadedModel:
         task: The version's declared task, such as `classification`; empty without one.
         example: A request body that it has answered, as JSON; empty if none is known or if it is too large.
         labels: Name of each class, in the order of the scores; empty if unknown.
+        takes_matrix: Whether columns are given to it as one matrix; see `workers.job_inputs.to_input`.
     """
 
     contract: Contract
@@ -67,6 +68,7 @@ class LoadedModel:
     task: str = ""
     example: str = ""
     labels: list[Label] = field(default_factory=list)
+    takes_matrix: bool = False
 
 
 def said(error: BaseException) -> str:
@@ -171,7 +173,7 @@ def _run(model: LoadedModel, payload: Payload, times: int) -> Any:
         data = bytearray(payload.data * times)
         given: Any = np.frombuffer(data, contract.dtype).reshape(-1, *contract.sample_shape)
     else:
-        given = to_input([decode(payload.data)] * times, contract)
+        given = to_input([decode(payload.data)] * times, contract, model.takes_matrix)
     params = payload.form.params if payload.form else b""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -92,7 +92,7 @@ def answers(loaded: LoadedModel, body: bytes, n_jobs: int) -> list[JobOutcome]:
         cancelled=frozenset(),
     )
     params = decode(batch_head.params) if batch_head.params else None
-    given = model_input(batch, range(n_jobs), contract)
+    given = model_input(batch, range(n_jobs), contract, loaded.takes_matrix)
     output = loaded.predict(given, params=params) if params else loaded.predict(given)
     counts = [payload.n_samples] * n_jobs
     return to_outcomes(output, counts, contract, loaded.task, loaded.allows_non_finite)
