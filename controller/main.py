@@ -101,6 +101,7 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
         background = [
             services.watcher.run(),
             services.link.run(),
+            services.key_watch.run(),
             services.results.check_overdue(),
             services.reconciler.run(),
             services.losses.run(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import accumulate
@@ -54,7 +54,9 @@ class _OfQueue:
 class Metrics:
     """All series of one controller. Labels come only from known sets: model versions, outcomes, error codes."""
 
-    def __init__(self, watcher: PoolWatcher, clock: PoolClock, unreadable: Unreadable) -> None:
+    def __init__(
+        self, watcher: PoolWatcher, clock: PoolClock, unreadable: Unreadable, waiting: Sized
+    ) -> None:
         self._registry = CollectorRegistry()
         self._watcher = watcher
         self._clock = clock
@@ -106,7 +108,7 @@ class Metrics:
         Info("modelyard_build", "Release of this controller", registry=registry).info(
             {"version": version("modelyard")}
         )
-        registry.register(_PoolCollector(watcher, clock))
+        registry.register(_PoolCollector(watcher, clock, waiting))
         registry.register(_UnreadableCollector(unreadable))
 
     def accepted(self, event: Accepted) -> None:
@@ -199,7 +201,8 @@ class Latencies(Collector):
 class _PoolCollector(Collector):
     """Gauges read from the last pool view, so that removed workers have none."""
 
-    def __init__(self, watcher: PoolWatcher, clock: PoolClock) -> None:
+    def __init__(self, watcher: PoolWatcher, clock: PoolClock, waiting: Sized) -> None:
+        self._waiting = waiting
         self._watcher = watcher
         self._clock = clock
 
@@ -234,6 +237,8 @@ class _PoolCollector(Collector):
             oldest.add_metric(labels, age_ms / 1000)
         yield from (accuracy, inference, live, backlog, oldest, wait, started)
         watcher = self._watcher
+        text = "Long polls and event streams that wait for an outcome"
+        yield _gauge("waiting_callers", text, len(self._waiting))
         yield _gauge("redis_up", "Whether Redis answers and accepts writes", watcher.reachable)
         yield _gauge("redis_memory_bytes", "Memory that Redis uses", watcher.memory_bytes)
         yield _gauge(

@@ -193,6 +193,7 @@ class Predict:
         self.drain.is_over = True
         for job in self.dispatcher.jobs():
             job.stop_waiting()
+        self.results.end_waits()
 
     async def _take(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
         job = await self.run(request, body, once)

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from math import inf
+from typing import TypeGuard, cast
 
 from app.clock import PoolClock
 from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, UnknownJobError, WireError
@@ -16,6 +17,7 @@ from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.ids import BATCH_ID_LENGTH, JobRef
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
+from app.redis.key_watch import KeyWatch
 from app.unreadable import Unreadable
 from controller.admission.authentication import Caller
 from controller.dispatch import Dispatcher, SentBatch
@@ -47,6 +49,7 @@ class Results:
         dispatcher: Dispatcher,
         replay_buffer: ReplayBuffer,
         watcher: PoolWatcher,
+        key_watch: KeyWatch,
         clock: PoolClock,
         unreadable: Unreadable,
         drain: Drain,
@@ -56,6 +59,7 @@ class Results:
         self._dispatcher = dispatcher
         self._replay_buffer = replay_buffer
         self._watcher = watcher
+        self._key_watch = key_watch
         self._clock = clock
         self._unreadable = unreadable
         self._drain = drain
@@ -102,20 +106,46 @@ class Results:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        refs = [self._watcher.signer.parse_job_id(job_id) for job_id in job_ids]
-        unknown, found = _unknown(caller), dict[JobRef, JobView | ModelyardError]()
-        awaited = {ref for ref in refs if ref is not None}
-        until_s = time.monotonic() + wait_s
-        pause_s = POLL_FIRST_S
-        while awaited:
-            found |= await self._read(awaited, caller)
-            awaited = {ref for ref in awaited if _is_open(found[ref])}
-            left_s = until_s - time.monotonic()
-            if not awaited or left_s <= 0 or self._drain.is_over:
-                break
-            await asyncio.sleep(min(pause_s, left_s))
-            pause_s = min(2 * pause_s, POLL_LONGEST_S)
-        return [found[ref] if ref else unknown for ref in refs]
+        found: dict[str, JobView | ModelyardError] = {}
+        async for news in self.follow(job_ids, caller, wait_s):
+            found |= news
+        return [found[job_id] for job_id in job_ids]
+
+    async def follow(
+        self, job_ids: Sequence[str], caller: Caller, wait_s: float = inf, silence_s: float = inf
+    ) -> AsyncGenerator[dict[str, JobView | ModelyardError], None]:
+        """Look up jobs by id, and again each job that has changed, until all have their outcomes.
+
+        Ends after `wait_s` seconds at the latest, or when the controller stops. After a silence of `silence_s` seconds
+        the news is empty.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        refs = {job_id: self._watcher.signer.parse_job_id(job_id) for job_id in job_ids}
+        awaited = _Awaited({ref: job_id for job_id, ref in refs.items() if ref is not None})
+        unknown = {job_id: _unknown(caller) for job_id, ref in refs.items() if ref is None}
+        until_s, poll_s, is_armed = time.monotonic() + wait_s, POLL_FIRST_S, False
+        due = set(awaited.ids)
+        with self._key_watch.watch(map(_key, due) if wait_s > 0 else ()) as watch:
+            while True:
+                if due and wait_s > 0:
+                    is_armed = await watch.arm(set(map(_key, due)))
+                found = await self._read(due, caller) if due else {}
+                yield unknown | {awaited.ids[ref]: each for ref, each in found.items()}
+                unknown = {}
+                awaited.note(found)
+                left_s = until_s - time.monotonic()
+                if not awaited.ids or left_s <= 0 or self._drain.is_over:
+                    return
+                next_s = awaited.next_expiry_s(self._clock.now_ms())
+                changed = await watch.wait(min(left_s, silence_s, next_s, inf if is_armed else poll_s))
+                poll_s = min(2 * poll_s, POLL_LONGEST_S)
+                due = awaited.due(changed, self._clock.now_ms()) if is_armed else set(awaited.ids)
+
+    def end_waits(self) -> None:
+        """Answer all waiting callers now, because the controller is stopping."""
+        self._key_watch.wake_all()
 
     async def _read(self, refs: Iterable[JobRef], caller: Caller) -> dict[JobRef, JobView | ModelyardError]:
         views = await self._ledger.read_all(refs)
@@ -172,8 +202,43 @@ class Results:
             self._dispatcher.abandon(batch)
 
 
-def _is_open(found: JobView | ModelyardError) -> bool:
+class _Awaited:
+    """Jobs without an outcome.
+
+    Args:
+        ids: Their ids.
+    """
+
+    def __init__(self, ids: dict[JobRef, str]) -> None:
+        self.ids = ids
+        self._deadlines_ms: dict[JobRef, float] = {}  # a queued job expires without a change of its record
+
+    def note(self, found: dict[JobRef, JobView | ModelyardError]) -> None:
+        """Process a reading."""
+        for ref, each in found.items():
+            self._deadlines_ms.pop(ref, None)
+            if not is_open(each):
+                del self.ids[ref]
+            elif each.status == "queued":
+                self._deadlines_ms[ref] = each.head.jobs[ref.index].deadline_ms
+
+    def next_expiry_s(self, now_ms: float) -> float:
+        """Seconds until the next one may expire; Redis's clock may differ a little from the estimate."""
+        return max((min(self._deadlines_ms.values(), default=inf) - now_ms) / 1000, POLL_FIRST_S)
+
+    def due(self, changed: set[str], now_ms: float) -> set[JobRef]:
+        """Those that are to be read again."""
+        late = {ref for ref, deadline_ms in self._deadlines_ms.items() if deadline_ms <= now_ms}
+        return {ref for ref in self.ids if _key(ref) in changed} | late
+
+
+def is_open(found: JobView | ModelyardError) -> TypeGuard[JobView]:
+    """Whether a job has no outcome yet."""
     return isinstance(found, JobView) and found.status not in FINAL_STATUSES
+
+
+def _key(ref: JobRef) -> str:
+    return keys.batch(ref.batch_id)
 
 
 def _restored() -> LedgerUnavailableError:

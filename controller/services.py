@@ -15,6 +15,7 @@ from app.ledger.replay import Replay
 from app.ledger.wakeup_message import write_template
 from app.redis import keys
 from app.redis.client import AsyncClient
+from app.redis.key_watch import KeyWatch
 from app.redis.link import RedisLink
 from app.redis.url import sentinels
 from app.settings import ControllerSettings
@@ -65,10 +66,11 @@ class Services:
         self.quarantine = Quarantine(client, template, retention_s)
         self.replay_buffer = _replay_buffer(settings, client, self.clock)
         self.watcher = PoolWatcher(client, self.clock, backlogs, self.replay_buffer, settings, unreadable)
-        self.metrics = Metrics(self.watcher, self.clock, unreadable)
+        timeout_s = settings.redis_timeout_s
+        self.link, self.key_watch = RedisLink(client, timeout_s), KeyWatch(client, timeout_s)
+        self.metrics = Metrics(self.watcher, self.clock, unreadable, self.key_watch)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
         self.job_history = JobHistory(client, self.clock, retention_s)
-        self.link = RedisLink(client, settings.redis_timeout_s)
         self.dispatcher = Dispatcher(
             controller_id,
             settings,
@@ -87,12 +89,12 @@ class Services:
             dispatcher=self.dispatcher,
             replay_buffer=self.replay_buffer,
             watcher=self.watcher,
+            key_watch=self.key_watch,
             clock=self.clock,
             unreadable=unreadable,
             drain=self.drain,
         )
-        self.link.listen(keys.reply_channel(controller_id), self.results.hear)
-        self.link.listen(keys.POOL_CHANNEL, self.watcher.hear)
+        self._listen(controller_id)
         self.predict = Predict(
             settings=settings,
             gate=self.gate,
@@ -123,6 +125,10 @@ class Services:
             client, heartbeat_s, retention_s, self.metrics.ledger_lost, self.replay_buffer.keep_s
         )
         self.feed = Feed(client, self.watcher, self.clock, heartbeat_s)
+
+    def _listen(self, controller_id: str) -> None:
+        self.link.listen(keys.reply_channel(controller_id), self.results.hear)
+        self.link.listen(keys.POOL_CHANNEL, self.watcher.hear)
 
 
 def _replay_buffer(settings: ControllerSettings, client: AsyncClient, clock: PoolClock) -> ReplayBuffer:

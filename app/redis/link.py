@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -44,13 +44,21 @@ class RedisLink(asyncio.Protocol):
     Args:
         client: redis-py's client, whose pool knows how to connect.
         timeout_s: Seconds after which a call fails and the connection is closed.
+        on_changes: Called with keys that have changed since they were asked about, or with None if any may have; see
+            `key_watch`. The connection is then only for that.
 
     Attributes:
         refusal: Redis's last refusal, until it accepts commands again. Each refusal ends the connection: the next one
             may reach another server, and authenticates again.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        timeout_s: float,
+        on_changes: Callable[[Sequence[bytes] | None], None] | None = None,
+    ) -> None:
+        self._on_changes = on_changes
         self._pool = client.connection_pool
         self._listeners: dict[bytes, Callable[[bytes], None]] = {}
         self._timeout_s = timeout_s
@@ -102,6 +110,8 @@ class RedisLink(asyncio.Protocol):
         if self._listeners:
             transport.write(pack("SUBSCRIBE", *self._listeners))
         self._transport = transport
+        if self._on_changes:
+            self.call(_ignored, "CLIENT", "TRACKING", "ON", "OPTIN")
         self._probe()
 
     def call(self, done: Done, *words: Value, timeout_s: float | None = None) -> None:
@@ -136,6 +146,8 @@ class RedisLink(asyncio.Protocol):
                 if isinstance(reply, hiredis.PushNotification):
                     if reply[0] == b"message":
                         self._listeners[reply[1]](reply[2])
+                    elif reply[0] == b"invalidate" and self._on_changes:
+                        self._on_changes(reply[1])
                     continue
                 if self._calls:
                     done, args, _ = self._calls.popleft()
@@ -149,6 +161,8 @@ class RedisLink(asyncio.Protocol):
         """Fail all unanswered calls; called by asyncio."""
         self._transport = None
         self._fail_all(RedisConnectionError("the connection was lost"))
+        if self._on_changes:
+            self._on_changes(None)
 
     def _send(self, packed: bytes, done: Done, args: tuple[Any, ...], timeout_s: float) -> bool:
         transport = self._transport
@@ -167,13 +181,16 @@ class RedisLink(asyncio.Protocol):
             done(*args, reply)
 
     def _end_if_refused(self, error: ResponseError) -> None:
-        if said := refusal(error):
+        said = refusal(error)
+        if self._on_changes and said.startswith("NOPERM"):
+            return  # a user who may not track keys: the same answer would follow on every connection
+        if said:
             self._note_refusal(said)
             if self._transport:
                 self._transport.abort()
 
     def _note_refusal(self, said: str) -> None:
-        if said and said != self.refusal:
+        if said and said != self.refusal and not self._on_changes:  # a watch is refused together with a link
             logger.error("Redis refuses jobs and subscriptions (%s); retrying", said)
         self.refusal = said
 
@@ -183,7 +200,8 @@ class RedisLink(asyncio.Protocol):
 
     def _probed(self, reply: Any) -> None:
         if self.refusal and not isinstance(reply, Exception):
-            logger.info("Redis accepts jobs again")
+            if not self._on_changes:
+                logger.info("Redis accepts jobs again")
             self.refusal = ""
 
     def _look(self) -> None:
@@ -207,6 +225,10 @@ class RedisLink(asyncio.Protocol):
         connection, self._connection = self._connection, None
         if connection:
             await connection.disconnect(nowait=True)
+
+
+def _ignored(_: object) -> None:
+    """The reply to a command whose failure shows at the next one."""
 
 
 class _Transaction:

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
@@ -30,6 +31,7 @@ from controller.routing import Selector
 from controller.services import Services
 
 PREDICT = "/predict"
+LEFT = 499  # nobody receives it; proxies log this status for callers who have left
 REQUEST_ID_LENGTH = 128  # of a caller's text that is logged
 V2 = open_inference.router.prefix
 CORS_HEADERS = ("authorization", "content-type", "content-encoding", "idempotency-key", "prefer")
@@ -219,6 +221,10 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     return await _on_modelyard_error(request, ParameterError(f"{name}: {first['msg']}"))
 
 
+async def _on_leaving(_: Request, __: Exception) -> Response:
+    return Response(status_code=LEFT)
+
+
 async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
@@ -233,5 +239,6 @@ ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[R
     ModelyardError: _on_modelyard_error,
     RequestValidationError: _on_validation_error,
     HTTPException: _on_http_error,
+    ClientDisconnect: _on_leaving,
     Exception: _on_modelyard_error,
 }

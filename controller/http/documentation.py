@@ -451,6 +451,25 @@ RESULTS: dict[str, Any] = {
         ),
     },
 }
+_EVENTS = {
+    "description": "Server-sent events: `job` with the job as JSON, or `problem`, at first and at each change of its "
+    "status; then `end`",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+_ENDED = {"description": "All had been told (`Last-Event-ID: end`)"}
+RESULT_EVENTS: dict[str, Any] = {
+    **RESULT,
+    "summary": "Follow a job",
+    "response_class": PlainTextResponse,
+    "responses": {**RESULT["responses"], 200: _EVENTS, 204: _ENDED},
+}
+del RESULT_EVENTS["responses"][422]
+RESULTS_EVENTS: dict[str, Any] = {
+    **RESULTS,
+    "summary": "Follow many jobs",
+    "response_class": PlainTextResponse,
+    "responses": {**RESULTS["responses"], 200: _EVENTS, 204: _ENDED},
+}
 CANCEL: dict[str, Any] = {
     "tags": ["jobs"],
     "summary": "Cancel a job",

@@ -26,6 +26,7 @@ from controller.admission.authentication import require
 from controller.dispatch import Job
 from controller.http import documentation as docs
 from controller.http import readiness
+from controller.http.caller_presence import while_present
 from controller.http.inference_response import encode_response, output_tensors
 from controller.http.job_json import job_json, result_url
 from controller.http.prediction_request import in_range
@@ -144,7 +145,7 @@ async def result(
     """Read the outputs of a job: of `infer` with `Prefer: respond-async`, or of any other request."""
     services = _services(request)
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    view = await services.results.job(job_id, request.state.caller, wait_s)
+    view = await while_present(request, services.results.job(job_id, request.state.caller, wait_s), wait_s)
     head = view.head
     own = view.outcome.jobs[view.ref.index] if view.outcome else UNRUN.get(view.status)
     if own is None:

@@ -11,6 +11,8 @@ from fastapi import APIRouter, Query, Request, Response
 from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs
 from controller.http import readiness
+from controller.http.caller_presence import while_present
+from controller.http.job_events import event_stream
 from controller.http.job_json import job_json, result_url
 from controller.http.many_jobs import job_ids_of, jobs_json, view_json
 from controller.http.pool_document import pool_document
@@ -57,8 +59,19 @@ async def results(
     """Read many jobs in one round trip; a job that cannot be read has its problem in its place."""
     services: Services = request.state.services
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    found = await services.results.jobs(job_ids_of(ids), request.state.caller, wait_s)
+    found = await while_present(
+        request, services.results.jobs(job_ids_of(ids), request.state.caller, wait_s), wait_s
+    )
     return Response(await jobs_json(found, services.settings.prefix), media_type=JSON)
+
+
+@router.get("/results/events", dependencies=[require("predict")], **docs.RESULTS_EVENTS)
+async def results_events(
+    request: Request,
+    ids: Annotated[str, Query(description="job ids, separated by commas; 1 to 1,000")],
+) -> Response:
+    """Follow many jobs as server-sent events; ends with the last outcome."""
+    return await _event_stream(request, job_ids_of(ids))
 
 
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.RESULT)
@@ -70,8 +83,14 @@ async def result(
     """Read a job, and its outcome if it has one."""
     services: Services = request.state.services
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    view = await services.results.job(job_id, request.state.caller, wait_s)
+    view = await while_present(request, services.results.job(job_id, request.state.caller, wait_s), wait_s)
     return Response(view_json(view, services.settings.prefix), media_type=JSON)
+
+
+@router.get("/results/{job_id}/events", dependencies=[require("predict")], **docs.RESULT_EVENTS)
+async def result_events(request: Request, job_id: str) -> Response:
+    """Follow a job as server-sent events: its state, each change, and its outcome."""
+    return await _event_stream(request, [job_id])
 
 
 @router.delete("/results/{job_id}", dependencies=[require("predict")], **docs.CANCEL)
@@ -197,6 +216,12 @@ async def readyz_read(request: Request) -> Response:
     The probe for load balancers: missing workers affect all controllers equally, and outcomes can still be read.
     """
     return _readiness(readiness.against_serving(request.state.services))
+
+
+async def _event_stream(request: Request, job_ids: list[str]) -> Response:
+    services: Services = request.state.services
+    last = request.headers.get("last-event-id")
+    return await event_stream(services.results, job_ids, request.state.caller, services.settings.prefix, last)
 
 
 def _readiness(reasons: list[str]) -> Response:

@@ -11,7 +11,8 @@ import redis
 from app.errors import JobNotCancellableError
 from app.ledger.ids import IdSigner
 from app.redis import keys
-from tests.controller.conftest import HandWorker, Serve, until
+from tests.controller.conftest import HandWorker, Serve, serving, settings_for, until
+from tests.pool_samples import RedisServer
 
 HandWorkers = Callable[..., HandWorker]
 
@@ -36,6 +37,19 @@ async def test_a_long_poll_returns_as_soon_as_the_outcome_is_there(
     served, other = await serve(), await serve()
     url = (await served.post()).headers["location"]
     poll = asyncio.create_task(other.http.get(f"{url}?wait=4"))
+    worker.finish(await worker.claimed())
+    assert (await poll).json()["status"] == "succeeded"
+
+
+async def test_a_long_poll_costs_redis_nothing_while_it_waits(
+    serve: Serve, hand_worker: HandWorkers, redis_server: RedisServer, client: redis.Redis
+) -> None:
+    worker = hand_worker()
+    async with serving(settings_for(redis_server.url)) as gone:  # it would look its own batches up
+        job_id = (await gone.post()).json()["id"]
+    poll = asyncio.create_task((await serve()).http.get(f"/results/{job_id}?wait=30"))
+    key = keys.batch(job_id.partition(".")[0])
+    await until(lambda: client.object("idletime", key) >= 2, "nobody reads the record", timeout_s=20)
     worker.finish(await worker.claimed())
     assert (await poll).json()["status"] == "succeeded"
 

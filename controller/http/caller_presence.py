@@ -1,0 +1,40 @@
+"""Ends the work for a caller who has left: a long poll would otherwise wait for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+T = TypeVar("T")
+
+
+async def while_present(request: Request, work: Coroutine[Any, Any, T], wait_s: float) -> T:
+    """The result of the work, which is cancelled when the caller closes the connection.
+
+    Args:
+        wait_s: Seconds that it may wait; work that does not wait is done in any case.
+
+    Raises:
+        ClientDisconnect: The caller has left.
+    """
+    if not wait_s:
+        return await work
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_until_left(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _until_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
