@@ -23,6 +23,7 @@ from app.redis.sentinel import watch
 from app.settings import ControllerSettings, load
 from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
+from controller.cancelling import cancel
 from controller.http import documentation, invocations, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
 from controller.http.version_document import served_examples
@@ -30,7 +31,6 @@ from controller.page import pages
 from controller.services import Services
 
 logger = logging.getLogger(__name__)
-CANCEL_AGAIN_S = 0.2
 
 
 class State(TypedDict):
@@ -127,10 +127,7 @@ async def _running(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        # In Python 3.11, wait_for swallows a cancellation that arrives together with the awaited result.
-        while not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+        await cancel(task)
 
 
 def _log_death(task: asyncio.Task[None]) -> None:

@@ -43,7 +43,9 @@ class Watch:
     async def wait(self, timeout_s: float) -> set[str]:
         """Wait for news; the keys that have changed since the last call, or none after `timeout_s` seconds."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), None if timeout_s == inf else timeout_s)
+            # Not `wait_for`, which in Python 3.11 swallows a cancellation that arrives together with the news.
+            async with asyncio.timeout(None if timeout_s == inf else timeout_s):
+                await self._news.wait()
         self._news.clear()
         changed, self._changed = self._changed, set()
         return changed

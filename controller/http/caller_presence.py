@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from controller.cancelling import cancel
+
 T = TypeVar("T")
 
 
@@ -23,16 +25,15 @@ async def while_present(request: Request, work: Coroutine[Any, Any, T], wait_s: 
     """
     if not wait_s:
         return await work
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_until_left(request))
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_until_left(request))
     try:
         await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await cancel(working)
+        await cancel(leaving)
 
 
 async def _until_left(request: Request) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from fastapi import Response
-from fastapi.responses import StreamingResponse
 
 from app.errors import LedgerUnavailableError, ModelyardError
 from app.ledger.controller_ledger import JobView
 from controller.admission.authentication import Caller
+from controller.http.event_response import EventResponse
 from controller.http.many_jobs import job_or_problem_json
 from controller.results import Results, is_open
 
@@ -38,11 +38,7 @@ async def event_stream(
     first, *others = await results.jobs(job_ids, caller)
     if not others and isinstance(first, ModelyardError):
         raise first
-    return StreamingResponse(
-        _Events(results, job_ids, caller, prefix).written(),
-        media_type="text/event-stream",
-        headers={"x-accel-buffering": "no"},
-    )
+    return EventResponse(_Events(results, job_ids, caller, prefix).written())
 
 
 class _Events:
@@ -55,7 +51,7 @@ class _Events:
         self._told: dict[str, str] = {}
         self._open = dict.fromkeys(job_ids)
 
-    async def written(self) -> AsyncIterator[bytes]:
+    async def written(self) -> AsyncGenerator[bytes, None]:
         """The events: the state of each job, each change, and `end`. While Redis is away, the stream goes on."""
         while True:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -68,7 +68,7 @@ class Feed:
                 keep_at_s = loop.time() + KEEP_EVERY_S
                 await self._keep()
 
-    def listen(self) -> AsyncIterator[bytes]:
+    def listen(self) -> AsyncGenerator[bytes, None]:
         """The stream of one page: the history, the current pool, and then each change.
 
         Raises:
@@ -85,7 +85,7 @@ class Feed:
         self._is_over = True
         self._tell(b"")
 
-    async def _listen(self) -> AsyncIterator[bytes]:
+    async def _listen(self) -> AsyncGenerator[bytes, None]:
         self._n_pages += 1
         try:
             yield _event("history", self._history.encode())

@@ -6,10 +6,11 @@ from html import escape
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse
 
 from app.errors import NotFoundError
 from controller.admission.authentication import require
+from controller.http.event_response import EventResponse
 from controller.http.pool_document import pool_document
 from controller.pool_watcher import PoolView
 from controller.services import Services
@@ -48,11 +49,7 @@ async def file(path: str) -> Response:
 async def events(request: Request) -> Response:
     """The pool as a stream of server-sent events: `history` once, then `pool` each heartbeat."""
     services: Services = request.state.services
-    return StreamingResponse(
-        services.feed.listen(),
-        media_type="text/event-stream",
-        headers={"x-accel-buffering": "no"},
-    )
+    return EventResponse(services.feed.listen())
 
 
 def _table(view: PoolView, now_ms: float) -> str:
