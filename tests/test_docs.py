@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from app.contract import TensorContract
 from configuration_page import PAGE, page
 from controller.input.json_numbers import parse
+from modelyard.commands import exit_status
 from modelyard.commands.main import known_commands
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +48,19 @@ def test_every_command_that_the_pages_name_exists() -> None:
     )
     assert named
     assert named <= known_commands().keys()
+
+
+def test_the_page_of_commands_lists_each_of_them_and_every_exit_status() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text()
+    assert set(re.findall(r"^\| `modelyard ([a-z]+)` \|", text, re.MULTILINE)) == known_commands().keys()
+    statuses = {*exit_status.STATUSES.values(), exit_status.FAILED, exit_status.INTERRUPTED, 0, 2}
+    assert {int(each) for each in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == statuses
+
+
+def test_the_help_of_every_command_shows_examples_of_it() -> None:
+    for name, command in known_commands().items():
+        shown = CliRunner().invoke(import_module(command.module).command, ["--help"]).stdout
+        assert f"modelyard {name}" in shown.partition("Examples:")[2], name
 
 
 def test_the_readme_is_short() -> None:

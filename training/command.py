@@ -14,12 +14,13 @@ from rich.table import Table
 from app.errors import ConfigurationError
 from app.registry_database import sqlite_path
 from app.settings import Settings, load
+from modelyard.commands.console_output import examples
 from training.inventory import RegisteredVersion, quickly_known_archs, registered_versions
 from training.options import ARCHS, DATASETS, TrainOptions
 from training.versions import train_versions
 
 
-@click.command()
+@click.command(epilog=examples("modelyard train", "modelyard train --arch mlp --arch cnn --epochs 12"))
 @click.option(
     "--arch", "archs", multiple=True, type=click.Choice(ARCHS), help="May be repeated.  [default: mlp]"
 )

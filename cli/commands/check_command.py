@@ -16,6 +16,7 @@ import click
 from app.errors import ModelError, ModelWarmUpError, first_line
 from app.logs import configure_logging
 from app.settings import WorkerSettings, load
+from modelyard.commands.console_output import examples
 
 if TYPE_CHECKING:
     from workers.model_lookup import ModelVersion
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 REGISTERED = re.compile(r"models:/(?!m-)([^/@]+)(?:[/@]([^/@]+))?/?")
 
 
-@click.command("check")
+@click.command(
+    "check",
+    epilog=examples("modelyard check models:/My_Model/1", "modelyard check models:/My_Model@champion"),
+)
 @click.argument("model")
 def command(model: str) -> None:
     """Describe MODEL, and report whether a worker would serve it and every obstacle.

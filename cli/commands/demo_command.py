@@ -17,6 +17,7 @@ from app.errors import ServiceError
 from app.pool_file import NamedVersion
 from app.registry_database import sqlite_path
 from app.settings import PREFIX, ControllerSettings, Settings, load
+from modelyard.commands.console_output import examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,7 @@ OWN_VARIABLES = (
 HEADINGS = ("digit", "predicted", "", "version", "val_accuracy", "worker", "forced", "took")
 
 
-@click.command("demo")
+@click.command("demo", epilog=examples("modelyard demo", "modelyard demo --once"))
 @click.option("--once", is_flag=True, help="Exit after the predictions instead of serving until Ctrl-C.")
 @click.option(
     "--here",

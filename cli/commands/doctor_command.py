@@ -13,6 +13,7 @@ import click
 from app.errors import LedgerUnavailableError
 from app.settings import Settings, load
 from cli.redis_address import located
+from modelyard.commands.console_output import examples
 
 if TYPE_CHECKING:
     from app.fsck.consistency_check import Report
@@ -22,7 +23,7 @@ EXIT_FOUND = 1
 EXIT_NO_REDIS = 2
 
 
-@click.command("doctor")
+@click.command("doctor", epilog=examples("modelyard doctor", "modelyard doctor --mend --json"))
 @click.option("--mend", is_flag=True, help="Repair findings that can be repaired safely.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
 @click.option(

@@ -12,6 +12,7 @@ from app.errors import ConfigurationError
 from app.logs import configure_logging, is_json
 from app.settings import ControllerSettings, load
 from cli.local_pool.listening import refusal
+from modelyard.commands.console_output import examples
 
 LOOPBACK = "127.0.0.1"
 LOGIN_FILE = "FLOWER_BASIC_AUTH_FILE"
@@ -21,7 +22,8 @@ LOGIN_REMEDY = "set FLOWER_BASIC_AUTH=user:password, or FLOWER_BASIC_AUTH_FILE t
 @click.command(
     "flower",
     context_settings={"ignore_unknown_options": True},
-    epilog="All FLOWER_* variables work too; FLOWER_BASIC_AUTH_FILE names a file with the login.",
+    epilog="All FLOWER_* variables work too; FLOWER_BASIC_AUTH_FILE names a file with the login.\n\n"
+    + examples("modelyard flower", "FLOWER_BASIC_AUTH_FILE=login modelyard flower --address=0.0.0.0"),
 )
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[FLOWER OPTIONS]...")
 def command(options: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelyard.commands.console_output import examples
 from modelyard.commands.sample_option import chosen_sample
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _BAR_WIDTH = 30
 
 
-@click.command()
+@click.command(epilog=examples("modelyard inference models:/MNIST_PyTorch_Model@champion seven.png"))
 @click.argument("model_uri")
 @click.argument("image", required=False, type=click.Path(path_type=Path))
 @click.option("--digit", type=int, metavar="I", help="Index of a held-out digit, instead of an image.")

@@ -14,6 +14,7 @@ import msgspec
 from app.errors import UnavailableError
 from app.settings import Settings, load
 from cli.redis_address import located
+from modelyard.commands.console_output import examples
 
 if TYPE_CHECKING:
     from app.ledger.ids import IdSigner
@@ -27,7 +28,10 @@ REDIS_URL = click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL]."
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
-@click.group("jobs")
+@click.group(
+    "jobs",
+    epilog=examples("modelyard jobs quarantined --json", "modelyard jobs resend JOB_ID --deadline 300"),
+)
 def command() -> None:
     """List and resend quarantined jobs."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from app.api_keys import ROLES, Role, new_key
+from modelyard.commands.console_output import examples
 
 
-@click.command("key")
+@click.command("key", epilog=examples("modelyard key shop", "modelyard key ops --role operate"))
 @click.argument("name")
 @click.option(
     "--role", type=click.Choice(ROLES), default="predict", show_default=True, help="operate includes predict."

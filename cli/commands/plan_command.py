@@ -7,9 +7,10 @@ from collections import Counter
 import click
 
 from cli.commands.up_command import what_to_serve
+from modelyard.commands.console_output import examples
 
 
-@click.command("plan")
+@click.command("plan", epilog=examples("modelyard plan"))
 @what_to_serve
 def command(models: tuple[str, ...], versions: list[int], replicas: int) -> None:
     """Compare modelyard.toml and the registry with the running pool, and print the difference."""

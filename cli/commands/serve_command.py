@@ -12,9 +12,13 @@ from app.errors import ConfigurationError
 from app.logs import configure_logging
 from app.settings import ControllerSettings, load
 from cli.local_pool.listening import refusal
+from modelyard.commands.console_output import examples
 
 
-@click.command("serve")
+@click.command(
+    "serve",
+    epilog=examples("modelyard serve", "modelyard serve --host 0.0.0.0 --port 9000   # needs API keys"),
+)
 @click.option("--host", metavar="ADDRESS", help="Address to listen on [MODELYARD_HOST].")
 @click.option("--port", type=int, metavar="PORT", help="TCP port to listen on [MODELYARD_PORT].")
 @click.option("--redis-url", metavar="URL", help="Redis [REDIS_URL].")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from modelyard.commands.console_output import examples
+
 
 def parse_versions(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int]:
     """Parse a list such as `1,2`; empty without the option."""
@@ -44,7 +46,7 @@ def what_to_serve(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("up")
+@click.command("up", epilog=examples("modelyard up", "modelyard up --replicas 2 --no-views"))
 @what_to_serve
 @click.option(
     "--controllers",

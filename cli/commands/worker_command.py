@@ -6,9 +6,15 @@ import click
 
 from app.logs import configure_logging
 from app.settings import WorkerSettings, load
+from modelyard.commands.console_output import examples
+
+EXAMPLES = examples(
+    "MODEL_NAME=My_Model MODEL_VERSION=1 modelyard worker",
+    "MODEL_NAME=My_Model MODEL_VERSION=champion modelyard worker",
+)
 
 
-@click.command("worker")
+@click.command("worker", epilog=EXAMPLES)
 @click.option("--model-name", metavar="NAME", help="Registered model [MODEL_NAME].")
 @click.option("--model-version", metavar="N|ALIAS|latest", help="Version to serve [MODEL_VERSION].")
 @click.option("--worker", "worker_number", type=int, metavar="N", help="Worker number to ask for [WORKER].")
