@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "serve": Command("cli.commands.serve_command", "Run the controller.", "modelyard[controller]"),
     "doctor": Command("cli.commands.doctor_command", "Check a running pool, and repair it.", "modelyard"),
-    "jobs": Command("cli.commands.jobs_command", "List and resend quarantined jobs.", "modelyard"),
+    "jobs": Command("cli.commands.jobs_command", "List jobs, and resend quarantined ones.", "modelyard"),
     "logs": Command("cli.commands.logs_command", "Show the logs of the pool on this machine.", "modelyard"),
     "key": Command("cli.commands.key_command", "Create an API key.", "modelyard"),
     "flower": Command(

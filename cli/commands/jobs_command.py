@@ -14,6 +14,7 @@ import msgspec
 from app.errors import UnavailableError
 from app.settings import Settings, load
 from cli.redis_address import located
+from modelyard.commands import job_list_command
 from modelyard.commands.console_output import examples
 
 if TYPE_CHECKING:
@@ -30,10 +31,17 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 @click.group(
     "jobs",
-    epilog=examples("modelyard jobs quarantined --json", "modelyard jobs resend JOB_ID --deadline 300"),
+    epilog=examples(
+        "modelyard jobs list --status open",
+        "modelyard jobs quarantined --json",
+        "modelyard jobs resend JOB_ID --deadline 300",
+    ),
 )
 def command() -> None:
-    """List and resend quarantined jobs."""
+    """List open, finished and quarantined jobs, and resend quarantined ones."""
+
+
+command.add_command(job_list_command.command)
 
 
 @command.command("quarantined")

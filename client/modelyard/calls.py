@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import mktime_tz, parsedate_tz
 from functools import cache
-from typing import Any, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
@@ -36,7 +36,7 @@ from modelyard.errors import (
 )
 from modelyard.inputs import Encoded, Input, Params, Samples, read_input
 from modelyard.parts import JoinedJob, Limits, Part, has_outcome, join, next_part
-from modelyard.schemas import Job, Jobs, Pool, Problem, Readiness
+from modelyard.schemas import Job, JobList, Jobs, Pool, Problem, Readiness
 
 T = TypeVar("T")
 
@@ -76,6 +76,32 @@ class SubmitOptions(TypedDict, total=False):
     version: int | str | None
     deadline_s: float | None
     idempotency_key: str | None
+
+
+class JobFilter(TypedDict, total=False):
+    """Which jobs to list; without any, the newest finished ones.
+
+    Attributes:
+        status: A job's status, `open` or `finished`.
+        model: Only jobs of this model.
+        version: Only jobs of this version.
+        code: Only jobs with this error code.
+        min_ms: Least time from arrival to outcome, or until now.
+        min_attempts: Least number of claims by a worker.
+        since_ms: Earliest outcome, or arrival of an open job, in ms since the epoch.
+        limit: Most jobs of the page.
+        cursor: `next` of the page before.
+    """
+
+    status: str
+    model: str
+    version: int | None
+    code: str
+    min_ms: float
+    min_attempts: int
+    since_ms: float
+    limit: int
+    cursor: str
 
 
 @dataclass(frozen=True)
@@ -174,6 +200,12 @@ def results(job_ids: Sequence[str], wait_s: float = 0.0) -> Call[Jobs]:
 def cancelled(job_id: str) -> Call[Job]:
     """Cancel a job that has not run."""
     return Call("DELETE", _job_path(job_id), Job)
+
+
+def job_list(wanted: JobFilter) -> Call[JobList]:
+    """Read one page of the list of jobs."""
+    query = cast(Mapping[str, str | float], {name: value for name, value in wanted.items() if value})
+    return Call("GET", "/jobs", JobList, query=query)
 
 
 def workers() -> Call[Pool]:

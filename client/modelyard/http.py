@@ -15,14 +15,14 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from modelyard import calls
-from modelyard.calls import Call, Flow, SubmitOptions
+from modelyard.calls import Call, Flow, JobFilter, SubmitOptions
 from modelyard.client_errors import AnswerUnreadableError, ControllerUnreachableError
 from modelyard.errors import ConfigurationError, ModelyardError
 from modelyard.inputs import Params, Samples
 from modelyard.mapping import run_all, run_all_async
 from modelyard.parts import Limits
 from modelyard.retries import RetryPolicy
-from modelyard.schemas import Job, Readiness, WorkerInfo
+from modelyard.schemas import Job, JobList, Readiness, WorkerInfo
 
 T = TypeVar("T")
 
@@ -215,6 +215,15 @@ class Client:
         """
         return self._run(calls.cancel(job))
 
+    def list_jobs(self, **wanted: Unpack[JobFilter]) -> JobList:
+        """Read one page of the list of jobs: open ones, oldest first, or recently finished ones, newest first.
+
+        Raises:
+            ForbiddenError: The API key is not an operator's.
+            ParameterError: A filter is out of range.
+        """
+        return self._send(calls.job_list(wanted))
+
     def workers(self) -> tuple[WorkerInfo, ...]:
         """Read the pool: model version, workers and backlog of each worker number.
 
@@ -361,6 +370,10 @@ class AsyncClient:
     async def cancel(self, job: Job | str) -> Job:
         """Cancel a job that has not run; see `Client.cancel`."""
         return await self._run(calls.cancel(job))
+
+    async def list_jobs(self, **wanted: Unpack[JobFilter]) -> JobList:
+        """Read one page of the list of jobs; see `Client.list_jobs`."""
+        return await self._send(calls.job_list(wanted))
 
     async def workers(self) -> tuple[WorkerInfo, ...]:
         """Read the pool; see `Client.workers`."""

@@ -178,6 +178,18 @@ def test_a_submitted_job_is_read_by_its_id(call: Call, tmp_path: Path) -> None:
     assert (row["status"], unknown["status"]) == ("succeeded", "unknown")
 
 
+def test_jobs_are_listed_by_filters_and_pages(call: Call) -> None:
+    job_id = call("submit", "--digit", "4", "--worker", "1").stdout.strip()
+    call("results", job_id, "--wait", "20")
+    words = ["jobs", "list", "--model", MODEL, "--version", "1", "--since", "1h"]
+    [row] = rows_of(call(*words, "--limit", "1").stdout)
+    assert (row["job"], row["status"], row["samples"]) == (job_id, "succeeded", "1")
+    page = json.loads(call(*words, "--status", "succeeded", "--json").stdout)
+    assert page["jobs"][0]["id"] == job_id
+    assert call("jobs", "list", "--code", "model_failed").stdout == "no such job\n"
+    assert "such as 90s" in call("jobs", "list", "--since", "noon", status=2).stderr
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
