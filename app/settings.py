@@ -389,10 +389,28 @@ class ControllerSettings(Settings):
         return self.root_path.rstrip("/")
 
 
+class PoolSettings(ControllerSettings):
+    """Further settings of `modelyard up`."""
+
+    scale_wait_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="expected wait of a job in seconds; beyond it `modelyard up` starts another replica of the version",
+    )
+    scale_down_s: float = Field(
+        default=60.0,
+        ge=1,
+        le=86400,
+        description="seconds for which fewer replicas must have been enough before `modelyard up` stops one",
+    )
+
+
 KINDS: tuple[tuple[str, type[BaseSettings]], ...] = (
     ("every process", Settings),
     ("worker", WorkerSettings),
     ("controller", ControllerSettings),
+    ("`modelyard up`", PoolSettings),
 )
 PREFIX = "MODELYARD_"
 OTHER_VARIABLES = ("MODELYARD_API_KEY", "MODELYARD_URL")  # read by the client and its commands

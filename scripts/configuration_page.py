@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.settings import ControllerSettings, Settings, WorkerSettings, variable_name
+from app.settings import ControllerSettings, PoolSettings, Settings, WorkerSettings, variable_name
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 KINDS: tuple[tuple[str, type[Settings]], ...] = (
     ("Every process", Settings),
     ("Workers", WorkerSettings),
     ("Controllers", ControllerSettings),
+    ("`modelyard up`", PoolSettings),
 )
 HEAD = """\
 # Configuration
@@ -41,8 +42,8 @@ def page() -> str:
     for title, kind in KINDS:
         lines += [f"## {title}\n", "| variable | default | meaning |", "| --- | --- | --- |"]
         for name, field in kind.model_fields.items():
-            if kind is not Settings and name in Settings.model_fields:
-                continue
+            if any(name in base.model_fields for base in kind.__mro__[1:] if issubclass(base, Settings)):
+                continue  # listed before
             default = f"`{field.default}`" if field.default not in (None, "") else "none"
             lines.append(f"| `{variable_name(kind, name)}` | {default} | {field.description} |")
         lines.append("")

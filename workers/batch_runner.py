@@ -128,7 +128,7 @@ class BatchRunner:
         return self._ledger.taken
 
     def _may_take(self, until_s: float) -> bool:
-        return time.monotonic() < until_s and self._heartbeat.state != "draining"
+        return time.monotonic() < until_s and self._heartbeat.takes_batches
 
     def run(self, batch_id: str, take_until_s: float = 0) -> str:
         """Run a batch and write its outcomes. Never raises: after an error the reconciler sends the batch again.

@@ -128,6 +128,7 @@ def _serve(
     limit.install()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     heartbeat.start()
+    signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: heartbeat.leave_routing())
     watchdog.start()
     aliases = AliasWatch(settings, found, heartbeat.aliases_read)
     aliases.start()

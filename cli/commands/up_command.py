@@ -66,7 +66,7 @@ def command(
     """
     from rich.console import Console
 
-    from app.settings import ControllerSettings, load
+    from app.settings import PoolSettings, load
     from cli.local_pool.desired_state import difference
     from cli.local_pool.follower import Follower
     from cli.local_pool.local_pool import PoolPlan, claimed, doing, open_pool, until_interrupted
@@ -76,7 +76,7 @@ def command(
     from training.registry_reader import RegistryReader
 
     console = Console()
-    settings = load(ControllerSettings)
+    settings = load(PoolSettings)
     source = ServedEntries(settings, entries_given(settings, models, versions))
     with until_interrupted(), ExitStack() as stack:
         if not dry_run:

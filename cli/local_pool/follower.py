@@ -5,15 +5,29 @@ A new worker starts beside those that it replaces; they stop when it is ready.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from app.errors import ConfigurationError
-from app.settings import ControllerSettings
+from app.pool_file import NamedVersion
+from app.settings import PoolSettings
 from cli.local_pool import programs
 from cli.local_pool.desired_state import Plan, Target, Worker, desired_state, difference, question_of
 from cli.local_pool.registry_watch import RegistryWatch
+from cli.local_pool.scaling import Scaler
 from cli.local_pool.served_entries import ServedEntries
 from cli.local_pool.supervisord import ServiceStatus, Supervisor
+from workers.process.prefork_supervisor import LEAVE_ROUTING
+
+
+@dataclass
+class _Drain:
+    """A worker that gets no new jobs, and since when its queue is empty (`time.monotonic()`)."""
+
+    worker: Worker
+    empty_since_s: float = math.inf
 
 
 class Follower:
@@ -32,7 +46,7 @@ class Follower:
 
     def __init__(
         self,
-        settings: ControllerSettings,
+        settings: PoolSettings,
         source: ServedEntries,
         registry: RegistryWatch,
         workers: Sequence[Worker],
@@ -42,8 +56,10 @@ class Follower:
         self._source = source
         self._registry = registry
         self._replicas = replicas
+        self._scaler = Scaler(settings)
         self._workers = {worker.name: worker for worker in workers}
-        self._stopping: dict[str, Worker] = {}
+        self._draining: dict[str, _Drain] = {}
+        self._stopping: set[str] = set()
         self._starting: set[str] = set()
         self.failed: set[str] = set()
         self._told: dict[str, str] = {}
@@ -70,12 +86,17 @@ class Follower:
             ServiceError: The supervisor is gone.
         """
         self._reap(supervisor, statuses)
+        self._drain(supervisor, statuses, serving)
         targets = self._targets(tell)
         if targets is None:
             return []
-        plan = difference(targets, {}, list(self._workers.values()), self._stopping)
         ready = {name for name in self._workers if name in statuses and statuses[name].pid in serving}
         self._tell_ready(ready, tell)
+        names: dict[NamedVersion, list[str]] = {}
+        for worker in self._workers.values():
+            names.setdefault(worker.named, []).append(worker.name)
+        counts = self._scaler.counts(targets, names, ready)
+        plan = difference(targets, counts, list(self._workers.values()), self._leaving)
         self._start(plan, supervisor, tell)
         self._stop(plan, ready, supervisor, tell)
         for name in self._workers:
@@ -123,9 +144,13 @@ class Follower:
         for worker, reason in plan.stop:
             if worker.named.model in unready and worker.name in ready:
                 continue
-            supervisor.end(worker.name)
-            self._stopping[worker.name] = self._workers.pop(worker.name)
+            del self._workers[worker.name]
             self._starting.discard(worker.name)
+            served = [each for each in self._workers.values() if each.named == worker.named]
+            if worker.name in ready and not any(each.name in ready for each in served):
+                self._draining[worker.name] = _Drain(worker)
+            else:  # others take the jobs of its queue
+                self._end(worker.name, supervisor)
             self.failed.discard(worker.name)
             tell(f"{worker.name} stops: {reason}")
 
@@ -134,11 +159,38 @@ class Follower:
             self._starting.remove(name)
             tell(f"{name} is ready")
 
+    def _drain(
+        self, supervisor: Supervisor, statuses: Mapping[str, ServiceStatus], serving: Mapping[int, int]
+    ) -> None:
+        """Stop each version's last worker when its queue has been empty for a while.
+
+        Controllers that have not yet heard that the worker gets no new jobs still send some.
+        """
+        for name, drain in list(self._draining.items()):
+            if statuses[name].pid in serving:  # it was not told yet, or its serving process is another one
+                supervisor.send_signal(name, LEAVE_ROUTING)
+                drain.empty_since_s = math.inf
+            elif programs.open_jobs(self._settings, drain.worker.named) != 0 and statuses[name].is_alive:
+                drain.empty_since_s = math.inf
+            else:
+                drain.empty_since_s = min(drain.empty_since_s, time.monotonic())
+            if time.monotonic() - drain.empty_since_s >= self._settings.worker_ttl_s:
+                del self._draining[name]
+                self._end(name, supervisor)
+
+    def _end(self, name: str, supervisor: Supervisor) -> None:
+        supervisor.end(name)
+        self._stopping.add(name)
+
+    @property
+    def _leaving(self) -> set[str]:
+        return {*self._draining, *self._stopping}
+
     def _reap(self, supervisor: Supervisor, statuses: Mapping[str, ServiceStatus]) -> None:
         for name in list(self._stopping):
             if name in statuses and not statuses[name].pid:
                 supervisor.remove(name)
-                del self._stopping[name]
+                self._stopping.remove(name)
 
     def _once(self, subject: str, text: str, tell: Callable[[str], None]) -> None:
         """Print a text, unless it is what was printed of its subject before."""

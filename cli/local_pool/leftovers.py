@@ -69,6 +69,16 @@ def processor_s(folder: Path, names: Container[str]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def memory_bytes(folder: Path, name: str) -> int:
+    """Resident memory of the largest process of a service; 0 if unknown."""
+    pages = [0]
+    for process in processes(folder):
+        if process.name == name:
+            with suppress(OSError):
+                pages.append(int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]))
+    return max(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def end(folder: Path, patience_s: float, tell: Callable[[Sequence[Leftover]], object]) -> list[Leftover]:
     """Wait for the leftover processes, which were told to stop at their supervisor's death, and kill the rest.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
+from typing import cast
 from urllib.parse import quote, urlsplit
 
 from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
@@ -251,6 +252,20 @@ def serving_pids(redis_url: str) -> dict[int, int]:
         return {}
     records.sort(key=lambda record: record.started_at_ms)  # the record of a dead child stays for a while
     return {record.main_pid: record.pid for record in records if record.state == "ready"}
+
+
+def open_jobs(settings: Settings, named: NamedVersion) -> int | None:
+    """Jobs of a version that have no outcome yet; None while Redis does not answer."""
+    from app.redis import keys
+    from app.redis.client import RedisError, connect_url
+
+    try:
+        with connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection:
+            return max(
+                0, int(cast(bytes | None, connection.hget(keys.BACKLOG, keys.queue_name(*named))) or 0)
+            )
+    except (RedisError, OSError, ValueError):
+        return None
 
 
 def _get(url: str) -> tuple[int, bytes]:

@@ -200,6 +200,15 @@ class Supervisor:
         for service in services:
             self._call("addProcessGroup", service.name)
 
+    def send_signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a service, if it runs.
+
+        Raises:
+            ServiceError: supervisord does not answer.
+        """
+        with suppress(Fault):
+            self._call("signalProcess", name, number.name)
+
     def end(self, name: str) -> None:
         """Tell a service to stop; returns before it has stopped.
 

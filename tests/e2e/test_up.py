@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,23 +21,6 @@ from tests.conftest import WaitUntil
 from tests.e2e.conftest import Digits
 
 START_S = 180.0
-
-
-@pytest.fixture
-def environment(
-    registry: Path, free_port: Callable[[], int], measured: dict[str, str]
-) -> Iterator[dict[str, str]]:
-    """A state directory and ports of the test's own, and the trained versions."""
-    with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as state_dir:
-        inherited = os.environ | measured
-        inherited.pop("REDIS_URL", None)
-        yield inherited | {
-            "MODELYARD_STATE_DIR": state_dir,
-            "MODELYARD_PORT": str(free_port()),
-            "FLOWER_PORT": str(free_port()),
-            "MLFLOW_PORT": str(free_port()),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlruns.db",
-        }
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Heartbeat:
 
     Attributes:
         progress: Updated by the consumer each time that it asks for a message.
-        state: The worker's state; a draining worker takes no new batches.
+        state: The worker's state; a draining worker gets no new jobs.
+        takes_batches: Whether it takes further batches from its queue.
         silences: Number of failed heartbeats; after each, any connection may be half-open.
     """
 
@@ -81,6 +82,7 @@ class Heartbeat:
         self._ready_file = ready_file
         self._record = record
         self.state = record.state
+        self.takes_batches = True
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._predecessor = predecessor
@@ -116,6 +118,14 @@ class Heartbeat:
 
     def set_state(self, state: WorkerState) -> None:
         """Change the state and publish it now. Safe in a signal handler, because the thread does the writing."""
+        self.takes_batches = state != "draining"
+        self._set(state)
+
+    def leave_routing(self) -> None:
+        """Get no new jobs, but go on taking the batches of the queue."""
+        self._set("draining")
+
+    def _set(self, state: WorkerState) -> None:
         self.state = state
         self._changed = True
         self._wake.set()

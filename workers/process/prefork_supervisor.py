@@ -24,7 +24,10 @@ from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-AWAITED = {*STOP_SIGNALS, signal.SIGCHLD, signal.SIGALRM}
+LEAVE_ROUTING = (
+    signal.SIGUSR2
+)  # tells a ready worker to get no new jobs, and to go on with those of its queue
+AWAITED = {*STOP_SIGNALS, LEAVE_ROUTING, signal.SIGCHLD, signal.SIGALRM}
 SHORT_LIFE_S = (
     1.0  # from ready to dead; after such a short life the next fork is delayed, to avoid a busy loop
 )
@@ -195,6 +198,8 @@ class _Child:
             received = signal.sigwait(AWAITED)
             if received in STOP_SIGNALS:
                 self._stop(received)
+            elif received == LEAVE_ROUTING:
+                os.kill(self.pid, received)
             elif received == signal.SIGALRM and time.monotonic() >= self.kill_at_s:
                 logger.critical("process %d did not stop in time; killing it", self.pid)
                 os.kill(self.pid, signal.SIGKILL)

@@ -1,0 +1,132 @@
+"""`modelyard up` while its file and its registry change, under load."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from modelyard import Client
+from tests.conftest import WaitUntil
+from tests.e2e.conftest import MODEL, Digits
+from training.inventory import connect
+
+START_S = 180.0
+
+
+@contextmanager
+def running_up(environment: dict[str, str], folder: Path) -> Iterator[Callable[[], str]]:
+    """`modelyard up` in a folder; gives what it has printed."""
+    log = folder / "up.txt"
+    with log.open("wb") as output:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "cli", "up", "--no-views"],
+            env=environment,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield log.read_text
+    finally:
+        up.send_signal(signal.SIGINT)
+        status = up.wait(60)
+    assert status == 0, log.read_text()
+
+
+class Load:
+    """Two threads that predict one digit after the other, and wait for the outcomes.
+
+    Attributes:
+        versions: The versions that answered.
+        failures: Everything else.
+    """
+
+    def __init__(self, url: str, digits: Digits) -> None:
+        self.versions: set[int] = set()
+        self.failures: list[object] = []
+        self._url, self._sample = url, digits.images[:1]
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._predict) for _ in range(2)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _predict(self) -> None:
+        with Client(self._url) as client:
+            while not self._ended.wait(0.02):
+                try:
+                    job = client.predict(self._sample)
+                except Exception as error:
+                    self.failures.append(error)
+                else:
+                    self.versions.add(job.model_version)
+
+
+@pytest.mark.timeout(400)
+def test_pool_follows_file_and_registry_without_a_failed_request(
+    environment: dict[str, str], digits: Digits, wait_until: WaitUntil, tmp_path: Path
+) -> None:
+    database = tmp_path / "mlruns.db"
+    shutil.copy(environment["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///"), database)
+    environment = environment | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
+        "MODELYARD_SCALE_WAIT_S": "0.0001",  # any job that is seen waiting calls for another replica
+        "MODELYARD_SCALE_DOWN_S": "5",
+    }
+    registry = connect(environment["MLFLOW_TRACKING_URI"])
+    file = tmp_path / "modelyard.toml"
+
+    def serve(versions: str, options: str = "") -> None:
+        file.write_text(f'[[serve]]\nmodel = "{MODEL}"\nversions = {versions}\n{options}')
+
+    serve('["champion"]')
+    with running_up(environment, tmp_path) as printed:
+
+        def wait_for(text: str) -> None:
+            wait_until(lambda: text in printed(), timeout_s=START_S, what=f"{text} in {printed()}")
+
+        wait_for("Ctrl-C stops")
+        with Load(f"http://127.0.0.1:{environment['MODELYARD_PORT']}", digits) as load:
+            wait_until(lambda: load.versions == {2})
+            serve('["champion", "newest"]')
+            wait_for(f"{file}:3: there is no alias newest of {MODEL}")
+            serve('["champion", 1')
+            wait_for("is not TOML")
+            serve('["champion", 1]')
+            wait_for(f"worker-{MODEL}-v1 is ready")
+            registry.create_model_version(MODEL, registry.get_model_version(MODEL, "1").source)
+            registry.set_registered_model_alias(MODEL, "champion", "3")
+            wait_for(f"worker-{MODEL}-v3 is ready")
+            wait_for(f"worker-{MODEL}-v2 stops: {MODEL}/2 is no longer wanted")
+            serve('["champion"]', "replicas = [1, 2]")
+            wait_for(f"worker-{MODEL}-v1 stops: {MODEL}/1 is no longer wanted")
+            wait_until(lambda: 3 in load.versions, timeout_s=START_S, what="version 3 answers")
+            planned = subprocess.run(
+                [sys.executable, "-m", "cli", "plan"],
+                env=environment,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=START_S,
+                check=True,
+            )
+            wait_for(f"worker-{MODEL}-v3-2 is ready")
+        wait_for(f"worker-{MODEL}-v3-2 stops: 1 of {MODEL}/3 are wanted")
+        assert f"= keep worker-{MODEL}-v3" in planned.stdout
+        assert load.failures == []
+    assert "stopped and was restarted" not in printed()
