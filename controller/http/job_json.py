@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import repeat
 from types import NoneType
 from typing import Any, cast
 
@@ -159,17 +160,38 @@ def _label(index: float, labels: Sequence[Label]) -> Label | None:
 
 
 def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefix: str) -> list[bytes]:
-    """All jobs of a batch; empty unless all succeeded with one sample and uniform scores without labels.
+    """All jobs of a batch; empty unless all succeeded with uniform results.
 
-    Only text is written per job. A document per job would take twice as long.
+    These are one sample with scores and no labels, or arrays of equal shape and nothing else. Only text is
+    written per job. A document per job would take twice as long.
     """
     jobs, entries = outcome.jobs, head.jobs
     kinds = {(job.status, len(job.classes), len(job.scores), type(job.outputs)) for job in jobs}
     status, n_samples, size, outputs = kinds.pop() if len(kinds) == 1 else ("", 0, 0, None)
-    if status != "succeeded" or n_samples != 1 or not size or outputs is not NoneType or outcome.labels:
+    if status != "succeeded":
         return []
-    scores = _joined([job.scores for job in jobs])
-    if scores is None:
+    if n_samples == 1 and size and outputs is NoneType and not outcome.labels:
+        scores = _joined([job.scores for job in jobs])
+        if scores is None:
+            return []
+        classes: Iterable[str] = _json([job.classes[0] for job in jobs])[1:-1].split(",")
+        rows = _json(_table(scores, len(jobs)))[2:-2].split("],[")
+        dtype = "" if isinstance(scores, bytes) else f',"scores_dtype":"{scores[0]}"'
+        begin, between, end = '"predictions":[{"class":', ',"scores":[', f"]}}]{dtype}"
+    elif n_samples == 0 and outputs is Array:
+        arrays = [cast(Array, job.outputs) for job in jobs]
+        forms = {(each.dtype, tuple(each.shape)) for each in arrays}
+        dtype, shape = forms.pop() if len(forms) == 1 else ("", ())
+        if not all(shape) or not shape:
+            return []
+        whole = _array(Array(dtype, (len(jobs), *shape), b"".join([each.data for each in arrays])))
+        opening, closing = "[" * len(shape), "]" * len(shape)
+        classes, rows = (
+            repeat("", len(jobs)),
+            whole[1 + len(shape) : -1 - len(shape)].split(f"{closing},{opening}"),
+        )
+        begin, between, end = f'"outputs":{opening}', "", f'{closing},"outputs_dtype":"{dtype}"'
+    else:
         return []
     common = {(each.policy, each.forced): "" for each in entries}
     for entry in entries:
@@ -180,14 +202,11 @@ def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefi
         # Integer microseconds, because `round` takes three times as long.
         each_us = [int((until_ms - entry.received_at_ms) * 1000) for entry in entries]
         times.append(_json([us / 1000 if us > 0 else 0.0 for us in each_us])[1:-1].split(","))
-    classes = _json([job.classes[0] for job in jobs])[1:-1].split(",")
-    rows = _json(_table(scores, len(jobs)))[2:-2].split("],[")
-    dtype = "" if isinstance(scores, bytes) else f',"scores_dtype":"{scores[0]}"'
     start, url = f'{{"id":"{batch_id}.', f'","status":"{status}","result_url":"{prefix}/results/{batch_id}.'
     return [
         f'{start}{index}{url}{index}",{common[entry.policy, entry.forced]},"queue_wait_ms":{wait},'
-        f'"end_to_end_ms":{end},"predictions":[{{"class":{each},"scores":[{row}]}}]{dtype}}}'.encode()
-        for index, (entry, wait, end, each, row) in enumerate(
+        f'"end_to_end_ms":{took},{begin}{each}{between}{row}{end}}}'.encode()
+        for index, (entry, wait, took, each, row) in enumerate(
             zip(entries, *times, classes, rows, strict=True)
         )
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import WireError
 from app.ledger.ids import JobRef
-from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobOutcome
+from app.ledger.wire import CANCELLED, EXPIRED, Array, BatchOutcome, JobOutcome
 from controller.http.documentation import schemas
 from controller.http.job_json import BatchJson, job_json
 from modelyard.schemas import Job, Status
@@ -78,6 +78,27 @@ def test_a_job_reads_the_same_alone_and_with_its_batch(jobs: list[JobOutcome]) -
             assert np.array_equal(np.array(scores, name), expected)
         else:
             assert scores == [None] * len(own.classes)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.array([n / 3, np.nan])[:, None] for n in range(3)],
+        [np.arange(4).reshape(2, 2) + n for n in range(2)],
+        [np.full((1, 2, 3), n / 3, np.float16) for n in range(2)],
+        [np.array([True, False])] * 2,
+        [np.ones((1, 2)), np.ones((2, 1))],
+        [np.ones((1, 2)), np.ones((1, 2), np.float32)],
+        [np.ones((1, 0))] * 2,
+    ],
+    ids=["column", "int64", "float16", "one dimension", "other shapes", "other dtypes", "empty"],
+)
+def test_arrays_read_the_same_alone_and_with_their_batch(arrays: list[Any]) -> None:
+    outputs = [Array(each.dtype.name, each.shape, each.tobytes()) for each in arrays]
+    read, _ = written([JobOutcome("succeeded", outputs=each) for each in outputs])
+    for job, array in zip(read, arrays, strict=True):
+        assert job["outputs_dtype"] == array.dtype.name
+        assert np.array_equal(np.array(job["outputs"], array.dtype), array, equal_nan=array.dtype.kind == "f")
 
 
 @pytest.mark.parametrize("jobs", BATCHES.values(), ids=list(BATCHES))
