@@ -271,19 +271,23 @@ async def refused(trial: Trial, code: str = "ledger_unavailable") -> None:
 
 async def resumed(trial: Trial, back_at_s: float) -> None:
     """Note the time from Redis's return until jobs are accepted and finished; at most `RESUME_S`."""
-    took_s = await trial.next_outcome(back_at_s)
-    for url in trial.pool.urls:
-        while (answer := await post(trial, url=url)).status_code != 202:
-            trial.require(
-                time.monotonic() < back_at_s + 4 * RESUME_S, f"no job is accepted: {answer.status_code}"
-            )
-            if time.monotonic() > back_at_s + 4 * RESUME_S:
-                return
-            await asyncio.sleep(0.05)
-        trial.sent.accepted[answer.json()["id"]] = job(1)
-    took_s = max(took_s, time.monotonic() - back_at_s)
+    # At once, not in turn: on a busy machine each post takes half a second.
+    again = [accepted_again(trial, url, back_at_s) for url in trial.pool.urls]
+    took_s = max(await asyncio.gather(trial.next_outcome(back_at_s), *again))
     trial.recovered(took_s)
     trial.require(took_s < RESUME_S, f"it took {took_s:.1f} s to resume")
+
+
+async def accepted_again(trial: Trial, url: str, back_at_s: float) -> float:
+    """Seconds from Redis's return until a controller accepts a job."""
+    while (answer := await post(trial, url=url)).status_code != 202:
+        if time.monotonic() > back_at_s + 4 * RESUME_S:
+            trial.require(False, f"no job is accepted: {answer.status_code}")
+            break
+        await asyncio.sleep(0.05)
+    else:
+        trial.sent.accepted[answer.json()["id"]] = job(1)
+    return time.monotonic() - back_at_s
 
 
 def append_only_file(trial: Trial) -> Path:
