@@ -98,6 +98,11 @@ class Settings(BaseSettings):
         default="text", description="log lines for people, or one JSON object a line for programs"
     )
 
+    tracing: bool = Field(
+        default=False,
+        description="write OpenTelemetry traces, to the exporter of the `OTEL_*` variables; needs `modelyard[otel]`",
+    )
+
     @field_validator("mlflow_tracking_uri")
     @classmethod
     def _where_it_lies(cls, uri: str) -> str:

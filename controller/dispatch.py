@@ -64,6 +64,7 @@ class Job(msgspec.Struct, eq=False):
         expired: Whether its deadline has passed before a worker took it.
         error: Why it was not accepted.
         form: Properties that all jobs of a batch must share; None if the version takes a plain tensor.
+        trace: Its W3C `traceparent`, or empty.
     """
 
     route: Route
@@ -80,6 +81,7 @@ class Job(msgspec.Struct, eq=False):
     is_answered: bool = False
     error: ModelyardError | None = None
     form: JobForm | None = None
+    trace: str = ""
 
     def answer(self) -> None:
         """Answer the caller, unless that was done before."""
@@ -194,6 +196,7 @@ class Dispatcher:
             hold_behind_ms=settings.batch_hold_behind_ms,
             ahead=settings.batches_ahead,
         )
+        self._is_traced = settings.tracing
         self._link = link
         self._template = template
         self._backlogs = backlogs
@@ -266,6 +269,8 @@ class Dispatcher:
                 )
                 if form is not None:
                     head = form.on(head, [len(job.data) for job in jobs])
+                if self._is_traced:
+                    head = msgspec.structs.replace(head, traces=tuple([job.trace for job in jobs]))
                 batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
                 data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
                 once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()

@@ -91,6 +91,8 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
         audit = stack.enter_context(audit_log(settings.audit_log))
         services = Services(settings, access, audit, client)
         stack.callback(services.large_bodies.close)
+        if services.traces:
+            stack.callback(services.traces.close)
         try:
             with ledger_errors():
                 await services.link.connect()

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from app import tracing
 from app.clock import PoolClock
 from app.contract.documents import Reading
 from app.errors import DrainingError, InputError, ModelyardError, TooLargeError
@@ -237,7 +238,7 @@ class Predict:
             raise
         if self.rate_limit:
             await self.rate_limit.count(request.caller, request.client, job.entry.n_samples)
-        job.once = once
+        job.once, job.trace = once, tracing.current.get()
         self._submit(job, asked.wait_s)
         await ready.wait()
         return job

@@ -5,6 +5,7 @@ Building connects to nothing; the lifespan in `main` opens the services.
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 from app.celery_app import create_celery
@@ -39,6 +40,7 @@ from controller.predict import Predict
 from controller.recovery.data_loss import LossWatch
 from controller.recovery.reconciler import Reconciler
 from controller.recovery.replay_buffer import ReplayBuffer
+from controller.request_traces import open_traces
 from controller.results import Results
 
 
@@ -71,6 +73,7 @@ class Services:
         self.metrics = Metrics(self.watcher, self.clock, unreadable, self.key_watch)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
         self.job_history = JobHistory(client, self.clock, retention_s)
+        self.traces = open_traces(settings, self.clock)
         self.dispatcher = Dispatcher(
             controller_id,
             settings,
@@ -78,10 +81,7 @@ class Services:
             template,
             backlogs,
             self.watcher,
-            on_accepted=[each.accepted for each in (self.replay_buffer, self.metrics)],
-            on_completed=[
-                each.completed for each in (backlogs, self.replay_buffer, self.metrics, self.job_history)
-            ],
+            **self._observers(backlogs),
         )
         self.results = Results(
             client,
@@ -109,9 +109,20 @@ class Services:
             clock=self.clock,
             drain=self.drain,
         )
-        is_fast = settings.fast_http and rate_limit is None  # the rate limit must ask Redis
+        # The rate limit must ask Redis, and a trace begins in the ASGI application.
+        is_fast = settings.fast_http and not (rate_limit or self.traces)
         self.known_heads = KnownHeads(settings, self.gate) if is_fast else None
         self._add_attendants(controller_id, client, template, unreadable)
+
+    def _observers(self, backlogs: Backlogs) -> dict[str, Any]:
+        """Those who are told of the dispatcher's events."""
+        buffer, metrics, traces = self.replay_buffer, self.metrics, self.traces
+        accepted = [buffer.accepted, metrics.accepted]
+        completed = [backlogs.completed, buffer.completed, metrics.completed, self.job_history.completed]
+        if traces:
+            accepted.append(traces.accepted)
+            completed.append(traces.completed)
+        return {"on_accepted": accepted, "on_completed": completed}
 
     def _add_attendants(
         self, controller_id: str, client: AsyncClient, template: bytes, unreadable: Unreadable

@@ -21,6 +21,7 @@ from app.ledger import ids
 from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome, outcome_version
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.unreadable import Unreadable
+from workers.batch_traces import BatchTraces
 from workers.job_inputs import decode, job_data, model_input
 from workers.job_outputs import to_outcomes
 from workers.process.heartbeat import Heartbeat
@@ -77,6 +78,7 @@ class BatchRunner:
         limit: Ends a forward pass that takes too long.
         marker: Records each job that runs alone.
         max_attempts: Number of worker deaths after which a job is quarantined.
+        traces: Told of each batch that was run; None if traces are off.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class BatchRunner:
         marker: InFlightMarker,
         *,
         max_attempts: int,
+        traces: BatchTraces | None = None,
     ) -> None:
         self._ledger = ledger
         self._model = model
@@ -97,6 +100,7 @@ class BatchRunner:
         self._limit = limit
         self._marker = marker
         self._max_attempts = max_attempts
+        self._traces = traces
         self._unreadable = Unreadable()
         self._running: ClaimedBatch | None = None
         self._failure: Exception | None = None
@@ -196,6 +200,8 @@ class BatchRunner:
         try:
             outcome = self._infer(batch)
             written = self._finish(batch, outcome, take_until_s)
+            if self._traces is not None and written:
+                self._traces.ran(batch, outcome)
         except _ClaimLostError:
             written = False
         except WireError:

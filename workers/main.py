@@ -28,6 +28,7 @@ from app.settings import WorkerSettings
 from app.worker_record import WorkerRecord, assign_number, record_version
 from workers import model, requirements_check
 from workers.batch_runner import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
+from workers.batch_traces import open_traces
 from workers.consumer.celery_worker import consume
 from workers.model_lookup import ModelVersion
 from workers.process import prefork_supervisor
@@ -120,7 +121,10 @@ def _serve(
         silences=lambda: heartbeat.silences,
     )
     limit = TimeLimit(settings.inference_timeout_s)
-    runner = BatchRunner(jobs, loaded, heartbeat, clock, limit, marker, max_attempts=settings.max_attempts)
+    traces = open_traces(settings)
+    runner = BatchRunner(
+        jobs, loaded, heartbeat, clock, limit, marker, max_attempts=settings.max_attempts, traces=traces
+    )
     watchdog = Watchdog(limit, settings.inference_timeout_s, partial(_end, runner, heartbeat))
     marker.serves(record.worker_id)
     known = {"model": record.model_name, "version": record.model_version, "worker_id": record.worker_id}
@@ -141,6 +145,8 @@ def _serve(
         aliases.close()
         watchdog.close()
         heartbeat.close()
+        if traces:
+            traces.close()
 
 
 def _close_hung_job(marker: InFlightMarker, settings: WorkerSettings) -> str:

@@ -65,6 +65,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
         kind: Kind of the version's contract.
         params: Parameters common to all jobs, as MessagePack; empty without parameters.
         sizes: Size of each job's data in bytes, unless `kind` is `tensor`.
+        traces: W3C `traceparent` of each job, if its controller traces.
     """
 
     queue: str
@@ -81,6 +82,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     params: bytes = b""
     sizes: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
+    traces: tuple[str, ...] = ()
 
 
 Label: TypeAlias = str | int | float | bool

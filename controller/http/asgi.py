@@ -82,8 +82,12 @@ class Controller:
         if b"expect" in dict(scope["headers"]):
             receive, send = _on_unread_body(receive, send)
         connection = scope.get("state", {}).get("connection")
+        traces = self.services.traces if scope["method"] == "POST" else None
         try:
-            await self._cross_origin(scope, receive, send)
+            if traces is None:
+                await self._cross_origin(scope, receive, send)
+            else:
+                await traces.serve(self._cross_origin, scope, receive, send)
         finally:
             if connection is not None:
                 connection.application_is_done()

@@ -17,7 +17,7 @@ SERVER, CLIENT = (
 )
 # Which extras a package's modules may rely on. `cli` starts every kind of process; `app` serves them all.
 READERS = {
-    "app": ["worker"],
+    "app": ["worker", "otel"],
     "controller": ["controller"],
     "workers": ["worker", "onnx"],
     "training": ["training"],
