@@ -46,6 +46,7 @@ class RegistryWatch:
         self._reader = reader
         self._question = question
         self._changed_at: object = None
+        self._read_from = self._identity()
         self._idle_s = 0.0
         self._closing = threading.Event()
         self._wake = threading.Event()
@@ -82,12 +83,23 @@ class RegistryWatch:
                 self._reader.close()
             return
         self._idle_s = 0.0
+        identity = self._identity()
+        if identity != self._read_from:  # the process still has the file open that was replaced
+            self._reader.close()
+            self._read_from = identity
         try:
             self.look = Look(question, self._reader.read(question))
             self._changed_at = changed_at
         except (ModelyardError, OSError, ValueError) as error:
             detail = error.detail if isinstance(error, ModelyardError) else str(error)
             self.look = Look(self.look.question, self.look.reading, detail)
+
+    def _identity(self) -> int:
+        """Tells a database file from another one of the same name; 0 if there is none."""
+        try:
+            return self._database.stat().st_ino if self._database else 0
+        except OSError:
+            return 0
 
     def _stamp(self) -> object:
         """Changes with the database; None for other registries."""
