@@ -359,6 +359,29 @@ class ControllerSettings(Settings):
         default=None,
         description="file for the audit log, one JSON object per line; default: standard error",
     )
+    circuit_failures: int = Field(
+        default=20,
+        ge=1,
+        description="number of failed jobs in a row after which a version is not chosen any more",
+    )
+    circuit_failure_rate: float = Field(
+        default=0.5, gt=0, le=1, description="fraction of failed jobs with the same effect"
+    )
+    circuit_window_jobs: int = Field(
+        default=200, ge=20, description="number of a version's last jobs that this fraction is of"
+    )
+    circuit_pause_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=300,
+        description="seconds until the example of such a version is tried; if it fails too, twice as long",
+    )
+    scale_target_wait_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=3600,
+        description="expected wait of a job that `GET /scale/{model}/{version}` asks for as many workers for",
+    )
     allowed_hosts: str = Field(
         default="",
         pattern=r"^[^\s/@]*(\s*,\s*[^\s/@]+)*$",

@@ -27,6 +27,7 @@ from controller.cancelling import cancel
 from controller.http import documentation, invocations, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
 from controller.http.version_document import served_examples
+from controller.operate import operator_routes
 from controller.page import pages
 from controller.services import Services
 
@@ -64,6 +65,7 @@ def create_app(settings: ControllerSettings) -> Controller:
         exception_handlers=ERROR_HANDLERS,
     )
     fastapi.include_router(routes.router)
+    fastapi.include_router(operator_routes.router)
     fastapi.include_router(pages.router)
     fastapi.include_router(invocations.router)
     fastapi.include_router(open_inference.router)
@@ -109,7 +111,8 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
             services.losses.run(),
             access.watch(),
             services.feed.run(),
-            services.job_history.run(),
+            services.operate.job_history.run(),
+            services.operate.circuits.run(services.watcher.refresh_soon, services.try_example),
         ]
         for coroutine in background:
             await stack.enter_async_context(_running(coroutine))

@@ -28,6 +28,8 @@ from app.settings import ControllerSettings
 from app.unreadable import Unreadable
 from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
+from controller.operate.circuits import Circuits
+from controller.operate.controls import exclusions, merged, read_table
 from controller.recovery.replay_buffer import ReplayBuffer
 from controller.routing import Snapshot, build_snapshot
 
@@ -49,6 +51,7 @@ class PoolView:
         numbers: Worker number by queue.
         backlog_jobs: Number of jobs without an outcome, by queue; only queues with such jobs.
         oldest_at_ms: When the oldest of these jobs was accepted, by queue; Redis's clock.
+        open_circuits: Queues whose versions keep failing, as this controller sees it.
         snapshot: The same data, ordered for routing.
     """
 
@@ -56,6 +59,7 @@ class PoolView:
     numbers: dict[str, int] = field(default_factory=dict)
     backlog_jobs: dict[str, int] = field(default_factory=dict)
     oldest_at_ms: dict[str, float] = field(default_factory=dict)
+    open_circuits: frozenset[str] = frozenset()
     snapshot: Snapshot = field(default_factory=Snapshot)
 
 
@@ -85,6 +89,8 @@ class PoolWatcher:
         replay_buffer: ReplayBuffer,
         settings: ControllerSettings,
         unreadable: Unreadable,
+        *,
+        circuits: Circuits,
     ) -> None:
         self.view = PoolView()
         self.reachable = False
@@ -95,6 +101,7 @@ class PoolWatcher:
         self._backlogs = backlogs
         self._replay_buffer = replay_buffer
         self._unreadable = unreadable
+        self._circuits = circuits
         self._interval_s = settings.heartbeat_s
         self._worker_ttl_ms = settings.worker_ttl_s * 1000
         self._signer: IdSigner | None = None
@@ -193,7 +200,9 @@ class PoolWatcher:
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
-            _, redis_time, server, memory, epoch, secret, workers, numbers, backlog = await pipe.execute()
+            pipe.hgetall(keys.CONTROLS)
+            _, redis_time, server, memory, epoch, secret, *pool = await pipe.execute()
+            workers, numbers, backlog, controls = pool
             self.memory_bytes, self.max_memory_bytes = memory["used_memory"], memory.get("maxmemory", 0)
             self.clock.adjust(redis_time, asked_at_s)
             # Only by Redis's time: this host's clock may be minutes off.
@@ -206,7 +215,7 @@ class PoolWatcher:
                 self._secret, self._signer = secret, IdSigner(secret)
             await self._replay_buffer.see(self._run, asked_at_s)
             numbers = self._with_former(self._counts(numbers))
-            await self._read_workers(worker_ids, numbers, self._counts(backlog))
+            await self._read_workers(worker_ids, numbers, self._counts(backlog), controls)
         if not self.reachable:
             logger.info("Redis answers")
         self.reachable, self.refusal = True, ""
@@ -239,6 +248,7 @@ class PoolWatcher:
         worker_ids: list[bytes],
         numbers: dict[str, int],
         backlog: dict[str, int],
+        controls: dict[bytes, bytes],
     ) -> None:
         backlog = {queue: jobs for queue, jobs in backlog.items() if jobs > 0}
         pipe = self._client.pipeline(transaction=False)
@@ -253,8 +263,12 @@ class PoolWatcher:
         raw, _, *oldest = await pipe.execute()
         records = tuple(record for record in map(self._readable, names, raw) if record)
         waits_ms = self._backlogs.refresh(records, backlog)
+        ready = {record.queue for record in records if record.state == "ready"}
+        circuits = dict(self._circuits.exclusions(ready))
+        controlled = dict(exclusions(read_table(controls), {*numbers, *ready}))
         self.view = PoolView(
             records=records,
+            open_circuits=frozenset(circuits),
             numbers=numbers,
             backlog_jobs=backlog,
             oldest_at_ms={
@@ -264,6 +278,7 @@ class PoolWatcher:
                 records,
                 numbers,
                 waits_ms,
+                excluded=merged(controlled, circuits, ready),
                 recent_models=self._recent_models(records),
                 before=self.view.snapshot,
             ),

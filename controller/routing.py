@@ -15,6 +15,7 @@ from app.contract import Contract
 from app.errors import (
     ContradictionError,
     EndpointRequiredError,
+    ModelNotServedError,
     NoCandidateError,
     ParameterError,
     UnknownEndpointError,
@@ -29,6 +30,12 @@ from controller.ranking import Candidate, tie_sets
 POLICY = "highest_val_accuracy"
 FORCED = "forced"
 CHAMPION = "champion"
+DISABLED, RETIRED, PINNED, CIRCUIT_OPEN = (
+    "disabled",
+    "retired",
+    "pinned",
+    "circuit_open",
+)  # reasons of exclusions
 READINGS = (
     3  # of the pool that must agree before the best version is left, unless the wait is LATE_FACTOR too long
 )
@@ -38,7 +45,7 @@ IN_TIME = 0.8  # fraction of the time to its deadline within which a request mus
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Why a queue is no candidate. Requests that name its version or worker still reach it.
+    """Why a queue is no candidate. Requests that name its version or worker still reach it, unless it is retired.
 
     Attributes:
         reason: Stable name, such as `disabled` or `circuit_open`.
@@ -203,12 +210,13 @@ def routes(snapshot: Snapshot, selector: Selector, deadline_s: float = inf) -> t
         ContradictionError: The worker number belongs to another model or version.
         ParameterError: A version without a model, although several models are served.
         NoCandidateError: No selected version has a ready worker.
+        ModelNotServedError: The version, or each of the model, was retired.
     """
     if selector.worker is not None:
         if selector.endpoint is not None:
             raise _endpoint_and_other()
         _check_worker(snapshot, selector, selector.worker)
-        return _forced(snapshot.by_number.get(selector.worker))
+        return _forced(snapshot, *snapshot.known[selector.worker])
     if selector.endpoint is not None:
         endpoint = _named_endpoint(snapshot, selector)
     elif selector.model is None and selector.version is None:
@@ -218,17 +226,42 @@ def routes(snapshot: Snapshot, selector: Selector, deadline_s: float = inf) -> t
     else:
         name, version = named_version(snapshot, selector)
         if version is not None:
-            return _forced(snapshot.by_version.get((name, version)))
+            return _forced(snapshot, name, version)
         endpoint = snapshot.by_model.get(name, Endpoint(name=name))
+    if not endpoint.routes:
+        raise _none_of(snapshot, endpoint)
     if deadline_s >= endpoint.in_time_from_s:
         return endpoint.routes
     return _in_time(endpoint, deadline_s)
 
 
-def _forced(candidate: Candidate | None) -> tuple[Route, ...]:
+def _forced(snapshot: Snapshot, name: str, version: int) -> tuple[Route, ...]:
+    if snapshot.excluded and _is_retired(snapshot, name, version):
+        raise ModelNotServedError(f"version {version} of {name} was retired; name another version, or none")
+    candidate = snapshot.by_version.get((name, version))
     if candidate is None:
         raise _no_candidate()
     return (Route(candidate, FORCED, True),)
+
+
+def _is_retired(snapshot: Snapshot, name: str, version: int) -> bool:
+    found = snapshot.excluded.get(keys.queue_name(name, version))
+    return found is not None and found.reason == RETIRED
+
+
+def _none_of(snapshot: Snapshot, endpoint: Endpoint) -> NoCandidateError | ModelNotServedError:
+    """Why an endpoint has no candidate."""
+    versions = snapshot.known_versions.get(endpoint.name, frozenset())
+    if versions and all(_is_retired(snapshot, endpoint.name, each) for each in versions):
+        return ModelNotServedError(f"every version of {endpoint.name} was retired")
+    ready = [
+        f"version {each.model_version} is out of service ({endpoint.excluded[each.queue].text})"
+        for each in snapshot.candidates
+        if each.queue in endpoint.excluded
+    ]
+    if ready:
+        return NoCandidateError(f"no version may answer this request: {'; '.join(ready)}", retry_after_s=2)
+    return _no_candidate()
 
 
 def _no_candidate() -> NoCandidateError:
@@ -310,8 +343,6 @@ def _in_time(endpoint: Endpoint, deadline_s: float) -> tuple[Route, ...]:
 
     If none is, the one that is expected to answer first.
     """
-    if not endpoint.routes:
-        raise _no_candidate()
     deadline_ms = deadline_s * 1000
     found = []
     for route in endpoint.routes:

@@ -22,26 +22,30 @@ from app.redis.url import sentinels
 from app.settings import ControllerSettings
 from app.unreadable import Unreadable
 from controller.admission.audit_log import Audit
-from controller.admission.authentication import Access
+from controller.admission.authentication import ANONYMOUS, Access
 from controller.admission.gate import Gate
 from controller.admission.idempotency import Idempotency
 from controller.admission.rate_limit import RateLimit
 from controller.admission.wait_estimate import Backlogs
 from controller.dispatch import Dispatcher
 from controller.http.draining import Drain
-from controller.http.prediction_request import KnownHeads
+from controller.http.prediction_request import Asked, KnownHeads
 from controller.http.replies import Refusals
+from controller.input import bodies
 from controller.input.large_bodies import LargeBodies
-from controller.job_history import JobHistory
 from controller.metrics import Metrics
+from controller.operate.operations import Operations
 from controller.page.feed import Feed
 from controller.pool_watcher import PoolWatcher
-from controller.predict import Predict
+from controller.predict import Predict, Request
 from controller.recovery.data_loss import LossWatch
 from controller.recovery.reconciler import Reconciler
 from controller.recovery.replay_buffer import ReplayBuffer
 from controller.request_traces import open_traces
 from controller.results import Results
+from controller.routing import Selector
+
+EXAMPLE_WAIT_S = 20.0
 
 
 class Services:
@@ -61,18 +65,26 @@ class Services:
         retention_s = settings.result_retention_s
         template, backlogs = write_template(create_celery(settings)), Backlogs(settings)
         rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
-        self.settings, self.access, self.audit = settings, access, audit
+        self.settings, self.access, self.audit, self.client = settings, access, audit, client
         self.clock, self.drain, self.large_bodies = PoolClock(), Drain(), LargeBodies()
         self.gate = Gate(settings, access, self.drain, rate_limit)
         self.ledger = ControllerLedger(client, retention_s)
         self.quarantine = Quarantine(client, template, retention_s)
         self.replay_buffer = _replay_buffer(settings, client, self.clock)
-        self.watcher = PoolWatcher(client, self.clock, backlogs, self.replay_buffer, settings, unreadable)
+        self.operate = Operations(settings, client, self.clock)
+        self.watcher = PoolWatcher(
+            client,
+            self.clock,
+            backlogs,
+            self.replay_buffer,
+            settings,
+            unreadable,
+            circuits=self.operate.circuits,
+        )
         timeout_s = settings.redis_timeout_s
         self.link, self.key_watch = RedisLink(client, timeout_s), KeyWatch(client, timeout_s)
         self.metrics = Metrics(self.watcher, self.clock, unreadable, self.key_watch)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
-        self.job_history = JobHistory(client, self.clock, retention_s)
         self.traces = open_traces(settings, self.clock)
         self.dispatcher = Dispatcher(
             controller_id,
@@ -95,30 +107,33 @@ class Services:
             drain=self.drain,
         )
         self._listen(controller_id)
-        self.predict = Predict(
-            settings=settings,
+        self.predict = self._predict(client, backlogs, rate_limit)
+        # The rate limit must ask Redis, and a trace begins in the ASGI application.
+        is_fast = settings.fast_http and not (rate_limit or self.traces)
+        self.known_heads = KnownHeads(settings, self.gate) if is_fast else None
+        self._add_attendants(controller_id, client, template, unreadable)
+
+    def _predict(self, client: AsyncClient, backlogs: Backlogs, rate_limit: RateLimit | None) -> Predict:
+        return Predict(
+            settings=self.settings,
             gate=self.gate,
             rate_limit=rate_limit,
             watcher=self.watcher,
             backlogs=backlogs,
             dispatcher=self.dispatcher,
             results=self.results,
-            idempotency=Idempotency(client, settings),
+            idempotency=Idempotency(client, self.settings),
             large_bodies=self.large_bodies,
             refusals=self.refusals,
             clock=self.clock,
             drain=self.drain,
         )
-        # The rate limit must ask Redis, and a trace begins in the ASGI application.
-        is_fast = settings.fast_http and not (rate_limit or self.traces)
-        self.known_heads = KnownHeads(settings, self.gate) if is_fast else None
-        self._add_attendants(controller_id, client, template, unreadable)
 
     def _observers(self, backlogs: Backlogs) -> dict[str, Any]:
         """Those who are told of the dispatcher's events."""
         buffer, metrics, traces = self.replay_buffer, self.metrics, self.traces
         accepted = [buffer.accepted, metrics.accepted]
-        completed = [backlogs.completed, buffer.completed, metrics.completed, self.job_history.completed]
+        completed = [backlogs.completed, buffer.completed, metrics.completed, self.operate.completed]
         if traces:
             accepted.append(traces.accepted)
             completed.append(traces.completed)
@@ -140,6 +155,24 @@ class Services:
     def _listen(self, controller_id: str) -> None:
         self.link.listen(keys.reply_channel(controller_id), self.results.hear)
         self.link.listen(keys.POOL_CHANNEL, self.watcher.hear)
+
+    async def try_example(self, queue: str) -> bool:
+        """Run the example of a queue's version as a job of its own; whether it succeeded.
+
+        Raises:
+            ModelyardError: No worker is ready, or the queue is full.
+        """
+        record = next(
+            (each for each in self.watcher.view.records if each.queue == queue and each.example), None
+        )
+        if record is None:
+            return True  # without an example the next requests show it
+        selector = Selector(worker=self.watcher.view.numbers[queue])
+        asked = Asked(selector, EXAMPLE_WAIT_S, EXAMPLE_WAIT_S, b"", bodies.JSON)
+        request = Request(asked, ANONYMOUS, None, self.clock.now_ms())
+        job = await self.predict.run(request, record.example.encode())
+        outcome = job.batch.outcome if job.batch else None
+        return outcome is not None and outcome.jobs[job.index].status == "succeeded"
 
 
 def _replay_buffer(settings: ControllerSettings, client: AsyncClient, clock: PoolClock) -> ReplayBuffer:

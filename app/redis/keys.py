@@ -20,6 +20,8 @@
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
 | `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller |
 | `modelyard:loss` | string: JSON of the last loss, see `app.ledger.marks` | retention | controller |
+| `modelyard:controls` | hash, see `controller.operate.controls`: versions out of service | for ever | controller |
+| `modelyard:decisions` | sorted set: a decision by when it was taken, ms | 1,000 entries | controller |
 | `modelyard:history` | string: JSON, see `controller.page.history` | a day | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
 
@@ -47,6 +49,8 @@ EPOCH = f"{PREFIX}:epoch"
 MARKS = f"{PREFIX}:marks"
 LOSS = f"{PREFIX}:loss"
 HISTORY = f"{PREFIX}:history"
+CONTROLS = f"{PREFIX}:controls"
+DECISIONS = f"{PREFIX}:decisions"
 RATE = f"{PREFIX}:rate"
 QUARANTINE = f"{PREFIX}:quarantine"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
@@ -90,6 +94,8 @@ KINDS = (
     KeyKind(MARKS, "hash", expires=False),
     KeyKind(LOSS, "string", expires=True),
     KeyKind(HISTORY, "string", expires=True),
+    KeyKind(CONTROLS, "hash", expires=False),
+    KeyKind(DECISIONS, "zset", expires=False),
     KeyKind(QUARANTINE, "zset", expires=True),
     KeyKind(RECONCILER_LEASE, "string", expires=True),
 )
@@ -135,7 +141,7 @@ def open_jobs(queue: str) -> str:
 
 
 def recent(kind: str) -> str:
-    """Recently finished jobs, see `controller.job_history`."""
+    """Recently finished jobs, see `controller.operate.job_history`."""
     return f"{PREFIX}:recent:{kind}"
 
 

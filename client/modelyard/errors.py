@@ -284,6 +284,18 @@ class ConflictError(ModelyardError):
     code = "conflict"
 
 
+class ModelNotServedError(NotFoundError):
+    """The version, or each version of the model, was retired."""
+
+    code = "model_not_served"
+
+
+class VersionInUseError(ConflictError):
+    """A version to be forgotten has workers or jobs."""
+
+    code = "version_in_use"
+
+
 class JobNotCancellableError(ConflictError):
     """The job is running or has an outcome already."""
 

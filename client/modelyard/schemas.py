@@ -271,6 +271,17 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
         says("place in the order of the routing policy, best first from 1; null if no worker is ready"),
     ] = None
     chosen: Annotated[bool, says("whether it has the best rank of the versions with the same input")] = False
+    excluded: Annotated[
+        str,
+        says(
+            "why routing does not choose it; empty if it may",
+            enum=["", "disabled", "retired", "pinned", "circuit_open"],
+        ),
+    ] = ""
+    excluded_why: Annotated[str, says("the same in words: who decided it, when and why")] = ""
+    circuit_open: Annotated[
+        bool, says("whether its jobs keep failing; it is chosen all the same while no other version is ready")
+    ] = False
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -295,6 +306,52 @@ class Quarantine(msgspec.Struct, frozen=True):
     """Answer of `GET /quarantine`, newest first."""
 
     jobs: tuple[QuarantinedJob, ...]
+
+
+class VersionControl(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator decided about a version, or about a model whose pin was removed."""
+
+    model_name: str
+    model_version: int | None
+    state: Annotated[
+        str,
+        says(
+            "what was done",
+            enum=["disabled", "enabled", "retired", "pinned", "unpinned", "forgotten"],
+        ),
+    ]
+    by: Annotated[str, says("name of the operator's API key; empty without keys")]
+    reason: str
+    open_jobs: Annotated[int, says("accepted jobs of the version without an outcome")]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of the log of decisions."""
+
+    at_ms: Annotated[float, says("Redis's clock")]
+    kind: Annotated[str, says("the `state` of an operator's decision, `circuit_opened` or `circuit_closed`")]
+    model_name: str
+    model_version: int | None
+    by: Annotated[str, says("name of the operator's API key; empty for a circuit, or without keys")]
+    reason: str
+
+
+class DecisionList(msgspec.Struct, frozen=True):
+    """Answer of `GET /decisions`, newest first."""
+
+    decisions: tuple[Decision, ...]
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer of `GET /scale/{model}/{version}`, for autoscalers."""
+
+    jobs: Annotated[int, says("accepted jobs without an outcome")]
+    running: Annotated[int, says("batches that workers run")]
+    live_replicas: Annotated[int, says("ready workers")]
+    expected_wait_s: Annotated[
+        float, says("expected wait of a job that arrives now; 0 without a ready worker")
+    ]
+    wanted_replicas: Annotated[int, says("workers with which that wait would be the configured one")]
 
 
 class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -348,6 +405,9 @@ DOCUMENTS: tuple[type[msgspec.Struct], ...] = (
     Job,
     Jobs,
     JobList,
+    VersionControl,
+    DecisionList,
+    Scale,
     Pool,
     Quarantine,
     Health,

@@ -13,7 +13,20 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM, MULTIPART, PARQUET
-from modelyard.schemas import DOCUMENTS, Health, Job, JobList, Jobs, Pool, Problem, Quarantine, Readiness
+from modelyard.schemas import (
+    DOCUMENTS,
+    DecisionList,
+    Health,
+    Job,
+    JobList,
+    Jobs,
+    Pool,
+    Problem,
+    Quarantine,
+    Readiness,
+    Scale,
+    VersionControl,
+)
 
 INTRODUCTION = """
 Serves several MLflow model versions behind one endpoint. Every version has a durable queue of its own; a
@@ -528,6 +541,68 @@ _QUARANTINED = {
     "model_version": 2,
     "n_samples": 1,
     "resent_as": "AZqzRSIzAAHiXk3e0sB7c2pV1nW8kL4d.0",
+}
+
+
+def _control(summary: str, **problems: str) -> dict[str, Any]:
+    done = {
+        "model_name": "MNIST_PyTorch_Model",
+        "model_version": 2,
+        "by": "ann",
+        "reason": "",
+        "open_jobs": 0,
+    }
+    return {
+        "tags": ["operation"],
+        "summary": summary,
+        "responses": {
+            200: {"description": "What was done", **_json(VersionControl, {**done, "state": "retired"})},
+            **_problems(
+                **_OPERATOR,
+                s404="The pool has never served this model or version",
+                **problems,
+                s422="A parameter is malformed",
+                s503="Redis does not answer",
+            ),
+        },
+    }
+
+
+DISABLE = _control("Take a version out of the routing")
+ENABLE = _control("Put a version back into service")
+RETIRE = _control("Accept no more jobs for a version")
+PIN = _control("Route to one version of a model alone")
+UNPIN = _control("Let all versions of a model compete")
+FORGET = _control("Remove a version that nobody serves", s409="The version has workers or jobs")
+_DECISION = {
+    "at_ms": 1767225600000,
+    "kind": "retired",
+    "model_name": "MNIST_PyTorch_Model",
+    "model_version": 1,
+    "by": "ann",
+    "reason": "replaced by version 2",
+}
+DECISIONS: dict[str, Any] = {
+    "tags": ["operation"],
+    "summary": "List decisions about versions",
+    "responses": {
+        200: {"description": "The decisions", **_json(DecisionList, {"decisions": [_DECISION]})},
+        **_problems(**_OPERATOR, s422="`limit` is out of range", s503="Redis does not answer"),
+    },
+}
+_SCALE = {"jobs": 1200, "running": 1, "live_replicas": 1, "expected_wait_s": 2.4, "wanted_replicas": 3}
+SCALE: dict[str, Any] = {
+    "tags": ["operation"],
+    "summary": "Tell how many workers a version needs",
+    "responses": {
+        200: {"description": "Load of the version's queue", **_json(Scale, _SCALE)},
+        **_problems(
+            **_OPERATOR,
+            s404="The pool has never served this version",
+            s422="The version is not a number",
+            s503="Redis does not answer",
+        ),
+    },
 }
 JOBS: dict[str, Any] = {
     "tags": ["pool"],

@@ -43,6 +43,7 @@ def _worker(
     newest = records[0] if records else None
     oldest_at_ms = view.oldest_at_ms.get(queue)
     candidate = view.snapshot.by_number.get(number)
+    exclusion = view.snapshot.excluded.get(queue)
     replicas = sorted(records, key=lambda record: record.worker_id)
     return WorkerInfo(
         worker=number,
@@ -63,6 +64,9 @@ def _worker(
         replicas=tuple(msgspec.convert(record, Replica, from_attributes=True) for record in replicas),
         example=msgspec.Raw(newest.example.encode()) if newest and newest.example else None,
         rank=rank[0],
+        excluded=exclusion.reason if exclusion else "",
+        excluded_why=exclusion.text if exclusion else "",
+        circuit_open=queue in view.open_circuits,
         chosen=rank[1],
         aliases=tuple(
             sorted(each for each, found in view.snapshot.aliases.get(name, {}).items() if found == version)

@@ -31,6 +31,7 @@ STATUS: dict[type[ModelyardError], HTTPStatus] = {
     errors.ForbiddenError: HTTPStatus.FORBIDDEN,
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
     errors.JobGoneError: HTTPStatus.GONE,
+    errors.ModelNotServedError: HTTPStatus.GONE,
     errors.ConflictError: HTTPStatus.CONFLICT,
     errors.QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.RateLimitError: HTTPStatus.TOO_MANY_REQUESTS,

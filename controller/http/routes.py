@@ -18,7 +18,7 @@ from controller.http.many_jobs import job_ids_of, jobs_json, view_json
 from controller.http.pool_document import pool_document
 from controller.http.prediction_request import in_range, version_of
 from controller.http.version_document import record_of, version_document
-from controller.job_history import JobFilter
+from controller.operate.job_history import JobFilter
 from controller.services import Services
 from modelyard.schemas import (
     Health,
@@ -154,7 +154,7 @@ async def jobs(
         min_attempts=min_attempts,
         since_ms=since_ms,
     )
-    return _document(await services.job_history.page(wanted, limit, cursor))
+    return _document(await services.operate.job_history.page(wanted, limit, cursor))
 
 
 @router.get("/quarantine", dependencies=[require("operate")], **docs.QUARANTINE)

@@ -1,0 +1,202 @@
+"""What operators decided about versions: disabled, retired or pinned. Kept in Redis, read with the pool.
+
+| state | routing | a request that names the version |
+| --- | --- | --- |
+| disabled | never chooses it | reaches it |
+| retired | never chooses it | refused: 410 `model_not_served`; accepted jobs still run |
+| pinned | chooses it alone among its model's versions | reaches it, as the model's other versions |
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, TypeAlias, cast
+
+import msgspec
+
+from app.clock import to_ms
+from app.errors import UnknownModelError, VersionInUseError
+from app.redis import keys
+from app.redis.client import AsyncClient, ledger_errors
+from controller.operate.decisions import Decisions
+from controller.routing import DISABLED, PINNED, RETIRED, Exclusion
+from modelyard.schemas import Decision, VersionControl
+
+logger = logging.getLogger(__name__)
+PIN = "pin:"  # begins the field of a model's pinned version; the other fields are queues
+Action: TypeAlias = Literal["disable", "enable", "retire", "pin", "unpin", "forget"]
+State: TypeAlias = Literal["disabled", "retired", "pinned"]
+DONE: dict[Action, str] = {
+    "disable": "disabled",
+    "enable": "enabled",
+    "retire": "retired",
+    "pin": "pinned",
+    "unpin": "unpinned",
+    "forget": "forgotten",
+}
+STATES: dict[Action, State] = {"disable": "disabled", "retire": "retired", "pin": "pinned"}
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision that is in force.
+
+    Attributes:
+        state: Of the version; `pinned` in the field of a model.
+        version: The version.
+        by: Name of the operator's API key; empty without keys.
+        at_ms: Redis's clock.
+    """
+
+    state: State
+    version: int
+    by: str
+    reason: str
+    at_ms: float
+
+    def __str__(self) -> str:
+        """Who decided it and why, for people."""
+        by = f" by {self.by}" if self.by else ""
+        return f"{self.state}{by}{f': {self.reason}' if self.reason else ''}"
+
+
+Table: TypeAlias = Mapping[str, Control]
+"""Controls by field: a queue, or `PIN` and a model."""
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Control).decode
+
+
+def read_table(raw: Mapping[bytes, bytes]) -> dict[str, Control]:
+    """The controls in Redis; an unreadable one is logged and left out."""
+    table = {}
+    for field, value in raw.items():
+        try:
+            table[field.decode()] = _decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            logger.warning(
+                "%s: the field %r cannot be read and has no effect: %s", keys.CONTROLS, field, error
+            )
+    return table
+
+
+def exclusions(table: Table, queues: Iterable[str]) -> Iterator[tuple[str, Exclusion]]:
+    """Queues that routing must not choose, and why.
+
+    Args:
+        queues: All queues that are known.
+    """
+    for queue in queues:
+        name, version = keys.model_of(queue)
+        control, pin = table.get(queue), table.get(PIN + name)
+        if control:
+            yield queue, Exclusion(RETIRED if control.state == "retired" else DISABLED, str(control))
+        elif pin and pin.version != version:
+            yield queue, Exclusion(PINNED, f"version {pin.version} is {pin}")
+
+
+def merged(
+    controlled: Mapping[str, Exclusion], circuits: Mapping[str, Exclusion], ready: Iterable[str]
+) -> dict[str, Exclusion]:
+    """Operators' exclusions, and those of open circuits while another version of the model is ready.
+
+    A version that keeps failing still answers more requests than none.
+
+    Args:
+        ready: Queues with a ready worker.
+    """
+    able = {keys.model_of(queue)[0] for queue in ready if queue not in controlled and queue not in circuits}
+    open_ = {queue: why for queue, why in circuits.items() if keys.model_of(queue)[0] in able}
+    return {**open_, **controlled}
+
+
+class Controls:
+    """Writes the controls, each with an entry in the log of decisions."""
+
+    def __init__(self, client: AsyncClient, decisions: Decisions) -> None:
+        self._client = client
+        self._decisions = decisions
+
+    async def apply(
+        self, action: Action, name: str, version: int | None, *, by: str, reason: str
+    ) -> VersionControl:
+        """Carry out an operator's decision. A repeated call has no further effect but the entry in the log.
+
+        Args:
+            version: None to unpin a model.
+
+        Raises:
+            UnknownModelError: The pool has never served the version.
+            VersionInUseError: A version to be forgotten has workers or jobs.
+            LedgerUnavailableError: Redis does not answer.
+        """
+        with ledger_errors():
+            queue = await self._known_queue(name, version)
+            now_ms = to_ms(*await self._client.time())
+            if action == "forget":
+                await self._forget(queue)
+            elif action in ("enable", "unpin"):
+                await self._client.hdel(keys.CONTROLS, PIN + name if action == "unpin" else queue)
+            else:
+                control = Control(
+                    state=STATES[action], version=version or 0, by=by, reason=reason, at_ms=now_ms
+                )
+                field = PIN + name if action == "pin" else queue
+                await self._client.hset(keys.CONTROLS, field, _encode(control))
+            decision = Decision(
+                at_ms=now_ms,
+                kind=DONE[action],
+                model_name=name,
+                model_version=version,
+                by=by,
+                reason=reason,
+            )
+            await self._decisions.add(decision)
+            await self._client.publish(keys.POOL_CHANNEL, queue)
+            jobs = cast(bytes | None, await self._client.hget(keys.BACKLOG, queue)) if version else None
+        return VersionControl(
+            model_name=name,
+            model_version=version,
+            state=DONE[action],
+            by=by,
+            reason=reason,
+            open_jobs=max(0, int(jobs or 0)),
+        )
+
+    async def _known_queue(self, name: str, version: int | None) -> str:
+        """The queue of a version; of a model, that of any of its versions."""
+        numbers = cast(dict[bytes, bytes], await self._client.hgetall(keys.NUMBERS))
+        known = {keys.model_of(queue): queue for queue in map(bytes.decode, numbers) if keys.is_queue(queue)}
+        versions = sorted(each for model, each in known if model == name)
+        if not versions:
+            names = ", ".join(sorted({model for model, _ in known})) or "none yet"
+            raise UnknownModelError(f"the pool has never served {name}; known models: {names}")
+        if version is None:
+            return known[name, versions[0]]
+        if version not in versions:
+            listed = ", ".join(map(str, versions))
+            raise UnknownModelError(
+                f"the pool has never served version {version} of {name}; known versions: {listed}"
+            )
+        return known[name, version]
+
+    async def _forget(self, queue: str) -> None:
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hget(keys.BACKLOG, queue)
+        pipe.zrange(keys.WORKERS, 0, -1)
+        jobs, worker_ids = await pipe.execute()
+        names = [worker_id.decode("utf-8", "replace") for worker_id in worker_ids]
+        records = cast(
+            list[bytes | None], await self._client.mget([keys.worker(each) for each in names or [""]])
+        )
+        mark = msgspec.json.encode(queue)
+        n_workers = sum(mark in record for record in records if record)
+        if n_workers or int(jobs or 0) > 0:
+            raise VersionInUseError(
+                f"{n_workers} workers and {max(0, int(jobs or 0))} open jobs; stop its workers, and wait for its jobs"
+            )
+        pipe = self._client.pipeline(transaction=True)
+        pipe.hdel(keys.NUMBERS, queue)
+        pipe.hdel(keys.BACKLOG, queue)
+        pipe.hdel(keys.CONTROLS, queue)
+        pipe.delete(queue)
+        await pipe.execute()

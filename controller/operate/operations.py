@@ -1,0 +1,31 @@
+"""What operators use, built together."""
+
+from __future__ import annotations
+
+from app.clock import PoolClock
+from app.redis.client import AsyncClient
+from app.settings import ControllerSettings
+from controller.events import Completed
+from controller.operate.circuits import Circuits
+from controller.operate.controls import Controls
+from controller.operate.decisions import Decisions
+from controller.operate.job_history import JobHistory
+
+
+class Operations:
+    """Controls, circuits, decisions and the history of jobs.
+
+    Args:
+        client: Asynchronous Redis client that returns bytes.
+    """
+
+    def __init__(self, settings: ControllerSettings, client: AsyncClient, clock: PoolClock) -> None:
+        self.decisions = Decisions(client)
+        self.controls = Controls(client, self.decisions)
+        self.circuits = Circuits(settings, clock, self.decisions)
+        self.job_history = JobHistory(client, clock, settings.result_retention_s)
+
+    def completed(self, event: Completed) -> None:
+        """Observe the outcome of a batch."""
+        self.job_history.completed(event)
+        self.circuits.completed(event)

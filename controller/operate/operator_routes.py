@@ -1,0 +1,110 @@
+"""The routes by which operators take versions out of service, and see what was decided."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from app.errors import UnknownModelError
+from app.redis import keys
+from app.redis.client import ledger_errors
+from controller.admission.authentication import Caller, require
+from controller.http import documentation as docs
+from controller.operate.controls import DONE, Action
+from controller.services import Services
+from modelyard.schemas import DecisionList, Scale
+
+router = APIRouter()
+Reason = Annotated[str, Query(max_length=500, description="why, for the log of decisions")]
+JSON = "application/json"
+
+
+async def _apply(request: Request, action: Action, name: str, version: int | None, reason: str) -> Response:
+    services: Services = request.state.services
+    caller: Caller = request.state.caller
+    target = name if version is None else f"{name}/{version}"
+    with services.audit.act(action, DONE[action], caller.name, request.client, target):
+        done = await services.operate.controls.apply(action, name, version, by=caller.name, reason=reason)
+    await services.watcher.refresh()
+    return Response(msgspec.json.encode(done), media_type=JSON)
+
+
+@router.post("/models/{name}/versions/{version}/disable", dependencies=[require("operate")], **docs.DISABLE)
+async def disable(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+    """Keep routing from choosing a version; requests that name it still reach it."""
+    return await _apply(request, "disable", name, version, reason)
+
+
+@router.post("/models/{name}/versions/{version}/enable", dependencies=[require("operate")], **docs.ENABLE)
+async def enable(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+    """Put a disabled or retired version back into service."""
+    return await _apply(request, "enable", name, version, reason)
+
+
+@router.post("/models/{name}/versions/{version}/retire", dependencies=[require("operate")], **docs.RETIRE)
+async def retire(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+    """Accept no more jobs for a version; those that it has still run."""
+    return await _apply(request, "retire", name, version, reason)
+
+
+@router.post("/models/{name}/versions/{version}/pin", dependencies=[require("operate")], **docs.PIN)
+async def pin(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+    """Have routing choose this version of its model alone."""
+    return await _apply(request, "pin", name, version, reason)
+
+
+@router.post("/models/{name}/unpin", dependencies=[require("operate")], **docs.UNPIN)
+async def unpin(request: Request, name: str, reason: Reason = "") -> Response:
+    """Have all versions of a model compete again."""
+    return await _apply(request, "unpin", name, None, reason)
+
+
+@router.delete("/models/{name}/versions/{version}", dependencies=[require("operate")], **docs.FORGET)
+async def forget(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+    """Remove a version without workers and jobs: its worker number becomes unknown."""
+    return await _apply(request, "forget", name, version, reason)
+
+
+@router.get("/decisions", dependencies=[require("operate")], **docs.DECISIONS)
+async def decisions(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000, description="number of decisions, newest first")] = 100,
+) -> Response:
+    """What operators and circuit breakers decided, newest first."""
+    services: Services = request.state.services
+    return Response(
+        msgspec.json.encode(DecisionList(await services.operate.decisions.newest(limit))), media_type=JSON
+    )
+
+
+@router.get("/scale/{name}/{version}", dependencies=[require("operate")], **docs.SCALE)
+async def scale(request: Request, name: str, version: int) -> Response:
+    """How many workers a version needs; 200 for every version that was ever served."""
+    services: Services = request.state.services
+    view = services.watcher.view
+    queue = keys.queue_name(name, version)
+    if queue not in view.numbers:
+        raise UnknownModelError(f"the pool has never served version {version} of {name}")
+    with ledger_errors():
+        running = await services.client.hlen(keys.running(queue))
+    live = sum(record.queue == queue and record.state == "ready" for record in view.records)
+    candidate = view.snapshot.by_number.get(view.numbers[queue])
+    wait_s = candidate.expected_wait_ms / 1000 if candidate else 0.0
+    jobs = view.backlog_jobs.get(queue, 0)
+    wanted = wanted_replicas(live, jobs, wait_s, services.settings.scale_target_wait_s)
+    answer = Scale(
+        jobs=jobs,
+        running=running,
+        live_replicas=live,
+        expected_wait_s=round(wait_s, 3),
+        wanted_replicas=wanted,
+    )
+    return Response(msgspec.json.encode(answer), media_type=JSON)
+
+
+def wanted_replicas(live: int, jobs: int, wait_s: float, target_s: float) -> int:
+    """Workers with which the expected wait would be `target_s`; at least one while there are jobs."""
+    return max(math.ceil(live * wait_s / target_s), min(jobs, 1))

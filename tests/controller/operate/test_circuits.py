@@ -1,0 +1,93 @@
+"""The circuit breaker: a version whose jobs keep failing is left, and comes back once its example succeeds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from app.ledger.wire import JobOutcome
+from tests.controller.conftest import HandWorker, Serve, Served
+from tests.pool_samples import outcome
+
+HandWorkers = Callable[..., HandWorker]
+FAILED = JobOutcome("failed", error_code="model_failed", error_detail="…")
+EXAMPLE = '{"data":[[1,2]]}'
+BEST, OTHER = 2, 1
+
+
+async def run_jobs(served: Served, worker: HandWorker, count: int, *, well: bool) -> None:
+    """Have jobs of a worker's version run, one batch each."""
+    for _ in range(count):
+        answer = await served.post(query=f"?worker={worker.record.worker}")
+        assert answer.status_code == 202, answer.text
+        worker.start()
+        worker.finish(await worker.claimed(), None if well else outcome(jobs=[FAILED]))
+
+
+async def choice(served: Served) -> int:
+    await served.services.watcher.refresh()
+    candidates = served.services.watcher.view.snapshot.default
+    assert candidates
+    return candidates.routes[0].candidate.model_version
+
+
+async def chosen_once(served: Served, version: int, *workers: HandWorker) -> None:
+    """Return once routing chooses a version."""
+    for _ in range(100):
+        for worker in workers:
+            worker.start()
+        if await choice(served) == version:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"version {version} is not chosen")
+
+
+async def test_a_failing_version_is_left_and_comes_back_with_its_example(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    best = hand_worker(BEST, val_accuracy=0.9, example=EXAMPLE)
+    other = hand_worker(OTHER, val_accuracy=0.8)
+    served = await serve(circuit_failures=3, circuit_pause_s=0.2, heartbeat_s=1.0)
+    assert await choice(served) == BEST
+    await run_jobs(served, best, 2, well=False)
+    await run_jobs(served, best, 1, well=True)
+    await run_jobs(served, best, 2, well=False)
+    assert await choice(served) == BEST  # never three in a row
+    await run_jobs(served, best, 1, well=False)
+    await chosen_once(served, OTHER, best, other)
+    rows = {each["model_version"]: each for each in (await served.http.get("/workers")).json()["workers"]}
+    assert (rows[BEST]["excluded"], rows[BEST]["circuit_open"]) == ("circuit_open", True)
+    assert rows[BEST]["excluded_why"] == "3 jobs in a row failed"
+    probe = await best.claimed()
+    best.finish(probe, outcome(jobs=[FAILED]))
+    assert await choice(served) == OTHER
+    best.start()
+    again = await best.claimed()
+    best.finish(again)
+    await chosen_once(served, BEST, best, other)
+    kinds = [each["kind"] for each in (await served.http.get("/decisions")).json()["decisions"]]
+    assert kinds == ["circuit_closed", "circuit_opened"]
+
+
+async def test_half_of_many_jobs_failing_opens_a_circuit_too(serve: Serve, hand_worker: HandWorkers) -> None:
+    best, other = hand_worker(BEST, val_accuracy=0.9), hand_worker(OTHER, val_accuracy=0.8)
+    served = await serve(circuit_failures=1000, circuit_pause_s=100.0, heartbeat_s=1.0)
+    for _ in range(10):
+        await run_jobs(served, best, 1, well=False)
+        await run_jobs(served, best, 1, well=True)
+    await chosen_once(served, OTHER, best, other)
+
+
+async def test_the_last_version_of_a_model_is_chosen_although_it_fails(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    only = hand_worker(BEST)
+    served = await serve(circuit_failures=3, circuit_pause_s=100.0, heartbeat_s=1.0)
+    await run_jobs(served, only, 4, well=False)
+    for _ in range(40):
+        [row] = (await served.http.get("/workers")).json()["workers"]
+        if row["circuit_open"]:
+            break
+        await asyncio.sleep(0.05)
+    assert (row["circuit_open"], row["excluded"], row["chosen"]) == (True, "", True)
+    assert (await served.post()).status_code == 202

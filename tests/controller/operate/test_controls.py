@@ -1,0 +1,137 @@
+"""Versions that operators take out of service: what routing then chooses, what callers are told, and the log of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from app.redis import keys
+from controller.operate.operator_routes import wanted_replicas
+from tests.controller.conftest import HandWorker, Serve, Served
+from tests.pool_samples import MODEL
+
+HandWorkers = Callable[..., HandWorker]
+BEST, OTHER = 2, 1
+
+
+@pytest.fixture
+async def served(serve: Serve, hand_worker: HandWorkers) -> Served:
+    """Two versions of one model; version 2 is the better one."""
+    hand_worker(OTHER, val_accuracy=0.8)
+    hand_worker(BEST, val_accuracy=0.9)
+    return await serve(heartbeat_s=5.0)
+
+
+async def chosen(served: Served, query: str = "") -> int:
+    """The version of an accepted job."""
+    answer = await served.post(query=query)
+    assert answer.status_code == 202, answer.text
+    return int(answer.json()["model_version"])
+
+
+async def control(served: Served, action: str, version: int, reason: str = "") -> None:
+    answer = await served.http.post(f"/models/{MODEL}/versions/{version}/{action}", params={"reason": reason})
+    assert answer.status_code == 200, answer.text
+
+
+async def row(served: Served, version: int) -> dict[str, object]:
+    rows = (await served.http.get("/workers")).json()["workers"]
+    return next(each for each in rows if each["model_version"] == version)
+
+
+async def test_a_disabled_version_is_reached_by_its_name_alone_until_it_is_enabled(served: Served) -> None:
+    assert await chosen(served) == BEST
+    await control(served, "disable", BEST, "drifts")
+    assert await chosen(served) == OTHER
+    assert await chosen(served, f"?worker={BEST}") == BEST
+    assert await chosen(served, f"?version={BEST}") == BEST
+    shown = await row(served, BEST)
+    assert (shown["excluded"], shown["excluded_why"], shown["chosen"]) == (
+        "disabled",
+        "disabled: drifts",
+        False,
+    )
+    await control(served, "enable", BEST)
+    assert await chosen(served) == BEST
+    listed = (await served.http.get("/decisions")).json()["decisions"]
+    assert [(each["kind"], each["model_version"], each["reason"]) for each in listed] == [
+        ("enabled", BEST, ""),
+        ("disabled", BEST, "drifts"),
+    ]
+
+
+async def test_a_retired_version_takes_no_job_by_any_way_and_keeps_those_that_it_has(served: Served) -> None:
+    job = (await served.post(query=f"?version={BEST}")).json()["id"]
+    answer = await served.http.post(f"/models/{MODEL}/versions/{BEST}/retire")
+    assert (answer.json()["state"], answer.json()["open_jobs"]) == ("retired", 1)
+    assert await chosen(served) == OTHER
+    for query in (f"?worker={BEST}", f"?version={BEST}"):
+        refused = await served.post(query=query)
+        assert (refused.status_code, refused.json()["code"]) == (410, "model_not_served")
+    assert (await served.http.get(f"/results/{job}")).json()["status"] == "queued"
+    await control(served, "retire", OTHER)
+    refused = await served.post()
+    assert (refused.status_code, refused.json()["code"]) == (410, "model_not_served")
+
+
+async def test_a_pinned_version_answers_alone_until_its_model_is_unpinned(served: Served) -> None:
+    await control(served, "pin", OTHER, "audit")
+    assert await chosen(served) == OTHER
+    assert (await row(served, BEST))["excluded_why"] == f"version {OTHER} is pinned: audit"
+    assert await chosen(served, f"?version={BEST}") == BEST
+    assert (await served.http.post(f"/models/{MODEL}/unpin")).json()["state"] == "unpinned"
+    assert await chosen(served) == BEST
+
+
+async def test_a_model_without_a_version_in_service_answers_why(served: Served) -> None:
+    for version in (BEST, OTHER):
+        await control(served, "disable", version, "under repair")
+    refused = await served.post()
+    assert (refused.status_code, refused.json()["code"]) == (503, "no_candidate")
+    assert "version 2 is out of service (disabled: under repair)" in refused.json()["detail"]
+
+
+async def test_a_version_is_forgotten_once_it_has_no_worker_and_no_job(
+    served: Served, client: redis.Redis, hand_worker: HandWorkers
+) -> None:
+    gone = hand_worker(7)
+    await served.services.watcher.refresh()
+    path = f"/models/{MODEL}/versions/7"
+    refused = await served.http.delete(path)
+    assert (refused.status_code, refused.json()["code"]) == (409, "version_in_use")
+    assert "1 workers and 0 open jobs" in refused.json()["detail"]
+    gone.stop()
+    assert (await served.http.delete(path)).json()["state"] == "forgotten"
+    assert client.hget(keys.NUMBERS, gone.record.queue) is None
+    assert (await served.http.delete(path)).json()["code"] == "model_unknown"
+
+
+@pytest.mark.parametrize("path", [f"models/{MODEL}/versions/99/retire", "models/Nobody/unpin"])
+async def test_a_version_that_was_never_served_is_refused_with_what_is_known(
+    served: Served, path: str
+) -> None:
+    refused = await served.http.post(f"/{path}")
+    assert (refused.status_code, refused.json()["code"]) == (404, "model_unknown")
+    assert "known" in refused.json()["detail"]
+
+
+async def test_scale_tells_the_load_of_every_version_that_was_ever_served(served: Served) -> None:
+    for _ in range(3):
+        await served.post(query=f"?version={BEST}")
+    await served.services.watcher.refresh()
+    document = (await served.http.get(f"/scale/{MODEL}/{BEST}")).json()
+    assert (document["jobs"], document["live_replicas"], document["running"]) == (3, 1, 0)
+    assert document["wanted_replicas"] >= 1
+    assert (await served.http.get(f"/scale/{MODEL}/99")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("live", "jobs", "wait_s", "wanted"),
+    [(1, 0, 0.0, 0), (0, 5, 0.0, 1), (1, 5, 0.2, 1), (1, 5, 2.4, 3), (4, 5, 0.5, 2), (2, 1000, 10.0, 20)],
+)
+def test_as_many_replicas_are_wanted_as_bring_the_wait_to_the_target(
+    live: int, jobs: int, wait_s: float, wanted: int
+) -> None:
+    assert wanted_replicas(live, jobs, wait_s, 1.0) == wanted
