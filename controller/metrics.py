@@ -217,6 +217,9 @@ class _PoolCollector(Collector):
         backlog = _family("backlog_jobs", "Accepted jobs without an outcome")
         oldest = _family("oldest_job_age_seconds", "Age of the oldest accepted job without an outcome")
         wait = _family("expected_wait_seconds", "Expected wait of a job that arrives now")
+        circuit = _family(
+            "circuit_open", "Whether the version's jobs keep failing, as this controller sees it"
+        )
         started = _family("worker_start_time_seconds", "Start of the newest serving process, Unix time")
         for candidate in view.snapshot.candidates:
             wait.add_metric(_labels(candidate.worker, candidate.queue), candidate.expected_wait_ms / 1000)
@@ -235,7 +238,8 @@ class _PoolCollector(Collector):
             backlog.add_metric(labels, view.backlog_jobs.get(queue, 0))
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
             oldest.add_metric(labels, age_ms / 1000)
-        yield from (accuracy, inference, live, backlog, oldest, wait, started)
+            circuit.add_metric(labels, queue in view.open_circuits)
+        yield from (accuracy, inference, live, backlog, oldest, wait, circuit, started)
         watcher = self._watcher
         text = "Long polls and event streams that wait for an outcome"
         yield _gauge("waiting_callers", text, len(self._waiting))

@@ -36,7 +36,7 @@ from modelyard.errors import (
 )
 from modelyard.inputs import Encoded, Input, Params, Samples, read_input
 from modelyard.parts import JoinedJob, Limits, Part, has_outcome, join, next_part
-from modelyard.schemas import Job, JobList, Jobs, Pool, Problem, Readiness
+from modelyard.schemas import DecisionList, Job, JobList, Jobs, Pool, Problem, Readiness, VersionControl
 
 T = TypeVar("T")
 
@@ -211,6 +211,18 @@ def job_list(wanted: JobFilter) -> Call[JobList]:
 def workers() -> Call[Pool]:
     """Read the pool."""
     return Call("GET", "/workers", Pool)
+
+
+def control(action: str, model: str, version: int | None, reason: str) -> Call[VersionControl]:
+    """Take a version out of service, or put it back."""
+    path = f"/models/{quote(model, safe='')}" + (f"/versions/{version}" if version is not None else "")
+    method, path = ("DELETE", path) if action == "forget" else ("POST", f"{path}/{action}")
+    return Call(method, path, VersionControl, query={"reason": reason} if reason else {})
+
+
+def decisions(limit: int) -> Call[DecisionList]:
+    """Read the log of decisions."""
+    return Call("GET", "/decisions", DecisionList, query={"limit": limit})
 
 
 def ready() -> Call[Readiness]:

@@ -22,7 +22,7 @@ from modelyard.inputs import Params, Samples
 from modelyard.mapping import run_all, run_all_async
 from modelyard.parts import Limits
 from modelyard.retries import RetryPolicy
-from modelyard.schemas import Job, JobList, Readiness, WorkerInfo
+from modelyard.schemas import Decision, Job, JobList, Readiness, VersionControl, WorkerInfo
 
 T = TypeVar("T")
 
@@ -232,6 +232,26 @@ class Client:
         """
         return self._send(calls.workers()).workers
 
+    def control(
+        self, action: str, model: str, version: int | None = None, *, reason: str = ""
+    ) -> VersionControl:
+        """Take a version out of service, or put it back.
+
+        Args:
+            action: `disable`, `enable`, `retire`, `pin` or `forget`; or `unpin`, without a version.
+            reason: Why, for the log of decisions.
+
+        Raises:
+            ForbiddenError: The API key is not an operator's.
+            UnknownModelError: The pool has never served the version.
+            VersionInUseError: A version to be forgotten has workers or jobs.
+        """
+        return self._send(calls.control(action, model, version, reason))
+
+    def decisions(self, limit: int = 100) -> tuple[Decision, ...]:
+        """Read what operators and circuit breakers decided about versions, newest first."""
+        return self._send(calls.decisions(limit)).decisions
+
     def ready(self) -> Readiness:
         """Ask whether the controller can accept jobs, and why not."""
         return self._send(calls.ready())
@@ -378,6 +398,16 @@ class AsyncClient:
     async def workers(self) -> tuple[WorkerInfo, ...]:
         """Read the pool; see `Client.workers`."""
         return (await self._send(calls.workers())).workers
+
+    async def control(
+        self, action: str, model: str, version: int | None = None, *, reason: str = ""
+    ) -> VersionControl:
+        """Take a version out of service, or put it back; see `Client.control`."""
+        return await self._send(calls.control(action, model, version, reason))
+
+    async def decisions(self, limit: int = 100) -> tuple[Decision, ...]:
+        """Read what was decided about versions, newest first."""
+        return (await self._send(calls.decisions(limit))).decisions
 
     async def ready(self) -> Readiness:
         """Ask whether the controller can accept jobs, and why not."""

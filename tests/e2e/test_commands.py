@@ -218,3 +218,31 @@ def test_models_lists_the_registry_and_what_is_served(
     unknown = call("models", "--url", "http://127.0.0.1:9")
     assert "what is served is unknown" in unknown.stderr
     assert {row["served"] for row in rows_of(unknown.stdout)} == {"-"}
+
+
+def test_versions_are_taken_out_of_service_and_put_back(call: Call, digits: Digits, served: Served) -> None:
+    _, _, client = served
+    best, other = f"{MODEL}/2", f"{MODEL}/1"
+
+    def answering() -> int:
+        return client.predict(digits.images[:1]).model_version
+
+    assert call("disable", best, "--reason", "drifts").stdout.startswith(f"{best} is disabled: ")
+    assert answering() == 1
+    assert json.loads(call("enable", best, "--json").stdout)["state"] == "enabled"
+    assert answering() == 2
+    call("pin", other)
+    assert answering() == 1
+    call("unpin", MODEL)
+    assert answering() == 2
+    assert "takes no more jobs" in call("retire", best).stdout
+    assert answering() == 1
+    call("enable", best)
+    assert "stop its workers" in str(call("forget", best, status=1).exception)
+    listed = call("decisions", "--limit", "2").stdout.splitlines()
+    assert [line.split("\t")[1:4] for line in listed] == [
+        ["decision", "model", "version"],
+        ["enabled", MODEL, "2"],
+        ["retired", MODEL, "2"],
+    ]
+    assert "expected a name and a number" in call("retire", MODEL, status=2).stderr

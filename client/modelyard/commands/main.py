@@ -29,7 +29,7 @@ class Command(NamedTuple):
     """A subcommand that is not imported yet.
 
     Attributes:
-        module: Module that holds a click command named `command`.
+        module: Module that holds a click command named `command`, or `MODULE:NAME`.
         help: One line.
         requirement: What pip has to install for it.
     """
@@ -70,6 +70,18 @@ COMMANDS = {
         "Predict every row of a file.",
         "modelyard-client[commands]",
     ),
+    **{
+        name: Command(f"modelyard.commands.operation_commands:{name}", text, "modelyard-client[commands]")
+        for name, text in (
+            ("retire", "Accept no more jobs for a version, and wait for those it has."),
+            ("disable", "Keep routing from choosing a version."),
+            ("enable", "Put a version back into service."),
+            ("pin", "Have routing choose one version of a model alone."),
+            ("unpin", "Have all versions of a model compete again."),
+            ("forget", "Remove a version that nobody serves."),
+            ("decisions", "Show what was decided about versions."),
+        )
+    },
     "benchmark": Command(
         "modelyard.commands.benchmark_command",
         "Send many samples, record and plot their latencies.",
@@ -114,7 +126,8 @@ class LazyGroup(click.Group):
         found = known_commands().get(cmd_name)
         if found is None:
             return None
-        command = importlib.import_module(found.module).command
+        module, _, attribute = found.module.partition(":")
+        command = getattr(importlib.import_module(module), attribute or "command")
         assert isinstance(command, click.Command)
         return command
 
