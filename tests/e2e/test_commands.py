@@ -182,6 +182,7 @@ def test_jobs_are_listed_by_filters_and_pages(call: Call) -> None:
     job_id = call("submit", "--digit", "4", "--worker", "1").stdout.strip()
     call("results", job_id, "--wait", "20")
     words = ["jobs", "list", "--model", MODEL, "--version", "1", "--since", "1h"]
+    wait_until_true(lambda: job_id in call(*words).stdout, what="the finished job is listed")
     [row] = rows_of(call(*words, "--limit", "1").stdout)
     assert (row["job"], row["status"], row["samples"]) == (job_id, "succeeded", "1")
     page = json.loads(call(*words, "--status", "succeeded", "--json").stdout)
