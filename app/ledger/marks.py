@@ -2,7 +2,8 @@
 
 Each controller makes a mark in Redis every heartbeat: a count that only grows. A script writes it, as with the ledger's
 records. If Redis restarts with a lower count, it has lost all later writes. A plain command writes the count a second
-time. That copy survives a loss of transactions alone, so that controllers started later detect the loss, too.
+time. That copy survives a loss of transactions alone, so that controllers started later detect the loss, too. A worker
+whose number is gone writes such a copy, so that a controller started after a loss of everything detects it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from app.redis import keys
-from app.redis.client import AsyncClient
+from app.redis.client import AsyncClient, Client
 from app.redis.script import Call, load, run
 
 
@@ -60,6 +61,21 @@ async def make_mark(client: AsyncClient) -> tuple[Mark, Mark, Mark]:
     confirmed: Any = {"confirmed_count": made.count, "confirmed_at_ms": made.at_ms}
     await cast(Any, client.hset(keys.MARKS, mapping=confirmed))
     return Mark(*numbers[:2]), Mark(*numbers[2:4]), made
+
+
+def mark_loss(client: Client, until_ms: float) -> None:
+    """Have the next controller detect that Redis was emptied; for a worker, as no controller may be running.
+
+    A controller that runs remembers more, and any mark it has made since stays.
+
+    Args:
+        until_ms: The last time at which Redis is known to have had its data, Redis's clock.
+
+    Raises:
+        RedisError: Redis does not answer or refuses the write.
+    """
+    if client.hsetnx(keys.MARKS, "confirmed_count", 1):
+        client.hset(keys.MARKS, "confirmed_at_ms", int(until_ms))
 
 
 async def note(client: AsyncClient, loss: Loss, ttl_ms: int) -> None:

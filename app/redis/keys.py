@@ -18,7 +18,7 @@
 | `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
-| `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller |
+| `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller, worker |
 | `modelyard:loss` | string: JSON of the last loss, see `app.ledger.marks` | retention | controller |
 | `modelyard:controls` | hash, see `controller.operate.controls`: versions out of service | for ever | controller |
 | `modelyard:decisions` | sorted set: a decision by when it was taken, ms | 1,000 entries | controller |

@@ -17,6 +17,7 @@ import numpy as np
 
 from app.clock import PoolClock
 from app.errors import ConfigurationError, QueueTakenError, WireError, WorkerNumberTakenError
+from app.ledger.marks import mark_loss
 from app.redis.client import Client, RedisError, ledger_errors
 from app.redis.refusals import refusal
 from app.redis.script import run_now
@@ -255,6 +256,8 @@ class Heartbeat:
         self._change(worker=number)
         self._changed = True
         logger.warning("Redis lost its data; worker %d is registered again", number)
+        with suppress(RedisError):  # it is full, or its users are of an older release
+            mark_loss(self._client, record.heartbeat_at_ms)
 
     def _snapshot(self) -> WorkerRecord:
         with self._lock:

@@ -17,13 +17,17 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.clock import PoolClock
 from app.fsck.consistency_check import Doctor
 from app.ledger.marks import decode
 from app.redis import keys
 from app.settings import Settings
+from app.worker_record import assign_number
 from cli.local_pool import redis_server as pool_redis
 from controller.recovery.data_loss import LossWatch
 from tests.conftest import redis_answers, wait_until_true
+from tests.pool_samples import record
+from workers.process.heartbeat import Heartbeat
 
 RETENTION_S = 100.0
 ACL = Path(__file__).parents[3] / "deploy" / "redis-users.acl"
@@ -170,6 +174,22 @@ async def test_an_emptied_redis_is_told_and_the_note_lives_as_long_as_outcomes_w
         assert loss
         assert (loss.since_ms, loss.until_ms <= loss.noticed_at_ms) == (0, True)
         assert 0 < await client.pttl(keys.LOSS) <= RETENTION_S * 1000
+
+
+async def test_a_redis_that_was_emptied_without_a_controller_is_told_by_the_next_one(start: Start) -> None:
+    server = start(shipped_default_user())
+    async with redis.asyncio.Redis.from_url(server.url) as client:
+        with redis.Redis.from_url(server.url) as own:
+            assign_number(own, record().queue, None)
+            heartbeat = Heartbeat(own, record(), PoolClock(), 0.05)
+            heartbeat.start()
+            assert await Watched(client).look() == 0
+            own.flushall()
+            wait_until_true(lambda: own.hexists(keys.MARKS, "confirmed_at_ms"), what="the worker has noticed")
+            heartbeat.close()
+        watched = Watched(client)
+        assert await watched.look() == await watched.look() == 1
+        assert (await findings(client, server.url))["data_lost"].startswith("it lost all writes confirmed")
 
 
 @pytest.mark.parametrize(("is_long_ago", "losses"), [(False, 0), (True, 1)], ids=["seconds", "a minute"])
