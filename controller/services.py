@@ -32,7 +32,7 @@ from controller.http.draining import Drain
 from controller.http.prediction_request import Asked, KnownHeads
 from controller.http.replies import Refusals
 from controller.input import bodies
-from controller.input.large_bodies import LargeBodies
+from controller.input.large_bodies import PROCESSES, LargeBodies
 from controller.metrics import Metrics
 from controller.operate.operations import Operations
 from controller.page.feed import Feed
@@ -66,7 +66,8 @@ class Services:
         template, backlogs = write_template(create_celery(settings)), Backlogs(settings)
         rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
         self.settings, self.access, self.audit, self.client = settings, access, audit, client
-        self.clock, self.drain, self.large_bodies = PoolClock(), Drain(), LargeBodies()
+        self.clock, self.drain = PoolClock(), Drain()
+        self.large_bodies = LargeBodies(n_processes=settings.reader_processes or PROCESSES)
         self.gate = Gate(settings, access, self.drain, rate_limit)
         self.ledger = ControllerLedger(client, retention_s)
         self.quarantine = Quarantine(client, template, retention_s)

@@ -226,6 +226,16 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
 
 
+class ImageInput(msgspec.Struct, frozen=True):
+    """How a version takes images."""
+
+    width: Annotated[int | None, says("in pixels; null if any")]
+    height: Annotated[int | None, says("in pixels; null if any")]
+    channels: Annotated[int, says("1 for grey, 3 for RGB, 4 for RGBA")]
+    layout: Annotated[str, says("order of a row's dimensions: `CHW`, `HWC` or `HW`")]
+    white: Annotated[int, says("value of a white pixel: 255, or 1 where values are fractions")]
+
+
 class InputShape(msgspec.Struct, frozen=True, omit_defaults=True):
     """Input of a model version: its contract, read from its signature."""
 
@@ -237,6 +247,7 @@ class InputShape(msgspec.Struct, frozen=True, omit_defaults=True):
         tuple[dict[str, Any], ...], says("name and type of each, and whether it is required")
     ] = ()
     params: Annotated[tuple[dict[str, Any], ...], says("name, type and default of each")] = ()
+    image: Annotated[ImageInput | None, says("how images are taken, if they are")] = None
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):

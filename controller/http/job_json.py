@@ -140,7 +140,7 @@ def _result(own: JobOutcome, labels: Sequence[Label] = ()) -> dict[str, Any]:
             rows = _table(own.scores, len(own.classes)) if own.scores else [None] * len(own.classes)
             pairs = zip(own.classes, rows, strict=True)
             result["predictions"] = [{"class": each, "scores": row} for each, row in pairs]
-            if labels and own.scores:
+            if labels and (own.scores or _index_names(own.classes, labels)):
                 for prediction in result["predictions"]:
                     prediction["label"] = _label(prediction["class"], labels)
         if not isinstance(own.scores, bytes):
@@ -152,6 +152,11 @@ def _result(own: JobOutcome, labels: Sequence[Label] = ()) -> dict[str, Any]:
         if not isinstance(own.outputs, bytes):
             result["outputs_dtype"] = _dtypes(own.outputs)
     return result
+
+
+def _index_names(classes: Sequence[float], labels: Sequence[Label]) -> bool:
+    """Whether classes without scores are indexes of names. Labels that are numbers are the classes themselves."""
+    return all(type(each) is int for each in classes) and all(isinstance(each, str) for each in labels)
 
 
 def _label(index: float, labels: Sequence[Label]) -> Label | None:

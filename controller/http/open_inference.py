@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import msgspec
 import orjson
@@ -47,6 +48,7 @@ JSON = "application/json"
 JSON_LENGTH = "inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data", "model_configuration")
 PLATFORM = "mlflow"
+MAX_ID = 255  # characters of an id in a URL
 UNRUN = {"expired": EXPIRED, "cancelled": CANCELLED}  # jobs without an outcome of a worker
 # Statuses of jobs that failed, by the code of their error; any other is the model's own failure.
 FAILED_STATUS = {"timed_out": 504, "job_expired": 504, "job_cancelled": 409}
@@ -141,6 +143,7 @@ async def result(
     request: Request,
     job_id: str,
     wait: Annotated[float, Query(description="seconds to wait for the outcome, 0 to 60")] = 0.0,
+    id: Annotated[str | None, Query(description="the request's id, repeated in the outputs")] = None,
 ) -> Response:
     """Read the outputs of a job: of `infer` with `Prefer: respond-async`, or of any other request."""
     services = _services(request)
@@ -151,9 +154,10 @@ async def result(
     if own is None:
         prefix = _prefix(services)
         body = job_json(view.ref, head, view.status, None, prefix)
-        return Response(body, 202, {"location": result_url(job_id, prefix)}, media_type=JSON)
+        location = {"location": result_url(job_id, prefix)}
+        return _with_id(Response(body, 202, location, media_type=JSON), id)
     served = services.watcher.view.snapshot.by_version.get((head.model_name, head.model_version))
-    return _outputs(services, job_id, head, own, served.outputs if served else None, RequestHead())
+    return _outputs(services, job_id, head, own, served.outputs if served else None, RequestHead(id))
 
 
 def on_errors(send: Send) -> Send:
@@ -260,8 +264,18 @@ async def _infer(request: Request, selector: Selector) -> Response:
     if job.error:
         raise job.error
     if post.is_async and is_pending(job):
-        return later(job, _prefix(services))
+        return _with_id(later(job, _prefix(services)), asked.id)
     return await _packed(_answer(services, job, asked), request.headers.get("accept-encoding", ""))
+
+
+def _with_id(receipt: Response, request_id: str | None) -> Response:
+    """A receipt whose location names the request's id: the ledger does not keep it, and the outputs repeat it.
+
+    The receipt's `result_url` stays plain, because callers append parameters to it.
+    """
+    if request_id is not None and len(request_id) <= MAX_ID:
+        receipt.headers["location"] += f"?{urlencode({'id': request_id})}"
+    return receipt
 
 
 def _answer(services: Services, job: Job, asked: RequestHead) -> Response:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from app.contract import TensorContract
+from app.contract import FREE, Contract, TensorContract
 from app.worker_record import WorkerRecord, by_queue
+from controller.input.image_layout import layout_of
 from controller.pool_watcher import PoolView
 from controller.routing import Snapshot
-from modelyard.schemas import InputShape, Latency, Pool, Replica, WorkerInfo
+from modelyard.schemas import ImageInput, InputShape, Latency, Pool, Replica, WorkerInfo
+
+LAYOUTS = {None: "HW", 0: "CHW", 2: "HWC"}
 
 
 def pool_document(view: PoolView, now_ms: float) -> Pool:
@@ -77,5 +80,14 @@ def _worker(
 def _input(record: WorkerRecord) -> InputShape:
     contract = record.input
     if isinstance(contract, TensorContract):
-        return InputShape(contract.dtype, (-1, *contract.sample_shape))
-    return msgspec.convert(msgspec.to_builtins(contract), InputShape)
+        return InputShape(contract.dtype, (-1, *contract.sample_shape), image=_image(contract))
+    shown = msgspec.convert(msgspec.to_builtins(contract), InputShape)
+    return msgspec.structs.replace(shown, image=_image(contract))
+
+
+def _image(contract: Contract) -> ImageInput | None:
+    layout = layout_of(contract)
+    if layout is None:
+        return None
+    width, height = (None if size == FREE else size for size in (layout.width, layout.height))
+    return ImageInput(width, height, layout.channels, LAYOUTS[layout.place], layout.white)

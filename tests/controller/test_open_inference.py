@@ -411,3 +411,18 @@ async def test_a_caller_who_waits_at_a_stop_is_told_where_the_outcome_will_be(
         assert (answer.status_code, answer.json()["code"]) == (503, "draining")
         assert answer.headers["retry-after"]
         assert answer.headers["location"].startswith(at)
+
+
+async def test_the_outputs_of_a_job_repeat_the_id_of_its_request(serve: Serve, hand_worker: Any) -> None:
+    worker: HandWorker = hand_worker(input=PAIR)
+    served = await serve()
+    body = {"id": "a & b", "inputs": PAIRS}
+    receipt = await served.http.post(INFER, json=body, headers={"prefer": "respond-async"})
+    assert receipt.status_code == 202
+    url = receipt.headers["location"]
+    assert url == f"{receipt.json()['result_url']}?id=a+%26+b"
+    pending = await served.http.get(url)
+    assert (pending.status_code, pending.headers["location"]) == (202, url)
+    worker.finish(await worker.claimed(), outcome(1, jobs=[JobOutcome("succeeded", [1.5])], schema_version=3))
+    assert (await served.http.get(f"{url}&wait=5")).json()["id"] == "a & b"
+    assert "id" not in (await served.http.get(receipt.json()["result_url"])).json()

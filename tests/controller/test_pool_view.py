@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
 
+from app.contract import TensorContract, TensorField, TensorsContract
 from app.redis import keys
 from controller import pool_watcher
 from modelyard.schemas import Latency
@@ -37,6 +39,33 @@ async def test_workers_lists_each_number_with_its_version_backlog_and_replicas(
     assert (first["expected_wait_s"], rows[1]["expected_wait_s"]) == (0.001, 0.0)
     assert [each["state"] for each in first["replicas"]] == ["ready", "draining"]
     assert rows[1]["val_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("contract", "image"),
+    [
+        (
+            TensorContract("float32", (1, 28, 28), image_scale=255),
+            {"width": 28, "height": 28, "channels": 1, "layout": "CHW", "white": 255},
+        ),
+        (
+            TensorsContract((TensorField("x", "uint8", (-1, -1, -1, 3)),)),
+            {"width": None, "height": None, "channels": 3, "layout": "HWC", "white": 255},
+        ),
+        (TensorContract("float32", (4,)), None),
+    ],
+    ids=["grey", "any size", "no image"],
+)
+async def test_workers_tell_how_a_version_takes_images(
+    contract: TensorContract | TensorsContract,
+    image: dict[str, Any] | None,
+    serve: Serve,
+    hand_worker: HandWorkers,
+) -> None:
+    hand_worker(1, input=contract)
+    served = await serve()
+    [row] = (await served.http.get("/workers")).json()["workers"]
+    assert row["input"].get("image") == image
 
 
 async def test_a_queue_without_a_worker_is_listed_while_it_has_a_backlog(

@@ -109,3 +109,24 @@ def test_a_class_without_scores_is_the_models_own_and_has_no_label(bench: Bench)
     outcome = bench.outcome(batch_id)
     written = job_json(JobRef(batch_id, 0), head(1), "succeeded", outcome)
     assert json.loads(written)["predictions"] == [{"class": 0.0, "scores": None}]
+
+
+@pytest.mark.parametrize(
+    ("answered", "labels", "named"),
+    [
+        (np.array([1, 0]), ["low", "high"], ["high", "low"]),
+        (np.array([1, 5]), ["low", "high"], ["high", None]),
+        (np.array([8, 3]), [3, 8], []),  # the classes themselves
+        (np.array([0.25, 1.0]), ["low", "high"], []),
+    ],
+    ids=["indexes", "one outside", "numbers as labels", "not whole"],
+)
+def test_whole_numbers_without_scores_have_the_labels_at_their_places(
+    bench: Bench, answered: Any, labels: list[Any], named: list[Any]
+) -> None:
+    batch_id = bench.accept(new_batch(2))
+    bench.runner(lambda samples: answered, task="classification", labels=labels).run(batch_id)
+    outcome = bench.outcome(batch_id)
+    jobs = [job_json(JobRef(batch_id, index), head(2), "succeeded", outcome) for index in range(2)]
+    found = [json.loads(each)["predictions"][0].get("label", "none") for each in jobs]
+    assert found == (named or ["none"] * 2)
