@@ -137,16 +137,20 @@ def _redraw(read: Callable[[], Listing], interval_s: float) -> None:
 
 
 def table_of(listing: Listing) -> Table:
-    """The table of a terminal."""
+    """The table of a terminal, without columns that tell nothing."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(listing.title) if listing.title else None, title_justify="left", box=box.SIMPLE)
-    for title in listing.columns:
+    shown = [
+        place for place, cells in enumerate(zip(*listing.rows, strict=True)) if any(map(_is_told, cells))
+    ]
+    for place in shown:
+        title = listing.columns[place]
         table.add_column(title, justify="right" if title in listing.right else "left", overflow="fold")
     for place, row in enumerate(listing.rows):
-        cells = [Text(ABSENT if cell is None else str(cell)) for cell in row]
+        cells = [Text(ABSENT if row[each] is None else str(row[each])) for each in shown]
         table.add_row(*cells, style="bold green" if place in listing.marked else None)
     return table
 
@@ -173,6 +177,10 @@ def number(value: float | None, digits: int = 1, unit: str = "") -> str:
     if value is None:
         return ABSENT
     return f"{value:,.{digits}f} {unit}".rstrip()
+
+
+def _is_told(cell: object) -> bool:
+    return cell not in (None, "")
 
 
 def _plain(cell: object) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("rank", "model", "version", "worker", "val_accuracy", "state", "workers", "wait", "backlog"),
-    *("p50", "p99", "done", "errors", "aliases"),
+    *("p50", "p99", "done", "errors", "aliases", "note"),
 )
 NUMBERS = frozenset(
     {*("rank", "version", "worker", "workers", "wait", "backlog", "p50", "p99", "done", "errors")}
@@ -111,10 +111,13 @@ def _row(info: WorkerInfo) -> list[object]:
         info.jobs_done,
         info.jobs_failed,
         ", ".join(info.aliases),
+        info.excluded_why,
     ]
 
 
 def state_of(info: WorkerInfo) -> str:
-    """State of a version: that of the worker that is nearest to serving; `cold` without any."""
+    """State of a version: why routing leaves it out, or that of its worker nearest to serving; `cold` without any."""
+    if info.excluded:
+        return info.excluded
     states = {each.state for each in info.replicas}
     return next((each for each in ("ready", "starting", "draining") if each in states), "cold")
