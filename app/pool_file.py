@@ -90,26 +90,18 @@ class Endpoint(BaseModel):
     Attributes:
         models: Models whose versions all belong to the endpoint.
         versions: Single versions that belong to it.
-        policy: Rule that chooses a version.
         default: Whether requests without a selector go to this endpoint.
-        default_version: Version that answers where the policy finds none better.
+        default_version: Version that wins ties.
         pinned: The only version that answers.
-        cold: Whether requests may queue for a version without a ready worker.
-        deadline_s: Deadline of requests that state none.
-        wait_s: Wait of requests that state none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     models: tuple[str, ...] = ()
     versions: tuple[NamedVersion, ...] = ()
-    policy: Literal["highest_val_accuracy"] = "highest_val_accuracy"
     default: bool = False
     default_version: NamedVersion | None = None
     pinned: NamedVersion | None = None
-    cold: Literal["refuse", "accept"] = "refuse"
-    deadline_s: float | None = Field(default=None, gt=0)
-    wait_s: float | None = Field(default=None, ge=0)
 
     @field_validator("models", mode="before")
     @classmethod

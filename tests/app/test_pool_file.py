@@ -24,12 +24,12 @@ versions = [0]
 models = ["digits"]
 default = true
 pinned = "other/3"
-deadline_s = 0
+deadline_s = 5
 
 [endpoints.lab]
 models = ["digit"]
 [endpoints."a b"]
-cold = "perhaps"
+default = "yes"
 [endpoint.x]
 """
 
@@ -55,9 +55,9 @@ def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Pat
         "8: `models` is unknown; did you mean `model`?",
         "9: `versions` is [0]: expected numbers from 1, aliases, `latest`, `best`, or tags such as `serve=true`",
         "14: `pinned` is 'other/3': expected a version of the endpoint; other/3 does not belong to it",
-        "15: `deadline_s` is 0: Input should be greater than 0",
+        "15: `deadline_s` is unknown; the keys are default, default_version, models, pinned, versions",
         "19: 'a b' is not an endpoint's name; expected letters, digits and `_.-`",
-        "20: `cold` is 'perhaps': Input should be 'refuse' or 'accept'",
+        "20: `default` is 'yes': Input should be a valid boolean",
         "21: `endpoint` is unknown; expected [[serve]] or [endpoints.NAME]",
     ]
 
@@ -101,7 +101,6 @@ def test_entries_and_endpoints_are_read_in_short_and_long_forms(tmp_path: Path) 
             [endpoints.shop]
             models = "digits"
             pinned = 3
-            deadline_s = 5
             [endpoints.lab]
             versions = ["digits/4", "flowers/1"]
             default_version = "flowers/1"
@@ -112,9 +111,7 @@ def test_entries_and_endpoints_are_read_in_short_and_long_forms(tmp_path: Path) 
         Serve(model="digits", versions=("champion", 3, 4, "serve=true"), replicas=(2, 2)),
         Serve(model="flowers", versions=("latest",), replicas=(1, 4)),
     )
-    assert file.endpoints["shop"] == Endpoint(
-        models=("digits",), pinned=NamedVersion("digits", 3), deadline_s=5
-    )
+    assert file.endpoints["shop"] == Endpoint(models=("digits",), pinned=NamedVersion("digits", 3))
     assert file.endpoints["lab"].default_version == NamedVersion("flowers", 1)
     assert file.place("serve", 1, "versions").endswith("modelyard.toml:8")
 
