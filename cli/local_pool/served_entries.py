@@ -27,9 +27,11 @@ class ServedEntries:
     def __init__(self, settings: Settings, given: Sequence[Serve] = ()) -> None:
         self._settings = settings
         self._given = tuple(given)
-        self._stamp: object = None
         self._file: PoolFile | None = None
-        self.read()
+        path = find_pool_file(settings)
+        self._seen = self._stamp = _stamp(path) if path else None
+        if path:
+            self._file = read_pool_file(path)
 
     @property
     def file(self) -> Path | None:
@@ -48,19 +50,25 @@ class ServedEntries:
         return None
 
     def read(self) -> bool:
-        """Read the file if it has changed since the last call; True if it was read.
+        """Read the file if it has changed, and two calls have seen the same change; True if it was read.
+
+        An editor may be seen while it writes: the beginning of a file can be a valid file that serves less.
 
         Raises:
-            ConfigurationError: It has mistakes, or has gone. The entries stay as they were.
+            ConfigurationError: It has mistakes, serves nothing any more, or has gone. The entries stay as they were.
         """
         path = find_pool_file(self._settings)
         stamp = _stamp(path) if path else None
-        if stamp == self._stamp:
+        is_settled, self._seen = stamp == self._seen, stamp
+        if stamp == self._stamp or not is_settled:
             return False
         self._stamp = stamp
         if path is None:
-            raise ConfigurationError(f"{self._file.path if self._file else 'modelyard.toml'} has gone")
-        self._file = read_pool_file(path)
+            raise ConfigurationError("modelyard.toml has gone")
+        file = read_pool_file(path)
+        if self._file and self._file.serve and not file.serve:
+            raise ConfigurationError(f"{path} has no [[serve]] entry any more")
+        self._file = file
         return True
 
     def place(self, index: int) -> str:

@@ -77,7 +77,7 @@ class Load:
                     self.versions.add(job.model_version)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_pool_follows_file_and_registry_without_a_failed_request(
     environment: dict[str, str], digits: Digits, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
