@@ -130,6 +130,8 @@ def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
+# Without it or a 422, FastAPI adds its own error format, which this API never returns.
+_OTHER = {"description": "Any other problem", "content": _PROBLEM}
 _KEY = {"s401": "The API key is missing or invalid"}
 _OPERATOR = {**_KEY, "s403": "The API key does not have the role `operate`"}
 
@@ -474,7 +476,7 @@ RESULT_EVENTS: dict[str, Any] = {
     **RESULT,
     "summary": "Follow a job",
     "response_class": PlainTextResponse,
-    "responses": {**RESULT["responses"], 200: _EVENTS, 204: _ENDED},
+    "responses": {**RESULT["responses"], 200: _EVENTS, 204: _ENDED, "default": _OTHER},
 }
 del RESULT_EVENTS["responses"][422]
 RESULTS_EVENTS: dict[str, Any] = {
@@ -495,8 +497,7 @@ CANCEL: dict[str, Any] = {
             s410="Its outcome has expired",
             s503="Redis does not answer, or returned without the job, which a controller may replay",
         ),
-        # Otherwise FastAPI adds its own error format, which this API never returns.
-        "default": {"description": "Any other problem", "content": _PROBLEM},
+        "default": _OTHER,
     },
 }
 VERSION_OPENAPI: dict[str, Any] = {
