@@ -221,6 +221,7 @@ class _PoolCollector(Collector):
             "circuit_open", "Whether the version's jobs keep failing, as this controller sees it"
         )
         started = _family("worker_start_time_seconds", "Start of the newest serving process, Unix time")
+        read = _family("registry_read_age_seconds", "Time since a worker last read the registry's aliases")
         for candidate in view.snapshot.candidates:
             wait.add_metric(_labels(candidate.worker, candidate.queue), candidate.expected_wait_ms / 1000)
         groups = by_queue(view.records)
@@ -231,7 +232,10 @@ class _PoolCollector(Collector):
                 accuracy.add_metric(labels, record.val_accuracy)
             if record.inference_ms.last is not None:
                 inference.add_metric(labels, record.inference_ms.last / 1000)
-            started.add_metric(labels, max(each.started_at_ms for each in (record, *others)) / 1000)
+            replicas = (record, *others)
+            started.add_metric(labels, max(each.started_at_ms for each in replicas) / 1000)
+            if read_at_ms := max(each.aliases_read_at_ms for each in replicas):
+                read.add_metric(labels, max(0, now_ms - read_at_ms) / 1000)
         for queue in {*groups, *view.backlog_jobs}:
             labels = _labels(view.numbers.get(queue, 0), queue)
             live.add_metric(labels, [record.state for record in groups.get(queue, ())].count("ready"))
@@ -239,7 +243,7 @@ class _PoolCollector(Collector):
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
             oldest.add_metric(labels, age_ms / 1000)
             circuit.add_metric(labels, queue in view.open_circuits)
-        yield from (accuracy, inference, live, backlog, oldest, wait, circuit, started)
+        yield from (accuracy, inference, live, backlog, oldest, wait, circuit, started, read)
         watcher = self._watcher
         text = "Long polls and event streams that wait for an outcome"
         yield _gauge("waiting_callers", text, len(self._waiting))
