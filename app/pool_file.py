@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from app.errors import ConfigurationError
+from app.registry_database import LATEST
 from app.settings import Settings
 
-LATEST, BEST, CHAMPION = "latest", "best", "champion"
+BEST, CHAMPION = "best", "champion"
 DEFAULT_VERSIONS: tuple[int | str, ...] = (CHAMPION, BEST, LATEST)
 MOST_REPLICAS = 64
 ENDPOINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from app.errors import RegistrySchemaError, RegistryUnavailableError, first_line
 
+LATEST = "latest"  # stands for the newest version; MLflow reserves the name, so that no alias has it
 DATABASES = ("mssql", "mysql", "postgresql", "sqlite")  # those that MLflow knows
 REVISION = re.compile(r'^(down_)?revision = "(\w+)"', re.MULTILINE)
 MYSQL_TLS = {

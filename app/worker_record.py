@@ -24,6 +24,7 @@ from app.errors import NewerWireError, WireError, WorkerNumberTakenError
 from app.ledger.wire import ANY_CONTRACT_VERSION, SCHEMA_VERSION, unreadable
 from app.redis import keys
 from app.redis.script import Call, load, run_now
+from app.registry_database import LATEST
 from modelyard.schemas import Latency, RequirementDifference
 
 WorkerState = Literal["starting", "ready", "draining"]
@@ -44,7 +45,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         running_batch: Running batch, or empty.
         batch_samples_mean: Mean samples per forward pass over the window.
         pid: Process id of the serving process.
-        main_pid: Process id of the supervisor, which receives signals.
+        main_pid: Process id of the supervisor, or of its alias follower, which receives signals.
         device: `cpu` or `cuda:N`.
         unreadable: Messages and batches that it could not read.
         model_id: Identifies this model among others of the same name and version, in addition to the run: MLflow's id
@@ -57,7 +58,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         dataset_rows: Its number of rows; 0 if unknown, and in records of older releases.
         requirements: The first differences between its environment and the version's `requirements.txt`.
         aliases: Version by alias: all aliases of its model in the registry.
+        newest_version: Newest version of its model in the registry; 0 if unknown.
         aliases_read_at_ms: When they were read, Redis's clock; 0 if they were not.
+        follows: The alias that its worker follows, or `latest`; empty if its version is fixed.
         schema_version: Result of `record_version` for the contract.
     """
 
@@ -95,8 +98,15 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     example: str = ""
     outputs: Contract | None = None
     aliases: dict[str, int] = {}
+    newest_version: int = 0
     aliases_read_at_ms: float = 0.0
+    follows: str = ""
     schema_version: int = SCHEMA_VERSION
+
+
+def followed_version(record: WorkerRecord) -> int:
+    """The version that the followed alias names in the registry; 0 if unknown, or if the worker follows none."""
+    return record.newest_version if record.follows == LATEST else record.aliases.get(record.follows, 0)
 
 
 def record_version(contract: Contract) -> int:
@@ -217,10 +227,26 @@ def records_of_host(redis: Any, host: str) -> list[WorkerRecord]:
     Raises:
         WireError: One cannot be read.
     """
+    return [record for record in _live_records(redis, f"{host}-".encode()) if record.host == host]
+
+
+def has_other_ready_worker(redis: Any, own: WorkerRecord) -> bool:
+    """Whether another worker of the same queue is ready.
+
+    Args:
+        redis: A synchronous Redis client.
+    """
+    return any(
+        (record.queue, record.state) == (own.queue, "ready") and record.worker_id != own.worker_id
+        for record in _live_records(redis)
+    )
+
+
+def _live_records(redis: Any, prefix: bytes = b"") -> list[WorkerRecord]:
+    """Records of the live workers whose id begins with the prefix."""
     worker_ids = redis.zrange(keys.WORKERS, 0, -1)
-    own = [keys.worker(each.decode()) for each in worker_ids if each.startswith(f"{host}-".encode())]
-    records = [decode_record(data) for data in (redis.mget(own) if own else []) if data]
-    return [record for record in records if record.host == host]
+    names = [keys.worker(each.decode()) for each in worker_ids if each.startswith(prefix)]
+    return [decode_record(data) for data in (redis.mget(names) if names else []) if data]
 
 
 def withdraw_record(redis: Any, worker_id: str) -> None:

@@ -27,9 +27,9 @@ from app.clock import PoolClock
 from app.ledger.wire import BatchHead
 from app.redis import keys
 from app.unreadable import WHATS, Unreadable
-from app.worker_record import by_queue
+from app.worker_record import by_queue, followed_version
 from controller.events import Accepted, Completed
-from controller.pool_watcher import PoolWatcher
+from controller.pool_watcher import PoolView, PoolWatcher
 from modelyard.schemas import FINAL_STATUSES, Status
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -244,6 +244,7 @@ class _PoolCollector(Collector):
             oldest.add_metric(labels, age_ms / 1000)
             circuit.add_metric(labels, queue in view.open_circuits)
         yield from (accuracy, inference, live, backlog, oldest, wait, circuit, started, read)
+        yield _behind(view)
         watcher = self._watcher
         text = "Long polls and event streams that wait for an outcome"
         yield _gauge("waiting_callers", text, len(self._waiting))
@@ -270,6 +271,25 @@ class _UnreadableCollector(Collector):
         for what in WHATS:
             family.add_metric((what,), self._unreadable.counts[what])
         yield family
+
+
+def _behind(view: PoolView) -> GaugeMetricFamily:
+    """Workers whose alias names another version, which is being loaded or cannot be served."""
+    family = GaugeMetricFamily(
+        "modelyard_alias_behind_workers",
+        "Workers that follow an alias and serve another version than it names now",
+        labels=[*LABELS, "alias"],
+    )
+    counts: dict[_Labels, int] = {}
+    for record in view.records:
+        if record.follows and record.state != "draining":
+            number = view.numbers.get(record.queue, record.worker)
+            labels = (*_labels(number, record.queue), record.follows)
+            is_behind = followed_version(record) not in (0, record.model_version)
+            counts[labels] = counts.get(labels, 0) + is_behind
+    for labels, count in counts.items():
+        family.add_metric(labels, count)
+    return family
 
 
 def _labels(number: int, queue: str) -> _Labels:

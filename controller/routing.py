@@ -24,6 +24,7 @@ from app.errors import (
 )
 from app.nearest import nearest
 from app.redis import keys
+from app.registry_database import LATEST
 from app.worker_record import WorkerRecord, by_queue
 from controller.ranking import Candidate, tie_sets
 
@@ -158,12 +159,13 @@ def build_snapshot(
     """
     records, excluded = list(records), excluded or {}
     ready = by_queue(record for record in records if record.state == "ready")
+    followers = [record for group in ready.values() for record in group if record.follows not in ("", LATEST)]
     readings: dict[str, WorkerRecord] = {}  # by model: the record with the latest reading of its aliases
     for record in records:
         latest = readings.setdefault(record.model_name, record)
         if record.aliases_read_at_ms > latest.aliases_read_at_ms:
             readings[record.model_name] = record
-    aliases = {name: record.aliases for name, record in readings.items()}
+    aliases = {name: _aliases(record, ready, followers) for name, record in readings.items()}
     answers_ms = {each.queue: each.answers_ms for each in before.candidates} if before else {}
     candidates = [
         _candidate(
@@ -194,6 +196,19 @@ def build_snapshot(
         known_versions={name: frozenset(each) for name, each in versions.items()},
         aliases=aliases,
     )
+
+
+def _aliases(
+    reading: WorkerRecord, ready: Mapping[str, list[WorkerRecord]], followers: list[WorkerRecord]
+) -> dict[str, int]:
+    """Version by alias; a followed alias stands for its follower's version until the one that it names is ready."""
+    aliases = dict(reading.aliases)
+    for record in followers:
+        named = aliases.get(record.follows)
+        is_served = named is not None and keys.queue_name(reading.model_name, named) in ready
+        if record.model_name == reading.model_name and not is_served:
+            aliases[record.follows] = record.model_version
+    return aliases
 
 
 def routes(snapshot: Snapshot, selector: Selector, deadline_s: float = inf) -> tuple[Route, ...]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 
-from app.errors import ModelyardError
+from app.errors import ModelyardError, UnavailableError
 from app.logs import configure_logging, end
 from app.settings import WorkerSettings
+from modelyard.redaction import redacted
 from workers.model_lookup import ModelVersion
+from workers.process import follower_files
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -58,6 +60,7 @@ def main() -> None:
     try:
         run(settings, handed)
     except ModelyardError as error:
+        follower_files.report_end(redacted(error.detail), is_away=isinstance(error, UnavailableError))
         end(f"modelyard: {error.detail}")
 
 

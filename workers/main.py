@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from app.celery_app import create_celery
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError
+from app.errors import LedgerUnavailableError, WorkerNumberTakenError
 from app.ledger.worker_ledger import WorkerLedger, keep_outcome
 from app.logs import add_context
 from app.redis import keys
@@ -30,9 +30,11 @@ from workers import model, requirements_check
 from workers.batch_runner import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
 from workers.batch_traces import open_traces
 from workers.consumer.celery_worker import consume
-from workers.model_lookup import ModelVersion
-from workers.process import prefork_supervisor
+from workers.model_lookup import Aliases, ModelVersion
+from workers.process import alias_watch, follower_files, prefork_supervisor
 from workers.process.alias_watch import AliasWatch
+from workers.process.followed_worker import FollowedWorker
+from workers.process.follower_files import Told
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit, Watchdog
@@ -105,7 +107,9 @@ def _serve(
 ) -> None:
     predecessor = _close_hung_job(marker, settings)
     loaded = model.load(found, settings)
-    record = _new_record(settings, found, loaded)
+    folder = follower_files.own_folder()
+    told = follower_files.read(folder, Told) if folder else None
+    record = _new_record(settings, found, loaded, told)
     clock = PoolClock()
     # A heartbeat on a half-open connection times out early enough for the next heartbeat to be in time.
     pulse = connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
@@ -134,7 +138,13 @@ def _serve(
     heartbeat.start()
     signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: heartbeat.leave_routing())
     watchdog.start()
-    aliases = AliasWatch(settings, found, heartbeat.aliases_read)
+    followed = None
+    if folder and told:
+        followed = FollowedWorker(
+            folder, told.alias, record, heartbeat, connect(settings), settings.worker_ttl_s
+        )
+        followed.start()
+    aliases = _watch_aliases(settings, found, heartbeat, followed)
     aliases.start()
     try:
         imports = [name.strip() for name in settings.worker_imports.split(",") if name]
@@ -143,10 +153,27 @@ def _serve(
             consume(create_celery(settings), record, runner, heartbeat, tell_ready, imports, primary_of(url))
     finally:
         aliases.close()
+        if followed:
+            followed.close()
         watchdog.close()
         heartbeat.close()
         if traces:
             traces.close()
+
+
+def _watch_aliases(
+    settings: WorkerSettings, found: ModelVersion, heartbeat: Heartbeat, followed: FollowedWorker | None
+) -> AliasWatch:
+    if not followed:
+        return AliasWatch(settings, found, heartbeat.aliases_read)
+
+    def publish(aliases: Aliases, age_s: float) -> None:
+        heartbeat.aliases_read(aliases, age_s)
+        followed.aliases_read(aliases)
+
+    return AliasWatch(
+        settings, found, publish, alias_watch.FOLLOWED_S, unstamped_s=alias_watch.FOLLOWED_UNSTAMPED_S
+    )
 
 
 def _close_hung_job(marker: InFlightMarker, settings: WorkerSettings) -> str:
@@ -163,10 +190,20 @@ def _close_hung_job(marker: InFlightMarker, settings: WorkerSettings) -> str:
     return noted.worker_id
 
 
-def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedModel) -> WorkerRecord:
+def _new_record(
+    settings: WorkerSettings, found: ModelVersion, loaded: LoadedModel, told: Told | None
+) -> WorkerRecord:
     queue = keys.queue_name(found.name, found.version)
     with ledger_errors(), connect(settings) as client:
-        number = assign_number(client, queue, settings.worker_number)
+        try:
+            number = assign_number(client, queue, settings.worker_number)
+        except WorkerNumberTakenError as error:
+            if not told:
+                raise
+            number = assign_number(
+                client, queue, None
+            )  # the number belongs to an earlier version of the alias
+            logger.warning("%s; %s has the number %d", error.detail, found.uri, number)
     return WorkerRecord(
         worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}",
         worker=number,
@@ -187,12 +224,13 @@ def _new_record(settings: WorkerSettings, found: ModelVersion, loaded: LoadedMod
         heartbeat_at_ms=0,
         host=socket.gethostname(),
         pid=os.getpid(),
-        main_pid=os.getppid(),
+        main_pid=told.follower_pid if told else os.getppid(),
         device=loaded.device,
         model_id=found.model_id,
         registry=settings.shown_registry,
         warnings=found.warnings,
         requirements=requirements_check.differences(found.path)[:DIFFERENCES_SHOWN],
+        follows=told.alias if told else "",
     )
 
 

@@ -34,7 +34,8 @@ from app.ledger.wire import Label
 from app.logs import configure_logging
 from app.nearest import NAMED, nearest
 from app.quality import LOGGED_MODEL, Quality, read_quality
-from app.registry_database import examine, others_beside, sqlite_path
+from app.registry_database import LATEST, examine, others_beside, sqlite_path
+from workers.process import follower_files
 
 if TYPE_CHECKING:
     from app.settings import WorkerSettings
@@ -52,6 +53,22 @@ ERRORS = {
 }
 
 
+class Aliases(msgspec.Struct, frozen=True, tag="aliases"):
+    """All aliases of a model.
+
+    Attributes:
+        versions: Version by alias.
+        newest: The model's newest version; 0 if the registry does not tell.
+    """
+
+    versions: dict[str, int] = {}
+    newest: int = 0
+
+    def version_of(self, alias: str) -> int | None:
+        """The version of an alias or of `latest`; 0 if there is no such alias, None if the registry does not tell."""
+        return self.newest or None if alias == LATEST else self.versions.get(alias, 0)
+
+
 class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     """A registered model's version, as described by the registry.
 
@@ -64,7 +81,7 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
         quality: Its `val_accuracy` and where that was logged.
         model_id: MLflow's id of the logged model, `m-…`; the digest of its files if it has neither that nor a run.
         place: Location of its files if they are in no registry, else empty.
-        aliases: Version by alias: all aliases of the model.
+        aliases: The model's aliases.
         read_at_s: When the registry answered, in seconds of this machine's monotonic clock.
     """
 
@@ -78,7 +95,7 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     model_id: str = ""
     place: str = ""
     task: str = ""
-    aliases: dict[str, int] = {}
+    aliases: Aliases = Aliases()
     read_at_s: float = 0.0
     labels: list[Label] = []
 
@@ -91,12 +108,6 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
     def uri(self) -> str:
         """Its name for people."""
         return self.place or f"models:/{self.name}/{self.version}"
-
-
-class Aliases(msgspec.Struct, frozen=True, tag="aliases"):
-    """Version by alias: all aliases of a model."""
-
-    versions: dict[str, int]
 
 
 class _Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -135,7 +146,7 @@ def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], M
             process.kill()
 
 
-def read_aliases(settings: WorkerSettings) -> dict[str, int]:
+def read_aliases(settings: WorkerSettings) -> Aliases:
     """Run `look_up_aliases` in a separate process with a low priority.
 
     Raises:
@@ -159,7 +170,7 @@ def read_aliases(settings: WorkerSettings) -> dict[str, int]:
             end.cancel()
             process.kill()
     assert isinstance(answer, Aliases)
-    return answer.versions
+    return answer
 
 
 def _command(settings: WorkerSettings, what: str) -> tuple[list[str], dict[str, str]]:
@@ -214,7 +225,8 @@ def main() -> None:
         answer: _Answer
         try:
             if sys.argv[1:] == ["aliases"]:
-                os.nice(10)  # predictions go first
+                if not follower_files.own_folder():  # a follower waits for the answer
+                    os.nice(10)  # predictions go first
                 answer = look_up_aliases(*wanted[:2])
             else:
                 answer = look_up(*wanted)
@@ -286,7 +298,7 @@ def look_up_aliases(tracking_uri: str, name: str) -> Aliases:
     from mlflow.exceptions import MlflowException
 
     try:
-        return Aliases(_aliases(client, name))
+        return _aliases(client, name)
     except MlflowException as error:
         raise _silent(tracking_uri, error) from error
 
@@ -314,8 +326,10 @@ def _silent(tracking_uri: str, error: Exception) -> RegistryUnavailableError:
     )
 
 
-def _aliases(client: Any, name: str) -> dict[str, int]:
-    return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+def _aliases(client: Any, name: str) -> Aliases:
+    model = client.get_registered_model(name)
+    newest = max((int(each.version) for each in model.latest_versions or ()), default=0)
+    return Aliases({alias: int(version) for alias, version in model.aliases.items()}, newest)
 
 
 def _model_id(source: str, run_id: str, folder: Path) -> str:
@@ -337,7 +351,7 @@ def _find(client: Any, name: str, wanted: str) -> Any:
 
     if wanted.isdigit():
         return client.get_model_version(name, wanted)
-    if wanted != "latest":
+    if wanted != LATEST:
         return client.get_model_version_by_alias(name, wanted)
     versions = client.search_model_versions(f"name = '{name}'")
     if not versions:  # the model does not exist, or all its versions were deleted

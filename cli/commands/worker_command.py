@@ -29,8 +29,12 @@ def command(
     redis_url: str | None,
     prepare: bool,
 ) -> None:
-    """Serve one model version from its queue until SIGTERM or Ctrl-C; the current batch is finished."""
-    from workers.main import run
+    """Serve one model version from its queue until SIGTERM or Ctrl-C; the current batch is finished.
+
+    With an alias or `latest`, the worker follows it: when the alias moves, the new version is loaded beside the old,
+    which then finishes the jobs of its queue and stops.
+    """
+    from workers.process import alias_follower
 
     configure_logging()
     settings = load(
@@ -44,5 +48,9 @@ def command(
         from workers import model_environment
 
         model_environment.prepare(settings)
+    elif alias_follower.is_needed(settings):
+        alias_follower.become(settings)
     else:
+        from workers.main import run
+
         run(settings)

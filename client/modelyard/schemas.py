@@ -216,7 +216,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     inference_ms: Latency
     host: str
     pid: Annotated[int, says("of the serving process")]
-    main_pid: Annotated[int, says("of its supervisor, which takes signals")]
+    main_pid: Annotated[int, says("of the process that takes signals: its supervisor or alias follower")]
     device: Annotated[str, says("`cpu` or `cuda:N`")]
     unreadable: Annotated[int, says("number of unreadable messages and batches")]
     warnings: Annotated[tuple[str, ...], says("problems of its model that do not prevent serving")] = ()
@@ -224,6 +224,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         tuple[RequirementDifference, ...],
         says("differences of its environment from the version's requirements"),
     ] = ()
+    follows: Annotated[str, says("alias that it follows, or `latest`; empty if its version is fixed")] = ""
 
 
 class ImageInput(msgspec.Struct, frozen=True):

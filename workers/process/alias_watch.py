@@ -21,15 +21,17 @@ from urllib.request import Request, urlopen
 from app.errors import ModelyardError, RegistryUnavailableError, first_line
 from app.registry_database import sqlite_path
 from app.settings import WorkerSettings
-from workers.model_lookup import ModelVersion, read_aliases
+from workers.model_lookup import Aliases, ModelVersion, read_aliases
 
 logger = logging.getLogger(__name__)
 SERVER_S = 10.0  # between two questions to an MLflow server
 DATABASE_S = 30.0  # between two looks at a database; reading it takes two seconds of a processor
 UNSTAMPED_S = 300.0  # between two readings of a registry that does not show whether it has changed
+FOLLOWED_S = 3.0  # between two looks if the worker follows an alias
+FOLLOWED_UNSTAMPED_S = 30.0
+PAUSE_PER_READING = 3  # a database that changes all the time keeps a reader busy for a quarter of the time
 TIMEOUT_S = 10.0
 CLOCK_STEP_S = 1.0
-MOST_ALIASES = 1000  # limits the size of a record, which is written each second
 
 
 class AliasWatch:
@@ -39,14 +41,16 @@ class AliasWatch:
         found: The version; holds the first reading.
         publish: Takes each reading and its age in seconds.
         pause_s: Seconds between two looks; by default as the registry allows.
+        unstamped_s: Seconds between two readings of a registry that does not show whether it has changed.
     """
 
     def __init__(
         self,
         settings: WorkerSettings,
         found: ModelVersion,
-        publish: Callable[[dict[str, int], float], None],
+        publish: Callable[[Aliases, float], None],
         pause_s: float | None = None,
+        unstamped_s: float = UNSTAMPED_S,
     ) -> None:
         self._settings = settings
         self._name = found.name
@@ -55,7 +59,9 @@ class AliasWatch:
         self._uri = os.environ.get("MLFLOW_REGISTRY_URI") or settings.mlflow_tracking_uri
         self._is_server = self._uri.startswith(("http://", "https://"))
         self._pause_s = pause_s or (SERVER_S if self._is_server else DATABASE_S)
+        self._unstamped_s = unstamped_s
         self._stamp = self._first_stamp()
+        self._took_s = 0.0
         self._is_away = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="aliases", daemon=True)
@@ -71,7 +77,8 @@ class AliasWatch:
         self._closing.set()
 
     def _watch(self) -> None:
-        while not self._closing.wait(self._pause_s):
+        while not self._closing.wait(max(self._pause_s, PAUSE_PER_READING * self._took_s)):
+            begun_s = time.monotonic()
             try:
                 self._read()
             except (ModelyardError, OSError, ValueError) as error:
@@ -82,6 +89,7 @@ class AliasWatch:
                         first_line(error),
                     )
                 self._is_away = True
+            self._took_s = 0.0 if self._is_server else time.monotonic() - begun_s
 
     def _read(self) -> None:
         stamp = self._stamp if self._is_server else self._stamp_now()
@@ -93,13 +101,13 @@ class AliasWatch:
         self._tell()
 
     def _tell(self) -> None:
-        self._publish(dict(list(self._aliases.items())[:MOST_ALIASES]), time.monotonic() - self._read_at_s)
+        self._publish(self._aliases, time.monotonic() - self._read_at_s)
 
     def _stamp_now(self) -> float:
         """A value that differs once the registry may have changed: for SQLite the time of its last change."""
         path = sqlite_path(self._uri)
         if path is None:
-            return time.monotonic() // UNSTAMPED_S
+            return time.monotonic() // self._unstamped_s
         files = (path, Path(f"{path}-wal"))
         return max((each.stat().st_mtime for each in files if each.exists()), default=0.0)
 
@@ -112,7 +120,7 @@ class AliasWatch:
         return stamp if stamp < read_at_s - CLOCK_STEP_S else None
 
 
-def _ask_server(uri: str, name: str) -> dict[str, int]:
+def _ask_server(uri: str, name: str) -> Aliases:
     """The aliases of a model, from MLflow's REST API (`registered-models/get`).
 
     Raises:
@@ -122,8 +130,9 @@ def _ask_server(uri: str, name: str) -> dict[str, int]:
     try:
         request = Request(url, headers=_authorization())  # noqa: S310  (the scheme was checked)
         with urlopen(request, timeout=TIMEOUT_S, context=_tls(uri)) as answer:  # noqa: S310
-            found = json.load(answer)["registered_model"].get("aliases", [])
-        return {each["alias"]: int(each["version"]) for each in found}
+            model = json.load(answer)["registered_model"]
+        newest = max((int(each["version"]) for each in model.get("latest_versions", ())), default=0)
+        return Aliases({each["alias"]: int(each["version"]) for each in model.get("aliases", ())}, newest)
     except (URLError, ValueError, KeyError, TypeError) as error:
         raise RegistryUnavailableError(f"the MLflow server does not answer: {first_line(error)}") from error
 

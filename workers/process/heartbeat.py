@@ -32,11 +32,13 @@ from app.worker_record import (
     withdraw_record,
 )
 from modelyard.schemas import Latency
+from workers.model_lookup import Aliases
 from workers.process import health
 from workers.process.consumer_progress import Progress
 
 logger = logging.getLogger(__name__)
 WINDOW_BATCHES = 512
+MOST_ALIASES = 1000  # limits the size of a record, which is written each second
 
 
 def end_process() -> None:
@@ -150,11 +152,18 @@ class Heartbeat:
                 batches_done=record.batches_done + 1,
             )
 
-    def aliases_read(self, aliases: dict[str, int], age_s: float) -> None:
+    def aliases_read(self, aliases: Aliases, age_s: float) -> None:
         """Record the aliases of the model, which the registry had `age_s` seconds ago."""
-        if aliases != self._record.aliases:
+        versions = dict(list(aliases.versions.items())[:MOST_ALIASES])
+        if versions != self._record.aliases:
             self._changed = True
-        self._change(aliases=aliases, aliases_read_at_ms=self._clock.now_ms() - age_s * 1000)
+        read_at_ms = self._clock.now_ms() - age_s * 1000
+        self._change(aliases=versions, newest_version=aliases.newest, aliases_read_at_ms=read_at_ms)
+
+    def set_warnings(self, warnings: tuple[str, ...]) -> None:
+        """Record faults that do not prevent serving."""
+        self._changed = True
+        self._change(warnings=warnings)
 
     def unreadable_seen(self) -> None:
         """Count an unreadable record or message."""

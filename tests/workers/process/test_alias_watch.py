@@ -15,7 +15,7 @@ import mlflow
 import pytest
 
 from app.settings import WorkerSettings
-from workers.model_lookup import ModelVersion, look_up_aliases
+from workers.model_lookup import Aliases, ModelVersion, look_up_aliases
 from workers.process.alias_watch import AliasWatch
 
 MODEL = "Moved"
@@ -45,9 +45,9 @@ def client(empty_database: Path, tmp_path: Path) -> Iterator[mlflow.MlflowClient
 @contextmanager
 def watching(uri: str, first: dict[str, int], read_at_s: float = 1.0) -> Iterator[Queue[dict[str, int]]]:
     readings: Queue[dict[str, int]] = Queue()
-    found = ModelVersion(MODEL, 1, "", "", {}, aliases=first, read_at_s=read_at_s)
+    found = ModelVersion(MODEL, 1, "", "", {}, aliases=Aliases(first), read_at_s=read_at_s)
     settings = WorkerSettings(mlflow_tracking_uri=uri, model_name=MODEL, model_version="1")
-    watch = AliasWatch(settings, found, lambda aliases, _: readings.put(aliases), SOON_S)
+    watch = AliasWatch(settings, found, lambda aliases, _: readings.put(aliases.versions), SOON_S)
     watch.start()
     yield readings
     watch.close()

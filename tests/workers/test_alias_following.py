@@ -1,0 +1,207 @@
+"""`modelyard worker` with an alias: a moved alias is followed while a real controller answers requests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+import pytest
+
+from tests.pool_samples import RedisServer
+from tests.workers.worker_processes import runs
+from workers.process import health
+
+WaitUntil = Callable[..., None]
+MODEL, GOOD, BROKEN = "Scikit", (1, 5, 6), 4
+START_S = 90.0
+
+
+@dataclass
+class Followed:
+    """A pool whose only worker follows `champion`: version 1, 5 and 6 are good, 4 fails its warm-up."""
+
+    database: Path
+    folder: Path
+    url: str
+    wait_until: WaitUntil
+    registry: mlflow.MlflowClient
+    worker: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def ready_file(self) -> str:
+        return str(self.folder / "ready")
+
+    def move(self, version: int) -> None:
+        self.registry.set_registered_model_alias(MODEL, "champion", str(version))
+
+    def workers(self) -> dict[int, dict[str, Any]]:
+        """Version to the document of `/workers`, for versions with a live worker."""
+        rows = httpx.get(f"{self.url}/workers").json()["workers"]
+        return {row["model_version"]: row for row in rows if row["replicas"]}
+
+    def await_version(self, version: int) -> None:
+        self.wait_until(
+            lambda: [*self.workers()] == [version],
+            timeout_s=START_S,
+            what=f"version {version} alone is served",
+        )
+
+    def warnings(self) -> str:
+        return " ".join(
+            text for row in self.workers().values() for each in row["replicas"] for text in each["warnings"]
+        )
+
+    def behind(self) -> list[str]:
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("modelyard_alias_behind_workers{")]
+
+
+@dataclass
+class Answers:
+    """Status codes and versions of the answers to a stream of requests, and whether a worker was always healthy."""
+
+    versions: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def asking(pool: Followed) -> Iterator[Answers]:
+    """Posts requests one after another, by the alias and without a selector in turn, until the context ends."""
+    answers, is_over = Answers(), threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=pool.url, timeout=30) as client:
+            while not is_over.wait(0.02):
+                for query in ({"model": f"{MODEL}@champion"}, {}):
+                    answer = client.post("/predict", params={"wait": 20, **query}, json={"data": [[0, 0]]})
+                    document = answer.json()
+                    if answer.status_code == 200 and document["status"] == "succeeded":
+                        answers.versions.append(document["model_version"])
+                    else:
+                        answers.failures.append(answer.text)
+                if problem := health.problem(pool.ready_file):
+                    answers.failures.append(problem)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.fixture
+def pool(
+    registry: str,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    free_port: Callable[[], int],
+    wait_until: WaitUntil,
+) -> Iterator[Followed]:
+    database = tmp_path / "mlruns.db"
+    shutil.copy(registry.removeprefix("sqlite:///"), database)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    client = mlflow.MlflowClient()
+    first = client.get_model_version(MODEL, "1")
+    for _ in GOOD[1:]:
+        client.create_model_version(MODEL, first.source, first.run_id)
+    port, log = free_port(), tmp_path / "worker.log"
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = os.environ | {
+        "REDIS_URL": redis_server.url,
+        "MLFLOW_TRACKING_URI": client.tracking_uri,
+        "MODEL_NAME": MODEL,
+        "MODEL_VERSION": "champion",
+        "MODELYARD_HEARTBEAT_S": "0.2",
+        "MODELYARD_READY_FILE": str(tmp_path / "ready"),
+        "MODELYARD_LAME_DUCK_S": "0",
+        "ALLOW_PICKLE_MODELS": "true",
+        "TMPDIR": str(temporary),
+    }
+    python = [sys.executable, "-m"]
+    with log.open("w") as output:
+        worker = subprocess.Popen([*python, "cli", "worker"], env=environment, stderr=output, text=True)
+        serve = [*python, "cli", "serve", "--port", str(port)]
+        controller = subprocess.Popen(serve, env=environment, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: _is_ready(url), timeout_s=START_S, what="a version is served")
+        yield Followed(database, tmp_path, url, wait_until, client, worker, log)
+    finally:
+        mlflow.set_tracking_uri(before)
+        for process in (worker, controller):
+            process.terminate()
+            process.wait(60)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_moved_alias_is_followed_without_a_failed_request_and_nothing_is_left_behind(
+    pool: Followed,
+) -> None:
+    with asking(pool) as answers:
+        pool.wait_until(lambda: answers.versions or answers.failures, what="version 1 answers")
+        pool.move(5)
+        pool.wait_until(lambda: 5 in answers.versions, timeout_s=START_S, what="version 5 answers")
+        pool.await_version(5)
+        for version in (6, 1, 5, 1, 6):
+            pool.move(version)
+        pool.wait_until(lambda: 6 in answers.versions, timeout_s=START_S, what="version 6 answers")
+        pool.await_version(6)
+        asked = len(answers.versions)
+        pool.wait_until(lambda: len(answers.versions) > asked + 10, what="version 6 alone answers")
+    assert not answers.failures
+    assert set(answers.versions[asked + 2 :]) == {6}
+    [replica] = pool.workers()[6]["replicas"]
+    assert (replica["follows"], replica["main_pid"], replica["warnings"]) == ("champion", pool.worker.pid, [])
+    [follower] = [each for each in Path(pool.folder, "tmp").glob("modelyard-*") if "follower" in each.name]
+    assert len([*follower.iterdir()]) == 1
+    pool.worker.send_signal(signal.SIGTERM)
+    assert pool.worker.wait(60) == 0
+    assert not runs(replica["pid"])
+    assert not [*Path(pool.folder, "tmp").glob("modelyard-*")]
+    assert health.problem(pool.ready_file)
+
+
+def test_a_version_that_cannot_be_served_leaves_the_old_one_serving_and_says_so(pool: Followed) -> None:
+    with asking(pool) as answers:
+        pool.move(BROKEN)
+        pool.wait_until(lambda: "fails on zeros" in pool.warnings(), timeout_s=START_S, what="it says so")
+        assert "version 4, which champion names now, is not served and is tried again in" in pool.warnings()
+        assert "; version 1 goes on serving" in pool.log.read_text()
+        [behind] = pool.behind()
+        assert 'alias="champion"' in behind
+        assert 'version="1"' in behind
+        assert behind.endswith(" 1.0")
+        away = pool.database.rename(pool.folder / "away.db")
+        elsewhere = mlflow.MlflowClient(f"sqlite:///{away}")
+        pool.wait_until(
+            lambda: "cannot be read again" in pool.log.read_text(), timeout_s=START_S, what="it is missed"
+        )
+        elsewhere.set_registered_model_alias(MODEL, "champion", "5")
+        away.rename(pool.database)
+        pool.await_version(5)
+        assert pool.behind()[0].endswith(" 0.0")
+        assert not pool.warnings()
+    assert not answers.failures
+    assert set(answers.versions) <= {1, 5}
