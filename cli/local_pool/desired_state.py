@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.nearest import NAMED, nearest
-from app.pool_file import BEST, CHAMPION, LATEST, NamedVersion, Serve
+from app.pool_file import BEST, CHAMPION, NamedVersion, Serve
+from app.registry_database import LATEST
 from training.registry_reader import ModelReading, Question, Reading
 
 MOST_VERSIONS = 8  # of a pool for which nothing says what to serve

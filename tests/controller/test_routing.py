@@ -87,6 +87,14 @@ POOL = snapshot(
 )
 
 
+def test_a_followed_alias_names_its_followers_version_until_the_new_one_is_ready() -> None:
+    old = record(1, follows="champion", aliases={"champion": 2}, aliases_read_at_ms=1)
+    asked = Selector(model=f"{MODEL}@champion")
+    assert route(snapshot(old), asked).candidate.model_version == 1
+    assert route(snapshot(old, record(2, state="starting")), asked).candidate.model_version == 1
+    assert route(snapshot(old, record(2)), asked).candidate.model_version == 2
+
+
 @pytest.mark.parametrize(
     ("selector", "worker", "policy"),
     [
