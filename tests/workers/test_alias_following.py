@@ -156,6 +156,7 @@ def _is_ready(url: str) -> bool:
         return False
 
 
+@pytest.mark.timeout(600)  # starts workers one after another
 def test_a_moved_alias_is_followed_without_a_failed_request_and_nothing_is_left_behind(
     pool: Followed,
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_moved_alias_is_followed_without_a_failed_request_and_nothing_is_left_
     assert health.problem(pool.ready_file)
 
 
+@pytest.mark.timeout(600)
 def test_a_version_that_cannot_be_served_leaves_the_old_one_serving_and_says_so(pool: Followed) -> None:
     with asking(pool) as answers:
         pool.move(BROKEN)
