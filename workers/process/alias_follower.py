@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from workers.process import follower_files, health
 from workers.process.follower_files import Said, Told
-from workers.process.prefork_supervisor import signal_at_parents_death
+from workers.process.prefork_supervisor import LEAVE_ROUTING, signal_at_parents_death
 
 if TYPE_CHECKING:
     from app.settings import WorkerSettings
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, LEAVE_ROUTING)
 POLL_S = 0.25
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 300.0  # before a version that failed is tried again
 AWAY_PAUSE_S = 10.0  # the same if the registry or Redis did not answer
@@ -143,6 +143,7 @@ class Follower:
         return worker
 
     def _stop_all(self, number: int) -> None:
+        """Forward a signal to all workers; from now on no other version is started."""
         self._is_stopping = True
         for worker in self._workers:
             worker.process.send_signal(number)
