@@ -28,6 +28,7 @@ from app.settings import ControllerSettings
 from app.unreadable import Unreadable
 from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
+from controller.decisions import DecisionWriter
 from controller.operate.circuits import Circuits
 from controller.operate.controls import exclusions, merged, read_table
 from controller.recovery.replay_buffer import ReplayBuffer
@@ -111,6 +112,7 @@ class PoolWatcher:
         self._comes_back_until_s = 0.0
         self._wake = asyncio.Event()
         self._seen_at_s: dict[str, float] = {}
+        self._decisions = DecisionWriter(settings.result_retention_s + settings.max_deadline_s)
 
     @property
     def signer(self) -> IdSigner:
@@ -223,6 +225,7 @@ class PoolWatcher:
     def _note_run(self, run: str) -> None:
         if self._was_away or self._run not in ("", run):
             self._comes_back_until_s = time.monotonic() + HEARTBEATS_TO_COME_BACK * self._interval_s
+            self._decisions.forget()
         self._run, self._was_away = run, False
 
     def _with_former(self, numbers: dict[str, int]) -> dict[str, int]:
@@ -260,6 +263,8 @@ class PoolWatcher:
         )
         for queue in backlog:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
+        for decision, document in self._decisions.due(self.view.snapshot.explanations()):
+            pipe.set(keys.decision(decision), document, px=self._decisions.lives_ms)
         raw, _, *oldest = await pipe.execute()
         records = tuple(record for record in map(self._readable, names, raw) if record)
         waits_ms = self._backlogs.refresh(records, backlog)
@@ -272,7 +277,7 @@ class PoolWatcher:
             numbers=numbers,
             backlog_jobs=backlog,
             oldest_at_ms={
-                queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
+                queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=False) if first
             },
             snapshot=build_snapshot(
                 records,

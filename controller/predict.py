@@ -262,15 +262,19 @@ class Predict:
         asked = request.asked
         if len(possible) > 1:
             self.backlogs.admit(samples.route.candidate.queue, asked.deadline_s, request.caller.name)
+        route = samples.route
         return Job(
-            route=samples.route,
+            route=route,
             entry=JobEntry(
                 samples.n_samples,
                 request.received_at_ms,
                 request.received_at_ms + asked.deadline_s * 1000,
-                samples.route.policy,
-                samples.route.forced,
+                route.policy,
+                route.forced,
                 request.caller.name,
+                route.decision,
+                route.degraded,
+                route.comparable,
             ),
             data=samples.data,
             wants_outcome=asked.wait_s > 0,

@@ -95,16 +95,18 @@ def tie_sets(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     return [*sets, sorted(unmeasured, key=_order_in_tie)] if unmeasured else sets
 
 
-def deciding_criterion(tied: Sequence[Candidate], others: bool) -> str:
-    """What put the first of a tie set before the others: a name for receipts.
+def deciding_criterion(sets: Sequence[Sequence[Candidate]]) -> str:
+    """What put the first of the candidates before the others: one of `modelyard.schemas.CRITERIA`.
 
     Args:
-        others: Whether candidates of other tie sets were ranked behind.
+        sets: Result of `tie_sets`.
     """
-    first = tied[0]
-    if len(tied) == 1:
-        return "val_accuracy" if others else "only_candidate"
-    second = tied[1]
+    first = sets[0][0]
+    if len(sets[0]) == 1:
+        if len(sets) == 1:
+            return "only_candidate"
+        return "champion" if first.is_champion and _value(first) < _value(sets[1][0]) else "val_accuracy"
+    second = sets[0][1]
     if first.is_champion:
         return "champion"
     if first.expected_wait_ms != second.expected_wait_ms:

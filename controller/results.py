@@ -7,8 +7,11 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import suppress
 from math import inf
 from typing import TypeGuard, cast
+
+import msgspec
 
 from app.clock import PoolClock
 from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, UnknownJobError, WireError
@@ -20,11 +23,12 @@ from app.redis.client import AsyncClient, ledger_errors
 from app.redis.key_watch import KeyWatch
 from app.unreadable import Unreadable
 from controller.admission.authentication import Caller
+from controller.decisions import decode, forced_explanation
 from controller.dispatch import Dispatcher, SentBatch
 from controller.http.draining import Drain
 from controller.pool_watcher import PoolWatcher
 from controller.recovery.replay_buffer import ReplayBuffer
-from modelyard.schemas import FINAL_STATUSES
+from modelyard.schemas import FINAL_STATUSES, RouteExplanation
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +163,25 @@ class Results:
             else:
                 found[ref] = view
         return found
+
+    async def explain(self, view: JobView) -> RouteExplanation:
+        """Why a job went to its version.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        entry, head = view.head.jobs[view.ref.index], view.head
+        unexplained = forced_explanation(entry.policy, head.worker, head.model_name, head.model_version)
+        if not entry.decision:
+            return unexplained
+        known = dict(self._watcher.view.snapshot.explanations()).get(entry.decision)
+        if known:
+            return known
+        with ledger_errors():
+            document = cast(bytes | None, await self._client.get(keys.decision(entry.decision)))
+        with suppress(msgspec.MsgspecError):
+            return decode(document or b"")
+        return unexplained
 
     def _missing(self, ref: JobRef, caller: Caller) -> ModelyardError:
         if not caller.is_operator:

@@ -5,7 +5,7 @@ Only the versions of one endpoint compete. `ranking` orders them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -26,7 +26,9 @@ from app.nearest import nearest
 from app.redis import keys
 from app.registry_database import LATEST
 from app.worker_record import WorkerRecord, by_queue
+from controller.decisions import encode, explanation, forced_explanation, id_of, late_explanation
 from controller.ranking import Candidate, tie_sets
+from modelyard.schemas import RouteExplanation
 
 POLICY = "highest_val_accuracy"
 FORCED = "forced"
@@ -79,6 +81,7 @@ class Route(msgspec.Struct, frozen=True):
     Attributes:
         degraded: Whether a better version was left because it would answer too late.
         comparable: Whether the figures that decided were measured on one declared data set; None if none decided.
+        decision: Id of its explanation, see `controller.decisions`; empty if it is forced.
     """
 
     candidate: Candidate
@@ -86,6 +89,7 @@ class Route(msgspec.Struct, frozen=True):
     forced: bool
     degraded: bool = False
     comparable: bool | None = None
+    decision: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +100,18 @@ class Endpoint:
         candidates: Best first; those of one contract follow each other.
         routes: The route to the best candidate of each contract, best first.
         in_time_from_s: Shortest deadline that all of these are expected to meet; infinite without routes.
-        tied: For the first candidate of each contract, by worker number: its tie set.
         excluded: Queues of the endpoint that are no candidates, and why.
+        explanations: Of the routes, by decision.
+        late: Routes of requests with short deadlines, by worker number; filled when they are first needed.
     """
 
     name: str
     candidates: tuple[Candidate, ...] = ()
     routes: tuple[Route, ...] = ()
     in_time_from_s: float = inf
-    tied: Mapping[int, tuple[Candidate, ...]] = field(default_factory=dict)
     excluded: Mapping[str, Exclusion] = field(default_factory=dict)
+    explanations: dict[str, RouteExplanation] = field(default_factory=dict)
+    late: dict[int, Route] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +141,17 @@ class Snapshot:
     known: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     known_versions: Mapping[str, frozenset[int]] = field(default_factory=dict)
     aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def explanations(self) -> Iterator[tuple[str, RouteExplanation]]:
+        """Decisions of this snapshot, and why they were made."""
+        for endpoint in (*self.endpoints.values(), *self.by_model.values()):
+            yield from endpoint.explanations.items()
+
+    def explain(self, route: Route) -> RouteExplanation:
+        """Why a route of this snapshot leads to its version."""
+        found = dict(self.explanations()).get(route.decision)
+        own = route.candidate
+        return found or forced_explanation(route.policy, own.worker, own.model_name, own.model_version)
 
 
 def build_snapshot(
@@ -316,18 +333,32 @@ def _endpoint(name: str, group: Iterable[Candidate], excluded: Mapping[str, Excl
     ranked = sorted(
         ((tie_sets(each), each) for each in by_contract.values()), key=lambda pair: _order(pair[0][0][0])
     )
-    best = [sets[0][0] for sets, _ in ranked]
+    own = {queue: why for queue, why in excluded.items() if keys.model_of(queue)[0] == name}
+    explanations: dict[str, RouteExplanation] = {}
+    prepared = [_explained_route(name, sets, rivals, own, explanations) for sets, rivals in ranked]
     return Endpoint(
         name=name,
         candidates=tuple(each for sets, _ in ranked for tied in sets for each in tied),
-        routes=tuple(
-            Route(first, POLICY, False, comparable=comparability(rivals))
-            for first, (_, rivals) in zip(best, ranked, strict=True)
-        ),
-        in_time_from_s=max((_left_below_ms(each) for each in best), default=inf) / 1000,
-        tied={sets[0][0].worker: tuple(sets[0]) for sets, _ in ranked},
-        excluded={queue: why for queue, why in excluded.items() if keys.model_of(queue)[0] == name},
+        routes=tuple(prepared),
+        in_time_from_s=max((_left_below_ms(each.candidate) for each in prepared), default=inf) / 1000,
+        excluded=own,
+        explanations=explanations,
     )
+
+
+def _explained_route(
+    name: str,
+    sets: list[list[Candidate]],
+    rivals: list[Candidate],
+    excluded: Mapping[str, Exclusion],
+    explanations: dict[str, RouteExplanation],
+) -> Route:
+    comparable = comparability(rivals)
+    reasons = {queue: (each.reason, each.text) for queue, each in excluded.items()}
+    explained = explanation(name, POLICY, sets, reasons, comparable)
+    decision = id_of(encode(explained))
+    explanations[decision] = explained
+    return Route(sets[0][0], POLICY, False, comparable=comparable, decision=decision)
 
 
 def comparability(rivals: Iterable[Candidate]) -> bool | None:
@@ -367,9 +398,18 @@ def _in_time(endpoint: Endpoint, deadline_s: float) -> tuple[Route, ...]:
             in_time = (each for each in rivals[1:] if each.answers_ms[0] <= IN_TIME * deadline_ms)
             chosen = next(in_time, None) or min(rivals, key=lambda each: each.answers_ms[0])
             if chosen is not best:
-                route = Route(chosen, POLICY, False, degraded=True, comparable=route.comparable)
+                route = endpoint.late.get(chosen.worker) or _late_route(endpoint, route, chosen, rivals)
         found.append(route)
     return tuple(found)
+
+
+def _late_route(endpoint: Endpoint, best: Route, chosen: Candidate, rivals: list[Candidate]) -> Route:
+    explained = late_explanation(endpoint.explanations[best.decision], chosen, rivals)
+    decision = id_of(encode(explained))
+    endpoint.explanations[decision] = explained
+    late = Route(chosen, POLICY, False, degraded=True, comparable=best.comparable, decision=decision)
+    endpoint.late[chosen.worker] = late
+    return late
 
 
 def named_version(snapshot: Snapshot, selector: Selector) -> tuple[str, int | None]:

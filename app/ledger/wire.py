@@ -31,8 +31,11 @@ class JobEntry(msgspec.Struct, frozen=True, array_like=True):
         deadline_ms: When the job expires, Redis's clock.
         policy: Rule that chose the queue.
         forced: Whether the request named the queue.
-        owner: Name of its caller's API key; empty without one. Last field and with a default, so that older records
-            stay readable and older processes ignore it.
+        owner: Name of its caller's API key; empty without one. This field and all that follow have a default, so
+            that older records stay readable; older processes ignore them.
+        decision: Id of the decision that chose the queue, see `controller.decisions`; empty if the request named it.
+        degraded: Whether a better version was left because it would have answered too late.
+        comparable: Whether the figures that decided were measured on one declared data set; None if none decided.
     """
 
     n_samples: int
@@ -41,6 +44,9 @@ class JobEntry(msgspec.Struct, frozen=True, array_like=True):
     policy: str
     forced: bool
     owner: str = ""
+    decision: str = ""
+    degraded: bool = False
+    comparable: bool | None = None
 
 
 class BatchHead(msgspec.Struct, frozen=True, kw_only=True):

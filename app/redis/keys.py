@@ -16,6 +16,7 @@
 | `modelyard:worker:<id>` | string: JSON record, see `app.worker_record` | three heartbeats | worker |
 | `modelyard:once:<key>` | string, see `admission.idempotency` | seconds; with a job: retention | controller |
 | `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
+| `modelyard:decision:<id>` | string: JSON, see `controller.decisions` | the jobs that it routed | controller |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
 | `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller, worker |
@@ -84,6 +85,7 @@ KINDS = (
     KeyKind(f"{PREFIX}:once:", "string", expires=True),
     KeyKind(f"{PREFIX}:recent:", "zset", expires=True),
     KeyKind(f"{PREFIX}:queue:", "list", expires=False),
+    KeyKind(f"{PREFIX}:decision:", "string", expires=True),
     KeyKind(f"{RATE}:", "string", expires=True),
     KeyKind(UNACKED, "", expires=False),
     KeyKind(BACKLOG, "hash", expires=False),
@@ -148,6 +150,11 @@ def recent(kind: str) -> str:
 def worker(worker_id: str) -> str:
     """Record of a worker."""
     return f"{PREFIX}:worker:{worker_id}"
+
+
+def decision(decision_id: str) -> str:
+    """The explanation of a routing decision."""
+    return f"{PREFIX}:decision:{decision_id}"
 
 
 def once(idempotency_key: str) -> str:

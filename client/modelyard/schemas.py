@@ -22,6 +22,11 @@ Later: TypeAlias = Annotated[T | None, Meta(extra_json_schema={"nullable": False
 Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
 FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
 POLICIES = ["highest_val_accuracy", "forced", "unknown"]
+# What may put a version before the others of its endpoint.
+CRITERIA = [
+    *("request", "only_candidate", "val_accuracy", "champion", "expected_wait", "newer_version"),
+    *("deadline", "unknown"),
+]
 INT64_MAX = 2**63 - 1
 
 
@@ -84,6 +89,63 @@ class JobProblem(msgspec.Struct, frozen=True):
     detail: str
 
 
+class RankedVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that competed for a request, and its figure."""
+
+    worker: Annotated[int, says("worker number of its queue")]
+    model_name: str
+    model_version: int
+    val_accuracy: Annotated[float | None, says("fraction in [0, 1]")]
+    val_accuracy_source: Annotated[str, says("where it was logged: `model`, `run`, or empty without one")]
+    dataset: Annotated[str, says("name of its data set; empty if none was logged")]
+    dataset_digest: Annotated[str, says("digest of that data set; empty if it was not declared")]
+    dataset_rows: Annotated[int, says("rows of that data set; 0 if unknown")]
+    is_champion: Annotated[bool, says("whether the alias `champion`, or the endpoint's default, names it")]
+    expected_answer_s: Annotated[
+        Later[float], says("expected time to an answer, where that decided the route")
+    ] = None
+
+
+class ExcludedVersion(msgspec.Struct, frozen=True):
+    """A version of the endpoint that was no candidate."""
+
+    model_name: str
+    model_version: int
+    reason: Annotated[str, says("stable name, such as `disabled`, `pinned` or `circuit_open`")]
+    why: Annotated[str, says("the reason, for people")]
+
+
+class RouteExplanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request went to its version, and what else was possible."""
+
+    endpoint: Annotated[str, says("name of the endpoint; of a forced request, the model")]
+    worker: Annotated[int, says("worker number of the chosen queue")]
+    model_name: str
+    model_version: int
+    input: Annotated[str, says("the input that the version takes, in words")] = ""
+    policy: Annotated[str, says("rule that chose the queue", enum=POLICIES)]
+    decided_by: Annotated[str, says("what put the version before the others", enum=CRITERIA)]
+    why: Annotated[str, says("the same in one sentence, for people")]
+    comparable: Annotated[
+        bool | None,
+        says("whether the figures are of one declared data set; null where fewer than two competed"),
+    ] = None
+    degraded: Annotated[bool, says("whether a better version was left because it would be late")] = False
+    tied: Annotated[tuple[int, ...], says("worker numbers of the tie set of the best version")] = ()
+    tie_band: Annotated[
+        float | None, says("the largest difference from the best figure that is a tie; null without others")
+    ] = None
+    candidates: Annotated[tuple[RankedVersion, ...], says("best first; at most 20")] = ()
+    n_candidates: Annotated[int, says("number of candidates")] = 0
+    excluded: Annotated[tuple[ExcludedVersion, ...], says("at most 20")] = ()
+
+
+class RoutePlan(msgspec.Struct, frozen=True):
+    """Answer of `GET /route`: where a request would go now, for each input that the endpoint takes."""
+
+    routes: Annotated[tuple[RouteExplanation, ...], says("best first; a body takes the first that it fits")]
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """An accepted request: its receipt and, once there is one, its outcome."""
 
@@ -98,6 +160,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ]
     forced: Annotated[bool, says("whether the request named the queue")]
     result_url: str
+    degraded: Annotated[
+        bool, says("a better version was left because it would have answered too late; absent if false")
+    ] = False
+    comparable: Annotated[
+        Later[bool],
+        says("false where the version was chosen by figures of different or undeclared data sets"),
+    ] = None
+    route: Annotated[Later[RouteExplanation], says("with `explain=true`: why it went to its version")] = None
     resent_from: Annotated[Later[str], says("the quarantined job that this one repeats")] = None
     worker_id: Annotated[str | None, says("process that ran the job")] = None
     batch_samples: Annotated[Later[int], says("samples in the forward pass")] = None
@@ -421,6 +491,7 @@ DOCUMENTS: tuple[type[msgspec.Struct], ...] = (
     DecisionList,
     Scale,
     Pool,
+    RoutePlan,
     Quarantine,
     Health,
     Readiness,

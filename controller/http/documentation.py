@@ -24,6 +24,7 @@ from modelyard.schemas import (
     Problem,
     Quarantine,
     Readiness,
+    RoutePlan,
     Scale,
     VersionControl,
 )
@@ -165,12 +166,13 @@ PREDICT: dict[str, Any] = {
         **_problems(
             **_KEY,
             s400="The body is not JSON",
-            s404="No such worker number, model or version",
+            s404="No such worker number, model, version or endpoint",
             s409="The idempotency key was used for another request",
             s413="Too many samples or bytes",
             s415="The body's content type or encoding is not supported; `Accept-Post` or `Accept-Encoding` "
             "lists the supported ones",
-            s422="The samples do not fit the model, or a parameter is out of range",
+            s422="The samples do not fit the model, a parameter is out of range, or several endpoints are served "
+            "and the request names none",
             s429="The queue is full: the expected wait is too long for the job's deadline. Or the client "
             "exceeds its rate limit",
             s503="No worker is ready, Redis does not answer, another post with the Idempotency-Key is being "
@@ -182,6 +184,7 @@ PREDICT: dict[str, Any] = {
             _parameter("worker", _NUMBER, "use this worker number"),
             _parameter("model", {"type": "string"}, "use this model"),
             _parameter("version", _VERSION, "use this version of the model: its number or an alias"),
+            _parameter("endpoint", {"type": "string"}, "use the best version of this endpoint"),
             _parameter("wait", _SECONDS | {"maximum": 60}, "seconds to wait for the outcome (default 0)"),
             _parameter(
                 "deadline", _SECONDS | {"maximum": 3600}, "seconds until the job expires (default 60)"
@@ -233,9 +236,12 @@ def _without(described: dict[str, Any], *names: str) -> dict[str, Any]:
     return {**described, "openapi_extra": {**extra, "parameters": parameters}}
 
 
-MODEL_PREDICT = _without({**PREDICT, "summary": "Post a prediction to a model"}, "model")
+MODEL_PREDICT = _without({**PREDICT, "summary": "Post a prediction to a model"}, "model", "endpoint")
+ENDPOINT_PREDICT = _without(
+    {**PREDICT, "summary": "Post a prediction to an endpoint"}, "model", "version", "worker", "endpoint"
+)
 VERSION_PREDICT = _without(
-    {**PREDICT, "summary": "Post a prediction to a version"}, "model", "version", "worker"
+    {**PREDICT, "summary": "Post a prediction to a version"}, "model", "version", "worker", "endpoint"
 )
 _MLFLOW_ERROR = {
     "application/json": {
@@ -511,6 +517,26 @@ VERSION_OPENAPI: dict[str, Any] = {
             s422="The version is malformed",
             s503="No worker of the version is alive",
         ),
+    },
+}
+ROUTE: dict[str, Any] = {
+    "tags": ["pool"],
+    "summary": "Explain where a prediction would go",
+    "responses": {
+        200: {"description": "The possible routes", **_json(RoutePlan)},
+        **_problems(
+            **_KEY,
+            s404="No such worker number, model, version or endpoint",
+            s422="A parameter is out of range, or several endpoints are served and the query names none",
+            s503="No worker is ready",
+        ),
+    },
+    "openapi_extra": {
+        "parameters": [
+            each
+            for each in PREDICT["openapi_extra"]["parameters"]
+            if each["in"] == "query" and each["name"] != "wait"
+        ]
     },
 }
 WORKERS: dict[str, Any] = {

@@ -119,6 +119,10 @@ def _common(head: BatchHead, entry: JobEntry, outcome: BatchOutcome | None) -> d
         "policy": entry.policy,
         "forced": entry.forced,
     }
+    if entry.degraded:
+        common["degraded"] = True
+    if entry.comparable is False:
+        common["comparable"] = False
     if head.resent_from:
         common["resent_from"] = head.resent_from
     if outcome:
@@ -198,9 +202,9 @@ def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefi
         begin, between, end = f'"outputs":{opening}', "", f'{closing},"outputs_dtype":"{dtype}"'
     else:
         return []
-    common = {(each.policy, each.forced): "" for each in entries}
+    common = {(each.policy, each.forced, each.decision): "" for each in entries}
     for entry in entries:
-        rule = entry.policy, entry.forced
+        rule = entry.policy, entry.forced, entry.decision
         common[rule] = common[rule] or _json(_common(head, entry, outcome))[1:-1]
     times = []
     for until_ms in (outcome.started_at_ms, outcome.finished_at_ms):
@@ -209,7 +213,7 @@ def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefi
         times.append(_json([us / 1000 if us > 0 else 0.0 for us in each_us])[1:-1].split(","))
     start, url = f'{{"id":"{batch_id}.', f'","status":"{status}","result_url":"{prefix}/results/{batch_id}.'
     return [
-        f'{start}{index}{url}{index}",{common[entry.policy, entry.forced]},"queue_wait_ms":{wait},'
+        f'{start}{index}{url}{index}",{common[entry.policy, entry.forced, entry.decision]},"queue_wait_ms":{wait},'
         f'"end_to_end_ms":{took},{begin}{each}{between}{row}{end}}}'.encode()
         for index, (entry, wait, took, each, row) in enumerate(
             zip(entries, *times, classes, rows, strict=True)

@@ -16,14 +16,16 @@ from controller.http.job_events import event_stream
 from controller.http.job_json import job_json, result_url
 from controller.http.many_jobs import job_ids_of, jobs_json, view_json
 from controller.http.pool_document import pool_document
-from controller.http.prediction_request import in_range, version_of
+from controller.http.prediction_request import in_range, parse_query, version_of
 from controller.http.version_document import record_of, version_document
 from controller.operate.job_history import JobFilter
+from controller.routing import routes
 from controller.services import Services
 from modelyard.schemas import (
     Health,
     Quarantine,
     Readiness,
+    RoutePlan,
 )
 
 router = APIRouter()
@@ -74,17 +76,40 @@ async def results_events(
     return await _event_stream(request, job_ids_of(ids))
 
 
+@router.post("/endpoints/{name}/predict", dependencies=[require("predict")], **docs.ENDPOINT_PREDICT)
+async def predict_with_endpoint(name: str) -> Response:
+    """Predict with the best version of an endpoint."""
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+
+
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.RESULT)
 async def result(
     request: Request,
     job_id: str,
     wait: Annotated[float, Query(description="seconds to wait for the outcome, 0 to 60")] = 0.0,
+    explain: Annotated[bool, Query(description="add `route`: why the job went to its version")] = False,
 ) -> Response:
     """Read a job, and its outcome if it has one."""
     services: Services = request.state.services
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
     view = await while_present(request, services.results.job(job_id, request.state.caller, wait_s), wait_s)
-    return Response(view_json(view, services.settings.prefix), media_type=JSON)
+    body = view_json(view, services.settings.prefix)
+    if explain:
+        route = msgspec.json.encode(await services.results.explain(view))
+        body = b'%b,"route":%b}' % (body[:-1], route)
+    return Response(body, media_type=JSON)
+
+
+@router.get("/route", dependencies=[require("predict")], **docs.ROUTE)
+async def route(request: Request) -> Response:
+    """Say where a prediction with the same query parameters would go now, and why. Nothing is sent."""
+    services: Services = request.state.services
+    query = parse_query(request.scope["query_string"])
+    deadline_s = services.settings.default_deadline_s if query.deadline_s is None else query.deadline_s
+    in_range("deadline", deadline_s, 0.001, services.settings.max_deadline_s)
+    snapshot = services.watcher.view.snapshot
+    possible = routes(snapshot, query.selector, deadline_s)
+    return _document(RoutePlan(tuple(map(snapshot.explain, possible))))
 
 
 @router.get("/results/{job_id}/events", dependencies=[require("predict")], **docs.RESULT_EVENTS)
