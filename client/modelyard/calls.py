@@ -36,7 +36,17 @@ from modelyard.errors import (
 )
 from modelyard.inputs import Encoded, Input, Params, Samples, read_input
 from modelyard.parts import JoinedJob, Limits, Part, has_outcome, join, next_part
-from modelyard.schemas import DecisionList, Job, JobList, Jobs, Pool, Problem, Readiness, VersionControl
+from modelyard.schemas import (
+    DecisionList,
+    Job,
+    JobList,
+    Jobs,
+    Pool,
+    Problem,
+    Readiness,
+    RoutePlan,
+    VersionControl,
+)
 
 T = TypeVar("T")
 
@@ -67,6 +77,7 @@ class SubmitOptions(TypedDict, total=False):
         worker: Worker number to use instead of the policy's choice.
         model: Name of the model to use.
         version: Version of that model to use: its number or an alias of the registry, such as "champion".
+        endpoint: Name of the endpoint whose best version is to be used.
         deadline_s: Seconds until the job expires; default: the controller's.
         idempotency_key: POST requests with the same key are one job; default: a new key for each call.
     """
@@ -74,6 +85,7 @@ class SubmitOptions(TypedDict, total=False):
     worker: int | None
     model: str | None
     version: int | str | None
+    endpoint: str | None
     deadline_s: float | None
     idempotency_key: str | None
 
@@ -149,6 +161,16 @@ class Call(Generic[T]):
 Flow: TypeAlias = Generator[Call[Any], Any, T]
 
 
+class RouteOptions(TypedDict, total=False):
+    """The options of `SubmitOptions` that decide where a request goes."""
+
+    worker: int | None
+    model: str | None
+    version: int | str | None
+    endpoint: str | None
+    deadline_s: float | None
+
+
 def post(
     samples: Encoded,
     *,
@@ -156,6 +178,7 @@ def post(
     worker: int | None = None,
     model: str | None = None,
     version: int | str | None = None,
+    endpoint: str | None = None,
     deadline_s: float | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Job]:
@@ -167,15 +190,16 @@ def post(
         worker: See `SubmitOptions`, also for the following options.
         model: Name of the model to use.
         version: Version of that model to use.
+        endpoint: Name of the endpoint to use.
         deadline_s: Seconds until the job expires.
         idempotency_key: POST requests with the same key are one job.
     """
-    asked = {"worker": worker, "model": model, "version": version, "deadline": deadline_s}
+    asked = _query(worker=worker, model=model, version=version, endpoint=endpoint, deadline=deadline_s)
     return Call(
         method="POST",
         path="/predict",
         answer=Job,
-        query={name: value for name, value in asked.items() if value is not None} | _wait(wait_s),
+        query=asked | _wait(wait_s),
         # Always with a key: without one, repeating a POST whose answer was lost would run it twice.
         headers={
             "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
@@ -189,6 +213,18 @@ def post(
 def result(job_id: str, wait_s: float = 0.0) -> Call[Job]:
     """Read a job; its answer may wait `wait_s` seconds for the outcome."""
     return Call("GET", _job_path(job_id), Job, query=_wait(wait_s), wait_s=wait_s)
+
+
+def explained(job_id: str) -> Call[Job]:
+    """Read a job with the reason why it went to its version."""
+    return Call("GET", _job_path(job_id), Job, query={"explain": "true"})
+
+
+def route(options: RouteOptions) -> Call[RoutePlan]:
+    """Ask where a request would go now."""
+    asked: dict[str, Any] = {**options}
+    asked["deadline"] = asked.pop("deadline_s", None)
+    return Call("GET", "/route", RoutePlan, query=_query(**asked))
 
 
 def results(job_ids: Sequence[str], wait_s: float = 0.0) -> Call[Jobs]:
@@ -371,6 +407,10 @@ def _until_succeeded(job: Job, ends_at_s: float) -> Flow[Job]:
     if job.status != "succeeded":
         raise UNSUCCESSFUL[job.status](job)
     return job
+
+
+def _query(**asked: Any) -> dict[str, str | float]:
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _wait(wait_s: float) -> dict[str, float]:

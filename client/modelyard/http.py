@@ -15,14 +15,14 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from modelyard import calls
-from modelyard.calls import Call, Flow, JobFilter, SubmitOptions
+from modelyard.calls import Call, Flow, JobFilter, RouteOptions, SubmitOptions
 from modelyard.client_errors import AnswerUnreadableError, ControllerUnreachableError
 from modelyard.errors import ConfigurationError, ModelyardError
 from modelyard.inputs import Params, Samples
 from modelyard.mapping import run_all, run_all_async
 from modelyard.parts import Limits
 from modelyard.retries import RetryPolicy
-from modelyard.schemas import Decision, Job, JobList, Readiness, VersionControl, WorkerInfo
+from modelyard.schemas import Decision, Job, JobList, Readiness, RoutePlan, VersionControl, WorkerInfo
 
 T = TypeVar("T")
 
@@ -193,6 +193,25 @@ class Client:
             JobGoneError: Its outcome was kept for its time and is no longer.
         """
         return self._run(calls.read(job))
+
+    def explain(self, job_id: str) -> Job:
+        """Read a job with its `route`: why it went to its version.
+
+        Raises:
+            UnknownJobError: No job has this id.
+            JobGoneError: Its outcome was kept for its time and is no longer.
+        """
+        return self._send(calls.explained(job_id))
+
+    def route(self, **options: Unpack[RouteOptions]) -> RoutePlan:
+        """Ask where a request would go now, and why; nothing is sent.
+
+        Raises:
+            NotFoundError: No such worker number, model, version or endpoint.
+            InputError: Several endpoints are served, and the options name none.
+            UnavailableError: No worker is ready.
+        """
+        return self._send(calls.route(options))
 
     def jobs(self, jobs: Iterable[Job | str], wait_s: float = 0.0) -> list[Job | ModelyardError]:
         """Read many jobs, in their order and in any state: up to 200 of them in one request.
@@ -382,6 +401,14 @@ class AsyncClient:
     async def result(self, job: Job | str) -> Job:
         """Read a job in whatever state it is; see `Client.result`."""
         return await self._run(calls.read(job))
+
+    async def explain(self, job_id: str) -> Job:
+        """Read a job with its `route`; see `Client.explain`."""
+        return await self._send(calls.explained(job_id))
+
+    async def route(self, **options: Unpack[RouteOptions]) -> RoutePlan:
+        """Ask where a request would go now, and why; see `Client.route`."""
+        return await self._send(calls.route(options))
 
     async def jobs(self, jobs: Iterable[Job | str], wait_s: float = 0.0) -> list[Job | ModelyardError]:
         """Read many jobs, in their order and in any state; see `Client.jobs`."""

@@ -65,6 +65,16 @@ COMMANDS = {
         "Show jobs and their outcomes.",
         "modelyard-client[commands]",
     ),
+    "why": Command(
+        "modelyard.commands.why_command",
+        "Explain why a job went to its version.",
+        "modelyard-client[commands]",
+    ),
+    "route": Command(
+        "modelyard.commands.route_command",
+        "Show where a request would go, and why.",
+        "modelyard-client[commands]",
+    ),
     "batch": Command(
         "modelyard.commands.batch_command",
         "Predict every row of a file.",
