@@ -24,6 +24,7 @@ from app.settings import ControllerSettings, load
 from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
 from controller.cancelling import cancel
+from controller.configured_endpoints import ConfiguredEndpoints
 from controller.http import documentation, invocations, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
 from controller.http.version_document import served_examples
@@ -44,14 +45,14 @@ def create_app(settings: ControllerSettings) -> Controller:
     """Create the application. Nothing connects before its lifespan begins.
 
     Raises:
-        ConfigurationError: The API keys are malformed, or the audit log cannot be written.
+        ConfigurationError: The API keys or the pool's file have mistakes, or the audit log cannot be written.
     """
-    access = Access(settings)
+    access, endpoints = Access(settings), ConfiguredEndpoints(settings)
     check_writable(settings.audit_log)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with open_services(settings, access) as services:
+        async with open_services(settings, access, endpoints) as services:
             app.services = services
             yield {"services": services}
 
@@ -81,7 +82,9 @@ def create_app(settings: ControllerSettings) -> Controller:
 
 
 @asynccontextmanager
-async def open_services(settings: ControllerSettings, access: Access) -> AsyncIterator[Services]:
+async def open_services(
+    settings: ControllerSettings, access: Access, endpoints: ConfiguredEndpoints
+) -> AsyncIterator[Services]:
     """Build the services, connect, and run their background tasks; close everything in reverse order.
 
     Redis need not be reachable: the controller answers 503 until it is.
@@ -91,7 +94,7 @@ async def open_services(settings: ControllerSettings, access: Access) -> AsyncIt
         client = connect_async(settings)
         stack.push_async_callback(client.aclose)
         audit = stack.enter_context(audit_log(settings.audit_log))
-        services = Services(settings, access, audit, client)
+        services = Services(settings, access, audit, client, endpoints)
         stack.callback(services.large_bodies.close)
         if services.traces:
             stack.callback(services.traces.close)

@@ -28,6 +28,7 @@ from app.settings import ControllerSettings
 from app.unreadable import Unreadable
 from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
+from controller.configured_endpoints import ConfiguredEndpoints
 from controller.decisions import DecisionWriter
 from controller.operate.circuits import Circuits
 from controller.operate.controls import exclusions, merged, read_table
@@ -73,6 +74,7 @@ class PoolWatcher:
         backlogs: Updated by each reading.
         replay_buffer: Told each answer of Redis and the run of Redis that sent it.
         settings: Contain the refresh interval and the time after which a silent worker is dead.
+        endpoints: Those of the pool's file.
 
     Attributes:
         clock: Redis's clock.
@@ -92,6 +94,7 @@ class PoolWatcher:
         unreadable: Unreadable,
         *,
         circuits: Circuits,
+        endpoints: ConfiguredEndpoints,
     ) -> None:
         self.view = PoolView()
         self.reachable = False
@@ -103,6 +106,7 @@ class PoolWatcher:
         self._replay_buffer = replay_buffer
         self._unreadable = unreadable
         self._circuits = circuits
+        self._endpoints = endpoints
         self._interval_s = settings.heartbeat_s
         self._worker_ttl_ms = settings.worker_ttl_s * 1000
         self._signer: IdSigner | None = None
@@ -284,6 +288,7 @@ class PoolWatcher:
                 numbers,
                 waits_ms,
                 excluded=merged(controlled, circuits, ready),
+                configured=self._endpoints.read(),
                 recent_models=self._recent_models(records),
                 before=self.view.snapshot,
             ),

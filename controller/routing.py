@@ -6,11 +6,12 @@ Only the versions of one endpoint compete. `ranking` orders them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import msgspec
 
+from app import pool_file
 from app.contract import Contract
 from app.errors import (
     ContradictionError,
@@ -160,6 +161,7 @@ def build_snapshot(
     waits_ms: Mapping[str, float],
     *,
     excluded: Mapping[str, Exclusion] | None = None,
+    configured: Mapping[str, pool_file.Endpoint] | None = None,
     recent_models: Collection[str] = (),
     before: Snapshot | None = None,
 ) -> Snapshot:
@@ -170,11 +172,12 @@ def build_snapshot(
         numbers: Worker number by queue, for every queue that ever existed.
         waits_ms: Expected wait, by queue.
         excluded: Queues that must not be candidates, and why.
+        configured: Endpoints of the pool's file, by name. Every model that none of them names is one of its own.
         recent_models: Models that had a live worker until recently: requests without a selector do not fall to
             another model while the workers of theirs restart.
         before: The previous snapshot.
     """
-    records, excluded = list(records), excluded or {}
+    records, configured = list(records), configured or {}
     ready = by_queue(record for record in records if record.state == "ready")
     followers = [record for group in ready.values() for record in group if record.follows not in ("", LATEST)]
     readings: dict[str, WorkerRecord] = {}  # by model: the record with the latest reading of its aliases
@@ -190,11 +193,22 @@ def build_snapshot(
         )
         for queue, group in ready.items()
     ]
+    excluded = {**_pinned_elsewhere(candidates, configured), **(excluded or {})}
     competing: dict[str, list[Candidate]] = {name: [] for name in {*aliases, *recent_models}}
     for candidate in candidates:
         if candidate.queue not in excluded:
             competing[candidate.model_name].append(candidate)
-    by_model = {name: _endpoint(name, group, excluded) for name, group in sorted(competing.items())}
+    by_model = {
+        name: _endpoint(name, group, _of_model(name, excluded)) for name, group in sorted(competing.items())
+    }
+    endpoints = {
+        name: _configured_endpoint(name, endpoint, candidates, excluded)
+        for name, endpoint in configured.items()
+    }
+    named = {model for endpoint in configured.values() for model in _models(endpoint)}
+    endpoints |= {
+        name: each for name, each in by_model.items() if name not in named and name not in endpoints
+    }
     known = {number: keys.model_of(queue) for queue, number in numbers.items()}
     versions: dict[str, set[int]] = {}
     for name, version in known.values():
@@ -206,8 +220,8 @@ def build_snapshot(
         by_number={candidate.worker: candidate for candidate in ranked},
         by_version={(each.model_name, each.model_version): each for each in ranked},
         by_model=by_model,
-        endpoints=by_model,
-        default=_default(by_model),
+        endpoints=endpoints,
+        default=_default(endpoints, configured),
         excluded=excluded,
         known=known,
         known_versions={name: frozenset(each) for name, each in versions.items()},
@@ -318,7 +332,7 @@ def _named_endpoint(snapshot: Snapshot, selector: Selector) -> Endpoint:
     assert name is not None
     if (selector.model, selector.version) != (None, None):
         raise _endpoint_and_other()
-    found = snapshot.endpoints.get(name)
+    found = snapshot.endpoints.get(name) or snapshot.by_model.get(name)
     if found is None:
         names = nearest(name, snapshot.endpoints) or "none yet"
         raise UnknownEndpointError(f"there is no endpoint {name}; known endpoints: {names}")
@@ -333,17 +347,61 @@ def _endpoint(name: str, group: Iterable[Candidate], excluded: Mapping[str, Excl
     ranked = sorted(
         ((tie_sets(each), each) for each in by_contract.values()), key=lambda pair: _order(pair[0][0][0])
     )
-    own = {queue: why for queue, why in excluded.items() if keys.model_of(queue)[0] == name}
     explanations: dict[str, RouteExplanation] = {}
-    prepared = [_explained_route(name, sets, rivals, own, explanations) for sets, rivals in ranked]
+    prepared = [_explained_route(name, sets, rivals, excluded, explanations) for sets, rivals in ranked]
     return Endpoint(
         name=name,
         candidates=tuple(each for sets, _ in ranked for tied in sets for each in tied),
         routes=tuple(prepared),
         in_time_from_s=max((_left_below_ms(each.candidate) for each in prepared), default=inf) / 1000,
-        excluded=own,
+        excluded=excluded,
         explanations=explanations,
     )
+
+
+def _configured_endpoint(
+    name: str,
+    endpoint: pool_file.Endpoint,
+    candidates: Iterable[Candidate],
+    excluded: Mapping[str, Exclusion],
+) -> Endpoint:
+    own = [each for each in candidates if _belongs(endpoint, each.model_name, each.model_version)]
+    if endpoint.default_version:
+        own = [
+            replace(each, is_champion=(each.model_name, each.model_version) == endpoint.default_version)
+            for each in own
+        ]
+    return _endpoint(
+        name,
+        [each for each in own if each.queue not in excluded],
+        {queue: why for queue, why in excluded.items() if _belongs(endpoint, *keys.model_of(queue))},
+    )
+
+
+def _pinned_elsewhere(
+    candidates: Iterable[Candidate], configured: Mapping[str, pool_file.Endpoint]
+) -> dict[str, Exclusion]:
+    """Versions of a pinned endpoint, besides the one to which it is pinned."""
+    return {
+        each.queue: Exclusion("pinned", f"the endpoint {name} is pinned to {endpoint.pinned}")
+        for name, endpoint in configured.items()
+        for each in candidates
+        if endpoint.pinned
+        and _belongs(endpoint, each.model_name, each.model_version)
+        and (each.model_name, each.model_version) != endpoint.pinned
+    }
+
+
+def _belongs(endpoint: pool_file.Endpoint, model: str, version: int) -> bool:
+    return model in endpoint.models or (model, version) in endpoint.versions
+
+
+def _models(endpoint: pool_file.Endpoint) -> set[str]:
+    return {*endpoint.models, *(each.model for each in endpoint.versions)}
+
+
+def _of_model(name: str, excluded: Mapping[str, Exclusion]) -> dict[str, Exclusion]:
+    return {queue: why for queue, why in excluded.items() if keys.model_of(queue)[0] == name}
 
 
 def _explained_route(
@@ -372,7 +430,12 @@ def _order(each: Candidate) -> tuple[bool, float, float, int]:
     return (quality is None, -(quality or 0.0), each.expected_wait_ms, -each.model_version)
 
 
-def _default(endpoints: Mapping[str, Endpoint]) -> Endpoint | None:
+def _default(
+    endpoints: Mapping[str, Endpoint], configured: Mapping[str, pool_file.Endpoint]
+) -> Endpoint | None:
+    for name, each in configured.items():
+        if each.default:
+            return endpoints[name]
     if not endpoints:
         return Endpoint(name="")
     return next(iter(endpoints.values())) if len(endpoints) == 1 else None

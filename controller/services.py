@@ -27,6 +27,7 @@ from controller.admission.gate import Gate
 from controller.admission.idempotency import Idempotency
 from controller.admission.rate_limit import RateLimit
 from controller.admission.wait_estimate import Backlogs
+from controller.configured_endpoints import ConfiguredEndpoints
 from controller.dispatch import Dispatcher
 from controller.http.draining import Drain
 from controller.http.prediction_request import Asked, KnownHeads
@@ -59,7 +60,12 @@ class Services:
     """
 
     def __init__(
-        self, settings: ControllerSettings, access: Access, audit: Audit, client: AsyncClient
+        self,
+        settings: ControllerSettings,
+        access: Access,
+        audit: Audit,
+        client: AsyncClient,
+        endpoints: ConfiguredEndpoints,
     ) -> None:
         controller_id, unreadable = uuid4().hex, Unreadable()
         retention_s = settings.result_retention_s
@@ -81,6 +87,7 @@ class Services:
             settings,
             unreadable,
             circuits=self.operate.circuits,
+            endpoints=endpoints,
         )
         timeout_s = settings.redis_timeout_s
         self.link, self.key_watch = RedisLink(client, timeout_s), KeyWatch(client, timeout_s)

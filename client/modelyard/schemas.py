@@ -102,7 +102,7 @@ class RankedVersion(msgspec.Struct, frozen=True, kw_only=True):
     dataset_rows: Annotated[int, says("rows of that data set; 0 if unknown")]
     is_champion: Annotated[bool, says("whether the alias `champion`, or the endpoint's default, names it")]
     expected_answer_s: Annotated[
-        Later[float], says("expected time to an answer, where that decided the route")
+        float | None, says("expected time to an answer; null unless that decided the route")
     ] = None
 
 
