@@ -91,6 +91,7 @@ class PoolWatcher:
         backlogs: Backlogs,
         replay_buffer: ReplayBuffer,
         settings: ControllerSettings,
+        *,
         unreadable: Unreadable,
         *,
         circuits: Circuits,

@@ -179,20 +179,8 @@ def build_snapshot(
     """
     records, configured = list(records), configured or {}
     ready = by_queue(record for record in records if record.state == "ready")
-    followers = [record for group in ready.values() for record in group if record.follows not in ("", LATEST)]
-    readings: dict[str, WorkerRecord] = {}  # by model: the record with the latest reading of its aliases
-    for record in records:
-        latest = readings.setdefault(record.model_name, record)
-        if record.aliases_read_at_ms > latest.aliases_read_at_ms:
-            readings[record.model_name] = record
-    aliases = {name: _aliases(record, ready, followers) for name, record in readings.items()}
-    answers_ms = {each.queue: each.answers_ms for each in before.candidates} if before else {}
-    candidates = [
-        _candidate(
-            group, numbers, waits_ms.get(queue, 0.0), answers_ms.get(queue, ()), aliases[group[0].model_name]
-        )
-        for queue, group in ready.items()
-    ]
+    aliases = _all_aliases(records, ready)
+    candidates = _candidates(ready, numbers, waits_ms, aliases, before)
     excluded = {**_pinned_elsewhere(candidates, configured), **(excluded or {})}
     competing: dict[str, list[Candidate]] = {name: [] for name in {*aliases, *recent_models}}
     for candidate in candidates:
@@ -201,14 +189,7 @@ def build_snapshot(
     by_model = {
         name: _endpoint(name, group, _of_model(name, excluded)) for name, group in sorted(competing.items())
     }
-    endpoints = {
-        name: _configured_endpoint(name, endpoint, candidates, excluded)
-        for name, endpoint in configured.items()
-    }
-    named = {model for endpoint in configured.values() for model in _models(endpoint)}
-    endpoints |= {
-        name: each for name, each in by_model.items() if name not in named and name not in endpoints
-    }
+    endpoints = _all_endpoints(by_model, configured, candidates, excluded)
     known = {number: keys.model_of(queue) for queue, number in numbers.items()}
     versions: dict[str, set[int]] = {}
     for name, version in known.values():
@@ -229,6 +210,19 @@ def build_snapshot(
     )
 
 
+def _all_aliases(
+    records: Iterable[WorkerRecord], ready: Mapping[str, list[WorkerRecord]]
+) -> dict[str, Mapping[str, int]]:
+    """By model: its aliases, as the worker with the latest reading of them tells."""
+    followers = [record for group in ready.values() for record in group if record.follows not in ("", LATEST)]
+    readings: dict[str, WorkerRecord] = {}
+    for record in records:
+        latest = readings.setdefault(record.model_name, record)
+        if record.aliases_read_at_ms > latest.aliases_read_at_ms:
+            readings[record.model_name] = record
+    return {name: _aliases(record, ready, followers) for name, record in readings.items()}
+
+
 def _aliases(
     reading: WorkerRecord, ready: Mapping[str, list[WorkerRecord]], followers: list[WorkerRecord]
 ) -> dict[str, int]:
@@ -240,6 +234,37 @@ def _aliases(
         if record.model_name == reading.model_name and not is_served:
             aliases[record.follows] = record.model_version
     return aliases
+
+
+def _candidates(
+    ready: Mapping[str, list[WorkerRecord]],
+    numbers: Mapping[str, int],
+    waits_ms: Mapping[str, float],
+    aliases: Mapping[str, Mapping[str, int]],
+    before: Snapshot | None,
+) -> list[Candidate]:
+    answers_ms = {each.queue: each.answers_ms for each in before.candidates} if before else {}
+    return [
+        _candidate(
+            group, numbers, waits_ms.get(queue, 0.0), answers_ms.get(queue, ()), aliases[group[0].model_name]
+        )
+        for queue, group in ready.items()
+    ]
+
+
+def _all_endpoints(
+    by_model: Mapping[str, Endpoint],
+    configured: Mapping[str, pool_file.Endpoint],
+    candidates: Iterable[Candidate],
+    excluded: Mapping[str, Exclusion],
+) -> dict[str, Endpoint]:
+    """The configured endpoints, and the models that none of them names."""
+    endpoints = {
+        name: _configured_endpoint(name, endpoint, candidates, excluded)
+        for name, endpoint in configured.items()
+    }
+    named = {model for endpoint in configured.values() for model in _models(endpoint)} | endpoints.keys()
+    return endpoints | {name: each for name, each in by_model.items() if name not in named}
 
 
 def routes(snapshot: Snapshot, selector: Selector, deadline_s: float = inf) -> tuple[Route, ...]:

@@ -68,7 +68,7 @@ class Services:
         endpoints: ConfiguredEndpoints,
     ) -> None:
         controller_id, unreadable = uuid4().hex, Unreadable()
-        retention_s = settings.result_retention_s
+        retention_s, timeout_s = settings.result_retention_s, settings.redis_timeout_s
         template, backlogs = write_template(create_celery(settings)), Backlogs(settings)
         rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
         self.settings, self.access, self.audit, self.client = settings, access, audit, client
@@ -85,24 +85,15 @@ class Services:
             backlogs,
             self.replay_buffer,
             settings,
-            unreadable,
+            unreadable=unreadable,
             circuits=self.operate.circuits,
             endpoints=endpoints,
         )
-        timeout_s = settings.redis_timeout_s
         self.link, self.key_watch = RedisLink(client, timeout_s), KeyWatch(client, timeout_s)
         self.metrics = Metrics(self.watcher, self.clock, unreadable, self.key_watch)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
         self.traces = open_traces(settings, self.clock)
-        self.dispatcher = Dispatcher(
-            controller_id,
-            settings,
-            self.link,
-            template,
-            backlogs,
-            self.watcher,
-            **self._observers(backlogs),
-        )
+        self.dispatcher = self._dispatcher(controller_id, template, backlogs)
         self.results = Results(
             client,
             self.ledger,
@@ -146,6 +137,17 @@ class Services:
             accepted.append(traces.accepted)
             completed.append(traces.completed)
         return {"on_accepted": accepted, "on_completed": completed}
+
+    def _dispatcher(self, controller_id: str, template: bytes, backlogs: Backlogs) -> Dispatcher:
+        return Dispatcher(
+            controller_id,
+            self.settings,
+            self.link,
+            template,
+            backlogs,
+            self.watcher,
+            **self._observers(backlogs),
+        )
 
     def _add_attendants(
         self, controller_id: str, client: AsyncClient, template: bytes, unreadable: Unreadable
