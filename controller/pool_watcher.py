@@ -93,7 +93,6 @@ class PoolWatcher:
         settings: ControllerSettings,
         *,
         unreadable: Unreadable,
-        *,
         circuits: Circuits,
         endpoints: ConfiguredEndpoints,
     ) -> None:
