@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
 ASKED = queries() + [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
 SERIES = re.compile(r"\b((?:modelyard|process)_\w+)(?:\{([^}]*)\})?")
-OF_VERSION = ["worker", "model", "version"]
+OF_VERSION = ["worker", "model", "version", "alias"]
 LABELS = {"job", "instance"}  # Prometheus adds them
 
 
