@@ -223,6 +223,14 @@ class _AsyncToPrimary:
             self.primary.doubt()
             raise
 
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        """Send; on an ended connection uvloop raises an error that redis-py does not know."""
+        try:
+            await super().send_packed_command(*arguments, **options)  # type: ignore[misc]
+        except RuntimeError as error:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise RedisConnectionError("the connection to a former primary was ended") from error
+
     def end(self) -> None:
         """Make every use fail; called from any thread."""
         if writer := self._writer:  # type: ignore[attr-defined]

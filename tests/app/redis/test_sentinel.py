@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.celery_app import create_celery
 from app.errors import LedgerUnavailableError
@@ -81,6 +83,27 @@ async def test_every_connection_follows_an_ordered_failover_before_the_former_pr
             assert called == [before + 2]
             running.cancel()
     await until(lambda: celery_port(settings) == servers.primary(), "Celery's commands have followed")
+
+
+def test_a_connection_that_was_ended_under_its_user_is_a_lost_one_also_on_uvloop(
+    servers: SentinelServers, settings: Settings
+) -> None:
+    async def ping(connection: Any) -> None:
+        await connection.send_command("PING")
+        await connection.read_response()
+
+    async def use_an_ended_one() -> None:
+        async with connect_async(settings) as client:
+            connection = client.connection_pool.make_connection()
+            await connection.connect()
+            connection.end()
+            await asyncio.sleep(0)  # its end is a callback of the loop
+            with pytest.raises(RedisConnectionError):
+                await ping(connection)
+
+    for loop_factory in (uvloop.new_event_loop, asyncio.new_event_loop):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(use_an_ended_one())
 
 
 def test_a_connection_that_fails_asks_the_sentinels_that_are_left(
