@@ -24,7 +24,7 @@ from workers.process import health
 
 WaitUntil = Callable[..., None]
 MODEL, GOOD, BROKEN = "Scikit", (1, 5, 6), 4
-START_S = 90.0
+START_S = 180.0
 
 
 @dataclass
