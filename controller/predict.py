@@ -167,7 +167,8 @@ class Predict:
         # Before routing and the backlog may refuse: a repeated POST gets its job even if a new job would be refused.
         # A large body is hashed in a thread, because hashing releases the GIL.
         asked = request.asked
-        parts = (repr((asked.selector, asked.deadline_s)).encode(), body)
+        own = (asked.params,) if asked.params else ()  # without any, keys of earlier releases stay valid
+        parts = (repr((asked.selector, asked.deadline_s, *own)).encode(), body)
         entry = partial(self.idempotency.entry, key, parts, request.caller.name)
         once = entry() if len(body) < LARGE_BYTES else await asyncio.to_thread(entry)
         first = await self.idempotency.reserve(once)
@@ -223,14 +224,16 @@ class Predict:
         try:
             possible = self._routes(request)
             read = (asked.content_type, body, possible, self.settings.max_samples, reading)
-            limit_bytes = DECODED_TIMES * self.settings.max_body_bytes
+            beyond = (DECODED_TIMES * self.settings.max_body_bytes, asked.params)
             try:
                 is_small = len(body) < LARGE_BYTES
                 samples = (
-                    read_samples(*read) if is_small else await self.large_bodies.read(*read, limit_bytes)
+                    read_samples(*read, params=asked.params)
+                    if is_small
+                    else await self.large_bodies.read(*read, *beyond)
                 )
             except NeedsReader:
-                samples = await self.large_bodies.read(*read, limit_bytes)
+                samples = await self.large_bodies.read(*read, *beyond)
             job = self._job(samples, request, possible, ready)
         except (InputError, TooLargeError):
             if self.rate_limit:  # a refused input costs as much as a prediction

@@ -189,6 +189,7 @@ PREDICT: dict[str, Any] = {
             _parameter(
                 "deadline", _SECONDS | {"maximum": 3600}, "seconds until the job expires (default 60)"
             ),
+            _parameter("params", {"type": "string"}, "parameters of the model, a JSON object"),
             _parameter("Prefer", {"type": "string"}, "`wait=5` or `respond-async` (RFC 7240)", "header"),
             _parameter(
                 "Idempotency-Key", {"type": "string"}, "a repeated post returns the first job", "header"

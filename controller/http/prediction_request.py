@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from urllib.parse import parse_qsl, unquote
+
+import msgspec
 
 from app.errors import ContradictionError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
@@ -20,7 +23,7 @@ from controller.input import bodies
 from controller.input.content_coding import check_coding
 from controller.routing import Selector
 
-PARAMETERS = frozenset({"worker", "model", "version", "endpoint", "wait", "deadline"})
+PARAMETERS = frozenset({"worker", "model", "version", "endpoint", "wait", "deadline", "params"})
 PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict/?")
 ENDPOINT_PATH = re.compile(r"/endpoints/([^/]+)/predict/?")
 ANY = Selector()
@@ -39,6 +42,7 @@ class Query:
     selector: Selector
     wait_s: float | None
     deadline_s: float | None
+    params: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Asked:
     Attributes:
         authorization: The `Authorization` header, empty without one.
         content_type: Content type of its body.
+        params: Parameters of the model in the query, a JSON object; empty without any.
     """
 
     selector: Selector
@@ -55,6 +60,7 @@ class Asked:
     deadline_s: float
     authorization: bytes
     content_type: bytes
+    params: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,8 @@ class KnownHeads:
                 return None
             self._gate.check_site(head.headers)
             asked = read_head(headers, head.query, self._settings, of_path)
+            if asked.params:
+                return None
             # Before caching, so that callers without a valid key cannot fill the cache.
             self._gate.admit(asked.authorization, client)
         except ModelyardError:
@@ -144,6 +152,7 @@ def read_head(
         deadline_s,
         headers.get(b"authorization", b""),
         headers.get(b"content-type", bodies.JSON),
+        query.params,
     )
 
 
@@ -180,7 +189,18 @@ def parse_query(query_string: bytes) -> Query:
         Selector(_positive(given, "worker"), given.get("model"), _version(given), given.get("endpoint")),
         _seconds(given, "wait"),
         _seconds(given, "deadline"),
+        _params(given),
     )
+
+
+def _params(given: Mapping[str, str]) -> str:
+    text = given.get("params", "")
+    if text:
+        try:
+            msgspec.json.decode(text, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            raise ParameterError('params must be a JSON object, such as {"temperature":0.5}') from None
+    return text
 
 
 def _positive(given: Mapping[str, str], name: str) -> int | None:

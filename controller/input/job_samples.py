@@ -60,6 +60,7 @@ def read_samples(
     max_samples: int,
     reading: Reading = "strict",
     max_decoded_bytes: int = 0,
+    params: str = "",
 ) -> Samples:
     """Read a body. A pure function, so that any process may run it.
 
@@ -67,6 +68,7 @@ def read_samples(
         content_type: Content type of the body; for the Open Inference Protocol, the length of its JSON.
         routes: The possible routes, best first, see `controller.routing.routes`.
         max_decoded_bytes: Limit for the samples of tables and images; 0 if they cannot be decoded in this process.
+        params: Parameters beside the body, a JSON object; empty without any.
 
     Raises:
         ModelyardError: The body is refused.
@@ -75,14 +77,18 @@ def read_samples(
     if reading != "open_inference" and bodies.is_decoded(content_type):
         if not max_decoded_bytes:
             raise NeedsReader
-        return _read_decoded(content_type, body, routes, max_samples, max_decoded_bytes)
-    if reading == "strict" and all(isinstance(each.candidate.contract, TensorContract) for each in routes):
+        return _read_decoded(content_type, body, routes, max_samples, max_decoded_bytes, params)
+    if (
+        reading == "strict"
+        and not params
+        and all(isinstance(each.candidate.contract, TensorContract) for each in routes)
+    ):
         try:
             return _read_plain(content_type, body, routes, max_samples)
         except (BodyKeyError, InputNotNumericError, InputShapeError):
             if not documents.GENERAL.search(body):
                 raise
-    return _read_any(content_type, body, routes, max_samples, reading, max_decoded_bytes)
+    return _read_any(content_type, body, routes, max_samples, reading, max_decoded_bytes, params)
 
 
 def _read_plain(
@@ -117,7 +123,7 @@ def _first_that_fits(routes: tuple[Route, ...], fits: Callable[[TensorContract],
 
 
 def _read_decoded(
-    content_type: bytes, body: bytes, routes: tuple[Route, ...], max_samples: int, max_bytes: int
+    content_type: bytes, body: bytes, routes: tuple[Route, ...], max_samples: int, max_bytes: int, params: str
 ) -> Samples:
     """Read a table or images for the first route whose contract they fit. Values have types, so the rules are strict.
 
@@ -129,9 +135,9 @@ def _read_decoded(
     refusal: InputError | None = None
     for each in routes:
         try:
-            payload = to_payload(
-                given.document(each.candidate.contract), each.candidate.contract, max_samples, "strict"
-            )
+            contract = each.candidate.contract
+            document = _with_params(given.document(contract), params)
+            payload = to_payload(document, contract, max_samples, "strict")
         except InputError as error:
             refusal = refusal or error
             continue
@@ -160,6 +166,15 @@ def _given(content_type: bytes, body: bytes, max_samples: int, max_bytes: int) -
     return read_images(content_type, body, max_samples, max_bytes)
 
 
+def _with_params(document: Document, params: str) -> Document:
+    """The document with parameters beside its body, for bodies that have no place for them."""
+    if not params:
+        return document
+    if document.params is not None:
+        raise BodyKeyError("the body and the query both give params; leave out those of the query")
+    return msgspec.structs.replace(document, params=msgspec.json.decode(params))
+
+
 def _with_images(document: Document, body: bytes, contract: Contract, max_bytes: int) -> Document:
     """The document with the pixels of images that are base64 in its JSON, if the contract takes images."""
     if layout_of(contract) is None or not documents.IMAGES.search(body):
@@ -178,6 +193,7 @@ def _read_any(
     max_samples: int,
     reading: Reading,
     max_decoded_bytes: int,
+    params: str,
 ) -> Samples:
     """Read a body for the first route whose contract it fits.
 
@@ -193,6 +209,7 @@ def _read_any(
             if (
                 isinstance(contract, TensorContract)
                 and reading == "strict"
+                and not params
                 and not documents.GENERAL.search(body)
             ):
                 given = bodies.parse(content_type, body)
@@ -203,6 +220,7 @@ def _read_any(
                 isinstance(contract, ColumnsContract)
                 and content_type == bodies.JSON
                 and reading != "open_inference"
+                and not params
             ):
                 typed = rows_payload(body, contract, max_samples)
                 if typed:
@@ -215,7 +233,7 @@ def _read_any(
             document = request if isinstance(request, Document) else request.document(contract)
             if isinstance(request, Document):
                 document = _with_images(document, body, contract, max_decoded_bytes)
-            payload = to_payload(document, contract, max_samples, rules)
+            payload = to_payload(_with_params(document, params), contract, max_samples, rules)
             return Samples(each, payload.data, payload.n_samples, payload.form)
         except (InputError, UnsupportedTypeError) as error:
             refusal = refusal or error

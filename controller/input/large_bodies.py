@@ -39,7 +39,7 @@ MAPPED_PAGES = Path("/proc/self/statm")
 DECODER_CPU_S = 20
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 
-Question = tuple[bytes, bytes, tuple[Route, ...], int, Reading, int]  # the arguments of `read_samples`
+Question = tuple[bytes, bytes, tuple[Route, ...], int, Reading, int, str]  # the arguments of `read_samples`
 
 
 class LargeBodies:
@@ -65,6 +65,7 @@ class LargeBodies:
         max_samples: int,
         reading: Reading = "strict",
         max_decoded_bytes: int = 2**25,
+        params: str = "",
     ) -> Samples:
         """Run `read_samples` in a process.
 
@@ -80,7 +81,7 @@ class LargeBodies:
                 retry_after_s=1,
             )
         self._taken_bytes += len(body)
-        question = (content_type, body, routes, max_samples, reading, max_decoded_bytes)
+        question = (content_type, body, routes, max_samples, reading, max_decoded_bytes, params)
         answered = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
         answered.add_done_callback(lambda _: self._give_back(len(body)))
         answer = await asyncio.shield(answered)  # a process is not interrupted in its work

@@ -53,7 +53,7 @@ CASES: dict[str, Case] = {
     "wait not a number": ("?wait=nan", GOOD, {}, 422, "parameter_invalid", "number of seconds"),
     "deadline zero": ("?deadline=0", GOOD, {}, 422, "parameter_invalid", "from 0.001 to 3600"),
     "deadline too long": ("?deadline=3601", GOOD, {}, 422, "parameter_invalid", "to 3600"),
-    "unknown parameter": ("?wrker=1", GOOD, {}, 422, "parameter_invalid", "deadline, model"),
+    "unknown parameter": ("?wrker=1", GOOD, {}, 422, "parameter_invalid", "deadline, endpoint, model"),
     "parameter twice": ("?worker=1&worker=2", GOOD, {}, 422, "parameter_invalid", "at most one each"),
     "too many parameters": ("?" + "a=1&" * 40, GOOD, {}, 422, "parameter_invalid", "malformed"),
     "long query": ("?model=" + "m" * 2048, GOOD, {}, 422, "parameter_invalid", "longer than 2048 bytes"),
