@@ -63,6 +63,7 @@ class Follower:
         self._starting: set[str] = set()
         self.failed: set[str] = set()
         self._told: dict[str, str] = {}
+        self._retired: frozenset[NamedVersion] = frozenset()
 
     def step(
         self,
@@ -124,7 +125,17 @@ class Follower:
             self._once("empty", "the pool stays as it is: there is no version left to serve", tell)
             return None
         self._once("empty", "", tell)
-        return desired.targets
+        return self._in_service(desired.targets, tell)
+
+    def _in_service(self, targets: tuple[Target, ...], tell: Callable[[str], None]) -> tuple[Target, ...]:
+        """The wanted versions without those that operators retired."""
+        retired = programs.retired_versions(self._settings)
+        if retired is not None:
+            self._retired = retired
+        named = ", ".join(str(each.named) for each in targets if each.named in self._retired)
+        again = "`modelyard enable` puts it back into service"
+        self._once("retired", named and f"{named} is retired and not served; {again}", tell)
+        return tuple(each for each in targets if each.named not in self._retired)
 
     def _start(self, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]) -> None:
         if not plan.start:

@@ -268,6 +268,24 @@ def open_jobs(settings: Settings, named: NamedVersion) -> int | None:
         return None
 
 
+def retired_versions(settings: Settings) -> frozenset[NamedVersion] | None:
+    """Versions that operators retired; None while Redis does not answer."""
+    from app.redis import keys
+    from app.redis.client import RedisError, connect_url
+    from controller.operate.controls import read_table
+
+    try:
+        with connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection:
+            table = read_table(cast(dict[bytes, bytes], connection.hgetall(keys.CONTROLS)))
+    except (RedisError, OSError, ValueError):
+        return None
+    return frozenset(
+        NamedVersion(*keys.model_of(queue))
+        for queue, control in table.items()
+        if control.state == "retired" and keys.is_queue(queue)
+    )
+
+
 def _get(url: str) -> tuple[int, bytes]:
     # Called many times a second during the start, so it uses only the standard library.
     where = urlsplit(url)

@@ -52,7 +52,7 @@ class Load:
     def __init__(self, url: str, digits: Digits) -> None:
         self.versions: set[int] = set()
         self.failures: list[object] = []
-        self._url, self._sample = url, digits.images[:1]
+        self.url, self._sample = url, digits.images[:1]
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._predict) for _ in range(2)]
 
@@ -67,7 +67,7 @@ class Load:
             thread.join(60)
 
     def _predict(self) -> None:
-        with Client(self._url) as client:
+        with Client(self.url) as client:
             while not self._ended.wait(0.02):
                 try:
                     job = client.predict(self._sample)
@@ -113,8 +113,11 @@ def test_pool_follows_file_and_registry_without_a_failed_request(
             registry.set_registered_model_alias(MODEL, "champion", "3")
             wait_for(f"worker-{MODEL}-v3 is ready")
             wait_for(f"worker-{MODEL}-v2 stops: {MODEL}/2 is no longer wanted")
-            serve('["champion"]', "replicas = [1, 2]")
+            with Client(load.url) as client:
+                client.control("retire", MODEL, 1)
+            wait_for(f"{MODEL}/1 is retired and not served")
             wait_for(f"worker-{MODEL}-v1 stops: {MODEL}/1 is no longer wanted")
+            serve('["champion"]', "replicas = [1, 2]")
             wait_until(lambda: 3 in load.versions, timeout_s=START_S, what="version 3 answers")
             planned = subprocess.run(
                 [sys.executable, "-m", "cli", "plan"],

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from app.api_keys import new_key
 from modelyard import Client
-from tests.e2e.conftest import Digits, Pool
+from tests.e2e.conftest import MODEL, Digits, Pool
 
 Served = tuple[Pool, str, Client]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
@@ -109,8 +109,29 @@ def test_jobs_are_listed_by_filters_that_stand_in_the_address_and_one_is_shown_i
     expect(page.get_by_role("combobox", name="Jobs")).to_have_value("succeeded")
 
 
+def test_a_version_out_of_service_says_so_and_the_decision_is_shown(
+    served: Served, digits: Digits, page: Page
+) -> None:
+    _, url, client = served
+    client.control("disable", MODEL, 2, reason="drifts")
+    try:
+        page.goto(f"{url}/")
+        row = page.get_by_role("row").filter(has_text=BEST)
+        expect(row).to_contain_text("disabled: drifts")
+        job = client.predict(digits.images[:1])
+        page.get_by_role("link", name="Why").click()
+        expect(page.get_by_role("region", name="Decisions").get_by_role("row").nth(1)).to_contain_text(
+            "drifts"
+        )
+        page.get_by_label("Why did job").fill(job.id)
+        page.get_by_role("button", name="Explain").click()
+        expect(page.locator("form")).to_contain_text(f"{OTHER}: chosen by")
+    finally:
+        client.control("enable", MODEL, 2)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("section", ["now", "jobs", "try", "pool"])
+@pytest.mark.parametrize("section", ["now", "jobs", "why", "try", "pool"])
 def test_the_page_has_no_accessibility_violation(
     served: Served, browser: Browser, scheme: Literal["light", "dark"], section: str
 ) -> None:

@@ -1,11 +1,12 @@
 // The page of the pool: what GET /events streams, and a form that posts predictions.
 import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Jobs } from "./jobs.js";
+import { Why } from "./why.js";
 import { headers, ms, number, problem, setKey, title } from "./shared.js";
 
 const RETRY_MS = [1000, 2000, 5000];
 const STALE_MS = 5000;
-const TABS = { now: "Now", jobs: "Jobs", try: "Try it", pool: "Pool" };
+const TABS = { now: "Now", jobs: "Jobs", why: "Why", try: "Try it", pool: "Pool" };
 const SERIES = ["jobs_per_s", "failed_per_s", "p50_ms", "p99_ms", "batch_samples", "backlog_jobs"];
 const STEP_S = { "15m": 5, "24h": 300 };
 const MOST_POINTS = { "15m": 180, "24h": 288 };
@@ -119,6 +120,7 @@ function extended(history, rows, rates) {
 }
 
 function stateOf(row) {
+  if (row.excluded) return row.excluded.replace("_", " ");
   if (row.live_workers) return "ready";
   return row.replicas[0]?.state ?? "cold";
 }
@@ -151,8 +153,10 @@ function Versions({ rows, rates, history }) {
       return html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
         <td><span class="swatch" style=${{ background: colour(index) }}></span><b>${title(row)}</b> <small>worker ${row.worker}</small>
           ${row.chosen && html`<span class="why">★ chosen: highest val_accuracy of the ready versions with this input</span>`}
+          ${row.excluded && html`<span class="why">⊘ ${row.excluded_why}</span>`}
+          ${row.circuit_open && !row.excluded && html`<span class="why">⚠ its jobs keep failing, and no other version of the model is ready</span>`}
           ${[...new Set(row.replicas.flatMap((each) => each.warnings))].map((said) => html`<span class="why">⚠ ${said}</span>`)}</td>
-        <td data-label="State"><span class="tag ${stateOf(row)}">${stateOf(row)}</span></td>
+        <td data-label="State"><span class="tag ${row.excluded || stateOf(row)}">${stateOf(row)}</span></td>
         <td class="n" data-label="val_accuracy">${number(row.val_accuracy, 4)}</td>
         <td class="n" data-label="Share">${total > 0 && rate != null ? `${number((rate / total) * 100)} %` : "–"}</td>
         <td class="n" data-label="Jobs/s">${number(rate, rate < 10 ? 1 : 0)}</td>
@@ -367,7 +371,7 @@ function App() {
   }, []);
   const pool = usePool(signedIn);
   const rows = pool.rows && ranked(pool.rows);
-  const Shown = { now: Now, jobs: Jobs, try: Try, pool: Pool }[tab] ?? Now;
+  const Shown = { now: Now, jobs: Jobs, why: Why, try: Try, pool: Pool }[tab] ?? Now;
   return html`<header><h1>Modelyard</h1>
       <nav aria-label="Sections">${Object.entries(TABS).map(([name, label]) =>
         html`<a key=${name} href=${`${location.pathname}#${name}`} aria-current=${tab === name ? "page" : undefined}>${label}</a>`)}</nav>
