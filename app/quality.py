@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 VAL_ACCURACY = "val_accuracy"
+ROWS_TAG = "modelyard.eval_rows"  # of a version: the number of samples that val_accuracy was measured on
 LOGGED_MODEL = re.compile(r"models:/(m-\w+)$")
 VERSION = re.compile(r"models:/([^/]+)/(\d+)$")
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
@@ -21,6 +22,7 @@ class Quality(msgspec.Struct, frozen=True):
         source: `model` if it was logged for the version's logged model, `run` if it comes from its run.
         dataset: Name of its data set, empty if none was logged with it.
         dataset_digest: MLflow's digest of that data set.
+        dataset_rows: Its number of rows; 0 if unknown.
         warnings: Why there is no value, or what is wrong with it.
     """
 
@@ -28,6 +30,7 @@ class Quality(msgspec.Struct, frozen=True):
     source: Literal["", "model", "run"] = ""
     dataset: str = ""
     dataset_digest: str = ""
+    dataset_rows: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -68,7 +71,9 @@ def read_quality(client: Any, version: Any) -> Quality:
     source = _first_source(client, version)
     metric = _own_metric(client, source)
     if metric:
-        return _checked(metric.value, "model", metric.dataset_name or "", metric.dataset_digest or "")
+        digest = metric.dataset_digest or ""
+        rows = _rows(version, run, digest)
+        return _checked(metric.value, "model", metric.dataset_name or "", digest, rows)
     value = run.data.metrics.get(VAL_ACCURACY) if run else None
     if value is not None and _is_shared(client, version, source):
         return _none(
@@ -79,12 +84,16 @@ def read_quality(client: Any, version: Any) -> Quality:
 
 
 def _checked(
-    value: float | None, source: Literal["model", "run"], dataset: str = "", digest: str = ""
+    value: float | None,
+    source: Literal["model", "run"],
+    dataset: str = "",
+    digest: str = "",
+    rows: int = 0,
 ) -> Quality:
     problem = quality_problem(value)
     if problem or value is None:
         return _none(problem) if problem else Quality()
-    return Quality(value, source, dataset, digest)
+    return Quality(value, source, dataset, digest, rows)
 
 
 def _none(warning: str) -> Quality:
@@ -106,6 +115,33 @@ def _own_metric(client: Any, source: str) -> Any:
         if each.key == VAL_ACCURACY and each.timestamp >= model.creation_timestamp
     ]
     return max(own, key=lambda each: (each.timestamp, each.step), default=None)
+
+
+def _rows(version: Any, run: Any, digest: str) -> int:
+    """Rows of a version's data set: of its tag, or of the input of its run that has the same digest; 0 if unknown."""
+    tagged = (version.tags or {}).get(ROWS_TAG, "")
+    if tagged.isascii() and tagged.isdigit():
+        return int(tagged)
+    inputs = run.inputs.dataset_inputs if run and digest and run.inputs else ()
+    for each in inputs:
+        if each.dataset.digest == digest:
+            return _rows_of_profile(each.dataset.profile or "")
+    return 0
+
+
+def _rows_of_profile(profile: str) -> int:
+    """The rows that MLflow's profile of a pandas or NumPy data set names; 0 if it names none."""
+    try:
+        found = msgspec.json.decode(profile, type=_Profile)
+    except msgspec.DecodeError:
+        return 0
+    shape = found.features_shape
+    return found.num_rows or (shape[0] if isinstance(shape, list) and shape else 0)
+
+
+class _Profile(msgspec.Struct):
+    num_rows: int = 0
+    features_shape: list[int] | dict[str, list[int]] | None = None
 
 
 def _is_shared(client: Any, version: Any, source: str) -> bool:

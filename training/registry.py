@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app.quality import VAL_ACCURACY
+from app.quality import ROWS_TAG, VAL_ACCURACY
 from modelyard.digits import CLASSES, SIDE_PIXELS
 from training.architectures import Classifier
 from training.datasets import Dataset, Split
@@ -92,6 +92,7 @@ def register(model_name: str, arch: str, dataset: Dataset, split: Split, fitted:
     last = fitted.history[-1].epoch
     mlflow.log_metrics(quality, last, model_id=info.model_id, dataset=_described_data(dataset))
     tags = {"arch": arch, "dataset": dataset.name, "dataset_digest": dataset.digest}
+    tags[ROWS_TAG] = str(len(split.val))
     with _without_chatter():
         return int(mlflow.register_model(info.model_uri, model_name, tags=tags).version)
 

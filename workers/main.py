@@ -215,6 +215,7 @@ def _new_record(
         val_accuracy_source=found.quality.source,
         dataset=found.quality.dataset,
         dataset_digest=found.quality.dataset_digest,
+        dataset_rows=found.quality.dataset_rows,
         input=loaded.contract,
         schema_version=record_version(loaded.contract),
         outputs=read_outputs(found.signature),

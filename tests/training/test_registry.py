@@ -46,7 +46,7 @@ def test_a_run_records_what_was_fitted_to_what_and_how_it_went(trained: Trained)
         (data,) = run.inputs.dataset_inputs
         assert (data.dataset.name, data.dataset.digest) == ("digits", digest)
         quality = read_quality(client, client.get_model_version("Digits", str(version.version)))
-        assert quality == Quality(version.val_accuracy, "model", "digits", digest)
+        assert quality == Quality(version.val_accuracy, "model", "digits", digest, 359)
 
 
 def test_a_run_keeps_its_figures_and_its_split(trained: Trained) -> None:

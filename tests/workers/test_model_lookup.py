@@ -131,8 +131,8 @@ def shared_run(registry: str) -> str:
 def test_models_of_one_run_keep_their_own_quality(shared_run: str) -> None:
     found = [look_up(shared_run, SHARED, str(number)).quality for number in (1, 2, 3)]
     assert [each.value for each in found] == [0.9, 0.7, None]
-    assert [(each.source, each.dataset, each.dataset_digest) for each in found[:2]] == [
-        ("model", "digits", "d1")
+    assert [(each.source, each.dataset, each.dataset_digest, each.dataset_rows) for each in found[:2]] == [
+        ("model", "digits", "d1", 2)
     ] * 2
     assert "for several models, so it is ignored" in found[2].warnings[0]
 
