@@ -40,6 +40,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.recent("<kind>"),
         keys.CONTROLS,
         keys.DECISIONS,
+        keys.decision("<id>"),
         keys.RECONCILER_LEASE,
         keys.POOL_CHANNEL,
         keys.reply_channel("<controller>"),
