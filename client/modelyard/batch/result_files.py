@@ -20,7 +20,7 @@ Write = Callable[[Path, Iterator[dict[str, Any]], dict[str, set[type]]], None]
 
 
 def write_results(
-    read: Callable[[], Iterator[Line]], output: Path, names: Sequence[str] | None
+    read: Callable[[], Iterator[Line]], output: Path, names: Sequence[str] | None, n_bad: int
 ) -> Path | None:
     """Write one row for each line, in order; a row that was set aside has no outputs.
 
@@ -28,6 +28,7 @@ def write_results(
         read: The lines, from the first one on at each call.
         output: File to write; it appears when it is complete.
         names: Name of each row for a column `file`, if rows have names.
+        n_bad: Number of rows that were set aside.
 
     Returns:
         The file with the rows that were set aside; None if there is none.
@@ -45,7 +46,9 @@ def write_results(
     unfinished = output.with_name(output.name + ".tmp")
     WRITERS[output.suffix.lower()](unfinished, rows, columns)
     bad = output.with_name(f"{output.stem}.bad.ndjson")
-    _write_bad(bad, (line for line in read() if line.code), names)
+    bad.unlink(missing_ok=True)
+    if n_bad:
+        _write_bad(bad, (line for line in read() if line.code), names)
     unfinished.replace(output)
     return bad if bad.exists() else None
 
@@ -92,15 +95,14 @@ def _write_bad(path: Path, lines: Iterable[Line], names: Sequence[str] | None) -
             named = {"file": names[line.row]} if names is not None else {}
             told = {"row": line.row, **named, "code": line.code, "reason": line.reason}
             file.write(msgspec.json.encode(told) + b"\n")
-    if not path.stat().st_size:
-        path.unlink()
 
 
 def _write_csv(path: Path, rows: Iterator[dict[str, Any]], columns: dict[str, set[type]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(map(_cell, row.values()) for row in rows)
+        is_plain = not set().union(*columns.values()) & {bool, list, dict}
+        writer.writerows(row.values() if is_plain else map(_cell, row.values()) for row in rows)
 
 
 def _cell(value: Any) -> Any:

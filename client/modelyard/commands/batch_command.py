@@ -99,7 +99,7 @@ def command(
         duration_s = time.perf_counter() - started_s
         names = [path.name for path in opened.paths] if isinstance(opened, ImageFolder) else None
         with waiting(f"writing {output}"):
-            bad = write_results(part.lines, output, names)
+            bad = write_results(part.lines, output, names, part.n_bad)
         part_path.unlink()
     _report(part, output, bad, n_before, duration_s, as_json)
     sys.exit(FAILED if bad else 0)

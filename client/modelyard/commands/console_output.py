@@ -138,11 +138,11 @@ def _redraw(read: Callable[[], Listing], interval_s: float) -> None:
 
 def table_of(listing: Listing) -> Table:
     """The table of a terminal, without columns that tell nothing."""
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(listing.title) if listing.title else None, title_justify="left", box=box.SIMPLE)
+    heading = Text(listing.title) if listing.title else None
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     shown = [
         place for place, cells in enumerate(zip(*listing.rows, strict=True)) if any(map(_is_told, cells))
     ]
