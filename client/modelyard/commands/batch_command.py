@@ -111,6 +111,8 @@ async def _run(
     from modelyard import AsyncClient, RetryPolicy
     from modelyard.batch.batch_run import BatchRun
 
+    async with AsyncClient(url) as client:
+        await client.ready()  # no controller: say so at once
     patient = RetryPolicy(attempts=40, max_backoff_s=10)  # for some minutes without a controller or a worker
     async with AsyncClient(url, retry=patient) as client:
         await BatchRun(client, source, part, plan, tell).run()
