@@ -29,6 +29,7 @@ from app.redis import keys
 from app.unreadable import WHATS, Unreadable
 from app.worker_record import by_queue, followed_version
 from controller.events import Accepted, Completed
+from controller.operate.wanted_replicas import wanted_replicas
 from controller.pool_watcher import PoolView, PoolWatcher
 from modelyard.schemas import FINAL_STATUSES, Status
 
@@ -55,7 +56,12 @@ class Metrics:
     """All series of one controller. Labels come only from known sets: model versions, outcomes, error codes."""
 
     def __init__(
-        self, watcher: PoolWatcher, clock: PoolClock, unreadable: Unreadable, waiting: Sized
+        self,
+        watcher: PoolWatcher,
+        clock: PoolClock,
+        unreadable: Unreadable,
+        waiting: Sized,
+        target_wait_s: float,
     ) -> None:
         self._registry = CollectorRegistry()
         self._watcher = watcher
@@ -108,7 +114,7 @@ class Metrics:
         Info("modelyard_build", "Release of this controller", registry=registry).info(
             {"version": version("modelyard")}
         )
-        registry.register(_PoolCollector(watcher, clock, waiting))
+        registry.register(_PoolCollector(watcher, clock, waiting, target_wait_s))
         registry.register(_UnreadableCollector(unreadable))
 
     def accepted(self, event: Accepted) -> None:
@@ -201,7 +207,8 @@ class Latencies(Collector):
 class _PoolCollector(Collector):
     """Gauges read from the last pool view, so that removed workers have none."""
 
-    def __init__(self, watcher: PoolWatcher, clock: PoolClock, waiting: Sized) -> None:
+    def __init__(self, watcher: PoolWatcher, clock: PoolClock, waiting: Sized, target_wait_s: float) -> None:
+        self._target_wait_s = target_wait_s
         self._waiting = waiting
         self._watcher = watcher
         self._clock = clock
@@ -217,6 +224,7 @@ class _PoolCollector(Collector):
         backlog = _family("backlog_jobs", "Accepted jobs without an outcome")
         oldest = _family("oldest_job_age_seconds", "Age of the oldest accepted job without an outcome")
         wait = _family("expected_wait_seconds", "Expected wait of a job that arrives now")
+        wanted = _family("wanted_replicas", "Workers that the load needs, as `GET /scale` tells")
         circuit = _family(
             "circuit_open", "Whether the version's jobs keep failing, as this controller sees it"
         )
@@ -238,12 +246,17 @@ class _PoolCollector(Collector):
                 read.add_metric(labels, max(0, now_ms - read_at_ms) / 1000)
         for queue in {*groups, *view.backlog_jobs}:
             labels = _labels(view.numbers.get(queue, 0), queue)
-            live.add_metric(labels, [record.state for record in groups.get(queue, ())].count("ready"))
-            backlog.add_metric(labels, view.backlog_jobs.get(queue, 0))
+            n_live = [record.state for record in groups.get(queue, ())].count("ready")
+            n_jobs = view.backlog_jobs.get(queue, 0)
+            live.add_metric(labels, n_live)
+            backlog.add_metric(labels, n_jobs)
+            served = view.snapshot.by_number.get(view.numbers.get(queue, 0))
+            wait_s = served.expected_wait_ms / 1000 if served else 0.0
+            wanted.add_metric(labels, wanted_replicas(n_live, n_jobs, wait_s, self._target_wait_s))
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
             oldest.add_metric(labels, age_ms / 1000)
             circuit.add_metric(labels, queue in view.open_circuits)
-        yield from (accuracy, inference, live, backlog, oldest, wait, circuit, started, read)
+        yield from (accuracy, inference, live, backlog, oldest, wait, wanted, circuit, started, read)
         yield _behind(view)
         watcher = self._watcher
         text = "Long polls and event streams that wait for an outcome"

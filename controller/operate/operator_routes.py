@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import msgspec
@@ -14,6 +13,7 @@ from app.redis.client import ledger_errors
 from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs
 from controller.operate.controls import DONE, Action
+from controller.operate.wanted_replicas import wanted_replicas
 from controller.services import Services
 from modelyard.schemas import DecisionList, Scale
 
@@ -103,8 +103,3 @@ async def scale(request: Request, name: str, version: int) -> Response:
         wanted_replicas=wanted,
     )
     return Response(msgspec.json.encode(answer), media_type=JSON)
-
-
-def wanted_replicas(live: int, jobs: int, wait_s: float, target_s: float) -> int:
-    """Workers with which the expected wait would be `target_s`; at least one while there are jobs."""
-    return max(math.ceil(live * wait_s / target_s), min(jobs, 1))

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from app.redis import keys
-from controller.operate.operator_routes import wanted_replicas
+from controller.operate.wanted_replicas import wanted_replicas
 from tests.controller.conftest import HandWorker, Serve, Served
 from tests.pool_samples import MODEL
 
