@@ -63,11 +63,9 @@ class Metrics:
         waiting: Sized,
         target_wait_s: float,
     ) -> None:
-        self._registry = CollectorRegistry()
-        self._watcher = watcher
-        self._clock = clock
+        registry = self._registry = CollectorRegistry()
+        self._watcher, self._clock = watcher, clock
         self._seen: dict[str, _OfQueue] = {}
-        registry = self._registry
         self._end_to_end = Latencies(
             "modelyard_end_to_end_latency_seconds",
             "Time from a request's arrival to the receipt of its outcome",

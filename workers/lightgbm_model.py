@@ -22,9 +22,9 @@ def takes_matrix(model: Any, found: ModelVersion, contract: Contract) -> bool:
     own_loader = found.flavors.get("python_function", {}).get("loader_module") == "mlflow.lightgbm"
     if not own_loader or contract.params or not is_numeric(contract):
         return False
-    import lightgbm
-
-    return isinstance(model, lightgbm.Booster) and not model.pandas_categorical
+    kind = type(model)  # by its name: LightGBM is the version's requirement, not the worker's
+    is_booster = kind.__name__ == "Booster" and kind.__module__.partition(".")[0] == "lightgbm"
+    return is_booster and not model.pandas_categorical
 
 
 def predict(booster: Any, samples: Any, params: Mapping[str, Any] | None = None) -> Any:
