@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         default="text", description="log lines for people, or one JSON object a line for programs"
     )
 
-    tracing: bool = Field(
+    opentelemetry: bool = Field(
         default=False,
         description="write OpenTelemetry traces, to the exporter of the `OTEL_*` variables; needs `modelyard[otel]`",
     )
@@ -371,7 +371,7 @@ class ControllerSettings(Settings):
         ge=1,
         description="number of failed jobs in a row after which a version is not chosen any more",
     )
-    circuit_failure_rate: float = Field(
+    circuit_failure_fraction: float = Field(
         default=0.5, gt=0, le=1, description="fraction of failed jobs with the same effect"
     )
     circuit_window_jobs: int = Field(

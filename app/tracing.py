@@ -45,7 +45,7 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
-            raise ConfigurationError(f"MODELYARD_TRACING needs OpenTelemetry: {PACKAGE}") from error
+            raise ConfigurationError(f"MODELYARD_OPENTELEMETRY needs OpenTelemetry: {PACKAGE}") from error
         self._trace = trace
         self._propagator = TraceContextTextMapPropagator()
         name = os.environ.get("OTEL_SERVICE_NAME") or service

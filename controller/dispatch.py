@@ -196,7 +196,7 @@ class Dispatcher:
             hold_behind_ms=settings.batch_hold_behind_ms,
             ahead=settings.batches_ahead,
         )
-        self._is_traced = settings.tracing
+        self._is_traced = settings.opentelemetry
         self._link = link
         self._template = template
         self._backlogs = backlogs

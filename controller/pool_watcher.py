@@ -115,6 +115,7 @@ class PoolWatcher:
         self._was_away = False
         self._comes_back_until_s = 0.0
         self._wake = asyncio.Event()
+        self._reading = asyncio.Lock()
         self._seen_at_s: dict[str, float] = {}
         self._decisions = DecisionWriter(settings.result_retention_s + settings.max_deadline_s)
 
@@ -188,11 +189,15 @@ class PoolWatcher:
             self._wake.clear()
 
     async def refresh(self) -> None:
-        """Read the pool once, in two round trips.
+        """Read the pool once, in two round trips. One reading at a time: an older one must not replace a newer one.
 
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
+        async with self._reading:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         with ledger_errors():
             pipe = self._client.pipeline(transaction=False)
             asked_at_s = time.monotonic()
@@ -267,8 +272,6 @@ class PoolWatcher:
         )
         for queue in backlog:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
-        for decision, document in self._decisions.due(self.view.snapshot.explanations()):
-            pipe.set(keys.decision(decision), document, px=self._decisions.lives_ms)
         raw, _, *oldest = await pipe.execute()
         records = tuple(record for record in map(self._readable, names, raw) if record)
         waits_ms = self._backlogs.refresh(records, backlog)
@@ -281,7 +284,7 @@ class PoolWatcher:
             numbers=numbers,
             backlog_jobs=backlog,
             oldest_at_ms={
-                queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=False) if first
+                queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
             },
             snapshot=build_snapshot(
                 records,
@@ -293,6 +296,14 @@ class PoolWatcher:
                 before=self.view.snapshot,
             ),
         )
+        await self._write_decisions()
+
+    async def _write_decisions(self) -> None:
+        pipe = self._client.pipeline(transaction=False)
+        for decision, document in self._decisions.due(self.view.snapshot.explanations()):
+            pipe.set(keys.decision(decision), document, px=self._decisions.lives_ms)
+        with contextlib.suppress(ResponseError):  # a full Redis keeps no explanations
+            await pipe.execute()
 
     def _recent_models(self, records: Iterable[WorkerRecord]) -> Collection[str]:
         """Models that have a live worker, or had one until recently."""

@@ -65,7 +65,7 @@ def open_traces(settings: ControllerSettings, clock: PoolClock) -> RequestTraces
     Raises:
         ConfigurationError: A package is missing.
     """
-    return RequestTraces(Tracing("modelyard-controller"), clock) if settings.tracing else None
+    return RequestTraces(Tracing("modelyard-controller"), clock) if settings.opentelemetry else None
 
 
 def _of_job(batch_id: str, index: int, head: BatchHead) -> Attributes:

@@ -43,4 +43,4 @@ def open_traces(settings: WorkerSettings) -> BatchTraces | None:
     Raises:
         ConfigurationError: A package is missing.
     """
-    return BatchTraces(Tracing("modelyard-worker")) if settings.tracing else None
+    return BatchTraces(Tracing("modelyard-worker")) if settings.opentelemetry else None

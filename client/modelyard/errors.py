@@ -32,9 +32,11 @@ ModelyardError
 │   ├── UnknownWorkerError
 │   ├── UnknownModelError
 │   ├── UnknownEndpointError
+│   ├── ModelNotServedError       the version was retired
 │   └── UnknownJobError
 ├── JobGoneError                  the job's outcome was kept for its time and is no longer
 ├── ConflictError
+│   ├── VersionInUseError         a version to be forgotten has workers or jobs
 │   ├── JobNotCancellableError
 │   ├── JobNotQuarantinedError
 │   └── IdempotencyConflictError  the key was used for another request

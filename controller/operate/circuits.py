@@ -54,7 +54,7 @@ class Circuits:
     def __init__(self, settings: ControllerSettings, clock: PoolClock, decisions: Decisions) -> None:
         self._in_a_row = settings.circuit_failures
         self._window_jobs = settings.circuit_window_jobs
-        self._rate = settings.circuit_failure_rate
+        self._rate = settings.circuit_failure_fraction
         self._first_pause_s = settings.circuit_pause_s
         self._clock = clock
         self._decisions = decisions

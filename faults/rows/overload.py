@@ -130,6 +130,7 @@ SMALL_KEY, SMALL_LINE = new_key("small", "predict")
         controllers=1,
         environment=(("MODELYARD_API_KEYS", f"{FLOOD_LINE.line()},{SMALL_LINE.line()}"),),
     ),
+    in_tests=False,
 )
 async def fair_keys(trial: Trial) -> None:
     """Measure the small client's share of accepted requests once the other client has filled the queue."""

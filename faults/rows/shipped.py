@@ -17,7 +17,12 @@ PLAN = PoolPlan(replicas=1, controllers=1, as_shipped=True)
 N_JOBS = 200
 
 
-@fault("shipped-redis-restarted", "SIGTERM and restart of the Redis of docker-compose.yml, 5 times", PLAN)
+@fault(
+    "shipped-redis-restarted",
+    "SIGTERM and restart of the Redis of docker-compose.yml, 5 times",
+    PLAN,
+    in_tests=False,
+)
 async def shipped_redis_restarted(trial: Trial) -> None:
     """Redis writes everything before it exits; controllers replay nothing."""
     before = n_written_again(trial)

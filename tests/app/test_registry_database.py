@@ -14,6 +14,7 @@ import pytest
 from app.errors import RegistrySchemaError, RegistryUnavailableError
 from app.registry_database import examine, others_beside
 from app.settings import Settings
+from modelyard.commands.exit_status import UNAVAILABLE
 from tests.pool_samples import RedisServer
 
 OF_MLFLOW_2 = "0584bdc529eb"  # the schema of MLflow 2.22
@@ -83,7 +84,7 @@ def test_an_older_database_is_refused_in_one_line_and_keeps_its_bytes(
         text=True,
         timeout=120,
     )
-    assert done.returncode == 1
+    assert done.returncode == (1 if command == ["workers"] else UNAVAILABLE)
     assert f"mlflow db upgrade {old}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert path.read_bytes() == before

@@ -159,9 +159,28 @@ def test_requests_and_mlflow_s_own_client_work_as_with_mlflow_s_scoring_server(t
     own = ScoringServerClient(address.hostname, address.port)
     own.ping()
     assert own.get_version() == requests.get(f"{target.url}/version", timeout=60).text
-    # It posts to /invocations of the whole pool: the body goes to the version that it fits.
-    assert own.invoke(frame, params={"factor": 3}).get_predictions()["double"].tolist() == [3, 6]
-    assert own.invoke(images).get_predictions().shape == (N_DIGITS, 10)
+    with pytest.raises(Exception, match="several endpoints are served, and the request names none"):
+        own.invoke(images)
+
+
+def test_mlflow_s_own_client_reaches_the_default_endpoint(
+    target: Target, served: tuple[Pool, str, Client], tmp_path: Path
+) -> None:
+    """It posts to /invocations of the whole pool."""
+    pool, _, _ = served
+    file = tmp_path / "modelyard.toml"
+    file.write_text(f'[endpoints.orders]\nmodels = ["{ORDERS}"]\ndefault = true\n')
+    pool.environment["MODELYARD_FILE"] = str(file)
+    try:
+        url = pool.controller()
+    finally:
+        del pool.environment["MODELYARD_FILE"]
+    pool.wait_for_workers(url, 3)
+    address = urlsplit(url)
+    own = ScoringServerClient(address.hostname, address.port)
+    answer = own.invoke(pd.DataFrame(ROWS), params={"factor": 3}).get_predictions()
+    assert answer["double"].tolist() == [3, 6]
+    pool.stop(pool.serving(url))
 
 
 def test_the_description_of_the_protocol_finds_nothing(target: Target, python: str) -> None:

@@ -26,7 +26,7 @@ from modelyard import Client
 from tests.conftest import RedisServer, WaitUntil
 from tests.controller.conftest import HandWorker
 from tests.e2e import body_fuzz, fuzz
-from tests.e2e.conftest import Digits, Pool
+from tests.e2e.conftest import MODEL, Digits, Pool
 from tests.e2e.fuzz import Judge, send_many
 from tests.pool_samples import record
 
@@ -100,7 +100,7 @@ def fuzz_digits(url: str, judge: Judge, count: int, round_number: int) -> None:
 
         @send_many(count, round_number, body=fuzz.DIGITS)
         def send(body: bytes) -> None:
-            answer = http.post("/predict", content=body)
+            answer = http.post(f"/predict?model={MODEL}", content=body)
             judge.take(answer.status_code, answer.content, body)
             assert (answer.status_code == 202) == fuzz.is_right(body), (answer.content, body)
 

@@ -17,7 +17,7 @@ from tests.conftest import RedisServer, wait_until_true
 from tests.workers.worker_processes import Start, ready_pids
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-TRACED = {"MODELYARD_TRACING": "true", "OTEL_TRACES_EXPORTER": "console"}
+TRACED = {"MODELYARD_OPENTELEMETRY": "true", "OTEL_TRACES_EXPORTER": "console"}
 
 
 def spans_of(output: str) -> list[dict[str, Any]]:
