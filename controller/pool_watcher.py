@@ -278,6 +278,7 @@ class PoolWatcher:
         ready = {record.queue for record in records if record.state == "ready"}
         circuits = dict(self._circuits.exclusions(ready))
         controlled = dict(exclusions(read_table(controls), {*numbers, *ready}))
+        before = self.view.snapshot
         self.view = PoolView(
             records=records,
             open_circuits=frozenset(circuits),
@@ -292,25 +293,26 @@ class PoolWatcher:
                 waits_ms,
                 excluded=merged(controlled, circuits, ready),
                 configured=self._endpoints.read(),
-                recent_models=self._recent_models(records),
-                before=self.view.snapshot,
+                recent_models=self._recent_models(records, numbers),
+                before=before,
             ),
         )
-        await self._write_decisions()
+        await self._write_decisions(before)
 
-    async def _write_decisions(self) -> None:
+    async def _write_decisions(self, before: Snapshot) -> None:
+        """Write what was decided by a snapshot; some routes are decided only when a request asks for them."""
         pipe = self._client.pipeline(transaction=False)
-        for decision, document in self._decisions.due(self.view.snapshot.explanations()):
+        for decision, document in self._decisions.due(before.explanations()):
             pipe.set(keys.decision(decision), document, px=self._decisions.lives_ms)
         with contextlib.suppress(ResponseError):  # a full Redis keeps no explanations
             await pipe.execute()
 
-    def _recent_models(self, records: Iterable[WorkerRecord]) -> Collection[str]:
-        """Models that have a live worker, or had one until recently."""
+    def _recent_models(self, records: Iterable[WorkerRecord], queues: Iterable[str]) -> Collection[str]:
+        """Models that have a live worker, or had one until recently, unless their versions were forgotten."""
         now_s = time.monotonic()
         self._seen_at_s |= {record.model_name: now_s for record in records}
         self._seen_at_s = {name: at for name, at in self._seen_at_s.items() if at > now_s - RESTART_S}
-        return self._seen_at_s
+        return self._seen_at_s.keys() & {keys.model_of(queue)[0] for queue in queues}
 
     def _counts(self, raw: dict[bytes, bytes]) -> dict[str, int]:
         """A hash of counts by queue, without invalid entries."""

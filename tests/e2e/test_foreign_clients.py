@@ -122,6 +122,7 @@ def target(
     pool.wait_for_workers(url, 3)
     yield Target(url, folder)
     pool.stop(worker)
+    client.control("forget", ORDERS, 1)  # so that it is no endpoint of the tests that follow
 
 
 @pytest.mark.parametrize("name", ["triton", "kserve_rest", "typed_client"])
