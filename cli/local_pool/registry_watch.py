@@ -87,6 +87,10 @@ class RegistryWatch:
         if identity != self._read_from:  # the process still has the file open that was replaced
             self._reader.close()
             self._read_from = identity
+        if self._database and not identity:
+            problem = f"the registry's database {self._database} is not there"
+            self.look = Look(self.look.question, self.look.reading, problem)
+            return
         try:
             self.look = Look(question, self._reader.read(question))
             self._changed_at = changed_at
