@@ -108,6 +108,13 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(found[2]) if found else None
 
 
+def written_at_ns(database: Path) -> tuple[int, int]:
+    """When a SQLite database and its log were last written, in ns since the epoch; 0 for a file that is not there."""
+    files = (database, Path(f"{database}-wal"))
+    database_ns, log_ns = (each.stat().st_mtime_ns if each.exists() else 0 for each in files)
+    return database_ns, log_ns
+
+
 def _refusal(uri: str, revisions: set[str], known: frozenset[str]) -> str:
     if not revisions:
         return (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 from app.errors import ConfigurationError
+from app.file_stamp import file_stamp
 from app.pool_file import Endpoint, find_pool_file, read_pool_file
 from app.settings import ControllerSettings
 
@@ -22,14 +22,14 @@ class ConfiguredEndpoints:
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._path = find_pool_file(settings)
-        self._state = _state(self._path)
+        self._stamp = file_stamp(self._path)
         self._by_name = read_pool_file(self._path).endpoints if self._path else {}
 
     def read(self) -> Mapping[str, Endpoint]:
         """The endpoints; after an edit with mistakes those before it."""
-        state = _state(self._path)
-        if self._path and state and state != self._state:
-            self._state = state
+        stamp = file_stamp(self._path)
+        if self._path and stamp and stamp != self._stamp:
+            self._stamp = stamp
             try:
                 self._by_name = read_pool_file(self._path).endpoints
             except ConfigurationError as error:
@@ -37,12 +37,3 @@ class ConfiguredEndpoints:
             else:
                 logger.info("the endpoints of %s are: %s", self._path, ", ".join(self._by_name) or "none")
         return self._by_name
-
-
-def _state(path: Path | None) -> tuple[int, int, int] | None:
-    """Changes with each edit; None while there is no file."""
-    try:
-        found = path.stat() if path else None
-    except OSError:
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size) if found else None

@@ -5,7 +5,6 @@ Building connects to nothing; the lifespan in `main` opens the services.
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import uuid4
 
 from app.celery_app import create_celery
@@ -130,17 +129,13 @@ class Services:
             drain=self.drain,
         )
 
-    def _observers(self, backlogs: Backlogs) -> dict[str, Any]:
-        """Those who are told of the dispatcher's events."""
+    def _dispatcher(self, controller_id: str, template: bytes, backlogs: Backlogs) -> Dispatcher:
         buffer, metrics, traces = self.replay_buffer, self.metrics, self.traces
         accepted = [buffer.accepted, metrics.accepted]
         completed = [backlogs.completed, buffer.completed, metrics.completed, self.operate.completed]
         if traces:
             accepted.append(traces.accepted)
             completed.append(traces.completed)
-        return {"on_accepted": accepted, "on_completed": completed}
-
-    def _dispatcher(self, controller_id: str, template: bytes, backlogs: Backlogs) -> Dispatcher:
         return Dispatcher(
             controller_id,
             self.settings,
@@ -148,7 +143,8 @@ class Services:
             template,
             backlogs,
             self.watcher,
-            **self._observers(backlogs),
+            on_accepted=accepted,
+            on_completed=completed,
         )
 
     def _add_attendants(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
@@ -15,7 +14,7 @@ from app.errors import UnavailableError
 from app.settings import Settings, load
 from cli.redis_address import located
 from modelyard.commands import job_list_command
-from modelyard.commands.console_output import examples
+from modelyard.commands.console_output import examples, utc
 
 if TYPE_CHECKING:
     from app.ledger.ids import IdSigner
@@ -134,7 +133,7 @@ def _show(jobs: list[QuarantinedJob]) -> None:
     for column in table.columns:
         column.overflow = "fold"
     for job in jobs:
-        when = datetime.fromtimestamp(job.quarantined_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        when = utc(job.quarantined_at_ms)
         version = f"{job.model_name} / {job.model_version}"
         table.add_row(job.job_id, when, str(job.worker), version, str(job.n_samples), job.resent_as or "")
     Console().print(table)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 from app.errors import ModelyardError
-from app.registry_database import sqlite_path
+from app.registry_database import sqlite_path, written_at_ns
 from training.registry_reader import Question, Reading, RegistryReader
 
 LOOK_S = 2.0  # between two looks at the registry
@@ -107,7 +106,4 @@ class RegistryWatch:
 
     def _stamp(self) -> object:
         """Changes with the database; None for other registries."""
-        if self._database is None:
-            return None
-        files = (self._database, Path(f"{self._database}-wal"))
-        return tuple(each.stat().st_mtime_ns if each.exists() else 0 for each in files)
+        return written_at_ns(self._database) if self._database else None

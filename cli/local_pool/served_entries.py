@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.errors import ConfigurationError
+from app.file_stamp import file_stamp
 from app.pool_file import PoolFile, Serve, find_pool_file, read_pool_file
 from app.settings import Settings
 
@@ -29,7 +30,7 @@ class ServedEntries:
         self._given = tuple(given)
         self._file: PoolFile | None = None
         path = find_pool_file(settings)
-        self._seen = self._stamp = _stamp(path) if path else None
+        self._seen = self._stamp = file_stamp(path)
         if path:
             self._file = read_pool_file(path)
 
@@ -58,7 +59,7 @@ class ServedEntries:
             ConfigurationError: It has mistakes, serves nothing any more, or has gone. The entries stay as they were.
         """
         path = find_pool_file(self._settings)
-        stamp = _stamp(path) if path else None
+        stamp = file_stamp(path)
         is_settled, self._seen = stamp == self._seen, stamp
         if stamp == self._stamp or not is_settled:
             return False
@@ -106,11 +107,3 @@ def entries_given(settings: Settings, arguments: Sequence[str], numbers: Sequenc
         Serve.model_validate({"model": name, "versions": words} if words else {"model": name})
         for name, words in versions.items()
     ]
-
-
-def _stamp(path: Path) -> object:
-    try:
-        status = path.stat()
-    except OSError as error:
-        return error.errno
-    return (path, status.st_mtime_ns, status.st_size, status.st_ino)

@@ -16,6 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api_keys import ApiKey, Role, holder, read_keys
 from app.errors import ConfigurationError, ForbiddenError, UnauthenticatedError
+from app.file_stamp import file_stamp
 from app.settings import ControllerSettings
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ class Access:
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
-        self._stamp = (
-            self._file_stamp()
+        self._stamp = file_stamp(
+            self._settings.api_keys_file
         )  # before the file is read: a later change is detected at the next check
         self._keys: tuple[ApiKey, ...] = read_keys(settings)
         self.is_guarded = bool(self._keys)
@@ -95,7 +96,7 @@ class Access:
 
     def refresh(self) -> None:
         """Read the key file again if it has changed. If it is unreadable, the keys stay unchanged."""
-        stamp = self._file_stamp()
+        stamp = file_stamp(self._settings.api_keys_file)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -121,14 +122,6 @@ class Access:
         if len(authorization) <= CACHED_BYTES:
             self._callers[authorization] = caller
         return caller
-
-    def _file_stamp(self) -> tuple[int, int, int] | None:
-        path = self._settings.api_keys_file
-        try:
-            found = path.stat() if path else None
-        except OSError:
-            return None
-        return found and (found.st_ino, found.st_ctime_ns, found.st_size)
 
 
 # The security scheme makes /docs ask for a key on the routes that declare it.

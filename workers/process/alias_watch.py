@@ -13,13 +13,12 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable
-from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from app.errors import ModelyardError, RegistryUnavailableError, first_line
-from app.registry_database import sqlite_path
+from app.registry_database import sqlite_path, written_at_ns
 from app.settings import WorkerSettings
 from workers.model_lookup import Aliases, ModelVersion, read_aliases
 
@@ -108,8 +107,7 @@ class AliasWatch:
         path = sqlite_path(self._uri)
         if path is None:
             return time.monotonic() // self._unstamped_s
-        files = (path, Path(f"{path}-wal"))
-        return max((each.stat().st_mtime for each in files if each.exists()), default=0.0)
+        return max(written_at_ns(path)) / 1e9
 
     def _first_stamp(self) -> float | None:
         """The stamp of the first reading; None if the registry may have changed since."""

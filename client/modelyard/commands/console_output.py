@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -170,6 +171,21 @@ def waiting(what: str) -> Iterator[None]:
 def is_terminal() -> bool:
     """Whether a person reads the output."""
     return sys.stdout.isatty()
+
+
+def utc(at_ms: float) -> str:
+    """A time in ms since the epoch for people, to the second."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def refuse_watched_json(watch_s: float | None, *, as_json: bool) -> None:
+    """Refuse `--watch` beside `--json`.
+
+    Raises:
+        UsageError: Both are given.
+    """
+    if as_json and watch_s:
+        raise click.UsageError("--json writes one document; call it again in place of --watch")
 
 
 def number(value: float | None, digits: int = 1, unit: str = "") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Unpack
 
 import click
@@ -15,6 +14,8 @@ from modelyard.commands.console_output import (
     Listing,
     examples,
     number,
+    refuse_watched_json,
+    utc,
     watch,
     write_json,
     write_listing,
@@ -88,8 +89,7 @@ def command(watch_s: float | None, as_json: bool, url: str | None, **wanted: Unp
     """
     from modelyard import Client, RetryPolicy
 
-    if as_json and watch_s:
-        raise click.UsageError("--json writes one document; call it again in place of --watch")
+    refuse_watched_json(watch_s, as_json=as_json)
     with Client(controller_url(url), retry=RetryPolicy(attempts=1)) as client:
         if watch_s:
             watch(lambda: _listing(client.list_jobs(**wanted)), watch_s)
@@ -108,7 +108,6 @@ def _listing(page: JobList) -> Listing:
 
 
 def _row(job: JobSummary) -> list[object]:
-    received = datetime.fromtimestamp(job.received_at_ms / 1000, UTC)
     return [
         job.id,
         job.status,
@@ -117,7 +116,7 @@ def _row(job: JobSummary) -> list[object]:
         job.worker,
         job.n_samples,
         job.attempts,
-        received.strftime("%Y-%m-%d %H:%M:%SZ"),
+        utc(job.received_at_ms),
         number(job.queue_wait_ms, 1, "ms"),
         number(job.inference_ms, 1, "ms"),
         number(job.end_to_end_ms, 1, "ms"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +13,7 @@ from modelyard.commands.console_output import (
     JSON_OPTION,
     Listing,
     examples,
+    utc,
     write_json,
     write_listing,
 )
@@ -140,7 +140,7 @@ def decisions(limit: int, as_json: bool, url: str | None) -> None:
         return
     rows = [
         [
-            datetime.fromtimestamp(each.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
+            utc(each.at_ms),
             each.kind,
             each.model_name,
             each.model_version,

@@ -13,6 +13,7 @@ from modelyard.commands.console_output import (
     Listing,
     examples,
     number,
+    refuse_watched_json,
     watch,
     write_json,
     write_listing,
@@ -49,8 +50,7 @@ def command(watch_s: float | None, as_json: bool, url: str | None) -> None:
     """
     from modelyard import Client, RetryPolicy
 
-    if as_json and watch_s:
-        raise click.UsageError("--json writes one document; call it again in place of --watch")
+    refuse_watched_json(watch_s, as_json=as_json)
     url = controller_url(url)
     with Client(url, retry=RetryPolicy(attempts=1)) as client:
         if watch_s:

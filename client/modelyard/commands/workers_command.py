@@ -12,6 +12,7 @@ from modelyard.commands.console_output import (
     Listing,
     examples,
     number,
+    refuse_watched_json,
     watch,
     write_json,
     write_listing,
@@ -41,8 +42,7 @@ def command(watch_s: float | None, as_json: bool, url: str | None) -> None:
     from modelyard import Client, RetryPolicy
     from modelyard.schemas import Pool
 
-    if as_json and watch_s:
-        raise click.UsageError("--json writes one document; call it again in place of --watch")
+    refuse_watched_json(watch_s, as_json=as_json)
     with Client(controller_url(url), retry=RetryPolicy(attempts=1)) as client:
         if watch_s:
             watch(lambda: processes(client.workers()), watch_s)
