@@ -150,7 +150,7 @@ class Services:
     def _add_attendants(
         self, controller_id: str, client: AsyncClient, template: bytes, unreadable: Unreadable
     ) -> None:
-        """Add what runs beside the requests."""
+        """Add the background services."""
         heartbeat_s, retention_s = self.settings.heartbeat_s, self.settings.result_retention_s
         self.reconciler = Reconciler(
             controller_id, client, self.ledger, template, self.watcher, unreadable, interval_s=heartbeat_s

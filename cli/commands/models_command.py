@@ -1,4 +1,4 @@
-"""`modelyard models`: what the registry holds, how good it is, and what of it is served."""
+"""`modelyard models`: the registered versions, their quality, and the served ones."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What operators see and decide beside the requests: jobs, versions out of service, circuits, decisions, scale."""
+"""For operators: the list of jobs, versions out of service, circuits, the log of decisions, and scale."""

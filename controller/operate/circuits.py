@@ -19,7 +19,7 @@ from app.errors import ModelyardError
 from app.redis import keys
 from app.settings import ControllerSettings
 from controller.events import Completed
-from controller.operate.decisions import Decisions
+from controller.operate.decision_log import DecisionLog
 from controller.routing import CIRCUIT_OPEN, Exclusion
 from modelyard.schemas import Decision
 
@@ -51,7 +51,7 @@ class Circuit:
 class Circuits:
     """Observes outcomes, and opens and closes circuits."""
 
-    def __init__(self, settings: ControllerSettings, clock: PoolClock, decisions: Decisions) -> None:
+    def __init__(self, settings: ControllerSettings, clock: PoolClock, decisions: DecisionLog) -> None:
         self._in_a_row = settings.circuit_failures
         self._window_jobs = settings.circuit_window_jobs
         self._rate = settings.circuit_failure_fraction

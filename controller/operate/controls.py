@@ -1,4 +1,4 @@
-"""What operators decided about versions: disabled, retired or pinned. Kept in Redis, read with the pool.
+"""Operators' decisions about versions: disabled, retired or pinned. Kept in Redis, read with the pool.
 
 | state | routing | a request that names the version |
 | --- | --- | --- |
@@ -19,7 +19,7 @@ from app.clock import to_ms
 from app.errors import UnknownModelError, VersionInUseError
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
-from controller.operate.decisions import Decisions
+from controller.operate.decision_log import DecisionLog
 from controller.routing import DISABLED, PINNED, RETIRED, Exclusion
 from modelyard.schemas import Decision, VersionControl
 
@@ -112,7 +112,7 @@ def merged(
 class Controls:
     """Writes the controls, each with an entry in the log of decisions."""
 
-    def __init__(self, client: AsyncClient, decisions: Decisions) -> None:
+    def __init__(self, client: AsyncClient, decisions: DecisionLog) -> None:
         self._client = client
         self._decisions = decisions
 

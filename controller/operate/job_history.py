@@ -1,8 +1,8 @@
-"""The jobs of the pool for operators: those that wait or run, and a history of those that recently finished.
+"""The jobs of the pool for operators: open jobs, and a history of recently finished ones.
 
-A controller adds the jobs whose outcomes it hears. The history lasts as long as outcomes do and is bounded: Redis keeps
-the newest `MOST_KEPT` succeeded jobs and as many others, and a controller adds the slowest of a busy second only. A job
-whose controller ended before its outcome is missing; `GET /results` has it all the same.
+Each controller adds the outcomes that it hears. The history lasts as long as outcomes do and is bounded: Redis keeps
+the newest `MOST_KEPT` succeeded jobs and as many others, and a controller adds only the slowest of a busy second. A job
+is missing if its controller ended before its outcome; `GET /results` has it.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class JobHistory:
         return JobList(tuple(jobs), _cursor(batches[len(chosen)][0], 0))
 
     async def _read_open(self, batches: Sequence[tuple[float, str]]) -> list[list[JobSummary | None]]:
-        """The open jobs of each batch by index; None for those that are not open any more, or unreadable."""
+        """The open jobs of each batch by index; None for a job that is no longer open, or unreadable."""
         now_ms, pipe = self._clock.now_ms(), self._client.pipeline(transaction=False)
         for _, batch_id in batches:
             cancelled = [f"c:{index}" for index in range(ids.n_jobs(batch_id))]

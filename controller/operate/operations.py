@@ -1,4 +1,4 @@
-"""What operators use, built together."""
+"""Builds the services for operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.settings import ControllerSettings
 from controller.events import Completed
 from controller.operate.circuits import Circuits
 from controller.operate.controls import Controls
-from controller.operate.decisions import Decisions
+from controller.operate.decision_log import DecisionLog
 from controller.operate.job_history import JobHistory
 
 
@@ -20,7 +20,7 @@ class Operations:
     """
 
     def __init__(self, settings: ControllerSettings, client: AsyncClient, clock: PoolClock) -> None:
-        self.decisions = Decisions(client)
+        self.decisions = DecisionLog(client)
         self.controls = Controls(client, self.decisions)
         self.circuits = Circuits(settings, clock, self.decisions)
         self.job_history = JobHistory(client, clock, settings.result_retention_s)

@@ -1,4 +1,4 @@
-"""The routes by which operators take versions out of service, and see what was decided."""
+"""The routes for operators: versions out of service, the log of decisions, and scale."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def enable(request: Request, name: str, version: int, reason: Reason = "")
 
 @router.post("/models/{name}/versions/{version}/retire", dependencies=[require("operate")], **docs.RETIRE)
 async def retire(request: Request, name: str, version: int, reason: Reason = "") -> Response:
-    """Accept no more jobs for a version; those that it has still run."""
+    """Accept no more jobs for a version; its accepted jobs still run."""
     return await _apply(request, "retire", name, version, reason)
 
 
@@ -73,7 +73,7 @@ async def decisions(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000, description="number of decisions, newest first")] = 100,
 ) -> Response:
-    """What operators and circuit breakers decided, newest first."""
+    """The decisions of operators and circuit breakers, newest first."""
     services: Services = request.state.services
     return Response(
         msgspec.json.encode(DecisionList(await services.operate.decisions.newest(limit))), media_type=JSON

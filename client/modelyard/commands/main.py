@@ -83,13 +83,13 @@ COMMANDS = {
     **{
         name: Command(f"modelyard.commands.operation_commands:{name}", text, "modelyard-client[commands]")
         for name, text in (
-            ("retire", "Accept no more jobs for a version, and wait for those it has."),
+            ("retire", "Accept no more jobs for a version, and wait for its accepted ones."),
             ("disable", "Keep routing from choosing a version."),
             ("enable", "Put a version back into service."),
             ("pin", "Have routing choose one version of a model alone."),
             ("unpin", "Have all versions of a model compete again."),
             ("forget", "Remove a version that nobody serves."),
-            ("decisions", "Show what was decided about versions."),
+            ("decisions", "Show the decisions about versions."),
         )
     },
     "benchmark": Command(

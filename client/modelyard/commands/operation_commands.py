@@ -108,7 +108,7 @@ def unpin(model: str, reason: str, as_json: bool, url: str | None) -> None:
 @JSON_OPTION
 @URL_OPTION
 def retire(version: tuple[str, int], wait: bool, reason: str, as_json: bool, url: str | None) -> None:
-    """Accept no more jobs for a version, and wait until those that it has are done. Its workers may then stop."""
+    """Accept no more jobs for a version, and wait until its accepted jobs are done. Its workers may then stop."""
     from modelyard import Client
 
     with Client(controller_url(url)) as client:
@@ -129,7 +129,7 @@ def retire(version: tuple[str, int], wait: bool, reason: str, as_json: bool, url
 @JSON_OPTION
 @URL_OPTION
 def decisions(limit: int, as_json: bool, url: str | None) -> None:
-    """Show what operators and circuit breakers decided about versions, newest first."""
+    """Show the decisions of operators and circuit breakers about versions, newest first."""
     from modelyard import Client
     from modelyard.schemas import DecisionList
 

@@ -18,7 +18,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Decision).decode
 
 
-class Decisions:
+class DecisionLog:
     """Adds and lists decisions; the newest `MOST_KEPT` are kept."""
 
     def __init__(self, client: AsyncClient) -> None:
