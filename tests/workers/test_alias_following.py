@@ -127,7 +127,7 @@ def pool(
         "MLFLOW_TRACKING_URI": client.tracking_uri,
         "MODEL_NAME": MODEL,
         "MODEL_VERSION": "champion",
-        "MODELYARD_HEARTBEAT_S": "0.2",
+        "MODELYARD_HEARTBEAT_S": "0.5",  # a ready worker is healthy for 1.5 s, which a busy machine may take
         "MODELYARD_READY_FILE": str(tmp_path / "ready"),
         "MODELYARD_LAME_DUCK_S": "0",
         "ALLOW_PICKLE_MODELS": "true",
@@ -140,7 +140,12 @@ def pool(
         controller = subprocess.Popen(serve, env=environment, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: _is_ready(url), timeout_s=START_S, what="a version is served")
+        ready_file = environment["MODELYARD_READY_FILE"]
+        wait_until(
+            lambda: _is_ready(url) and not health.problem(ready_file),
+            timeout_s=START_S,
+            what="a version is served, and the follower says so",
+        )
         yield Followed(database, tmp_path, url, wait_until, client, worker, log)
     finally:
         mlflow.set_tracking_uri(before)
