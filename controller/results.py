@@ -111,8 +111,12 @@ class Results:
             LedgerUnavailableError: Redis does not answer.
         """
         found: dict[str, JobView | ModelyardError] = {}
-        async for news in self.follow(job_ids, caller, wait_s):
-            found |= news
+        if wait_s > 0:
+            async for news in self.follow(job_ids, caller, wait_s):
+                found |= news
+        else:
+            refs, found = self._parse(job_ids, caller)
+            found |= {refs[ref]: each for ref, each in (await self._read(refs, caller)).items()}
         return [found[job_id] for job_id in job_ids]
 
     async def follow(
@@ -126,14 +130,13 @@ class Results:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        refs = {job_id: self._watcher.signer.parse_job_id(job_id) for job_id in job_ids}
-        awaited = _Awaited({ref: job_id for job_id, ref in refs.items() if ref is not None})
-        unknown = {job_id: _unknown(caller) for job_id, ref in refs.items() if ref is None}
+        refs, unknown = self._parse(job_ids, caller)
+        awaited = _Awaited(refs)
         until_s, poll_s, is_armed = time.monotonic() + wait_s, POLL_FIRST_S, False
         due = set(awaited.ids)
-        with self._key_watch.watch(map(_key, due) if wait_s > 0 else ()) as watch:
+        with self._key_watch.watch(map(_key, due)) as watch:
             while True:
-                if due and wait_s > 0:
+                if due:
                     is_armed = await watch.arm(set(map(_key, due)))
                 found = await self._read(due, caller) if due else {}
                 yield unknown | {awaited.ids[ref]: each for ref, each in found.items()}
@@ -146,6 +149,20 @@ class Results:
                 changed = await watch.wait(min(left_s, silence_s, next_s, inf if is_armed else poll_s))
                 poll_s = min(2 * poll_s, POLL_LONGEST_S)
                 due = awaited.due(changed, self._clock.now_ms()) if is_armed else set(awaited.ids)
+
+    def _parse(
+        self, job_ids: Sequence[str], caller: Caller
+    ) -> tuple[dict[JobRef, str], dict[str, JobView | ModelyardError]]:
+        """The jobs of the ids that this pool has signed, and an error for each other id."""
+        refs: dict[JobRef, str] = {}
+        unknown: dict[str, JobView | ModelyardError] = {}
+        for job_id in job_ids:
+            ref = self._watcher.signer.parse_job_id(job_id)
+            if ref is None:
+                unknown[job_id] = _unknown(caller)
+            else:
+                refs[ref] = job_id
+        return refs, unknown
 
     def end_waits(self) -> None:
         """Answer all waiting callers now, because the controller is stopping."""

@@ -132,7 +132,9 @@ class Services:
     def _dispatcher(self, controller_id: str, template: bytes, backlogs: Backlogs) -> Dispatcher:
         buffer, metrics, traces = self.replay_buffer, self.metrics, self.traces
         accepted = [buffer.accepted, metrics.accepted]
-        completed = [backlogs.completed, buffer.completed, metrics.completed, self.operate.completed]
+        operate = self.operate
+        completed = [backlogs.completed, buffer.completed, metrics.completed]
+        completed += [operate.job_history.completed, operate.circuits.completed]
         if traces:
             accepted.append(traces.accepted)
             completed.append(traces.completed)

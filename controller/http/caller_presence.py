@@ -14,17 +14,12 @@ from controller.cancelling import cancel
 T = TypeVar("T")
 
 
-async def while_present(request: Request, work: Coroutine[Any, Any, T], wait_s: float) -> T:
-    """The result of the work, which is cancelled when the caller closes the connection.
-
-    Args:
-        wait_s: Seconds that it may wait; work that does not wait is done in any case.
+async def while_present(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that waits, which is cancelled when the caller closes the connection.
 
     Raises:
         ClientDisconnect: The caller has left.
     """
-    if not wait_s:
-        return await work
     working, leaving = asyncio.create_task(work), asyncio.create_task(_until_left(request))
     try:
         await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)

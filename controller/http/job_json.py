@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from app.contract import OUTPUT_DTYPES
 from app.errors import WireError
+from app.ledger.controller_ledger import JobView
 from app.ledger.ids import JobRef
 from app.ledger.wire import (
     EXPIRED,
@@ -70,6 +71,11 @@ def job_json(
     elif status == "expired":
         document |= _result(EXPIRED)
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def view_json(view: JobView, prefix: str = "") -> bytes:
+    """A job that was read from the ledger, as JSON; as `job_json`."""
+    return job_json(view.ref, view.head, view.status, view.outcome, prefix)
 
 
 class BatchJson:

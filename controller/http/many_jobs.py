@@ -6,7 +6,7 @@ import asyncio
 
 from app.errors import ModelyardError, ParameterError
 from app.ledger.controller_ledger import JobView
-from controller.http.job_json import job_json
+from controller.http.job_json import view_json
 from controller.http.problems import problem
 
 MAX_JOBS = 1000
@@ -40,12 +40,3 @@ def job_or_problem_json(found: JobView | ModelyardError, prefix: str) -> bytes:
         return view_json(found, prefix) if isinstance(found, JobView) else problem(found)[2]
     except ModelyardError as error:  # its outputs are unreadable
         return problem(error)[2]
-
-
-def view_json(view: JobView, prefix: str) -> bytes:
-    """A job as JSON.
-
-    Raises:
-        WireError: Its scores or outputs are unreadable.
-    """
-    return job_json(view.ref, view.head, view.status, view.outcome, prefix)

@@ -148,7 +148,8 @@ async def result(
     """Read the outputs of a job: of `infer` with `Prefer: respond-async`, or of any other request."""
     services = _services(request)
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    view = await while_present(request, services.results.job(job_id, request.state.caller, wait_s), wait_s)
+    found = services.results.job(job_id, request.state.caller, wait_s)
+    view = await (while_present(request, found) if wait_s else found)
     head = view.head
     own = view.outcome.jobs[view.ref.index] if view.outcome else UNRUN.get(view.status)
     if own is None:

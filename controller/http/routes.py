@@ -13,8 +13,8 @@ from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.caller_presence import while_present
 from controller.http.job_events import event_stream
-from controller.http.job_json import job_json, result_url
-from controller.http.many_jobs import job_ids_of, jobs_json, view_json
+from controller.http.job_json import job_json, result_url, view_json
+from controller.http.many_jobs import job_ids_of, jobs_json
 from controller.http.pool_document import pool_document
 from controller.http.prediction_request import in_range, parse_query, version_of
 from controller.http.version_document import record_of, version_document
@@ -61,9 +61,8 @@ async def results(
     """Read many jobs in one round trip; a job that cannot be read has its problem in its place."""
     services: Services = request.state.services
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    found = await while_present(
-        request, services.results.jobs(job_ids_of(ids), request.state.caller, wait_s), wait_s
-    )
+    reading = services.results.jobs(job_ids_of(ids), request.state.caller, wait_s)
+    found = await (while_present(request, reading) if wait_s else reading)
     return Response(await jobs_json(found, services.settings.prefix), media_type=JSON)
 
 
@@ -92,7 +91,8 @@ async def result(
     """Read a job, and its outcome if it has one."""
     services: Services = request.state.services
     wait_s = in_range("wait", wait, 0, services.settings.max_wait_s)
-    view = await while_present(request, services.results.job(job_id, request.state.caller, wait_s), wait_s)
+    found = services.results.job(job_id, request.state.caller, wait_s)
+    view = await (while_present(request, found) if wait_s else found)
     body = view_json(view, services.settings.prefix)
     if explain:
         route = msgspec.json.encode(await services.results.explain(view))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from app.clock import PoolClock
 from app.redis.client import AsyncClient
 from app.settings import ControllerSettings
-from controller.events import Completed
 from controller.operate.circuits import Circuits
 from controller.operate.controls import Controls
 from controller.operate.decision_log import DecisionLog
@@ -24,8 +23,3 @@ class Operations:
         self.controls = Controls(client, self.decisions)
         self.circuits = Circuits(settings, clock, self.decisions)
         self.job_history = JobHistory(client, clock, settings.result_retention_s)
-
-    def completed(self, event: Completed) -> None:
-        """Observe the outcome of a batch."""
-        self.job_history.completed(event)
-        self.circuits.completed(event)
