@@ -26,12 +26,13 @@ from app.redis.client import AsyncClient, ResponseError, ledger_errors
 from app.redis.refusals import PROBE, refusal
 from app.settings import ControllerSettings
 from app.unreadable import Unreadable
+from app.version_controls import read_table
 from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
 from controller.configured_endpoints import ConfiguredEndpoints
 from controller.decisions import DecisionWriter
 from controller.operate.circuits import Circuits
-from controller.operate.controls import exclusions, merged, read_table
+from controller.operate.controls import exclusions, merged
 from controller.recovery.replay_buffer import ReplayBuffer
 from controller.routing import Snapshot, build_snapshot
 

@@ -21,7 +21,7 @@
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
 | `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller, worker |
 | `modelyard:loss` | string: JSON of the last loss, see `app.ledger.marks` | retention | controller |
-| `modelyard:controls` | hash, see `controller.operate.controls`: versions out of service | for ever | controller |
+| `modelyard:controls` | hash, see `app.version_controls`: versions out of service | for ever | controller |
 | `modelyard:decisions` | sorted set: a decision by when it was taken, ms | 1,000 entries | controller |
 | `modelyard:history` | string: JSON, see `controller.page.history` | a day | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |

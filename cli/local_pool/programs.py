@@ -272,7 +272,7 @@ def retired_versions(settings: Settings) -> frozenset[NamedVersion] | None:
     """Versions that operators retired; None while Redis does not answer."""
     from app.redis import keys
     from app.redis.client import RedisError, connect_url
-    from controller.operate.controls import read_table
+    from app.version_controls import read_table
 
     try:
         with connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection:

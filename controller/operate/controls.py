@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeAlias, cast
 
@@ -19,14 +18,12 @@ from app.clock import to_ms
 from app.errors import UnknownModelError, VersionInUseError
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
+from app.version_controls import PIN, Control, State, Table, encode_control
 from controller.operate.decision_log import DecisionLog
 from controller.routing import DISABLED, PINNED, RETIRED, Exclusion
 from modelyard.schemas import Decision, VersionControl
 
-logger = logging.getLogger(__name__)
-PIN = "pin:"  # begins the field of a model's pinned version; the other fields are queues
 Action: TypeAlias = Literal["disable", "enable", "retire", "pin", "unpin", "forget"]
-State: TypeAlias = Literal["disabled", "retired", "pinned"]
 DONE: dict[Action, str] = {
     "disable": "disabled",
     "enable": "enabled",
@@ -36,47 +33,6 @@ DONE: dict[Action, str] = {
     "forget": "forgotten",
 }
 STATES: dict[Action, State] = {"disable": "disabled", "retire": "retired", "pin": "pinned"}
-
-
-class Control(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision that is in force.
-
-    Attributes:
-        state: Of the version; `pinned` in the field of a model.
-        version: The version.
-        by: Name of the operator's API key; empty without keys.
-        at_ms: Redis's clock.
-    """
-
-    state: State
-    version: int
-    by: str
-    reason: str
-    at_ms: float
-
-    def __str__(self) -> str:
-        """Who decided it and why, for people."""
-        by = f" by {self.by}" if self.by else ""
-        return f"{self.state}{by}{f': {self.reason}' if self.reason else ''}"
-
-
-Table: TypeAlias = Mapping[str, Control]
-"""Controls by field: a queue, or `PIN` and a model."""
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Control).decode
-
-
-def read_table(raw: Mapping[bytes, bytes]) -> dict[str, Control]:
-    """The controls in Redis; an unreadable one is logged and left out."""
-    table = {}
-    for field, value in raw.items():
-        try:
-            table[field.decode()] = _decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            logger.warning(
-                "%s: the field %r cannot be read and has no effect: %s", keys.CONTROLS, field, error
-            )
-    return table
 
 
 def exclusions(table: Table, queues: Iterable[str]) -> Iterator[tuple[str, Exclusion]]:
@@ -141,7 +97,7 @@ class Controls:
                     state=STATES[action], version=version or 0, by=by, reason=reason, at_ms=now_ms
                 )
                 field = PIN + name if action == "pin" else queue
-                await self._client.hset(keys.CONTROLS, field, _encode(control))
+                await self._client.hset(keys.CONTROLS, field, encode_control(control))
             decision = Decision(
                 at_ms=now_ms,
                 kind=DONE[action],

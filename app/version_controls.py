@@ -1,0 +1,70 @@
+"""Operators' decisions about versions as they are stored in Redis: disabled, retired or pinned.
+
+`controller.operate.controls` writes them. Workers and `modelyard up` read which versions are retired.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, cast
+
+import msgspec
+
+from app.redis import keys
+
+logger = logging.getLogger(__name__)
+PIN = "pin:"  # begins the field of a model's pinned version; the other fields are queues
+State: TypeAlias = Literal["disabled", "retired", "pinned"]
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision that is in force.
+
+    Attributes:
+        state: Of the version; `pinned` in the field of a model.
+        version: The version.
+        by: Name of the operator's API key; empty without keys.
+        at_ms: Redis's clock.
+    """
+
+    state: State
+    version: int
+    by: str
+    reason: str
+    at_ms: float
+
+    def __str__(self) -> str:
+        """Who decided it and why, for people."""
+        by = f" by {self.by}" if self.by else ""
+        return f"{self.state}{by}{f': {self.reason}' if self.reason else ''}"
+
+
+Table: TypeAlias = Mapping[str, Control]
+"""Controls by field: a queue, or `PIN` and a model."""
+encode_control = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Control).decode
+
+
+def read_table(raw: Mapping[bytes, bytes]) -> dict[str, Control]:
+    """The controls in Redis; an unreadable one is logged and left out."""
+    table = {}
+    for field, value in raw.items():
+        try:
+            table[field.decode()] = _decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            logger.warning(
+                "%s: the field %r cannot be read and has no effect: %s", keys.CONTROLS, field, error
+            )
+    return table
+
+
+def retirement(redis: Any, queue: str) -> Control | None:
+    """The decision that retired a version; None if it is in service.
+
+    Args:
+        redis: A synchronous Redis client.
+    """
+    raw = cast(bytes | None, redis.hget(keys.CONTROLS, queue))
+    control = read_table({queue.encode(): raw}).get(queue) if raw else None
+    return control if control and control.state == "retired" else None
