@@ -62,7 +62,7 @@ class Job(msgspec.Struct, eq=False):
         once: Its idempotency key, if it has one.
         batch: Its batch; `index` is its place in that batch.
         expired: Whether its deadline has passed before a worker took it.
-        error: Why it was not accepted.
+        error: Why it was refused: it was not accepted, or Redis lost it.
         form: Properties that all jobs of a batch must share; None if the version takes a plain tensor.
         trace: Its W3C `traceparent`, or empty.
     """
@@ -89,8 +89,8 @@ class Job(msgspec.Struct, eq=False):
             self.is_answered = True
             self.on_ready(self)
 
-    def fail(self, error: ModelyardError) -> None:
-        """Tell the caller that the job was not accepted."""
+    def refuse(self, error: ModelyardError) -> None:
+        """Tell the caller that the job will have no outcome."""
         if not self.is_answered:
             self.error = error
             self.answer()
@@ -250,45 +250,53 @@ class Dispatcher:
         for size in decision.sizes:
             jobs, lane.waiting = lane.waiting[:size], lane.waiting[size:]
             if not jobs:
-                break  # a batch that was refused immediately has already sent the others
+                break  # a caller whose job was refused has posted the next one, which called this method again
             lane.n_samples -= sum(map(_n_samples, jobs))
             lane.n_submissions = 0
             try:
-                now_ms, candidate, form = self._watcher.clock.now_ms(), jobs[-1].route.candidate, jobs[0].form
-                contract = candidate.contract
-                head = BatchHead(
-                    queue=candidate.queue,
-                    worker=candidate.worker,
-                    reply_to=self._controller_id,
-                    model_name=candidate.model_name,
-                    model_version=candidate.model_version,
-                    val_accuracy=candidate.val_accuracy,
-                    dtype=contract.dtype if isinstance(contract, TensorContract) else "",
-                    sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
-                    jobs=list(map(_entry, jobs)),
-                )
-                if form is not None:
-                    head = form.on(head, [len(job.data) for job in jobs])
-                if self._is_traced:
-                    head = msgspec.structs.replace(head, traces=tuple([job.trace for job in jobs]))
-                batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
-                data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
-                once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
-                accept = Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms)
+                batch = self._batch(lane, jobs)
             except Exception as error:
                 self._refuse(lane, jobs, error)
                 continue
-            json = BatchJson(batch_id, head, self._prefix)
-            batch = SentBatch(batch_id, head, accept, json, jobs, time.monotonic())
-            for index, job in enumerate(jobs):
-                job.batch, job.index = batch, index
-            self.sent[batch_id] = batch
+            self.sent[batch.batch_id] = batch
             lane.backlog.send(len(jobs))
             self._n_unconfirmed += 1
-            accept.send(self._link, self._accepted, batch)
+            batch.accept.send(self._link, self._accepted, batch)
         if lane.waiting and lane.timer is None:
             loop = asyncio.get_running_loop()
             lane.timer = loop.call_later(decision.hold_ms / 1000, self._send_held, lane)
+
+    def _batch(self, lane: Lane, jobs: list[Job]) -> SentBatch:
+        """Render a batch of jobs that agree in their form.
+
+        Its head has the figures of the newest job's route: the pool may have been read again since the oldest one.
+        """
+        now_ms, candidate, form = self._watcher.clock.now_ms(), jobs[-1].route.candidate, jobs[0].form
+        contract = candidate.contract
+        head = BatchHead(
+            queue=candidate.queue,
+            worker=candidate.worker,
+            reply_to=self._controller_id,
+            model_name=candidate.model_name,
+            model_version=candidate.model_version,
+            val_accuracy=candidate.val_accuracy,
+            dtype=contract.dtype if isinstance(contract, TensorContract) else "",
+            sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
+            jobs=list(map(_entry, jobs)),
+        )
+        if form is not None:
+            head = form.on(head, [len(job.data) for job in jobs])
+        if self._is_traced:
+            head = msgspec.structs.replace(head, traces=tuple([job.trace for job in jobs]))
+        batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
+        data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
+        once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
+        accept = Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms)
+        json = BatchJson(batch_id, head, self._prefix)
+        batch = SentBatch(batch_id, head, accept, json, jobs, time.monotonic())
+        for index, job in enumerate(jobs):
+            job.batch, job.index = batch, index
+        return batch
 
     def _decide(self, lane: Lane, is_due: bool) -> batching.Decision:
         """Ask `batching` about the waiting jobs, and prepare them for their batches; late ones are refused."""
@@ -319,7 +327,7 @@ class Dispatcher:
         jobs = batch.jobs
         if isinstance(reply, Exception):
             self.abandon(batch)
-            _fail(jobs, ledger_error(reply))
+            _refuse_all(jobs, ledger_error(reply))
             return
         if isinstance(reply, list):
             self._send_again_without(batch, reply)
@@ -368,7 +376,7 @@ class Dispatcher:
             self._return(batch, is_awaited=True)
         if lost:
             why = "Redis lost its data, including this job; send it again"
-            _fail(batch.jobs, LedgerUnavailableError(why, retry_after_s=1))
+            _refuse_all(batch.jobs, LedgerUnavailableError(why, retry_after_s=1))
 
     async def close(self) -> None:
         """Send the waiting jobs and wait until they are accepted."""
@@ -410,7 +418,7 @@ class Dispatcher:
         lost = {with_key[place] for place in places}
         for job in batch.jobs:
             if job in lost:
-                job.fail(IdempotencyPendingError(why, retry_after_s=1))
+                job.refuse(IdempotencyPendingError(why, retry_after_s=1))
             else:
                 self.submit(job)
         self._send(self._lanes[batch.head.queue], is_due=True)
@@ -434,7 +442,7 @@ class Dispatcher:
             error = LedgerUnavailableError("the jobs could not be stored")
         lane.backlog.held_jobs -= len(jobs)
         lane.backlog.close(map(_entry, jobs))
-        _fail(jobs, error)
+        _refuse_all(jobs, error)
 
 
 def _sort_by_form(waiting: list[Job], sizes: list[int]) -> list[int]:
@@ -463,6 +471,6 @@ def _once_keys(batch_id: str, jobs: list[Job]) -> list[OnceKey]:
     ]
 
 
-def _fail(jobs: list[Job], error: ModelyardError) -> None:
+def _refuse_all(jobs: list[Job], error: ModelyardError) -> None:
     for job in jobs:
-        job.fail(error)
+        job.refuse(error)

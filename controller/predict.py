@@ -1,4 +1,4 @@
-"""The handler of `POST /predict`: admit, decode, route, submit, wait, reply. Each step has its own module.
+"""The handler of `POST /predict`: admit, route, decode, submit, wait, reply. Each step has its own module.
 
 Two adapters call it: `http/connection` for a request that arrived completely, `http/asgi` for all other requests.
 """
@@ -35,7 +35,7 @@ from controller.http.replies import Refusals, Reply
 from controller.http.response_headers import Headers
 from controller.input import bodies
 from controller.input.job_samples import NeedsReader, Samples, read_samples
-from controller.input.large_bodies import LARGE_BYTES, LargeBodies
+from controller.input.large_bodies import LARGE_BODY_BYTES, LargeBodies
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
 from controller.routing import Route, Selector, routes
@@ -68,7 +68,7 @@ class Addressee(Protocol):
 
 
 class Exchange(msgspec.Struct):
-    """A submitted prediction and the receiver of its reply."""
+    """A submitted prediction and the receiver of its reply; its `ready` is the job's `on_ready`."""
 
     predict: Predict
     asked: Asked
@@ -84,7 +84,7 @@ class Exchange(msgspec.Struct):
 
 
 class Ready(asyncio.Event):
-    """An event that is set when the job's awaited acceptance or outcome arrives."""
+    """An event that is set when the job's awaited acceptance or outcome arrives: the other `on_ready`."""
 
     def ready(self, _: Job) -> None:
         """Set the event."""
@@ -94,6 +94,10 @@ class Ready(asyncio.Event):
 @dataclass(eq=False, slots=True, kw_only=True)
 class Predict:
     """The handler.
+
+    - `start` answers a plain request that has arrived completely, without an asyncio task (`http/connection`).
+    - `enter` and `respond` answer any request: the first needs only its head, the second its body (`http/asgi`).
+    - `submit_and_wait` gives the job instead of a reply, for other protocols and for probes.
 
     Attributes:
         rate_limit: None without a rate limit.
@@ -127,7 +131,9 @@ class Predict:
             request = Request(asked, caller, client, received_at_ms)
             possible = self._routes(request)
             samples = read_samples(asked.content_type, body, possible, self.settings.max_samples)
-            job = self._job(samples, request, possible, Exchange(self, asked, to))
+            if len(possible) > 1:
+                self._admit(samples.route, request)
+            job = self._job(samples, request, Exchange(self, asked, to))
         except NeedsReader:
             self._keep(asyncio.create_task(self._answer_with_reader(request, body, to)))
         except Exception as error:
@@ -163,19 +169,19 @@ class Predict:
             ModelyardError: The request is refused.
         """
         if key is None:
-            return await self._take(request, body)
+            return await self._submit_and_reply(request, body)
         # Before routing and the backlog may refuse: a repeated POST gets its job even if a new job would be refused.
         # A large body is hashed in a thread, because hashing releases the GIL.
         asked = request.asked
         own = (asked.params,) if asked.params else ()  # without any, keys of earlier releases stay valid
         parts = (repr((asked.selector, asked.deadline_s, *own)).encode(), body)
         entry = partial(self.idempotency.entry, key, parts, request.caller.name)
-        once = entry() if len(body) < LARGE_BYTES else await asyncio.to_thread(entry)
+        once = entry() if len(body) < LARGE_BODY_BYTES else await asyncio.to_thread(entry)
         first = await self.idempotency.reserve(once)
         if first:
             return await self._repeat(first, request)
         try:
-            return await self._take(request, body, once)
+            return await self._submit_and_reply(request, body, once)
         except Exception:
             await self.idempotency.release(once)
             raise
@@ -197,18 +203,20 @@ class Predict:
             job.stop_waiting()
         self.results.end_waits()
 
-    async def _take(self, request: Request, body: bytes, once: Reservation | None = None) -> Reply:
-        job = await self.run(request, body, once)
+    async def _submit_and_reply(
+        self, request: Request, body: bytes, once: Reservation | None = None
+    ) -> Reply:
+        job = await self.submit_and_wait(request, body, once)
         return self.reply(job, request.asked.wait_s)
 
     async def _answer_with_reader(self, request: Request, body: bytes, to: Addressee) -> None:
         try:
-            reply = await self._take(request, body)
+            reply = await self._submit_and_reply(request, body)
         except Exception as error:
             reply = self.refusals.reply_to(error, request.client, "POST", "/predict")
         to.answer(reply)
 
-    async def run(
+    async def submit_and_wait(
         self, request: Request, body: bytes, once: Reservation | None = None, reading: Reading = "strict"
     ) -> Job:
         """Submit an admitted request and wait; the job then has its acceptance, its outcome or an error.
@@ -226,7 +234,7 @@ class Predict:
             read = (asked.content_type, body, possible, self.settings.max_samples, reading)
             beyond = (DECODED_TIMES * self.settings.max_body_bytes, asked.params)
             try:
-                is_small = len(body) < LARGE_BYTES
+                is_small = len(body) < LARGE_BODY_BYTES
                 samples = (
                     read_samples(*read, params=asked.params)
                     if is_small
@@ -234,7 +242,9 @@ class Predict:
                 )
             except NeedsReader:
                 samples = await self.large_bodies.read(*read, *beyond)
-            job = self._job(samples, request, possible, ready)
+            if len(possible) > 1:
+                self._admit(samples.route, request)
+            job = self._job(samples, request, ready)
         except (InputError, TooLargeError):
             if self.rate_limit:  # a refused input costs as much as a prediction
                 await self.rate_limit.count(request.caller, request.client, 1)
@@ -256,28 +266,26 @@ class Predict:
         possible = routes(self.watcher.view.snapshot, asked.selector, asked.deadline_s)
         # Refuse before the body is decoded, if possible: under overload most requests are refused.
         if len(possible) == 1:
-            self.backlogs.admit(possible[0].candidate.queue, asked.deadline_s, request.caller.name)
+            self._admit(possible[0], request)
         return possible
 
-    def _job(
-        self, samples: Samples, request: Request, possible: tuple[Route, ...], waiter: Exchange | Ready
-    ) -> Job:
-        asked = request.asked
-        if len(possible) > 1:
-            self.backlogs.admit(samples.route.candidate.queue, asked.deadline_s, request.caller.name)
-        route = samples.route
+    def _admit(self, route: Route, request: Request) -> None:
+        self.backlogs.admit(route.candidate.queue, request.asked.deadline_s, request.caller.name)
+
+    def _job(self, samples: Samples, request: Request, waiter: Exchange | Ready) -> Job:
+        asked, route = request.asked, samples.route
         return Job(
             route=route,
             entry=JobEntry(
-                samples.n_samples,
-                request.received_at_ms,
-                request.received_at_ms + asked.deadline_s * 1000,
-                route.policy,
-                route.forced,
-                request.caller.name,
-                route.decision,
-                route.degraded,
-                route.comparable,
+                n_samples=samples.n_samples,
+                received_at_ms=request.received_at_ms,
+                deadline_ms=request.received_at_ms + asked.deadline_s * 1000,
+                policy=route.policy,
+                forced=route.forced,
+                owner=request.caller.name,
+                decision=route.decision,
+                degraded=route.degraded,
+                comparable=route.comparable,
             ),
             data=samples.data,
             wants_outcome=asked.wait_s > 0,

@@ -30,7 +30,7 @@ from workers.process.time_limit import TimeLimit
 from workers.warm_up import LoadedModel
 
 logger = logging.getLogger(__name__)
-KEEP_OUTCOME_S = 20.0
+FINISH_RETRY_S = 20.0
 TRY_AGAIN_S = 0.2
 # During this time Celery's event loop is blocked: SIGTERM and Celery's own heartbeats wait.
 CHAIN_S = 0.25
@@ -168,7 +168,7 @@ class BatchRunner:
         alone = {"job_id": ids.job_id(batch.batch_id, noted.index)} if noted and is_alone else {}
         return {"batch_id": batch.batch_id, **alone}
 
-    def give_up(self) -> None:
+    def close_hung_job(self) -> None:
         """Record a timeout for the job that runs alone, because only the end of this process can stop it.
 
         A batch that runs together is left unchanged: the next worker runs its jobs one by one. Called from another
@@ -220,7 +220,7 @@ class BatchRunner:
 
     def _finish(self, batch: ClaimedBatch, outcome: BatchOutcome, take_until_s: float) -> bool:
         """Write the outcome, with retries while Redis is unreachable: cheaper than running the batch again."""
-        give_up_at_s = time.monotonic() + KEEP_OUTCOME_S
+        give_up_at_s = time.monotonic() + FINISH_RETRY_S
         quarantined = _quarantined(batch, outcome) if batch.attempts > 1 else None
         while True:
             try:
@@ -268,8 +268,9 @@ class BatchRunner:
             return EXPIRED
         if index in batch.kept:
             return batch.kept[index]
-        runs = batch.deaths.get(index, 0) + 1 if batch.attempts > 1 else 0
-        return QUARANTINED if runs >= self._max_attempts else None
+        # The worker that died first ran all jobs together, so its death counts against each of them.
+        suspected_deaths = batch.deaths.get(index, 0) + 1 if batch.attempts > 1 else 0
+        return QUARANTINED if suspected_deaths >= self._max_attempts else None
 
     def _run_together(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """Run one forward pass for all jobs; if it fails, run one pass per job, so that only the bad job fails."""

@@ -27,7 +27,7 @@ from app.redis.sentinel import primary_of, watch
 from app.settings import WorkerSettings
 from app.worker_record import WorkerRecord, assign_number, record_version
 from workers import model, requirements_check
-from workers.batch_runner import KEEP_OUTCOME_S, TIMED_OUT, BatchRunner
+from workers.batch_runner import FINISH_RETRY_S, TIMED_OUT, BatchRunner
 from workers.batch_traces import open_traces
 from workers.consumer.celery_worker import consume
 from workers.model_lookup import Aliases, ModelVersion
@@ -88,7 +88,7 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
         logger.warning("%s: %s", found.uri, warning)
     marker = InFlightMarker()
     # A running pass may use its full time limit, and its outcome may have to wait for Redis.
-    stop_limit_s = settings.inference_timeout_s + KEEP_OUTCOME_S + STOP_GRACE_S
+    stop_limit_s = settings.inference_timeout_s + FINISH_RETRY_S + STOP_GRACE_S
 
     def serve(tell_ready: Callable[[], None]) -> None:
         atexit.unregister(remove)  # the next serving process reads the files again
@@ -238,7 +238,7 @@ def _new_record(
 def _end(runner: BatchRunner, heartbeat: Heartbeat) -> None:
     """End the process from a thread while the main thread is stuck; the supervisor forks another one."""
     try:
-        runner.give_up()
+        runner.close_hung_job()
         heartbeat.close()  # without a record its batch is sent again immediately
     finally:
         os._exit(EXIT_STUCK)

@@ -275,7 +275,9 @@ def _read_pt2(found: ModelVersion, settings: WorkerSettings) -> Any:
     if not settings.allow_pickle_models:
         os.environ[TORCH_SWITCH] = "1"
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol")  # the pickle is refused in any case
+        warnings.filterwarnings(
+            "ignore", "Detected pickle protocol"
+        )  # it is refused unless the switch is set
         return torch.export.load(pt2_file(found.flavors, Path(found.path)))
 
 

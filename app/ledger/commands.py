@@ -18,7 +18,7 @@ from app.redis.script import Call, LargeField, Value, load
 QUARANTINE_LIMIT = 10_000
 SAMPLES = "data"  # the field of a record
 # Size of a batch's samples above which Lua costs more than a transaction and a round trip.
-LARGE_BYTES = 16 * 2**10
+LARGE_SAMPLES_BYTES = 16 * 2**10
 _deadline_ms = attrgetter("deadline_ms")
 
 
@@ -88,7 +88,7 @@ class Accept:
         `done` is called with `args` and the reply of accept.lua, or the `RedisError`.
         """
         samples = self.batch.data
-        if len(samples) < LARGE_BYTES:
+        if len(samples) < LARGE_SAMPLES_BYTES:
             link.run_script(self._call("accept", samples), done, *args)
             return
         large = LargeField(keys.batch(self.batch.batch_id), SAMPLES, samples, self.ttl_ms)

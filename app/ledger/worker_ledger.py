@@ -1,4 +1,7 @@
-"""The worker's side of the ledger: claim or take a batch, record progress, write the outcomes."""
+"""The worker's side of the ledger: claim a batch, record progress, write the outcomes.
+
+To take a batch is to pop its message from the queue and to claim it, in one step.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class WorkerLedger:
 
     Attributes:
         worker_id: The worker's own id.
-        taken: Id of the batch that was taken from the queue and is claimed next, or None.
+        taken: Id of the batch that was taken, and runs next; or None.
     """
 
     def __init__(

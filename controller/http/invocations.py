@@ -122,7 +122,7 @@ def _refused_type(content_type: str) -> Response | None:
 
 async def _predict(request: Request, services: Services, selector: Selector | None) -> Response:
     post = await read_post(request, services, selector)
-    job = await services.predict.run(post.request, post.body, reading="mlflow")
+    job = await services.predict.submit_and_wait(post.request, post.body, reading="mlflow")
     if job.error:
         raise job.error
     if post.is_async and is_pending(job):

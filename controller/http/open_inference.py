@@ -261,7 +261,7 @@ async def _infer(request: Request, selector: Selector) -> Response:
     asked = read_request_head(length, post.body)
     # The only content that the protocol knows: what is read of it is how long its JSON is.
     entered = msgspec.structs.replace(post.request, asked=replace(post.request.asked, content_type=length))
-    job = await services.predict.run(entered, post.body, reading="open_inference")
+    job = await services.predict.submit_and_wait(entered, post.body, reading="open_inference")
     if job.error:
         raise job.error
     if post.is_async and is_pending(job):

@@ -29,7 +29,7 @@ from controller.input import bodies
 from controller.input.job_samples import Samples, read_samples
 from controller.routing import Route
 
-LARGE_BYTES = 2**18  # about 2 ms of parsing JSON; not smaller than one read of a connection
+LARGE_BODY_BYTES = 2**18  # about 2 ms of parsing JSON; not smaller than one read of a connection
 LIMIT_BYTES = 2**26  # of bodies that are being read or wait for it
 IDLE_S = 30.0
 NICENESS = 5  # if CPU time is scarce, all other callers come first

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import redis
 
-from app.ledger.commands import LARGE_BYTES
+from app.ledger.commands import LARGE_SAMPLES_BYTES
 from app.redis import keys
 from controller.batching import ENOUGH_SUBMISSIONS
 from tests.controller.conftest import HandWorker, Serve, nothing_is_queued, until
@@ -162,7 +162,7 @@ async def test_large_samples_arrive_as_they_were_posted_and_a_full_redis_refuses
     worker = hand_worker(1)
     served = await serve(max_samples=4096, batch_max_samples=4096)
     pairs = np.arange(2 * 4096, dtype="<f4").reshape(-1, 2)
-    assert pairs.nbytes > LARGE_BYTES
+    assert pairs.nbytes > LARGE_SAMPLES_BYTES
     client.config_set("maxmemory", 1)
     try:
         refused = await served.post({"data": pairs.tolist()})

@@ -272,7 +272,7 @@ def test_a_job_that_only_the_end_of_the_process_could_end_has_timed_out(bench: B
 
     def ended_on_one(samples: Any) -> Any:
         if 1 in samples:
-            watchdog = threading.Thread(target=runner.give_up)
+            watchdog = threading.Thread(target=runner.close_hung_job)
             watchdog.start()
             watchdog.join()
             raise EndedError

@@ -21,7 +21,7 @@ import redis
 import redis.asyncio
 
 from app.errors import IdempotencyPendingError
-from app.ledger.commands import LARGE_BYTES, Accept, OnceKey
+from app.ledger.commands import LARGE_SAMPLES_BYTES, Accept, OnceKey
 from app.ledger.replay import Replay
 from app.redis import keys
 from controller.admission.idempotency import LEASE_S
@@ -36,7 +36,7 @@ from tests.pool_samples import new_batch
 HandWorkers = Callable[..., HandWorker]
 ServeBehind = Callable[..., Awaitable[Served]]
 ROOM = {"max_samples": 8192, "batch_max_samples": 8192}
-SMALL, LARGE = {"data": [1, 2]}, {"data": [[1, 2]] * (LARGE_BYTES // 8)}
+SMALL, LARGE = {"data": [1, 2]}, {"data": [[1, 2]] * (LARGE_SAMPLES_BYTES // 8)}
 
 
 @pytest.fixture

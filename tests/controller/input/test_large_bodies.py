@@ -21,14 +21,14 @@ from app.errors import (
     UnavailableError,
 )
 from controller.input.job_samples import Samples, read_samples
-from controller.input.large_bodies import LARGE_BYTES, LargeBodies
+from controller.input.large_bodies import LARGE_BODY_BYTES, LargeBodies
 from controller.routing import Selector, build_snapshot, routes
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.e2e.fuzz import rss_mib
 from tests.pool_samples import record
 
 HandWorkers = Callable[..., HandWorker]
-N = LARGE_BYTES // 8
+N = LARGE_BODY_BYTES // 8
 ROOM: dict[str, Any] = {"max_samples": 65535, "batch_max_samples": 65535}
 ROUTES = routes(build_snapshot([record()], {record().queue: 1}, {}), Selector())
 PAIRS = b'{"data": [' + b", ".join([b"[1, 2]"] * N) + b"]}"

@@ -1,12 +1,12 @@
 -- claim(record, running, batch_id, worker_id): the worker holds the batch from now on. Answers the record's fields
 -- and the time, false where there is nothing to run or another worker holds the batch: if that worker is dead, a
 -- controller takes the claim away first.
--- fields_of(record): names and values, then seconds and microseconds. Samples of LARGE_BYTES and more are answered
+-- fields_of(record): names and values, then seconds and microseconds. Samples of LARGE_SAMPLES_BYTES and more are answered
 -- as '': Lua would copy and hash them; the worker reads them by a command of their own.
-local LARGE_BYTES = 16384
+local LARGE_SAMPLES_BYTES = 16384
 local function fields_of(record)
   local answer, time = {}, redis.call('TIME')
-  if redis.call('HSTRLEN', record, 'data') < LARGE_BYTES then
+  if redis.call('HSTRLEN', record, 'data') < LARGE_SAMPLES_BYTES then
     answer = redis.call('HGETALL', record)
   else
     for _, name in ipairs(redis.call('HKEYS', record)) do
