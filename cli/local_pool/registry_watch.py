@@ -10,7 +10,6 @@ from app.registry_database import sqlite_path, written_at_ns
 from training.registry_reader import Question, Reading, RegistryReader
 
 LOOK_S = 2.0  # between two looks at the registry
-TRY_AGAIN_S = 5.0
 REST_S = 60.0  # a database that did not change for so long needs no process that reads it
 
 
@@ -70,7 +69,7 @@ class RegistryWatch:
     def _watch(self) -> None:
         while not self._closing.is_set():
             self._look()
-            self._wake.wait(TRY_AGAIN_S if self.look.problem else LOOK_S)
+            self._wake.wait(LOOK_S)
             self._wake.clear()
 
     def _look(self) -> None:
