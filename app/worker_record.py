@@ -242,6 +242,15 @@ def has_other_ready_worker(redis: Any, own: WorkerRecord) -> bool:
     )
 
 
+def open_jobs(redis: Any, queue: str) -> int:
+    """Jobs of a queue that have no outcome yet.
+
+    Args:
+        redis: A synchronous Redis client.
+    """
+    return max(0, int(redis.hget(keys.BACKLOG, queue) or 0))
+
+
 def _live_records(redis: Any, prefix: bytes = b"") -> list[WorkerRecord]:
     """Records of the live workers whose id begins with the prefix."""
     worker_ids = redis.zrange(keys.WORKERS, 0, -1)

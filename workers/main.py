@@ -25,7 +25,8 @@ from app.redis.client import connect, ledger_errors
 from app.redis.refusals import refusal
 from app.redis.sentinel import primary_of, watch
 from app.settings import WorkerSettings
-from app.worker_record import WorkerRecord, assign_number, record_version
+from app.version_controls import retirement
+from app.worker_record import WorkerRecord, assign_number, open_jobs, record_version
 from workers import model, requirements_check
 from workers.batch_runner import FINISH_RETRY_S, TIMED_OUT, BatchRunner
 from workers.batch_traces import open_traces
@@ -33,6 +34,7 @@ from workers.consumer.celery_worker import consume
 from workers.model_lookup import Aliases, ModelVersion
 from workers.process import alias_watch, follower_files, prefork_supervisor
 from workers.process.alias_watch import AliasWatch
+from workers.process.drain import Drain
 from workers.process.followed_worker import FollowedWorker
 from workers.process.follower_files import Told
 from workers.process.heartbeat import Heartbeat
@@ -71,11 +73,17 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(0)
     )  # until Celery takes over: there is nothing to drain yet
+    marker = InFlightMarker()
+    signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: marker.leave())  # serving processes inherit it
     _require_redis(settings)
+    if settings.model_version.isdigit():
+        _end_if_retired(settings, int(settings.model_version))
     folder = handed.folder if handed else tempfile.mkdtemp(prefix="modelyard-")
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
     found = handed.found if handed else model.find(settings, folder)
+    if not settings.model_version.isdigit():
+        _end_if_retired(settings, found.version)
     if settings.env_manager == "uv":
         from workers import model_environment
 
@@ -86,7 +94,6 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
         logger.warning("%s was logged with %s", found.uri, requirements_check.described(differing))
     for warning in found.warnings:
         logger.warning("%s: %s", found.uri, warning)
-    marker = InFlightMarker()
     # A running pass may use its full time limit, and its outcome may have to wait for Redis.
     stop_limit_s = settings.inference_timeout_s + FINISH_RETRY_S + STOP_GRACE_S
 
@@ -136,13 +143,12 @@ def _serve(
     limit.install()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     heartbeat.start()
-    signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: heartbeat.leave_routing())
     watchdog.start()
+    drain = Drain(record, heartbeat, marker, connect(settings), settings.worker_ttl_s)
+    drain.start()
     followed = None
     if folder and told:
-        followed = FollowedWorker(
-            folder, told.alias, record, heartbeat, connect(settings), settings.worker_ttl_s
-        )
+        followed = FollowedWorker(folder, told.alias, record, heartbeat, drain)
         followed.start()
     aliases = _watch_aliases(settings, found, heartbeat, followed)
     aliases.start()
@@ -153,6 +159,7 @@ def _serve(
             consume(create_celery(settings), record, runner, heartbeat, tell_ready, imports, primary_of(url))
     finally:
         aliases.close()
+        drain.close()
         if followed:
             followed.close()
         watchdog.close()
@@ -242,6 +249,28 @@ def _end(runner: BatchRunner, heartbeat: Heartbeat) -> None:
         heartbeat.close()  # without a record its batch is sent again immediately
     finally:
         os._exit(EXIT_STUCK)
+
+
+def _end_if_retired(settings: WorkerSettings, version: int) -> None:
+    """End if operators have retired the version, and its queue is empty.
+
+    The status is 0, so that process managers that restart failed processes do not start it again.
+    """
+    name = settings.model_name
+    queue = keys.queue_name(name, version)
+    try:
+        with ledger_errors(), connect(settings) as client:
+            control, jobs = retirement(client, queue), open_jobs(client, queue)
+    except LedgerUnavailableError:  # it is away, or its users are those of an older release
+        return
+    if control and not jobs:
+        text = (
+            f"{name} / {version} is {control}, and is not served; `modelyard enable {name}/{version}` puts it back "
+            f"into service, then start this worker again"
+        )
+        follower_files.report_end(text, is_away=False)
+        logger.warning("%s", text)
+        sys.exit(0)
 
 
 def _require_redis(settings: WorkerSettings) -> None:

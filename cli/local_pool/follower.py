@@ -1,14 +1,13 @@
 """Keeps the workers of a running pool equal to `modelyard.toml` and the registry.
 
-A new worker starts beside those that it replaces; they stop when it is ready.
+A new worker starts beside those that it replaces. When it is ready, they are told to leave: each finishes its queue
+and ends by itself (`workers.process.drain`).
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from app.errors import ConfigurationError
 from app.pool_file import NamedVersion
@@ -21,13 +20,8 @@ from cli.local_pool.served_entries import ServedEntries
 from cli.local_pool.supervisord import ServiceStatus, Supervisor
 from workers.process.prefork_supervisor import LEAVE_ROUTING
 
-
-@dataclass
-class _Drain:
-    """A worker that gets no new jobs, and since when its queue is empty (`time.monotonic()`)."""
-
-    worker: Worker
-    empty_since_s: float = math.inf
+if TYPE_CHECKING:
+    from app.worker_record import WorkerRecord
 
 
 class Follower:
@@ -58,7 +52,7 @@ class Follower:
         self._replicas = replicas
         self._scaler = Scaler(settings)
         self._workers = {worker.name: worker for worker in workers}
-        self._draining: dict[str, _Drain] = {}
+        self._leaving: dict[str, Worker] = {}
         self._stopping: set[str] = set()
         self._starting: set[str] = set()
         self.failed: set[str] = set()
@@ -69,7 +63,7 @@ class Follower:
         self,
         supervisor: Supervisor,
         statuses: Mapping[str, ServiceStatus],
-        serving: Mapping[int, int],
+        records: Mapping[int, WorkerRecord],
         tell: Callable[[str], None],
     ) -> list[str]:
         """Compare the wanted state with the present one, and take the next steps.
@@ -77,7 +71,7 @@ class Follower:
         Args:
             supervisor: Runs the workers.
             statuses: Status by name of service.
-            serving: Ready workers, as `programs.serving_pids` returns them.
+            records: Live workers, as `programs.local_workers` returns them.
             tell: Prints a line.
 
         Returns:
@@ -87,22 +81,23 @@ class Follower:
             ServiceError: The supervisor is gone.
         """
         self._reap(supervisor, statuses)
-        self._drain(supervisor, statuses, serving)
+        serving = programs.ready_pids(records)
+        ready = {name for name in self._workers if name in statuses and statuses[name].pid in serving}
+        self._see_off(supervisor, statuses, records, ready)
         targets = self._targets(tell)
         if targets is None:
             return []
-        ready = {name for name in self._workers if name in statuses and statuses[name].pid in serving}
         self._tell_ready(ready, tell)
         names: dict[NamedVersion, list[str]] = {}
         for worker in self._workers.values():
             names.setdefault(worker.named, []).append(worker.name)
         counts = self._scaler.counts(targets, names, ready)
-        plan = difference(targets, counts, list(self._workers.values()), self._leaving)
+        plan = difference(targets, counts, list(self._workers.values()), {*self._leaving, *self._stopping})
         self._start(plan, supervisor, tell)
         self._stop(plan, ready, supervisor, tell)
-        for name in self._workers:
-            if name in statuses and statuses[name].state == "EXITED":  # with status 0, and still wanted
-                supervisor.start_again(name)
+        for worker in plan.keep:
+            if worker.name in statuses and statuses[worker.name].state == "EXITED":  # it was told to by hand
+                supervisor.start_again(worker.name)
         return [worker.name for worker, _ in plan.start]
 
     def _targets(self, tell: Callable[[str], None]) -> tuple[Target, ...] | None:
@@ -156,12 +151,11 @@ class Follower:
             if worker.named.model in unready and worker.name in ready:
                 continue
             del self._workers[worker.name]
-            self._starting.discard(worker.name)
-            served = [each for each in self._workers.values() if each.named == worker.named]
-            if worker.name in ready and not any(each.name in ready for each in served):
-                self._draining[worker.name] = _Drain(worker)
-            else:  # others take the jobs of its queue
+            if worker.name in self._starting | self.failed:
                 self._end(worker.name, supervisor)
+            else:
+                self._leaving[worker.name] = worker
+            self._starting.discard(worker.name)
             self.failed.discard(worker.name)
             tell(f"{worker.name} stops: {reason}")
 
@@ -170,32 +164,35 @@ class Follower:
             self._starting.remove(name)
             tell(f"{name} is ready")
 
-    def _drain(
-        self, supervisor: Supervisor, statuses: Mapping[str, ServiceStatus], serving: Mapping[int, int]
+    def _see_off(
+        self,
+        supervisor: Supervisor,
+        statuses: Mapping[str, ServiceStatus],
+        records: Mapping[int, WorkerRecord],
+        ready: set[str],
     ) -> None:
-        """Stop each version's last worker when its queue has been empty for a while.
+        """Tell leaving workers to finish their queues; remove those that have ended.
 
-        Controllers that have not yet heard that the worker gets no new jobs still send some.
+        supervisord starts a worker again that ended soon after its start, or that died. It leaves again, unless its
+        queue needs it no more.
         """
-        for name, drain in list(self._draining.items()):
-            if statuses[name].pid in serving:  # it was not told yet, or its serving process is another one
+        for name, worker in list(self._leaving.items()):
+            status = statuses[name]
+            record = records.get(status.pid)
+            if record and record.state == "ready":
                 supervisor.send_signal(name, LEAVE_ROUTING)
-                drain.empty_since_s = math.inf
-            elif programs.open_jobs(self._settings, drain.worker.named) != 0 and statuses[name].is_alive:
-                drain.empty_since_s = math.inf
-            else:
-                drain.empty_since_s = min(drain.empty_since_s, time.monotonic())
-            if time.monotonic() - drain.empty_since_s >= self._settings.worker_ttl_s:
-                del self._draining[name]
+            elif not record and (status.state in ("EXITED", "STOPPED") or not self._is_needed(worker, ready)):
+                del self._leaving[name]
                 self._end(name, supervisor)
+
+    def _is_needed(self, worker: Worker, ready: set[str]) -> bool:
+        """Whether the queue of a leaving worker may hold jobs that no other worker takes."""
+        has_others = any(each.named == worker.named and each.name in ready for each in self._workers.values())
+        return not has_others and programs.open_jobs(self._settings, worker.named) != 0
 
     def _end(self, name: str, supervisor: Supervisor) -> None:
         supervisor.end(name)
         self._stopping.add(name)
-
-    @property
-    def _leaving(self) -> set[str]:
-        return {*self._draining, *self._stopping}
 
     def _reap(self, supervisor: Supervisor, statuses: Mapping[str, ServiceStatus]) -> None:
         for name in list(self._stopping):

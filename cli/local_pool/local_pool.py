@@ -97,6 +97,7 @@ class Pool:
         """
         self._is_strict = is_strict
         self._start(Tier.REDIS)
+        self._leave_out_retired()
         self._number_versions()
         self._start(Tier.CONTROLLERS, Tier.WORKERS)
 
@@ -131,7 +132,8 @@ class Pool:
             ServiceError: The supervisor is gone.
         """
         while True:
-            serving = programs.serving_pids(self._settings.effective_redis_url)
+            workers = programs.local_workers(self._settings.effective_redis_url)
+            serving = programs.ready_pids(workers)
             statuses = self._supervisor.statuses()
             for name, status in statuses.items():
                 if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
@@ -142,7 +144,7 @@ class Pool:
             self._serving_pids |= serving
             self._pids = {name: pid for name, pid in self._pids.items() if name in statuses}
             if follower:
-                for name in follower.step(self._supervisor, statuses, serving, self._tell):
+                for name in follower.step(self._supervisor, statuses, workers, self._tell):
                     self._pids.pop(name, None)  # an earlier worker had this name
             time.sleep(WATCH_S)
 
@@ -153,6 +155,13 @@ class Pool:
         """Whether a service, or the child of a worker, is another process than at the last check."""
         was_served_by = self._serving_pids.get(pid, serving_pid)
         return pid != self._pids.get(name, pid) or bool(serving_pid and serving_pid != was_served_by)
+
+    def _leave_out_retired(self) -> None:
+        """Start no worker of a retired version without open jobs; the follower says so, and removes it."""
+        retired = programs.retired_versions(self._settings) or frozenset()
+        left_out = {named for named in retired if programs.open_jobs(self._settings, named) == 0}
+        names = {worker.name for worker in self._plan.workers if worker.named in left_out}
+        self._services = [service for service in self._services if service.name not in names]
 
     def _number_versions(self) -> None:
         # Workers that start together would get their numbers in any order; the lowest version starts first.

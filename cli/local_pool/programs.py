@@ -7,11 +7,11 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
 from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
@@ -23,6 +23,9 @@ from cli.local_pool import redis_server as pool_redis
 from cli.local_pool.desired_state import Worker
 from cli.local_pool.leash import SERVICES
 from modelyard.commands.controller_option import local_url
+
+if TYPE_CHECKING:
+    from app.worker_record import WorkerRecord
 
 LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
@@ -132,7 +135,11 @@ def worker_service(settings: ControllerSettings, worker: Worker) -> Service:
         worker.name,
         Tier.WORKERS,
         (*MODELYARD, "worker"),
-        is_ready=lambda pid: pid in serving_pids(settings.effective_redis_url),
+        # a worker of a retired version that still has jobs is ready for a moment only
+        is_ready=lambda pid: (
+            (record := local_workers(settings.effective_redis_url).get(pid)) is not None
+            and record.state != "starting"
+        ),
         # the caller's WORKER variable cannot be the number of several versions
         environment={
             "MODEL_NAME": worker.named.model,
@@ -237,8 +244,13 @@ def http_answers(url: str) -> bool:
     return 0 < _get(url)[0] < 500
 
 
-def serving_pids(redis_url: str) -> dict[int, int]:
-    """Process ids of the serving processes of ready workers on this machine, by process id of their supervisor.
+def ready_pids(workers: Mapping[int, WorkerRecord]) -> dict[int, int]:
+    """Process ids of the serving processes of ready workers, of the result of `local_workers`, by the same key."""
+    return {main_pid: record.pid for main_pid, record in workers.items() if record.state == "ready"}
+
+
+def local_workers(redis_url: str) -> dict[int, WorkerRecord]:
+    """Records of the workers on this machine, by process id of their supervisor; none while Redis does not answer.
 
     Read from Redis, because a controller with API keys would require one.
     """
@@ -251,19 +263,18 @@ def serving_pids(redis_url: str) -> dict[int, int]:
     except (RedisError, OSError, WireError):
         return {}
     records.sort(key=lambda record: record.started_at_ms)  # the record of a dead child stays for a while
-    return {record.main_pid: record.pid for record in records if record.state == "ready"}
+    return {record.main_pid: record for record in records}
 
 
 def open_jobs(settings: Settings, named: NamedVersion) -> int | None:
     """Jobs of a version that have no outcome yet; None while Redis does not answer."""
+    from app import worker_record
     from app.redis import keys
     from app.redis.client import RedisError, connect_url
 
     try:
         with connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection:
-            return max(
-                0, int(cast(bytes | None, connection.hget(keys.BACKLOG, keys.queue_name(*named))) or 0)
-            )
+            return worker_record.open_jobs(connection, keys.queue_name(*named))
     except (RedisError, OSError, ValueError):
         return None
 

@@ -222,7 +222,7 @@ def test_models_lists_the_registry_and_what_is_served(
 
 
 def test_versions_are_taken_out_of_service_and_put_back(call: Call, digits: Digits, served: Served) -> None:
-    _, _, client = served
+    pool, url, client = served
     best, other = f"{MODEL}/2", f"{MODEL}/1"
 
     def answering() -> int:
@@ -236,10 +236,19 @@ def test_versions_are_taken_out_of_service_and_put_back(call: Call, digits: Digi
     assert answering() == 1
     call("unpin", MODEL)
     assert answering() == 2
-    assert "takes no more jobs" in call("retire", best).stdout
+    assert "takes no more jobs" in call("retire", best, "--no-wait").stdout
     assert answering() == 1
     call("enable", best)
     assert "stop its workers" in str(call("forget", best, status=1).exception)
+    [retired] = [each.main_pid for row in client.workers() if row.model_version == 2 for each in row.replicas]
+    [worker] = [each for each in pool.processes if each.pid == retired]
+    assert "and its workers have ended" in call("retire", best).stdout
+    assert worker.wait(30) == 0
+    assert pool.worker(2, 2).wait(60) == 0  # it refuses
+    call("enable", best)
+    pool.processes = [each for each in pool.processes if each.poll() is None]
+    pool.worker(2, 2)
+    pool.wait_for_workers(url, 2)
     listed = call("decisions", "--limit", "2").stdout.splitlines()
     assert [line.split("\t")[1:4] for line in listed] == [
         ["decision", "model", "version"],

@@ -70,8 +70,8 @@ def test_a_worker_whose_serving_process_is_killed_serves_again_without_the_regis
         assert worker.poll() is None
         assert {record.main_pid for record in records(client)} == {worker.pid}
         assert list(tmp_path.glob("modelyard-*"))  # where a registry's files would be
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == 0
+        worker.send_signal(signal.SIGUSR2)
+        assert worker.wait(30) == 0  # its queue is empty
     _, errors = worker.communicate()
     assert errors.count("was ended by signal 9 (Killed); starting another") == 1
     assert not list(tmp_path.glob("modelyard-*"))

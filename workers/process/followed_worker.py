@@ -1,23 +1,16 @@
-"""The worker's side of an alias follower: tells which version the alias names, shows warnings, and drains the queue."""
+"""The worker's side of an alias follower: tells which version the alias names, shows warnings, and begins to drain."""
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-import signal
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
-from app.errors import LedgerUnavailableError, WireError
-from app.redis import keys
-from app.redis.client import Client, ledger_errors
-from app.worker_record import WorkerRecord, has_other_ready_worker
+from app.worker_record import WorkerRecord
 from workers.model_lookup import Aliases
 from workers.process import follower_files
+from workers.process.drain import Drain
 from workers.process.follower_files import Said, Told
 from workers.process.heartbeat import Heartbeat
 
@@ -32,9 +25,7 @@ class FollowedWorker:
         folder: Folder that this worker and the follower share.
         alias: The alias that is followed, or `latest`.
         record: The worker's record.
-        client: Used by this thread alone.
-        quiet_s: Seconds for which the queue of a draining worker must be empty. Controllers that have not yet heard
-            that it drains still send jobs.
+        drain: Begun when the follower has started a successor.
     """
 
     def __init__(
@@ -43,15 +34,13 @@ class FollowedWorker:
         alias: str,
         record: WorkerRecord,
         heartbeat: Heartbeat,
-        client: Client,
-        quiet_s: float,
+        drain: Drain,
     ) -> None:
         self._folder = folder
         self._alias = alias
         self._record = record
         self._heartbeat = heartbeat
-        self._client = client
-        self._quiet_s = quiet_s
+        self._drain = drain
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="followed", daemon=True)
 
@@ -76,10 +65,10 @@ class FollowedWorker:
             told = follower_files.read(self._folder, Told)
             if not told:
                 continue
-            if told.successor and self._heartbeat.state == "ready":  # a restarted process becomes ready first
-                self._drain(told.successor)
+            if told.successor:
+                self._drain.begin(f"{self._alias} is version {told.successor} now, whose worker is ready")
                 return
-            if told.warning != warning and not told.successor:
+            if told.warning != warning:
                 warning = told.warning
                 self._warn(warning)
 
@@ -90,34 +79,3 @@ class FollowedWorker:
         else:
             logger.info("version %d is the version of %s again", record.model_version, self._alias)
         self._heartbeat.set_warnings((*record.warnings, warning) if warning else record.warnings)
-
-    def _drain(self, successor: int) -> None:
-        record = self._record
-        logger.info(
-            "%s of %s is version %d now, whose worker is ready; version %d finishes its queue and stops",
-            self._alias,
-            record.model_name,
-            successor,
-            record.model_version,
-        )
-        self._heartbeat.leave_routing()
-        empty_since_s = math.inf
-        while time.monotonic() - empty_since_s < self._quiet_s:
-            if self._closing.wait(POLL_S):
-                return
-            if not self._is_queue_empty():
-                empty_since_s = math.inf
-            elif empty_since_s == math.inf:
-                empty_since_s = time.monotonic()
-        os.kill(os.getppid(), signal.SIGTERM)  # the supervisor, which ends with this process
-
-    def _is_queue_empty(self) -> bool:
-        """Whether no job waits for this worker; jobs that other workers of the queue can run do not."""
-        try:
-            with ledger_errors():
-                backlog_jobs = int(
-                    cast(bytes | None, self._client.hget(keys.BACKLOG, self._record.queue)) or 0
-                )
-                return backlog_jobs <= 0 or has_other_ready_worker(self._client, self._record)
-        except (LedgerUnavailableError, WireError, ValueError):
-            return False

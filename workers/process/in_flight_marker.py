@@ -1,5 +1,7 @@
 """The in-flight marker: the job that a serving process ran when it died, for the next forked process.
 
+It also holds whether the worker was told to leave the routing, which the next process must do as well.
+
 A process may die at any instruction, and while native code holds the GIL, no thread can report anything. So the process
 records in advance which job it starts, in memory that is shared with the supervisor and all later forks.
 """
@@ -14,6 +16,7 @@ import msgspec
 
 SIZE_BYTES = 4096
 LENGTH_BYTES = 4
+LEAVING = SIZE_BYTES - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,15 @@ class InFlightMarker:
     def ran(self) -> None:
         """Record that no job runs alone."""
         self._memory[: len(self._idle)] = self._idle
+
+    def leave(self) -> None:
+        """Record that the worker was told to leave the routing. Safe in a signal handler."""
+        self._memory[LEAVING] = True
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the worker was told to leave the routing."""
+        return bool(self._memory[LEAVING])
 
     def end(self) -> None:
         """Record in the supervisor that the process is dead."""

@@ -24,9 +24,7 @@ from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-LEAVE_ROUTING = (
-    signal.SIGUSR2
-)  # tells a ready worker to get no new jobs, and to go on with those of its queue
+LEAVE_ROUTING = signal.SIGUSR2  # tells a worker to get no new jobs, to finish its queue and to end
 AWAITED = {*STOP_SIGNALS, LEAVE_ROUTING, signal.SIGCHLD, signal.SIGALRM}
 SHORT_LIFE_S = (
     1.0  # from ready to dead; after such a short life the next fork is delayed, to avoid a busy loop

@@ -21,9 +21,10 @@ from modelyard.commands.controller_option import URL_OPTION, controller_url
 
 if TYPE_CHECKING:
     from modelyard import Client
-    from modelyard.schemas import VersionControl
+    from modelyard.schemas import VersionControl, WorkerInfo
 
 POLL_S = 0.5
+WORKERS_END_S = 60.0  # after the last job; workers of older releases do not end by themselves
 REASON_OPTION = click.option(
     "--reason", default="", metavar="TEXT", help="Why; shown by `status` and `decisions`."
 )
@@ -103,25 +104,24 @@ def unpin(model: str, reason: str, as_json: bool, url: str | None) -> None:
     ),
 )
 @click.argument("version", type=VersionName(), metavar="NAME/VERSION")
-@click.option("--wait/--no-wait", default=True, help="Wait until its accepted jobs are done.")
+@click.option("--wait/--no-wait", default=True, help="Wait until its workers have ended.")
 @REASON_OPTION
 @JSON_OPTION
 @URL_OPTION
 def retire(version: tuple[str, int], wait: bool, reason: str, as_json: bool, url: str | None) -> None:
-    """Accept no more jobs for a version, and wait until its accepted jobs are done. Its workers may then stop."""
+    """Accept no more jobs for a version. Its workers run its accepted jobs, and end.
+
+    Shows the progress, and waits until they have ended.
+    """
     from modelyard import Client
 
     with Client(controller_url(url)) as client:
         done = client.control("retire", *version, reason=reason)
-        if wait and done.open_jobs:
-            _drain(client, done)
+        left = _await_end(client, done) if wait else f"; {done.open_jobs} jobs are still to run"
     if as_json:
         write_json(done)
     else:
-        left = "" if wait or not done.open_jobs else f"; {done.open_jobs} jobs are still to run"
-        click.echo(
-            f"{'/'.join(map(str, version))} is retired: it takes no more jobs{left}; its workers may stop"
-        )
+        click.echo(f"{'/'.join(map(str, version))} is retired: it takes no more jobs{left}")
 
 
 @click.command("decisions", epilog=examples("modelyard decisions", "modelyard decisions --limit 5 --json"))
@@ -165,17 +165,24 @@ def _carry_out(url: str | None, as_json: bool, done: str, act: Callable[[Client]
         click.echo(f"{control.model_name}{version} {done}")
 
 
-def _drain(client: Client, done: VersionControl) -> None:
-    """Wait until the version has no open jobs, with progress."""
+def _await_end(client: Client, done: VersionControl) -> str:
+    """Wait until a retired version has no open jobs and no workers, with progress; returns what is left, in words."""
 
-    def left() -> int:
+    def row() -> WorkerInfo | None:
         own = (done.model_name, done.model_version)
-        return sum(
-            each.backlog_jobs for each in client.workers() if (each.model_name, each.model_version) == own
-        )
+        return next((each for each in client.workers() if (each.model_name, each.model_version) == own), None)
 
     with click.progressbar(length=done.open_jobs, label="jobs left to run", file=sys.stderr) as bar:
-        while n_left := left():
-            bar.update(max(0, done.open_jobs - n_left - bar.pos))
+        while (now := row()) and now.backlog_jobs:
+            bar.update(max(0, done.open_jobs - now.backlog_jobs - bar.pos))
             time.sleep(POLL_S)
         bar.update(done.open_jobs - bar.pos)
+    give_up_at_s = time.monotonic() + WORKERS_END_S
+    while (now := row()) and any(not each.follows for each in now.replicas):
+        if time.monotonic() > give_up_at_s:
+            stuck = ", ".join(f"process {each.main_pid} on {each.host}" for each in now.replicas)
+            return f"; these workers have not ended, stop them: {stuck}"
+        time.sleep(POLL_S)
+    if now and now.replicas:
+        return f"; its worker ends when the alias {now.replicas[0].follows} has moved to another version"
+    return ", and its workers have ended"
