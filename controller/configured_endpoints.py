@@ -6,11 +6,12 @@ import logging
 from collections.abc import Mapping
 
 from app.errors import ConfigurationError
-from app.file_stamp import file_stamp
+from app.file_stamp import EditWatch
 from app.pool_file import Endpoint, find_pool_file, read_pool_file
 from app.settings import ControllerSettings
 
 logger = logging.getLogger(__name__)
+LOOKS_APART_S = 0.2  # announcements of workers make looks follow each other at once
 
 
 class ConfiguredEndpoints:
@@ -22,14 +23,12 @@ class ConfiguredEndpoints:
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._path = find_pool_file(settings)
-        self._stamp = file_stamp(self._path)
+        self._edits = EditWatch(self._path, LOOKS_APART_S)
         self._by_name = read_pool_file(self._path).endpoints if self._path else {}
 
     def read(self) -> Mapping[str, Endpoint]:
         """The endpoints; after an edit with mistakes those before it."""
-        stamp = file_stamp(self._path)
-        if self._path and stamp and stamp != self._stamp:
-            self._stamp = stamp
+        if self._path and self._edits.is_edited(self._path) and self._path.exists():
             try:
                 self._by_name = read_pool_file(self._path).endpoints
             except ConfigurationError as error:

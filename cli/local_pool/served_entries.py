@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.errors import ConfigurationError
-from app.file_stamp import file_stamp
+from app.file_stamp import EditWatch
 from app.pool_file import PoolFile, Serve, find_pool_file, read_pool_file
 from app.settings import Settings
 
@@ -30,7 +30,7 @@ class ServedEntries:
         self._given = tuple(given)
         self._file: PoolFile | None = None
         path = find_pool_file(settings)
-        self._seen = self._stamp = file_stamp(path)
+        self._edits = EditWatch(path)
         if path:
             self._file = read_pool_file(path)
 
@@ -51,19 +51,14 @@ class ServedEntries:
         return None
 
     def read(self) -> bool:
-        """Read the file if it has changed, and two calls have seen the same change; True if it was read.
-
-        An editor may be seen while it writes: the beginning of a file can be a valid file that serves less.
+        """Read the file if it was edited; True if it was read.
 
         Raises:
             ConfigurationError: It has mistakes, serves nothing any more, or has gone. The entries stay as they were.
         """
         path = find_pool_file(self._settings)
-        stamp = file_stamp(path)
-        is_settled, self._seen = stamp == self._seen, stamp
-        if stamp == self._stamp or not is_settled:
+        if not self._edits.is_edited(path):
             return False
-        self._stamp = stamp
         if path is None:
             raise ConfigurationError("modelyard.toml has gone")
         file = read_pool_file(path)

@@ -16,7 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api_keys import ApiKey, Role, holder, read_keys
 from app.errors import ConfigurationError, ForbiddenError, UnauthenticatedError
-from app.file_stamp import file_stamp
+from app.file_stamp import EditWatch
 from app.settings import ControllerSettings
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,7 @@ class Access:
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
-        self._stamp = file_stamp(
-            self._settings.api_keys_file
-        )  # before the file is read: a later change is detected at the next check
+        self._edits = EditWatch(settings.api_keys_file)
         self._keys: tuple[ApiKey, ...] = read_keys(settings)
         self.is_guarded = bool(self._keys)
         self._callers: dict[bytes, Caller] = {}
@@ -95,11 +93,9 @@ class Access:
             self.refresh()
 
     def refresh(self) -> None:
-        """Read the key file again if it has changed. If it is unreadable, the keys stay unchanged."""
-        stamp = file_stamp(self._settings.api_keys_file)
-        if stamp == self._stamp:
+        """Read the key file again if it was edited. If it is unreadable, the keys stay unchanged."""
+        if not self._edits.is_edited(self._settings.api_keys_file):
             return
-        self._stamp = stamp
         try:
             self._keys = read_keys(self._settings)
         except ConfigurationError as error:
