@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import shutil
@@ -68,6 +69,7 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
         WorkerNumberTakenError: The configured number belongs to another version.
         QueueTakenError: Live workers serve another model of the same name and version.
     """
+    gc.disable()  # imports create a million objects and hardly any garbage; each serving process enables it again
     # Read when a library loads OpenMP. By default each worker would use all cores, at a multiple of the time per row.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.torch_threads))
     signal.signal(
@@ -98,6 +100,7 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     stop_limit_s = settings.inference_timeout_s + FINISH_RETRY_S + STOP_GRACE_S
 
     def serve(tell_ready: Callable[[], None]) -> None:
+        gc.enable()
         atexit.unregister(remove)  # the next serving process reads the files again
         for number in (
             signal.SIGTERM,

@@ -6,6 +6,7 @@ PyTorch in the meantime. This module does not decide whether the version can be 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -216,6 +217,7 @@ def _require_database(uri: str) -> None:
 
 def main() -> None:
     """Look up the version of the environment variables, or its model's aliases; write the answer to standard output."""
+    gc.disable()  # a tenth of the import of MLflow, in a process that ends at once
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
     configure_logging()
     wanted = [os.environ[name] for name in ("MLFLOW_TRACKING_URI", "MODEL_NAME", "MODEL_VERSION")]
