@@ -64,7 +64,12 @@ async def overload(trial: Trial) -> None:
     )
 
 
-@fault("fairness", "overload at 3 times capacity on one version, 20 requests/s to another", ONE_OF_EACH)
+@fault(
+    "fairness",
+    "overload at 3 times capacity on one version, 20 requests/s to another",
+    ONE_OF_EACH,
+    in_tests=False,
+)
 async def fairness(trial: Trial) -> None:
     """Measure the other version's latency without the overload and with it."""
     body, seconds = slow_body(trial), 2 if trial.short else 30

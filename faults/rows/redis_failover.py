@@ -12,9 +12,11 @@ from faults.rows.redis import n_written_again, resumed
 from faults.table import fault
 from faults.trial import Trial
 
-PLAN = PoolPlan(sentinels=True)
+PLAN = PoolPlan(replicas=1, sentinels=True)
 # What docs/deployment.md recommends.
-GUARDED = PoolPlan(sentinels=True, redis_options=("min-replicas-to-write 1", "min-replicas-max-lag 5"))
+GUARDED = PoolPlan(
+    replicas=1, sentinels=True, redis_options=("min-replicas-to-write 1", "min-replicas-max-lag 5")
+)
 LAG_S = 1.5  # less than controllers keep copies
 NOWHERE = "REPLICAOF 127.0.0.1 1"
 N_ROUNDS = 5

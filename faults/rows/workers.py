@@ -17,13 +17,14 @@ from app.worker_record import WorkerRecord
 from faults import fault_models
 from faults.fault_pool import TIGHT_LIMITS, Supervised, runs
 from faults.job_load import Recipe, good_jobs, job
-from faults.proxy import Proxy
+from faults.rows.redis import PLAN
 from faults.table import fault
 from faults.trial import RATE_PER_S, Trial
 
 BATCH_S = 0.2
 LIMIT_S = 2  # of TIGHT_LIMITS
 N_GOOD = 500
+N_GOOD_SHORT = 100
 RUN_AGAIN_S = 5.0
 SETTLE_S = 0.05
 WORKED_S = 1.0  # a worker killed as soon as it begins looks as if its job had crashed it
@@ -76,61 +77,50 @@ async def worker_terminated(trial: Trial) -> None:
 @fault(
     "message-lost",
     "loss of a wake-up message between BRPOP and the claim",
-    TIGHT_LIMITS,
+    PLAN,
 )
 async def message_lost(trial: Trial) -> None:
-    """The connection is cut, or the worker killed as well: the reconciler finds the batch and sends it again."""
+    """The connection is cut, or the workers killed as well: the reconciler finds the batch and sends it again."""
     pool = trial.pool
-    with Proxy(pool.redis_socket, pool.folder / "proxy.sock") as proxy:
-        worker = pool.add_worker(REDIS_URL=proxy.url)
-        worker.start()
-        try:
-            async with trial.load(good_jobs(BATCH_S)):
-                for number in range(1 if trial.short else 10):
-                    await trial.until(lambda: pool.is_ready(worker), "the cut-off worker is back", 60)
-                    await cut_once(trial, proxy, worker, kill=number % 2 == 0)
-        finally:
-            await asyncio.to_thread(pool.remove, worker)
+    async with trial.load(good_jobs(BATCH_S)):
+        for number in range(1 if trial.short else 10):
+            await trial.until(lambda: all(map(pool.is_ready, pool.workers)), "all workers are ready", 60)
+            await cut_once(trial, kill=number % 2 == 0)
 
 
-async def cut_once(trial: Trial, proxy: Proxy, worker: Supervised, *, kill: bool) -> None:
-    """Lose one message on its way to the worker, and time its batch until the outcome."""
+async def cut_once(trial: Trial, *, kill: bool) -> None:
+    """Lose one message on its way to a worker, and time its batch until the outcome."""
     lost: list[tuple[str, float]] = []
-    serving = await trial.until(lambda: trial.pool.serving(worker), "the cut-off worker serves", 60)
+    serving = [record.pid for record in map(trial.pool.serving, trial.pool.workers) if record]
 
     def is_message(answer: bytes) -> bool:
         if not answer.startswith(b"*2\r\n$") or trial.pool.queue().encode() not in answer[:200]:
             return False
-        if kill:
-            os.kill(serving.pid, signal.SIGKILL)
+        for pid in serving if kill else ():
+            os.kill(pid, signal.SIGKILL)
         lost.append((batch_id_of(answer) or "", time.monotonic()))
         return True
 
-    proxy.cut_at(is_message)
-    ((batch, cut_at),) = await trial.until(lambda: lost, "a message is on its way to the worker", 60)
+    trial.pool.proxy.cut_at(is_message)
+    ((batch, cut_at),) = await trial.until(lambda: lost, "a message is on its way to a worker", 60)
     trial.recovered(await outcome_of(trial, batch) - cut_at)
 
 
-@fault("worker-stopped", "SIGSTOP of a busy worker for 30 s, then SIGCONT", TIGHT_LIMITS)
+@fault("worker-stopped", "SIGSTOP of a busy worker for 30 s, then SIGCONT", PLAN)
 async def worker_stopped(trial: Trial) -> None:
     """Another worker runs its batch, and its late outcome is refused."""
-    # A limit beyond the pause: otherwise the worker would exit on waking and write no late outcome.
-    worker = trial.pool.add_worker(MODELYARD_INFERENCE_TIMEOUT_S="120")
-    worker.start()
-    try:
-        await trial.until(lambda: trial.pool.is_ready(worker), "the third worker is ready", 60)
-        async with trial.load(good_jobs(BATCH_S)):
-            batch, pid = await trial.until(
-                lambda: stopped_with(trial, worker), "it is stopped in mid-batch", 60
-            )
-            stopped_at = time.monotonic()
+    worker = trial.pool.workers[0]
+    async with trial.load(good_jobs(BATCH_S)):
+        batch, pid = await trial.until(lambda: stopped_with(trial, worker), "it is stopped in mid-batch", 60)
+        stopped_at = time.monotonic()
+        try:
             trial.recovered(await outcome_of(trial, batch) - stopped_at)
             trial.require(batch != held_by(trial, worker), "the stopped worker still holds its batch")
             await asyncio.sleep(0 if trial.short else 30 - (time.monotonic() - stopped_at))
-            os.kill(pid, signal.SIGCONT)
-            await trial.until(lambda: held_by(trial, worker), "the woken worker runs another batch", 60)
-    finally:
-        await asyncio.to_thread(trial.pool.remove, worker)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        await trial.until(lambda: held_by(trial, worker), "the woken worker runs another batch", 60)
 
 
 @fault("model-hangs", f"forward pass that never returns, in Python; limit {LIMIT_S} s", TIGHT_LIMITS)
@@ -179,7 +169,8 @@ async def job_kills_worker(trial: Trial) -> None:
         else (fault_models.ABORTS, fault_models.OUT_OF_MEMORY, fault_models.KILLED)
     ):
         crashes = n_crashes(trial)
-        async with trial.load(killer_among_good_jobs(behaviour), rate_per_s=RATE_PER_S) as load:
+        jobs = killer_among_good_jobs(behaviour, N_GOOD_SHORT if trial.short else N_GOOD)
+        async with trial.load(jobs, rate_per_s=RATE_PER_S) as load:
             await load.finished()
         await settled(trial)
         trial.note(f"{n_crashes(trial) - crashes} workers crashed")
@@ -187,11 +178,11 @@ async def job_kills_worker(trial: Trial) -> None:
         await asyncio.to_thread(trial.pool.wait_until_well)
 
 
-def killer_among_good_jobs(behaviour: int) -> Iterator[Recipe]:
+def killer_among_good_jobs(behaviour: int, n_good: int) -> Iterator[Recipe]:
     """Jobs that succeed, and one in the middle that kills its worker."""
-    for number in range(N_GOOD):
+    for number in range(n_good):
         yield job(number, seconds=BATCH_S)
-        if number == N_GOOD // 2:
+        if number == n_good // 2:
             yield job(0, behaviour, failure="job_quarantined")
 
 
