@@ -1,4 +1,4 @@
-"""A real MLflow registry, laid out once: scikit-learn models, a good one and some that cannot be served."""
+"""A real MLflow registry, laid out once: good models, and some that cannot be served."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from tests.pool_samples import RedisServer
 from tests.workers import unruly_model
 from tests.workers.runner_bench import Bench
-from tests.workers.worker_processes import Start
+from tests.workers.worker_processes import LIGHT_MODEL, Start
 
 MODEL = "Scikit"
 ODD_REQUIREMENTS = [
@@ -31,8 +32,8 @@ def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Tracking URI: version 1 is good, 2 takes complex numbers, 3 a fixed number of samples, 4 fails its warm-up.
 
     The model `Named` answers a dictionary of one output; `Echo` answers its samples, NaN for each 666, version 1 in
-    float64 and 2 in int64; `Odd` requires packages that are not here; the model `Emptied` has no version; `Unruly` is
-    `tests/workers/unruly_model.py`.
+    float64 and 2 in int64; `Light` doubles pairs of numbers in version 1, and fails its warm-up in 2; `Odd` requires
+    packages that are not here; the model `Emptied` has no version; `Unruly` is `tests/workers/unruly_model.py`.
     """
     folder = tmp_path_factory.mktemp("registry")
     shutil.copy(empty_database, folder / "mlruns.db")
@@ -49,6 +50,7 @@ def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def _register(uri: str, folder: Path) -> None:
     import mlflow
+    import mlflow.onnx
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -92,6 +94,17 @@ def _register(uri: str, folder: Path) -> None:
             pip_requirements=ODD_REQUIREMENTS,
             serialization_format="cloudpickle",
         )
+    for n_features in (2, 3):
+        with mlflow.start_run():
+            mlflow.log_metric("val_accuracy", 0.75)
+            mlflow.onnx.log_model(
+                _doubling_pairs(),
+                name="model",
+                signature=shape(-1, n_features),
+                registered_model_name=LIGHT_MODEL,
+                pip_requirements=["onnxruntime"],
+            )
+    mlflow.MlflowClient().set_registered_model_alias(LIGHT_MODEL, "champion", "1")
     mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", "1")
     mlflow.MlflowClient().create_registered_model("Emptied")
     with mlflow.start_run():
@@ -127,6 +140,17 @@ def _register(uri: str, folder: Path) -> None:
                 registered_model_name="Echo",
                 pip_requirements=["numpy"],
             )
+
+
+def _doubling_pairs() -> Any:
+    """An ONNX model, float64, shape (n, 2)."""
+    from onnx import TensorProto, helper
+
+    given, answered = (
+        helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", 2]) for name in ("x", "y")
+    )
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "graph", [given], [answered])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Who reaches Redis can put any message on a queue and any command on Celery's channel: a worker runs none of it."""
+"""Anyone who reaches Redis can put any message on a queue: a worker runs none of it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ import base64
 import json
 import os
 import pickle
-import subprocess
-import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
-from celery import Celery
 
 from app.celery_app import create_celery
 from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
-from app.worker_record import decode_record
 from tests.pool_samples import RedisServer
-from tests.workers.worker_processes import QUEUE, accept
-from workers.consumer.remote_control import REFUSED
+from tests.workers.worker_processes import LIGHT, LIGHT_MODEL, LIGHT_QUEUE, Start, accept, ready_pids
 
 WaitUntil = Callable[..., None]
 MARK = "mark"
@@ -40,38 +34,10 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.fixture
-def worker(
-    redis_server: RedisServer, registry: str, wait_until: WaitUntil
-) -> Iterator[subprocess.Popen[str]]:
-    """A worker that is ready."""
-    own = {
-        "REDIS_URL": redis_server.url,
-        "MLFLOW_TRACKING_URI": registry,
-        "MODEL_NAME": "Scikit",
-        "MODEL_VERSION": "1",
-        "ALLOW_PICKLE_MODELS": "true",
-        "MODELYARD_HEARTBEAT_S": "0.2",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workers"], env=os.environ | own, stderr=subprocess.PIPE, text=True
-    )
-    with redis.Redis.from_url(redis_server.url) as client:
-        wait_until(lambda: is_ready(client), timeout_s=60, what="the worker is ready")
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def is_ready(client: redis.Redis) -> bool:
-    records = client.mget(client.keys(keys.worker("*")) or ["none"])
-    return any(decode_record(data).state == "ready" for data in records if isinstance(data, bytes))
-
-
 def message(url: str, batch_id: str = "B" * 32) -> dict[str, Any]:
     """A message as a controller writes it, for a batch that does not exist."""
     template = write_template(create_celery(Settings(redis_url=url)))
-    made: dict[str, Any] = json.loads(WakeUpMessages(template, QUEUE).write(batch_id))
+    made: dict[str, Any] = json.loads(WakeUpMessages(template, LIGHT_QUEUE).write(batch_id))
     return made
 
 
@@ -133,14 +99,16 @@ def malicious(good: dict[str, Any], trap: bytes) -> dict[str, dict[str, Any]]:
 
 
 def test_no_message_makes_a_worker_do_anything_but_run_its_batches(
-    worker: subprocess.Popen[str], redis_server: RedisServer, wait_until: WaitUntil, tmp_path: Path
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
+    worker = start_worker("1", **LIGHT)
     sprung = tmp_path / "sprung"
     bad = malicious(message(redis_server.url), pickle.dumps(Trap(sprung)))
     with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: ready_pids(client), timeout_s=60, what="the worker is ready")
         for name, each in bad.items():
-            client.lpush(QUEUE, json.dumps(each))
-            good = accept(redis_server.url)
+            client.lpush(LIGHT_QUEUE, json.dumps(each))
+            good = accept(redis_server.url, LIGHT_MODEL)
             wait_until(
                 lambda batch=good: worker.poll() is not None or client.hget(keys.batch(batch), "out"),
                 timeout_s=30,
@@ -149,37 +117,3 @@ def test_no_message_makes_a_worker_do_anything_but_run_its_batches(
             assert worker.poll() is None, f"{name} ended the worker: {worker.communicate()[1][-2000:]}"
         assert not sprung.exists()
         assert not [key for key in client.keys("*") if MARK.encode() in key]
-
-
-def test_remote_commands_can_look_at_a_worker_but_not_change_it(
-    worker: subprocess.Popen[str], redis_server: RedisServer, wait_until: WaitUntil
-) -> None:
-    celery: Celery = create_celery(Settings(redis_url=redis_server.url))
-    control = celery.control
-    for command, arguments in {
-        "shutdown": {},
-        "pool_restart": {"modules": ["antigravity"], "reload": True},
-        "pool_grow": {"n": 5},
-        "rate_limit": {"task_name": "modelyard.run_batch", "rate_limit": "1/h"},
-        "time_limit": {"task_name": "modelyard.run_batch", "hard": 1},
-        "add_consumer": {"queue": MARK},
-        "cancel_consumer": {"queue": QUEUE},
-        "revoke": {"task_id": "B" * 32, "terminate": True},
-        "disable_events": {},
-        "hello": {"from_node": "other", "revoked": {"B" * 32: 1}},
-        "no_such_command": {},
-    }.items():
-        control.broadcast(command, arguments=arguments)
-    batch_id = accept(redis_server.url)
-    with redis.Redis.from_url(redis_server.url) as client:
-        wait_until(lambda: client.hget(keys.batch(batch_id), "out"), what="the worker still runs batches")
-    refused = control.broadcast("pool_grow", arguments={"n": 5}, reply=True, timeout=5, limit=1)
-    assert [reply for replies in refused for reply in replies.values()] == [{"error": REFUSED}]
-    seen = control.inspect(timeout=5, limit=1).active_queues()
-    assert [queue["name"] for queues in seen.values() for queue in queues] == [QUEUE]
-    registered = control.inspect(timeout=5, limit=1).registered(None)
-    assert [name for names in registered.values() for name in names] == ["modelyard.run_batch"]
-    celery.close()
-    assert worker.poll() is None
-    worker.terminate()
-    assert "Traceback" not in worker.communicate(timeout=30)[1]

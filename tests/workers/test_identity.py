@@ -98,11 +98,11 @@ def test_a_worker_whose_queue_was_taken_while_it_was_away_ends(
 def test_a_process_that_would_serve_another_model_ends_with_one_line(
     registry: str, redis_server: RedisServer, client: redis.Redis
 ) -> None:
-    publish(client, record(model_name="Scikit", run_id="other", model_id="m-other", host="elsewhere"))
+    publish(client, record(model_name="Light", run_id="other", model_id="m-other", host="elsewhere"))
     variables = {
         "REDIS_URL": redis_server.url,
         "MLFLOW_TRACKING_URI": registry,
-        "MODEL_NAME": "Scikit",
+        "MODEL_NAME": "Light",
         "MODEL_VERSION": "1",
         "ALLOW_PICKLE_MODELS": "true",
     }
@@ -115,7 +115,7 @@ def test_a_process_that_would_serve_another_model_ends_with_one_line(
     )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert "Scikit / 1 is served by m-other, run other" in last
+    assert "Light / 1 is served by m-other, run other" in last
     assert f"of {registry} on" in last
     assert "Traceback" not in done.stderr
     (data,) = [client.get(each) for each in client.scan_iter(keys.worker("*"))]

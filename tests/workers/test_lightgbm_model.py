@@ -49,7 +49,8 @@ def loaded(frame: pd.DataFrame, folder: Path, optional: str = "") -> LoadedModel
         num_boost_round=15,
     )
     schema = Schema([ColSpec(kind, name, required=name != optional) for name, kind in TYPES.items()])
-    mlflow.lightgbm.save_model(booster, str(folder), signature=ModelSignature(schema))
+    signature = ModelSignature(schema)
+    mlflow.lightgbm.save_model(booster, str(folder), signature=signature, pip_requirements=["lightgbm"])
     described = read_description(str(folder))
     found = ModelVersion("m", 1, "", str(folder), described.flavors, described.signature)
     return model.load(found, WorkerSettings(device="cpu"))

@@ -17,7 +17,17 @@ from app.ledger import wire
 from app.redis import keys
 from app.worker_record import decode_record
 from tests.pool_samples import RedisServer
-from tests.workers.worker_processes import QUEUE, Start, accept, ready_pids, records, runs
+from tests.workers.worker_processes import (
+    LIGHT,
+    LIGHT_MODEL,
+    LIGHT_QUEUE,
+    QUEUE,
+    Start,
+    accept,
+    ready_pids,
+    records,
+    runs,
+)
 
 WaitUntil = Callable[..., None]
 
@@ -58,14 +68,14 @@ def test_a_worker_whose_serving_process_is_killed_serves_again_without_the_regis
 ) -> None:
     database = tmp_path / "mlruns.db"
     shutil.copy(registry.removeprefix("sqlite:///"), database)
-    worker = start_worker("1", MLFLOW_TRACKING_URI=f"sqlite:///{database}", TMPDIR=str(tmp_path))
+    worker = start_worker("1", **LIGHT, MLFLOW_TRACKING_URI=f"sqlite:///{database}", TMPDIR=str(tmp_path))
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: ready_pids(client), timeout_s=60, what="the worker is ready")
         [first] = ready_pids(client)
         database.unlink()
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: ready_pids(client) - {first}, timeout_s=60, what="another process serves")
-        batch_id = accept(redis_server.url)
+        batch_id = accept(redis_server.url, LIGHT_MODEL)
         wait_until(lambda: client.hget(keys.batch(batch_id), "out"), what="the batch is run")
         assert worker.poll() is None
         assert {record.main_pid for record in records(client)} == {worker.pid}
@@ -80,7 +90,7 @@ def test_a_worker_whose_serving_process_is_killed_serves_again_without_the_regis
 def test_a_worker_that_is_killed_takes_the_process_that_serves_along(
     start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
 ) -> None:
-    worker = start_worker("1")
+    worker = start_worker("1", **LIGHT)
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: ready_pids(client), timeout_s=60, what="the worker is ready")
         [serving] = ready_pids(client)
@@ -91,7 +101,7 @@ def test_a_worker_that_is_killed_takes_the_process_that_serves_along(
 def test_ctrl_c_drains_a_worker_and_a_second_one_would_end_it(
     start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
 ) -> None:
-    worker = start_worker("1")
+    worker = start_worker("1", **LIGHT)
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: ready_pids(client), timeout_s=60, what="the worker is ready")
         os.killpg(worker.pid, signal.SIGINT)  # a terminal tells all of a group
@@ -104,16 +114,16 @@ def test_ctrl_c_drains_a_worker_and_a_second_one_would_end_it(
 def test_a_worker_that_cannot_load_its_model_takes_nothing_off_the_queue(
     start_worker: Start, redis_server: RedisServer
 ) -> None:
-    batch_id = accept(redis_server.url)
+    batch_id = accept(redis_server.url, LIGHT_MODEL)
     with redis.Redis.from_url(redis_server.url) as client:
-        client.rename(QUEUE, keys.queue_name("Scikit", 4))
-        worker = start_worker("4")
+        client.rename(LIGHT_QUEUE, keys.queue_name(LIGHT_MODEL, 2))
+        worker = start_worker("2", **LIGHT)
         _, errors = worker.communicate(timeout=60)
         assert worker.returncode == 1
         assert "fails on zeros" in errors.splitlines()[-1]
         assert errors.count("fails on zeros") == 1
         assert "Traceback" not in errors
-        assert client.llen(keys.queue_name("Scikit", 4)) == 1
+        assert client.llen(keys.queue_name(LIGHT_MODEL, 2)) == 1
         assert client.hget(keys.batch(batch_id), "by") is None
         assert client.zcard(keys.WORKERS) == 0
 

@@ -69,12 +69,14 @@ class Worker:
     Attributes:
         node: Celery's name of it.
         seen: File with a line for each signal.
+        log: What the worker writes on standard error.
     """
 
     url: str
     node: str
     pid: int
     seen: Path
+    log: Path
     client: redis.Redis
 
     def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -129,8 +131,9 @@ def worker(
             unruly_model.LOADING: MODEL,
             "SEEN": str(seen),
         }
-        command = [sys.executable, "-m", "workers"]
-        process = subprocess.Popen(command, env=os.environ | own)
+        command, log = [sys.executable, "-m", "workers"], folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, env=os.environ | own, stderr=output)
         try:
             wait_until(
                 lambda: ready_pids(client) or process.poll() is not None,
@@ -139,7 +142,7 @@ def worker(
             )
             [record] = records(client)
             node = f"Unruly-1@{record.worker_id}"
-            yield Worker(server.url, node, record.pid, seen, client)
+            yield Worker(server.url, node, record.pid, seen, log, client)
         finally:
             process.terminate()
             process.wait(60)
@@ -196,6 +199,37 @@ def test_a_command_that_would_change_a_worker_is_refused_with_what_to_do_instead
     assert REFUSED in ran.stdout, ran.stdout + ran.stderr
     assert "SIGTERM" in REFUSED
     assert [(record.pid, record.state) for record in records(worker.client)] == [(worker.pid, "ready")]
+
+
+def test_no_remote_command_changes_a_worker(worker: Worker, wait_until: WaitUntil) -> None:
+    logged_before = worker.log.stat().st_size
+    celery = create_celery(Settings(redis_url=worker.url))
+    control = celery.control
+    for command, arguments in {
+        "shutdown": {},
+        "pool_restart": {"modules": ["antigravity"], "reload": True},
+        "pool_grow": {"n": 5},
+        "rate_limit": {"task_name": BATCH_TASK, "rate_limit": "1/h"},
+        "time_limit": {"task_name": BATCH_TASK, "hard": 1},
+        "add_consumer": {"queue": "mark"},
+        "cancel_consumer": {"queue": QUEUE},
+        "revoke": {"task_id": "B" * 32, "terminate": True},
+        "disable_events": {},
+        "hello": {"from_node": "other", "revoked": {"B" * 32: 1}},
+        "no_such_command": {},
+    }.items():
+        control.broadcast(command, arguments=arguments)
+    batch_id = worker.accept(1)
+    wait_until(lambda: worker.client.hget(keys.batch(batch_id), "out"), what="the worker still runs batches")
+    refused = control.broadcast("pool_grow", arguments={"n": 5}, reply=True, timeout=5, limit=1)
+    assert [reply for replies in refused for reply in replies.values()] == [{"error": REFUSED}]
+    seen = control.inspect(timeout=5, limit=1).active_queues()
+    assert [queue["name"] for queues in seen.values() for queue in queues] == [QUEUE]
+    registered = control.inspect(timeout=5, limit=1).registered(None)
+    assert [name for names in registered.values() for name in names] == [BATCH_TASK]
+    celery.close()
+    assert [record.pid for record in records(worker.client)] == [worker.pid]
+    assert b"Traceback" not in worker.log.read_bytes()[logged_before:]
 
 
 def test_celerys_task_signals_are_sent_once_a_batch_to_a_users_module(

@@ -14,7 +14,7 @@ import httpx
 import redis
 
 from tests.conftest import RedisServer, wait_until_true
-from tests.workers.worker_processes import Start, ready_pids
+from tests.workers.worker_processes import LIGHT, Start, ready_pids
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACED = {"MODELYARD_OPENTELEMETRY": "true", "OTEL_TRACES_EXPORTER": "console"}
@@ -33,7 +33,7 @@ def test_one_trace_holds_the_request_its_acceptance_its_run_in_the_worker_and_it
     start_worker: Start, redis_server: RedisServer, free_port: Callable[[], int]
 ) -> None:
     port = free_port()
-    worker = start_worker("1", **TRACED)
+    worker = start_worker("1", **LIGHT, **TRACED)
     controller = subprocess.Popen(
         [sys.executable, "-m", "cli", "serve", "--port", str(port)],
         env=os.environ | {"REDIS_URL": redis_server.url, "MODELYARD_LAME_DUCK_S": "0"} | TRACED,

@@ -89,54 +89,40 @@ def celery(redis_server: RedisServer) -> Iterator[Celery]:
     made.close()
 
 
-def test_a_worker_answers_flower_while_its_queue_is_never_empty(
+def test_a_worker_whose_queue_is_never_empty_answers_flower_and_leaves_the_rest_when_told_to_stop(
     start_worker: Start, redis_server: RedisServer, celery: Celery, wait_until: WaitUntil
 ) -> None:
-    with redis.Redis.from_url(redis_server.url) as client, never_empty(redis_server.url):
-        start_worker("1")
-        wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
-        pids = [record.pid for record in records(client)]
-        inspect = celery.control.inspect(timeout=ANSWER_S, limit=1)
-        for _ in range(5):
-            assert [answer["ok"] for answer in inspect.ping().values()] == ["pong"]
-            assert [answer["pid"] for answer in inspect.stats().values()] == pids
-            assert client.llen(QUEUE) > 0
+    with redis.Redis.from_url(redis_server.url) as client:
+        accepted = accept_many(redis_server.url, 100)
+        with never_empty(redis_server.url):
+            worker = start_worker("1")
+            wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
+            pids = [record.pid for record in records(client)]
+            inspect = celery.control.inspect(timeout=ANSWER_S, limit=1)
+            for _ in range(3):
+                assert [answer["ok"] for answer in inspect.ping().values()] == ["pong"]
+                assert [answer["pid"] for answer in inspect.stats().values()] == pids
+                assert client.llen(QUEUE) > 0
+            wait_until(lambda: workers_of(client, accepted), what="some are run")
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(30) == 0
+        pending = client.zrange(keys.pending(QUEUE), 0, -1)
+        assert not client.hgetall(keys.running(QUEUE))
+        assert client.llen(QUEUE) == len(pending) > 0
+        attempted = [batch for batch in pending if client.hexists(keys.batch(batch.decode()), "attempts")]
+        assert attempted == []
 
 
-def test_flower_hears_of_every_batch_of_a_backlog_as_a_task_that_was_received_and_started_and_succeeded(
+def test_flower_hears_of_every_batch_as_a_task_and_a_second_replica_shares_the_backlog(
     start_worker: Start, redis_server: RedisServer, celery: Celery, wait_until: WaitUntil
 ) -> None:
-    start_worker("1")
-    heard: dict[str, list[str]] = defaultdict(list)
-    accepted: list[str] = []
     with redis.Redis.from_url(redis_server.url) as client:
-        wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
-    give_up_at_s = time.monotonic() + 30
-
-    def hear(event: dict[str, str]) -> None:
-        # The first is a heartbeat: only now has the receiver subscribed, though Celery called it ready before.
-        if not accepted:
-            accepted.extend(accept_many(redis_server.url, N_EVENTS))
-        elif event["type"].startswith("task-"):
-            heard[event["uuid"]].append(event["type"])
-        has_all = sum(map(len, heard.values())) == 3 * N_EVENTS
-        receiver.should_stop = has_all or time.monotonic() > give_up_at_s
-
-    with celery.connection() as connection:
-        receiver = celery.events.Receiver(connection, handlers={"*": hear})
-        receiver.capture(timeout=20, wakeup=False)
-    assert heard == {batch: ["task-received", "task-started", "task-succeeded"] for batch in accepted}
-    assert list(heard) == accepted  # first in, first out
-
-
-def test_replicas_share_a_backlog_and_run_each_batch_once(
-    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
-) -> None:
-    for _ in range(2):
         start_worker("1")
-    accepted: list[str] = []
-    with redis.Redis.from_url(redis_server.url) as client:
+        wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
+        every_batch_is_heard_of_in_order(celery, redis_server.url)
+        start_worker("1")
         wait_until(lambda: len(ready(client)) == 2, timeout_s=60, what="both are ready")
+        accepted: list[str] = []
 
         def both_ran_some() -> bool:
             accepted.extend(accept_many(redis_server.url, AT_LEAST_WAITING))
@@ -148,19 +134,23 @@ def test_replicas_share_a_backlog_and_run_each_batch_once(
         assert attempts == {b"1"}
 
 
-def test_a_worker_that_is_told_to_stop_amid_a_backlog_leaves_the_rest_on_the_queue(
-    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
-) -> None:
-    with redis.Redis.from_url(redis_server.url) as client:
-        accepted = accept_many(redis_server.url, 100)
-        with never_empty(redis_server.url):
-            worker = start_worker("1")
-            wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
-            wait_until(lambda: workers_of(client, accepted), what="some are run")
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(30) == 0
-        pending = client.zrange(keys.pending(QUEUE), 0, -1)
-        assert not client.hgetall(keys.running(QUEUE))
-        assert client.llen(QUEUE) == len(pending) > 0
-        attempted = [batch for batch in pending if client.hexists(keys.batch(batch.decode()), "attempts")]
-        assert attempted == []
+def every_batch_is_heard_of_in_order(celery: Celery, url: str) -> None:
+    """Celery's events tell of each batch that it was received, started and succeeded; first in, first out."""
+    heard: dict[str, list[str]] = defaultdict(list)
+    accepted: list[str] = []
+    give_up_at_s = time.monotonic() + 30
+
+    def hear(event: dict[str, str]) -> None:
+        # The first is a heartbeat: only now has the receiver subscribed, though Celery called it ready before.
+        if not accepted:
+            accepted.extend(accept_many(url, N_EVENTS))
+        elif event["type"].startswith("task-"):
+            heard[event["uuid"]].append(event["type"])
+        has_all = sum(map(len, heard.values())) == 3 * N_EVENTS
+        receiver.should_stop = has_all or time.monotonic() > give_up_at_s
+
+    with celery.connection() as connection:
+        receiver = celery.events.Receiver(connection, handlers={"*": hear})
+        receiver.capture(timeout=20, wakeup=False)
+    assert heard == {batch: ["task-received", "task-started", "task-succeeded"] for batch in accepted}
+    assert list(heard) == accepted

@@ -17,7 +17,7 @@ from app.redis import keys
 from app.settings import Settings
 from app.worker_record import WorkerRecord, decode_record
 from tests.pool_samples import RedisServer
-from tests.workers.worker_processes import QUEUE, Start, accept
+from tests.workers.worker_processes import LIGHT, LIGHT_MODEL, LIGHT_QUEUE, Start, accept
 from workers.consumer.transport import is_wake_up
 
 WaitUntil = Callable[..., None]
@@ -62,7 +62,7 @@ def garbage(good: dict[str, Any]) -> Iterator[bytes]:
 def good(redis_server: RedisServer) -> dict[str, Any]:
     """A message as a controller writes it, for a batch that does not exist."""
     template = write_template(create_celery(Settings(redis_url=redis_server.url)))
-    made: dict[str, Any] = json.loads(WakeUpMessages(template, QUEUE).write(GOOD_ID))
+    made: dict[str, Any] = json.loads(WakeUpMessages(template, LIGHT_QUEUE).write(GOOD_ID))
     return made
 
 
@@ -82,21 +82,21 @@ def record_of(client: redis.Redis) -> WorkerRecord | None:
 def test_garbage_between_good_jobs_is_dropped_and_counted_by_the_same_worker(
     start_worker: Start, redis_server: RedisServer, good: dict[str, Any], wait_until: WaitUntil
 ) -> None:
-    worker = start_worker("1")
+    worker = start_worker("1", **LIGHT)
     bytes_of = garbage(good)
     batches = []
     with redis.Redis.from_url(redis_server.url) as client:
         for channel in ("/0.celery.pidbox", "modelyard:pool", "/0.celeryev/worker.heartbeat"):
             client.publish(channel, b"?")
         for i in range(N_GARBAGE):
-            client.lpush(QUEUE, next(bytes_of))
+            client.lpush(LIGHT_QUEUE, next(bytes_of))
             if i % (N_GARBAGE // N_GOOD) == 0:
-                batches.append(accept(redis_server.url))
+                batches.append(accept(redis_server.url, LIGHT_MODEL))
         wait_until(lambda: client.hget(keys.batch(batches[-1]), "out"), timeout_s=60, what="the last is run")
         for each in [json.dumps(good), "[]", "{}", json.dumps({"body": 1}), '{"properties": {}}']:
             client.publish("/0.celery.pidbox", each)
-        batches.append(accept(redis_server.url))
-        wait_until(lambda: client.llen(QUEUE) == 0, what="the queue is empty")
+        batches.append(accept(redis_server.url, LIGHT_MODEL))
+        wait_until(lambda: client.llen(LIGHT_QUEUE) == 0, what="the queue is empty")
         for batch_id in batches:
             wait_until(
                 lambda batch=batch_id: client.hget(keys.batch(batch), "out"), what="every batch is run"

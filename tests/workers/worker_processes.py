@@ -18,6 +18,10 @@ from app.worker_record import WorkerRecord, decode_record
 from tests.pool_samples import accept_now, new_batch
 
 QUEUE = keys.queue_name("Scikit", 1)
+# An ONNX model, for tests to which the kind of model does not matter: its worker imports neither MLflow nor PyTorch.
+LIGHT_MODEL = "Light"
+LIGHT_QUEUE = keys.queue_name(LIGHT_MODEL, 1)
+LIGHT = {"MODEL_NAME": LIGHT_MODEL}  # for `start_worker`
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
