@@ -1,38 +1,37 @@
-"""Trains a model of your own and registers it, in an empty folder and without any setting.
+"""A PyTorch module of your own: run it to train, and with the argument `predict` to call it."""
 
-Then, in the same folder: `MODEL_NAME=My_Model MODEL_VERSION=1 modelyard worker`, or `MODEL_NAME=My_Model modelyard up`.
-"""
+import sys
 
 import mlflow
-import numpy as np
 import torch
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from torch.nn.functional import nll_loss
 
-images, labels = load_digits(return_X_y=True)
-split = train_test_split(images.astype(np.float32) / 16, labels, test_size=0.2, random_state=0)
-train, val, train_labels, val_labels = map(torch.from_numpy, split)
+from modelyard import Client
 
-model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
-optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-for _ in range(200):
-    optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(model(train), train_labels).backward()
-    optimizer.step()
-val_accuracy = (model(val).argmax(dim=1) == val_labels).float().mean().item()
+images, labels = (torch.tensor(each) for each in load_digits(return_X_y=True))
+images = images.float() / 16
+options = {"serialization_format": "pt2", "registered_model_name": "My_Model", "pip_requirements": ["torch"]}
 
-served = torch.nn.Sequential(model, torch.nn.Softmax(dim=1)).eval()
-row, scores = TensorSpec(np.dtype("float32"), (-1, 64)), TensorSpec(np.dtype("float32"), (-1, 10))
-with mlflow.start_run():
-    mlflow.log_metric("val_accuracy", val_accuracy)  # what the routing goes by, a fraction in [0, 1]
-    mlflow.pytorch.log_model(
-        served,
-        name="model",
-        signature=ModelSignature(inputs=Schema([row]), outputs=Schema([scores])),
-        input_example=val[:2].numpy(),  # two samples: of one, torch.export would make a constant
-        serialization_format="pt2",  # loads without running any code
-        registered_model_name="My_Model",
-        pip_requirements=["torch"],
-    )
+
+class OwnModule(torch.nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+if "predict" not in sys.argv:
+    module = OwnModule(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nll_loss(module(images[300:]).log(), labels[300:]).backward()
+        optimizer.step()
+    accuracy = (module(images[:300]).argmax(1) == labels[:300]).float().mean()
+    with mlflow.start_run():
+        mlflow.log_metric("val_accuracy", accuracy)  # a fraction in [0, 1], by which the controller routes
+        # Two samples as example: of a single one, torch.export would make a constant.
+        mlflow.pytorch.log_model(module.eval(), name="model", input_example=images[:2].numpy(), **options)
+    print("Serve it: modelyard up --model My_Model")
+else:
+    with Client() as modelyard:  # MODELYARD_URL, or else http://127.0.0.1:9000
+        print(modelyard.predict(images[6:9], model="My_Model").classes, "expected", labels[6:9].tolist())

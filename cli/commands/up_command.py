@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -75,7 +76,7 @@ def command(
     from cli.local_pool.served_entries import ServedEntries, entries_given
     from training.registry_reader import RegistryReader
 
-    console = Console()
+    console = Console(force_terminal=sys.stdout.isatty())  # FORCE_COLOR is set in notebooks
     settings = load(PoolSettings)
     source = ServedEntries(settings, entries_given(settings, models, versions))
     with until_interrupted(), ExitStack() as stack:

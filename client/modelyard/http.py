@@ -39,7 +39,7 @@ class Client:
     `modelyard.errors` with the problem's code.
 
     Args:
-        url: Address of the controller.
+        url: Address of the controller; default: the environment variable MODELYARD_URL, else http://127.0.0.1:9000.
         api_key: Key to send; default: the environment variable MODELYARD_API_KEY, if it is set.
         retry: The retry policy.
         transport: Transport to use instead of the network.
@@ -50,7 +50,7 @@ class Client:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         retry: RetryPolicy | None = None,
@@ -310,7 +310,7 @@ class AsyncClient:
     """Asynchronous client of a controller. Its methods have the arguments, results and errors of those of `Client`.
 
     Args:
-        url: Address of the controller.
+        url: Address of the controller; default: the environment variable MODELYARD_URL, else http://127.0.0.1:9000.
         api_key: Key to send; default: the environment variable MODELYARD_API_KEY, if it is set.
         retry: The retry policy.
         transport: Transport to use instead of the network.
@@ -321,7 +321,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         retry: RetryPolicy | None = None,
@@ -471,8 +471,10 @@ class AsyncClient:
         return call.read(response.status_code, response.headers, response.content)
 
 
-def _connection(url: str, api_key: str | None) -> dict[str, Any]:
+def _connection(url: str | None, api_key: str | None) -> dict[str, Any]:
     """Arguments for both httpx clients."""
+    if url is None:
+        url = os.environ.get("MODELYARD_URL") or DEFAULT_URL
     try:
         base = httpx.URL(url)
     except httpx.InvalidURL as error:

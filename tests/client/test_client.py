@@ -146,6 +146,16 @@ def test_the_api_key_of_the_environment_is_sent_with_every_call(
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_environment_names_the_controller_unless_the_caller_does(
+    kind: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELYARD_URL", "ftp://elsewhere")
+    with pytest.raises(ConfigurationError, match="ftp://elsewhere"):
+        kind()
+    kind("http://127.0.0.1:9000")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_an_api_key_that_cannot_be_one_is_refused_and_not_shown(kind: Callable[..., object]) -> None:
     for key in ("modelyard_SECRET\nX: y", "SECRETä", "a SECRET"):
         with pytest.raises(ConfigurationError, match="MODELYARD_API_KEY") as caught:
