@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from modelyard import Client
 from modelyard.digits import heldout_indices, load_digits_28
+from tests import light_registry
 from tests.conftest import RedisServer, WaitUntil, running_redis
 
 MODEL = "MNIST_PyTorch_Model"
@@ -145,6 +146,15 @@ def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         check=True,
         timeout=150,
     )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def light(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the registry of `tests/light_registry.py`."""
+    folder = tmp_path_factory.mktemp("light")
+    shutil.copy(empty_database, folder / "mlruns.db")
+    light_registry.lay_out(folder)
     return folder
 
 

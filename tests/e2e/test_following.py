@@ -15,7 +15,7 @@ import pytest
 
 from modelyard import Client
 from tests.conftest import WaitUntil
-from tests.e2e.conftest import MODEL, Digits
+from tests.light_registry import MODEL, PAIR
 from training.inventory import connect
 
 START_S = 180.0
@@ -42,17 +42,17 @@ def running_up(environment: dict[str, str], folder: Path) -> Iterator[Callable[[
 
 
 class Load:
-    """Two threads that predict one digit after the other, and wait for the outcomes.
+    """Two threads that predict again and again, and wait for the outcomes.
 
     Attributes:
         versions: The versions that answered.
         failures: Everything else.
     """
 
-    def __init__(self, url: str, digits: Digits) -> None:
+    def __init__(self, url: str) -> None:
         self.versions: set[int] = set()
         self.failures: list[object] = []
-        self.url, self._sample = url, digits.images[:1]
+        self.url = url
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._predict) for _ in range(2)]
 
@@ -70,7 +70,7 @@ class Load:
         with Client(self.url) as client:
             while not self._ended.wait(0.02):
                 try:
-                    job = client.predict(self._sample)
+                    job = client.predict(PAIR)
                 except Exception as error:
                     self.failures.append(error)
                 else:
@@ -79,11 +79,12 @@ class Load:
 
 @pytest.mark.timeout(600)
 def test_pool_follows_file_and_registry_without_a_failed_request(
-    environment: dict[str, str], digits: Digits, wait_until: WaitUntil, tmp_path: Path
+    environment: dict[str, str], light: Path, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
     database = tmp_path / "mlruns.db"
-    shutil.copy(environment["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///"), database)
+    shutil.copy(light / "mlruns.db", database)
     environment = environment | {
+        "ALLOW_PICKLE_MODELS": "true",
         "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
         "MODELYARD_SCALE_WAIT_S": "0.0001",  # any job that is seen waiting calls for another replica
         "MODELYARD_SCALE_DOWN_S": "5",
@@ -101,7 +102,7 @@ def test_pool_follows_file_and_registry_without_a_failed_request(
             wait_until(lambda: text in printed(), timeout_s=START_S, what=f"{text} in {printed()}")
 
         wait_for("Ctrl-C stops")
-        with Load(f"http://127.0.0.1:{environment['MODELYARD_PORT']}", digits) as load:
+        with Load(f"http://127.0.0.1:{environment['MODELYARD_PORT']}") as load:
             wait_until(lambda: load.versions == {2})
             serve('["champion", "newest"]')
             wait_for(f"{file}:3: there is no alias newest of {MODEL}")

@@ -20,6 +20,7 @@ from app.settings import ControllerSettings
 from cli.local_pool.programs import mlflow_service
 from cli.local_pool.supervisord import config_text
 from modelyard.commands.exit_status import UNAVAILABLE
+from tests import light_registry
 from tests.conftest import RedisServer, WaitUntil
 from tests.e2e.conftest import answers
 
@@ -29,12 +30,12 @@ TOKEN = "header-secret-c7Lp"
 
 
 @pytest.fixture
-def mlflow_url(registry: Path, free_port: Callable[[], int], wait_until: WaitUntil) -> Iterator[str]:
-    """An MLflow server on the trained registry; it takes any user and password."""
+def mlflow_url(light: Path, free_port: Callable[[], int], wait_until: WaitUntil) -> Iterator[str]:
+    """An MLflow server on a registry; it takes any user and password."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     server = subprocess.Popen(
-        [*command, "--backend-store-uri", f"sqlite:///{registry}/mlruns.db"],
+        [*command, "--backend-store-uri", f"sqlite:///{light}/mlruns.db"],
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -64,7 +65,11 @@ def command_lines(mark: str) -> str:
 
 @pytest.mark.timeout(400)
 def test_no_secret_of_a_pool_stands_in_an_answer_a_log_or_a_command_line(
-    redis_server: RedisServer, mlflow_url: str, free_port: Callable[[], int], wait_until: WaitUntil
+    redis_server: RedisServer,
+    light: Path,
+    mlflow_url: str,
+    free_port: Callable[[], int],
+    wait_until: WaitUntil,
 ) -> None:
     with redis.Redis.from_url(redis_server.url) as client:
         client.acl_setuser(
@@ -74,6 +79,7 @@ def test_no_secret_of_a_pool_stands_in_an_answer_a_log_or_a_command_line(
     with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as name:
         folder, port, flower_port = Path(name), free_port(), free_port()
         variables = {
+            **light_registry.variables(light),
             "REDIS_URL": f"unix://pool:{OF_REDIS}@{redis_server.socket}",
             "MLFLOW_TRACKING_URI": mlflow_url,
             "MLFLOW_TRACKING_TOKEN": TOKEN,
@@ -121,7 +127,7 @@ def test_no_secret_of_a_pool_stands_in_an_answer_a_log_or_a_command_line(
             with redis.Redis.from_url(redis_server.url) as client:
                 client.acl_deluser("pool")
         seen |= {str(each): each.read_text(errors="replace") for each in folder.rglob("*") if each.is_file()}
-        assert any("worker-MNIST_PyTorch_Model-v" in each for each in seen)
+        assert any(f"worker-{light_registry.MODEL}-v" in each for each in seen)
         secrets = (OF_REDIS, OF_MLFLOW, OF_FLOWER, TOKEN, key)
         assert [(where, each) for where, text in seen.items() for each in secrets if each in text] == []
         assert stat.S_IMODE((folder / "supervisord.conf").stat().st_mode) == 0o600

@@ -17,8 +17,9 @@ import pytest
 from app.api_keys import new_key
 from app.errors import ForbiddenError, UnauthenticatedError
 from modelyard import Client
+from tests import light_registry
 from tests.conftest import WaitUntil
-from tests.e2e.conftest import Digits
+from tests.light_registry import PAIR
 
 START_S = 180.0
 
@@ -83,9 +84,9 @@ def processes_of(environment: dict[str, str]) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
-    environment: dict[str, str], keys: Keys, digits: Digits, wait_until: WaitUntil
+    environment: dict[str, str], keys: Keys, light: Path, wait_until: WaitUntil
 ) -> None:
-    environment = environment | keys.variables
+    environment = environment | keys.variables | light_registry.variables(light)
     url = f"http://127.0.0.1:{environment['MODELYARD_PORT']}"
     command = [sys.executable, "-m", "cli", "up", "--no-views", "--versions", "2,1"]
     log = Path(environment["MODELYARD_STATE_DIR"]) / "up.txt"
@@ -99,14 +100,14 @@ def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
             assert {info.worker: info.model_version for info in client.workers()} == {1: 1, 2: 2}
             pids = {info.worker: info.replicas[0].pid for info in client.workers()}
         os.kill(pids[1], signal.SIGKILL)
-        told = b"worker-MNIST_PyTorch_Model-v1 stopped and was restarted"
+        told = b"worker-Light-v1 stopped and was restarted"
         wait_until(lambda: told in log.read_bytes(), timeout_s=START_S, what="it tells of a crash")
         with Client(url, api_key=keys.shop) as client:
-            assert client.predict(digits.images[:1], worker=1).model_version == 1
+            assert client.predict(PAIR, worker=1).model_version == 1
             with pytest.raises(ForbiddenError):
                 client.workers()
         with Client(url) as client, pytest.raises(UnauthenticatedError):
-            client.predict(digits.images[:1])
+            client.predict(PAIR)
         command_lines = "\n".join(processes_of(environment))
         assert "serve" in command_lines
         assert not any(secret in command_lines for secret in keys.secrets())

@@ -10,15 +10,15 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import light_registry
 from tests.pool_samples import RedisServer
 from tests.workers import unruly_model
 from tests.workers.runner_bench import Bench
-from tests.workers.worker_processes import LIGHT_MODEL, Start
+from tests.workers.worker_processes import Start
 
 MODEL = "Scikit"
 ODD_REQUIREMENTS = [
@@ -50,7 +50,6 @@ def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def _register(uri: str, folder: Path) -> None:
     import mlflow
-    import mlflow.onnx
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -95,16 +94,8 @@ def _register(uri: str, folder: Path) -> None:
             serialization_format="cloudpickle",
         )
     for n_features in (2, 3):
-        with mlflow.start_run():
-            mlflow.log_metric("val_accuracy", 0.75)
-            mlflow.onnx.log_model(
-                _doubling_pairs(),
-                name="model",
-                signature=shape(-1, n_features),
-                registered_model_name=LIGHT_MODEL,
-                pip_requirements=["onnxruntime"],
-            )
-    mlflow.MlflowClient().set_registered_model_alias(LIGHT_MODEL, "champion", "1")
+        light_registry.register(n_features, 0.75)
+    mlflow.MlflowClient().set_registered_model_alias(light_registry.MODEL, "champion", "1")
     mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", "1")
     mlflow.MlflowClient().create_registered_model("Emptied")
     with mlflow.start_run():
@@ -140,17 +131,6 @@ def _register(uri: str, folder: Path) -> None:
                 registered_model_name="Echo",
                 pip_requirements=["numpy"],
             )
-
-
-def _doubling_pairs() -> Any:
-    """An ONNX model, float64, shape (n, 2)."""
-    from onnx import TensorProto, helper
-
-    given, answered = (
-        helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["n", 2]) for name in ("x", "y")
-    )
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "graph", [given], [answered])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
 from app.settings import Settings
 from app.worker_record import WorkerRecord, decode_record
+from tests import light_registry
 from tests.pool_samples import accept_now, new_batch
 
 QUEUE = keys.queue_name("Scikit", 1)
-# An ONNX model, for tests to which the kind of model does not matter: its worker imports neither MLflow nor PyTorch.
-LIGHT_MODEL = "Light"
+# For tests to which the kind of model does not matter.
+LIGHT_MODEL = light_registry.MODEL
 LIGHT_QUEUE = keys.queue_name(LIGHT_MODEL, 1)
 LIGHT = {"MODEL_NAME": LIGHT_MODEL}  # for `start_worker`
 Start = Callable[..., "subprocess.Popen[str]"]
