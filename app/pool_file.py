@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from app.errors import ConfigurationError
+from app.quality import VAL_ACCURACY
 from app.registry_database import LATEST
-from app.settings import Settings
+from app.settings import METRIC_PATTERN, Settings
 
 BEST, CHAMPION = "best", "champion"
 DEFAULT_VERSIONS: tuple[int | str, ...] = (CHAMPION, BEST, LATEST)
@@ -48,7 +49,10 @@ class Serve(BaseModel):
         device: As in the setting of workers; None leaves it to the environment.
         environment: `local` or `uv`, as `MODELYARD_ENV_MANAGER`; None leaves it to the environment.
         allow_pickle_models: As in the setting of workers.
-        allow_non_finite: As in the setting of workers.
+        allow_non_finite: As in the setting of workers: whether answers may hold NaN and infinity.
+        metric: The metric that ranks the versions; None leaves it to the environment.
+        direction: Which value of that metric is better; stated together with it.
+        task: What the outputs are; None leaves it to the versions' tags.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -64,6 +68,15 @@ class Serve(BaseModel):
     environment: Literal["local", "uv"] | None = None
     allow_pickle_models: bool | None = None
     allow_non_finite: bool | None = None
+    metric: str | None = Field(
+        default=None, pattern=METRIC_PATTERN, description='expected the name of a metric, such as "f1"'
+    )
+    direction: Literal["higher", "lower"] | None = Field(
+        default=None, description='expected "higher" or "lower": which value of the metric is better'
+    )
+    task: Literal["classification", "regression"] | None = Field(
+        default=None, description='expected "classification" or "regression"'
+    )
 
     @field_validator("versions", mode="before")
     @classmethod
@@ -190,6 +203,7 @@ def read_pool_file(path: Path) -> PoolFile:
     serve = _entries(document, mistakes)
     endpoints = _endpoints(document, mistakes)
     mistakes += _contradictions(serve, endpoints)
+    mistakes += _half_stated_metrics(document)
     unknown = document.keys() - {"serve", "endpoints"}
     mistakes += [((key,), f"`{key}` is unknown; expected [[serve]] or [endpoints.NAME]") for key in unknown]
     if mistakes:
@@ -258,6 +272,31 @@ def _contradictions(serve: Sequence[Serve], endpoints: Mapping[str, Endpoint]) -
                 where = ("endpoints", name, "models" if model in endpoint.models else "versions")
                 mistakes.append((where, f"no [[serve]] entry serves {model}; did you mean {close[0]}?"))
     return mistakes
+
+
+def _half_stated_metrics(document: Mapping[str, Any]) -> Mistakes:
+    """Entries with a metric but no direction, or the reverse: nothing tells which value of a metric is better."""
+    mistakes: Mistakes = []
+    tables = document.get("serve")
+    for index, table in enumerate(tables if isinstance(tables, list) else ()):
+        metric, direction = table.get("metric"), table.get("direction")
+        if metric not in (None, VAL_ACCURACY) and direction is None:
+            mistakes.append(
+                (("serve", index, "metric"), f'{metric} needs `direction` beside it: "higher" or "lower"')
+            )
+        if direction is not None and metric is None:
+            mistakes.append((("serve", index, "direction"), "`direction` needs `metric` beside it"))
+        if (metric, direction) == (VAL_ACCURACY, "lower"):
+            mistakes.append((("serve", index, "direction"), "of val_accuracy the higher value is better"))
+        others = [each for each in (tables or ())[:index] if each.get("model") == table.get("model")]
+        if any(each.get("metric") != metric and BEST in _words(each, table) for each in others):
+            text = f"the entries of {table.get('model')} need one `metric`, because `best` is a version of it"
+            mistakes.append((("serve", index, "metric"), text))
+    return mistakes
+
+
+def _words(*tables: Mapping[str, Any]) -> set[Any]:
+    return {word for table in tables for word in _listed(table.get("versions", list(DEFAULT_VERSIONS)))}
 
 
 def _listed(value: object) -> list[Any]:

@@ -1,24 +1,28 @@
-"""The measured quality of a model version: selects the metric in MLflow that belongs to the version."""
+"""The measured quality of a model version: selects the value in MLflow that belongs to the version."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from math import isfinite
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-VAL_ACCURACY = "val_accuracy"
-ROWS_TAG = "modelyard.eval_rows"  # of a version: the number of samples that val_accuracy was measured on
+VAL_ACCURACY = (
+    "val_accuracy"  # the metric that ranks versions, unless `modelyard.toml` or a setting names another
+)
+Direction: TypeAlias = Literal["higher", "lower"]  # which value of a metric is better
+ROWS_TAG = "modelyard.eval_rows"  # of a version: the number of samples that its metric was measured on
 LOGGED_MODEL = re.compile(r"models:/(m-\w+)$")
 VERSION = re.compile(r"models:/([^/]+)/(\d+)$")
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """A version's `val_accuracy` and its origin.
+    """The value of the metric that ranks a version, and its origin.
 
     Attributes:
-        value: Fraction in [0, 1], or None.
+        value: Value of the metric, of val_accuracy a fraction in [0, 1]; None if there is none.
         source: `model` if it was logged for the version's logged model, `run` if it comes from its run.
         dataset: Name of its data set, empty if none was logged with it.
         dataset_digest: MLflow's digest of that data set.
@@ -34,18 +38,20 @@ class Quality(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-def quality_problem(val_accuracy: float | None) -> str:
-    """The reason why a value is invalid; empty for a fraction and for None.
+def figure_problem(metric: str, value: float | None) -> str:
+    """The reason why the value of a metric is invalid; empty for None, a finite number, and a fraction of val_accuracy.
 
     Any other value would attract all requests, or none.
     """
-    if val_accuracy is None or 0 <= val_accuracy <= 1:  # of NaN, false
+    if value is None or (0 <= value <= 1 if metric == VAL_ACCURACY else isfinite(value)):  # of NaN, false
         return ""
-    percentage = ", not a percentage" if 1 < val_accuracy <= 100 else ""
-    return f"val_accuracy {val_accuracy:g} is ignored: expected a fraction in [0, 1]{percentage}"
+    if metric != VAL_ACCURACY:
+        return f"{metric} {value:g} is ignored: expected a finite number"
+    percentage = ", not a percentage" if 1 < value <= 100 else ""
+    return f"val_accuracy {value:g} is ignored: expected a fraction in [0, 1]{percentage}"
 
 
-def read_quality(client: Any, version: Any) -> Quality:
+def read_quality(client: Any, version: Any, key: str = VAL_ACCURACY) -> Quality:
     """Read the quality of a registered version.
 
     A metric of the version's logged model comes first, then its run's, unless another model was registered from
@@ -54,6 +60,7 @@ def read_quality(client: Any, version: Any) -> Quality:
     Args:
         client: An `mlflow.MlflowClient`.
         version: An MLflow `ModelVersion`.
+        key: The metric that ranks the version.
 
     Raises:
         MlflowException: The registry does not answer.
@@ -62,35 +69,34 @@ def read_quality(client: Any, version: Any) -> Quality:
     if version.run_id:
         run = _or_none(client.get_run, version.run_id)
         if run is None:
-            return _none(
-                f"its run {version.run_id} was purged from the registry, so it has no {VAL_ACCURACY}"
-            )
+            return _none(f"its run {version.run_id} was purged from the registry, so it has no {key}")
         if run.info.lifecycle_stage == "deleted":
             restore = f"`mlflow runs restore --run-id {version.run_id}` brings it back"
-            return _none(f"its run {version.run_id} was deleted, so its {VAL_ACCURACY} is ignored; {restore}")
+            return _none(f"its run {version.run_id} was deleted, so its {key} is ignored; {restore}")
     source = _first_source(client, version)
-    metric = _own_metric(client, source)
+    metric = _own_metric(client, source, key)
     if metric:
         digest = metric.dataset_digest or ""
         rows = _rows(version, run, digest)
-        return _checked(metric.value, "model", metric.dataset_name or "", digest, rows)
-    value = run.data.metrics.get(VAL_ACCURACY) if run else None
+        return _checked(key, metric.value, "model", metric.dataset_name or "", digest, rows)
+    value = run.data.metrics.get(key) if run else None
     if value is not None and _is_shared(client, version, source):
         return _none(
-            f"its run {version.run_id} logged {VAL_ACCURACY} for several models, so it is ignored; log it with "
+            f"its run {version.run_id} logged {key} for several models, so it is ignored; log it with "
             f"`model_id`, or register one model per run"
         )
-    return _checked(value, "run")
+    return _checked(key, value, "run")
 
 
 def _checked(
+    key: str,
     value: float | None,
     source: Literal["model", "run"],
     dataset: str = "",
     digest: str = "",
     rows: int = 0,
 ) -> Quality:
-    problem = quality_problem(value)
+    problem = figure_problem(key, value)
     if problem or value is None:
         return _none(problem) if problem else Quality()
     return Quality(value, source, dataset, digest, rows)
@@ -100,7 +106,7 @@ def _none(warning: str) -> Quality:
     return Quality(warnings=(warning,))
 
 
-def _own_metric(client: Any, source: str) -> Any:
+def _own_metric(client: Any, source: str, key: str) -> Any:
     """The last metric that was logged for the model itself, or None.
 
     A new logged model starts with copies of its run's metrics, which are older than the model.
@@ -110,9 +116,7 @@ def _own_metric(client: Any, source: str) -> Any:
     if model is None:
         return None
     own = [
-        each
-        for each in model.metrics or ()
-        if each.key == VAL_ACCURACY and each.timestamp >= model.creation_timestamp
+        each for each in model.metrics or () if each.key == key and each.timestamp >= model.creation_timestamp
     ]
     return max(own, key=lambda each: (each.timestamp, each.step), default=None)
 

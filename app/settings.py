@@ -21,6 +21,7 @@ from app.redis import url as redis_url
 from app.registry_database import default_uri, sqlite_path
 from modelyard.redaction import redacted
 
+METRIC_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\-/ :]*$"  # names of metrics that MLflow takes
 HEARTBEATS_TO_LIVE = 3  # a worker without a heartbeat for this many is dead
 UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
 REGISTRY_SCHEMES = (
@@ -213,6 +214,19 @@ class WorkerSettings(Settings):
         default=False,
         description="whether outputs may hold NaN and infinity (`null` in JSON); otherwise such a job fails as "
         "`output_not_finite`",
+    )
+    metric: str = Field(
+        default="val_accuracy",
+        pattern=METRIC_PATTERN,
+        description="metric in MLflow that ranks the version; it competes with versions of the same metric only",
+    )
+    metric_direction: Literal["higher", "lower"] = Field(
+        default="higher", description="which value of that metric is better, `higher` or `lower`"
+    )
+    task: Literal["", "classification", "regression"] = Field(
+        default="",
+        description="what the outputs of the version are, `classification` or `regression`; default: the version's "
+        "tag `modelyard.task`",
     )
     env_manager: Literal["local", "uv"] = Field(
         default="local",

@@ -22,6 +22,7 @@ from app.contract import (
 )
 from app.errors import NewerWireError, WireError, WorkerNumberTakenError
 from app.ledger.wire import ANY_CONTRACT_VERSION, SCHEMA_VERSION, unreadable
+from app.quality import VAL_ACCURACY, Direction
 from app.redis import keys
 from app.redis.script import Call, load, run_now
 from app.registry_database import LATEST
@@ -36,7 +37,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         worker_id: Unique for each serving process.
         worker: Worker number of its queue.
-        val_accuracy: Fraction in [0, 1], as `app.quality` reads it, or None.
+        val_accuracy: Fraction in [0, 1], as `app.quality` reads it, or None; also None if another metric ranks it.
         input: Contract of the version. Older releases read only a plain tensor.
         outputs: Outputs that its signature states, in the form of a contract; None if it states none.
         example: A request body that the version answers, as JSON; empty if none is known.
@@ -52,8 +53,12 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
             (`m-…`), or the digest of its files if there is neither; None in records of older releases.
         registry: The registry's location, without secrets.
         warnings: Faults that do not prevent serving.
-        val_accuracy_source: `model` or `run`, empty without a val_accuracy and in records of older releases.
-        dataset: Name of the data set of val_accuracy, empty if MLflow does not have it.
+        metric: The metric that ranks the version.
+        direction: Which value of that metric is better.
+        metric_value: Value of that metric, if it is not val_accuracy.
+        val_accuracy_source: Where the metric was logged: `model` or `run`, empty without a value and in records of
+            older releases.
+        dataset: Name of the data set of the metric, empty if MLflow does not have it.
         dataset_digest: MLflow's digest of that data set.
         dataset_rows: Its number of rows; 0 if unknown, and in records of older releases.
         requirements: The first differences between its environment and the version's `requirements.txt`.
@@ -90,6 +95,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     model_id: str | None = None
     registry: str = ""
     warnings: tuple[str, ...] = ()
+    metric: str = VAL_ACCURACY
+    direction: Direction = "higher"
+    metric_value: float | None = None
     val_accuracy_source: str = ""
     dataset: str = ""
     dataset_digest: str = ""
@@ -102,6 +110,11 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     aliases_read_at_ms: float = 0.0
     follows: str = ""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def figure(self) -> float | None:
+        """Value of the metric that ranks the version."""
+        return self.val_accuracy if self.metric == VAL_ACCURACY else self.metric_value
 
 
 def followed_version(record: WorkerRecord) -> int:

@@ -13,7 +13,7 @@ from hashlib import blake2b
 import msgspec
 
 from app.redis import keys
-from controller.ranking import Candidate, deciding_criterion, tie_band
+from controller.ranking import Candidate, best_of, deciding_criterion, tie_band
 from modelyard.schemas import ExcludedVersion, RankedVersion, RouteExplanation
 
 SHOWN = 20  # candidates, and excluded versions
@@ -24,6 +24,7 @@ _decode = msgspec.json.Decoder(RouteExplanation).decode
 REASONS = {
     "only_candidate": "it is the only candidate",
     "val_accuracy": "it has the highest val_accuracy",
+    "metric": "it has the best value of its metric",
     "champion": "the alias champion (or the endpoint's default) names it",
     "expected_wait": "the expected wait is the shortest",
     "newer_version": "it is the newest version",
@@ -45,8 +46,8 @@ def explanation(
     """
     ranked = [each for tied in sets for each in tied]
     first, tied = ranked[0], sets[0]
-    best = max(tied, key=lambda each: each.val_accuracy or 0.0)
-    others = [each for each in ranked if each is not best and each.val_accuracy is not None]
+    best = best_of(tied)
+    others = [each for each in ranked if each is not best and each.figure is not None]
     criterion = deciding_criterion(sets)
     return RouteExplanation(
         endpoint=endpoint,
@@ -55,11 +56,13 @@ def explanation(
         model_version=first.model_version,
         input=first.contract.describe(),
         policy=policy,
+        metric=first.metric,
+        direction=first.direction,
         decided_by=criterion,
         why=_why(criterion, first, tied, comparable),
         comparable=comparable,
         tied=tuple(each.worker for each in tied[:SHOWN]),
-        tie_band=round(tie_band(best, others[0]), 6) if others and best.val_accuracy is not None else None,
+        tie_band=round(tie_band(best, others[0]), 6) if others and best.figure is not None else None,
         candidates=tuple(map(_ranked, ranked[:SHOWN])),
         n_candidates=len(ranked),
         excluded=tuple(
@@ -148,12 +151,14 @@ class DecisionWriter:
 
 def _why(criterion: str, first: Candidate, tied: Sequence[Candidate], comparable: bool | None) -> str:
     reason = REASONS[criterion]
+    if criterion == "metric":
+        reason = f"it has the {first.direction.replace('er', 'est')} {first.metric}"
     if len(tied) > 1:
-        reason = f"its val_accuracy is a tie with {len(tied) - 1} more, and of these {reason}"
-        if first.val_accuracy is None:
-            reason = f"no version has a val_accuracy, and of these {REASONS[criterion]}"
+        reason = f"its {first.metric} is a tie with {len(tied) - 1} more, and of these {reason}"
+        if first.figure is None:
+            reason = f"no version has a {first.metric}, and of these {REASONS[criterion]}"
     if comparable is False:
-        reason += "; the figures were measured on different or undeclared data sets"
+        reason += "; the figures are of different metrics, or of different or undeclared data sets"
     return reason
 
 
@@ -163,7 +168,9 @@ def _ranked(each: Candidate) -> RankedVersion:
         model_name=each.model_name,
         model_version=each.model_version,
         val_accuracy=each.val_accuracy,
-        val_accuracy_source=each.val_accuracy_source,
+        metric=each.metric,
+        metric_value=each.figure,
+        val_accuracy_source=each.source,
         dataset=each.dataset,
         dataset_digest=each.dataset_digest,
         dataset_rows=each.dataset_rows,

@@ -30,6 +30,7 @@ from app.ledger import ids
 from app.ledger.commands import Accept, NewBatch, OnceKey
 from app.ledger.wakeup_message import WakeUpMessages
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
+from app.quality import VAL_ACCURACY
 from app.redis.client import ledger_error
 from app.redis.link import RedisLink
 from app.settings import ControllerSettings
@@ -284,6 +285,9 @@ class Dispatcher:
             sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
             jobs=list(map(_entry, jobs)),
         )
+        if candidate.metric != VAL_ACCURACY:
+            named = {"metric": candidate.metric, "direction": candidate.direction}
+            head = msgspec.structs.replace(head, metric_value=candidate.figure, **named)
         if form is not None:
             head = form.on(head, [len(job.data) for job in jobs])
         if self._is_traced:

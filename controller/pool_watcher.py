@@ -20,7 +20,7 @@ import msgspec
 from app.clock import PoolClock, to_ms
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger.ids import IdSigner
-from app.quality import quality_problem
+from app.quality import figure_problem
 from app.redis import keys
 from app.redis.client import AsyncClient, ResponseError, ledger_errors
 from app.redis.refusals import PROBE, refusal
@@ -336,11 +336,11 @@ class PoolWatcher:
         except WireError as error:
             self._unreadable.note("worker_record", worker_id, f"left out: {error.detail}")
             return None
-        problem = quality_problem(record.val_accuracy)
+        problem = figure_problem(record.metric, record.figure)
         if problem:
             self._unreadable.note("worker_record", worker_id, problem)
             warnings = (*record.warnings, problem)
-            return msgspec.structs.replace(record, val_accuracy=None, warnings=warnings)
+            return msgspec.structs.replace(record, val_accuracy=None, metric_value=None, warnings=warnings)
         return record
 
 

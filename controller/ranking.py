@@ -1,12 +1,16 @@
-"""Ranks versions by measured quality: which figures can be compared, and which of them are a tie. Pure functions."""
+"""Ranks versions by measured quality: which figures can be compared, and which of them are a tie. Pure functions.
+
+A version's figure is the value of the metric that ranks it. Figures of different metrics are never compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import hypot, inf, sqrt
 
 from app.contract import Contract
+from app.quality import VAL_ACCURACY, Direction
 
 Z = 1.96  # two-sided 95 %
 LEAST_BAND = 0.002  # two figures of one data set that differ by less are a tie, however large the data set
@@ -18,14 +22,16 @@ class Candidate:
 
     Attributes:
         worker: Worker number.
-        val_accuracy: Fraction in [0, 1], or None.
+        figure: Value of its metric, of val_accuracy a fraction in [0, 1]; None without one.
+        metric: The metric that ranks it.
+        direction: Which value of that metric is better.
         live_workers: Ready workers of the queue.
         outputs: Outputs that its signature states; None if unknown.
         expected_wait_ms: Expected wait when the pool was last read, see `controller.admission.wait_estimate`.
         answers_ms: Expected time to an answer (wait and forward pass) at the last readings of the pool, newest first.
         is_champion: Whether the alias `champion` names it.
-        val_accuracy_source: Where val_accuracy was logged, see `app.quality`.
-        dataset: Name of the data set of val_accuracy, or empty.
+        source: Where the figure was logged, see `app.quality`.
+        dataset: Name of the data set of the figure, or empty.
         dataset_digest: Digest of that data set, empty if it was not declared.
         dataset_rows: Its number of rows; 0 if unknown.
     """
@@ -34,17 +40,24 @@ class Candidate:
     worker: int
     model_name: str
     model_version: int
-    val_accuracy: float | None
+    figure: float | None
     contract: Contract
     live_workers: int
     expected_wait_ms: float
     outputs: Contract | None = None
     answers_ms: tuple[float, ...] = (0.0,)
     is_champion: bool = False
-    val_accuracy_source: str = ""
+    metric: str = VAL_ACCURACY
+    direction: Direction = "higher"
+    source: str = ""
     dataset: str = ""
     dataset_digest: str = ""
     dataset_rows: int = 0
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """The figure, if val_accuracy ranks the version."""
+        return self.figure if self.metric == VAL_ACCURACY else None
 
 
 def half_width(p: float, n: int) -> float:
@@ -56,32 +69,43 @@ def tie_band(best: Candidate, other: Candidate) -> float:
     """The largest difference between two figures that is a tie.
 
     For figures of one declared data set it is the half-width of the difference (Newcombe's square-and-add of two
-    Wilson intervals). Without the number of rows there is no evidence for more than equality.
+    Wilson intervals). It is known for proportions only: figures of another metric, or without the number of rows,
+    tie if they are equal.
     """
     rows = min(best.dataset_rows, other.dataset_rows)
-    if not rows or not are_comparable(best, other):
+    if not rows or best.metric != VAL_ACCURACY or not are_comparable(best, other):
         return 0.0
     return max(LEAST_BAND, hypot(half_width(_value(best), rows), half_width(_value(other), rows)))
 
 
 def are_comparable(one: Candidate, other: Candidate) -> bool:
-    """Whether both figures were measured on one declared data set."""
-    return one.dataset_digest == other.dataset_digest != ""
+    """Whether both figures are of one metric, and were measured on one declared data set."""
+    return _scale(one) == _scale(other) and one.dataset_digest == other.dataset_digest != ""
 
 
 def tie_sets(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     """The candidates of one contract in sets of equals, best first; those without a figure form the last set.
 
     Sets of different data sets cannot be compared. They are ranked by their best values all the same, but the alias
-    `champion` comes before a value of another declared data set.
+    `champion` comes before a value of another declared data set. Values of different metrics are not even ranked: the
+    metric of the champion comes first, or else that of the newest version.
     """
-    by_digest: dict[str, list[Candidate]] = {}
+    by_scale: dict[tuple[str, str], list[Candidate]] = {}
     unmeasured = []
     for each in candidates:
-        if each.val_accuracy is None:
+        if each.figure is None:
             unmeasured.append(each)
         else:
-            by_digest.setdefault(each.dataset_digest, []).append(each)
+            by_scale.setdefault(_scale(each), []).append(each)
+    metrics = sorted(map(_sets_of_one_metric, by_scale.values()), key=_order_of_metric)
+    sets = [tied for of_metric in metrics for tied in of_metric]
+    return [*sets, sorted(unmeasured, key=_order_in_tie)] if unmeasured else sets
+
+
+def _sets_of_one_metric(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    by_digest: dict[str, list[Candidate]] = {}
+    for each in candidates:
+        by_digest.setdefault(each.dataset_digest, []).append(each)
     sets: list[list[Candidate]] = []
     promoted: list[Candidate] = []
     for digest, group in by_digest.items():
@@ -92,7 +116,12 @@ def tie_sets(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     sets.sort(key=lambda tied: min(map(_order_by_value, tied)))
     if promoted and sets[0][0].dataset_digest:
         sets = [promoted, *(each for each in sets if each is not promoted)]
-    return [*sets, sorted(unmeasured, key=_order_in_tie)] if unmeasured else sets
+    return sets
+
+
+def _order_of_metric(sets: list[list[Candidate]]) -> tuple[bool, int, str]:
+    newest = max(each.model_version for tied in sets for each in tied)
+    return not sets[0][0].is_champion, -newest, sets[0][0].metric
 
 
 def deciding_criterion(sets: Sequence[Sequence[Candidate]]) -> str:
@@ -105,13 +134,27 @@ def deciding_criterion(sets: Sequence[Sequence[Candidate]]) -> str:
     if len(sets[0]) == 1:
         if len(sets) == 1:
             return "only_candidate"
-        return "champion" if first.is_champion and _value(first) < _value(sets[1][0]) else "val_accuracy"
+        second = sets[1][0]
+        if second.figure is not None and _scale(first) != _scale(second):
+            return "champion" if first.is_champion else "newer_version"
+        if first.is_champion and _value(first) < _value(second):
+            return "champion"
+        return _by_figure(first)
     second = sets[0][1]
     if first.is_champion:
         return "champion"
     if first.expected_wait_ms != second.expected_wait_ms:
         return "expected_wait"
-    return "val_accuracy" if first.val_accuracy != second.val_accuracy else "newer_version"
+    return _by_figure(first) if first.figure != second.figure else "newer_version"
+
+
+def _by_figure(first: Candidate) -> str:
+    return "val_accuracy" if first.metric == VAL_ACCURACY else "metric"
+
+
+def best_of(tied: Iterable[Candidate]) -> Candidate:
+    """The one with the best figure, of candidates of one metric."""
+    return max(tied, key=_value)
 
 
 def _sets_of_equals(group: list[Candidate]) -> list[list[Candidate]]:
@@ -127,7 +170,14 @@ def _sets_of_equals(group: list[Candidate]) -> list[list[Candidate]]:
 
 
 def _value(each: Candidate) -> float:
-    return -1.0 if each.val_accuracy is None else each.val_accuracy
+    """The figure, so that a higher value is better."""
+    if each.figure is None:
+        return -inf
+    return each.figure if each.direction == "higher" else -each.figure
+
+
+def _scale(each: Candidate) -> tuple[str, str]:
+    return each.metric, each.direction
 
 
 def _order_by_value(each: Candidate) -> tuple[float, float, str, int]:

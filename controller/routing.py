@@ -24,6 +24,7 @@ from app.errors import (
     UnknownWorkerError,
 )
 from app.nearest import nearest
+from app.quality import VAL_ACCURACY
 from app.redis import keys
 from app.registry_database import LATEST
 from app.worker_record import WorkerRecord, by_queue
@@ -32,6 +33,7 @@ from controller.ranking import Candidate, tie_sets
 from modelyard.schemas import RouteExplanation
 
 POLICY = "highest_val_accuracy"
+BEST_METRIC = "best_metric"  # the same rule, for versions that another metric ranks
 FORCED = "forced"
 CHAMPION = "champion"
 DISABLED, RETIRED, PINNED, CIRCUIT_OPEN = (
@@ -438,21 +440,23 @@ def _explained_route(
 ) -> Route:
     comparable = comparability(rivals)
     reasons = {queue: (each.reason, each.text) for queue, each in excluded.items()}
-    explained = explanation(name, POLICY, sets, reasons, comparable)
+    policy = POLICY if sets[0][0].metric == VAL_ACCURACY else BEST_METRIC
+    explained = explanation(name, policy, sets, reasons, comparable)
     decision = id_of(encode(explained))
     explanations[decision] = explained
-    return Route(sets[0][0], POLICY, False, comparable=comparable, decision=decision)
+    return Route(sets[0][0], policy, False, comparable=comparable, decision=decision)
 
 
 def comparability(rivals: Iterable[Candidate]) -> bool | None:
-    """Whether the figures of versions were measured on one declared data set; None if fewer than two have one."""
-    digests = [each.dataset_digest for each in rivals if each.val_accuracy is not None]
-    return None if len(digests) < 2 else digests[0] != "" and len(set(digests)) == 1
+    """Whether the figures of versions are of one metric and one declared data set; None if fewer than two have one."""
+    measured = [each for each in rivals if each.figure is not None]
+    scales = {(each.metric, each.direction, each.dataset_digest) for each in measured}
+    return None if len(measured) < 2 else measured[0].dataset_digest != "" and len(scales) == 1
 
 
 def _order(each: Candidate) -> tuple[bool, float, float, int]:
     quality = each.val_accuracy
-    return (quality is None, -(quality or 0.0), each.expected_wait_ms, -each.model_version)
+    return (each.figure is None, -(quality or 0.0), each.expected_wait_ms, -each.model_version)
 
 
 def _default(
@@ -495,7 +499,7 @@ def _late_route(endpoint: Endpoint, best: Route, chosen: Candidate, rivals: list
     explained = late_explanation(endpoint.explanations[best.decision], chosen, rivals)
     decision = id_of(encode(explained))
     endpoint.explanations[decision] = explained
-    late = Route(chosen, POLICY, False, degraded=True, comparable=best.comparable, decision=decision)
+    late = Route(chosen, best.policy, False, degraded=True, comparable=best.comparable, decision=decision)
     endpoint.late[chosen.worker] = late
     return late
 
@@ -598,14 +602,16 @@ def _candidate(
         worker=numbers.get(newest.queue, newest.worker),
         model_name=newest.model_name,
         model_version=newest.model_version,
-        val_accuracy=newest.val_accuracy,
+        figure=newest.figure,
+        metric=newest.metric,
+        direction=newest.direction,
         contract=newest.input,
         live_workers=len(group),
         expected_wait_ms=wait_ms,
         outputs=newest.outputs,
         answers_ms=(wait_ms + pass_ms, *answers_ms)[:READINGS],
         is_champion=aliases.get(CHAMPION) == newest.model_version,
-        val_accuracy_source=newest.val_accuracy_source,
+        source=newest.val_accuracy_source,
         dataset=newest.dataset,
         dataset_digest=newest.dataset_digest,
         dataset_rows=newest.dataset_rows,

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from app.errors import ModelyardError, RegistrySchemaError, RegistryUnavailableError
-from app.quality import read_quality
+from app.quality import VAL_ACCURACY, read_quality
 from app.registry_database import examine
 from training import inventory
 
@@ -28,7 +28,7 @@ class ModelReading(msgspec.Struct, frozen=True):
     Attributes:
         versions: Tags by version number; versions that are still being registered are left out.
         aliases: Version by alias.
-        qualities: `val_accuracy` by version number, where it was asked for and there is one.
+        qualities: Value of the metric by version number, where it was asked for and there is one.
     """
 
     versions: dict[int, dict[str, str]] = {}
@@ -42,10 +42,12 @@ class Question(msgspec.Struct, frozen=True):
     Attributes:
         models: Their names; None for all of them.
         ranked: Names of the models whose qualities are needed; None for all of them.
+        metrics: Their metrics, unless it is val_accuracy.
     """
 
     models: tuple[str, ...] | None
     ranked: tuple[str, ...] | None = ()
+    metrics: dict[str, str] = {}
 
 
 class Reading(msgspec.Struct, frozen=True, tag="reading"):
@@ -157,20 +159,17 @@ def _read(uri: str, question: Question) -> Reading:
             for each in inventory.all_pages(lambda token: client.search_registered_models(page_token=token))
         }
         wanted = registered if question.models is None else question.models
-        models = {
-            name: _model(client, registered[name], question.ranked is None or name in question.ranked)
-            for name in wanted
-            if name in registered
-        }
+        models = {name: _model(client, registered[name], question) for name in wanted if name in registered}
     return Reading(models, tuple(registered))
 
 
-def _model(client: Any, model: Any, is_ranked: bool) -> ModelReading:
+def _model(client: Any, model: Any, question: Question) -> ModelReading:
     versions = inventory.ready_versions(client, model.name)
     qualities: Iterable[tuple[int, float | None]] = ()
-    if is_ranked:
+    if question.ranked is None or model.name in question.ranked:
+        metric = question.metrics.get(model.name, VAL_ACCURACY)
         registry = inventory.ReadInPages(client, versions)
-        qualities = [(int(each.version), read_quality(registry, each).value) for each in versions]
+        qualities = [(int(each.version), read_quality(registry, each, metric).value) for each in versions]
     return ModelReading(
         {int(each.version): {name: str(tag) for name, tag in each.tags.items()} for each in versions},
         {alias: int(version) for alias, version in model.aliases.items()},

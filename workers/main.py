@@ -21,6 +21,7 @@ from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WorkerNumberTakenError
 from app.ledger.worker_ledger import WorkerLedger, keep_outcome
 from app.logs import add_context
+from app.quality import VAL_ACCURACY
 from app.redis import keys
 from app.redis.client import connect, ledger_errors
 from app.redis.refusals import refusal
@@ -204,6 +205,7 @@ def _new_record(
     settings: WorkerSettings, found: ModelVersion, loaded: LoadedModel, told: Told | None
 ) -> WorkerRecord:
     queue = keys.queue_name(found.name, found.version)
+    is_accuracy = settings.metric == VAL_ACCURACY
     with ledger_errors(), connect(settings) as client:
         try:
             number = assign_number(client, queue, settings.worker_number)
@@ -221,7 +223,10 @@ def _new_record(
         model_name=found.name,
         model_version=found.version,
         run_id=found.run_id,
-        val_accuracy=found.quality.value,
+        val_accuracy=found.quality.value if is_accuracy else None,
+        metric=settings.metric,
+        direction=settings.metric_direction,
+        metric_value=None if is_accuracy else found.quality.value,
         val_accuracy_source=found.quality.source,
         dataset=found.quality.dataset,
         dataset_digest=found.quality.dataset_digest,

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,6 +69,8 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
         if settings.env_manager == "local" and not settings.allow_pickle_models:
             import_for_pt2()
         found = answer()
+    if settings.task:
+        found = msgspec.structs.replace(found, task=settings.task)
     _require_servable(found, settings)
     return found
 

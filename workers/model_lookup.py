@@ -34,7 +34,7 @@ from app.errors import (
 from app.ledger.wire import Label
 from app.logs import configure_logging
 from app.nearest import NAMED, nearest
-from app.quality import LOGGED_MODEL, Quality, read_quality
+from app.quality import LOGGED_MODEL, VAL_ACCURACY, Quality, read_quality
 from app.registry_database import LATEST, examine, others_beside, sqlite_path
 from workers.process import follower_files
 
@@ -79,7 +79,7 @@ class ModelVersion(msgspec.Struct, frozen=True, tag="found"):
         signature: In the form that `workers.signature` reads.
         task: Its declared task, from its tag or metadata `modelyard.task`, such as `classification`.
         labels: Its declared class names, from its tag or metadata `modelyard.labels`, in the order of its scores.
-        quality: Its `val_accuracy` and where that was logged.
+        quality: Value of the metric that ranks it, and where that was logged.
         model_id: MLflow's id of the logged model, `m-…`; the digest of its files if it has neither that nor a run.
         place: Location of its files if they are in no registry, else empty.
         aliases: The model's aliases.
@@ -181,6 +181,7 @@ def _command(settings: WorkerSettings, what: str) -> tuple[list[str], dict[str, 
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
         "MODEL_NAME": settings.model_name,
         "MODEL_VERSION": settings.model_version,
+        "MODELYARD_METRIC": settings.metric,
     }
 
 
@@ -231,7 +232,7 @@ def main() -> None:
                     os.nice(10)  # predictions go first
                 answer = look_up_aliases(*wanted[:2])
             else:
-                answer = look_up(*wanted)
+                answer = look_up(*wanted, metric=os.environ.get("MODELYARD_METRIC") or VAL_ACCURACY)
         except ModelyardError as error:
             answer = _Refused(error.code, error.detail)
         output.write(msgspec.msgpack.encode(answer))
@@ -242,8 +243,11 @@ def _end_with_the_worker() -> None:
     os._exit(1)
 
 
-def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
+def look_up(tracking_uri: str, name: str, wanted: str, *, metric: str = VAL_ACCURACY) -> ModelVersion:
     """Find a version and its files on this machine; an alias or `latest` is resolved to its current number.
+
+    Args:
+        metric: The metric that ranks the version.
 
     Raises:
         ModelNotFoundError: The registry has no such model, version or alias.
@@ -257,7 +261,7 @@ def look_up(tracking_uri: str, name: str, wanted: str) -> ModelVersion:
 
     try:
         version = _find(client, name, wanted)
-        quality = read_quality(client, version)
+        quality = read_quality(client, version, metric)
         aliases, read_at_s = _aliases(client, name), time.monotonic()
     except MlflowException as error:
         if error.error_code in NOT_FOUND_CODES:

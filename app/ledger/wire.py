@@ -64,6 +64,9 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
         model_name: Registered model.
         model_version: Its version.
         val_accuracy: Fraction in [0, 1] published when the batch was routed, or None.
+        metric: The metric that ranks the version, if it is not val_accuracy, else empty.
+        direction: Which value of that metric is better.
+        metric_value: Value of that metric when the batch was routed, or None.
         dtype: NumPy name of the input's element type, if it is a plain tensor.
         sample_shape: Shape of one sample, if it is a plain tensor.
         jobs: The jobs, by index.
@@ -89,6 +92,9 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     sizes: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
     traces: tuple[str, ...] = ()
+    metric: str = ""
+    direction: str = ""
+    metric_value: float | None = None
 
 
 Label: TypeAlias = str | int | float | bool

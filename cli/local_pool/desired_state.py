@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from app.nearest import NAMED, nearest
 from app.pool_file import BEST, CHAMPION, NamedVersion, Serve
+from app.quality import VAL_ACCURACY
 from app.registry_database import LATEST
 from training.registry_reader import ModelReading, Question, Reading
 
@@ -78,8 +79,9 @@ def question_of(entries: Sequence[Serve] | None) -> Question:
     """What the registry must be asked for entries; None: for all models."""
     if entries is None:
         return Question(None, None)
-    ranked = {entry.model for entry in entries if BEST in entry.versions}
-    return Question(tuple(sorted({entry.model for entry in entries})), tuple(sorted(ranked)))
+    ranked = {entry.model: entry.metric for entry in entries if BEST in entry.versions}
+    metrics = {model: metric for model, metric in ranked.items() if metric}
+    return Question(tuple(sorted({entry.model for entry in entries})), tuple(sorted(ranked)), metrics)
 
 
 def desired_state(entries: Sequence[Serve] | None, reading: Reading, replicas: int = 1) -> Desired:
@@ -102,10 +104,10 @@ def desired_state(entries: Sequence[Serve] | None, reading: Reading, replicas: i
             continue
         found: dict[int, list[str]] = {}
         for word in entry.versions:
-            numbers = _versions_of(word, model)
+            numbers = _versions_of(word, model, entry)
             is_implied = "versions" not in entry.model_fields_set or (isinstance(word, str) and "=" in word)
             if not numbers and not is_implied:
-                problems.append((index, _no_version(word, entry.model, model)))
+                problems.append((index, _no_version(word, entry, model)))
             for number in numbers:
                 found.setdefault(number, []).append(f"version {word}" if word == number else str(word))
         for number in sorted(found):
@@ -187,13 +189,14 @@ def _few(targets: Sequence[Target]) -> Desired:
     return Desired(kept, (), tuple(target for target in targets if target.named not in chosen))
 
 
-def _versions_of(word: int | str, model: ModelReading) -> list[int]:
+def _versions_of(word: int | str, model: ModelReading, entry: Serve) -> list[int]:
     if isinstance(word, int):
         return [word] if word in model.versions else []
     if word == LATEST:
         return [max(model.versions)]
     if word == BEST:
-        ranked = [(quality, version) for version, quality in model.qualities.items()]
+        sign = -1 if entry.direction == "lower" else 1
+        ranked = [(sign * quality, version) for version, quality in model.qualities.items()]
         return [max(ranked)[1]] if ranked else []
     if "=" in word:
         name, _, value = word.partition("=")
@@ -209,6 +212,9 @@ def _variables(entry: Serve) -> tuple[tuple[str, str], ...]:
         "MODELYARD_ENV_MANAGER": entry.environment,
         "ALLOW_PICKLE_MODELS": _switch(entry.allow_pickle_models),
         "MODELYARD_ALLOW_NON_FINITE": _switch(entry.allow_non_finite),
+        "MODELYARD_METRIC": entry.metric,
+        "MODELYARD_METRIC_DIRECTION": entry.direction,
+        "MODELYARD_TASK": entry.task,
     }
     return tuple((name, value) for name, value in values.items() if value is not None)
 
@@ -224,13 +230,14 @@ def _no_model(name: str, reading: Reading) -> str:
     return f"there is no version of {name} in the registry ({others}); train one with `modelyard train`"
 
 
-def _no_version(word: int | str, name: str, model: ModelReading) -> str:
+def _no_version(word: int | str, entry: Serve, model: ModelReading) -> str:
+    name = entry.model
     if isinstance(word, int):
         versions = sorted(model.versions)
         shown = ", ".join(map(str, versions[-NAMED:]))
         return f"there is no version {word} of {name}; it has {'…, ' * (len(versions) > NAMED)}{shown}"
     if word == BEST:
-        return f"no version of {name} has a val_accuracy, so none is the best"
+        return f"no version of {name} has a {entry.metric or VAL_ACCURACY}, so none is the best"
     aliases = (
         f"its aliases, nearest first: {nearest(word, model.aliases)}" if model.aliases else "it has none"
     )

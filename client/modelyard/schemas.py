@@ -21,10 +21,10 @@ T = TypeVar("T")
 Later: TypeAlias = Annotated[T | None, Meta(extra_json_schema={"nullable": False})]
 Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
 FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
-POLICIES = ["highest_val_accuracy", "forced", "unknown"]
+POLICIES = ["highest_val_accuracy", "best_metric", "forced", "unknown"]
 # What may put a version before the others of its endpoint.
 CRITERIA = [
-    *("request", "only_candidate", "val_accuracy", "champion", "expected_wait", "newer_version"),
+    *("request", "only_candidate", "val_accuracy", "metric", "champion", "expected_wait", "newer_version"),
     *("deadline", "unknown"),
 ]
 INT64_MAX = 2**63 - 1
@@ -101,6 +101,8 @@ class RankedVersion(msgspec.Struct, frozen=True, kw_only=True):
     dataset_digest: Annotated[str, says("digest of that data set; empty if it was not declared")]
     dataset_rows: Annotated[int, says("rows of that data set; 0 if unknown")]
     is_champion: Annotated[bool, says("whether the alias `champion`, or the endpoint's default, names it")]
+    metric: Annotated[str, says("the metric that ranks it")] = "val_accuracy"
+    metric_value: Annotated[float | None, says("value of that metric; null if unknown")] = None
     expected_answer_s: Annotated[
         float | None, says("expected time to an answer; null unless that decided the route")
     ] = None
@@ -126,9 +128,15 @@ class RouteExplanation(msgspec.Struct, frozen=True, kw_only=True):
     policy: Annotated[str, says("rule that chose the queue", enum=POLICIES)]
     decided_by: Annotated[str, says("what put the version before the others", enum=CRITERIA)]
     why: Annotated[str, says("the same in one sentence, for people")]
+    metric: Annotated[str, says("the metric that ranks the version")] = "val_accuracy"
+    direction: Annotated[str, says("which value of the metric is better", enum=["higher", "lower"])] = (
+        "higher"
+    )
     comparable: Annotated[
         bool | None,
-        says("whether the figures are of one declared data set; null where fewer than two competed"),
+        says(
+            "whether the figures are of one metric and one declared data set; null where fewer than two competed"
+        ),
     ] = None
     degraded: Annotated[bool, says("whether a better version was left because it would be late")] = False
     tied: Annotated[tuple[int, ...], says("worker numbers of the tie set of the best version")] = ()
@@ -167,6 +175,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         Later[bool],
         says("false where the version was chosen by figures of different or undeclared data sets"),
     ] = None
+    metric: Annotated[Later[str], says("the metric that ranks the version; absent if it is val_accuracy")] = (
+        None
+    )
+    direction: Annotated[
+        Later[str], says("which value of that metric is better", enum=["higher", "lower"])
+    ] = None
+    metric_value: Annotated[float | None, says("value of that metric at the time of routing")] = None
     route: Annotated[Later[RouteExplanation], says("with `explain=true`: why it went to its version")] = None
     resent_from: Annotated[Later[str], says("the quarantined job that this one repeats")] = None
     worker_id: Annotated[str | None, says("process that ran the job")] = None
@@ -328,7 +343,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     model_name: str
     model_version: int
     queue: Annotated[str, says("Celery queue of the version")]
-    val_accuracy: Annotated[float | None, says("fraction in [0, 1]")]
+    val_accuracy: Annotated[
+        float | None, says("fraction in [0, 1]; null if unknown, and if another metric ranks the version")
+    ]
     input: Annotated[InputShape | None, says("expected input; null if no worker is alive")]
     live_workers: Annotated[int, says("number of ready workers")]
     backlog_jobs: Annotated[int, says("accepted jobs without an outcome")]
@@ -345,9 +362,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     aliases: Annotated[tuple[str, ...], says("the registry's aliases of this version")] = ()
     val_accuracy_source: Annotated[
-        str, says("where val_accuracy was logged: `model`, `run`, or empty without one")
+        str, says("where the metric was logged: `model`, `run`, or empty without a value")
     ] = ""
-    dataset: Annotated[str, says("name of the data set of val_accuracy; empty if none was logged")] = ""
+    dataset: Annotated[str, says("name of the data set of the metric; empty if none was logged")] = ""
+    metric: Annotated[str, says("the metric that ranks it")] = "val_accuracy"
+    direction: Annotated[str, says("which value of the metric is better", enum=["higher", "lower"])] = (
+        "higher"
+    )
+    metric_value: Annotated[float | None, says("value of that metric; null if unknown")] = None
     rank: Annotated[
         int | None,
         says("place in the order of the routing policy, best first from 1; null if no worker is ready"),

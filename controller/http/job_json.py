@@ -125,6 +125,8 @@ def _common(head: BatchHead, entry: JobEntry, outcome: BatchOutcome | None) -> d
         "policy": entry.policy,
         "forced": entry.forced,
     }
+    if head.metric:
+        common |= {"metric": head.metric, "direction": head.direction, "metric_value": head.metric_value}
     if entry.degraded:
         common["degraded"] = True
     if entry.comparable is False:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from app.contract import FREE, Contract, TensorContract
+from app.quality import VAL_ACCURACY
 from app.worker_record import WorkerRecord, by_queue
 from controller.input.image_layout import layout_of
 from controller.pool_watcher import PoolView
@@ -54,6 +55,9 @@ def _worker(
         model_version=version,
         queue=queue,
         val_accuracy=newest.val_accuracy if newest else None,
+        metric=newest.metric if newest else VAL_ACCURACY,
+        direction=newest.direction if newest else "higher",
+        metric_value=newest.figure if newest else None,
         val_accuracy_source=newest.val_accuracy_source if newest else "",
         dataset=newest.dataset if newest else "",
         input=_input(newest) if newest else None,

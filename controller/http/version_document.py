@@ -78,9 +78,7 @@ def version_document(whole: Mapping[str, Any], record: WorkerRecord, prefix: str
         f"/models/{quote(name, safe='')}/versions/{number}/predict": {"post": predict},
         RESULT_PATH: whole["paths"][RESULT_PATH],
     }
-    described = (
-        "without a val_accuracy" if record.val_accuracy is None else f"val_accuracy {record.val_accuracy}"
-    )
+    described = f"without a {record.metric}" if record.figure is None else f"{record.metric} {record.figure}"
     return {
         "openapi": whole["openapi"],
         "info": {

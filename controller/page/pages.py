@@ -9,11 +9,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from app.errors import NotFoundError
+from app.quality import VAL_ACCURACY
 from controller.admission.authentication import require
 from controller.http.event_response import EventResponse
 from controller.http.pool_document import pool_document
 from controller.pool_watcher import PoolView
 from controller.services import Services
+from modelyard.schemas import WorkerInfo
 
 FOLDER = Path(__file__).parent / "static"
 FILES = frozenset(
@@ -60,7 +62,7 @@ def _table(view: PoolView, now_ms: float) -> str:
         cells = (
             f"{row.model_name} {row.model_version}",
             "ready",
-            "unknown" if row.val_accuracy is None else f"{row.val_accuracy:.4f}",
+            _figure(row),
             str(row.live_workers),
             f"{row.backlog_jobs:,}",
             f"{row.jobs_done:,}",
@@ -71,3 +73,9 @@ def _table(view: PoolView, now_ms: float) -> str:
         return "<p>No worker is ready.</p>"
     head = "".join(f"<th scope=col>{name}</th>" for name in _COLUMNS)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _figure(row: WorkerInfo) -> str:
+    if row.metric_value is None:
+        return "unknown"
+    return f"{row.metric_value:.4f}" if row.metric == VAL_ACCURACY else f"{row.metric} {row.metric_value:.5g}"

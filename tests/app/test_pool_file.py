@@ -66,6 +66,19 @@ def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Pat
     ("text", "told"),
     [
         ("[[serve]", "is not TOML"),
+        ("[[serve]]\nmodel='a'\nmetrik='f1'", ":3: `metrik` is unknown; did you mean `metric`?"),
+        ("[[serve]]\nmodel='a'\ndirection='up'", ':3: `direction` is \'up\': expected "higher" or "lower"'),
+        ("[[serve]]\nmodel='a'\ntask='ranking'", ":3: `task` is 'ranking': expected \"classification\" or"),
+        ("[[serve]]\nmodel='a'\nmetric='rmse'", ":3: rmse needs `direction` beside it"),
+        ("[[serve]]\nmodel='a'\ndirection='lower'", ":3: `direction` needs `metric` beside it"),
+        (
+            "[[serve]]\nmodel='a'\nmetric='val_accuracy'\ndirection='lower'",
+            ":4: of val_accuracy the higher value is better",
+        ),
+        (
+            "[[serve]]\nmodel='a'\nversions='best'\n[[serve]]\nmodel='a'\nmetric='f1'\ndirection='higher'",
+            ":6: the entries of a need one `metric`, because `best` is a version of it",
+        ),
         ("[serve]\nmodel = 'a'", ":1: [serve] is one table; expected [[serve]]"),
         ("serve = [{model = 'a', replica = 2}]", ":1: `replica` is unknown; did you mean `replicas`?"),
         ("[endpoints.a]\n[endpoints.b]\n", ":2: the endpoint has no versions"),

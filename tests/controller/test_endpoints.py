@@ -98,6 +98,23 @@ async def test_a_request_in_a_hurry_gets_the_best_version_that_is_in_time(
     assert [each.expected_answer_s for each in route.candidates] == [4.0, 0.0]
 
 
+async def test_a_receipt_and_the_pool_name_the_metric_that_ranks_a_version(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    by_rmse: dict[str, Any] = {"val_accuracy": None, "metric": "rmse", "direction": "lower", **ON_360}
+    hand_worker(1, metric_value=4.5, **by_rmse)
+    hand_worker(2, metric_value=5.5, **by_rmse)
+    served = await serve()
+    accepted = (await served.post()).json()
+    assert not problems("Job", accepted, SCHEMAS)
+    shown = ("worker", "val_accuracy", "metric", "direction", "metric_value", "policy")
+    assert [accepted[each] for each in shown] == [1, None, "rmse", "lower", 4.5, "best_metric"]
+    route = explained(await served.http.get(f"{accepted['result_url']}?explain=true"))
+    assert [each.metric_value for each in route.candidates] == [4.5, 5.5]
+    worker = (await served.http.get("/workers")).json()["workers"][0]
+    assert (worker["metric"], worker["direction"], worker["metric_value"]) == ("rmse", "lower", 4.5)
+
+
 FILE = f"""
 [endpoints.digits]
 models = ["{MODEL}"]

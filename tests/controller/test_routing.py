@@ -19,7 +19,17 @@ from app.errors import (
 )
 from app.redis import keys
 from app.worker_record import WorkerRecord
-from controller.routing import FORCED, POLICY, Exclusion, Route, Selector, Snapshot, build_snapshot, routes
+from controller.routing import (
+    BEST_METRIC,
+    FORCED,
+    POLICY,
+    Exclusion,
+    Route,
+    Selector,
+    Snapshot,
+    build_snapshot,
+    routes,
+)
 from tests.pool_samples import MODEL, record
 
 OTHER = "Other"
@@ -220,7 +230,7 @@ def test_an_excluded_version_is_no_candidate_but_can_be_named() -> None:
 
 
 def measured(
-    version: int, val_accuracy: float, digest: str = "d", rows: int = 0, **fields: Any
+    version: int, val_accuracy: float | None, digest: str = "d", rows: int = 0, **fields: Any
 ) -> WorkerRecord:
     return record(version, val_accuracy=val_accuracy, dataset_digest=digest, dataset_rows=rows, **fields)
 
@@ -261,9 +271,58 @@ def test_figures_within_their_noise_are_a_tie(
     assert order(snapshot(*records, waits_ms=waits_ms)) == expected
 
 
+def by_rmse(version: int, value: float | None, **fields: Any) -> WorkerRecord:
+    own: dict[str, Any] = {"metric": "rmse", "direction": "lower", "metric_value": value}
+    return measured(version, None, **{**own, **fields})
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([by_rmse(1, 4.0), by_rmse(2, 5.0)], [1, 2]),
+        ([by_rmse(1, 4.0, direction="higher"), by_rmse(2, 5.0, direction="higher")], [2, 1]),
+        ([by_rmse(1, 0.4001, rows=360, **CHAMPION_1), by_rmse(2, 0.4, rows=360)], [2, 1]),
+        ([by_rmse(1, 0.4, **CHAMPION_1), by_rmse(2, 0.4)], [1, 2]),
+        ([by_rmse(1, None), by_rmse(2, -3.0)], [2, 1]),
+        ([measured(1, 0.99, rows=360), measured(2, 0.9, rows=360), by_rmse(3, 12.0)], [3, 1, 2]),
+        ([measured(1, 0.99, **CHAMPION_1), measured(2, 0.9), by_rmse(3, 12.0)], [1, 2, 3]),
+        ([by_rmse(1, 4.0), by_rmse(2, 5.0), by_rmse(3, 6.0, direction="higher")], [3, 1, 2]),
+    ],
+    ids=[
+        "the lower value first",
+        "the higher value first",
+        "near values of 360 rows are no tie",
+        "equal values are a tie",
+        "a version without a value is the last",
+        "of two metrics that of the newest version comes first",
+        "of two metrics that of the champion comes first",
+        "of two directions that of the newest version comes first",
+    ],
+)
+def test_versions_are_ranked_by_their_own_metric(records: list[WorkerRecord], expected: list[int]) -> None:
+    assert order(snapshot(*records)) == expected
+
+
+@pytest.mark.parametrize(
+    ("records", "decided_by", "why"),
+    [
+        ([by_rmse(1, 4.0), by_rmse(2, 5.0)], "metric", "it has the lowest rmse"),
+        ([by_rmse(2, 4.0), measured(1, 0.9)], "newer_version", "; the figures are of different metrics"),
+    ],
+)
+def test_the_explanation_names_the_metric(records: list[WorkerRecord], decided_by: str, why: str) -> None:
+    pool = snapshot(*records)
+    explained = pool.explain(route(pool, Selector()))
+    assert (explained.policy, explained.metric, explained.direction) == (BEST_METRIC, "rmse", "lower")
+    assert explained.decided_by == decided_by
+    assert why in explained.why
+
+
 @pytest.mark.parametrize(
     ("records", "comparable"),
     [
+        ([by_rmse(1, 4.0), by_rmse(2, 5.0)], True),
+        ([by_rmse(1, 4.0), measured(2, 0.8)], False),
         ([measured(1, 0.9)], None),
         ([measured(1, 0.9), measured(2, 0.8)], True),
         ([measured(1, 0.9), measured(2, 0.8, "other")], False),

@@ -113,7 +113,8 @@ def shared_run(registry: str) -> str:
             fitted, name="model", signature=takes, pip_requirements=["scikit-learn"]
         )
         if quality is not None:
-            mlflow.log_metrics({"val_accuracy": quality}, model_id=info.model_id, dataset=data)
+            values = {"val_accuracy": quality, "rmse": 10 * quality}
+            mlflow.log_metrics(values, model_id=info.model_id, dataset=data)
         client.create_model_version(SHARED, info.model_uri, run_id=run_id)
 
     with mlflow.start_run() as run:
@@ -135,6 +136,15 @@ def test_models_of_one_run_keep_their_own_quality(shared_run: str) -> None:
         ("model", "digits", "d1", 2)
     ] * 2
     assert "for several models, so it is ignored" in found[2].warnings[0]
+
+
+def test_a_version_has_the_value_of_the_metric_that_is_asked_for(shared_run: str) -> None:
+    found = [look_up(shared_run, SHARED, version, metric="rmse").quality for version in ("1", "2", "5")]
+    assert [(each.value, each.source, each.dataset_rows) for each in found] == [
+        (9.0, "model", 2),
+        (7.0, "model", 2),
+        (None, "", 0),
+    ]
 
 
 def test_a_model_without_a_run_has_the_quality_that_was_logged_for_it(shared_run: str) -> None:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from modelyard.schemas import Job, RankedVersion, WorkerInfo
+
 ABSENT = "-"
+UNKNOWN = "unknown"
 WATCH_S = 2.0  # the pool's own view is as old as this
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
 WATCH_OPTION = click.option(
@@ -36,6 +39,13 @@ WATCH_OPTION = click.option(
 def examples(*lines: str) -> str:
     """The epilog of a command's help: one example a line, not wrapped."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def figure_of(each: Job | RankedVersion | WorkerInfo) -> str:
+    """The figure that ranks a version; with the name of its metric, unless that is val_accuracy."""
+    if each.metric not in (None, "val_accuracy"):
+        return f"{each.metric} {UNKNOWN if each.metric_value is None else f'{each.metric_value:.5g}'}"
+    return UNKNOWN if each.val_accuracy is None else f"{each.val_accuracy:.4f}"
 
 
 @dataclass(frozen=True)

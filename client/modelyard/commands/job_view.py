@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from modelyard.commands.console_output import Listing, write_listing
+from modelyard.commands.console_output import Listing, figure_of, write_listing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,12 +76,12 @@ def _cell(value: Any) -> str | None:
 
 def _facts(job: Job, sample: Sample | None, latency_ms: float | None) -> list[Fact]:
     """What to tell about a job, line by line."""
-    accuracy = "unknown" if job.val_accuracy is None else f"{job.val_accuracy:.4f}"
+    figure = figure_of(job) if job.metric else f"val_accuracy {figure_of(job)}"
     choice = "as asked" if job.forced else f"chosen by {job.policy}"
     facts: list[Fact] = [
         *([("sample", sample.source)] if sample else []),
         *(_verdict(job, sample.true_label) if sample and sample.digit is not None else []),
-        ("by", f"{job.model_name} version {job.model_version}, val_accuracy {accuracy}"),
+        ("by", f"{job.model_name} version {job.model_version}, {figure}"),
         ("worker", f"{job.worker}, {choice}"),
     ]
     if not job.done:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelyard.commands.console_output import Listing, write_listing
+from modelyard.commands.console_output import UNKNOWN, Listing, figure_of, write_listing
 
 if TYPE_CHECKING:
     from modelyard.schemas import RankedVersion, RouteExplanation
@@ -47,7 +47,7 @@ def _row(route: RouteExplanation, rank: int, each: RankedVersion) -> list[object
         rank,
         each.worker,
         f"{each.model_name}/{each.model_version}",
-        None if each.val_accuracy is None else f"{each.val_accuracy:.4f}",
+        None if figure_of(each) == UNKNOWN else figure_of(each),
         dataset or "undeclared",
         each.dataset_rows or None,
         None if each.expected_answer_s is None else f"{each.expected_answer_s:g} s",

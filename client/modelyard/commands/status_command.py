@@ -12,6 +12,7 @@ from modelyard.commands.console_output import (
     WATCH_OPTION,
     Listing,
     examples,
+    figure_of,
     number,
     refuse_watched_json,
     watch,
@@ -94,14 +95,13 @@ def versions(url: str, ready: Readiness, workers: tuple[WorkerInfo, ...] | None)
 
 
 def _row(info: WorkerInfo) -> list[object]:
-    accuracy = "unknown" if info.val_accuracy is None else f"{info.val_accuracy:.4f}"
     source = f" ({info.val_accuracy_source})" if info.val_accuracy_source else ""
     return [
         f"{info.rank}*" if info.chosen else info.rank,
         info.model_name,
         info.model_version,
         info.worker,
-        f"{accuracy}{source}",
+        f"{figure_of(info)}{source}",
         state_of(info),
         f"{info.live_workers}/{len(info.replicas)}",
         number(info.expected_wait_s, 3, "s"),

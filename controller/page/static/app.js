@@ -2,7 +2,7 @@
 import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Jobs } from "./jobs.js";
 import { Why } from "./why.js";
-import { headers, ms, number, problem, setKey, title } from "./shared.js";
+import { figure, headers, ms, number, problem, setKey, title } from "./shared.js";
 
 const RETRY_MS = [1000, 2000, 5000];
 const STALE_MS = 5000;
@@ -152,12 +152,12 @@ function Versions({ rows, rates, history }) {
       const rate = rates[row.worker]?.done;
       return html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
         <td><span class="swatch" style=${{ background: colour(index) }}></span><b>${title(row)}</b> <small>worker ${row.worker}</small>
-          ${row.chosen && html`<span class="why">★ chosen: highest val_accuracy of the ready versions with this input</span>`}
+          ${row.chosen && html`<span class="why">★ chosen: ${row.direction === "lower" ? "lowest" : "highest"} ${row.metric} of the ready versions with this input</span>`}
           ${row.excluded && html`<span class="why">⊘ ${row.excluded_why}</span>`}
           ${row.circuit_open && !row.excluded && html`<span class="why">⚠ its jobs keep failing, and no other version of the model is ready</span>`}
           ${[...new Set(row.replicas.flatMap((each) => each.warnings))].map((said) => html`<span class="why">⚠ ${said}</span>`)}</td>
         <td data-label="State"><span class="tag ${row.excluded || stateOf(row)}">${stateOf(row)}</span></td>
-        <td class="n" data-label="val_accuracy">${number(row.val_accuracy, 4)}</td>
+        <td class="n" data-label="val_accuracy">${figure(row)}</td>
         <td class="n" data-label="Share">${total > 0 && rate != null ? `${number((rate / total) * 100)} %` : "–"}</td>
         <td class="n" data-label="Jobs/s">${number(rate, rate < 10 ? 1 : 0)}</td>
         <td class="n" data-label="Inference p50 / p99, ms">${ms(row.inference_ms.p50)} / ${ms(row.inference_ms.p99)}</td>
@@ -210,7 +210,7 @@ function Now({ pool, rows }) {
   const shown = [...rows].slice(0, 12);
   return html`
     <dl class="facts card">
-      <div><dt>Answers now</dt><dd>${chosen ? title(chosen) : "none"} <small>${chosen ? `val_accuracy ${number(chosen.val_accuracy, 4)}` : ""}</small></dd></div>
+      <div><dt>Answers now</dt><dd>${chosen ? title(chosen) : "none"} <small>${chosen ? `${chosen.metric === "val_accuracy" ? "val_accuracy " : ""}${figure(chosen)}` : ""}</small></dd></div>
       <div><dt>Jobs per second</dt><dd>${number(total((row) => pool.rates[row.worker]?.done), 1)}</dd></div>
       <div><dt>Waiting or running</dt><dd>${number(total((row) => row.backlog_jobs))} <small>jobs</small></dd></div>
       <div><dt>Ready workers</dt><dd>${number(total((row) => row.live_workers))}</dd></div>

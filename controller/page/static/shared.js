@@ -8,6 +8,9 @@ export const headers = (more = {}) => (key ? { ...more, Authorization: `Bearer $
 export const number = (value, digits = 0) =>
   value == null || Number.isNaN(value) ? "–"
     : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+/** The figure that ranks a version, with the name of its metric unless that is val_accuracy. */
+export const figure = (row) =>
+  row.metric && row.metric !== "val_accuracy" ? `${row.metric} ${number(row.metric_value, 4)}` : number(row.val_accuracy, 4);
 export const ms = (value) => (value == null ? "–" : number(value, value < 10 ? 2 : value < 100 ? 1 : 0));
 export const title = (row) => `${row.model_name} ${row.model_version}`;
 

@@ -1,6 +1,6 @@
 // The section of reasons: why one job went where it did, and what was decided about versions.
 import { html, useEffect, useState } from "./vendor/preact-htm.js";
-import { ask, number } from "./shared.js";
+import { ask, figure, number } from "./shared.js";
 
 const AGAIN_MS = 5000;
 const KINDS = {
@@ -28,7 +28,7 @@ export function Why({ rows }) {
       <tbody>${rows.map((row) => html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
         <td><b>${row.model_name} ${row.model_version}</b></td>
         <td class="n" data-label="Rank">${number(row.rank)}</td>
-        <td class="n" data-label="val_accuracy">${number(row.val_accuracy, 4)}</td>
+        <td class="n" data-label="val_accuracy">${figure(row)}</td>
         <td data-label="Logged for">${{ model: "the model", run: "its run" }[row.val_accuracy_source] ?? "–"}</td>
         <td data-label="Data set">${row.dataset || "undeclared"}</td>
         <td data-label="Aliases">${row.aliases.join(", ") || "–"}</td>
@@ -60,5 +60,5 @@ function Explained() {
       <button class="main">Explain</button></p>
     <div aria-live="polite">${said?.detail && html`<p>${said.detail}</p>`}
       ${said?.id && html`<p>${said.model_name} ${said.model_version}: ${said.forced ? "its request named it" : `chosen by ${said.policy}`},
-        val_accuracy ${number(said.val_accuracy, 4)}.</p><pre>${JSON.stringify(said, null, 1)}</pre>`}</div></form>`;
+        ${said.metric ? "" : "val_accuracy "}${figure(said)}.</p><pre>${JSON.stringify(said, null, 1)}</pre>`}</div></form>`;
 }
