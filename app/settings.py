@@ -22,6 +22,8 @@ from app.registry_database import default_uri, sqlite_path
 from modelyard.redaction import redacted
 
 METRIC_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\-/ :]*$"  # names of metrics that MLflow takes
+SCALE_WAIT = "MODELYARD_SCALE_WAIT_S"
+FORMER_SCALE_WAIT = "MODELYARD_SCALE_TARGET_WAIT_S"  # until the next release
 HEARTBEATS_TO_LIVE = 3  # a worker without a heartbeat for this many is dead
 UNIX_SOCKET_PATH_LIMIT_BYTES = 104  # sun_path: 108 on Linux, 104 on macOS and the BSDs
 REGISTRY_SCHEMES = (
@@ -397,11 +399,14 @@ class ControllerSettings(Settings):
         le=300,
         description="seconds until the example of such a version is tried; if it fails too, twice as long",
     )
-    scale_target_wait_s: float = Field(
-        default=1.0,
+    scale_wait_s: float = Field(
+        default=2.0,
         gt=0,
         le=3600,
-        description="expected wait of a job that `GET /scale/{model}/{version}` asks for as many workers for",
+        # the first name that is set counts; errors and documentation name the last one
+        validation_alias=AliasChoices("scale_wait_s", SCALE_WAIT, FORMER_SCALE_WAIT, SCALE_WAIT),
+        description="longest expected wait of a job: beyond it `modelyard up` starts another replica of the version, "
+        "and `GET /scale/{model}/{version}` asks for more",
     )
     allowed_hosts: str = Field(
         default="",
@@ -441,12 +446,6 @@ class ControllerSettings(Settings):
 class PoolSettings(ControllerSettings):
     """Further settings of `modelyard up`."""
 
-    scale_wait_s: float = Field(
-        default=2.0,
-        gt=0,
-        le=3600,
-        description="expected wait of a job in seconds; beyond it `modelyard up` starts another replica of the version",
-    )
     scale_down_s: float = Field(
         default=60.0,
         ge=1,
@@ -502,6 +501,7 @@ def unknown_variables(names: Iterable[str]) -> dict[str, str]:
     known = {variable_name(kind, field) for kind, field in fields} | {*OTHER_VARIABLES}
     # the prefix is often added to names that have none
     spelled = {name if name.startswith(PREFIX) else PREFIX + name: name for name in known}
+    known |= {FORMER_SCALE_WAIT}
     known |= {PREFIX + field.upper() for _, field in fields}  # pydantic reads these too
     found = {}
     for name in sorted(names):

@@ -61,7 +61,7 @@ class Metrics:
         clock: PoolClock,
         unreadable: Unreadable,
         waiting: Sized,
-        target_wait_s: float,
+        longest_wait_s: float,
     ) -> None:
         registry = self._registry = CollectorRegistry()
         self._watcher, self._clock = watcher, clock
@@ -112,7 +112,7 @@ class Metrics:
         Info("modelyard_build", "Release of this controller", registry=registry).info(
             {"version": version("modelyard")}
         )
-        registry.register(_PoolCollector(watcher, clock, waiting, target_wait_s))
+        registry.register(_PoolCollector(watcher, clock, waiting, longest_wait_s))
         registry.register(_UnreadableCollector(unreadable))
 
     def accepted(self, event: Accepted) -> None:
@@ -205,8 +205,8 @@ class Latencies(Collector):
 class _PoolCollector(Collector):
     """Gauges read from the last pool view, so that removed workers have none."""
 
-    def __init__(self, watcher: PoolWatcher, clock: PoolClock, waiting: Sized, target_wait_s: float) -> None:
-        self._target_wait_s = target_wait_s
+    def __init__(self, watcher: PoolWatcher, clock: PoolClock, waiting: Sized, longest_wait_s: float) -> None:
+        self._longest_wait_s = longest_wait_s
         self._waiting = waiting
         self._watcher = watcher
         self._clock = clock
@@ -248,9 +248,7 @@ class _PoolCollector(Collector):
             n_jobs = view.backlog_jobs.get(queue, 0)
             live.add_metric(labels, n_live)
             backlog.add_metric(labels, n_jobs)
-            served = view.snapshot.by_number.get(view.numbers.get(queue, 0))
-            wait_s = served.expected_wait_ms / 1000 if served else 0.0
-            wanted.add_metric(labels, wanted_replicas(n_live, n_jobs, wait_s, self._target_wait_s))
+            wanted.add_metric(labels, wanted_replicas(view, queue, self._longest_wait_s))
             age_ms = max(0, now_ms - view.oldest_at_ms[queue]) if queue in view.oldest_at_ms else 0
             oldest.add_metric(labels, age_ms / 1000)
             circuit.add_metric(labels, queue in view.open_circuits)

@@ -89,9 +89,7 @@ class Services:
             endpoints=endpoints,
         )
         self.link, self.key_watch = RedisLink(client, timeout_s), KeyWatch(client, timeout_s)
-        self.metrics = Metrics(
-            self.watcher, self.clock, unreadable, self.key_watch, settings.scale_target_wait_s
-        )
+        self.metrics = Metrics(self.watcher, self.clock, unreadable, self.key_watch, settings.scale_wait_s)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
         self.traces = open_traces(settings, self.clock)
         self.dispatcher = self._dispatcher(controller_id, template, backlogs)

@@ -18,6 +18,7 @@ from typing import cast
 from app.errors import WireError
 from app.pool_file import NamedVersion
 from app.redis import keys
+from app.replicas import replicas_for
 from app.settings import PoolSettings
 from app.worker_record import WorkerRecord, records_of_host
 from cli.local_pool import leftovers
@@ -76,7 +77,7 @@ def needed_workers(samples: Sequence[Sample], rate: float | None, present: int, 
     held = min(present, math.ceil(busy / BUSY_SHARE))  # being busy keeps workers, but starts none
     if rate is None:
         return present if jobs else held
-    return max(held, math.ceil(jobs / rate / longest_wait_s), 1 if jobs else 0)
+    return max(held, replicas_for(jobs / rate, jobs, longest_wait_s))
 
 
 def wanted_workers(needs: Sequence[Need], present: int, bounds: tuple[int, int], calm_s: float) -> int:

@@ -13,7 +13,7 @@ from app.redis.client import ledger_errors
 from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs
 from controller.operate.controls import DONE, Action
-from controller.operate.wanted_replicas import wanted_replicas
+from controller.operate.wanted_replicas import expected_wait_s, live_replicas, wanted_replicas
 from controller.services import Services
 from modelyard.schemas import DecisionList, Scale
 
@@ -90,16 +90,11 @@ async def scale(request: Request, name: str, version: int) -> Response:
         raise UnknownModelError(f"the pool has never served version {version} of {name}")
     with ledger_errors():
         running = await services.client.hlen(keys.running(queue))
-    live = sum(record.queue == queue and record.state == "ready" for record in view.records)
-    candidate = view.snapshot.by_number.get(view.numbers[queue])
-    wait_s = candidate.expected_wait_ms / 1000 if candidate else 0.0
-    jobs = view.backlog_jobs.get(queue, 0)
-    wanted = wanted_replicas(live, jobs, wait_s, services.settings.scale_target_wait_s)
     answer = Scale(
-        jobs=jobs,
+        jobs=view.backlog_jobs.get(queue, 0),
         running=running,
-        live_replicas=live,
-        expected_wait_s=round(wait_s, 3),
-        wanted_replicas=wanted,
+        live_replicas=live_replicas(view, queue),
+        expected_wait_s=round(expected_wait_s(view, queue), 3),
+        wanted_replicas=wanted_replicas(view, queue, services.settings.scale_wait_s),
     )
     return Response(msgspec.json.encode(answer), media_type=JSON)

@@ -8,7 +8,6 @@ import pytest
 import redis
 
 from app.redis import keys
-from controller.operate.wanted_replicas import wanted_replicas
 from tests.controller.conftest import HandWorker, Serve, Served
 from tests.pool_samples import MODEL
 
@@ -124,14 +123,8 @@ async def test_scale_tells_the_load_of_every_version_that_was_ever_served(served
     document = (await served.http.get(f"/scale/{MODEL}/{BEST}")).json()
     assert (document["jobs"], document["live_replicas"], document["running"]) == (3, 1, 0)
     assert document["wanted_replicas"] >= 1
+    idle = f"/scale/{MODEL}/{OTHER}"
+    assert (await served.http.get(idle)).json()["wanted_replicas"] == 1
+    await control(served, "retire", OTHER)
+    assert (await served.http.get(idle)).json()["wanted_replicas"] == 0
     assert (await served.http.get(f"/scale/{MODEL}/99")).status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("live", "jobs", "wait_s", "wanted"),
-    [(1, 0, 0.0, 0), (0, 5, 0.0, 1), (1, 5, 0.2, 1), (1, 5, 2.4, 3), (4, 5, 0.5, 2), (2, 1000, 10.0, 20)],
-)
-def test_as_many_replicas_are_wanted_as_bring_the_wait_to_the_target(
-    live: int, jobs: int, wait_s: float, wanted: int
-) -> None:
-    assert wanted_replicas(live, jobs, wait_s, 1.0) == wanted
