@@ -254,6 +254,7 @@ class _PoolCollector(Collector):
             circuit.add_metric(labels, queue in view.open_circuits)
         yield from (accuracy, inference, live, backlog, oldest, wait, wanted, circuit, started, read)
         yield _behind(view)
+        yield _aliases(view)
         watcher = self._watcher
         text = "Long polls and event streams that wait for an outcome"
         yield _gauge("waiting_callers", text, len(self._waiting))
@@ -298,6 +299,19 @@ def _behind(view: PoolView) -> GaugeMetricFamily:
             counts[labels] = counts.get(labels, 0) + is_behind
     for labels, count in counts.items():
         family.add_metric(labels, count)
+    return family
+
+
+def _aliases(view: PoolView) -> GaugeMetricFamily:
+    """The aliases of the served versions, to be joined with other series."""
+    family = GaugeMetricFamily(
+        "modelyard_version_alias_info", "1 for each alias of a served version", labels=[*LABELS, "alias"]
+    )
+    for queue in {record.queue for record in view.records}:
+        name, version = keys.model_of(queue)
+        for alias, named in view.snapshot.aliases.get(name, {}).items():
+            if named == version:
+                family.add_metric((*_labels(view.numbers.get(queue, 0), queue), alias), 1)
     return family
 
 

@@ -18,7 +18,6 @@ from controller.http.many_jobs import job_ids_of, jobs_json
 from controller.http.pool_document import pool_document
 from controller.http.prediction_request import in_range, parse_query, version_of
 from controller.http.version_document import record_of, version_document
-from controller.operate.job_history import JobFilter
 from controller.routing import routes
 from controller.services import Services
 from modelyard.schemas import (
@@ -151,35 +150,6 @@ async def version_openapi(request: Request, name: str, version: str) -> Response
     record = record_of(services.watcher.view, name, version_of(version))
     document = version_document(request.app.openapi(), record, services.settings.prefix)
     return Response(orjson.dumps(document), media_type=JSON)
-
-
-@router.get("/jobs", dependencies=[require("operate")], **docs.JOBS)
-async def jobs(
-    request: Request,
-    status: Annotated[str, Query(description="a status, `open` or `finished`")] = "finished",
-    model: Annotated[str, Query(description="only jobs of this model")] = "",
-    version: Annotated[int | None, Query(ge=1, description="only jobs of this version")] = None,
-    code: Annotated[str, Query(description="only jobs with this error code")] = "",
-    min_ms: Annotated[float, Query(ge=0, description="least time from arrival to outcome, or until now")] = 0,
-    min_attempts: Annotated[int, Query(ge=0, description="least number of claims by a worker")] = 0,
-    since_ms: Annotated[
-        float, Query(ge=0, description="earliest outcome, or arrival of an open job; ms since the epoch")
-    ] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000, description="most jobs of the page")] = 100,
-    cursor: Annotated[str, Query(description="`next` of the page before")] = "",
-) -> Response:
-    """Open jobs, oldest first, or recently finished jobs, newest first."""
-    services: Services = request.state.services
-    wanted = JobFilter(
-        status=status,
-        model=model,
-        version=version,
-        code=code,
-        min_ms=min_ms,
-        min_attempts=min_attempts,
-        since_ms=since_ms,
-    )
-    return _document(await services.operate.job_history.page(wanted, limit, cursor))
 
 
 @router.get("/quarantine", dependencies=[require("operate")], **docs.QUARANTINE)

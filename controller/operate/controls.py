@@ -144,8 +144,7 @@ class Controls:
         records = cast(
             list[bytes | None], await self._client.mget([keys.worker(each) for each in names or [""]])
         )
-        mark = msgspec.json.encode(queue)
-        n_workers = sum(mark in record for record in records if record)
+        n_workers = sum(_is_of_queue(record, queue) for record in records if record)
         if n_workers or int(jobs or 0) > 0:
             raise VersionInUseError(
                 f"{n_workers} workers and {max(0, int(jobs or 0))} open jobs; stop its workers, and wait for its jobs"
@@ -156,3 +155,15 @@ class Controls:
         pipe.hdel(keys.CONTROLS, queue)
         pipe.delete(queue)
         await pipe.execute()
+
+
+def _is_of_queue(record: bytes, queue: str) -> bool:
+    """Whether a record is of a worker of the queue; also if the rest of it cannot be read."""
+    try:
+        return msgspec.json.decode(record, type=_OfQueue).queue == queue
+    except msgspec.DecodeError:
+        return False
+
+
+class _OfQueue(msgspec.Struct):
+    queue: str = ""

@@ -1,4 +1,4 @@
-"""The routes for operators: versions out of service, the log of decisions, and scale."""
+"""The routes for operators: versions out of service, the list of jobs, the log of decisions, and scale."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from app.redis.client import ledger_errors
 from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs
 from controller.operate.controls import DONE, Action
+from controller.operate.job_history import JobFilter
 from controller.operate.wanted_replicas import expected_wait_s, live_replicas, wanted_replicas
 from controller.services import Services
 from modelyard.schemas import DecisionList, Scale
@@ -66,6 +67,36 @@ async def unpin(request: Request, name: str, reason: Reason = "") -> Response:
 async def forget(request: Request, name: str, version: int, reason: Reason = "") -> Response:
     """Remove a version without workers and jobs: its worker number becomes unknown."""
     return await _apply(request, "forget", name, version, reason)
+
+
+@router.get("/jobs", dependencies=[require("operate")], **docs.JOBS)
+async def jobs(
+    request: Request,
+    status: Annotated[str, Query(description="a status, `open` or `finished`")] = "finished",
+    model: Annotated[str, Query(description="only jobs of this model")] = "",
+    version: Annotated[int | None, Query(ge=1, description="only jobs of this version")] = None,
+    code: Annotated[str, Query(description="only jobs with this error code")] = "",
+    min_ms: Annotated[float, Query(ge=0, description="least time from arrival to outcome, or until now")] = 0,
+    min_attempts: Annotated[int, Query(ge=0, description="least number of claims by a worker")] = 0,
+    since_ms: Annotated[
+        float, Query(ge=0, description="earliest outcome, or arrival of an open job; ms since the epoch")
+    ] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000, description="most jobs of the page")] = 100,
+    cursor: Annotated[str, Query(description="`next` of the page before")] = "",
+) -> Response:
+    """Open jobs, oldest first, or recently finished jobs, newest first."""
+    services: Services = request.state.services
+    wanted = JobFilter(
+        status=status,
+        model=model,
+        version=version,
+        code=code,
+        min_ms=min_ms,
+        min_attempts=min_attempts,
+        since_ms=since_ms,
+    )
+    page = await services.operate.job_history.page(wanted, limit, cursor)
+    return Response(msgspec.json.encode(page), media_type=JSON)
 
 
 @router.get("/decisions", dependencies=[require("operate")], **docs.DECISIONS)

@@ -53,6 +53,8 @@ async def test_a_job_and_a_dry_run_say_why_the_version_was_chosen(
     served = await serve()
     accepted = (await served.post()).json()
     assert "route" not in accepted
+    alias = f'modelyard_version_alias_info{{alias="champion",model="{MODEL}",version="1",worker="1"}} 1.0'
+    assert alias in (await served.http.get("/metrics")).text
     answer = await served.http.get(f"{accepted['result_url']}?explain=true")
     route = explained(answer)
     assert (route.endpoint, route.worker, route.decided_by, route.comparable) == (MODEL, 1, "champion", True)
