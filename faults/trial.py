@@ -22,7 +22,7 @@ from faults.job_load import POST_TIMEOUT_S, Account, Load, Recipe, Sent, account
 from faults.table import Fault, Row
 
 RATE_PER_S = 200.0
-SHORT_RATE_PER_S = 40.0
+SHORT_RATE_PER_S = 20.0
 SETTLE_S = 60.0
 POLL_S = 0.01
 

@@ -68,7 +68,7 @@ class Load:
 
     def _predict(self) -> None:
         with Client(self.url) as client:
-            while not self._ended.wait(0.02):
+            while not self._ended.wait(0.05):
                 try:
                     job = client.predict(PAIR)
                 except Exception as error:

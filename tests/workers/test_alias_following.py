@@ -83,7 +83,7 @@ def asking(pool: Followed) -> Iterator[Answers]:
 
     def ask() -> None:
         with httpx.Client(base_url=pool.url, timeout=30) as client:
-            while not is_over.wait(0.02):
+            while not is_over.wait(0.1):
                 for query in ({"model": f"{MODEL}@champion"}, {}):
                     answer = client.post("/predict", params={"wait": 20, **query}, json={"data": [[0, 0]]})
                     document = answer.json()

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skops.io
 import yaml
 from click.testing import CliRunner
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import FunctionTransformer
 
 from app.errors import ModelNotAllowedError
 from app.settings import WorkerSettings
@@ -26,6 +23,8 @@ ALLOWED = "MODELYARD_ALLOW_PICKLE_MODELS"
 
 def write(folder: Path, estimator: object, **conf: Any) -> str:
     """A scikit-learn model as MLflow saves one in the format skops, with a signature of pairs."""
+    import skops.io  # takes seconds, which every process of the test run would spend
+
     skops.io.dump(estimator, folder / "model.skops")
     description = {
         "flavors": {
@@ -40,7 +39,9 @@ def write(folder: Path, estimator: object, **conf: Any) -> str:
     return str(folder)
 
 
-def fitted() -> LogisticRegression:
+def fitted() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression().fit([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [3, 3, 8, 8])
 
 
@@ -56,6 +57,8 @@ def test_a_skops_model_loads_without_any_setting(tmp_path: Path) -> None:
 
 
 def test_a_skops_model_with_types_of_its_own_is_refused_and_its_code_does_not_run(tmp_path: Path) -> None:
+    from sklearn.preprocessing import FunctionTransformer
+
     sprung = tmp_path / "sprung"
     trap = FunctionTransformer(os.mkdir, kw_args={"path": str(sprung)})
     with pytest.raises(ModelNotAllowedError, match=f"types that skops does not trust.*{ALLOWED}=true"):

@@ -8,11 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skops.io
 import yaml
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from app.ledger.ids import JobRef
 from app.settings import WorkerSettings
@@ -36,6 +32,11 @@ def load(
     task: str = "classification",
 ) -> LoadedModel:
     """A classifier that answers probabilities, in the format skops, with these two classes."""
+    import skops.io  # takes seconds, which every process of the test run would spend
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     steps = [StandardScaler()] if in_pipeline else []
     estimator = make_pipeline(*steps, LogisticRegression()).fit(SAMPLES, np.repeat(classes, 2))
     skops.io.dump(estimator if in_pipeline else estimator[-1], folder / "model.skops")

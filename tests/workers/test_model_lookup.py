@@ -8,10 +8,8 @@ import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from mlflow.cli import cli
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
-from sklearn.linear_model import LogisticRegression
 
 from app.errors import ModelNotFoundError
 from training.inventory import registered_versions
@@ -38,6 +36,8 @@ def odd(registry: str) -> str:
     client.set_registered_model_alias(MODEL, "winner", "1")
     for run_id in runs[3:]:
         client.delete_run(run_id)
+    from mlflow.cli import cli  # takes seconds, which every process of the test run would spend
+
     purge = ["gc", "--backend-store-uri", registry, "--run-ids", runs[4]]
     done = CliRunner().invoke(cli, purge, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -103,6 +103,8 @@ def shared_run(registry: str) -> str:
     mlflow.set_tracking_uri(registry)
     client = mlflow.MlflowClient()
     client.create_registered_model(SHARED)
+    from sklearn.linear_model import LogisticRegression
+
     inputs = np.array([[0.0], [1.0]])
     fitted = LogisticRegression().fit(inputs, [0, 1])
     takes = ModelSignature(inputs=Schema([TensorSpec(inputs.dtype, (-1, 1))]))
