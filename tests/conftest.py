@@ -31,13 +31,13 @@ hypothesis.settings.load_profile("repeatable")
 WaitUntil = Callable[..., None]
 POLL_S = 0.02
 # Folders whose tests share registries and pools, which take seconds to make. The longest are the first.
-SHARING = ("tests/e2e", "tests/faults", "tests/workers", "tests/training")
+SHARING = ("tests/workers", "tests/e2e", "tests/faults", "tests/training", "tests/workers/process")
 
 
 def group_of(nodeid: str) -> str:
     """What one process of the test run does: a folder of `SHARING`, or else a file."""
     file = nodeid.partition("::")[0]
-    return next((folder for folder in SHARING if file.startswith(f"{folder}/")), file)
+    return max((folder for folder in SHARING if file.startswith(f"{folder}/")), key=len, default=file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
