@@ -117,6 +117,7 @@ class Settings(BaseSettings):
             "pool_file",
             "redis_password_file",
             "redis_sentinel_password_file",
+            "webhook_secret_file",
             "environments_dir",
         ),
         check_fields=False,
@@ -413,6 +414,44 @@ class ControllerSettings(Settings):
         pattern=r"^[^\s/@]*(\s*,\s*[^\s/@]+)*$",
         description="host names that a controller without API keys accepts besides IP addresses and localhost, "
         "separated by commas; `*.example.com` allows all subdomains, `*` every name",
+    )
+    webhook_hosts: str = Field(
+        default="",
+        pattern=r"^[^\s/@]*(\s*,\s*[^\s/@]+)*$",
+        description="host names to which finished jobs may be delivered (`callback_url`), separated by commas; "
+        "`*.example.com` allows all subdomains, `*` every name; default: none, so that `callback_url` is refused",
+    )
+    webhook_secret: str = Field(
+        default="",
+        repr=False,
+        description="secret that signs webhooks, `whsec_` and 24 to 64 random bytes in base64; several, separated by "
+        "commas, sign each",
+    )
+    webhook_secret_file: Path | None = Field(
+        default=None, description="file that holds the same; read at the start"
+    )
+    webhook_attempts: int = Field(
+        default=12,
+        ge=1,
+        le=100,
+        description="number of attempts to deliver a webhook, while its outcome is kept",
+    )
+    webhook_backoff_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=300,
+        description="seconds before the second attempt, at most; each further pause is up to twice as long as the one "
+        "before, and no longer than 5 minutes",
+    )
+    webhook_timeout_s: float = Field(
+        default=10.0, gt=0, le=60, description="time limit of an attempt in seconds"
+    )
+    webhook_private_networks: bool = Field(
+        default=False,
+        description="whether webhooks may go to private, loopback and link-local addresses",
+    )
+    webhook_plain_http: bool = Field(
+        default=False, description="whether webhooks may go to `http:` URLs, unencrypted"
     )
     cors_origins: str = Field(
         default="",

@@ -66,6 +66,7 @@ class Job(msgspec.Struct, eq=False):
         error: Why it was refused: it was not accepted, or Redis lost it.
         form: Properties that all jobs of a batch must share; None if the version takes a plain tensor.
         trace: Its W3C `traceparent`, or empty.
+        callback: URL of its webhook, or empty.
     """
 
     route: Route
@@ -83,6 +84,7 @@ class Job(msgspec.Struct, eq=False):
     error: ModelyardError | None = None
     form: JobForm | None = None
     trace: str = ""
+    callback: str = ""
 
     def answer(self) -> None:
         """Answer the caller, unless that was done before."""
@@ -198,6 +200,7 @@ class Dispatcher:
             ahead=settings.batches_ahead,
         )
         self._is_traced = settings.opentelemetry
+        self._has_webhooks = bool(settings.webhook_hosts)
         self._link = link
         self._template = template
         self._backlogs = backlogs
@@ -292,6 +295,9 @@ class Dispatcher:
             head = form.on(head, [len(job.data) for job in jobs])
         if self._is_traced:
             head = msgspec.structs.replace(head, traces=tuple([job.trace for job in jobs]))
+        if self._has_webhooks:
+            callbacks = {index: job.callback for index, job in enumerate(jobs) if job.callback}
+            head = msgspec.structs.replace(head, callbacks=callbacks) if callbacks else head
         batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
         data, message = b"".join(map(_data, jobs)), lane.messages.write(batch_id)
         once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()

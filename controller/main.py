@@ -31,6 +31,7 @@ from controller.http.version_document import served_examples
 from controller.operate import operator_routes
 from controller.page import pages
 from controller.services import Services
+from controller.webhooks.webhooks import keys_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,12 @@ def create_app(settings: ControllerSettings) -> Controller:
     """Create the application. Nothing connects before its lifespan begins.
 
     Raises:
-        ConfigurationError: The API keys or the pool's file have mistakes, or the audit log cannot be written.
+        ConfigurationError: The API keys, the webhook secret or the pool's file have mistakes, or the audit log cannot
+            be written.
     """
     access, endpoints = Access(settings), ConfiguredEndpoints(settings)
     check_writable(settings.audit_log)
+    keys_of(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
@@ -117,6 +120,8 @@ async def open_services(
             services.operate.job_history.run(),
             services.operate.circuits.run(services.watcher.refresh_soon, services.try_example),
         ]
+        if services.webhooks:
+            background.append(services.webhooks.run())
         for coroutine in background:
             await stack.enter_async_context(_running(coroutine))
         stack.push_async_callback(services.dispatcher.close)

@@ -6,8 +6,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -38,6 +40,7 @@ _BOUNDS_S = (*LATENCY_BUCKETS_S, math.inf)
 BATCH_BUCKETS_JOBS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
+WebhookOutcome = Literal["delivered", "retried", "failed"]
 LABELS = ("worker", "model", "version")
 _Labels = tuple[str, ...]
 
@@ -77,6 +80,7 @@ class Metrics:
             LABELS,
             registry=registry,
         )
+        counter = partial(Counter, registry=registry)
         self._jobs = Counter(
             "modelyard_jobs",
             "Jobs by outcome, as received by this controller",
@@ -97,16 +101,16 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self._rejected = Counter(
-            "modelyard_requests_rejected",
-            "Requests answered with a problem document",
-            ["code"],
-            registry=registry,
+        self._rejected = counter(
+            "modelyard_requests_rejected", "Requests answered with a problem document", ["code"]
         )
-        self._losses = Counter(
-            "modelyard_ledger_losses",
-            "Losses of confirmed data by Redis, as detected by this controller",
-            registry=registry,
+        self._webhooks = counter(
+            "modelyard_webhooks",
+            "Attempts of this controller to deliver a job to its callback_url, by what came of them",
+            ["outcome"],
+        )
+        self._losses = counter(
+            "modelyard_ledger_losses", "Losses of confirmed data by Redis, as detected by this controller"
         )
         ProcessCollector(registry=registry)
         Info("modelyard_build", "Release of this controller", registry=registry).info(
@@ -147,6 +151,10 @@ class Metrics:
     def rejected(self, code: str) -> None:
         """Count a request that was answered with a problem document."""
         self._rejected.labels(code).inc()
+
+    def webhook(self, outcome: WebhookOutcome) -> None:
+        """Count an attempt to deliver a webhook."""
+        self._webhooks.labels(outcome).inc()
 
     def ledger_lost(self) -> None:
         """Count a loss of Redis's data."""

@@ -173,7 +173,10 @@ class Predict:
         # Before routing and the backlog may refuse: a repeated POST gets its job even if a new job would be refused.
         # A large body is hashed in a thread, because hashing releases the GIL.
         asked = request.asked
-        own = (asked.params,) if asked.params else ()  # without any, keys of earlier releases stay valid
+        # Without any, keys of earlier releases stay valid.
+        own = (
+            (asked.params, asked.callback_url) if asked.callback_url else (asked.params,) * bool(asked.params)
+        )
         parts = (repr((asked.selector, asked.deadline_s, *own)).encode(), body)
         entry = partial(self.idempotency.entry, key, parts, request.caller.name)
         once = entry() if len(body) < LARGE_BODY_BYTES else await asyncio.to_thread(entry)
@@ -251,7 +254,7 @@ class Predict:
             raise
         if self.rate_limit:
             await self.rate_limit.count(request.caller, request.client, job.entry.n_samples)
-        job.once, job.trace = once, tracing.current.get()
+        job.once, job.trace, job.callback = once, tracing.current.get(), asked.callback_url
         self._submit(job, asked.wait_s)
         await ready.wait()
         return job

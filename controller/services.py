@@ -44,6 +44,7 @@ from controller.recovery.replay_buffer import ReplayBuffer
 from controller.request_traces import open_traces
 from controller.results import Results
 from controller.routing import Selector
+from controller.webhooks.webhooks import Webhooks
 
 EXAMPLE_WAIT_S = 20.0
 
@@ -92,6 +93,7 @@ class Services:
         self.metrics = Metrics(self.watcher, self.clock, unreadable, self.key_watch, settings.scale_wait_s)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
         self.traces = open_traces(settings, self.clock)
+        self.webhooks = self._webhooks()
         self.dispatcher = self._dispatcher(controller_id, template, backlogs)
         self.results = Results(
             client,
@@ -127,12 +129,27 @@ class Services:
             drain=self.drain,
         )
 
+    def _webhooks(self) -> Webhooks | None:
+        """The delivery of webhooks; None if the settings allow none."""
+        if not self.settings.webhook_hosts:
+            return None
+        return Webhooks(
+            self.settings,
+            self.client,
+            self.ledger,
+            watcher=self.watcher,
+            clock=self.clock,
+            count=self.metrics.webhook,
+        )
+
     def _dispatcher(self, controller_id: str, template: bytes, backlogs: Backlogs) -> Dispatcher:
         buffer, metrics, traces = self.replay_buffer, self.metrics, self.traces
         accepted = [buffer.accepted, metrics.accepted]
         operate = self.operate
         completed = [backlogs.completed, buffer.completed, metrics.completed]
         completed += [operate.job_history.completed, operate.circuits.completed]
+        if self.webhooks:
+            completed.append(self.webhooks.completed)
         if traces:
             accepted.append(traces.accepted)
             completed.append(traces.completed)

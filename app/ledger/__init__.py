@@ -15,6 +15,7 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | `out` | `BatchOutcome`, msgpack | finish | the record expires |
 | `q:<index>` | samples of a quarantined job | finish | the record expires |
 | `r:<index>` | id of the new job when it was resent, see `quarantine` | resend | the record expires |
+| `w:<index>` | state of the job's webhook, JSON, see `webhook_list` | first attempt | the record expires |
 
 Each change is one Lua script (`app/redis/lua`), so that it is atomic and takes one round trip; `commands` renders its
 keys and arguments. Only large samples bypass Lua, because Lua hashes and copies each value that it reads or writes.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from app.ledger import wire
 from app.ledger.closing import closed_head, unreadable_outcome
 from app.ledger.ids import JobRef
+from app.ledger.webhook_list import ENDED, FIRST_LOOK_MS, entries
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
 from app.redis.link import RedisLink
@@ -87,12 +88,20 @@ class Accept:
 
         `done` is called with `args` and the reply of accept.lua, or the `RedisError`.
         """
+        if self.batch.head.callbacks:
+            words = [word for job_id, at_ms in self.webhooks().items() for word in (at_ms, job_id)]
+            link.call(_ignored, "ZADD", keys.WEBHOOKS, *words)
         samples = self.batch.data
         if len(samples) < LARGE_SAMPLES_BYTES:
             link.run_script(self._call("accept", samples), done, *args)
             return
         large = LargeField(keys.batch(self.batch.batch_id), SAMPLES, samples, self.ttl_ms)
         link.store_and_run(large, self._call("accept_after_samples", b""), done, *args)
+
+    def webhooks(self) -> dict[str, int]:
+        """The entries of its jobs in the list of webhooks."""
+        batch = self.batch
+        return entries(batch.batch_id, batch.head.callbacks, batch.accepted_at_ms + FIRST_LOOK_MS)
 
     def call_again(self) -> Call:
         """Accept a lost batch again, even if Redis is full."""
@@ -145,6 +154,7 @@ class RestoreOutcome:
         outcome: The encoded batch outcome.
         finished_at_ms: When it was first written, Redis's clock.
         once: The idempotency keys of its jobs.
+        webhooks: The entries of its jobs in the list of webhooks.
     """
 
     batch_id: str
@@ -153,13 +163,21 @@ class RestoreOutcome:
     outcome: bytes
     finished_at_ms: float
     once: Sequence[OnceKey]
+    webhooks: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, accept: Accept, outcome: BatchOutcome) -> RestoreOutcome:
         """Render the command for the outcome of an accepted batch."""
         batch = accept.batch
-        encoded = wire.encode(outcome)
-        return cls(batch.batch_id, batch.head.queue, accept.head, encoded, outcome.finished_at_ms, batch.once)
+        return cls(
+            batch.batch_id,
+            batch.head.queue,
+            accept.head,
+            wire.encode(outcome),
+            outcome.finished_at_ms,
+            batch.once,
+            entries(batch.batch_id, batch.head.callbacks, ENDED),
+        )
 
     def call(self, ttl_ms: int) -> Call:
         """Write the outcome with this time to live."""
@@ -291,6 +309,10 @@ def list_again(
     """Add an open batch to the indexes from which it is missing."""
     args: list[Value] = [batch_id, queue, accepted_at_ms, last_deadline_ms, n_jobs]
     return Call(load("list_again"), _batch_keys(batch_id, queue), args)
+
+
+def _ignored(_: object) -> None:
+    """The reply to a command whose effect is repeated later."""
 
 
 def _batch_keys(batch_id: str, queue: str) -> list[str]:

@@ -27,12 +27,18 @@ _NOT_CANCELLABLE = {
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as stored in the ledger. `outcome` is the outcome of its whole batch, if there is one."""
+    """A job as stored in the ledger.
+
+    Attributes:
+        outcome: The outcome of its whole batch, if there is one.
+        webhook: The state of its webhook, see `webhook_list`; None before the first attempt.
+    """
 
     ref: JobRef
     head: BatchHead
     status: Status
     outcome: BatchOutcome | None = None
+    webhook: bytes | None = None
 
 
 class ControllerLedger:
@@ -72,7 +78,7 @@ class ControllerLedger:
         # Read the time first: a job that is unclaimed after its deadline can never be claimed.
         pipe.time()
         for batch_id, own in of_batch.items():
-            pipe.hmget(keys.batch(batch_id), ["head", "out", "by", *[f"c:{ref.index}" for ref in own]])
+            pipe.hmget(keys.batch(batch_id), _fields(own))
         with ledger_errors():
             time, *records = await pipe.execute(raise_on_error=False)
             if isinstance(time, Exception):
@@ -149,13 +155,17 @@ class ControllerLedger:
         return bool(await run(self._client, commands.forget(batch_id, queue)))
 
 
+def _fields(refs: list[JobRef]) -> list[str]:
+    return ["head", "out", "by", *[f"{kind}:{ref.index}" for ref in refs for kind in ("c", "w")]]
+
+
 def _views(
     refs: list[JobRef], record: list[bytes | None] | RedisError, now_ms: float
 ) -> dict[JobRef, JobView | None]:
     """Jobs of one batch.
 
     Args:
-        record: The fields `head`, `out` and `by` of the batch, and each job's own; or Redis's refusal to read them.
+        record: The `_fields` of the batch; or Redis's refusal to read them.
 
     Raises:
         WireError: The record is unreadable.
@@ -163,7 +173,7 @@ def _views(
     """
     if isinstance(record, RedisError):
         raise record
-    head_data, outcome_data, by, *cancelled = record
+    head_data, outcome_data, by, *own = record
     if head_data is None:
         return dict.fromkeys(refs)
     head, n_jobs = wire.decode_head(head_data), ids.n_jobs(refs[0].batch_id)
@@ -171,7 +181,7 @@ def _views(
     if len(head.jobs) != n_jobs or (outcome and len(outcome.jobs) != n_jobs):
         raise WireError("the record belongs to another batch")
     views: dict[JobRef, JobView | None] = {}
-    for ref, is_cancelled in zip(refs, cancelled, strict=True):
+    for ref, is_cancelled, webhook in zip(refs, own[::2], own[1::2], strict=True):
         status: Status
         if outcome:
             status = outcome.jobs[ref.index].status
@@ -181,5 +191,5 @@ def _views(
             status = "running"
         else:
             status = "expired" if head.jobs[ref.index].deadline_ms <= now_ms else "queued"
-        views[ref] = JobView(ref, head, status, outcome)
+        views[ref] = JobView(ref, head, status, outcome, webhook)
     return views

@@ -128,7 +128,12 @@ class Quarantine:
         return NewBatch(
             batch_id=batch_id,
             head=msgspec.structs.replace(
-                head, jobs=[job], sizes=head.sizes[ref.index :][:1], reply_to=reply_to, resent_from=job_id
+                head,
+                jobs=[job],
+                sizes=head.sizes[ref.index :][:1],
+                reply_to=reply_to,
+                resent_from=job_id,
+                callbacks={},  # its caller was told of the first outcome
             ),
             data=b"",
             message=WakeUpMessages(self._template, head.queue).write(batch_id),

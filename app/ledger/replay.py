@@ -6,11 +6,13 @@ written even if Redis is full.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, cast
 
 from app.ledger import commands
 from app.ledger.commands import Accept, RestoreOutcome
 from app.ledger.ids import JobRef
+from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import run
 
@@ -30,11 +32,13 @@ class Replay:
     async def batch(self, accept: Accept) -> bool:
         """Accept a batch again; True if Redis had lost it."""
         with ledger_errors():
+            await self._list(accept.webhooks())
             return bool(await run(self._client, accept.call_again()))
 
     async def outcome(self, outcome: RestoreOutcome, ttl_ms: int) -> bool:
         """Write an announced outcome and its batch's record again with this time to live; True if it was lost."""
         with ledger_errors():
+            await self._list(outcome.webhooks)
             return bool(await run(self._client, outcome.call(ttl_ms)))
 
     async def cancel(self, ref: JobRef, queue: str) -> CancelAnswer:
@@ -42,3 +46,7 @@ class Replay:
         with ledger_errors():
             answer = cast(bytes, await run(self._client, commands.cancel_again(ref, queue)))
         return cast(CancelAnswer, answer.decode())
+
+    async def _list(self, webhooks: Mapping[str, int]) -> None:
+        if webhooks:
+            await self._client.zadd(keys.WEBHOOKS, dict(webhooks))

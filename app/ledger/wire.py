@@ -75,6 +75,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
         params: Parameters common to all jobs, as MessagePack; empty without parameters.
         sizes: Size of each job's data in bytes, unless `kind` is `tensor`.
         traces: W3C `traceparent` of each job, if its controller traces.
+        callbacks: URL of the webhook of each job that has one, by index.
     """
 
     queue: str
@@ -95,6 +96,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     metric: str = ""
     direction: str = ""
     metric_value: float | None = None
+    callbacks: dict[int, str] = {}
 
 
 Label: TypeAlias = str | int | float | bool

@@ -24,6 +24,7 @@
 | `modelyard:controls` | hash, see `app.version_controls`: versions out of service | for ever | controller |
 | `modelyard:decisions` | sorted set: a decision by when it was taken, ms | 1,000 entries | controller |
 | `modelyard:history` | string: JSON, see `controller.page.history` | a day | controller |
+| `modelyard:webhooks` | sorted set: job id by its webhook's next look, ms | until delivered or given up | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
 
 | channel | message | published by |
@@ -54,6 +55,7 @@ CONTROLS = f"{PREFIX}:controls"
 DECISIONS = f"{PREFIX}:decisions"
 RATE = f"{PREFIX}:rate"
 QUARANTINE = f"{PREFIX}:quarantine"
+WEBHOOKS = f"{PREFIX}:webhooks"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
 POOL_CHANNEL = f"{PREFIX}:pool"
 UNACKED = f"{PREFIX}:unacked"
@@ -99,6 +101,7 @@ KINDS = (
     KeyKind(CONTROLS, "hash", expires=False),
     KeyKind(DECISIONS, "zset", expires=False),
     KeyKind(QUARANTINE, "zset", expires=True),
+    KeyKind(WEBHOOKS, "zset", expires=False),
     KeyKind(RECONCILER_LEASE, "string", expires=True),
 )
 

@@ -13,6 +13,7 @@ from modelyard.client_errors import (
     JobUnsuccessfulError,
     OutputsNotJoinableError,
     WaitTimeoutError,
+    WebhookInvalidError,
 )
 from modelyard.errors import ModelyardError
 from modelyard.http import AsyncClient, Client
@@ -20,6 +21,7 @@ from modelyard.inputs import Body
 from modelyard.parts import JoinedJob
 from modelyard.retries import RetryPolicy
 from modelyard.schemas import Job, Prediction, Readiness, Replica, WorkerInfo
+from modelyard.webhooks import verify_webhook
 
 __all__ = [
     "AnswerUnreadableError",
@@ -40,5 +42,7 @@ __all__ = [
     "Replica",
     "RetryPolicy",
     "WaitTimeoutError",
+    "WebhookInvalidError",
     "WorkerInfo",
+    "verify_webhook",
 ]

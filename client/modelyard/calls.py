@@ -80,6 +80,7 @@ class SubmitOptions(TypedDict, total=False):
         endpoint: Name of the endpoint whose best version is to be used.
         deadline_s: Seconds until the job expires; default: the controller's.
         idempotency_key: POST requests with the same key are one job; default: a new key for each call.
+        callback_url: Where the controller delivers the job when it has ended, see `verify_webhook`.
     """
 
     worker: int | None
@@ -88,6 +89,7 @@ class SubmitOptions(TypedDict, total=False):
     endpoint: str | None
     deadline_s: float | None
     idempotency_key: str | None
+    callback_url: str | None
 
 
 class JobFilter(TypedDict, total=False):
@@ -181,6 +183,7 @@ def post(
     endpoint: str | None = None,
     deadline_s: float | None = None,
     idempotency_key: str | None = None,
+    callback_url: str | None = None,
 ) -> Call[Job]:
     """Post samples.
 
@@ -193,8 +196,16 @@ def post(
         endpoint: Name of the endpoint to use.
         deadline_s: Seconds until the job expires.
         idempotency_key: POST requests with the same key are one job.
+        callback_url: Where the job is delivered when it has ended.
     """
-    asked = _query(worker=worker, model=model, version=version, endpoint=endpoint, deadline=deadline_s)
+    asked = _query(
+        worker=worker,
+        model=model,
+        version=version,
+        endpoint=endpoint,
+        deadline=deadline_s,
+        callback_url=callback_url,
+    )
     return Call(
         method="POST",
         path="/predict",

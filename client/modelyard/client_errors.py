@@ -5,6 +5,7 @@ ModelyardError
 ├── UnavailableError
 │   └── ControllerUnreachableError  no answer from the controller's address
 ├── AnswerUnreadableError           an answer that no controller of this version gives
+├── WebhookInvalidError             not a webhook of this secret, or too old
 ├── RecordsError                    the records file or the plot cannot be written
 ├── OutputsNotJoinableError         the parts of samples that were cut cannot be answered as one
 ├── WaitTimeoutError                the job has no outcome yet; holds the job
@@ -31,6 +32,12 @@ class AnswerUnreadableError(ModelyardError):
     """The answer does not have the format of a controller of this version."""
 
     code = "answer_unreadable"
+
+
+class WebhookInvalidError(ModelyardError):
+    """A request is not a webhook that a controller with this secret has just sent."""
+
+    code = "webhook_invalid"
 
 
 class RecordsError(ModelyardError):

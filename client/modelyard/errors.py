@@ -16,6 +16,7 @@ ModelyardError
 │   ├── BodyCodingError           not the gzip or deflate that its content coding says
 │   ├── ParameterError
 │   ├── ContradictionError
+│   ├── WebhookNotAllowedError   the job may not be delivered to its callback_url
 │   ├── EndpointRequiredError     several endpoints are served, and the request names none
 │   └── MalformedRequestError     the bytes that arrived are not HTTP
 ├── TooLargeError                 more bytes or samples than the limits
@@ -169,6 +170,12 @@ class EndpointRequiredError(InputError):
     """Several endpoints are served, and the request names none."""
 
     code = "endpoint_required"
+
+
+class WebhookNotAllowedError(InputError):
+    """The controller sends no webhooks, or none to this URL."""
+
+    code = "webhook_not_allowed"
 
 
 class MalformedRequestError(InputError):

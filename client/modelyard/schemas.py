@@ -154,6 +154,19 @@ class RoutePlan(msgspec.Struct, frozen=True):
     routes: Annotated[tuple[RouteExplanation, ...], says("best first; a body takes the first that it fits")]
 
 
+class WebhookState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far the delivery of a job to its `callback_url` has come."""
+
+    url: str
+    status: Annotated[
+        Literal["pending", "delivered", "failed"], says("`failed` after the last attempt, or a 410")
+    ]
+    attempts: Annotated[int, says("number of attempts; absent before the first one")] = 0
+    next_attempt_at_ms: Annotated[Later[float], says("when the next attempt is due, Redis's clock")] = None
+    delivered_at_ms: Annotated[Later[float], says("when it was answered 2xx, Redis's clock")] = None
+    last_error: Annotated[Later[str], says("why the last attempt failed")] = None
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """An accepted request: its receipt and, once there is one, its outcome."""
 
@@ -184,6 +197,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     metric_value: Annotated[float | None, says("value of that metric at the time of routing")] = None
     route: Annotated[Later[RouteExplanation], says("with `explain=true`: why it went to its version")] = None
     resent_from: Annotated[Later[str], says("the quarantined job that this one repeats")] = None
+    webhook: Annotated[
+        Later[WebhookState], says("of a job with a `callback_url`, in answers of `GET /results`")
+    ] = None
     worker_id: Annotated[str | None, says("process that ran the job")] = None
     batch_samples: Annotated[Later[int], says("samples in the forward pass")] = None
     inference_ms: Annotated[Later[float], says("duration of the forward pass")] = None

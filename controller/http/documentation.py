@@ -190,6 +190,11 @@ PREDICT: dict[str, Any] = {
                 "deadline", _SECONDS | {"maximum": 3600}, "seconds until the job expires (default 60)"
             ),
             _parameter("params", {"type": "string"}, "parameters of the model, a JSON object"),
+            _parameter(
+                "callback_url",
+                {"type": "string", "format": "uri"},
+                "deliver the job there when it has ended, as a signed webhook (https://www.standardwebhooks.com)",
+            ),
             _parameter("Prefer", {"type": "string"}, "`wait=5` or `respond-async` (RFC 7240)", "header"),
             _parameter(
                 "Idempotency-Key", {"type": "string"}, "a repeated post returns the first job", "header"
@@ -536,7 +541,7 @@ ROUTE: dict[str, Any] = {
         "parameters": [
             each
             for each in PREDICT["openapi_extra"]["parameters"]
-            if each["in"] == "query" and each["name"] != "wait"
+            if each["in"] == "query" and each["name"] not in ("wait", "callback_url")
         ]
     },
 }

@@ -8,6 +8,7 @@ from itertools import repeat
 from types import NoneType
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from app.contract import OUTPUT_DTYPES
 from app.errors import WireError
 from app.ledger.controller_ledger import JobView
 from app.ledger.ids import JobRef
+from app.ledger.webhook_list import read_state
 from app.ledger.wire import (
     EXPIRED,
     Array,
@@ -74,8 +76,12 @@ def job_json(
 
 
 def view_json(view: JobView, prefix: str = "") -> bytes:
-    """A job that was read from the ledger, as JSON; as `job_json`."""
-    return job_json(view.ref, view.head, view.status, view.outcome, prefix)
+    """A job that was read from the ledger, as JSON: as `job_json`, and the state of its webhook if it has one."""
+    body = job_json(view.ref, view.head, view.status, view.outcome, prefix)
+    url = view.head.callbacks.get(view.ref.index)
+    if not url:
+        return body
+    return b'%b,"webhook":%b}' % (body[:-1], msgspec.json.encode(read_state(url, view.webhook)))
 
 
 class BatchJson:

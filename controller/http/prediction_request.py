@@ -22,8 +22,11 @@ from controller.http.framing import Head
 from controller.input import bodies
 from controller.input.content_coding import check_coding
 from controller.routing import Selector
+from controller.webhooks.destinations import check_url
 
-PARAMETERS = frozenset({"worker", "model", "version", "endpoint", "wait", "deadline", "params"})
+PARAMETERS = frozenset(
+    {"worker", "model", "version", "endpoint", "wait", "deadline", "params", "callback_url"}
+)
 PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict/?")
 ENDPOINT_PATH = re.compile(r"/endpoints/([^/]+)/predict/?")
 ANY = Selector()
@@ -43,6 +46,7 @@ class Query:
     wait_s: float | None
     deadline_s: float | None
     params: str
+    callback_url: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Asked:
         authorization: The `Authorization` header, empty without one.
         content_type: Content type of its body.
         params: Parameters of the model in the query, a JSON object; empty without any.
+        callback_url: Where its job is delivered when it has ended, or empty.
     """
 
     selector: Selector
@@ -61,6 +66,7 @@ class Asked:
     authorization: bytes
     content_type: bytes
     params: str = ""
+    callback_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,7 @@ class KnownHeads:
                 return None
             self._gate.check_site(head.headers)
             asked = read_head(headers, head.query, self._settings, of_path)
-            if asked.params:
+            if asked.params or asked.callback_url:
                 return None
             # Before caching, so that callers without a valid key cannot fill the cache.
             self._gate.admit(asked.authorization, client)
@@ -134,6 +140,7 @@ def read_head(
         ContradictionError: Path and query name different models, versions or endpoints.
         ParameterError: A parameter is unknown, malformed or out of range.
         UnsupportedCodingError: The content coding of the body is not supported.
+        WebhookNotAllowedError: Its job may not be delivered to its `callback_url`.
     """
     query = parse_query(query_string)
     wait_s, deadline_s = query.wait_s, query.deadline_s
@@ -146,6 +153,8 @@ def read_head(
     else:
         in_range("deadline", deadline_s, 0.001, settings.max_deadline_s)
     check_coding(headers.get(b"content-encoding", b""))
+    if query.callback_url is not None:
+        check_url(query.callback_url, settings)
     return Asked(
         query.selector if of_path == ANY else _joined(of_path, query.selector),
         wait_s,
@@ -153,6 +162,7 @@ def read_head(
         headers.get(b"authorization", b""),
         headers.get(b"content-type", bodies.JSON),
         query.params,
+        query.callback_url or "",
     )
 
 
@@ -190,6 +200,7 @@ def parse_query(query_string: bytes) -> Query:
         _seconds(given, "wait"),
         _seconds(given, "deadline"),
         _params(given),
+        given.get("callback_url"),
     )
 
 

@@ -29,9 +29,20 @@ EXAMPLES = examples(
     metavar="SECONDS",
     help="Time until the job expires, if no worker has started it; default: the controller's.",
 )
+@click.option(
+    "--callback-url",
+    metavar="URL",
+    help="Where the controller delivers the job when it has ended, as a signed webhook.",
+)
 @JSON_OPTION
 @URL_OPTION
-def command(deadline_s: float | None, as_json: bool, url: str | None, **given: Unpack[Given]) -> None:
+def command(
+    deadline_s: float | None,
+    callback_url: str | None,
+    as_json: bool,
+    url: str | None,
+    **given: Unpack[Given],
+) -> None:
     """Send samples as `modelyard predict` does, and print the id of the job.
 
     Samples that are larger than a request may be are several jobs, one id a line. The URL of each is
@@ -42,7 +53,11 @@ def command(deadline_s: float | None, as_json: bool, url: str | None, **given: U
     url = controller_url(url)
     with Client(url) as client:
         sample = given_sample(given, client)
-        options: SubmitOptions = {**selector(given), "deadline_s": deadline_s}
+        options: SubmitOptions = {
+            **selector(given),
+            "deadline_s": deadline_s,
+            "callback_url": callback_url,
+        }
         job = client.submit(sample.samples, params=sample.params, **options)
     if as_json:
         write_json(job)

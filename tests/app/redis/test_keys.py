@@ -26,6 +26,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.running("<queue>"),
         keys.open_jobs("<queue>"),
         keys.QUARANTINE,
+        keys.WEBHOOKS,
         keys.BACKLOG,
         keys.NUMBERS,
         keys.WORKERS,

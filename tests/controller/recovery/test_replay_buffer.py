@@ -286,7 +286,7 @@ async def test_past_the_limit_the_oldest_copies_are_dropped(
 ) -> None:
     hand_worker()
     served = await serve(batches_ahead=64)
-    monkeypatch.setattr(replay_buffer, "LIMIT_BYTES", 3.5 * replay_buffer.OVERHEAD_BYTES)
+    monkeypatch.setattr(replay_buffer, "LIMIT_BYTES", 3.6 * replay_buffer.OVERHEAD_BYTES)
     urls = [await accepted(served) for _ in range(5)]
     batch_ids = [url.removeprefix("/results/").partition(".")[0] for url in urls]
     buffer = served.services.replay_buffer

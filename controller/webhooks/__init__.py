@@ -1,0 +1,1 @@
+"""Webhooks: delivers jobs with a `callback_url` when they have ended."""
