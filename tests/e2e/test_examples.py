@@ -90,6 +90,9 @@ def test_every_example_trains_a_model_that_the_notebooks_pool_serves(
     try:
         monkeypatch.setenv("MODELYARD_URL", url)
         answers = {name: run_script(name, capsys, "predict") for name in SCRIPTS}
+        show = runpy.run_path(str(EXAMPLES / "models" / "show.py"))["show"]
+        show("My_Model", {"inputs": [[0.0] * 64]})
+        assert '"status":"succeeded"' in capsys.readouterr().out
         with Client() as client:
             served = {row.model_name for row in client.workers()}
         notebook.run("predict", "measure", "plot")
