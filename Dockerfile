@@ -106,6 +106,14 @@ CMD ["server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1", \
      "--backend-store-uri", "sqlite:////mlflow/mlruns.db", "--artifacts-destination", "/mlflow/artifacts"]
 
 FROM worker-packages AS worker
+ARG TORCH_BACKEND=cpu
+# What models need beyond the lock, separated by spaces: "lightgbm xgboost-cpu>=3 psycopg2-binary"
+ARG EXTRA_REQUIREMENTS=
+RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
+    --mount=type=bind,source=requirements,target=/requirements \
+    --mount=type=cache,target=/var/cache/uv \
+    set -f; [ -z "$EXTRA_REQUIREMENTS" ] || python /installer/image_packages.py --torch-backend "$TORCH_BACKEND" \
+        --constraint /requirements/worker.lock $EXTRA_REQUIREMENTS
 COPY --from=project /opt/venv /opt/venv
 # For environments of models' own; a volume mounted here takes over this folder's owner.
 RUN install -d -o modelyard -g modelyard /var/cache/modelyard

@@ -30,9 +30,8 @@ TAIL = """
 `modelyard up` and `modelyard demo` also read `FLOWER_ADDRESS` and `MLFLOW_HOST` (`127.0.0.1`), `FLOWER_PORT` (5555)
 and `MLFLOW_PORT` (5000). `FLOWER_BASIC_AUTH`, or the file in `FLOWER_BASIC_AUTH_FILE`, is Flower's login.
 
-The compose file reads from `.env`: `MODELYARD_API_KEYS`, `MODELYARD_ALLOWED_HOSTS`, `REDIS_MAXMEMORY` (`1gb`),
-`TORCH_BACKEND` (`cpu`), `MODEL_NAME`, `ALLOW_PICKLE_MODELS`, and the ports `MODELYARD_PORT`, `FLOWER_PORT`,
-`MLFLOW_PORT` and `PROMETHEUS_PORT` (9090). Passwords are files in `.secrets`: see [deployment](deployment.md).
+The compose file reads its own variables from `.env`; [`.env.example`](../.env.example) lists them. Passwords are files
+in `.secrets`: see [deployment](deployment.md#containers).
 """
 
 

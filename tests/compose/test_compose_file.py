@@ -69,7 +69,10 @@ def test_every_service_that_stays_up_has_a_health_check_that_does_not_start_cele
 def test_services_wait_for_what_they_need_to_be_healthy_or_done(name: str) -> None:
     for needed, how in SERVICES[name].get("depends_on", {}).items():
         done = "service_completed_successfully" if needed in ONE_SHOT else "service_healthy"
-        assert how == {"condition": done}
+        assert how["condition"] == done
+        own, others = (SERVICES[each].get("profiles", []) for each in (name, needed))
+        is_always_there = not others or (own and set(own) <= set(others))
+        assert how.get("required", True) is bool(is_always_there)
 
 
 @every_service
@@ -188,14 +191,38 @@ def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_wa
     assert "redis-data:/data" in SERVICES["redis"]["volumes"]
 
 
-def test_both_workers_are_alike_but_for_version_and_number() -> None:
+def test_both_workers_are_alike_but_for_model_version_and_number() -> None:
     first, second = SERVICES["worker-1"], SERVICES["worker-2"]
     assert {**first, "environment": None} == {**second, "environment": None}
     own = [
-        {key: environment_of(name)[key] for key in ("MODEL_VERSION", "WORKER")}
+        {key: environment_of(name)[key] for key in ("MODEL_NAME", "MODEL_VERSION", "WORKER")}
         for name in ("worker-1", "worker-2")
     ]
-    assert own == [{"MODEL_VERSION": "1", "WORKER": "1"}, {"MODEL_VERSION": "2", "WORKER": "2"}]
+    demo = "${MODEL_NAME:-MNIST_PyTorch_Model}"
+    assert own == [
+        {"MODEL_NAME": demo, "MODEL_VERSION": "${MODEL_VERSION:-1}", "WORKER": "1"},
+        {"MODEL_NAME": f"${{MODEL_NAME_2:-{demo}}}", "MODEL_VERSION": "${MODEL_VERSION_2:-2}", "WORKER": "2"},
+    ]
+
+
+def test_only_the_demo_trains_and_what_runs_without_a_profile_needs_neither_it_nor_mlflow() -> None:
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {
+        "trainer": ["demo"],
+        "mlflow": ["demo", "registry"],
+        "grafana": ["grafana"],
+    }
+
+
+def test_the_example_of_env_has_every_variable_of_the_file_with_its_default() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    asked = dict(re.findall(r"(?<!\$)\$\{(\w+):-([^{}]*)\}", text)) | {
+        "MODEL_NAME_2": "",
+        "COMPOSE_PROFILES": "",
+    }
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    listed = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert listed == asked
 
 
 @pytest.mark.parametrize("name", ["worker-1", "worker-2"])
@@ -211,7 +238,7 @@ def test_the_environment_of_the_workers_and_the_controller_makes_valid_settings(
         with monkeypatch.context() as patch:
             for key, value in environment_of(name).items():
                 filled = value.replace("/run/secrets", str(tmp_path))
-                patch.setenv(key, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", filled))
+                patch.setenv(key, re.sub(r"\$\{\w+:-([^{}]*)\}", r"\1", filled))
             settings = load(kind)
         user = name.partition("-")[0]
         (tmp_path / f"redis-{user}").write_text("s3cret\n")
@@ -245,6 +272,15 @@ def test_the_controllers_and_flowers_images_have_neither_torch_nor_mlflow(target
     (lock,) = re.findall(r"/requirements/(\w+\.lock)", with_parents(target))
     assert lock == f"{target}.lock"
     assert not re.search(r"^(torch|mlflow)", (ROOT / "requirements" / lock).read_text(), re.MULTILINE)
+
+
+def test_the_workers_image_takes_more_packages_below_the_code_and_not_by_a_shell_that_expands_them() -> None:
+    packages, code = stage("worker").split("COPY --from=project")
+    assert "EXTRA_REQUIREMENTS" in packages
+    assert "set -f" in packages
+    assert "EXTRA_REQUIREMENTS" not in code
+    build = SERVICES["worker-1"]["build"]["args"]
+    assert build["EXTRA_REQUIREMENTS"] == "${EXTRA_REQUIREMENTS:-}"
 
 
 def test_the_registrys_image_has_no_torch() -> None:
