@@ -275,6 +275,9 @@ HOST: Any = Field(default="127.0.0.1", min_length=1, description="address to lis
 PORT: Any = Field(default=9000, ge=1, le=65535, description="TCP port to listen on")
 
 
+WEB_ADDRESS = r"^(https?://[^\s/]\S*)?$"
+
+
 class ControllerSettings(Settings):
     """Further settings of a controller."""
 
@@ -465,11 +468,36 @@ class ControllerSettings(Settings):
         description="path under which a proxy publishes the controller, such as `/yard`, whether or not the proxy "
         "strips it; all URLs in answers begin with it",
     )
+    mlflow_url: str = Field(
+        default="",
+        pattern=WEB_ADDRESS,
+        description="address of MLflow's user interface, which the page links; default: `MLFLOW_TRACKING_URI` if it "
+        "is a server, and in `modelyard up` the one that it starts",
+    )
+    flower_url: str = Field(
+        default="",
+        pattern=WEB_ADDRESS,
+        description="address of Flower, which the page links; default in `modelyard up`: the one that it starts",
+    )
+    prometheus_url: str = Field(
+        default="", pattern=WEB_ADDRESS, description="address of Prometheus, which the page links"
+    )
     rate_limit: str = Field(
         default="",
         pattern=r"^([1-9]\d{0,8}/(second|minute|hour|day))?$",
         description="maximum number of samples per client and time, such as `100/second`; default: no limit",
     )
+
+    @property
+    def links(self) -> dict[str, str]:
+        """Addresses of other programs' pages, by the program's name."""
+        registry = self.shown_registry if self.mlflow_tracking_uri.startswith(("http://", "https://")) else ""
+        found = {
+            "mlflow": self.mlflow_url or registry,
+            "flower": self.flower_url,
+            "prometheus": self.prometheus_url,
+        }
+        return {name: url.rstrip("/") for name, url in found.items() if url}
 
     @field_validator("host")
     @classmethod

@@ -175,7 +175,7 @@ class Services:
         self.losses = LossWatch(
             client, heartbeat_s, retention_s, self.metrics.ledger_lost, self.replay_buffer.keep_s
         )
-        self.feed = Feed(client, self.watcher, self.clock, heartbeat_s)
+        self.feed = Feed(client, self.watcher, self.clock, heartbeat_s, self.settings.links)
 
     def _listen(self, controller_id: str) -> None:
         self.link.listen(keys.reply_channel(controller_id), self.results.hear)

@@ -53,14 +53,13 @@ class PoolPlan:
         Raises:
             ConfigurationError: The environment lacks something that one of them needs.
         """
-        services = [] if settings.redis_url else [programs.redis_service(settings)]
-        services += programs.controller_services(settings, self.controllers)
-        services += [programs.worker_service(settings, worker) for worker in self.workers]
-        if self.views:
-            services.append(programs.flower_service(settings))
+        views = [programs.flower_service(settings)] if self.views else []
         if self.views and not settings.mlflow_tracking_uri.startswith("http"):
-            services.append(programs.mlflow_service(settings))
-        return services
+            views.append(programs.mlflow_service(settings))
+        services = [] if settings.redis_url else [programs.redis_service(settings)]
+        services += programs.controller_services(settings, self.controllers, views)
+        services += [programs.worker_service(settings, worker) for worker in self.workers]
+        return services + views
 
 
 class Pool:

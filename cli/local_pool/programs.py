@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
@@ -89,17 +89,27 @@ def redis_service(settings: ControllerSettings) -> Service:
     )
 
 
-def controller_services(settings: ControllerSettings, count: int) -> list[Service]:
+def controller_services(
+    settings: ControllerSettings, count: int, views: Sequence[Service] = ()
+) -> list[Service]:
     """Controllers on consecutive ports, the first one on the port of the settings.
+
+    Args:
+        settings: Their settings.
+        count: Number of controllers.
+        views: Programs whose pages they link, unless the settings name others.
 
     Raises:
         ConfigurationError: They would let strangers in.
     """
     check_exposure("the controller", settings.host, bool(read_keys(settings)), KEYS_REMEDY, settings)
-    return [_controller(settings, number, settings.port + number - 1) for number in range(1, count + 1)]
+    links = {view.name: view.url for view in views} | settings.links
+    return [
+        _controller(settings, number, settings.port + number - 1, links) for number in range(1, count + 1)
+    ]
 
 
-def _controller(settings: ControllerSettings, number: int, port: int) -> Service:
+def _controller(settings: ControllerSettings, number: int, port: int, links: Mapping[str, str]) -> Service:
     url = controller_url(settings, port)
     # A local pool has no load balancer that must detect the stop; users with one set the variable.
     lame_duck_s = settings.lame_duck_s if "lame_duck_s" in settings.model_fields_set else 0
@@ -112,6 +122,7 @@ def _controller(settings: ControllerSettings, number: int, port: int) -> Service
             "MODELYARD_HOST": settings.host,
             "MODELYARD_PORT": str(port),
             "MODELYARD_LAME_DUCK_S": str(lame_duck_s),
+            **{f"MODELYARD_{name.upper()}_URL": address for name, address in links.items()},
         },
         url=url,
         listens=(settings.host, port, "MODELYARD_PORT"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ class Feed:
         client: Asynchronous Redis client that returns bytes; Redis keeps the history across restarts.
         watcher: Holds the view of the pool.
         heartbeat_s: Seconds between two readings.
+        links: Addresses of other programs' pages by name, which the page links.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class Feed:
         watcher: PoolWatcher,
         clock: PoolClock,
         heartbeat_s: float,
+        links: Mapping[str, str],
     ) -> None:
         self._client = client
         self._watcher = watcher
         self._clock = clock
         self._heartbeat_s = heartbeat_s
+        self._links = _event("links", msgspec.json.encode(links))
         self._history = History()
         self._n_pages = 0
         self._event = b""
@@ -69,7 +72,7 @@ class Feed:
                 await self._keep()
 
     def listen(self) -> AsyncGenerator[bytes, None]:
-        """The stream of one page: the history, the current pool, and then each change.
+        """The stream of one page: the links, the history, the current pool, and then each change.
 
         Raises:
             TooManyPagesError: The maximum number of pages is open.
@@ -88,6 +91,7 @@ class Feed:
     async def _listen(self) -> AsyncGenerator[bytes, None]:
         self._n_pages += 1
         try:
+            yield self._links
             yield _event("history", self._history.encode())
             yield self._pool()
             while not self._is_over:

@@ -49,7 +49,7 @@ async def file(path: str) -> Response:
 
 @router.get("/events", dependencies=[require("operate")])
 async def events(request: Request) -> Response:
-    """The pool as a stream of server-sent events: `history` once, then `pool` each heartbeat."""
+    """The pool as a stream of server-sent events: `links` and `history` once, then `pool` each heartbeat."""
     services: Services = request.state.services
     return EventResponse(services.feed.listen())
 

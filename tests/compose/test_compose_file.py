@@ -191,17 +191,21 @@ def test_redis_gets_a_password_for_each_user_by_no_argument_and_keeps_what_it_wa
     assert "redis-data:/data" in SERVICES["redis"]["volumes"]
 
 
-def test_both_workers_are_alike_but_for_model_version_and_number() -> None:
+def test_both_workers_are_alike_but_for_model_and_version_and_take_numbers_that_are_free() -> None:
     first, second = SERVICES["worker-1"], SERVICES["worker-2"]
     assert {**first, "environment": None} == {**second, "environment": None}
     own = [
-        {key: environment_of(name)[key] for key in ("MODEL_NAME", "MODEL_VERSION", "WORKER")}
+        {key: environment_of(name).get(key) for key in ("MODEL_NAME", "MODEL_VERSION", "WORKER")}
         for name in ("worker-1", "worker-2")
     ]
     demo = "${MODEL_NAME:-MNIST_PyTorch_Model}"
     assert own == [
-        {"MODEL_NAME": demo, "MODEL_VERSION": "${MODEL_VERSION:-1}", "WORKER": "1"},
-        {"MODEL_NAME": f"${{MODEL_NAME_2:-{demo}}}", "MODEL_VERSION": "${MODEL_VERSION_2:-2}", "WORKER": "2"},
+        {"MODEL_NAME": demo, "MODEL_VERSION": "${MODEL_VERSION:-1}", "WORKER": None},
+        {
+            "MODEL_NAME": f"${{MODEL_NAME_2:-{demo}}}",
+            "MODEL_VERSION": "${MODEL_VERSION_2:-2}",
+            "WORKER": None,
+        },
     ]
 
 
@@ -216,19 +220,27 @@ def test_only_the_demo_trains_and_what_runs_without_a_profile_needs_neither_it_n
 
 def test_the_example_of_env_has_every_variable_of_the_file_with_its_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
-    asked = dict(re.findall(r"(?<!\$)\$\{(\w+):-([^{}]*)\}", text)) | {
-        "MODEL_NAME_2": "",
-        "COMPOSE_PROFILES": "",
+    asked = {
+        name: with_defaults(default)
+        for name, default in re.findall(r"(?<!\$)\$\{(\w+):-((?:[^{}]|\{[^{}]*\})*)\}", text)
     }
+    nested = dict(re.findall(r"\$\{(\w+):-([^${}]*)\}", text))
     lines = (ROOT / ".env.example").read_text().splitlines()
     listed = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    assert listed == asked
+    assert listed == nested | asked | {"MODEL_NAME_2": "", "COMPOSE_PROFILES": ""}
 
 
 @pytest.mark.parametrize("name", ["worker-1", "worker-2"])
 def test_workers_can_be_scaled_and_have_time_to_drain(name: str) -> None:
     assert not SERVICES[name].keys() & {"container_name", "ports", "hostname"}
     assert SERVICES[name]["stop_grace_period"] == "60s"
+
+
+def with_defaults(value: str) -> str:
+    """A value as compose fills it in where no variable is set; inner references first."""
+    while (filled := re.sub(r"\$\{\w+:-([^${}]*)\}", r"\1", value)) != value:
+        value = filled
+    return value
 
 
 def test_the_environment_of_the_workers_and_the_controller_makes_valid_settings(
@@ -238,7 +250,7 @@ def test_the_environment_of_the_workers_and_the_controller_makes_valid_settings(
         with monkeypatch.context() as patch:
             for key, value in environment_of(name).items():
                 filled = value.replace("/run/secrets", str(tmp_path))
-                patch.setenv(key, re.sub(r"\$\{\w+:-([^{}]*)\}", r"\1", filled))
+                patch.setenv(key, with_defaults(filled))
             settings = load(kind)
         user = name.partition("-")[0]
         (tmp_path / f"redis-{user}").write_text("s3cret\n")

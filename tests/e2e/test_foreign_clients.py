@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
 import requests
 import schemathesis
 from hypothesis import strategies as st
-from mlflow.models import ModelSignature
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
@@ -29,6 +26,7 @@ import environments
 from modelyard import Client
 from tests.e2e.conftest import MODEL, Digits, Pool
 from tests.e2e.fuzz import send_many
+from tests.e2e.orders import register_orders
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's own, of the saved model
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,27 +46,6 @@ class Target:
 
     url: str
     folder: Path
-
-
-def register_orders(folder: Path) -> None:
-    """A model of columns with text and a parameter in the pool's registry."""
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "text"), ColSpec("long", "n")]),
-        outputs=Schema([ColSpec("string", "upper"), ColSpec("long", "double")]),
-        params=ParamSchema([ParamSpec("factor", DataType.long, 2)]),
-    )
-
-    class Answers(mlflow.pyfunc.PythonModel):  # within a function, so that it is pickled by value
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-            doubled = model_input["n"] * params["factor"]
-            return pd.DataFrame({"upper": model_input["text"].str.upper(), "double": doubled})
-
-    mlflow.pyfunc.save_model(
-        folder / "orders", python_model=Answers(), signature=signature, pip_requirements=["pandas"]
-    )
-    registry = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns.db")
-    registry.create_registered_model(ORDERS)
-    registry.create_model_version(ORDERS, str(folder / "orders"))
 
 
 @st.composite
@@ -117,7 +94,7 @@ def target(
     np.save(folder / "images.npy", images)
     classes = client.predict(images, model=MODEL, version=1, wait_s=30).classes
     (folder / "classes.json").write_text(json.dumps(classes.tolist()))
-    register_orders(pool.folder)
+    register_orders(pool.folder, ORDERS)
     worker = pool.start("workers", MODEL_NAME=ORDERS, MODEL_VERSION="1", MODELYARD_ALLOW_PICKLE_MODELS="true")
     pool.wait_for_workers(url, 3)
     yield Target(url, folder)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from app.api_keys import new_key
-from modelyard import Client
+from modelyard import Body, Client
 from tests.e2e.conftest import MODEL, Digits, Pool
+from tests.e2e.orders import register_orders
 
 Served = tuple[Pool, str, Client]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+PICTURES = Path(__file__).parents[2] / "docs" / "images"
+MOST_PICTURE_BYTES = 150_000
+PICTURE_TRAFFIC_S = 25.0  # only where pictures are taken
 BEST, OTHER = "MNIST_PyTorch_Model 2", "MNIST_PyTorch_Model 1"
 
 
@@ -80,6 +89,45 @@ def test_a_form_sends_one_sample_to_all_versions(served: Served, page: Page) -> 
     expect(answers.first).to_contain_text("class 1")  # a vertical stroke
 
 
+def test_an_image_file_is_sent_as_it_is(served: Served, digits: Digits, page: Page) -> None:
+    _, url, client = served
+    file = io.BytesIO()
+    Image.fromarray((digits.images[0, 0] * 255).astype("uint8")).save(file, "png")
+    expected = client.predict(Body(file.getvalue(), "image/png")).predictions[0].predicted
+    page.goto(f"{url}/#try")
+    page.get_by_label("Drop a PNG or JPEG image").set_input_files(
+        {"name": "digit.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    )
+    expect(page.get_by_text("digit.png is sent")).to_be_visible()
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.get_by_role("article")).to_contain_text(f"class {expected}")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # MLflow's own, of the saved model
+def test_a_version_of_columns_has_a_form_with_a_field_for_each_column_and_parameter(
+    served: Served, page: Page
+) -> None:
+    pool, url, client = served
+    register_orders(pool.folder, "Form")
+    worker = pool.start("workers", MODEL_NAME="Form", MODEL_VERSION="1", MODELYARD_ALLOW_PICKLE_MODELS="true")
+    pool.wait_for_workers(url, 3)
+    try:
+        page.goto(f"{url}/#try")
+        target = page.get_by_label("Send to")
+        target.select_option(label=target.get_by_role("option", name="Form 1").inner_text())
+        page.get_by_label("text string").fill("now")
+        page.get_by_label("n long").fill("7")
+        page.get_by_label("factor long").fill("3")
+        assert not Axe().run(page).violations_count
+        page.get_by_role("button", name="Send", exact=True).click()
+        answer = page.get_by_role("article").locator("pre").first
+        expect(answer).to_contain_text('"upper": "NOW"')
+        expect(answer).to_contain_text('"double": 21')
+    finally:
+        pool.stop(worker)
+        client.control("forget", "Form", 1)
+
+
 def test_jobs_are_listed_by_filters_that_stand_in_the_address_and_one_is_shown_in_detail(
     served: Served, digits: Digits, page: Page
 ) -> None:
@@ -128,6 +176,53 @@ def test_a_version_out_of_service_says_so_and_the_decision_is_shown(
         expect(page.locator("form")).to_contain_text(f"{OTHER}: chosen by")
     finally:
         client.control("enable", MODEL, 2)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pictures_in_the_docs_show_this_page(
+    served: Served, digits: Digits, browser: Browser, scheme: Literal["light", "dark"]
+) -> None:
+    """With UPDATE_PICTURES=1 it takes them again."""
+    _, url, client = served
+    for section in ("now", "try"):
+        path = PICTURES / f"page-{section}-{scheme}.png"
+        if os.environ.get("UPDATE_PICTURES"):
+            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 800})
+            page.goto(f"{url}/#{section}")
+            expect(page.get_by_role("status")).to_have_text("live")
+            PREPARE[section](page, client, digits)
+            taken = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+            taken.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+            page.close()
+        with Image.open(path) as image:
+            assert image.width == 1280
+        assert path.stat().st_size <= MOST_PICTURE_BYTES
+
+
+def prepare_now(page: Page, client: Client, digits: Digits) -> None:
+    """Charts with some minutes of traffic, as far as the pool's history has them."""
+    give_up_at = time.monotonic() + PICTURE_TRAFFIC_S
+    while time.monotonic() < give_up_at:
+        list(client.map(digits.images[:200, None]))
+        client.predict(digits.images[:1], version=1)
+    expect(page.get_by_role("img", name=re.compile("Throughput"))).to_be_visible()
+
+
+def prepare_try(page: Page, client: Client, digits: Digits) -> None:
+    """A drawn seven, and the answers of both versions."""
+    pad = page.locator("canvas.pad")
+    pad.hover(position={"x": 70, "y": 60})
+    page.mouse.down()
+    for x, y in ((180, 60), (120, 210)):
+        box = pad.bounding_box()
+        assert box
+        page.mouse.move(box["x"] + x, box["y"] + y, steps=8)
+    page.mouse.up()
+    page.get_by_role("button", name="Send to all versions").click()
+    expect(page.get_by_role("article")).to_have_count(2)
+
+
+PREPARE = {"now": prepare_now, "try": prepare_try}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -181,16 +276,24 @@ def test_a_guarded_pool_is_shown_to_operators_only(served: Served, page: Page) -
     pool, _, _ = served
     operator, ann = new_key("ann", "operate")
     reader, bob = new_key("bob", "predict")
-    pool.environment["MODELYARD_API_KEYS"] = f"{ann.line()},{bob.line()}"
+    keys = {
+        "MODELYARD_API_KEYS": f"{ann.line()},{bob.line()}",
+        "MODELYARD_MLFLOW_URL": "http://mlflow.example/",
+    }
+    pool.environment.update(keys)
     try:
         url = pool.controller()
     finally:
-        del pool.environment["MODELYARD_API_KEYS"]
+        for each in keys:
+            del pool.environment[each]
     page.goto(f"{url}/")
     for key, shown in ((reader, "role `operate`"), (operator, BEST)):
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Show the pool").click()
         expect(page.locator("main")).to_contain_text(shown)
+    page.get_by_role("link", name="Pool").click()
+    of_version = page.get_by_role("link", name=BEST)
+    expect(of_version).to_have_attribute("href", f"http://mlflow.example/#/models/{MODEL}/versions/2")
     assert httpx.get(f"{url}/events").status_code == 401
     assert BEST not in httpx.get(f"{url}/").text
     pool.stop(pool.serving(url))

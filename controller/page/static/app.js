@@ -1,6 +1,8 @@
-// The page of the pool: what GET /events streams, and a form that posts predictions.
+// The page of the pool: its sections, and what GET /events streams.
 import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Jobs } from "./jobs.js";
+import { Pool } from "./pool.js";
+import { Try } from "./try.js";
 import { Why } from "./why.js";
 import { figure, headers, ms, number, problem, setKey, title } from "./shared.js";
 
@@ -34,13 +36,14 @@ async function readEvents(signal, hear) {
 
 /** The pool, its history and the state of the connection, kept current while the page is shown. */
 function usePool(signedIn) {
-  const [pool, setPool] = useState({ rows: null, rates: {}, history: null, state: "connecting", error: "", at: 0 });
+  const [pool, setPool] = useState({ rows: null, rates: {}, history: null, links: {}, state: "connecting", error: "", at: 0 });
   useEffect(() => {
     let tries = 0, timer = 0, stop = null, before = null;
     const update = (more) => setPool((old) => ({ ...old, ...more }));
     const hear = (event, data) => {
       tries = 0;
       if (event === "history") update({ history: data });
+      else if (event === "links") update({ links: data });
       else if (event === "away") update({ state: "away", error: "Redis does not answer. The figures are as last seen." });
       else {
         const rates = ratesBetween(before, data.workers);
@@ -151,7 +154,7 @@ function Versions({ rows, rates, history }) {
     <tbody>${rows.map((row, index) => {
       const rate = rates[row.worker]?.done;
       return html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
-        <td><span class="swatch" style=${{ background: colour(index) }}></span><b>${title(row)}</b> <small>worker ${row.worker}</small>
+        <td><span class="name"><span class="swatch" style=${{ background: colour(index) }}></span><b>${title(row)}</b></span> <small>worker ${row.worker}</small>
           ${row.chosen && html`<span class="why">★ chosen: ${row.direction === "lower" ? "lowest" : "highest"} ${row.metric} of the ready versions with this input</span>`}
           ${row.excluded && html`<span class="why">⊘ ${row.excluded_why}</span>`}
           ${row.circuit_open && !row.excluded && html`<span class="why">⚠ its jobs keep failing, and no other version of the model is ready</span>`}
@@ -228,115 +231,6 @@ function Now({ pool, rows }) {
       <${Chart} name="Batch size" unit="samples" of="batch_samples" rows=${shown} points=${points} span=${span} />
       <${Chart} name="Backlog" unit="jobs" of="backlog_jobs" rows=${shown} points=${points} span=${span} />
     </div>`;
-}
-
-function Pool({ rows }) {
-  const replicas = rows.flatMap((row) => row.replicas.map((each) => ({ row, each })));
-  const age = (at) => `${number(Math.max(0, (Date.now() - at) / 1000) / 60, 0)} min`;
-  return html`<h2 id="workers">Workers</h2><div class="card scroll" tabindex="0" role="region" aria-labelledby="workers"><table class="fold">
-    <thead><tr>${["Version", "State", "Host", "Process", "Device", "Up", "Jobs done", "Failed", "Batch mean", "Model", "Registry"].map((name) =>
-      html`<th scope="col">${name}</th>`)}</tr></thead>
-    <tbody>${replicas.map(({ row, each }) => html`<tr key=${each.worker_id}>
-      <td><b>${title(row)}</b>${each.warnings.map((said) => html`<span class="why">⚠ ${said}</span>`)}</td>
-      <td data-label="State"><span class="tag ${each.state}">${each.state}</span></td>
-      <td data-label="Host">${each.host}</td><td data-label="Process">${each.pid}</td><td data-label="Device">${each.device}</td>
-      <td data-label="Up">${age(each.started_at_ms)}</td><td data-label="Jobs done">${number(each.jobs_done)}</td>
-      <td data-label="Failed">${number(each.jobs_failed)}</td><td data-label="Batch mean">${number(each.batch_samples_mean, 1)}</td>
-      <td data-label="Model"><small>${each.model_id || "–"}</small></td><td data-label="Registry"><small>${each.registry || "–"}</small></td></tr>`)}
-    </tbody></table>${!replicas.length && html`<p>No worker runs. Start one with <code>modelyard worker</code>.</p>`}</div>
-    <p class="row"><a href="docs">API documentation</a> <a href="metrics">Prometheus metrics</a></p>`;
-}
-
-function Bars({ scores }) {
-  const best = scores.indexOf(Math.max(...scores));
-  return html`<div class="bars">${scores.map((score, index) => html`<span>${index}</span>
-    <div class="bar ${index === best ? "best" : ""}"><i style=${{ width: `${Math.max(0, Math.min(1, score)) * 100}%` }}></i></div>
-    <span>${number(score, 3)}</span>`)}</div>`;
-}
-
-/** A pad to draw on, which answers an image of height x width in [0, 1]. */
-function Pad({ height, width, onImage }) {
-  const place = useRef(null);
-  const small = useRef(null);
-  const last = useRef(null);
-  useEffect(() => { small.current = Object.assign(document.createElement("canvas"), { width, height }); clear(); }, [height, width]);
-  const clear = () => {
-    const pen = place.current.getContext("2d");
-    pen.fillStyle = "#000";
-    pen.fillRect(0, 0, 252, 252);
-    onImage(null);
-  };
-  const draw = (event) => {
-    if (!event.buttons) { last.current = null; return; }
-    const box = place.current.getBoundingClientRect();
-    const point = [((event.clientX - box.left) / box.width) * 252, ((event.clientY - box.top) / box.height) * 252];
-    const pen = place.current.getContext("2d");
-    Object.assign(pen, { strokeStyle: "#fff", lineWidth: 20, lineCap: "round", lineJoin: "round" });
-    pen.beginPath();
-    pen.moveTo(...(last.current ?? point));
-    pen.lineTo(...point);
-    pen.stroke();
-    last.current = point;
-  };
-  const done = () => {
-    last.current = null;
-    const pen = small.current.getContext("2d", { willReadFrequently: true });
-    pen.drawImage(place.current, 0, 0, width, height);
-    const pixels = pen.getImageData(0, 0, width, height).data;
-    onImage(Array.from({ length: height * width }, (_, index) => Math.round((pixels[index * 4] / 255) * 1000) / 1000));
-  };
-  return html`<div><canvas class="pad" ref=${place} width="252" height="252" aria-label="Drawing pad for an image of ${height} by ${width}"
-    onPointerDown=${draw} onPointerMove=${draw} onPointerUp=${done} onPointerLeave=${(event) => event.buttons && done()}></canvas>
-    <p><button onClick=${clear}>Clear</button></p></div>`;
-}
-
-const zeros = (shape) => (shape.length ? Array.from({ length: shape[0] }, () => zeros(shape.slice(1))) : 0);
-
-function Try({ rows }) {
-  const ready = rows.filter((row) => row.live_workers > 0);
-  const [target, setTarget] = useState("");
-  const [text, setText] = useState(null);
-  const [answers, setAnswers] = useState([]);
-  const [busy, setBusy] = useState(false);
-  const row = ready.find((each) => String(each.worker) === target) ?? ready[0];
-  if (!row) return html`<p class="card">No worker is ready. Start one with <code>modelyard worker</code>.</p>`;
-  const shape = (row.input?.shape ?? []).slice(1);
-  const image = row.input?.dtype?.startsWith("float") && shape.length >= 2 && shape.slice(0, -2).every((n) => n === 1) &&
-    shape.at(-1) <= 64 && shape.at(-2) <= 64;
-  const body = text ?? JSON.stringify(row.example ?? { data: [zeros(shape.map((size) => (size < 0 ? 1 : size)))] });
-  const ask = async (query, label) => {
-    const answer = await fetch(`predict?wait=10${query}`, { method: "POST", headers: headers({ "Content-Type": "application/json" }), body });
-    return { label, status: answer.status, document: await problem(answer) };
-  };
-  const send = async (everyone) => {
-    setBusy(true);
-    const same = ready.filter((each) => JSON.stringify(each.input) === JSON.stringify(row.input));
-    const asked = everyone ? same.map((each) => ask(`&worker=${each.worker}`, title(each)))
-      : [ask(target ? `&worker=${target}` : "", target ? title(row) : "the routed version")];
-    const settled = await Promise.allSettled(asked);
-    setAnswers(settled.map((each) => each.value ?? { label: "", status: 0, document: { detail: "The controller does not answer." } }));
-    setBusy(false);
-  };
-  return html`<div class="two" style=${{ marginTop: "14px" }}>
-    <section class="card"><h2 style=${{ marginTop: 0 }}>Request</h2>
-      <p class="row"><label>Send to <select value=${target} onChange=${(event) => setTarget(event.target.value)}>
-        <option value="">the version that routing chooses</option>
-        ${ready.map((each) => html`<option key=${each.worker} value=${each.worker}>${title(each)} (worker ${each.worker})</option>`)}</select></label></p>
-      ${image && html`<${Pad} height=${shape.at(-2)} width=${shape.at(-1)} onImage=${(pixels) => setText(pixels && JSON.stringify({ data: pixels }))} />`}
-      <label>Body, JSON${row.input?.dtype && `; one sample is ${row.input.dtype} of shape ${shape.join("×") || "1"}`}
-        <textarea spellcheck="false" value=${body} onInput=${(event) => setText(event.target.value)}></textarea></label>
-      <p class="row"><button class="main" disabled=${busy} onClick=${() => send(false)}>Send</button>
-        <button disabled=${busy} onClick=${() => send(true)}>Send to all versions</button></p></section>
-    <section class="card" aria-live="polite"><h2 style=${{ marginTop: 0 }}>Answer</h2>
-      ${!answers.length && html`<p class="muted">Nothing was sent yet.</p>`}
-      ${answers.map(({ label, status, document: said }) => html`<article>
-        <h3>${said.model_name ? `${said.model_name} ${said.model_version}` : label}: ${status || "no answer"} ${said.status ?? ""}</h3>
-        ${said.detail && html`<p>${said.detail}</p>`}
-        ${said.end_to_end_ms != null && html`<p class="muted">waited ${ms(said.queue_wait_ms)} ms, inference ${ms(said.inference_ms)} ms,
-          end to end ${ms(said.end_to_end_ms)} ms; ${said.forced ? "forced" : `chosen by ${said.policy}`}</p>`}
-        ${said.predictions?.[0]?.scores?.length > 1 && html`<p>class <b>${said.predictions[0].class}</b></p><${Bars} scores=${said.predictions[0].scores} />`}
-        <details><summary>JSON</summary><pre>${JSON.stringify(said, null, 1)}</pre></details></article>`)}
-    </section></div>`;
 }
 
 function SignIn({ error, onKey }) {
