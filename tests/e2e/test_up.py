@@ -161,20 +161,12 @@ def test_demo_serves_its_own_registry_whatever_is_exported_writes_records_and_en
     assert processes_of(environment) == []
 
 
-@pytest.mark.parametrize(
-    ("variables", "told"),
-    [
-        ({"FLOWER_BASIC_AUTH": ""}, "FLOWER_BASIC_AUTH"),
-        ({"MODELYARD_API_KEYS_FILE": "", "MODELYARD_HOST": "0.0.0.0"}, "MODELYARD_ALLOW_ANONYMOUS"),
-        ({"MLFLOW_HOST": "0.0.0.0"}, "MLflow would listen"),
-    ],
-)
 def test_up_that_would_let_strangers_in_is_one_line_and_starts_nothing(
-    environment: dict[str, str], keys: Keys, variables: dict[str, str], told: str
+    environment: dict[str, str], keys: Keys
 ) -> None:
-    up = modelyard(environment | keys.variables | variables, "up")
+    up = modelyard(environment | keys.variables | {"MLFLOW_HOST": "0.0.0.0"}, "up")
     assert up.returncode == 1
-    assert told in up.stderr
+    assert "MLflow would listen" in up.stderr
     assert len(up.stderr.splitlines()) == 1
     assert processes_of(environment) == []
 
