@@ -26,7 +26,7 @@ from app.errors import (
     QueueFullError,
     WireError,
 )
-from app.ledger import ids
+from app.ledger import ids, wire
 from app.ledger.commands import Accept, NewBatch, OnceKey
 from app.ledger.wakeup_message import WakeUpMessages
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
@@ -125,6 +125,10 @@ class SentBatch:
     sent_at_s: float
     outcome: BatchOutcome | None = None
     timer: asyncio.TimerHandle | None = None
+
+    def move_to(self, head: BatchHead, prefix: str) -> None:
+        """Take the head that the batch got when it was moved to another version."""
+        self.head, self.json = head, BatchJson(self.batch_id, head, prefix)
 
     def end_waits(self) -> None:
         """Answer the callers whose wait has timed out, and set the timer for the next one."""
@@ -365,6 +369,8 @@ class Dispatcher:
             return
         if len(batch.head.jobs) != len(outcome.jobs):
             raise WireError(f"{len(outcome.jobs)} outcomes for {len(batch.head.jobs)} jobs")
+        if outcome.head:
+            batch.move_to(wire.decode_head(outcome.head), self._prefix)
         batch.outcome = outcome
         # The jobs refer to their batch: a reference cycle would need the garbage collector.
         jobs, batch.jobs = batch.jobs, []
@@ -404,7 +410,7 @@ class Dispatcher:
                 waiting jobs are sent first. Otherwise they are sent with the requests of this loop iteration.
         """
         del self.sent[batch.batch_id]
-        lane = self._lanes[batch.head.queue]
+        lane = self._lanes[batch.accept.batch.head.queue]  # its own head may be that of another queue
         lane.backlog.sent_batches -= 1
         lane.backlog.sent_jobs -= len(batch.head.jobs)
         if lane.backlog.open_by_caller:

@@ -78,7 +78,7 @@ class Services:
         self.ledger = ControllerLedger(client, retention_s)
         self.quarantine = Quarantine(client, template, retention_s)
         self.replay_buffer = _replay_buffer(settings, client, self.clock)
-        self.operate = Operations(settings, client, self.clock)
+        self.operate = Operations(settings, client, self.clock, template)
         self.watcher = PoolWatcher(
             client,
             self.clock,

@@ -12,6 +12,7 @@ A batch is one hash, `modelyard:batch:<batch>`:
 | `at` | job that runs alone now, after a worker died with the batch | progress | claim or finish |
 | `x:<index>` | number of worker deaths while this job ran alone | claim | the record expires |
 | `o:<index>` | `JobOutcome` of a job that ran alone, msgpack | progress or keep | the record expires |
+| `to` | running key of the queue that it was moved to: no other queue can claim it | reroute | the record expires |
 | `out` | `BatchOutcome`, msgpack | finish | the record expires |
 | `q:<index>` | samples of a quarantined job | finish | the record expires |
 | `r:<index>` | id of the new job when it was resent, see `quarantine` | resend | the record expires |

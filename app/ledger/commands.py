@@ -271,6 +271,18 @@ def requeue_from_dead(batch_id: str, queue: str, worker_id: str, message: bytes)
     return Call(load("requeue_from_dead"), names, [batch_id, worker_id, message])
 
 
+def reroute(batch_id: str, queue: str, old: bytes, new: BatchHead, message: bytes) -> Call:
+    """Move an unclaimed batch to the queue of its new head.
+
+    Args:
+        old: The encoded head that was read; the batch stays if it has another one now.
+    """
+    to = new.queue
+    other = [to, keys.pending(to), keys.deadlines(to), keys.open_jobs(to), keys.running(to)]
+    args: list[Value] = [batch_id, queue, old, wire.encode(new), message]
+    return Call(load("reroute"), [*_batch_keys(batch_id, queue), *other], args)
+
+
 def forget(batch_id: str, queue: str) -> Call:
     """Remove a batch without a record from the indexes."""
     return Call(load("forget"), _batch_keys(batch_id, queue), [batch_id, queue])

@@ -20,6 +20,7 @@ from modelyard.schemas import Status
 
 _NOT_CANCELLABLE = {
     b"running": "the job is running; only a queued job can be cancelled",
+    b"moved": "the job was moved to another version at this moment; try again",
     b"finished": "the job already has its outcome; read it at its result_url",
     b"expired": "the job's deadline has passed; read it at its result_url",
 }

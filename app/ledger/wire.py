@@ -64,6 +64,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
         model_name: Registered model.
         model_version: Its version.
         val_accuracy: Fraction in [0, 1] published when the batch was routed, or None.
+        rerouted_from: Version that it waited for before it was moved, as `NAME/3`; empty if it was not.
         metric: The metric that ranks the version, if it is not val_accuracy, else empty.
         direction: Which value of that metric is better.
         metric_value: Value of that metric when the batch was routed, or None.
@@ -97,6 +98,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     direction: str = ""
     metric_value: float | None = None
     callbacks: dict[int, str] = {}
+    rerouted_from: str = ""
 
 
 Label: TypeAlias = str | int | float | bool
@@ -165,6 +167,8 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
         schema_version: Result of `outcome_version` for the jobs.
         labels: Name of each class, in the order of the scores; empty if unknown. Has a default, so that older records
             stay readable; older processes ignore it.
+        head: The encoded head of a batch that was moved to another version, for the controller that sent it to the
+            first one; else empty.
     """
 
     worker_id: str
@@ -175,6 +179,7 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[JobOutcome]
     schema_version: int = SCHEMA_VERSION
     labels: list[Label] = []
+    head: bytes = b""
 
 
 def outcome_version(jobs: Iterable[JobOutcome]) -> int:

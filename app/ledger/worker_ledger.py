@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import msgspec
+
 from app.clock import to_ms
 from app.errors import NewerWireError, WireError
 from app.ledger import commands, ids, wire
@@ -205,6 +207,8 @@ class WorkerLedger:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
+        if batch.head.rerouted_from:  # its controller knows the head of the first version only
+            outcome = msgspec.structs.replace(outcome, head=wire.encode(batch.head))
         call = commands.finish_and_take(
             batch.batch_id, batch.head, self.worker_id, outcome, self._retention_ms, quarantined, take=take
         )

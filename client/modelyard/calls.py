@@ -260,11 +260,14 @@ def workers() -> Call[Pool]:
     return Call("GET", "/workers", Pool)
 
 
-def control(action: str, model: str, version: int | None, reason: str) -> Call[VersionControl]:
+def control(
+    action: str, model: str, version: int | None, reason: str, reroute: bool = False
+) -> Call[VersionControl]:
     """Take a version out of service, or put it back."""
     path = f"/models/{quote(model, safe='')}" + (f"/versions/{version}" if version is not None else "")
+    query = ({"reason": reason} if reason else {}) | ({"reroute": "true"} if reroute else {})
     method, path = ("DELETE", path) if action == "forget" else ("POST", f"{path}/{action}")
-    return Call(method, path, VersionControl, query={"reason": reason} if reason else {})
+    return Call(method, path, VersionControl, query=query)
 
 
 def decisions(limit: int) -> Call[DecisionList]:

@@ -252,20 +252,21 @@ class Client:
         return self._send(calls.workers()).workers
 
     def control(
-        self, action: str, model: str, version: int | None = None, *, reason: str = ""
+        self, action: str, model: str, version: int | None = None, *, reason: str = "", reroute: bool = False
     ) -> VersionControl:
         """Take a version out of service, or put it back.
 
         Args:
             action: `disable`, `enable`, `retire`, `pin` or `forget`; or `unpin`, without a version.
             reason: Why, for the log of decisions.
+            reroute: With `retire`: whether the next version of its endpoint gets the jobs that wait.
 
         Raises:
             ForbiddenError: The API key is not an operator's.
             UnknownModelError: The pool has never served the version.
             VersionInUseError: A version to be forgotten has workers or jobs.
         """
-        return self._send(calls.control(action, model, version, reason))
+        return self._send(calls.control(action, model, version, reason, reroute))
 
     def decisions(self, limit: int = 100) -> tuple[Decision, ...]:
         """Read what operators and circuit breakers decided about versions, newest first."""
@@ -427,10 +428,10 @@ class AsyncClient:
         return (await self._send(calls.workers())).workers
 
     async def control(
-        self, action: str, model: str, version: int | None = None, *, reason: str = ""
+        self, action: str, model: str, version: int | None = None, *, reason: str = "", reroute: bool = False
     ) -> VersionControl:
         """Take a version out of service, or put it back; see `Client.control`."""
-        return await self._send(calls.control(action, model, version, reason))
+        return await self._send(calls.control(action, model, version, reason, reroute))
 
     async def decisions(self, limit: int = 100) -> tuple[Decision, ...]:
         """Read what was decided about versions, newest first."""

@@ -197,6 +197,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     metric_value: Annotated[float | None, says("value of that metric at the time of routing")] = None
     route: Annotated[Later[RouteExplanation], says("with `explain=true`: why it went to its version")] = None
     resent_from: Annotated[Later[str], says("the quarantined job that this one repeats")] = None
+    rerouted_from: Annotated[
+        Later[str], says("the version that it waited for until that was retired, as `NAME/3`")
+    ] = None
     webhook: Annotated[
         Later[WebhookState], says("of a job with a `callback_url`, in answers of `GET /results`")
     ] = None
@@ -443,6 +446,7 @@ class VersionControl(msgspec.Struct, frozen=True, kw_only=True):
     by: Annotated[str, says("name of the operator's API key; empty without keys")]
     reason: str
     open_jobs: Annotated[int, says("accepted jobs of the version without an outcome")]
+    rerouted_jobs: Annotated[int, says("waiting jobs that were moved to another version")] = 0
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -139,6 +139,8 @@ def _common(head: BatchHead, entry: JobEntry, outcome: BatchOutcome | None) -> d
         common["comparable"] = False
     if head.resent_from:
         common["resent_from"] = head.resent_from
+    if head.rerouted_from:
+        common["rerouted_from"] = head.rerouted_from
     if outcome:
         common["worker_id"] = outcome.worker_id or None
         common["batch_samples"] = outcome.n_samples

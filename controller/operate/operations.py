@@ -9,6 +9,7 @@ from controller.operate.circuits import Circuits
 from controller.operate.controls import Controls
 from controller.operate.decision_log import DecisionLog
 from controller.operate.job_history import JobHistory
+from controller.operate.reroute import Reroute
 
 
 class Operations:
@@ -16,10 +17,14 @@ class Operations:
 
     Args:
         client: Asynchronous Redis client that returns bytes.
+        template: Message template of `app.ledger.wakeup_message.write_template`.
     """
 
-    def __init__(self, settings: ControllerSettings, client: AsyncClient, clock: PoolClock) -> None:
+    def __init__(
+        self, settings: ControllerSettings, client: AsyncClient, clock: PoolClock, template: bytes
+    ) -> None:
         self.decisions = DecisionLog(client)
         self.controls = Controls(client, self.decisions)
+        self.reroute = Reroute(client, template)
         self.circuits = Circuits(settings, clock, self.decisions)
         self.job_history = JobHistory(client, clock, settings.result_retention_s)

@@ -14,6 +14,7 @@ from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs
 from controller.operate.controls import DONE, Action
 from controller.operate.job_history import JobFilter
+from controller.operate.reroute import rivals_of
 from controller.operate.wanted_replicas import expected_wait_s, live_replicas, wanted_replicas
 from controller.services import Services
 from modelyard.schemas import DecisionList, Scale
@@ -23,13 +24,21 @@ Reason = Annotated[str, Query(max_length=500, description="why, for the log of d
 JSON = "application/json"
 
 
-async def _apply(request: Request, action: Action, name: str, version: int | None, reason: str) -> Response:
+async def _apply(
+    request: Request, action: Action, name: str, version: int | None, reason: str, reroute: bool = False
+) -> Response:
     services: Services = request.state.services
     caller: Caller = request.state.caller
+    rivals = rivals_of(services.watcher.view, name, version) if reroute and version is not None else []
     target = name if version is None else f"{name}/{version}"
     with services.audit.act(action, DONE[action], caller.name, request.client, target):
         done = await services.operate.controls.apply(action, name, version, by=caller.name, reason=reason)
     await services.watcher.refresh()
+    if rivals:
+        queue = keys.queue_name(name, version or 0)
+        moved = await services.operate.reroute.move(queue, rivals)
+        left = max(0, done.open_jobs - moved)
+        done = msgspec.structs.replace(done, rerouted_jobs=moved, open_jobs=left)
     return Response(msgspec.json.encode(done), media_type=JSON)
 
 
@@ -46,9 +55,17 @@ async def enable(request: Request, name: str, version: int, reason: Reason = "")
 
 
 @router.post("/models/{name}/versions/{version}/retire", dependencies=[require("operate")], **docs.RETIRE)
-async def retire(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+async def retire(
+    request: Request,
+    name: str,
+    version: int,
+    reason: Reason = "",
+    reroute: Annotated[
+        bool, Query(description="whether the next version of its endpoint gets the jobs that wait")
+    ] = False,
+) -> Response:
     """Accept no more jobs for a version; its accepted jobs still run."""
-    return await _apply(request, "retire", name, version, reason)
+    return await _apply(request, "retire", name, version, reason, reroute)
 
 
 @router.post("/models/{name}/versions/{version}/pin", dependencies=[require("operate")], **docs.PIN)

@@ -160,7 +160,11 @@ class HandWorker:
     def claim(self) -> ClaimedBatch | None:
         """The next batch of the queue, claimed; None where there is none to run."""
         batch_id = self.next_batch_id()
-        return self._ledger.claim(batch_id) if batch_id else None
+        return self.claim_of(batch_id) if batch_id else None
+
+    def claim_of(self, batch_id: str) -> ClaimedBatch | None:
+        """A batch whose message was taken off the queue before, claimed."""
+        return self._ledger.claim(batch_id)
 
     def finish(
         self,

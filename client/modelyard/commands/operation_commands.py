@@ -105,10 +105,13 @@ def unpin(model: str, reason: str, as_json: bool, url: str | None) -> None:
 )
 @click.argument("version", type=VersionName(), metavar="NAME/VERSION")
 @click.option("--wait/--no-wait", default=True, help="Wait until its workers have ended.")
+@click.option("--reroute", is_flag=True, help="Give its waiting jobs to the next version of its endpoint.")
 @REASON_OPTION
 @JSON_OPTION
 @URL_OPTION
-def retire(version: tuple[str, int], wait: bool, reason: str, as_json: bool, url: str | None) -> None:
+def retire(
+    version: tuple[str, int], wait: bool, reroute: bool, reason: str, as_json: bool, url: str | None
+) -> None:
     """Accept no more jobs for a version. Its workers run its accepted jobs, and end.
 
     Shows the progress, and waits until they have ended.
@@ -116,12 +119,13 @@ def retire(version: tuple[str, int], wait: bool, reason: str, as_json: bool, url
     from modelyard import Client
 
     with Client(controller_url(url)) as client:
-        done = client.control("retire", *version, reason=reason)
+        done = client.control("retire", *version, reason=reason, reroute=reroute)
         left = _await_end(client, done) if wait else f"; {done.open_jobs} jobs are still to run"
     if as_json:
         write_json(done)
     else:
-        click.echo(f"{'/'.join(map(str, version))} is retired: it takes no more jobs{left}")
+        moved = f", and {done.rerouted_jobs} of its jobs were moved" if reroute else ""
+        click.echo(f"{'/'.join(map(str, version))} is retired: it takes no more jobs{moved}{left}")
 
 
 @click.command("decisions", epilog=examples("modelyard decisions", "modelyard decisions --limit 5 --json"))

@@ -1,6 +1,6 @@
 -- claim(record, running, batch_id, worker_id): the worker holds the batch from now on. Answers the record's fields
 -- and the time, false where there is nothing to run or another worker holds the batch: if that worker is dead, a
--- controller takes the claim away first.
+-- controller takes the claim away first. False too where the batch was moved to another queue.
 -- fields_of(record): names and values, then seconds and microseconds. Samples of LARGE_SAMPLES_BYTES and more are answered
 -- as '': Lua would copy and hash them; the worker reads them by a command of their own.
 local LARGE_SAMPLES_BYTES = 16384
@@ -20,6 +20,8 @@ end
 local function claim(record, running, batch_id, worker_id)
   local owner = redis.call('HGET', running, batch_id)
   if owner and owner ~= worker_id then return false end
+  local to = redis.call('HGET', record, 'to')
+  if to and to ~= running then return false end
   if redis.call('HEXISTS', record, 'data') == 0
     and (redis.call('EXISTS', record) == 0 or redis.call('HEXISTS', record, 'out') == 1) then return false end
   redis.call('HSET', running, batch_id, worker_id)
