@@ -389,7 +389,7 @@ def _posted(
             limits.learn(error, part)
             continue
         if not is_whole:
-            options = {**options, "model": job.model_name, "version": job.model_version}
+            options = {**options, **of_version(job)}
         sent.jobs.append(job)
         sent.n_rows.append(part.n_rows)
         start, size = part.stop, part.n_rows
@@ -397,6 +397,11 @@ def _posted(
         if ahead >= 0 and ends_at_s is not None:  # later parts must not expire behind the first ones
             sent.jobs[ahead] = yield from _until_succeeded(sent.jobs[ahead], ends_at_s)
     return sent
+
+
+def of_version(job: Job) -> SubmitOptions:
+    """The options that send further samples to a job's version, in place of an endpoint."""
+    return {"model": job.model_name, "version": job.model_version, "endpoint": None}
 
 
 def _of_part(options: SubmitOptions, part: Part) -> SubmitOptions:

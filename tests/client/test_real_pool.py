@@ -191,7 +191,7 @@ def test_tensors_keep_their_dtype_and_take_params(client: Client) -> None:
 
 def test_what_is_larger_than_a_request_may_be_is_cut_and_joined_in_order(client: Client, url: str) -> None:
     many = pd.concat([TABLE.assign(n=place) for place in range(30)], ignore_index=True)
-    job = client.predict(many, model="Same")
+    job = client.predict(many, endpoint="Same")  # the parts after the first name its version instead
     assert isinstance(job, JoinedJob)
     assert job.to_frame()["n"].tolist() == many["n"].tolist()
     assert len(job.parts) == -(-len(many) // MAX_SAMPLES)
@@ -336,7 +336,7 @@ def test_parquet_and_ndjson_are_read_and_written_with_their_types(url: str, tmp_
         pd.concat([TABLE.assign(n=2**60 + place) for place in range(20)], ignore_index=True)
     )
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=6)
-    batch(url, tmp_path / "rows.parquet", "--output", tmp_path / "out.parquet", "--model", "Same")
+    batch(url, tmp_path / "rows.parquet", "--output", tmp_path / "out.parquet", "--endpoint", "Same")
     found = pq.read_table(tmp_path / "out.parquet")
     assert found.column("n").to_pylist() == table.column("n").to_pylist()
     assert [str(found.schema.field(name).type) for name in ("n", "x", "ok")] == ["int64", "double", "bool"]

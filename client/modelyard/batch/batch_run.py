@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 from modelyard.batch.part_file import Head, Line, PartFile
 from modelyard.batch.row_outputs import row_outputs
 from modelyard.batch.sources import Rows, Source, Unreadable, count, cut
-from modelyard.calls import SubmitOptions
+from modelyard.calls import SubmitOptions, of_version
 from modelyard.client_errors import JobExpiredError, JobFailedError
 from modelyard.errors import (
     BodyCodingError,
@@ -219,7 +219,7 @@ class BatchRun:
                 if attempt == ATTEMPTS - 1:
                     raise
         if not self._options.get("worker"):
-            self._options |= {"model": job.model_name, "version": job.model_version}
+            self._options |= of_version(job)
         return [
             Line(
                 row=chunk.start + place,

@@ -122,7 +122,10 @@ def _fingerprint(source: Path, selector: SubmitOptions, params: dict[str, Any] |
     """What a later run must have in common with this one to continue it."""
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    asked = json.dumps([str(source.resolve()), stats, selector, params], sort_keys=True)
+    options = {
+        name: value for name, value in selector.items() if value or name != "endpoint"
+    }  # it came later
+    asked = json.dumps([str(source.resolve()), stats, options, params], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()
 
 

@@ -48,7 +48,7 @@ def benchmark_samples(
 
 def _version(client: Client, selector: SubmitOptions, *, is_needed: bool) -> WorkerInfo | None:
     try:
-        return selected_version(client.workers(), selector)
+        return selected_version(client, selector)
     except ForbiddenError:  # a key that may only predict
         if is_needed:
             raise

@@ -49,6 +49,7 @@ class Given(TypedDict):
     digit: int | None
     model: str | None
     version: str | None
+    endpoint: str | None
     worker: int | None
     params: dict[str, Any] | None
 
@@ -99,7 +100,12 @@ def sample_options(function: F) -> F:
 
 def selector(given: Given) -> SubmitOptions:
     """Which version is to answer."""
-    return {"worker": given["worker"], "model": given["model"], "version": given["version"]}
+    return {
+        "worker": given["worker"],
+        "model": given["model"],
+        "version": given["version"],
+        "endpoint": given["endpoint"],
+    }
 
 
 def given_sample(given: Given, client: Client) -> Sample:
@@ -177,7 +183,7 @@ def _example(given: Given, client: Client) -> Sample:
     """The example of the version that the options select, or of the one that answers."""
     from modelyard import Body
 
-    info = selected_version(client.workers(), selector(given))
+    info = selected_version(client, selector(given))
     if info is None or info.example is None:
         raise NoCandidateError(
             "no such version is served with an example; `modelyard status` lists the versions"
@@ -186,8 +192,12 @@ def _example(given: Given, client: Client) -> Sample:
     return Sample(Body(body), f"example of {info.model_name} version {info.model_version}")
 
 
-def selected_version(workers: Sequence[WorkerInfo], selector: SubmitOptions) -> WorkerInfo | None:
+def selected_version(client: Client, selector: SubmitOptions) -> WorkerInfo | None:
     """The version that a request with this selector goes to, as far as the document of the pool tells."""
+    workers = client.workers()
+    if endpoint := selector.get("endpoint"):
+        chosen = client.route(endpoint=endpoint).routes[0].worker
+        return next((info for info in workers if info.worker == chosen), None)
     name, _, alias = (selector.get("model") or "").partition("@")
     worker, wanted = selector.get("worker"), selector.get("version") or alias
     found = [

@@ -26,10 +26,11 @@ def _parsed(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]
 
 
 def version_options(function: F) -> F:
-    """Add `--model`, `--version`, `--worker` and `--param` to a command."""
+    """Add `--model`, `--version`, `--endpoint`, `--worker` and `--param` to a command."""
     options = (
         click.option("--model", metavar="NAME[@ALIAS]", help="Model to use, or its version with an alias."),
         click.option("--version", metavar="V", help="Version of that model to use: its number or an alias."),
+        click.option("--endpoint", metavar="NAME", help="Endpoint whose best version is to be used."),
         click.option(
             "--worker", type=int, metavar="N", help="Worker number to use instead of the policy's choice."
         ),
