@@ -12,10 +12,11 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-backend "$(TORCH_BACKEND)"
 FOREIGN_CLIENTS := $(BIN)/python scripts/environments.py requirements/foreign-clients.lock .venv-foreign-clients
+DOCS := $(BIN)/python scripts/environments.py requirements/docs.lock .venv-docs
 PACKAGES := app cli client controller training workers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage check lint audit fuzz bench limits faults microbench simulate format lock clean
+.PHONY: help setup demo test coverage check lint audit fuzz bench limits faults microbench simulate docs format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -84,6 +85,12 @@ simulate: ## calibrate, validate and run the simulated pool; ONLY=study uses the
 	@$(BOOTSTRAP) --lock dev
 	@$(BIN)/python -m benchmarks.simulation $(if $(ONLY),--only "$(ONLY)")
 
+docs: ## build the documentation site into site/, and check its links
+	@$(BOOTSTRAP) --lock dev
+	@$(DOCS)
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --clean
+	@echo "open site/index.html"
+
 format: ## format the sources
 	@$(BOOTSTRAP) --lock dev
 	$(BIN)/ruff format .
@@ -94,7 +101,7 @@ lock: ## pin the newest packages that pyproject.toml allows
 	$(PYTHON) scripts/lock.py
 
 clean: ## remove .venv and caches; keeps models, records and the pool's data
-	rm -rf .venv .venv-foreign-clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov build dist
+	rm -rf .venv .venv-foreign-clients .venv-docs site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis htmlcov build dist
 	rm -f .coverage .coverage.* coverage.xml
 	rm -rf *.egg-info client/*.egg-info client/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SERVICES = ("pypi", "osv")
 TIMEOUT_S = "10"
-FOREIGN = "foreign-clients"  # the lock that is resolved on its own
+OWN = ("foreign-clients", "docs")  # locks that are each resolved on its own
 # What pip-audit and the libraries below it say where a service cannot be reached.
 UNREACHABLE = ("ConnectionError", "Could not connect", "Max retries exceeded", "Timeout", "timed out")
 
@@ -66,11 +66,12 @@ def main() -> int:
 def lock_groups(folder: Path) -> list[list[Path]]:
     """The locks that one run can read: pip-audit refuses locks that pin different versions of a package.
 
-    ``scripts/lock.py`` gives a package one version in all locks but that of the foreign clients.
+    ``scripts/lock.py`` gives a package one version in all locks but those of other environments.
     """
     locks = sorted(folder.glob("*.lock"))
-    foreign = [lock for lock in locks if lock.stem == FOREIGN]
-    return [group for group in ([lock for lock in locks if lock not in foreign], foreign) if group]
+    alone = [[lock] for lock in locks if lock.stem in OWN]
+    together = [lock for lock in locks if lock.stem not in OWN]
+    return [group for group in (together, *alone) if group]
 
 
 def command(service: str, locks: list[Path]) -> list[str]:

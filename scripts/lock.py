@@ -18,7 +18,7 @@ from workers import pip_config  # found by what bootstrap adds to the path
 DEVELOPMENT = "dev"
 CLIENT = "client"  # a distribution of its own
 KINDS = ("controller", "worker", "training", CLIENT, "flower", "all")
-FOREIGN = "foreign-clients"  # a dependency group: clients of other servers, which tests run
+GROUPS = ("foreign-clients", "docs")  # dependency groups, each for an environment of its own
 HEADER = """\
 # Pinned packages of: {kind}. Written by `make lock` from pyproject.toml; do not edit.
 # Serves Python 3.11 and newer. The packages that a CUDA build of PyTorch needs are not listed: that build
@@ -35,14 +35,15 @@ def main() -> int:
     compile_lock(DEVELOPMENT, config, constraint=None)
     for kind in KINDS:
         compile_lock(kind, config, constraint=development)
-    compile_lock(FOREIGN, config, constraint=None)
+    for kind in GROUPS:
+        compile_lock(kind, config, constraint=None)
     return 0
 
 
 def compile_lock(kind: str, config: dict[str, str], constraint: Path | None) -> None:
     """Resolve one kind of process and write its lock."""
     project, extra = ("client/pyproject.toml", "all") if kind == CLIENT else ("pyproject.toml", kind)
-    source = ("--group", kind) if kind == FOREIGN else (project, "--extra", extra)
+    source = ("--group", kind) if kind in GROUPS else (project, "--extra", extra)
     command = [
         *(str(VENV / "bin" / "uv"), "pip", "compile", *source, "--quiet"),
         *("--no-emit-package", "modelyard-client"),  # installed from its folder, as the server is

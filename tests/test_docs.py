@@ -34,6 +34,12 @@ def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(page), f"{target} names no heading"
 
 
+def test_the_site_has_a_place_for_every_page() -> None:
+    named = re.findall(r"^ +- [^:]+: ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = [path.name for path in (ROOT / "docs").glob("*.md")]
+    assert sorted(named) == sorted([*pages, "index.md", "adr/index.md"])
+
+
 def anchors(path: Path) -> set[str]:
     """Anchors of a page's headings, as they are rendered."""
     titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)

@@ -18,7 +18,7 @@ def packages(kind: str) -> set[str]:
     return {pin.split("==")[0] for pin in pins(kind)}
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "foreign-clients"])
+@pytest.mark.parametrize("kind", [*KINDS, "foreign-clients", "docs"])
 def test_lock_pins_exact_versions_and_names_no_place(kind: str) -> None:
     assert all(re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+", pin) for pin in pins(kind))
     assert not re.search(
