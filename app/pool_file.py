@@ -25,6 +25,7 @@ DEFAULT_VERSIONS: tuple[int | str, ...] = (CHAMPION, BEST, LATEST)
 MOST_REPLICAS = 64
 ENDPOINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 ALIKE = 0.6  # similarity from which an unknown model of an endpoint counts as a misspelt one
+Policy: TypeAlias = Literal["best", "champion", "newest"]
 KeyPath: TypeAlias = tuple[str | int, ...]  # such as ("serve", 0, "versions")
 Mistakes: TypeAlias = list[tuple[KeyPath, str]]
 
@@ -107,6 +108,8 @@ class Endpoint(BaseModel):
         default: Whether requests without a selector go to this endpoint.
         default_version: Version that wins ties.
         pinned: The only version that answers.
+        policy: Which version is chosen: the best by its metric, the one with the alias `champion` (or the
+            default version), or the newest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -116,6 +119,7 @@ class Endpoint(BaseModel):
     default: bool = False
     default_version: NamedVersion | None = None
     pinned: NamedVersion | None = None
+    policy: Policy = Field(default="best", description='expected "best", "champion" or "newest"')
 
     @field_validator("models", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from app.pool_file import Policy
 from app.redis import keys
 from controller.ranking import Candidate, best_of, deciding_criterion, tie_band
 from modelyard.schemas import ExcludedVersion, RankedVersion, RouteExplanation
@@ -37,18 +38,20 @@ def explanation(
     sets: Sequence[Sequence[Candidate]],
     excluded: Mapping[str, tuple[str, str]],
     comparable: bool | None,
+    order: Policy = "best",
 ) -> RouteExplanation:
     """Explain the route to the best candidate.
 
     Args:
         sets: The candidates of one contract, see `controller.ranking.tie_sets`.
         excluded: Reason and text, by queue.
+        order: The policy of the endpoint.
     """
     ranked = [each for tied in sets for each in tied]
     first, tied = ranked[0], sets[0]
     best = best_of(tied)
     others = [each for each in ranked if each is not best and each.figure is not None]
-    criterion = deciding_criterion(sets)
+    criterion = deciding_criterion(sets, order)
     return RouteExplanation(
         endpoint=endpoint,
         worker=first.worker,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import hypot, inf, sqrt
 
 from app.contract import Contract
+from app.pool_file import Policy
 from app.quality import VAL_ACCURACY, Direction
 
 Z = 1.96  # two-sided 95 %
@@ -102,6 +103,20 @@ def tie_sets(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     return [*sets, sorted(unmeasured, key=_order_in_tie)] if unmeasured else sets
 
 
+def ordered_sets(candidates: Iterable[Candidate], policy: Policy) -> list[list[Candidate]]:
+    """The candidates of one contract by the policy of their endpoint, in sets as `tie_sets` has."""
+    if policy == "newest":
+        return [
+            [each] for each in sorted(candidates, key=lambda each: (-each.model_version, each.model_name))
+        ]
+    sets = tie_sets(candidates)
+    champion = next((each for tied in sets for each in tied if each.is_champion), None)
+    if policy == "best" or champion is None:
+        return sets
+    others = [[each for each in tied if each is not champion] for tied in sets]
+    return [[champion], *(tied for tied in others if tied)]
+
+
 def _sets_of_one_metric(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     by_digest: dict[str, list[Candidate]] = {}
     for each in candidates:
@@ -124,13 +139,17 @@ def _order_of_metric(sets: list[list[Candidate]]) -> tuple[bool, int, str]:
     return not sets[0][0].is_champion, -newest, sets[0][0].metric
 
 
-def deciding_criterion(sets: Sequence[Sequence[Candidate]]) -> str:
+def deciding_criterion(sets: Sequence[Sequence[Candidate]], policy: Policy = "best") -> str:
     """What put the first of the candidates before the others: one of `modelyard.schemas.CRITERIA`.
 
     Args:
-        sets: Result of `tie_sets`.
+        sets: Result of `ordered_sets`.
     """
     first = sets[0][0]
+    if len(sets) > 1 and policy == "newest":
+        return "newer_version"
+    if len(sets) > 1 and policy == "champion" and first.is_champion:
+        return "champion"
     if len(sets[0]) == 1:
         if len(sets) == 1:
             return "only_candidate"

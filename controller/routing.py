@@ -29,11 +29,12 @@ from app.redis import keys
 from app.registry_database import LATEST
 from app.worker_record import WorkerRecord, by_queue
 from controller.decisions import encode, explanation, forced_explanation, id_of, late_explanation
-from controller.ranking import Candidate, tie_sets
+from controller.ranking import Candidate, ordered_sets
 from modelyard.schemas import RouteExplanation
 
 POLICY = "highest_val_accuracy"
 BEST_METRIC = "best_metric"  # the same rule, for versions that another metric ranks
+POLICY_OF: dict[pool_file.Policy, str] = {"best": "", "champion": "champion", "newest": "newest_version"}
 FORCED = "forced"
 CHAMPION = "champion"
 DISABLED, RETIRED, PINNED, CIRCUIT_OPEN = (
@@ -366,16 +367,24 @@ def _named_endpoint(snapshot: Snapshot, selector: Selector) -> Endpoint:
     return found
 
 
-def _endpoint(name: str, group: Iterable[Candidate], excluded: Mapping[str, Exclusion]) -> Endpoint:
+def _endpoint(
+    name: str,
+    group: Iterable[Candidate],
+    excluded: Mapping[str, Exclusion],
+    order: pool_file.Policy = "best",
+) -> Endpoint:
     """Rank the versions of an endpoint, and prepare their routes."""
     by_contract: dict[Contract, list[Candidate]] = {}
     for each in group:
         by_contract.setdefault(each.contract, []).append(each)
     ranked = sorted(
-        ((tie_sets(each), each) for each in by_contract.values()), key=lambda pair: _order(pair[0][0][0])
+        ((ordered_sets(each, order), each) for each in by_contract.values()),
+        key=lambda pair: _order(pair[0][0][0]),
     )
     explanations: dict[str, RouteExplanation] = {}
-    prepared = [_explained_route(name, sets, rivals, excluded, explanations) for sets, rivals in ranked]
+    prepared = [
+        _explained_route(name, sets, rivals, excluded, explanations, order) for sets, rivals in ranked
+    ]
     return Endpoint(
         name=name,
         candidates=tuple(each for sets, _ in ranked for tied in sets for each in tied),
@@ -402,6 +411,7 @@ def _configured_endpoint(
         name,
         [each for each in own if each.queue not in excluded],
         {queue: why for queue, why in excluded.items() if _belongs(endpoint, *keys.model_of(queue))},
+        endpoint.policy,
     )
 
 
@@ -437,11 +447,12 @@ def _explained_route(
     rivals: list[Candidate],
     excluded: Mapping[str, Exclusion],
     explanations: dict[str, RouteExplanation],
+    order: pool_file.Policy,
 ) -> Route:
-    comparable = comparability(rivals)
+    comparable = comparability(rivals) if order == "best" else None
     reasons = {queue: (each.reason, each.text) for queue, each in excluded.items()}
-    policy = POLICY if sets[0][0].metric == VAL_ACCURACY else BEST_METRIC
-    explained = explanation(name, policy, sets, reasons, comparable)
+    policy = POLICY_OF[order] or (POLICY if sets[0][0].metric == VAL_ACCURACY else BEST_METRIC)
+    explained = explanation(name, policy, sets, reasons, comparable, order)
     decision = id_of(encode(explained))
     explanations[decision] = explained
     return Route(sets[0][0], policy, False, comparable=comparable, decision=decision)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 Later: TypeAlias = Annotated[T | None, Meta(extra_json_schema={"nullable": False})]
 Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
 FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
-POLICIES = ["highest_val_accuracy", "best_metric", "forced", "unknown"]
+POLICIES = ["highest_val_accuracy", "best_metric", "champion", "newest_version", "forced", "unknown"]
 # What may put a version before the others of its endpoint.
 CRITERIA = [
     *("request", "only_candidate", "val_accuracy", "metric", "champion", "expected_wait", "newer_version"),

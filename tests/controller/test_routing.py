@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app import pool_file
 from app.contract import TensorContract
 from app.errors import (
     ContradictionError,
@@ -17,6 +18,7 @@ from app.errors import (
     UnknownModelError,
     UnknownWorkerError,
 )
+from app.pool_file import Policy
 from app.redis import keys
 from app.worker_record import WorkerRecord
 from controller.routing import (
@@ -269,6 +271,27 @@ def test_figures_within_their_noise_are_a_tie(
     records: list[WorkerRecord], waits_ms: dict[int, float], expected: list[int]
 ) -> None:
     assert order(snapshot(*records, waits_ms=waits_ms)) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected", "named", "decided_by"),
+    [
+        ("best", [2, 1, 3], POLICY, "val_accuracy"),
+        ("champion", [1, 2, 3], "champion", "champion"),
+        ("newest", [3, 2, 1], "newest_version", "newer_version"),
+    ],
+)
+def test_the_policy_of_an_endpoint_orders_its_versions(
+    policy: Policy, expected: list[int], named: str, decided_by: str
+) -> None:
+    records = [measured(1, 0.8, **CHAMPION_1), measured(2, 0.9), measured(3, 0.7)]
+    endpoint = pool_file.Endpoint(models=(MODEL,), policy=policy)
+    numbers = {each.queue: each.worker for each in records}
+    pool = build_snapshot(records, numbers, {}, configured={"digits": endpoint})
+    assert [each.worker for each in pool.endpoints["digits"].candidates] == expected
+    chosen = route(pool, Selector())
+    assert (chosen.policy, pool.explain(chosen).decided_by) == (named, decided_by)
+    assert chosen.comparable is (True if policy == "best" else None)
 
 
 def by_rmse(version: int, value: float | None, **fields: Any) -> WorkerRecord:
