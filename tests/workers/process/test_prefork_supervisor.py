@@ -222,14 +222,9 @@ def test_a_parent_that_is_killed_takes_its_child_along(
     assert not (tmp_path / "cleaned").exists()
 
 
-EXPORT = """
-import torch
-model = torch.nn.Linear(512, 512)  # more numbers than PyTorch copies with one thread, where it may have several
-torch.export.save(torch.export.export(model, (torch.zeros(2, 512),)), "model.pt2")
-"""
-
-
 def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose(tmp_path: Path) -> None:
+    import torch
+
     code = """
         import os, threading
         import workers.main
@@ -254,7 +249,9 @@ def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose
         "OPENBLAS_NUM_THREADS": "1",
         "HOME": str(tmp_path),
     }
-    subprocess.run([sys.executable, "-c", EXPORT], env=environment, cwd=tmp_path, check=True)
+    # More numbers than PyTorch copies with one thread, where it may have several.
+    module = torch.nn.Linear(512, 512)
+    torch.export.save(torch.export.export(module, (torch.zeros(2, 512),)), tmp_path / "model.pt2")
     said = subprocess.check_output(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, cwd=tmp_path, text=True
     )
