@@ -144,7 +144,7 @@ def start_worker(redis_server: RedisServer, registry: str) -> Iterator[Start]:
             "MLFLOW_TRACKING_URI": registry,
             "MODEL_NAME": "Scikit",
             "MODEL_VERSION": version,
-            "MODELYARD_HEARTBEAT_S": "0.2",
+            "MODELYARD_HEARTBEAT_S": "0.5",  # a worker is alive for 1.5 s, which a busy machine may take
             "ALLOW_PICKLE_MODELS": "true",  # the registry's scikit-learn models are pickled
         }
         command = [sys.executable, "-m", "workers"]

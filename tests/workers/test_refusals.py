@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from faults.proxy import Proxy
 from tests.controller.conftest import OwnRedis, Served, serving, settings_for, until
 from tests.workers.worker_processes import Start, ready_pids
 
-HEARTBEAT_S = 0.2
+HEARTBEAT_S = 0.5
 LIMIT_S = 30.0
 
 
@@ -81,10 +81,15 @@ class Callers:
     served: Served
     operator: Redis
     reasons: Sequence[str] = ()
+    accepted: dict[str, str] = field(default_factory=dict)
 
     async def post(self, query: str = "") -> tuple[int, dict[str, str]]:
         answer = await self.served.post({"data": [0, 1]}, query)
         return answer.status_code, answer.json()
+
+    async def is_accepted(self) -> bool:
+        status, self.accepted = await self.post()
+        return status == 202
 
     async def is_refused(self, words: str) -> bool:
         """Whether /readyz says so in Redis's words."""
@@ -101,12 +106,13 @@ class Callers:
         self, words: str, refuse: Callable[[], object], relent: Callable[[], object]
     ) -> None:
         """Redis refuses, with these words, and then no longer; what was accepted before comes to its outcome."""
-        status, job = await self.post()
-        assert status == 202
+        await eventually(self.is_accepted, f"a job is accepted before {words}")
+        job = self.accepted
         refuse()
         await eventually(lambda: self.is_refused(words), f"/readyz says {words}")
         await until(
-            lambda: silence_ms(self.operator) > 1500, "the worker's heartbeat is refused again and again"
+            lambda: silence_ms(self.operator) > 4 * HEARTBEAT_S * 1000,
+            "the worker's heartbeat is refused again and again",
         )
         assert (await self.post())[0] == 503
         relent()

@@ -125,7 +125,7 @@ def worker(
             "MODEL_NAME": "Unruly",
             "MODEL_VERSION": "1",
             "ALLOW_PICKLE_MODELS": "true",
-            "MODELYARD_HEARTBEAT_S": "0.2",
+            "MODELYARD_HEARTBEAT_S": "0.5",
             "MODELYARD_WORKER_IMPORTS": "my_monitor",
             "PYTHONPATH": str(folder),
             unruly_model.LOADING: MODEL,
