@@ -1,4 +1,4 @@
-"""Operators' decisions about versions as they are stored in Redis: disabled, retired or pinned.
+"""Operators' decisions about versions as they are stored in Redis: disabled, retired, pinned or scaled.
 
 `controller.operate.controls` writes them. Workers and `modelyard up` read which versions are retired.
 """
@@ -15,7 +15,8 @@ from app.redis import keys
 
 logger = logging.getLogger(__name__)
 PIN = "pin:"  # begins the field of a model's pinned version; the other fields are queues
-State: TypeAlias = Literal["disabled", "retired", "pinned"]
+SCALE = "scale:"  # begins the field of the number of workers that an operator asked for, and a queue
+State: TypeAlias = Literal["disabled", "retired", "pinned", "scaled"]
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +27,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
         version: The version.
         by: Name of the operator's API key; empty without keys.
         at_ms: Redis's clock.
+        replicas: Workers of a scaled version.
     """
 
     state: State
@@ -33,15 +35,17 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     reason: str
     at_ms: float
+    replicas: int = 0
 
     def __str__(self) -> str:
         """Who decided it and why, for people."""
         by = f" by {self.by}" if self.by else ""
-        return f"{self.state}{by}{f': {self.reason}' if self.reason else ''}"
+        to = f" to {self.replicas}" if self.replicas else ""
+        return f"{self.state}{to}{by}{f': {self.reason}' if self.reason else ''}"
 
 
 Table: TypeAlias = Mapping[str, Control]
-"""Controls by field: a queue, or `PIN` and a model."""
+"""Controls by field: a queue, `PIN` and a model, or `SCALE` and a queue."""
 encode_control = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Control).decode
 
@@ -57,6 +61,11 @@ def read_table(raw: Mapping[bytes, bytes]) -> dict[str, Control]:
                 "%s: the field %r cannot be read and has no effect: %s", keys.CONTROLS, field, error
             )
     return table
+
+
+def scaled(table: Table) -> dict[str, Control]:
+    """The numbers of workers that operators asked for, by queue."""
+    return {field.removeprefix(SCALE): each for field, each in table.items() if field.startswith(SCALE)}
 
 
 def retirement(redis: Any, queue: str) -> Control | None:

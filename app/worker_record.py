@@ -28,6 +28,8 @@ from app.redis.script import Call, load, run_now
 from app.registry_database import LATEST
 from modelyard.schemas import Latency, RequirementDifference
 
+MANAGER = "_MODELYARD_MANAGER"  # variable that `modelyard up` sets for its workers; not a setting
+UP = "up"
 WorkerState = Literal["starting", "ready", "draining"]
 
 
@@ -66,6 +68,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         newest_version: Newest version of its model in the registry; 0 if unknown.
         aliases_read_at_ms: When they were read, Redis's clock; 0 if they were not.
         follows: The alias that its worker follows, or `latest`; empty if its version is fixed.
+        managed_by: `up` if `modelyard up` starts and stops it; otherwise empty.
         schema_version: Result of `record_version` for the contract.
     """
 
@@ -109,6 +112,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     newest_version: int = 0
     aliases_read_at_ms: float = 0.0
     follows: str = ""
+    managed_by: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from app.redis.client import AsyncClient, ResponseError, ledger_errors
 from app.redis.refusals import PROBE, refusal
 from app.settings import ControllerSettings
 from app.unreadable import Unreadable
-from app.version_controls import read_table
+from app.version_controls import Control, read_table, scaled
 from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
 from controller.configured_endpoints import ConfiguredEndpoints
@@ -63,6 +63,7 @@ class PoolView:
     backlog_jobs: dict[str, int] = field(default_factory=dict)
     oldest_at_ms: dict[str, float] = field(default_factory=dict)
     open_circuits: frozenset[str] = frozenset()
+    scaled: Mapping[str, Control] = field(default_factory=dict)
     snapshot: Snapshot = field(default_factory=Snapshot)
 
 
@@ -278,11 +279,13 @@ class PoolWatcher:
         waits_ms = self._backlogs.refresh(records, backlog)
         ready = {record.queue for record in records if record.state == "ready"}
         circuits = dict(self._circuits.exclusions(ready))
-        controlled = dict(exclusions(read_table(controls), {*numbers, *ready}))
+        table = read_table(controls)
+        controlled = dict(exclusions(table, {*numbers, *ready}))
         before = self.view.snapshot
         self.view = PoolView(
             records=records,
             open_circuits=frozenset(circuits),
+            scaled=scaled(table),
             numbers=numbers,
             backlog_jobs=backlog,
             oldest_at_ms={

@@ -28,7 +28,7 @@ from app.redis.refusals import refusal
 from app.redis.sentinel import primary_of, watch
 from app.settings import WorkerSettings
 from app.version_controls import retirement
-from app.worker_record import WorkerRecord, assign_number, open_jobs, record_version
+from app.worker_record import MANAGER, WorkerRecord, assign_number, open_jobs, record_version
 from workers import model, requirements_check
 from workers.batch_runner import FINISH_RETRY_S, TIMED_OUT, BatchRunner
 from workers.batch_traces import open_traces
@@ -247,6 +247,7 @@ def _new_record(
         warnings=found.warnings,
         requirements=requirements_check.differences(found.path)[:DIFFERENCES_SHOWN],
         follows=told.alias if told else "",
+        managed_by=os.environ.get(MANAGER, ""),
     )
 
 

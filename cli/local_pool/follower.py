@@ -7,11 +7,13 @@ and ends by itself (`workers.process.drain`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from app.errors import ConfigurationError
 from app.pool_file import NamedVersion
 from app.settings import PoolSettings
+from app.version_controls import Table
 from cli.local_pool import programs
 from cli.local_pool.desired_state import Plan, Target, Worker, desired_state, difference, question_of
 from cli.local_pool.registry_watch import RegistryWatch
@@ -57,7 +59,7 @@ class Follower:
         self._starting: set[str] = set()
         self.failed: set[str] = set()
         self._told: dict[str, str] = {}
-        self._retired: frozenset[NamedVersion] = frozenset()
+        self._table: Table = {}
 
     def step(
         self,
@@ -124,13 +126,27 @@ class Follower:
 
     def _in_service(self, targets: tuple[Target, ...], tell: Callable[[str], None]) -> tuple[Target, ...]:
         """The wanted versions without those that operators retired."""
-        retired = programs.retired_versions(self._settings)
-        if retired is not None:
-            self._retired = retired
-        named = ", ".join(str(each.named) for each in targets if each.named in self._retired)
+        table = programs.controls(self._settings)
+        if table is not None:
+            self._table = table
+        retired = programs.retired(self._table)
+        named = ", ".join(str(each.named) for each in targets if each.named in retired)
         again = "`modelyard enable` puts it back into service"
         self._once("retired", named and f"{named} is retired and not served; {again}", tell)
-        return tuple(each for each in targets if each.named not in self._retired)
+        return self._scaled(tuple(each for each in targets if each.named not in retired), tell)
+
+    def _scaled(self, targets: tuple[Target, ...], tell: Callable[[str], None]) -> tuple[Target, ...]:
+        """The versions with the numbers of workers that operators asked for since the file was edited."""
+        asked = programs.scaled_versions(self._table, self._source.edited_at_ms)
+        outdated = programs.scaled_versions(self._table, 0.0).keys() - asked.keys()
+        for named in outdated & {each.named for each in targets}:
+            programs.forget_scale(self._settings, named)
+        asked = {each.named: asked[each.named] for each in targets if each.named in asked}
+        self._once("scaled", ", ".join(f"{named} is {control}" for named, control in asked.items()), tell)
+        return tuple(
+            replace(each, replicas=(asked[each.named].replicas,) * 2) if each.named in asked else each
+            for each in targets
+        )
 
     def _start(self, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]) -> None:
         if not plan.start:

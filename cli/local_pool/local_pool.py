@@ -157,7 +157,7 @@ class Pool:
 
     def _leave_out_retired(self) -> None:
         """Start no worker of a retired version without open jobs; the follower says so, and removes it."""
-        retired = programs.retired_versions(self._settings) or frozenset()
+        retired = programs.retired_versions(self._settings)
         left_out = {named for named in retired if programs.open_jobs(self._settings, named) == 0}
         names = {worker.name for worker in self._plan.workers if worker.named in left_out}
         self._services = [service for service in self._services if service.name not in names]

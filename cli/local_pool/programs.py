@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
@@ -18,6 +19,8 @@ from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
 from app.errors import ConfigurationError, WireError
 from app.pool_file import NamedVersion
 from app.settings import ControllerSettings, Settings
+from app.version_controls import SCALE, Control, Table, read_table, scaled
+from app.worker_record import MANAGER, UP
 from cli.commands.flower_command import check_login
 from cli.local_pool import redis_server as pool_redis
 from cli.local_pool.desired_state import Worker
@@ -31,7 +34,7 @@ LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
 MLFLOW_PORT = 5000
 PROBE_TIMEOUT_S = 2.0
-COMMON_VARIABLES = ("MODEL_NAME", "MODEL_VERSION", "WORKER", "PYTHONUNBUFFERED")  # of all workers
+COMMON_VARIABLES = ("MODEL_NAME", "MODEL_VERSION", "WORKER", MANAGER, "PYTHONUNBUFFERED")  # of all workers
 MODELYARD = (sys.executable, "-P", "-m", "cli")  # -P: ignore a folder named cli in the working directory
 
 
@@ -156,6 +159,7 @@ def worker_service(settings: ControllerSettings, worker: Worker) -> Service:
             "MODEL_NAME": worker.named.model,
             "MODEL_VERSION": str(worker.named.version),
             "WORKER": "",
+            MANAGER: UP,
             **dict(worker.variables),
         },
         stop_wait_s=30,
@@ -290,22 +294,55 @@ def open_jobs(settings: Settings, named: NamedVersion) -> int | None:
         return None
 
 
-def retired_versions(settings: Settings) -> frozenset[NamedVersion] | None:
-    """Versions that operators retired; None while Redis does not answer."""
+def retired_versions(settings: Settings) -> frozenset[NamedVersion]:
+    """Versions that operators retired; none while Redis does not answer."""
+    return retired(controls(settings) or {})
+
+
+def controls(settings: Settings) -> Table | None:
+    """Operators' decisions about versions; None while Redis does not answer."""
     from app.redis import keys
     from app.redis.client import RedisError, connect_url
-    from app.version_controls import read_table
 
     try:
         with connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection:
-            table = read_table(cast(dict[bytes, bytes], connection.hgetall(keys.CONTROLS)))
+            return read_table(cast(dict[bytes, bytes], connection.hgetall(keys.CONTROLS)))
     except (RedisError, OSError, ValueError):
         return None
+
+
+def retired(table: Table) -> frozenset[NamedVersion]:
+    """The retired versions."""
+    from app.redis import keys
+
     return frozenset(
         NamedVersion(*keys.model_of(queue))
         for queue, control in table.items()
         if control.state == "retired" and keys.is_queue(queue)
     )
+
+
+def scaled_versions(table: Table, edited_at_ms: float) -> dict[NamedVersion, Control]:
+    """The numbers of workers that operators asked for since the file was edited."""
+    from app.redis import keys
+
+    return {
+        NamedVersion(*keys.model_of(queue)): control
+        for queue, control in scaled(table).items()
+        if control.at_ms > edited_at_ms and keys.is_queue(queue)
+    }
+
+
+def forget_scale(settings: Settings, named: NamedVersion) -> None:
+    """Remove the number of workers that an operator asked for."""
+    from app.redis import keys
+    from app.redis.client import RedisError, connect_url
+
+    with (
+        suppress(RedisError, OSError, ValueError),
+        connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection,
+    ):
+        connection.hdel(keys.CONTROLS, SCALE + keys.queue_name(*named))
 
 
 def _get(url: str) -> tuple[int, bytes]:

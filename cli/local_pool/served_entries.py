@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from app.errors import ConfigurationError
@@ -21,6 +22,9 @@ class ServedEntries:
         settings: Name the file and the model.
         given: Entries of the command line, which come before those of the file; they never change.
 
+    Attributes:
+        edited_at_ms: When the file was last edited, Unix time; 0 without a file.
+
     Raises:
         ConfigurationError: The file has mistakes.
     """
@@ -31,8 +35,9 @@ class ServedEntries:
         self._file: PoolFile | None = None
         path = find_pool_file(settings)
         self._edits = EditWatch(path)
+        self.edited_at_ms = 0.0
         if path:
-            self._file = read_pool_file(path)
+            self._take(read_pool_file(path))
 
     @property
     def file(self) -> Path | None:
@@ -64,8 +69,13 @@ class ServedEntries:
         file = read_pool_file(path)
         if self._file and self._file.serve and not file.serve:
             raise ConfigurationError(f"{path} has no [[serve]] entry any more")
-        self._file = file
+        self._take(file)
         return True
+
+    def _take(self, file: PoolFile) -> None:
+        self._file = file
+        with suppress(OSError):  # it has just gone
+            self.edited_at_ms = file.path.stat().st_mtime * 1000
 
     def place(self, index: int) -> str:
         """The file and line of an entry, with a colon, for messages; empty for other entries."""

@@ -270,6 +270,15 @@ def control(
     return Call(method, path, VersionControl, query=query)
 
 
+def scale(model: str, version: int, replicas: int | None, reason: str) -> Call[VersionControl]:
+    """Set the number of a version's workers."""
+    path = f"/models/{quote(model, safe='')}/versions/{version}/scale"
+    query = {"replicas": "auto" if replicas is None else str(replicas)} | (
+        {"reason": reason} if reason else {}
+    )
+    return Call("POST", path, VersionControl, query=query)
+
+
 def decisions(limit: int) -> Call[DecisionList]:
     """Read the log of decisions."""
     return Call("GET", "/decisions", DecisionList, query={"limit": limit})

@@ -38,6 +38,7 @@ ModelyardError
 ├── JobGoneError                  the job's outcome was kept for its time and is no longer
 ├── ConflictError
 │   ├── VersionInUseError         a version to be forgotten has workers or jobs
+│   ├── NotScalableError          a version has no worker that `modelyard up` started
 │   ├── JobNotCancellableError
 │   ├── JobNotQuarantinedError
 │   └── IdempotencyConflictError  the key was used for another request
@@ -303,6 +304,12 @@ class VersionInUseError(ConflictError):
     """A version to be forgotten has workers or jobs."""
 
     code = "version_in_use"
+
+
+class NotScalableError(ConflictError):
+    """A version to be scaled has no worker that `modelyard up` started."""
+
+    code = "not_scalable"
 
 
 class JobNotCancellableError(ConflictError):

@@ -268,6 +268,20 @@ class Client:
         """
         return self._send(calls.control(action, model, version, reason, reroute))
 
+    def scale(self, model: str, version: int, replicas: int | None, *, reason: str = "") -> VersionControl:
+        """Set the number of a version's workers, which `modelyard up` starts and stops.
+
+        Args:
+            replicas: None for the number that modelyard.toml says.
+            reason: Why, for the log of decisions.
+
+        Raises:
+            ForbiddenError: The API key is not an operator's.
+            UnknownModelError: The pool has never served the version.
+            NotScalableError: No worker of the version runs under `modelyard up`.
+        """
+        return self._send(calls.scale(model, version, replicas, reason))
+
     def decisions(self, limit: int = 100) -> tuple[Decision, ...]:
         """Read what operators and circuit breakers decided about versions, newest first."""
         return self._send(calls.decisions(limit)).decisions
@@ -432,6 +446,12 @@ class AsyncClient:
     ) -> VersionControl:
         """Take a version out of service, or put it back; see `Client.control`."""
         return await self._send(calls.control(action, model, version, reason, reroute))
+
+    async def scale(
+        self, model: str, version: int, replicas: int | None, *, reason: str = ""
+    ) -> VersionControl:
+        """Set the number of a version's workers; see `Client.scale`."""
+        return await self._send(calls.scale(model, version, replicas, reason))
 
     async def decisions(self, limit: int = 100) -> tuple[Decision, ...]:
         """Read what was decided about versions, newest first."""

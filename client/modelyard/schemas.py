@@ -329,6 +329,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         says("differences of its environment from the version's requirements"),
     ] = ()
     follows: Annotated[str, says("alias that it follows, or `latest`; empty if its version is fixed")] = ""
+    managed_by: Annotated[str, says("`up` if `modelyard up` starts and stops it; otherwise empty")] = ""
 
 
 class ImageInput(msgspec.Struct, frozen=True):
@@ -405,6 +406,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     circuit_open: Annotated[
         bool, says("whether its jobs keep failing; it is chosen all the same while no other version is ready")
     ] = False
+    scaled_to: Annotated[
+        int | None, says("workers that an operator asked for; null where the pool decides their number")
+    ] = None
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -440,7 +444,7 @@ class VersionControl(msgspec.Struct, frozen=True, kw_only=True):
         str,
         says(
             "what was done",
-            enum=["disabled", "enabled", "retired", "pinned", "unpinned", "forgotten"],
+            enum=["disabled", "enabled", "retired", "pinned", "unpinned", "forgotten", "scaled", "unscaled"],
         ),
     ]
     by: Annotated[str, says("name of the operator's API key; empty without keys")]

@@ -607,6 +607,9 @@ RETIRE = _control("Accept no more jobs for a version")
 PIN = _control("Route to one version of a model alone")
 UNPIN = _control("Let all versions of a model compete")
 FORGET = _control("Remove a version that nobody serves", s409="The version has workers or jobs")
+SCALE_TO = _control(
+    "Set the number of a version's workers", s409="No worker of the version runs under `modelyard up`"
+)
 _DECISION = {
     "at_ms": 1767225600000,
     "kind": "retired",

@@ -74,6 +74,7 @@ def _worker(
         excluded=exclusion.reason if exclusion else "",
         excluded_why=exclusion.text if exclusion else "",
         circuit_open=queue in view.open_circuits,
+        scaled_to=view.scaled[queue].replicas if queue in view.scaled else None,
         chosen=rank[1],
         aliases=tuple(
             sorted(each for each, found in view.snapshot.aliases.get(name, {}).items() if found == version)

@@ -18,12 +18,12 @@ from app.clock import to_ms
 from app.errors import UnknownModelError, VersionInUseError
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
-from app.version_controls import PIN, Control, State, Table, encode_control
+from app.version_controls import PIN, SCALE, Control, State, Table, encode_control
 from controller.operate.decision_log import DecisionLog
 from controller.routing import DISABLED, PINNED, RETIRED, Exclusion
 from modelyard.schemas import Decision, VersionControl
 
-Action: TypeAlias = Literal["disable", "enable", "retire", "pin", "unpin", "forget"]
+Action: TypeAlias = Literal["disable", "enable", "retire", "pin", "unpin", "forget", "scale", "unscale"]
 DONE: dict[Action, str] = {
     "disable": "disabled",
     "enable": "enabled",
@@ -31,8 +31,15 @@ DONE: dict[Action, str] = {
     "pin": "pinned",
     "unpin": "unpinned",
     "forget": "forgotten",
+    "scale": "scaled",
+    "unscale": "unscaled",
 }
-STATES: dict[Action, State] = {"disable": "disabled", "retire": "retired", "pin": "pinned"}
+STATES: dict[Action, State] = {
+    "disable": "disabled",
+    "retire": "retired",
+    "pin": "pinned",
+    "scale": "scaled",
+}
 
 
 def exclusions(table: Table, queues: Iterable[str]) -> Iterator[tuple[str, Exclusion]]:
@@ -65,6 +72,13 @@ def merged(
     return {**open_, **controlled}
 
 
+def _field(action: Action, name: str, queue: str) -> str:
+    """Where an action's control is stored."""
+    if action in ("pin", "unpin"):
+        return PIN + name
+    return SCALE + queue if action in ("scale", "unscale") else queue
+
+
 class Controls:
     """Writes the controls, each with an entry in the log of decisions."""
 
@@ -73,12 +87,13 @@ class Controls:
         self._decisions = decisions
 
     async def apply(
-        self, action: Action, name: str, version: int | None, *, by: str, reason: str
+        self, action: Action, name: str, version: int | None, *, by: str, reason: str, replicas: int = 0
     ) -> VersionControl:
         """Carry out an operator's decision. A repeated call has no further effect but the entry in the log.
 
         Args:
             version: None to unpin a model.
+            replicas: Workers to scale a version to.
 
         Raises:
             UnknownModelError: The pool has never served the version.
@@ -90,21 +105,25 @@ class Controls:
             now_ms = to_ms(*await self._client.time())
             if action == "forget":
                 await self._forget(queue)
-            elif action in ("enable", "unpin"):
-                await self._client.hdel(keys.CONTROLS, PIN + name if action == "unpin" else queue)
+            elif action in ("enable", "unpin", "unscale"):
+                await self._client.hdel(keys.CONTROLS, _field(action, name, queue))
             else:
                 control = Control(
-                    state=STATES[action], version=version or 0, by=by, reason=reason, at_ms=now_ms
+                    state=STATES[action],
+                    version=version or 0,
+                    by=by,
+                    reason=reason,
+                    at_ms=now_ms,
+                    replicas=replicas,
                 )
-                field = PIN + name if action == "pin" else queue
-                await self._client.hset(keys.CONTROLS, field, encode_control(control))
+                await self._client.hset(keys.CONTROLS, _field(action, name, queue), encode_control(control))
             decision = Decision(
                 at_ms=now_ms,
                 kind=DONE[action],
                 model_name=name,
                 model_version=version,
                 by=by,
-                reason=reason,
+                reason=f"{replicas} workers{f': {reason}' if reason else ''}" if replicas else reason,
             )
             await self._decisions.add(decision)
             await self._client.publish(keys.POOL_CHANNEL, queue)
@@ -152,7 +171,7 @@ class Controls:
         pipe = self._client.pipeline(transaction=True)
         pipe.hdel(keys.NUMBERS, queue)
         pipe.hdel(keys.BACKLOG, queue)
-        pipe.hdel(keys.CONTROLS, queue)
+        pipe.hdel(keys.CONTROLS, queue, SCALE + queue)
         pipe.delete(queue)
         await pipe.execute()
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
-from app.errors import UnknownModelError
+from app.errors import NotScalableError, UnknownModelError
+from app.pool_file import MOST_REPLICAS
 from app.redis import keys
 from app.redis.client import ledger_errors
+from app.worker_record import UP
 from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs
 from controller.operate.controls import DONE, Action
@@ -21,18 +23,31 @@ from modelyard.schemas import DecisionList, Scale
 
 router = APIRouter()
 Reason = Annotated[str, Query(max_length=500, description="why, for the log of decisions")]
+Replicas = Annotated[
+    Annotated[int, Query(ge=1, le=MOST_REPLICAS)] | Literal["auto"],
+    Query(description="number of workers; `auto`: as modelyard.toml says"),
+]
 JSON = "application/json"
 
 
 async def _apply(
-    request: Request, action: Action, name: str, version: int | None, reason: str, reroute: bool = False
+    request: Request,
+    action: Action,
+    name: str,
+    version: int | None,
+    reason: str,
+    *,
+    reroute: bool = False,
+    replicas: int = 0,
 ) -> Response:
     services: Services = request.state.services
     caller: Caller = request.state.caller
     rivals = rivals_of(services.watcher.view, name, version) if reroute and version is not None else []
     target = name if version is None else f"{name}/{version}"
     with services.audit.act(action, DONE[action], caller.name, request.client, target):
-        done = await services.operate.controls.apply(action, name, version, by=caller.name, reason=reason)
+        done = await services.operate.controls.apply(
+            action, name, version, by=caller.name, reason=reason, replicas=replicas
+        )
     await services.watcher.refresh()
     if rivals:
         queue = keys.queue_name(name, version or 0)
@@ -65,7 +80,7 @@ async def retire(
     ] = False,
 ) -> Response:
     """Accept no more jobs for a version; its accepted jobs still run."""
-    return await _apply(request, "retire", name, version, reason, reroute)
+    return await _apply(request, "retire", name, version, reason, reroute=reroute)
 
 
 @router.post("/models/{name}/versions/{version}/pin", dependencies=[require("operate")], **docs.PIN)
@@ -114,6 +129,25 @@ async def jobs(
     )
     page = await services.operate.job_history.page(wanted, limit, cursor)
     return Response(msgspec.json.encode(page), media_type=JSON)
+
+
+@router.post("/models/{name}/versions/{version}/scale", dependencies=[require("operate")], **docs.SCALE_TO)
+async def scale_to(
+    request: Request, name: str, version: int, replicas: Replicas, reason: Reason = ""
+) -> Response:
+    """Set the number of a version's workers, which `modelyard up` starts and stops."""
+    if replicas == "auto":
+        return await _apply(request, "unscale", name, version, reason)
+    services: Services = request.state.services
+    queue = keys.queue_name(name, version)
+    if queue in services.watcher.view.numbers and not any(
+        record.queue == queue and record.managed_by == UP for record in services.watcher.view.records
+    ):
+        raise NotScalableError(
+            f"no worker of {name}/{version} runs under `modelyard up`, which alone starts and stops workers; start or "
+            f"stop them where they run, or have an autoscaler read GET /scale/{name}/{version}"
+        )
+    return await _apply(request, "scale", name, version, reason, replicas=replicas)
 
 
 @router.get("/decisions", dependencies=[require("operate")], **docs.DECISIONS)

@@ -118,7 +118,15 @@ def test_pool_follows_file_and_registry_without_a_failed_request(
                 client.control("retire", MODEL, 1)
             wait_for(f"{MODEL}/1 is retired and not served")
             wait_for(f"worker-{MODEL}-v1 stops: {MODEL}/1 is no longer wanted")
-            serve('["champion"]', "replicas = [1, 2]")
+            with Client(load.url) as client:
+                client.scale(MODEL, 3, 2)
+                wait_for(f"{MODEL}/3 is scaled to 2")
+                wait_for(f"worker-{MODEL}-v3-2 starts: 2 of {MODEL}/3 are wanted")
+                serve('["champion"]', "replicas = [1, 2]")
+                wait_until(
+                    lambda: {row.scaled_to for row in client.workers()} == {None},
+                    what="the edited file counts again",
+                )
             wait_until(lambda: 3 in load.versions, timeout_s=START_S, what="version 3 answers")
             planned = subprocess.run(
                 [sys.executable, "-m", "cli", "plan"],

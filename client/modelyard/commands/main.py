@@ -83,12 +83,13 @@ COMMANDS = {
     **{
         name: Command(f"modelyard.commands.operation_commands:{name}", text, "modelyard-client[commands]")
         for name, text in (
-            ("retire", "Accept no more jobs for a version, and wait for its accepted ones."),
+            ("retire", "Accept no more jobs for a version, and wait until its workers have ended."),
             ("disable", "Keep routing from choosing a version."),
             ("enable", "Put a version back into service."),
             ("pin", "Have routing choose one version of a model alone."),
             ("unpin", "Have all versions of a model compete again."),
             ("forget", "Remove a version that nobody serves."),
+            ("scale", "Set the number of a version's workers."),
             ("decisions", "Show the decisions about versions."),
         )
     },

@@ -1,4 +1,4 @@
-"""`modelyard retire`, `disable`, `enable`, `pin`, `unpin`, `forget`: versions out of service, and `decisions`."""
+"""`modelyard retire`, `disable`, `enable`, `pin`, `unpin`, `forget`, `scale`, and the log of `decisions`."""
 
 from __future__ import annotations
 
@@ -126,6 +126,27 @@ def retire(
     else:
         moved = f", and {done.rerouted_jobs} of its jobs were moved" if reroute else ""
         click.echo(f"{'/'.join(map(str, version))} is retired: it takes no more jobs{moved}{left}")
+
+
+@click.command(
+    "scale",
+    epilog=examples("modelyard scale MNIST_PyTorch_Model/2 3", "modelyard scale MNIST_PyTorch_Model/2 auto"),
+)
+@click.argument("version", type=VersionName(), metavar="NAME/VERSION")
+@click.argument("replicas", metavar="N|auto")
+@REASON_OPTION
+@JSON_OPTION
+@URL_OPTION
+def scale(version: tuple[str, int], replicas: str, reason: str, as_json: bool, url: str | None) -> None:
+    """Set the number of a version's workers, which `modelyard up` then starts or stops.
+
+    It counts until modelyard.toml is edited; `auto` returns to the number that the file says.
+    """
+    if replicas != "auto" and not (replicas.isdecimal() and int(replicas)):
+        raise click.BadParameter(f"{replicas!r} is neither a number from 1 nor `auto`", param_hint="N")
+    count = None if replicas == "auto" else int(replicas)
+    done = f"is scaled to {count} workers" if count else "has as many workers as modelyard.toml says"
+    _carry_out(url, as_json, done, lambda client: client.scale(*version, count, reason=reason))
 
 
 @click.command("decisions", epilog=examples("modelyard decisions", "modelyard decisions --limit 5 --json"))

@@ -111,7 +111,7 @@ def _row(info: WorkerInfo) -> list[object]:
         info.jobs_done,
         info.jobs_failed,
         ", ".join(info.aliases),
-        info.excluded_why,
+        info.excluded_why or (f"scaled to {info.scaled_to} by hand" if info.scaled_to else ""),
     ]
 
 

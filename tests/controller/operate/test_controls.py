@@ -128,3 +128,21 @@ async def test_scale_tells_the_load_of_every_version_that_was_ever_served(served
     await control(served, "retire", OTHER)
     assert (await served.http.get(idle)).json()["wanted_replicas"] == 0
     assert (await served.http.get(f"/scale/{MODEL}/99")).status_code == 404
+
+
+async def test_a_version_is_scaled_by_hand_only_where_its_workers_run_under_up(
+    served: Served, hand_worker: HandWorkers
+) -> None:
+    path = f"/models/{MODEL}/versions/{BEST}/scale"
+    refused = await served.http.post(path, params={"replicas": 3})
+    assert (refused.status_code, refused.json()["code"]) == (409, "not_scalable")
+    assert "runs under `modelyard up`" in refused.json()["detail"]
+    hand_worker(BEST, val_accuracy=0.9, managed_by="up")
+    await served.services.watcher.refresh()
+    assert (await served.http.post(path, params={"replicas": 3})).json()["state"] == "scaled"
+    assert (await row(served, BEST))["scaled_to"] == 3
+    assert (await served.http.post(path, params={"replicas": "auto"})).json()["state"] == "unscaled"
+    assert (await row(served, BEST))["scaled_to"] is None
+    listed = (await served.http.get("/decisions")).json()["decisions"]
+    assert [(each["kind"], each["reason"]) for each in listed] == [("unscaled", ""), ("scaled", "3 workers")]
+    assert (await served.http.post(path, params={"replicas": 0})).status_code == 422
