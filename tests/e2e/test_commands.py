@@ -148,6 +148,7 @@ def test_predict_reads_every_kind_of_input_for_any_version(
         ["--data", str(tmp_path / "body.json")],
         image,
         [*image, "--image", str(tmp_path / "1.png")],
+        [*image, "--endpoint", MODEL],
     ):
         found = [each["class"] for each in predictions(call, *words)]
         assert found == expected[: len(found)], words
@@ -155,7 +156,6 @@ def test_predict_reads_every_kind_of_input_for_any_version(
     assert [each["class"] for each in json.loads(piped.stdout)["predictions"]] == expected
     shown = call("predict", "--data", str(tmp_path / "three.npy"), "--model", f"{MODEL}@champion").stdout
     assert [row["class"] for row in rows_of(shown)] == list(map(str, expected))
-    assert predictions(call, "--example", "--endpoint", MODEL)
     assert "give one of" in call("predict", "--digit", "1", *image, status=2).stderr
 
 
