@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import redis
 
 from app.celery_app import create_celery
+from app.ledger import commands, wire
 from app.ledger.wakeup_message import WakeUpMessages, write_template
 from app.redis import keys
+from app.redis.script import run_now
 from app.settings import Settings
 from tests.pool_samples import RedisServer
 from tests.workers.worker_processes import LIGHT, LIGHT_MODEL, LIGHT_QUEUE, Start, accept, ready_pids
@@ -117,3 +120,25 @@ def test_no_message_makes_a_worker_do_anything_but_run_its_batches(
             assert worker.poll() is None, f"{name} ended the worker: {worker.communicate()[1][-2000:]}"
         assert not sprung.exists()
         assert not [key for key in client.keys("*") if MARK.encode() in key]
+
+
+def test_a_worker_leaves_batches_alone_that_were_moved_to_another_queue(
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
+) -> None:
+    other = keys.queue_name(LIGHT_MODEL, 7)
+    with redis.Redis.from_url(redis_server.url) as client:
+        batches = [accept(redis_server.url, LIGHT_MODEL) for _ in range(6)]
+        moved = batches[::2]
+        for each in moved:
+            raw = client.hget(keys.batch(each), "head")
+            assert isinstance(raw, bytes)
+            head = msgspec.structs.replace(wire.decode_head(raw), queue=other, model_version=7)
+            assert run_now(client, commands.reroute(each, LIGHT_QUEUE, raw, head, b"message")) == 2
+        worker = start_worker("1", **LIGHT)  # its queue still has the messages of the moved ones
+        wait_until(lambda: not client.llen(LIGHT_QUEUE) and client.hget(keys.BACKLOG, LIGHT_QUEUE) == b"0")
+        assert worker.poll() is None
+        ended = [each for each in batches if client.hexists(keys.batch(each), "out")]
+        claimed = [each for each in batches if client.hexists(keys.batch(each), "attempts")]
+        assert ended == claimed == batches[1::2]
+        assert client.hget(keys.BACKLOG, other) == b"6"
+        assert sorted(client.zrange(keys.pending(other), 0, -1)) == sorted(each.encode() for each in moved)
