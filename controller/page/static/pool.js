@@ -2,6 +2,8 @@
 import { html } from "./vendor/preact-htm.js";
 import { number, title } from "./shared.js";
 
+const FIGURES = new Set(["Process", "Up", "Jobs done", "Failed", "Batch mean"]);
+
 /** The page of a version in MLflow's own user interface. */
 const mlflowPage = (mlflow, row) => `${mlflow}/#/models/${encodeURIComponent(row.model_name)}/versions/${row.model_version}`;
 
@@ -34,14 +36,14 @@ export function Pool({ pool, rows }) {
       <p class="muted none"><code>modelyard doctor</code> also looks for lost, stuck and stale data in Redis.</p></div>
     <h2 id="workers">Workers</h2><div class="card scroll" tabindex="0" role="region" aria-labelledby="workers"><table class="fold">
     <thead><tr>${["Version", "State", "Host", "Process", "Device", "Up", "Jobs done", "Failed", "Batch mean", "Model", "Registry"].map((name) =>
-      html`<th scope="col">${name}</th>`)}</tr></thead>
+      html`<th scope="col" class=${FIGURES.has(name) ? "n" : ""}>${name}</th>`)}</tr></thead>
     <tbody>${replicas.map(({ row, each }) => html`<tr key=${each.worker_id}>
-      <td>${mlflow ? html`<a href=${mlflowPage(mlflow, row)}><b>${title(row)}</b></a>` : html`<b>${title(row)}</b>`}
+      <td><span class="name">${mlflow ? html`<a href=${mlflowPage(mlflow, row)}><b>${title(row)}</b></a>` : html`<b>${title(row)}</b>`}</span>
         ${each.follows && html`<span class="why">follows ${each.follows}</span>`}</td>
       <td data-label="State"><span class="tag ${each.state}">${each.state}</span></td>
-      <td data-label="Host">${each.host}</td><td data-label="Process">${each.pid}</td><td data-label="Device">${each.device}</td>
-      <td data-label="Up">${age(each.started_at_ms)}</td><td data-label="Jobs done">${number(each.jobs_done)}</td>
-      <td data-label="Failed">${number(each.jobs_failed)}</td><td data-label="Batch mean">${number(each.batch_samples_mean, 1)}</td>
+      <td data-label="Host">${each.host}</td><td class="n" data-label="Process">${each.pid}</td><td data-label="Device">${each.device}</td>
+      <td class="n" data-label="Up">${age(each.started_at_ms)}</td><td class="n" data-label="Jobs done">${number(each.jobs_done)}</td>
+      <td class="n" data-label="Failed">${number(each.jobs_failed)}</td><td class="n" data-label="Batch mean">${number(each.batch_samples_mean, 1)}</td>
       <td data-label="Model"><small>${each.model_id || "–"}</small></td><td data-label="Registry"><small>${each.registry || "–"}</small></td></tr>`)}
     </tbody></table>${!replicas.length && html`<p>No worker runs. Start one with <code>modelyard worker</code>.</p>`}</div>
     ${differing.length > 0 && html`<h2 id="packages">Packages that differ</h2>
