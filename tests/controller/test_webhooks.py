@@ -19,13 +19,22 @@ import httpx
 import pytest
 import redis
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, WebhookNotAllowedError
 from app.redis import keys
 from app.settings import ControllerSettings
 from controller.main import create_app
-from controller.webhooks.destinations import may_connect
+from controller.webhooks.destinations import check_url, may_connect
 from modelyard import verify_webhook
-from tests.controller.conftest import HandWorker, OwnRedis, Serve, Served, serving, settings_for, until
+from tests.controller.conftest import (
+    HandWorker,
+    OwnRedis,
+    Serve,
+    Served,
+    nothing_is_queued,
+    serving,
+    settings_for,
+    until,
+)
 from tests.pool_samples import RedisServer, record
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -204,13 +213,20 @@ def test_only_public_addresses_are_connected_to(address: str, is_public: bool) -
         ),
     ],
 )
-async def test_a_callback_url_that_is_not_allowed_is_refused(
-    serve: Serve, hand_worker: HandWorkers, settings: dict[str, Any], url: str, why: str
+def test_a_callback_url_that_is_not_allowed_is_refused(settings: dict[str, Any], url: str, why: str) -> None:
+    with pytest.raises(WebhookNotAllowedError, match=why):
+        check_url(url, ControllerSettings(**settings))
+
+
+async def test_a_refused_callback_url_is_no_job(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
 ) -> None:
     hand_worker()
-    refused = await post(await serve(**settings), url)
-    assert (refused.status_code, refused.json()["code"]) == (422, "webhook_not_allowed")
-    assert why in refused.json()["detail"]
+    served = await serve()
+    for url in ("https://hooks.example.com/", ""):
+        refused = await post(served, url)
+        assert (refused.status_code, refused.json()["code"]) == (422, "webhook_not_allowed")
+    assert nothing_is_queued(client)
 
 
 async def test_an_idempotency_key_with_another_callback_url_is_another_request(
