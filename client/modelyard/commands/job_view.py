@@ -83,6 +83,7 @@ def _facts(job: Job, sample: Sample | None, latency_ms: float | None) -> list[Fa
         *(_verdict(job, sample.true_label) if sample and sample.digit is not None else []),
         ("by", f"{job.model_name} version {job.model_version}, {figure}"),
         ("worker", f"{job.worker}, {choice}"),
+        *([("moved", f"from {job.rerouted_from}, which was retired")] if job.rerouted_from else []),
     ]
     if not job.done:
         accepted = f", accepted in {latency_ms:.1f} ms" if latency_ms is not None else ""
