@@ -55,4 +55,5 @@ async def roll_all(trial: Trial, controllers: Sequence[Supervised]) -> None:
             exits = len(worker.exits)
             worker.terminate()
             await trial.until(lambda: len(worker.exits) > exits, "the worker has ended", 60)  # noqa: B023
+            trial.require(worker.exits[-1][1] == 0, f"{worker.name} ended with {worker.exits[-1]}")
             await trial.until(lambda: pool.is_ready(worker), "it is back", 60)  # noqa: B023
