@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import socket
@@ -40,6 +41,11 @@ def group_of(nodeid: str) -> str:
     return max((folder for folder in SHARING if file.startswith(f"{folder}/")), key=len, default=file)
 
 
+def pytest_collection() -> None:
+    """Imports make a million objects and hardly any garbage."""
+    gc.disable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest groups, so that no process is left with one at the end; mark what starts processes."""
     order = {folder: place for place, folder in enumerate(SHARING)}
@@ -47,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if starts_processes(item):
             item.add_marker(pytest.mark.process)
+
+
+def pytest_collection_finish() -> None:
+    """What the test modules import stays: no garbage collection looks at it."""
+    gc.freeze()
+    gc.enable()
 
 
 def starts_processes(item: pytest.Item) -> bool:
