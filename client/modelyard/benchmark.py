@@ -65,12 +65,16 @@ class Benchmark:
             ModelyardError: It refuses for a reason that applies to every sample, such as an unknown worker.
         """
         indexes = iter(range(len(self._samples)))
+        first: ModelyardError | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
                     group.create_task(self._send_in_turn(indexes, on_record))
         except* ModelyardError as errors:
-            raise errors.exceptions[0] from None
+            # Python 3.11.2 would raise a group again, if the error was raised here.
+            first = next(each for each in errors.exceptions if isinstance(each, ModelyardError))
+        if first is not None:
+            raise first from None
 
     async def _send_in_turn(self, indexes: Iterator[int], on_record: Callable[[Record], object]) -> None:
         async with self._connect() as client:

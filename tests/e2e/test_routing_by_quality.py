@@ -31,7 +31,8 @@ def test_traffic_goes_to_the_best_live_version_and_back(
         assert (forced["worker"], forced["model_version"], forced["forced"]) == (number, number, True)
     assert predict(query="wait=10&version=1").json()["worker"] == 1
 
-    better = pool.processes[1]
+    [pid] = [replica["main_pid"] for replica in rows[2]["replicas"]]
+    [better] = [process for process in pool.processes if process.pid == pid]
     assert pool.stop(better) == 0
     pool.wait_until(lambda: ready_workers(url) == 1, timeout_s=2, what="the stopped worker is gone")
     moved = predict().json()

@@ -99,6 +99,7 @@ def test_a_worker_whose_queue_is_never_empty_answers_flower_and_leaves_the_rest_
             wait_until(lambda: ready(client), timeout_s=60, what="the worker is ready")
             pids = [record.pid for record in records(client)]
             inspect = celery.control.inspect(timeout=ANSWER_S, limit=1)
+            wait_until(inspect.ping, timeout_s=60, what="it hears remote commands")
             for _ in range(3):
                 assert [answer["ok"] for answer in inspect.ping().values()] == ["pong"]
                 assert [answer["pid"] for answer in inspect.stats().values()] == pids

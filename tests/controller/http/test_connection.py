@@ -297,6 +297,7 @@ async def test_a_known_head_with_a_key_that_was_taken_away_is_refused(
         await caller.send(request)
         assert (await caller.answer()).status == 200
         file.write_text(other.line())
-        site.served.services.access.refresh()
+        for _ in range(2):  # an edit counts once two looks have seen it
+            site.served.services.access.refresh()
         await caller.send(request)
         assert (await caller.answer()).status == 401
