@@ -281,8 +281,9 @@ def _contradictions(serve: Sequence[Serve], endpoints: Mapping[str, Endpoint]) -
 def _half_stated_metrics(document: Mapping[str, Any]) -> Mistakes:
     """Entries with a metric but no direction, or the reverse: nothing tells which value of a metric is better."""
     mistakes: Mistakes = []
-    tables = document.get("serve")
-    for index, table in enumerate(tables if isinstance(tables, list) else ()):
+    given = document.get("serve")
+    tables = [each if isinstance(each, dict) else {} for each in given] if isinstance(given, list) else []
+    for index, table in enumerate(tables):
         metric, direction = table.get("metric"), table.get("direction")
         if metric not in (None, VAL_ACCURACY) and direction is None:
             mistakes.append(
@@ -292,15 +293,15 @@ def _half_stated_metrics(document: Mapping[str, Any]) -> Mistakes:
             mistakes.append((("serve", index, "direction"), "`direction` needs `metric` beside it"))
         if (metric, direction) == (VAL_ACCURACY, "lower"):
             mistakes.append((("serve", index, "direction"), "of val_accuracy the higher value is better"))
-        others = [each for each in (tables or ())[:index] if each.get("model") == table.get("model")]
+        others = [each for each in tables[:index] if each.get("model") == table.get("model")]
         if any(each.get("metric") != metric and BEST in _words(each, table) for each in others):
             text = f"the entries of {table.get('model')} need one `metric`, because `best` is a version of it"
             mistakes.append((("serve", index, "metric"), text))
     return mistakes
 
 
-def _words(*tables: Mapping[str, Any]) -> set[Any]:
-    return {word for table in tables for word in _listed(table.get("versions", list(DEFAULT_VERSIONS)))}
+def _words(*tables: Mapping[str, Any]) -> list[Any]:
+    return [word for table in tables for word in _listed(table.get("versions", list(DEFAULT_VERSIONS)))]
 
 
 def _listed(value: object) -> list[Any]:

@@ -66,6 +66,8 @@ def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Pat
     ("text", "told"),
     [
         ("[[serve]", "is not TOML"),
+        ("serve = [1]", ":1: Input should be a valid dictionary"),
+        ("[[serve]]\nmodel='a'\nversions=[[1]]\n[[serve]]\nmodel='a'", ":3: `versions` is [[1]]: expected"),
         ("[endpoints.a]\nmodels='a'\npolicy='first'", ":3: `policy` is 'first': expected \"best\","),
         ("[[serve]]\nmodel='a'\nmetrik='f1'", ":3: `metrik` is unknown; did you mean `metric`?"),
         ("[[serve]]\nmodel='a'\ndirection='up'", ':3: `direction` is \'up\': expected "higher" or "lower"'),
