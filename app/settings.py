@@ -119,6 +119,7 @@ class Settings(BaseSettings):
             "redis_sentinel_password_file",
             "webhook_secret_file",
             "environments_dir",
+            "batch_folder",
         ),
         check_fields=False,
     )
@@ -455,6 +456,22 @@ class ControllerSettings(Settings):
     )
     webhook_plain_http: bool = Field(
         default=False, description="whether webhooks may go to `http:` URLs, unencrypted"
+    )
+    batch_folder: Path | None = Field(
+        default=None,
+        description="folder for the files of `POST /batches`, which is refused without one; controllers may share it",
+    )
+    batch_max_bytes: int = Field(
+        default=2**30, ge=1024, description="maximum size of a file of `POST /batches` in bytes"
+    )
+    batch_processes: int = Field(
+        default=1, ge=1, le=64, description="batches of files that a controller works on at the same time"
+    )
+    batch_retention_s: float = Field(
+        default=86400.0,
+        gt=0,
+        le=30 * 86400,
+        description="seconds for which the output of a batch of files is kept",
     )
     cors_origins: str = Field(
         default="",

@@ -23,6 +23,8 @@ from app.redis.sentinel import watch
 from app.settings import ControllerSettings, load
 from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
+from controller.batch_files import batch_routes
+from controller.batch_files.batch_files import check_folder
 from controller.cancelling import cancel
 from controller.configured_endpoints import ConfiguredEndpoints
 from controller.http import documentation, invocations, open_inference, routes
@@ -46,11 +48,12 @@ def create_app(settings: ControllerSettings) -> Controller:
     """Create the application. Nothing connects before its lifespan begins.
 
     Raises:
-        ConfigurationError: The API keys, the webhook secret or the pool's file have mistakes, or the audit log cannot
-            be written.
+        ConfigurationError: The API keys, the webhook secret or the pool's file have mistakes, or the audit log or the
+            folder of batches cannot be written.
     """
     access, endpoints = Access(settings), ConfiguredEndpoints(settings)
     check_writable(settings.audit_log)
+    check_folder(settings.batch_folder)
     keys_of(settings)
 
     @asynccontextmanager
@@ -70,6 +73,7 @@ def create_app(settings: ControllerSettings) -> Controller:
     )
     fastapi.include_router(routes.router)
     fastapi.include_router(operator_routes.router)
+    fastapi.include_router(batch_routes.router)
     fastapi.include_router(pages.router)
     fastapi.include_router(invocations.router)
     fastapi.include_router(open_inference.router)
@@ -120,6 +124,9 @@ async def open_services(
             services.operate.job_history.run(),
             services.operate.circuits.run(services.watcher.refresh_soon, services.try_example),
         ]
+        if services.batch_files:
+            stack.callback(services.batch_files.close)
+            background.append(services.batch_files.run())
         if services.webhooks:
             background.append(services.webhooks.run())
         for coroutine in background:

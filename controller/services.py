@@ -26,6 +26,7 @@ from controller.admission.gate import Gate
 from controller.admission.idempotency import Idempotency
 from controller.admission.rate_limit import RateLimit
 from controller.admission.wait_estimate import Backlogs
+from controller.batch_files.batch_files import open_batches
 from controller.configured_endpoints import ConfiguredEndpoints
 from controller.dispatch import Dispatcher
 from controller.http.draining import Drain
@@ -74,6 +75,7 @@ class Services:
         self.settings, self.access, self.audit, self.client = settings, access, audit, client
         self.clock, self.drain = PoolClock(), Drain()
         self.large_bodies = LargeBodies(n_processes=settings.reader_processes or PROCESSES)
+        self.batch_files = open_batches(settings, access)
         self.gate = Gate(settings, access, self.drain, rate_limit)
         self.ledger = ControllerLedger(client, retention_s)
         self.quarantine = Quarantine(client, template, retention_s)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import mktime_tz, parsedate_tz
 from functools import cache
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ import msgspec
 from modelyard import errors
 from modelyard.client_errors import (
     AnswerUnreadableError,
+    BatchUnsuccessfulError,
     JobCancelledError,
     JobExpiredError,
     JobFailedError,
@@ -27,6 +29,7 @@ from modelyard.client_errors import (
     WaitTimeoutError,
 )
 from modelyard.errors import (
+    ConfigurationError,
     ForbiddenError,
     ModelyardError,
     NotFoundError,
@@ -38,6 +41,7 @@ from modelyard.errors import (
 from modelyard.inputs import Encoded, Input, Params, Samples, read_input
 from modelyard.parts import JoinedJob, Limits, Part, has_outcome, join, next_part
 from modelyard.schemas import (
+    BatchFile,
     DecisionList,
     Job,
     JobList,
@@ -138,6 +142,8 @@ class Call(Generic[T]):
 
     Attributes:
         answer: Type of the answer's JSON document.
+        upload: File that is sent as the body.
+        saved_to: File that the body of the answer is written to, in place of reading it.
         wait_s: Seconds for which the controller may delay its answer.
         answered_with: Statuses besides 2xx that are not errors.
     """
@@ -148,6 +154,8 @@ class Call(Generic[T]):
     query: Mapping[str, str | int | float] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    upload: Path | None = None
+    saved_to: Path | None = None
     wait_s: float = 0.0
     answered_with: frozenset[int] = frozenset()
 
@@ -185,6 +193,82 @@ class RouteOptions(TypedDict, total=False):
     version: int | str | None
     endpoint: str | None
     deadline_s: float | None
+
+
+class BatchOptions(TypedDict, total=False):
+    """Options of a batch.
+
+    Attributes:
+        worker: Worker number to use instead of the policy's choice.
+        model: Name of the model to use.
+        version: Version of that model to use: its number or an alias.
+        endpoint: Name of the endpoint whose best version is to be used.
+        rows: Rows in one request; default: 500.
+        idempotency_key: Posts with the same key are one batch; default: a new key for each call.
+    """
+
+    worker: int | None
+    model: str | None
+    version: int | str | None
+    endpoint: str | None
+    rows: int | None
+    idempotency_key: str | None
+
+
+BATCH_TYPES = {
+    ".csv": "text/csv",
+    ".ndjson": "application/x-ndjson",
+    ".jsonl": "application/x-ndjson",
+    ".parquet": "application/vnd.apache.parquet",
+    ".npy": "application/x-npy",
+    ".npz": "application/x-npz",
+}
+BATCH_OUTPUTS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet"}
+
+
+def post_batch(
+    source: Path, output: str | None, params: Params | None, options: BatchOptions
+) -> Call[BatchFile]:
+    """Post a file of rows.
+
+    Args:
+        output: Format of the output; None for the controller's choice.
+
+    Raises:
+        ConfigurationError: The file does not exist, or is of a kind that is not sent.
+    """
+    kind = BATCH_TYPES.get(source.suffix.lower())
+    if kind is None or not source.is_file():
+        raise ConfigurationError(f"{source} is no file of one of the kinds {', '.join(BATCH_TYPES)}")
+    asked: dict[str, Any] = {**options}
+    key = asked.pop("idempotency_key", None) or uuid.uuid4().hex
+    text = msgspec.json.encode(params).decode() if params else None
+    headers = {
+        "Idempotency-Key": key,
+        "Content-Type": kind,
+        "Content-Length": str(source.stat().st_size),
+    }
+    query = _query(output=output, params=text, **asked)
+    return Call("POST", "/batches", BatchFile, query=query, headers=headers, upload=source)
+
+
+def batch_state(batch_id: str, wait_s: float = 0.0) -> Call[BatchFile]:
+    """Read a batch; its answer may wait `wait_s` seconds for the end."""
+    return Call("GET", _batch_path(batch_id), BatchFile, query=_wait(wait_s), wait_s=wait_s)
+
+
+def cancelled_batch(batch_id: str) -> Call[BatchFile]:
+    """Cancel a batch that has not ended."""
+    return Call("DELETE", _batch_path(batch_id), BatchFile)
+
+
+def saved(batch_id: str, what: str, path: Path) -> Call[None]:
+    """Write the `output` or the `errors` of a batch to a file."""
+    return Call("GET", f"{_batch_path(batch_id)}/{what}", type(None), saved_to=path)
+
+
+def _batch_path(batch_id: str) -> str:
+    return f"/batches/{quote(batch_id, safe='')}"
 
 
 def post(
@@ -326,6 +410,31 @@ def predict(
     ends_at_s = time.monotonic() + wait_s
     sent = yield from _posted(read_input(samples, params), options, limits, wait_s, ends_at_s)
     return (yield from _all_succeeded(sent.jobs, sent.n_rows, ends_at_s))
+
+
+def batch(
+    source: Path, output: Path, params: Params | None, wait_s: float, options: BatchOptions
+) -> Flow[BatchFile]:
+    """Post a file, wait until it is predicted, and write the output and the rows that have none.
+
+    Raises:
+        BatchUnsuccessfulError: It failed, was cancelled, or has not ended after `wait_s` seconds.
+    """
+    kind = BATCH_OUTPUTS.get(output.suffix.lower())
+    if kind is None:
+        raise ConfigurationError(
+            f"{output} is of an unknown kind; expected one of {', '.join(BATCH_OUTPUTS)}"
+        )
+    ends_at_s = time.monotonic() + wait_s
+    seen: BatchFile = yield post_batch(source, kind, params, options)
+    while not seen.done and (left_s := ends_at_s - time.monotonic()) > 0:
+        seen = yield batch_state(seen.id, min(left_s, LONG_POLL_S))
+    if seen.status != "succeeded":
+        raise BatchUnsuccessfulError(seen)
+    if seen.rows_failed:
+        yield saved(seen.id, "errors", output.with_name(f"{output.stem}.bad.ndjson"))
+    yield saved(seen.id, "output", output)
+    return seen
 
 
 def wait(job: Job | str, timeout_s: float) -> Flow[Job]:

@@ -9,6 +9,7 @@ ModelyardError
 ├── RecordsError                    the records file or the plot cannot be written
 ├── OutputsNotJoinableError         the parts of samples that were cut cannot be answered as one
 ├── WaitTimeoutError                the job has no outcome yet; holds the job
+├── BatchUnsuccessfulError          a batch failed, was cancelled or has not ended yet; holds the batch
 └── JobUnsuccessfulError            the job has an outcome, and it is no prediction; holds the job
     ├── JobFailedError
     ├── JobExpiredError
@@ -19,7 +20,7 @@ ModelyardError
 from __future__ import annotations
 
 from modelyard.errors import ModelyardError, UnavailableError
-from modelyard.schemas import Job
+from modelyard.schemas import BatchFile, Job
 
 
 class ControllerUnreachableError(UnavailableError):
@@ -64,6 +65,21 @@ class WaitTimeoutError(ModelyardError):
     def __init__(self, job: Job) -> None:
         super().__init__(f"job {job.id} is still {job.status}; wait longer, or look again later")
         self.job = job
+
+
+class BatchUnsuccessfulError(ModelyardError):
+    """A batch failed, was cancelled, or has not ended within the wait.
+
+    Attributes:
+        batch: The batch as last seen.
+    """
+
+    code = "batch_unsuccessful"
+
+    def __init__(self, batch: BatchFile) -> None:
+        reason = f": {batch.error.detail} ({batch.error.code})" if batch.error else ""
+        super().__init__(f"batch {batch.id} is {batch.status}{reason}")
+        self.batch = batch
 
 
 class JobUnsuccessfulError(ModelyardError):

@@ -34,13 +34,17 @@ ModelyardError
 │   ├── UnknownModelError
 │   ├── UnknownEndpointError
 │   ├── ModelNotServedError       the version was retired
-│   └── UnknownJobError
+│   ├── UnknownJobError
+│   ├── BatchesOffError           the controller takes no batch files
+│   └── UnknownBatchError
 ├── JobGoneError                  the job's outcome was kept for its time and is no longer
 ├── ConflictError
 │   ├── VersionInUseError         a version to be forgotten has workers or jobs
 │   ├── NotScalableError          a version has no worker that `modelyard up` started
 │   ├── JobNotCancellableError
 │   ├── JobNotQuarantinedError
+│   ├── BatchNotCancellableError
+│   ├── BatchWithoutOutputError   the batch has not ended, or failed
 │   └── IdempotencyConflictError  the key was used for another request
 ├── QueueFullError
 ├── RateLimitError                the client has asked too often
@@ -282,6 +286,18 @@ class UnknownJobError(NotFoundError):
     code = "job_unknown"
 
 
+class BatchesOffError(NotFoundError):
+    """The controller takes no batch files, because it has no folder for them."""
+
+    code = "batches_off"
+
+
+class UnknownBatchError(NotFoundError):
+    """No batch of files has this id."""
+
+    code = "batch_unknown"
+
+
 class JobGoneError(ModelyardError):
     """The job existed; its outcome was kept for its retention time and is no longer."""
 
@@ -322,6 +338,18 @@ class JobNotQuarantinedError(ConflictError):
     """Only a job in quarantine can be sent again."""
 
     code = "job_not_quarantined"
+
+
+class BatchNotCancellableError(ConflictError):
+    """The batch has ended already."""
+
+    code = "batch_not_cancellable"
+
+
+class BatchWithoutOutputError(ConflictError):
+    """The batch has not ended, or it failed or was cancelled."""
+
+    code = "batch_without_output"
 
 
 class IdempotencyConflictError(ConflictError):

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
+from http import HTTPStatus
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import IO, Any, Self, TypeVar, Unpack
 
 import httpx
 
 from modelyard import calls
-from modelyard.calls import Call, Flow, JobFilter, RouteOptions, SubmitOptions
+from modelyard.calls import BatchOptions, Call, Flow, JobFilter, RouteOptions, SubmitOptions
 from modelyard.client_errors import AnswerUnreadableError, ControllerUnreachableError
 from modelyard.errors import ConfigurationError, ModelyardError
 from modelyard.inputs import Params, Samples
 from modelyard.mapping import run_all, run_all_async
 from modelyard.parts import Limits
 from modelyard.retries import RetryPolicy
-from modelyard.schemas import Decision, Job, JobList, Readiness, RoutePlan, VersionControl, WorkerInfo
+from modelyard.schemas import (
+    BatchFile,
+    Decision,
+    Job,
+    JobList,
+    Readiness,
+    RoutePlan,
+    VersionControl,
+    WorkerInfo,
+)
 
 T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:9000"
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 15.0  # in addition to the call's own wait time
+FILE_PART_BYTES = 2**18
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -169,6 +182,80 @@ class Client:
         """The same as `map`, but each job comes as soon as it is done, with the place of its input from 0."""
         call = partial(self.predict, params=params, wait_s=wait_s, **options)
         return run_all(call, inputs, concurrency, ordered=False, progress=progress)
+
+    def batch(
+        self,
+        source: str | Path,
+        output: str | Path,
+        *,
+        params: Params | None = None,
+        wait_s: float = math.inf,
+        **options: Unpack[BatchOptions],
+    ) -> BatchFile:
+        """Send a file, have the controller predict its rows, and write a row for each of them, in order.
+
+        The controller needs `MODELYARD_BATCH_FOLDER`. It goes on if it is restarted, and if this client has left.
+
+        Args:
+            source: A file .csv, .ndjson, .jsonl, .parquet, .npy or .npz.
+            output: File to write: .csv, .ndjson, .jsonl or .parquet. Rows without a prediction are in its name with
+                .bad.ndjson, with their reasons.
+            params: Parameters of the version.
+            wait_s: Seconds to wait.
+            **options: See `BatchOptions`.
+
+        Raises:
+            ConfigurationError: A file is of an unknown kind.
+            BatchesOffError: The controller takes no files.
+            TooLargeError: The file is larger than it may be.
+            NotFoundError: No such worker number, model, version or endpoint.
+            BatchUnsuccessfulError: It failed, was cancelled, or has not ended yet.
+        """
+        return self._run(calls.batch(Path(source), Path(output), params, wait_s, options))
+
+    def submit_batch(
+        self,
+        source: str | Path,
+        *,
+        output: str | None = None,
+        params: Params | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> BatchFile:
+        """Send a file and return when it has arrived; see `batch`.
+
+        Args:
+            output: Format of the output: `csv`, `ndjson` or `parquet`; default: that of the file, or `ndjson`.
+        """
+        return self._send(calls.post_batch(Path(source), output, params, options))
+
+    def read_batch(self, batch_id: str, wait_s: float = 0.0) -> BatchFile:
+        """Read how far a batch has come, and wait up to `wait_s` seconds, at most 60, for its end.
+
+        Raises:
+            UnknownBatchError: No batch has this id.
+        """
+        return self._send(calls.batch_state(batch_id, wait_s))
+
+    def cancel_batch(self, batch_id: str) -> BatchFile:
+        """Cancel a batch.
+
+        Raises:
+            UnknownBatchError: No batch has this id.
+            BatchNotCancellableError: It has ended.
+        """
+        return self._send(calls.cancelled_batch(batch_id))
+
+    def save_batch(self, batch_id: str, output: str | Path, *, errors: bool = False) -> None:
+        """Write the output of a batch that succeeded to a file.
+
+        Args:
+            errors: Whether to write the rows without a prediction instead.
+
+        Raises:
+            UnknownBatchError: No batch has this id.
+            BatchWithoutOutputError: It has not succeeded.
+        """
+        self._send(calls.saved(batch_id, "errors" if errors else "output", Path(output)))
 
     def wait(self, job: Job | str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded.
@@ -317,8 +404,20 @@ class Client:
 
     def _send_once(self, call: Call[T]) -> T:
         with _transport_errors(self._http.base_url):
-            response = self._http.request(call.method, call.path, **_arguments(call))
+            if call.saved_to:
+                return self._save(call, call.saved_to)
+            content = call.body if call.upload is None else _parts(call.upload)
+            response = self._http.request(call.method, call.path, content=content, **_arguments(call))
         return call.read(response.status_code, response.headers, response.content)
+
+    def _save(self, call: Call[T], path: Path) -> T:
+        with self._http.stream(call.method, call.path, **_arguments(call)) as response:
+            if not response.is_success:
+                return call.read(response.status_code, response.headers, response.read())
+            with _whole(path) as file:
+                for part in response.iter_bytes(FILE_PART_BYTES):
+                    file.write(part)
+        return call.read(HTTPStatus.OK, response.headers, b"null")
 
 
 class AsyncClient:
@@ -409,6 +508,41 @@ class AsyncClient:
             async for numbered in jobs:
                 yield numbered
 
+    async def batch(
+        self,
+        source: str | Path,
+        output: str | Path,
+        *,
+        params: Params | None = None,
+        wait_s: float = math.inf,
+        **options: Unpack[BatchOptions],
+    ) -> BatchFile:
+        """Have the controller predict the rows of a file into another one; see `Client.batch`."""
+        return await self._run(calls.batch(Path(source), Path(output), params, wait_s, options))
+
+    async def submit_batch(
+        self,
+        source: str | Path,
+        *,
+        output: str | None = None,
+        params: Params | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> BatchFile:
+        """Send a file and return when it has arrived; see `Client.submit_batch`."""
+        return await self._send(calls.post_batch(Path(source), output, params, options))
+
+    async def read_batch(self, batch_id: str, wait_s: float = 0.0) -> BatchFile:
+        """Read how far a batch has come; see `Client.read_batch`."""
+        return await self._send(calls.batch_state(batch_id, wait_s))
+
+    async def cancel_batch(self, batch_id: str) -> BatchFile:
+        """Cancel a batch; see `Client.cancel_batch`."""
+        return await self._send(calls.cancelled_batch(batch_id))
+
+    async def save_batch(self, batch_id: str, output: str | Path, *, errors: bool = False) -> None:
+        """Write the output of a batch that succeeded to a file; see `Client.save_batch`."""
+        await self._send(calls.saved(batch_id, "errors" if errors else "output", Path(output)))
+
     async def wait(self, job: Job | str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded; see `Client.wait`."""
         return await self._run(calls.wait(job, timeout_s))
@@ -488,8 +622,20 @@ class AsyncClient:
 
     async def _send_once(self, call: Call[T]) -> T:
         with _transport_errors(self._http.base_url):
-            response = await self._http.request(call.method, call.path, **_arguments(call))
+            if call.saved_to:
+                return await self._save(call, call.saved_to)
+            content = call.body if call.upload is None else _parts_async(call.upload)
+            response = await self._http.request(call.method, call.path, content=content, **_arguments(call))
         return call.read(response.status_code, response.headers, response.content)
+
+    async def _save(self, call: Call[T], path: Path) -> T:
+        async with self._http.stream(call.method, call.path, **_arguments(call)) as response:
+            if not response.is_success:
+                return call.read(response.status_code, response.headers, await response.aread())
+            with _whole(path) as file:
+                async for part in response.aiter_bytes(FILE_PART_BYTES):
+                    await asyncio.to_thread(file.write, part)
+        return call.read(HTTPStatus.OK, response.headers, b"null")
 
 
 def _connection(url: str | None, api_key: str | None) -> dict[str, Any]:
@@ -527,9 +673,32 @@ def _arguments(call: Call[Any]) -> dict[str, Any]:
     return {
         "params": dict(call.query),
         "headers": dict(call.headers),
-        "content": call.body,
         "timeout": httpx.Timeout(call.wait_s + ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
     }
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while part := file.read(FILE_PART_BYTES):
+            yield part
+
+
+async def _parts_async(path: Path) -> AsyncIterator[bytes]:
+    for part in _parts(path):
+        yield part
+        await asyncio.sleep(0)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears when it is complete."""
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ T = TypeVar("T")
 Later: TypeAlias = Annotated[T | None, Meta(extra_json_schema={"nullable": False})]
 Status = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
 FINAL_STATUSES: frozenset[Status] = frozenset({"succeeded", "failed", "expired", "cancelled"})
+BatchStatus = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
+FINAL_BATCH_STATUSES: frozenset[BatchStatus] = frozenset({"succeeded", "failed", "cancelled"})
 POLICIES = ["highest_val_accuracy", "best_metric", "champion", "newest_version", "forced", "unknown"]
 # What may put a version before the others of its endpoint.
 CRITERIA = [
@@ -515,6 +517,31 @@ class JobList(msgspec.Struct, frozen=True, omit_defaults=True):
     next: Annotated[Later[str], says("cursor of the next page; absent on the last one")] = None
 
 
+class BatchFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file whose rows are predicted into another file."""
+
+    id: str
+    status: BatchStatus
+    batch_url: Annotated[str, says("path of this document")]
+    output_url: Annotated[Later[str], says("path of the output, once it succeeded")] = None
+    errors_url: Annotated[
+        Later[str], says("path of the rows without a prediction and their reasons, once it succeeded")
+    ] = None
+    created_at_ms: Annotated[float, says("when the file had arrived, the controller's clock")]
+    ended_at_ms: Annotated[Later[float], says("when it ended")] = None
+    rows: Annotated[int | None, says("number of rows of the file; null where only reading all would tell")]
+    rows_done: Annotated[int, says("rows that are finished, with those that failed")]
+    rows_failed: Annotated[int, says("rows without a prediction")]
+    rows_per_s: Annotated[float, says("rate since the work last began or was resumed")]
+    progress: Annotated[float, says("fraction of the file that was read")]
+    error: Annotated[Later[JobProblem], says("why it failed")] = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.status in FINAL_BATCH_STATUSES
+
+
 class Health(msgspec.Struct, frozen=True):
     """Answer of `GET /healthz`: the process is alive."""
 
@@ -533,6 +560,7 @@ DOCUMENTS: tuple[type[msgspec.Struct], ...] = (
     Job,
     Jobs,
     JobList,
+    BatchFile,
     VersionControl,
     DecisionList,
     Scale,

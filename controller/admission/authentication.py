@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.api_keys import ApiKey, Role, holder, read_keys
+from app.api_keys import ApiKey, Role, holder, new_key, read_keys
 from app.errors import ConfigurationError, ForbiddenError, UnauthenticatedError
 from app.file_stamp import EditWatch
 from app.settings import ControllerSettings
@@ -73,6 +73,7 @@ class Access:
         self._settings = settings
         self._edits = EditWatch(settings.api_keys_file)
         self._keys: tuple[ApiKey, ...] = read_keys(settings)
+        self._lent: tuple[ApiKey, ...] = ()
         self.is_guarded = bool(self._keys)
         self._callers: dict[bytes, Caller] = {}
 
@@ -104,12 +105,31 @@ class Access:
         self.is_guarded, self._callers = bool(self._keys), {}
         logger.info("read %d API keys", len(self._keys))
 
+    def lend(self, name: str) -> str:
+        """A key for a process of this controller that acts for a client; empty if callers need none.
+
+        It counts until `take_back`, and no longer than the client has a key of its own. It is kept nowhere.
+        """
+        if not self._is_known(name):
+            return ""
+        key, made = new_key(name, "predict")
+        self._lent = (*self._lent, made)
+        return key
+
+    def take_back(self, key: str) -> None:
+        """Make a lent key invalid."""
+        self._lent = tuple(each for each in self._lent if each is not holder((each,), key.encode()))
+        self._callers = {}
+
+    def _is_known(self, name: str) -> bool:
+        return any(each.name == name for each in self._keys)
+
     def _recognise(self, authorization: bytes) -> Caller:
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             raise UnauthenticatedError(f"the API key is missing; {_HOW}")
-        known = holder(self._keys, key.strip())
-        if known is None:
+        known = holder((*self._keys, *self._lent), key.strip())
+        if known is None or not self._is_known(known.name):
             raise UnauthenticatedError(f"the API key is invalid; {_HOW}")
         # Only valid headers are cached, so that nobody can fill the cache without a key.
         if len(self._callers) >= CACHED_CALLERS:

@@ -72,6 +72,8 @@ class Controller:
         drain = self.services.drain
         drain.is_announced = drain.has_begun = True
         self.services.feed.close()
+        if self.services.batch_files:
+            self.services.batch_files.close()  # its processes wait for outcomes
         asyncio.get_running_loop().call_later(self._settings.drain_s, self.services.predict.end_waits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -259,6 +259,11 @@ class Connection(asyncio.Protocol):
         self._is_answering = self._stock_answers = False
         self._answered(ends=False)
 
+    def extend_time(self) -> None:
+        """Restart the time limit of a request whose body is large and arrives in parts."""
+        if self._began_at_s is not None:
+            self._began_at_s = time.monotonic()
+
     # The transport interface for uvicorn's protocol.
 
     def write(self, data: bytes) -> None:

@@ -15,6 +15,7 @@ from fastapi.responses import PlainTextResponse
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM, MULTIPART, PARQUET
 from modelyard.schemas import (
     DOCUMENTS,
+    BatchFile,
     DecisionList,
     Health,
     Job,
@@ -673,6 +674,98 @@ RESEND: dict[str, Any] = {
             s422="`deadline` is out of range",
             s503="Redis does not answer",
         ),
+    },
+}
+_BATCH = {
+    "id": "0c8a6f0e6f0b4a0d9d7c1d5f3b1e2a4c",
+    "status": "running",
+    "batch_url": "/batches/0c8a6f0e6f0b4a0d9d7c1d5f3b1e2a4c",
+    "created_at_ms": 1767225600000,
+    "rows": 1000000,
+    "rows_done": 250000,
+    "rows_failed": 1,
+    "rows_per_s": 12500.0,
+    "progress": 0.25,
+}
+_NO_BATCH = {**_KEY, "s404": "No batch of this API key has this id, or the controller takes no files"}
+_NO_OUTPUT = {**_NO_BATCH, "s409": "The batch has not ended, failed or was cancelled"}
+_ROWS = {"schema": {"type": "string"}}
+BATCH: dict[str, Any] = {
+    "tags": ["batches"],
+    "summary": "Post a file",
+    "status_code": 202,
+    "responses": {
+        202: {
+            "description": "Accepted: poll `batch_url`",
+            **_json(BatchFile, {**_BATCH, "status": "waiting"}),
+        },
+        **_problems(
+            **_KEY,
+            s404="No such worker number, model, version or endpoint; or the controller takes no files",
+            s409="The idempotency key was used for another kind of request",
+            s413="The file is too large",
+            s415="The content type is none of a file of rows",
+            s422="The file is empty, or a parameter is malformed",
+            s429="Too many files arrive, or too many batches wait",
+            s503="No worker is ready, the controller is stopping, or it cannot store the file",
+        ),
+    },
+    "openapi_extra": {
+        "parameters": [
+            _parameter(
+                "Idempotency-Key", {"type": "string"}, "a repeated post returns the first batch", "header"
+            )
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                **dict.fromkeys(("text/csv", "application/x-ndjson"), _ROWS),
+                **dict.fromkeys((PARQUET.decode(), "application/x-npy", "application/x-npz"), _BINARY),
+            },
+        },
+    },
+}
+BATCH_STATE: dict[str, Any] = {
+    "tags": ["batches"],
+    "summary": "Read a batch",
+    "responses": {
+        200: {"description": "How far it has come", **_json(BatchFile, _BATCH)},
+        **_problems(**_NO_BATCH, s422="`wait` is out of range"),
+    },
+}
+BATCH_CANCEL: dict[str, Any] = {
+    "tags": ["batches"],
+    "summary": "Cancel a batch",
+    "responses": {
+        200: {"description": "Cancelled", **_json(BatchFile, {**_BATCH, "status": "cancelled"})},
+        **_problems(**_NO_BATCH, s409="The batch has ended"),
+        "default": _OTHER,
+    },
+}
+BATCH_OUTPUT: dict[str, Any] = {
+    "tags": ["batches"],
+    "summary": "Read the output of a batch",
+    "response_class": PlainTextResponse,
+    "responses": {
+        200: {
+            "description": "The file",
+            "content": {
+                **dict.fromkeys(("text/csv", "application/x-ndjson"), _ROWS),
+                PARQUET.decode(): _BINARY,
+            },
+        },
+        **_problems(**_NO_OUTPUT),
+        "default": _OTHER,
+    },
+}
+BATCH_ERRORS: dict[str, Any] = {
+    "tags": ["batches"],
+    "summary": "Read the rows of a batch without a prediction",
+    "response_class": PlainTextResponse,
+    "responses": {
+        200: {"description": "One JSON object a line", "content": {"application/x-ndjson": _ROWS}},
+        **_problems(**_NO_OUTPUT),
+        "default": _OTHER,
     },
 }
 METRICS: dict[str, Any] = {

@@ -62,6 +62,7 @@ class BatchPlan:
         params: Parameters of the version.
         n_rows: Rows in a request.
         concurrency: Requests at the same time.
+        deadline_s: Seconds until the job of a request expires.
     """
 
     asked: str
@@ -69,6 +70,7 @@ class BatchPlan:
     params: Params | None
     n_rows: int
     concurrency: int
+    deadline_s: float = DEADLINE_S
 
 
 class BatchRun:
@@ -209,10 +211,11 @@ class BatchRun:
         # A run that is repeated after a kill gets the jobs that were under way, and no new ones.
         key = f"{self._run_id}.{self._encoding}.{chunk.start}-{chunk.start + size}"
         for attempt in range(ATTEMPTS):
-            options = {**self._options, "deadline_s": DEADLINE_S, "idempotency_key": f"{key}.{attempt}"}
+            deadline_s = self._plan.deadline_s
+            options = {**self._options, "deadline_s": deadline_s, "idempotency_key": f"{key}.{attempt}"}
             try:
                 job = await self._client.predict(
-                    samples, params=self._plan.params, wait_s=DEADLINE_S + 60, **cast(SubmitOptions, options)
+                    samples, params=self._plan.params, wait_s=deadline_s + 60, **cast(SubmitOptions, options)
                 )
                 break
             except (JobExpiredError, JobGoneError, IdempotencyConflictError):

@@ -45,12 +45,17 @@ def write_results(
     rows = (_row(line, outputs, names) for line in read())
     unfinished = output.with_name(output.name + ".tmp")
     WRITERS[output.suffix.lower()](unfinished, rows, columns)
-    bad = output.with_name(f"{output.stem}.bad.ndjson")
+    bad = bad_path_of(output)
     bad.unlink(missing_ok=True)
     if n_bad:
         _write_bad(bad, (line for line in read() if line.code), names)
     unfinished.replace(output)
     return bad if bad.exists() else None
+
+
+def bad_path_of(output: Path) -> Path:
+    """The file for the rows of an output that were set aside."""
+    return output.with_name(f"{output.stem}.bad.ndjson")
 
 
 def check_format(output: Path) -> None:

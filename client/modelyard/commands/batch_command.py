@@ -74,13 +74,14 @@ def command(
     Exit status: 0 all rows were predicted, 1 some were not.
     """
     from modelyard.batch.batch_run import BatchPlan
+    from modelyard.batch.file_run import part_path_of, write_output
     from modelyard.batch.part_file import PartFile
-    from modelyard.batch.result_files import check_format, write_results
-    from modelyard.batch.sources import ImageFolder, open_source
+    from modelyard.batch.result_files import check_format
+    from modelyard.batch.sources import open_source
 
     check_format(output)
     opened = open_source(source)
-    part_path = output.with_name(output.name + ".part")
+    part_path = part_path_of(output)
     if restart:
         part_path.unlink(missing_ok=True)
         output.unlink(missing_ok=True)
@@ -97,10 +98,8 @@ def command(
             click.echo(f"modelyard: {part.n_rows:,} rows are finished; the same command continues", err=True)
             sys.exit(INTERRUPTED)
         duration_s = time.perf_counter() - started_s
-        names = [path.name for path in opened.paths] if isinstance(opened, ImageFolder) else None
         with waiting(f"writing {output}"):
-            bad = write_results(part.lines, output, names, part.n_bad)
-        part_path.unlink()
+            bad = write_output(opened, part, output)
     _report(part, output, bad, n_before, duration_s, as_json)
     sys.exit(FAILED if bad else 0)
 
@@ -108,14 +107,13 @@ def command(
 async def _run(
     url: str, source: Source, part: PartFile, plan: BatchPlan, tell: Callable[[int], object]
 ) -> None:
-    from modelyard import AsyncClient, RetryPolicy
-    from modelyard.batch.batch_run import BatchRun
+    from modelyard import AsyncClient
+    from modelyard.batch.file_run import PATIENT, predict_rows
 
     async with AsyncClient(url) as client:
         await client.ready()  # no controller: say so at once
-    patient = RetryPolicy(attempts=40, max_backoff_s=10)  # for some minutes without a controller or a worker
-    async with AsyncClient(url, retry=patient) as client:
-        await BatchRun(client, source, part, plan, tell).run()
+    async with AsyncClient(url, retry=PATIENT) as client:
+        await predict_rows(client, source, part, plan, tell)
 
 
 def _fingerprint(source: Path, selector: SubmitOptions, params: dict[str, Any] | None) -> str:

@@ -15,10 +15,10 @@ import pytest
 import redis
 
 from app.api_keys import Role, new_key
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, UnauthenticatedError
 from app.ledger.ids import IdSigner
 from app.redis import keys
-from controller.admission.authentication import CACHED_CALLERS, OPEN_PATHS, Access
+from controller.admission.authentication import CACHED_CALLERS, OPEN_PATHS, Access, Caller
 from controller.main import create_app
 from tests.controller.conftest import HandWorker, Serve, Served, nothing_is_queued, settings_for, until
 
@@ -286,3 +286,20 @@ def test_spellings_of_a_valid_key_do_not_fill_the_memory(key_file: KeyFile) -> N
     finally:
         tracemalloc.stop()
     assert held_bytes < CACHED_CALLERS * 1000
+
+
+def test_a_lent_key_counts_until_it_is_taken_back_or_its_client_has_no_key(key_file: KeyFile) -> None:
+    ann, _ = key_file.add("ann", "operate"), key_file.add("bob")
+    access = Access(settings_for("redis://localhost", api_keys_file=key_file.path))
+    first, second = (f"Bearer {access.lend('ann')}".encode() for _ in range(2))
+    assert access.caller(first) == access.caller(second) == Caller("ann", is_operator=False)
+    assert access.lend("eve") == ""
+    access.take_back(first.decode().removeprefix("Bearer "))
+    with pytest.raises(UnauthenticatedError):
+        access.caller(first)
+    assert access.caller(second).name == "ann"
+    key_file.remove(ann)
+    for _ in range(2):  # two looks see the same edit
+        access.refresh()
+    with pytest.raises(UnauthenticatedError):
+        access.caller(second)

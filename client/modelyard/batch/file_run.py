@@ -1,0 +1,44 @@
+"""Predicts a whole file: `modelyard batch` and the batch process of a controller both call this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from modelyard.batch.batch_run import BatchPlan, BatchRun
+from modelyard.batch.part_file import PartFile
+from modelyard.batch.result_files import write_results
+from modelyard.batch.sources import ImageFolder, Source
+from modelyard.http import AsyncClient
+from modelyard.retries import RetryPolicy
+
+PATIENT = RetryPolicy(attempts=40, max_backoff_s=10)  # for some minutes without a controller or a worker
+
+
+async def predict_rows(
+    client: AsyncClient, source: Source, part: PartFile, plan: BatchPlan, tell: Callable[[int], object]
+) -> None:
+    """Predict the rows that the part file does not have yet; see `BatchRun`.
+
+    Args:
+        client: A client with the policy `PATIENT`.
+        tell: Called with the number of rows whenever some are finished.
+    """
+    await BatchRun(client, source, part, plan, tell).run()
+
+
+def write_output(source: Source, part: PartFile, output: Path) -> Path | None:
+    """Write the output of a part file that has all rows, and remove the part file.
+
+    Returns:
+        The file with the rows that were set aside; None if there is none.
+    """
+    names = [path.name for path in source.paths] if isinstance(source, ImageFolder) else None
+    bad = write_results(part.lines, output, names, part.n_bad)
+    part.path.unlink()
+    return bad
+
+
+def part_path_of(output: Path) -> Path:
+    """The part file of an output."""
+    return output.with_name(output.name + ".part")

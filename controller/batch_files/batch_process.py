@@ -1,0 +1,138 @@
+"""The process that predicts the rows of one batch, as `modelyard batch` does: it calls its controller over HTTP.
+
+It starts where an earlier process was stopped. It ends at once when its controller has ended, or the batch has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from app.errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
+from app.logs import configure_logging
+from controller.batch_files.batch_folder import BatchFolder, Progress
+from modelyard import AsyncClient
+from modelyard.batch.batch_run import BatchPlan
+from modelyard.batch.file_run import PATIENT, part_path_of, predict_rows, write_output
+from modelyard.batch.part_file import PartFile
+from modelyard.batch.sources import Source, open_source
+from modelyard.schemas import JobProblem
+
+NICENESS = 5  # if CPU time is scarce, all other callers come first
+MEMORY_BYTES = 2**30  # for the rows in hand, beside the program itself
+CONCURRENCY = 8
+NOTE_EVERY_S = 0.5
+TRY_AGAIN = os.EX_TEMPFAIL
+MAPPED_PAGES = Path("/proc/self/statm")
+
+
+class Errand(msgspec.Struct, frozen=True, kw_only=True):
+    """What a controller tells its process.
+
+    Attributes:
+        folder: Folder of the batch.
+        url: Address of the controller.
+        api_key: Key that acts for the owner of the batch; empty without keys.
+        deadline_s: Seconds until the job of a request expires.
+    """
+
+    folder: str
+    url: str
+    api_key: str
+    deadline_s: float
+
+
+def main() -> None:
+    """Do the errand that stands on the first line of standard input."""
+    configure_logging()
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C must only reach the controller, which ends this process
+    os.nice(NICENESS)
+    errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=Errand)
+    folder = BatchFolder(Path(errand.folder))
+    threading.Thread(target=_end_with_controller, args=(folder,), daemon=True).start()
+    _limit_memory()
+    os.chdir(errand.folder)  # so that errors name the file alone
+    try:
+        asyncio.run(_predict(folder, errand))
+    except (UnavailableError, QueueFullError, RateLimitError):
+        sys.exit(TRY_AGAIN)
+    except ModelyardError as error:
+        _fail(folder, error.code, error.detail)
+    except MemoryError:
+        reason = f"the rows need more than {MEMORY_BYTES >> 20} MiB of memory; send fewer with `rows`"
+        _fail(folder, "request_too_large", f"{reason}, or smaller row groups")
+
+
+async def _predict(folder: BatchFolder, errand: Errand) -> None:
+    asked = folder.request
+    source = open_source(Path(folder.input.name))
+    plan = BatchPlan(folder.id, asked.options, asked.params, asked.rows, CONCURRENCY, errand.deadline_s)  # type: ignore[arg-type]
+    with PartFile(Path(part_path_of(folder.output).name), folder.id) as part:
+        noted = _Noted(folder, source, part)
+        async with AsyncClient(errand.url, api_key=errand.api_key, retry=PATIENT) as client:
+            await predict_rows(client, source, part, plan, noted.tell)
+        write_output(source, part, Path(folder.output.name))
+    folder.end(msgspec.structs.replace(noted.progress(), status="succeeded", rows=part.n_rows, progress=1.0))
+
+
+class _Noted:
+    """Writes into the folder how far the work has come."""
+
+    def __init__(self, folder: BatchFolder, source: Source, part: PartFile) -> None:
+        self._folder, self._source, self._part = folder, source, part
+        self._n_before, self._began_s, self._noted_s = part.n_rows, time.monotonic(), 0.0
+
+    def tell(self, n_rows: int) -> None:
+        """Note the progress, if it was not noted just before."""
+        if time.monotonic() - self._noted_s > NOTE_EVERY_S:
+            self._noted_s = time.monotonic()
+            self._folder.note(self.progress())
+
+    def progress(self) -> Progress:
+        """How far the work has come."""
+        part = self._part
+        rate = (part.n_rows - self._n_before) / max(time.monotonic() - self._began_s, 0.001)
+        return Progress(
+            status="running",
+            rows=self._source.n_rows,
+            rows_done=part.n_rows,
+            rows_failed=part.n_bad,
+            rows_per_s=rate,
+            progress=self._source.progress(),
+        )
+
+
+def _fail(folder: BatchFolder, code: str, detail: str) -> None:
+    seen = folder.progress()
+    folder.end(msgspec.structs.replace(seen, status="failed", error=JobProblem(code, detail)))
+
+
+def _end_with_controller(folder: BatchFolder) -> None:
+    """End this process when its controller closes the pipe, or the batch was cancelled. Finished rows are on disk."""
+    while not select.select([sys.stdin], [], [], NOTE_EVERY_S)[0]:
+        if folder.has_ended and folder.progress().status == "cancelled":
+            break
+    os._exit(0)
+
+
+def _limit_memory() -> None:
+    """Limit what a hostile file can make the decoders take: an allocation beyond it fails."""
+    if MAPPED_PAGES.exists():  # on Linux
+        pages = int(MAPPED_PAGES.read_text().split()[0])
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES, hard))
+
+
+if __name__ == "__main__":
+    main()
