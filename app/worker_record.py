@@ -68,6 +68,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         newest_version: Newest version of its model in the registry; 0 if unknown.
         aliases_read_at_ms: When they were read, Redis's clock; 0 if they were not.
         follows: The alias that its worker follows, or `latest`; empty if its version is fixed.
+        memory_bytes: Resident memory of the serving process; 0 if unknown, and in records of older releases.
         managed_by: `up` if `modelyard up` starts and stops it; otherwise empty.
         schema_version: Result of `record_version` for the contract.
     """
@@ -113,6 +114,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     aliases_read_at_ms: float = 0.0
     follows: str = ""
     managed_by: str = ""
+    memory_bytes: int = 0
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -51,7 +51,8 @@ class Examiner:
         """
         seen = Examination()
         with ledger_errors():
-            await self._check_persistence(seen)
+            if await self._check_persistence(seen):
+                await self._check_default_user(seen)
             queues, records, live = set[str](), list[str](), set[str]()
             async for page in self._keys():
                 await self._check_keys(seen, page, queues, records)
@@ -63,26 +64,47 @@ class Examiner:
                 await self._check_queue_once(seen, queue, live)
         return seen
 
-    async def _check_persistence(self, seen: Examination) -> None:
-        """Check for data that Redis has lost or would lose at its next start."""
+    async def look_at_service(self, queues: Iterable[str]) -> Examination:
+        """The part of an examination that needs no scan, for a controller: what Redis says of itself, overdue batches.
+
+        Raises:
+            LedgerUnavailableError: Redis does not answer.
+        """
+        seen = Examination()
+        with ledger_errors():
+            await self._check_persistence(seen)
+            for queue in queues:
+                with contextlib.suppress(
+                    ResponseError, WireError
+                ):  # a key of the wrong type: `look` finds it
+                    await self._check_overdue(seen, queue)
+        return seen
+
+    async def _check_persistence(self, seen: Examination) -> bool:
+        """Check for data that Redis has lost or may lose; whether it has an append-only file."""
         with contextlib.suppress(ResponseError):  # wrong type: that is a separate finding
             data = cast(bytes | None, await self._client.get(keys.LOSS))
             if data and (loss := marks.decode(data)):
                 seen.add("data_lost", "Redis", f"it lost {loss}; jobs accepted in that time are unknown")
-        if not (await self._client.info("persistence")).get("aof_enabled"):
+        has_file = bool((await self._client.info("persistence")).get("aof_enabled"))
+        if not has_file:
             seen.notes.append(
                 "Redis has no append-only file (appendonly no) and loses its data when it ends; "
                 "set appendonly yes"
             )
-        elif refusal := await self._refuses_to_load():
-            detail = "at its next start Redis may skip the transactions of its append-only file and lose the ledger: "
-            detail += f"{refusal}. Run ACL SETUSER default ~* &* +@all, and write it to the ACL file"
-            seen.add("default_user_restricted", "Redis", detail)
         policy = (await self._client.info("memory")).get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             seen.notes.append(
                 f"Redis evicts keys, including jobs, when it is full ({policy}): set noeviction"
             )
+
+        return has_file
+
+    async def _check_default_user(self, seen: Examination) -> None:
+        if refusal := await self._refuses_to_load():
+            detail = "at its next start Redis may skip the transactions of its append-only file and lose the ledger: "
+            detail += f"{refusal}. Run ACL SETUSER default ~* &* +@all, and write it to the ACL file"
+            seen.add("default_user_restricted", "Redis", detail)
 
     async def _refuses_to_load(self) -> str:
         """Why the default user, as whom the append-only file is loaded, may not run its commands; empty if it may."""
@@ -200,11 +222,14 @@ class Examiner:
             seen.notes.append(f"{queue} was not checked further: {error.detail}")
 
     async def _check_queue(self, seen: Examination, queue: str) -> None:
-        _, overdue = await self._behind(queue)
+        await self._check_overdue(seen, queue)
         # Only the oldest per queue: while it changes, the queue is being repaired.
         for batch_id in (await self.lost(queue))[:1]:
             detail = "waits without a message on its queue"
             seen.add("lost_message", batch_id, detail, queue=queue, batch_id=batch_id)
+
+    async def _check_overdue(self, seen: Examination, queue: str) -> None:
+        _, overdue = await self._behind(queue)
         if overdue:
             detail = "is past its last deadline and not closed; check that a controller runs"
             seen.add("overdue", overdue, detail, queue=queue, batch_id=overdue)

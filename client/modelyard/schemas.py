@@ -332,6 +332,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     follows: Annotated[str, says("alias that it follows, or `latest`; empty if its version is fixed")] = ""
     managed_by: Annotated[str, says("`up` if `modelyard up` starts and stops it; otherwise empty")] = ""
+    memory_bytes: Annotated[int, says("resident memory of the serving process; 0 if unknown")] = 0
 
 
 class ImageInput(msgspec.Struct, frozen=True):
@@ -387,6 +388,11 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
         str, says("where the metric was logged: `model`, `run`, or empty without a value")
     ] = ""
     dataset: Annotated[str, says("name of the data set of the metric; empty if none was logged")] = ""
+    dataset_rows: Annotated[int, says("rows of that data set; 0 if unknown")] = 0
+    val_accuracy_half_width: Annotated[
+        float | None,
+        says("half of the width of the 95 % interval of val_accuracy; null if the number of rows is unknown"),
+    ] = None
     metric: Annotated[str, says("the metric that ranks it")] = "val_accuracy"
     direction: Annotated[str, says("which value of the metric is better", enum=["higher", "lower"])] = (
         "higher"
@@ -435,6 +441,20 @@ class Quarantine(msgspec.Struct, frozen=True):
     """Answer of `GET /quarantine`, newest first."""
 
     jobs: tuple[QuarantinedJob, ...]
+
+
+class PoolFinding(msgspec.Struct, frozen=True):
+    """Something about the pool that an operator should look at."""
+
+    kind: Annotated[str, says("a word for programs, such as `data_lost`, `overdue` or `note`")]
+    subject: Annotated[str, says("what it is about")]
+    detail: Annotated[str, says("one sentence, for people")]
+
+
+class Findings(msgspec.Struct, frozen=True):
+    """Answer of `GET /findings`: what `modelyard doctor` finds without reading all data."""
+
+    findings: tuple[PoolFinding, ...]
 
 
 class VersionControl(msgspec.Struct, frozen=True, kw_only=True):
@@ -567,6 +587,7 @@ DOCUMENTS: tuple[type[msgspec.Struct], ...] = (
     Pool,
     RoutePlan,
     Quarantine,
+    Findings,
     Health,
     Readiness,
 )

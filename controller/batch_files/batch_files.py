@@ -51,6 +51,14 @@ UPLOADS, UNFINISHED = 4, 100  # at most: arriving at the same time, and not ende
 ABANDONED_S = 86400.0  # an upload whose controller was killed
 TRIES = 3  # of a process that ends without a reason
 ANYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+# Each thread of a decoder would reserve memory of its own, and take a core from the controller.
+ONE_THREAD = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "ARROW_IO_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+}
 ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -231,8 +239,7 @@ class BatchFiles:
             [sys.executable, "-m", batch_process.__name__],
             stdin=subprocess.PIPE,
             pass_fds=[lock],
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "ARROW_DEFAULT_MEMORY_POOL": "system"},
+            env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         self._running[folder.id] = _Running(folder, process, lock, api_key)
         assert process.stdin

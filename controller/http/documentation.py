@@ -17,6 +17,7 @@ from modelyard.schemas import (
     DOCUMENTS,
     BatchFile,
     DecisionList,
+    Findings,
     Health,
     Job,
     JobList,
@@ -647,6 +648,28 @@ JOBS: dict[str, Any] = {
     "responses": {
         200: {"description": "One page of jobs", **_json(JobList, {"jobs": [_LISTED]})},
         **_problems(**_OPERATOR, s422="A parameter is out of range", s503="Redis does not answer"),
+    },
+}
+FINDINGS: dict[str, Any] = {
+    "tags": ["pool"],
+    "summary": "List what needs attention",
+    "responses": {
+        200: {
+            "description": "The findings",
+            **_json(
+                Findings,
+                {
+                    "findings": [
+                        {
+                            "kind": "quarantined",
+                            "subject": "jobs",
+                            "detail": "2 jobs have crashed their workers",
+                        }
+                    ]
+                },
+            ),
+        },
+        **_problems(**_OPERATOR, s503="Redis does not answer"),
     },
 }
 QUARANTINE: dict[str, Any] = {

@@ -9,6 +9,7 @@ from app.quality import VAL_ACCURACY
 from app.worker_record import WorkerRecord, by_queue
 from controller.input.image_layout import layout_of
 from controller.pool_watcher import PoolView
+from controller.ranking import half_width
 from controller.routing import Snapshot
 from modelyard.schemas import ImageInput, InputShape, Latency, Pool, Replica, WorkerInfo
 
@@ -60,6 +61,8 @@ def _worker(
         metric_value=newest.figure if newest else None,
         val_accuracy_source=newest.val_accuracy_source if newest else "",
         dataset=newest.dataset if newest else "",
+        dataset_rows=newest.dataset_rows if newest else 0,
+        val_accuracy_half_width=_half_width(newest) if newest else None,
         input=_input(newest) if newest else None,
         live_workers=sum(record.state == "ready" for record in records),
         backlog_jobs=view.backlog_jobs.get(queue, 0),
@@ -80,6 +83,12 @@ def _worker(
             sorted(each for each, found in view.snapshot.aliases.get(name, {}).items() if found == version)
         ),
     )
+
+
+def _half_width(record: WorkerRecord) -> float | None:
+    if record.val_accuracy is None or not record.dataset_rows:
+        return None
+    return round(half_width(record.val_accuracy, record.dataset_rows), 4)
 
 
 def _input(record: WorkerRecord) -> InputShape:

@@ -8,6 +8,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from app.errors import NotScalableError, UnknownModelError
+from app.fsck.examination import Examiner
 from app.pool_file import MOST_REPLICAS
 from app.redis import keys
 from app.redis.client import ledger_errors
@@ -19,7 +20,7 @@ from controller.operate.job_history import JobFilter
 from controller.operate.reroute import rivals_of
 from controller.operate.wanted_replicas import expected_wait_s, live_replicas, wanted_replicas
 from controller.services import Services
-from modelyard.schemas import DecisionList, Scale
+from modelyard.schemas import DecisionList, Findings, PoolFinding, Scale
 
 router = APIRouter()
 Reason = Annotated[str, Query(max_length=500, description="why, for the log of decisions")]
@@ -160,6 +161,24 @@ async def decisions(
     return Response(
         msgspec.json.encode(DecisionList(await services.operate.decisions.newest(limit))), media_type=JSON
     )
+
+
+@router.get("/findings", dependencies=[require("operate")], **docs.FINDINGS)
+async def findings(request: Request) -> Response:
+    """What `modelyard doctor` finds without reading all data: lost or endangered data, overdue jobs, quarantine."""
+    services: Services = request.state.services
+    seen = await Examiner(services.client).look_at_service(services.watcher.view.numbers)
+    found = [PoolFinding(each.kind, each.subject, each.detail) for each in seen.findings.values()]
+    found += [PoolFinding("note", "Redis", note) for note in seen.notes]
+    with ledger_errors():
+        n_quarantined = await services.client.zcard(keys.QUARANTINE)
+    if n_quarantined:
+        crashed = (
+            "1 job has crashed its" if n_quarantined == 1 else f"{n_quarantined:,} jobs have crashed their"
+        )
+        detail = f"{crashed} workers; `modelyard jobs quarantined` lists what is kept"
+        found.append(PoolFinding("quarantined", "jobs", detail))
+    return Response(msgspec.json.encode(Findings(tuple(found))), media_type=JSON)
 
 
 @router.get("/scale/{name}/{version}", dependencies=[require("operate")], **docs.SCALE)

@@ -26,7 +26,12 @@ async def test_a_quarantined_job_is_listed_and_sent_again_once(
     worker = hand_worker()
     served = await serve()
     assert (await served.http.get("/quarantine")).json() == {"jobs": []}
+    assert (await served.http.get("/findings")).json() == {"findings": []}
     old = await quarantined(served, worker)
+    found = (await served.http.get("/findings")).json()["findings"]
+    assert [(each["kind"], each["detail"].partition(";")[0]) for each in found] == [
+        ("quarantined", "1 job has crashed its workers")
+    ]
     first = await served.http.post(f"/quarantine/{old}/resend?deadline=30")
     second = await served.http.post(f"/quarantine/{old}/resend")
     assert (first.status_code, second.status_code) == (202, 202)

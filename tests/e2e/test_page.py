@@ -66,6 +66,7 @@ def test_the_page_shows_which_version_answers_and_follows_the_pool(
     expect(rows.nth(0)).to_contain_text(BEST)
     expect(rows.nth(0)).to_contain_text("chosen: highest val_accuracy")
     expect(rows.nth(1)).not_to_contain_text("chosen")
+    expect(rows.nth(0)).to_contain_text(re.compile(r"0\.\d{4} ± 0\.\d{4}.*of the model on digits, \d+ rows"))
     expect(page.get_by_role("status")).to_have_text("live")
     done = page.locator("dl div").last
     before = done.inner_text()
@@ -292,6 +293,7 @@ def test_a_guarded_pool_is_shown_to_operators_only(served: Served, page: Page) -
         page.get_by_role("button", name="Show the pool").click()
         expect(page.locator("main")).to_contain_text(shown)
     page.get_by_role("link", name="Pool").click()
+    expect(page.locator("td[data-label^=Memory]").first).to_have_text(re.compile(r"\d+"))
     of_version = page.get_by_role("link", name=BEST)
     expect(of_version).to_have_attribute("href", f"http://mlflow.example/#/models/{MODEL}/versions/2")
     assert httpx.get(f"{url}/events").status_code == 401

@@ -180,6 +180,8 @@ def test_a_pool_of_restricted_users_does_all_of_its_work(
             timeout_s=60,
             what="what the killed worker had is run",
         )
+        (found,) = httpx.get(f"{url}/findings").json()["findings"]
+        assert "appendonly" in found["detail"]
         flower_sees_the_batches(pool, guarded, waiting[0].id, wait_until)
     assert denied(guarded) == []
     assert logs(pool, "NOPERM") == ""

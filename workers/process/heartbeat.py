@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import threading
 import time
 from collections import deque
@@ -37,6 +38,7 @@ from workers.process import health
 from workers.process.consumer_progress import Progress
 
 logger = logging.getLogger(__name__)
+PAGES = Path("/proc/self/statm")  # of this process: total, resident, …
 WINDOW_BATCHES = 512
 MOST_ALIASES = 1000  # limits the size of a record, which is written each second
 
@@ -271,7 +273,10 @@ class Heartbeat:
     def _snapshot(self) -> WorkerRecord:
         with self._lock:
             record = msgspec.structs.replace(
-                self._record, state=self.state, heartbeat_at_ms=self._clock.now_ms()
+                self._record,
+                state=self.state,
+                heartbeat_at_ms=self._clock.now_ms(),
+                memory_bytes=resident_bytes(),
             )
             latencies, samples = list(self._latencies_ms), list(self._samples)
         if not latencies:
@@ -283,6 +288,14 @@ class Heartbeat:
             batch_samples_mean=round(sum(samples) / len(samples), 2),
             inference_ms=Latency(round(latencies[-1], 3), round(float(p50), 3), round(float(p99), 3)),
         )
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 if the system does not tell."""
+    try:
+        return int(PAGES.read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _taken(record: WorkerRecord, data: bytes) -> QueueTakenError:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
 
 from modelyard.commands.console_output import (
     JSON_OPTION,
+    WATCH_OPTION,
     Listing,
     examples,
+    refuse_watched_json,
     utc,
+    waiting,
+    watch,
     write_json,
     write_listing,
 )
@@ -21,7 +25,7 @@ from modelyard.commands.controller_option import URL_OPTION, controller_url
 
 if TYPE_CHECKING:
     from modelyard import Client
-    from modelyard.schemas import VersionControl, WorkerInfo
+    from modelyard.schemas import Decision, VersionControl, WorkerInfo
 
 POLL_S = 0.5
 WORKERS_END_S = 60.0  # after the last job; workers of older releases do not end by themselves
@@ -149,20 +153,32 @@ def scale(version: tuple[str, int], replicas: str, reason: str, as_json: bool, u
     _carry_out(url, as_json, done, lambda client: client.scale(*version, count, reason=reason))
 
 
-@click.command("decisions", epilog=examples("modelyard decisions", "modelyard decisions --limit 5 --json"))
+@click.command(
+    "decisions",
+    epilog=examples(
+        "modelyard decisions", "modelyard decisions --watch", "modelyard decisions --limit 5 --json"
+    ),
+)
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Most decisions.")
+@WATCH_OPTION
 @JSON_OPTION
 @URL_OPTION
-def decisions(limit: int, as_json: bool, url: str | None) -> None:
+def decisions(limit: int, watch_s: float | None, as_json: bool, url: str | None) -> None:
     """Show the decisions of operators and circuit breakers about versions, newest first."""
     from modelyard import Client
     from modelyard.schemas import DecisionList
 
+    refuse_watched_json(watch_s, as_json=as_json)
     with Client(controller_url(url)) as client:
-        found = client.decisions(limit)
-    if as_json:
-        write_json(DecisionList(found))
-        return
+        if watch_s:
+            watch(lambda: _listed(client.decisions(limit)), watch_s)
+        elif as_json:
+            write_json(DecisionList(client.decisions(limit)))
+        else:
+            write_listing(_listed(client.decisions(limit)))
+
+
+def _listed(found: Iterable[Decision]) -> Listing:
     rows = [
         [
             utc(each.at_ms),
@@ -175,7 +191,7 @@ def decisions(limit: int, as_json: bool, url: str | None) -> None:
         for each in found
     ]
     columns = ("when", "decision", "model", "version", "by", "reason")
-    write_listing(Listing(columns, rows, {"version"}, empty="nothing was decided yet"))
+    return Listing(columns, rows, {"version"}, empty="nothing was decided yet")
 
 
 def _carry_out(url: str | None, as_json: bool, done: str, act: Callable[[Client], VersionControl]) -> None:
@@ -203,11 +219,12 @@ def _await_end(client: Client, done: VersionControl) -> str:
             time.sleep(POLL_S)
         bar.update(done.open_jobs - bar.pos)
     give_up_at_s = time.monotonic() + WORKERS_END_S
-    while (now := row()) and any(not each.follows for each in now.replicas):
-        if time.monotonic() > give_up_at_s:
-            stuck = ", ".join(f"process {each.main_pid} on {each.host}" for each in now.replicas)
-            return f"; these workers have not ended, stop them: {stuck}"
-        time.sleep(POLL_S)
+    with waiting("its workers end"):
+        while (now := row()) and any(not each.follows for each in now.replicas):
+            if time.monotonic() > give_up_at_s:
+                stuck = ", ".join(f"process {each.main_pid} on {each.host}" for each in now.replicas)
+                return f"; these workers have not ended, stop them: {stuck}"
+            time.sleep(POLL_S)
     if now and now.replicas:
         return f"; its worker ends when the alias {now.replicas[0].follows} has moved to another version"
     return ", and its workers have ended"

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from modelyard import Replica, WorkerInfo
 
 COLUMNS = (
-    *("worker", "id", "model", "version", "state", "device", "host", "pid", "done", "errors"),
+    *("worker", "id", "model", "version", "state", "device", "host", "pid", "memory", "done", "errors"),
     *("batch", "p50", "p99", "warnings"),
 )
-NUMBERS = frozenset({"worker", "version", "pid", "done", "errors", "batch", "p50", "p99"})
+NUMBERS = frozenset({"worker", "version", "pid", "memory", "done", "errors", "batch", "p50", "p99"})
 EXAMPLES = examples("modelyard workers", "modelyard workers --watch 5", "modelyard workers --json")
 
 
@@ -69,6 +69,7 @@ def _row(info: WorkerInfo, replica: Replica) -> list[object]:
         replica.device,
         replica.host,
         replica.pid,
+        number(replica.memory_bytes / 2**20, 0, "MiB") if replica.memory_bytes else "",
         replica.jobs_done,
         replica.jobs_failed,
         number(replica.batch_samples_mean),

@@ -4,7 +4,7 @@ import { Jobs } from "./jobs.js";
 import { Pool } from "./pool.js";
 import { Try } from "./try.js";
 import { Why } from "./why.js";
-import { figure, headers, ms, number, problem, setKey, title } from "./shared.js";
+import { figure, halfWidth, headers, ms, number, problem, setKey, title } from "./shared.js";
 
 const RETRY_MS = [1000, 2000, 5000];
 const STALE_MS = 5000;
@@ -133,6 +133,13 @@ function ranked(rows) {
   return [...rows].sort((a, b) => (a.rank ?? rows.length + 1) - (b.rank ?? rows.length + 1));
 }
 
+/** Where the figure of a version comes from. */
+function origin(row) {
+  const where = { model: "of the model", run: "of its run" }[row.val_accuracy_source];
+  const rows = row.dataset_rows ? `, ${number(row.dataset_rows)} rows` : "";
+  return where ? `${where}${row.dataset ? ` on ${row.dataset}` : ""}${rows}` : "";
+}
+
 function Spark({ points, worker, of, label, stroke }) {
   const values = points.map((point) => point[1][worker]?.[SERIES.indexOf(of)] ?? 0);
   if (values.length < 2) return html`<span class="muted">–</span>`;
@@ -154,16 +161,16 @@ function Versions({ rows, rates, history }) {
     <tbody>${rows.map((row, index) => {
       const rate = rates[row.worker]?.done;
       return html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
-        <td><span class="name"><span class="swatch" style=${{ background: colour(index) }}></span><b>${title(row)}</b></span> <small>worker ${row.worker}</small>
+        <td><span class="name"><span class="swatch" style=${{ background: colour(index) }}></span><b>${title(row)}</b></span> <span class="why">${row.rank ? `rank ${row.rank}, ` : ""}worker ${row.worker}</span>
           ${row.chosen && html`<span class="why">★ chosen: ${row.direction === "lower" ? "lowest" : "highest"} ${row.metric} of the ready versions with this input</span>`}
           ${row.excluded && html`<span class="why">⊘ ${row.excluded_why}</span>`}
           ${row.circuit_open && !row.excluded && html`<span class="why">⚠ its jobs keep failing, and no other version of the model is ready</span>`}
           ${[...new Set(row.replicas.flatMap((each) => each.warnings))].map((said) => html`<span class="why">⚠ ${said}</span>`)}</td>
         <td data-label="State"><span class="tag ${row.excluded || stateOf(row)}">${stateOf(row)}</span></td>
-        <td class="n" data-label="val_accuracy">${figure(row)}</td>
+        <td class="n" data-label="val_accuracy">${figure(row)}${halfWidth(row)}<span class="why">${origin(row)}</span></td>
         <td class="n" data-label="Share">${total > 0 && rate != null ? `${number((rate / total) * 100)} %` : "–"}</td>
         <td class="n" data-label="Jobs/s">${number(rate, rate < 10 ? 1 : 0)}</td>
-        <td class="n" data-label="Inference p50 / p99, ms">${ms(row.inference_ms.p50)} / ${ms(row.inference_ms.p99)}</td>
+        <td class="n" data-label="p50 / p99, ms">${ms(row.inference_ms.p50)} / ${ms(row.inference_ms.p99)}</td>
         <td class="n" data-label="Failed">${number(row.jobs_failed)}</td>
         <td class="n" data-label="Expected wait, s">${number(row.expected_wait_s, 2)}</td>
         <td class="n" data-label="Backlog">${number(row.backlog_jobs)}</td>

@@ -1,11 +1,24 @@
 // The section of the pool: its workers, where their environments differ from what their models ask for, and links.
-import { html } from "./vendor/preact-htm.js";
-import { number, title } from "./shared.js";
+import { html, useEffect, useState } from "./vendor/preact-htm.js";
+import { ask, number, title } from "./shared.js";
 
-const FIGURES = new Set(["Process", "Up", "Jobs done", "Failed", "Batch mean"]);
+const AGAIN_MS = 5000;
+const FIGURES = new Set(["Process", "Memory, MiB", "Up", "Jobs done", "Failed", "Batch mean"]);
 
 /** The page of a version in MLflow's own user interface. */
 const mlflowPage = (mlflow, row) => `${mlflow}/#/models/${encodeURIComponent(row.model_name)}/versions/${row.model_version}`;
+
+/** What the controller finds in Redis, read while the section is shown. */
+function useFindings() {
+  const [found, setFound] = useState([]);
+  useEffect(() => {
+    const read = () => { if (!document.hidden) ask("findings").then((said) => setFound(said.findings), () => {}); };
+    read();
+    const timer = setInterval(read, AGAIN_MS);
+    return () => clearInterval(timer);
+  }, []);
+  return found.map((each) => [each.subject, each.detail]);
+}
 
 /** What needs an operator's attention, a line each. */
 function findings(rows) {
@@ -27,24 +40,25 @@ export function Pool({ pool, rows }) {
   const { mlflow, flower, prometheus } = pool.links;
   const replicas = rows.flatMap((row) => row.replicas.map((each) => ({ row, each })));
   const differing = replicas.flatMap(({ row, each }) => each.requirements.map((one) => ({ row, each, one })));
-  const found = findings(rows);
+  const found = [...findings(rows), ...useFindings()];
   const age = (at) => `${number(Math.max(0, (Date.now() - at) / 1000) / 60, 0)} min`;
   return html`<h2 id="findings">Findings</h2>
     <div class="card">${found.length
       ? html`<ul class="plain">${found.map(([where, said]) => html`<li key=${where + said}>⚠ <b>${where}</b>: ${said}</li>`)}</ul>`
       : html`<p class="none">✓ Every version is in service, and no worker reports a problem.</p>`}
-      <p class="muted none"><code>modelyard doctor</code> also looks for lost, stuck and stale data in Redis.</p></div>
+      <p class="muted none"><code>modelyard doctor</code> reads all data in Redis as well, and mends what is lost, stuck or stale.</p></div>
     <h2 id="workers">Workers</h2><div class="card scroll" tabindex="0" role="region" aria-labelledby="workers"><table class="fold">
-    <thead><tr>${["Version", "State", "Host", "Process", "Device", "Up", "Jobs done", "Failed", "Batch mean", "Model", "Registry"].map((name) =>
+    <thead><tr>${["Version", "State", "Host", "Process", "Device", "Memory, MiB", "Up", "Jobs done", "Failed", "Batch mean", "Model"].map((name) =>
       html`<th scope="col" class=${FIGURES.has(name) ? "n" : ""}>${name}</th>`)}</tr></thead>
     <tbody>${replicas.map(({ row, each }) => html`<tr key=${each.worker_id}>
       <td><span class="name">${mlflow ? html`<a href=${mlflowPage(mlflow, row)}><b>${title(row)}</b></a>` : html`<b>${title(row)}</b>`}</span>
         ${each.follows && html`<span class="why">follows ${each.follows}</span>`}</td>
       <td data-label="State"><span class="tag ${each.state}">${each.state}</span></td>
       <td data-label="Host">${each.host}</td><td class="n" data-label="Process">${each.pid}</td><td data-label="Device">${each.device}</td>
+      <td class="n" data-label="Memory, MiB">${number(each.memory_bytes ? each.memory_bytes / 2 ** 20 : null)}</td>
       <td class="n" data-label="Up">${age(each.started_at_ms)}</td><td class="n" data-label="Jobs done">${number(each.jobs_done)}</td>
       <td class="n" data-label="Failed">${number(each.jobs_failed)}</td><td class="n" data-label="Batch mean">${number(each.batch_samples_mean, 1)}</td>
-      <td data-label="Model"><small>${each.model_id || "–"}</small></td><td data-label="Registry"><small>${each.registry || "–"}</small></td></tr>`)}
+      <td data-label="Model" class="long"><small>${each.model_id || "–"}</small><span class="why">${each.registry}</span></td></tr>`)}
     </tbody></table>${!replicas.length && html`<p>No worker runs. Start one with <code>modelyard worker</code>.</p>`}</div>
     ${differing.length > 0 && html`<h2 id="packages">Packages that differ</h2>
       <div class="card scroll" tabindex="0" role="region" aria-labelledby="packages"><table class="fold">

@@ -11,6 +11,8 @@ export const number = (value, digits = 0) =>
 /** The figure that ranks a version, with the name of its metric unless that is val_accuracy. */
 export const figure = (row) =>
   row.metric && row.metric !== "val_accuracy" ? `${row.metric} ${number(row.metric_value, 4)}` : number(row.val_accuracy, 4);
+/** Half of the 95 % interval of a version's val_accuracy, where the number of rows is known. */
+export const halfWidth = (row) => (row.val_accuracy_half_width == null ? "" : ` ± ${number(row.val_accuracy_half_width, 4)}`);
 export const ms = (value) => (value == null ? "–" : number(value, value < 10 ? 2 : value < 100 ? 1 : 0));
 export const title = (row) => `${row.model_name} ${row.model_version}`;
 
