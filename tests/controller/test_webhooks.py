@@ -6,24 +6,29 @@ import asyncio
 import base64
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import redis
+import trustme
 
 from app.errors import ConfigurationError, WebhookNotAllowedError
 from app.redis import keys
 from app.settings import ControllerSettings
 from controller.main import create_app
 from controller.webhooks.destinations import check_url, may_connect
+from controller.webhooks.webhooks import MOST_PER_HOST
 from modelyard import verify_webhook
 from tests.controller.conftest import (
     HandWorker,
@@ -65,6 +70,13 @@ class Receiver:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
+    with receiving() as made:
+        yield made
+
+
+@contextmanager
+def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
+    """A receiver, of HTTPS if a context is given."""
     made = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -87,8 +99,11 @@ def receiver() -> Iterator[Receiver]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        made.url = f"http://127.0.0.1:{server.server_port}/hook?for=me"
+        scheme = "https" if tls else "http"
+        made.url = f"{scheme}://127.0.0.1:{server.server_port}/hook?for=me"
         yield made
         made.is_over.set()
         server.shutdown()
@@ -162,6 +177,44 @@ async def test_a_webhook_is_given_up_after_the_last_attempt_or_when_it_is_unwant
     assert (state["status"], state["attempts"]) == ("failed", attempts)
     assert why in state["last_error"]
     assert len(receiver.heard) == attempts
+
+
+async def test_a_webhook_goes_over_https_to_receivers_of_a_known_authority_alone(
+    serve: Serve, hand_worker: HandWorkers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    known, foreign = trustme.CA(), trustme.CA()
+    known.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    on = ON | {"webhook_plain_http": False, "webhook_attempts": 1, "webhook_timeout_s": 10.0}
+    worker, served = hand_worker(), await serve(**on)
+    for authority, status in ((known, "delivered"), (foreign, "failed")):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        with receiving(context) as receiver:
+            job_id = (await post(served, receiver.url)).json()["id"]
+            worker.finish(await worker.claimed())
+            state = await settled(served, job_id)
+            assert (state["status"], receiver.jobs()) == (status, [job_id] if status == "delivered" else [])
+    assert "CERTIFICATE_VERIFY_FAILED" in state["last_error"]
+
+
+async def test_a_receiver_that_does_not_answer_leaves_room_for_the_others(
+    serve: Serve, hand_worker: HandWorkers, receiver: Receiver
+) -> None:
+    worker, served = hand_worker(), await serve(**ON | {"webhook_timeout_s": 60.0})
+    n_jobs = MOST_PER_HOST + 5
+    receiver.statuses = [None] * n_jobs
+    await asyncio.gather(*(post(served, receiver.url) for _ in range(n_jobs)))
+    while n_jobs > 0:
+        batch = await worker.claimed()
+        worker.finish(batch)
+        n_jobs -= len(batch.head.jobs)
+    await until(lambda: len(receiver.heard) == MOST_PER_HOST, "the receiver has its most", 30)
+    with receiving() as other:
+        job_id = (await post(served, other.url)).json()["id"]
+        worker.finish(await worker.claimed())
+        assert (await settled(served, job_id))["status"] == "delivered"
+    assert len(receiver.heard) == MOST_PER_HOST
 
 
 async def test_a_name_that_leads_to_a_private_address_is_not_connected_to(
