@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from modelyard.client_errors import (
     JobUnsuccessfulError,
     WaitTimeoutError,
 )
+from modelyard.decoders import decoder
 from modelyard.errors import (
     ConfigurationError,
     ForbiddenError,
@@ -123,19 +123,6 @@ class JobFilter(TypedDict, total=False):
     cursor: str
 
 
-_decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
-_building = threading.Lock()
-
-
-def _decoder(answer: type[T]) -> msgspec.json.Decoder[T]:
-    """The decoder of a document, built by one thread alone: msgspec crashed while several examined a type at once."""
-    found = _decoders.get(answer)
-    if found is None:
-        with _building:
-            found = _decoders[answer] = msgspec.json.Decoder(answer)
-    return found
-
-
 @dataclass(frozen=True)
 class Call(Generic[T]):
     """One HTTP exchange.
@@ -174,7 +161,7 @@ class Call(Generic[T]):
         if not 200 <= status < 300 and status not in self.answered_with:
             raise error_of(status, headers, body)
         try:
-            return _decoder(self.answer).decode(body)
+            return decoder(self.answer).decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise AnswerUnreadableError(
                 f"{self.method} {self.path} was answered with {status} and something that is not a "
@@ -467,9 +454,9 @@ def read_all(jobs: Iterable[Job | str], wait_s: float) -> Flow[list[Job | Modely
 
 def _job_or_error(document: msgspec.Raw) -> Job | ModelyardError:
     try:
-        return _decoder(Job).decode(document)
+        return decoder(Job).decode(document)
     except msgspec.ValidationError:
-        return error_of(_decoder(Problem).decode(document).status, {}, bytes(document))
+        return error_of(decoder(Problem).decode(document).status, {}, bytes(document))
 
 
 def _is_open(seen: Job | ModelyardError) -> bool:
@@ -588,7 +575,7 @@ class _Told(msgspec.Struct, frozen=True):
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ModelyardError:
     """The error for an answer: by the problem's code, otherwise by the status."""
     try:
-        problem = _decoder(_Told).decode(body)
+        problem = decoder(_Told).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):  # for example a proxy's error page
         problem = _Told()
     kind = error_classes().get(problem.code) or STATUS_ERRORS.get(status, ModelyardError)

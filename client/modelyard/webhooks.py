@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from modelyard.client_errors import AnswerUnreadableError, WebhookInvalidError
+from modelyard.decoders import decoder
 from modelyard.errors import ConfigurationError
 from modelyard.schemas import Job
 
@@ -85,7 +86,7 @@ def verify_webhook(
             f"the webhook was sent more than {tolerance_s:g} s ago, or the clocks differ; it may be a replay"
         )
     try:
-        return msgspec.json.decode(body, type=Job)
+        return decoder(Job).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise AnswerUnreadableError(f"the webhook's body is not a job: {error}") from None
 
