@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
-from app.clock import PoolClock, to_ms
+from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger.ids import IdSigner
 from app.quality import figure_problem
@@ -37,7 +37,7 @@ from controller.recovery.replay_buffer import ReplayBuffer
 from controller.routing import Snapshot, build_snapshot
 
 logger = logging.getLogger(__name__)
-SWEEP_AFTER_TTLS = 20
+SWEEP_AFTER_MS = 600_000  # longer than the longest life of a record without a heartbeat
 AWAY_S = (
     0.25  # between two attempts while Redis is unreachable, and between two readings after it has returned
 )
@@ -110,7 +110,6 @@ class PoolWatcher:
         self._circuits = circuits
         self._endpoints = endpoints
         self._interval_s = settings.heartbeat_s
-        self._worker_ttl_ms = settings.worker_ttl_s * 1000
         self._signer: IdSigner | None = None
         self._secret = b""
         self._run = ""
@@ -210,17 +209,14 @@ class PoolWatcher:
             pipe.info("memory")
             pipe.get(keys.EPOCH)
             pipe.get(keys.SECRET)
-            pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
+            pipe.zrange(keys.WORKERS, 0, -1)
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
             pipe.hgetall(keys.CONTROLS)
             _, redis_time, server, memory, epoch, secret, *pool = await pipe.execute()
-            workers, numbers, backlog, controls = pool
+            worker_ids, numbers, backlog, controls = pool
             self.memory_bytes, self.max_memory_bytes = memory["used_memory"], memory.get("maxmemory", 0)
             self.clock.adjust(redis_time, asked_at_s)
-            # Only by Redis's time: this host's clock may be minutes off.
-            dead_at_ms = to_ms(*redis_time) - self._worker_ttl_ms
-            worker_ids = [worker_id for worker_id, heartbeat_at_ms in workers if heartbeat_at_ms > dead_at_ms]
             self._note_run(_run(server, epoch or await self._new_epoch()))
             # After a data loss Redis gets the old secret back, so that existing ids stay valid.
             secret = secret or await self._first(keys.SECRET, self._secret or os.urandom(32))
@@ -268,10 +264,8 @@ class PoolWatcher:
         pipe = self._client.pipeline(transaction=False)
         names = [worker_id.decode("utf-8", "replace") for worker_id in worker_ids] or [""]
         pipe.mget([keys.worker(name) for name in names])
-        # Killed workers never remove themselves from the list.
-        pipe.zremrangebyscore(
-            keys.WORKERS, "-inf", self.clock.now_ms() - SWEEP_AFTER_TTLS * self._worker_ttl_ms
-        )
+        # Killed workers never remove themselves from the list; their records expire.
+        pipe.zremrangebyscore(keys.WORKERS, "-inf", self.clock.now_ms() - SWEEP_AFTER_MS)
         for queue in backlog:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
         raw, _, *oldest = await pipe.execute()

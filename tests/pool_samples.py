@@ -60,8 +60,7 @@ def record(version: int = 1, **fields: Any) -> WorkerRecord:
 def publish(client: redis.Redis, worker: WorkerRecord, ttl_s: float = 3 * HEARTBEAT_S) -> None:
     """Write a worker's record as the worker itself would."""
     client.set(keys.worker(worker.worker_id), encode_record(worker), px=int(ttl_s * 1000))
-    # Alive for the whole test: nobody beats on its behalf.
-    client.zadd(keys.WORKERS, {worker.worker_id: worker.heartbeat_at_ms + 3_600_000})
+    client.zadd(keys.WORKERS, {worker.worker_id: worker.heartbeat_at_ms})
     client.hset(keys.NUMBERS, worker.queue, worker.worker)
     client.publish(keys.POOL_CHANNEL, worker.worker_id)
 

@@ -51,6 +51,7 @@ def test_a_worker_serves_its_queue_under_the_number_asked_for_and_drains_on_sigt
         assert isinstance(stored, bytes)
         outcome = wire.decode_outcome(stored)
         assert [(job.status, job.classes) for job in outcome.jobs] == [("succeeded", [3]), ("succeeded", [8])]
+        wait_until(lambda: ready_pids(client), timeout_s=10, what="the worker is published as ready")
         record = client.get(keys.worker(outcome.worker_id))
         assert isinstance(record, bytes)
         published = decode_record(record)
