@@ -19,7 +19,9 @@ from app.redis import keys
 from app.settings import ControllerSettings
 from app.worker_record import WorkerRecord, encode_record
 from controller.main import create_app
-from controller.routing import Selector, Snapshot, routes
+from controller.pool_snapshot import Snapshot
+from controller.routing import routes
+from controller.selector import Selector
 
 ROUTES = 20_000
 REFRESHES = 20

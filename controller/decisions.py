@@ -74,7 +74,7 @@ def explanation(
     )
 
 
-def late_explanation(
+def short_deadline_explanation(
     best: RouteExplanation, chosen: Candidate, rivals: Sequence[Candidate]
 ) -> RouteExplanation:
     """Explain why another version than the best was chosen for a short deadline."""

@@ -37,10 +37,10 @@ from app.settings import ControllerSettings
 from controller import batching
 from controller.admission.idempotency import Reservation
 from controller.admission.wait_estimate import Backlogs, QueueBacklog
+from controller.endpoints import Route
 from controller.events import Accepted, Completed
 from controller.http.job_json import BatchJson
 from controller.pool_watcher import PoolWatcher
-from controller.routing import Route
 
 logger = logging.getLogger(__name__)
 _entry = attrgetter("entry")

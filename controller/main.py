@@ -135,7 +135,9 @@ async def open_services(
         # All objects created so far live as long as the process: garbage collection need not traverse them.
         gc.collect()
         gc.freeze()
-        logger.info("the pool has %d model versions ready", len(services.watcher.view.snapshot.candidates))
+        logger.info(
+            "the pool has %d model versions ready", len(services.watcher.view.snapshot.ready_versions)
+        )
         yield services
 
 

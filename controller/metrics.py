@@ -236,7 +236,7 @@ class _PoolCollector(Collector):
         )
         started = _family("worker_start_time_seconds", "Start of the newest serving process, Unix time")
         read = _family("registry_read_age_seconds", "Time since a worker last read the registry's aliases")
-        for candidate in view.snapshot.candidates:
+        for candidate in view.snapshot.ready_versions:
             wait.add_metric(_labels(candidate.worker, candidate.queue), candidate.expected_wait_ms / 1000)
         groups = by_queue(view.records)
         # Only the replica with the newest heartbeat: two samples of one series would fail the whole scrape.

@@ -33,8 +33,8 @@ from controller.configured_endpoints import ConfiguredEndpoints
 from controller.decisions import DecisionWriter
 from controller.operate.circuits import Circuits
 from controller.operate.controls import exclusions, merged
+from controller.pool_snapshot import Snapshot, build_snapshot
 from controller.recovery.replay_buffer import ReplayBuffer
-from controller.routing import Snapshot, build_snapshot
 
 logger = logging.getLogger(__name__)
 SWEEP_AFTER_MS = 600_000  # longer than the longest life of a record without a heartbeat

@@ -28,6 +28,7 @@ from controller.admission.idempotency import Idempotency, Reservation
 from controller.admission.rate_limit import RateLimit
 from controller.admission.wait_estimate import Backlogs
 from controller.dispatch import Dispatcher, Job
+from controller.endpoints import Route
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
 from controller.http.prediction_request import ANY, Asked, read_head
@@ -38,7 +39,8 @@ from controller.input.job_samples import NeedsReader, Samples, read_samples
 from controller.input.large_bodies import LARGE_BODY_BYTES, LargeBodies
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
-from controller.routing import Route, Selector, routes
+from controller.routing import routes
+from controller.selector import Selector
 from modelyard.schemas import FINAL_STATUSES
 
 JSON = (b"content-type", bodies.JSON)

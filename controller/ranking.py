@@ -61,6 +61,18 @@ class Candidate:
         return self.figure if self.metric == VAL_ACCURACY else None
 
 
+def comparability(rivals: Iterable[Candidate]) -> bool | None:
+    """Whether the figures of versions are of one metric and one declared data set; None if fewer than two have one."""
+    measured = [each for each in rivals if each.figure is not None]
+    scales = {(*_scale(each), each.dataset_digest) for each in measured}
+    return None if len(measured) < 2 else measured[0].dataset_digest != "" and len(scales) == 1
+
+
+def order_of_contract(best: Candidate) -> tuple[bool, float, float, int]:
+    """Sorts the contracts of an endpoint by the best candidate of each."""
+    return (best.figure is None, -(best.val_accuracy or 0.0), best.expected_wait_ms, -best.model_version)
+
+
 def half_width(p: float, n: int) -> float:
     """Half of the width of the Wilson 95 % interval of a fraction `p` that was measured on `n` samples."""
     return Z * sqrt(p * (1 - p) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)

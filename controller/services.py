@@ -44,7 +44,7 @@ from controller.recovery.reconciler import Reconciler
 from controller.recovery.replay_buffer import ReplayBuffer
 from controller.request_traces import open_traces
 from controller.results import Results
-from controller.routing import Selector
+from controller.selector import Selector
 from controller.webhooks.webhooks import Webhooks
 
 EXAMPLE_WAIT_S = 20.0

@@ -9,7 +9,9 @@ import pytest
 from app.redis import keys
 from app.worker_record import WorkerRecord
 from benchmarks.micro.conftest import CONTRACT
-from controller.routing import Selector, build_snapshot, routes
+from controller.pool_snapshot import build_snapshot
+from controller.routing import routes
+from controller.selector import Selector
 from tests.pool_samples import MODEL, record
 
 POOLS = pytest.mark.parametrize(("n_versions", "n_workers"), [(2, 2), (1000, 2000)])
@@ -45,4 +47,4 @@ def test_route(benchmark: Any, n_versions: int, n_workers: int, selector: Select
 def test_build_snapshot(benchmark: Any, n_versions: int, n_workers: int) -> None:
     """The background refresh, without reading Redis."""
     records, by_queue = workers(n_versions, n_workers), numbers(n_versions)
-    assert len(benchmark(build_snapshot, records, by_queue, {}).candidates) == n_versions
+    assert len(benchmark(build_snapshot, records, by_queue, {}).ready_versions) == n_versions

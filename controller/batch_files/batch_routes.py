@@ -15,7 +15,8 @@ from controller.batch_files.batch_folder import BatchFolder, BatchRequest
 from controller.http import documentation as docs
 from controller.http.caller_presence import while_present
 from controller.http.prediction_request import in_range, version_of
-from controller.routing import Selector, routes
+from controller.routing import routes
+from controller.selector import Selector
 from controller.services import Services
 from modelyard.batch.batch_run import DEADLINE_S
 

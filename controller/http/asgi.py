@@ -27,7 +27,7 @@ from controller.http.problems import PROBLEM_JSON, problem_body
 from controller.http.replies import Reply
 from controller.http.response_headers import API, CLOSE, of_page
 from controller.input.content_coding import IDENTITY, unpack
-from controller.routing import Selector
+from controller.selector import Selector
 from controller.services import Services
 
 PREDICT = "/predict"

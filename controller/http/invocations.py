@@ -34,7 +34,7 @@ from controller.http import readiness
 from controller.http.job_json import predictions_json, result_url
 from controller.http.problems import problem, status_of
 from controller.http.waiting_post import is_pending, later, no_outcome, read_post
-from controller.routing import Selector
+from controller.selector import Selector
 from controller.services import Services
 
 router = APIRouter()

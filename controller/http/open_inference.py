@@ -40,7 +40,8 @@ from controller.input.inference_request import (
     outputs_of,
     read_request_head,
 )
-from controller.routing import Selector, routes
+from controller.routing import routes
+from controller.selector import Selector
 from controller.services import Services
 
 router = APIRouter(prefix="/v2")

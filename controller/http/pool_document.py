@@ -8,9 +8,9 @@ from app.contract import FREE, Contract, TensorContract
 from app.quality import VAL_ACCURACY
 from app.worker_record import WorkerRecord, by_queue
 from controller.input.image_layout import layout_of
+from controller.pool_snapshot import Snapshot
 from controller.pool_watcher import PoolView
 from controller.ranking import half_width
-from controller.routing import Snapshot
 from modelyard.schemas import ImageInput, InputShape, Latency, Pool, Replica, WorkerInfo
 
 LAYOUTS = {None: "HW", 0: "CHW", 2: "HWC"}

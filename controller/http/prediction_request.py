@@ -21,7 +21,7 @@ from controller.admission.gate import Gate
 from controller.http.framing import Head
 from controller.input import bodies
 from controller.input.content_coding import check_coding
-from controller.routing import Selector
+from controller.selector import Selector
 from controller.webhooks.destinations import check_url
 
 PARAMETERS = frozenset(

@@ -19,6 +19,6 @@ def against_serving(services: Services) -> list[str]:
 def against_accepting(services: Services) -> list[str]:
     """Why a serving controller would refuse a prediction: these reasons hold for every controller."""
     checks = {
-        "no worker is ready; start one with `modelyard worker`": not services.watcher.view.snapshot.candidates,
+        "no worker is ready; start one with `modelyard worker`": not services.watcher.view.snapshot.ready_versions,
     }
     return [reason for reason, fails in checks.items() if fails]

@@ -22,7 +22,7 @@ from controller.http.contract_schemas import body_schema, outputs_schema
 from controller.input.bodies import IMAGES
 from controller.input.image_layout import takes_images
 from controller.pool_watcher import PoolView
-from controller.routing import Selector, named_version
+from controller.selector import Selector, named_version
 
 JSON = "application/json"
 PREDICT_PATH = "/models/{name}/versions/{version}/predict"

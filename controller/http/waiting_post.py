@@ -17,7 +17,7 @@ from controller.dispatch import Job
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
 from controller.input.content_coding import IDENTITY, unpack
-from controller.routing import Selector
+from controller.selector import Selector
 from controller.services import Services
 
 

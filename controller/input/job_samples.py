@@ -20,10 +20,10 @@ from app.errors import (
     TooLargeError,
     UnsupportedTypeError,
 )
+from controller.endpoints import Route
 from controller.input import bodies, json_numbers
 from controller.input.image_layout import layout_of
 from controller.input.inference_request import InferenceRequest, read_inference_request
-from controller.routing import Route
 
 
 class NeedsReader(Exception):  # noqa: N818  # no error: the body is read elsewhere

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from app.contract.documents import Reading
 from app.errors import BodyNotArrayError, ModelyardError, QueueFullError, TooLargeError, UnavailableError
+from controller.endpoints import Route
 from controller.input import bodies
 from controller.input.job_samples import Samples, read_samples
-from controller.routing import Route
 
 LARGE_BODY_BYTES = 2**18  # about 2 ms of parsing JSON; not smaller than one read of a connection
 LIMIT_BYTES = 2**26  # of bodies that are being read or wait for it

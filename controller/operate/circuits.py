@@ -18,9 +18,9 @@ from app.clock import PoolClock
 from app.errors import ModelyardError
 from app.redis import keys
 from app.settings import ControllerSettings
+from controller.endpoints import CIRCUIT_OPEN, Exclusion
 from controller.events import Completed
 from controller.operate.decision_log import DecisionLog
-from controller.routing import CIRCUIT_OPEN, Exclusion
 from modelyard.schemas import Decision
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from app.errors import UnknownModelError, VersionInUseError
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.version_controls import PIN, SCALE, Control, State, Table, encode_control
+from controller.endpoints import DISABLED, PINNED, RETIRED, Exclusion
 from controller.operate.decision_log import DecisionLog
-from controller.routing import DISABLED, PINNED, RETIRED, Exclusion
 from modelyard.schemas import Decision, VersionControl
 
 Action: TypeAlias = Literal["disable", "enable", "retire", "pin", "unpin", "forget", "scale", "unscale"]

@@ -17,9 +17,9 @@ from app.quality import VAL_ACCURACY
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import run
+from controller.endpoints import Endpoint
 from controller.pool_watcher import PoolView
 from controller.ranking import Candidate
-from controller.routing import Endpoint
 
 CHUNK = 500  # batches that are read together
 RETRY_AFTER_S = 2

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from app.replicas import replicas_for
+from controller.endpoints import RETIRED
 from controller.pool_watcher import PoolView
-from controller.routing import RETIRED
 
 
 def live_replicas(view: PoolView, queue: str) -> int:

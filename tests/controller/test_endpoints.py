@@ -81,7 +81,7 @@ async def test_figures_of_undeclared_data_sets_are_never_compared_silently(
     served = await serve()
     assert "comparable" not in (await served.post()).json()
     hand_worker(2, val_accuracy=0.9)
-    await until(lambda: len(served.services.watcher.view.snapshot.candidates) == 2)
+    await until(lambda: len(served.services.watcher.view.snapshot.ready_versions) == 2)
     receipt = (await served.post()).json()
     assert (receipt["worker"], receipt["comparable"]) == (2, False)
 

@@ -21,17 +21,10 @@ from app.errors import (
 from app.pool_file import Policy
 from app.redis import keys
 from app.worker_record import WorkerRecord
-from controller.routing import (
-    BEST_METRIC,
-    FORCED,
-    POLICY,
-    Exclusion,
-    Route,
-    Selector,
-    Snapshot,
-    build_snapshot,
-    routes,
-)
+from controller.endpoints import BEST_METRIC, HIGHEST_VAL_ACCURACY, Exclusion, Route
+from controller.pool_snapshot import Snapshot, build_snapshot
+from controller.routing import FORCED, routes
+from controller.selector import Selector
 from tests.pool_samples import MODEL, record
 
 OTHER = "Other"
@@ -51,7 +44,7 @@ def route(pool: Snapshot, selector: Selector, deadline_s: float = 30) -> Route:
 
 
 def order(pool: Snapshot) -> list[int]:
-    return [candidate.worker for candidate in pool.candidates]
+    return [candidate.worker for candidate in pool.ready_versions]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +76,7 @@ def test_the_policy_orders_the_candidates(pool: Snapshot, expected: list[int]) -
 
 def test_replicas_of_a_queue_are_one_candidate() -> None:
     replicas = [record(1, worker_id=f"host-{i}") for i in range(4)]
-    assert [candidate.live_workers for candidate in snapshot(*replicas).candidates] == [4]
+    assert [candidate.live_workers for candidate in snapshot(*replicas).ready_versions] == [4]
 
 
 def test_the_number_in_the_shared_table_wins_over_the_one_that_a_record_still_holds() -> None:
@@ -110,15 +103,15 @@ def test_a_followed_alias_names_its_followers_version_until_the_new_one_is_ready
 @pytest.mark.parametrize(
     ("selector", "worker", "policy"),
     [
-        (Selector(endpoint=MODEL), 2, POLICY),
-        (Selector(endpoint=OTHER), 3, POLICY),
+        (Selector(endpoint=MODEL), 2, HIGHEST_VAL_ACCURACY),
+        (Selector(endpoint=OTHER), 3, HIGHEST_VAL_ACCURACY),
         (Selector(worker=1), 1, FORCED),
         (Selector(worker=3), 3, FORCED),
         (Selector(worker=1, model=MODEL), 1, FORCED),
         (Selector(worker=1, version=1), 1, FORCED),
         (Selector(worker=1, model=MODEL, version=1), 1, FORCED),
-        (Selector(model=MODEL), 2, POLICY),
-        (Selector(model=OTHER), 3, POLICY),
+        (Selector(model=MODEL), 2, HIGHEST_VAL_ACCURACY),
+        (Selector(model=OTHER), 3, HIGHEST_VAL_ACCURACY),
         (Selector(model=MODEL, version=1), 1, FORCED),
         (Selector(model=MODEL, version="champion"), 1, FORCED),
         (Selector(model=f"{MODEL}@champion"), 1, FORCED),
@@ -276,7 +269,7 @@ def test_figures_within_their_noise_are_a_tie(
 @pytest.mark.parametrize(
     ("policy", "expected", "named", "decided_by"),
     [
-        ("best", [2, 1, 3], POLICY, "val_accuracy"),
+        ("best", [2, 1, 3], HIGHEST_VAL_ACCURACY, "val_accuracy"),
         ("champion", [1, 2, 3], "champion", "champion"),
         ("newest", [3, 2, 1], "newest_version", "newer_version"),
     ],

@@ -46,7 +46,9 @@ async def test_real_workers_serve_each_kind_of_contract_and_a_killed_one_loses_n
         start_worker("1", MLFLOW_TRACKING_URI=registry, MODEL_NAME=each.name, **wanted)
     async with serving(settings_for(redis_server.url)) as served:
         watcher = served.app.services.watcher
-        await until(lambda: len(watcher.view.snapshot.candidates) == len(made), "the workers are ready", 120)
+        await until(
+            lambda: len(watcher.view.snapshot.ready_versions) == len(made), "the workers are ready", 120
+        )
         pool = (await served.http.get("/workers")).json()["workers"]
         by_name = {each["model_name"]: each for each in pool}
         for script, each in made.items():

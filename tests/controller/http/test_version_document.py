@@ -25,7 +25,9 @@ from app.contract import (
 from app.errors import ModelyardError
 from controller.http.contract_schemas import body_schema
 from controller.input.job_samples import read_samples
-from controller.routing import Selector, build_snapshot, routes
+from controller.pool_snapshot import build_snapshot
+from controller.routing import routes
+from controller.selector import Selector
 from tests.controller.conftest import HandWorker, Serve
 from tests.pool_samples import record
 from tests.published import openapi_problems

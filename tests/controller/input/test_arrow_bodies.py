@@ -37,7 +37,9 @@ from app.errors import (
 from controller.input.arrow_bodies import read_table
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM, PARQUET
 from controller.input.large_bodies import LargeBodies
-from controller.routing import Selector, build_snapshot, routes
+from controller.pool_snapshot import build_snapshot
+from controller.routing import routes
+from controller.selector import Selector
 from tests.controller.conftest import HandWorker, Serve
 from tests.pool_samples import record
 from workers.job_inputs import decode

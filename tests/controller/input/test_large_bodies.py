@@ -22,7 +22,9 @@ from app.errors import (
 )
 from controller.input.job_samples import Samples, read_samples
 from controller.input.large_bodies import LARGE_BODY_BYTES, LargeBodies
-from controller.routing import Selector, build_snapshot, routes
+from controller.pool_snapshot import build_snapshot
+from controller.routing import routes
+from controller.selector import Selector
 from tests.controller.conftest import HandWorker, Serve, until
 from tests.e2e.fuzz import rss_mib
 from tests.pool_samples import record

@@ -30,7 +30,9 @@ from app.errors import (
 )
 from controller.input.bodies import NPZ
 from controller.input.job_samples import NeedsReader, read_samples
-from controller.routing import Selector, build_snapshot, routes
+from controller.pool_snapshot import build_snapshot
+from controller.routing import routes
+from controller.selector import Selector
 from tests.pool_samples import record
 from workers.job_inputs import decode
 

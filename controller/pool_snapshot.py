@@ -1,0 +1,224 @@
+"""The pool at one moment, as routing sees it: built from the records of the workers at each reading of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from app import pool_file
+from app.redis import keys
+from app.registry_database import LATEST
+from app.worker_record import WorkerRecord, by_queue
+from controller.decisions import forced_explanation
+from controller.endpoints import (
+    NO_VERSIONS,
+    READINGS,
+    Endpoint,
+    Exclusion,
+    Route,
+    configured_endpoint,
+    models_of,
+    pinned_elsewhere,
+    ranked_endpoint,
+)
+from controller.ranking import Candidate
+from modelyard.schemas import RouteExplanation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The pool at one moment.
+
+    Attributes:
+        ready_versions: Versions with a ready worker: those that may be chosen, best first for each model, then the
+            excluded ones.
+        by_number: The same, by worker number.
+        by_version: The same, by model name and version.
+        by_model: The versions of each model that compete, as an endpoint.
+        endpoints: Endpoints with a live worker, by name.
+        default: The endpoint of requests that name none; None if there are several.
+        excluded: Queues that are no candidates, and why.
+        known: Model name and version of every worker number that was ever assigned.
+        known_versions: The same, versions by model name.
+        aliases: Version by alias, by the name of each model that has a live worker.
+    """
+
+    ready_versions: tuple[Candidate, ...] = ()
+    by_number: Mapping[int, Candidate] = field(default_factory=dict)
+    by_version: Mapping[tuple[str, int], Candidate] = field(default_factory=dict)
+    by_model: Mapping[str, Endpoint] = field(default_factory=dict)
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    default: Endpoint | None = NO_VERSIONS
+    excluded: Mapping[str, Exclusion] = field(default_factory=dict)
+    known: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    known_versions: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def explanations(self) -> Iterator[tuple[str, RouteExplanation]]:
+        """Decisions of this snapshot, and why they were made."""
+        for endpoint in (*self.endpoints.values(), *self.by_model.values()):
+            yield from endpoint.explanations.items()
+
+    def explain(self, route: Route) -> RouteExplanation:
+        """Why a route of this snapshot leads to its version."""
+        found = dict(self.explanations()).get(route.decision)
+        own = route.candidate
+        return found or forced_explanation(route.policy, own.worker, own.model_name, own.model_version)
+
+
+def build_snapshot(
+    records: Iterable[WorkerRecord],
+    numbers: Mapping[str, int],
+    waits_ms: Mapping[str, float],
+    *,
+    excluded: Mapping[str, Exclusion] | None = None,
+    configured: Mapping[str, pool_file.Endpoint] | None = None,
+    recent_models: Collection[str] = (),
+    before: Snapshot | None = None,
+) -> Snapshot:
+    """Build the snapshot from the records that the workers published.
+
+    Args:
+        records: Records of live workers in any state.
+        numbers: Worker number by queue, for every queue that ever existed.
+        waits_ms: Expected wait, by queue.
+        excluded: Queues that must not be candidates, and why.
+        configured: Endpoints of the pool's file, by name. Every model that none of them names is one of its own.
+        recent_models: Models that had a live worker until recently: requests without a selector do not fall to
+            another model while the workers of theirs restart.
+        before: The previous snapshot.
+    """
+    records, configured = list(records), configured or {}
+    ready = by_queue(record for record in records if record.state == "ready")
+    aliases = _all_aliases(records, ready)
+    candidates = _candidates(ready, numbers, waits_ms, aliases, before)
+    excluded = {**pinned_elsewhere(candidates, configured), **(excluded or {})}
+    competing: dict[str, list[Candidate]] = {name: [] for name in {*aliases, *recent_models}}
+    for candidate in candidates:
+        if candidate.queue not in excluded:
+            competing[candidate.model_name].append(candidate)
+    by_model = {
+        name: ranked_endpoint(name, group, _of_model(name, excluded))
+        for name, group in sorted(competing.items())
+    }
+    endpoints = _all_endpoints(by_model, configured, candidates, excluded)
+    known = {number: keys.model_of(queue) for queue, number in numbers.items()}
+    versions: dict[str, set[int]] = {}
+    for name, version in known.values():
+        versions.setdefault(name, set()).add(version)
+    ranked = [each for endpoint in by_model.values() for each in endpoint.candidates]
+    ranked += [each for each in candidates if each.queue in excluded]
+    return Snapshot(
+        ready_versions=tuple(ranked),
+        by_number={candidate.worker: candidate for candidate in ranked},
+        by_version={(each.model_name, each.model_version): each for each in ranked},
+        by_model=by_model,
+        endpoints=endpoints,
+        default=_default(endpoints, configured),
+        excluded=excluded,
+        known=known,
+        known_versions={name: frozenset(each) for name, each in versions.items()},
+        aliases=aliases,
+    )
+
+
+def _all_aliases(
+    records: Iterable[WorkerRecord], ready: Mapping[str, list[WorkerRecord]]
+) -> dict[str, Mapping[str, int]]:
+    """By model: its aliases, as the worker that read them last tells."""
+    followers = [record for group in ready.values() for record in group if record.follows not in ("", LATEST)]
+    latest: dict[str, WorkerRecord] = {}
+    for record in records:
+        if record.aliases_read_at_ms > latest.setdefault(record.model_name, record).aliases_read_at_ms:
+            latest[record.model_name] = record
+    return {name: _aliases(record, ready, followers) for name, record in latest.items()}
+
+
+def _aliases(
+    latest: WorkerRecord, ready: Mapping[str, list[WorkerRecord]], followers: list[WorkerRecord]
+) -> dict[str, int]:
+    """Version by alias; a followed alias stands for its follower's version until the one that it names is ready."""
+    aliases = dict(latest.aliases)
+    for record in followers:
+        named = aliases.get(record.follows)
+        is_served = named is not None and keys.queue_name(latest.model_name, named) in ready
+        if record.model_name == latest.model_name and not is_served:
+            aliases[record.follows] = record.model_version
+    return aliases
+
+
+def _candidates(
+    ready: Mapping[str, list[WorkerRecord]],
+    numbers: Mapping[str, int],
+    waits_ms: Mapping[str, float],
+    aliases: Mapping[str, Mapping[str, int]],
+    before: Snapshot | None,
+) -> list[Candidate]:
+    answers_ms = {each.queue: each.answers_ms for each in before.ready_versions} if before else {}
+    return [
+        _candidate(
+            group, numbers, waits_ms.get(queue, 0.0), answers_ms.get(queue, ()), aliases[group[0].model_name]
+        )
+        for queue, group in ready.items()
+    ]
+
+
+def _candidate(
+    group: list[WorkerRecord],
+    numbers: Mapping[str, int],
+    wait_ms: float,
+    answers_ms: tuple[float, ...],
+    aliases: Mapping[str, int],
+) -> Candidate:
+    newest = group[0]
+    # The median: a version that gets no requests could not correct a percentile that one slow pass has raised.
+    pass_ms = max((record.inference_ms.p50 or 0.0 for record in group), default=0.0)
+    return Candidate(
+        queue=newest.queue,
+        worker=numbers.get(newest.queue, newest.worker),
+        model_name=newest.model_name,
+        model_version=newest.model_version,
+        figure=newest.figure,
+        metric=newest.metric,
+        direction=newest.direction,
+        contract=newest.input,
+        live_workers=len(group),
+        expected_wait_ms=wait_ms,
+        outputs=newest.outputs,
+        answers_ms=(wait_ms + pass_ms, *answers_ms)[:READINGS],
+        is_champion=aliases.get(pool_file.CHAMPION) == newest.model_version,
+        source=newest.val_accuracy_source,
+        dataset=newest.dataset,
+        dataset_digest=newest.dataset_digest,
+        dataset_rows=newest.dataset_rows,
+    )
+
+
+def _all_endpoints(
+    by_model: Mapping[str, Endpoint],
+    configured: Mapping[str, pool_file.Endpoint],
+    candidates: Iterable[Candidate],
+    excluded: Mapping[str, Exclusion],
+) -> dict[str, Endpoint]:
+    """The configured endpoints, and the models that none of them names."""
+    endpoints = {
+        name: configured_endpoint(name, endpoint, candidates, excluded)
+        for name, endpoint in configured.items()
+    }
+    named = {model for endpoint in configured.values() for model in models_of(endpoint)} | endpoints.keys()
+    return endpoints | {name: each for name, each in by_model.items() if name not in named}
+
+
+def _of_model(name: str, excluded: Mapping[str, Exclusion]) -> dict[str, Exclusion]:
+    return {queue: why for queue, why in excluded.items() if keys.model_of(queue)[0] == name}
+
+
+def _default(
+    endpoints: Mapping[str, Endpoint], configured: Mapping[str, pool_file.Endpoint]
+) -> Endpoint | None:
+    for name, each in configured.items():
+        if each.default:
+            return endpoints[name]
+    if not endpoints:
+        return NO_VERSIONS
+    return next(iter(endpoints.values())) if len(endpoints) == 1 else None
