@@ -110,6 +110,8 @@ class Endpoint(BaseModel):
         pinned: The only version that answers.
         policy: Which version is chosen: the best by its metric, the one with the alias `champion` (or the
             default version), or the newest.
+        deadline_s: Deadline of requests that state none; None leaves it to the environment.
+        wait_s: How long requests that state no wait wait for their outcome; None leaves it to the environment.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -120,6 +122,21 @@ class Endpoint(BaseModel):
     default_version: NamedVersion | None = None
     pinned: NamedVersion | None = None
     policy: Policy = Field(default="best", description='expected "best", "champion" or "newest"')
+    deadline_s: float | None = Field(
+        default=None, ge=0.001, allow_inf_nan=False, description="expected a number of seconds from 0.001"
+    )
+    wait_s: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="expected a number of seconds from 0"
+    )
+
+    @property
+    def all_models(self) -> set[str]:
+        """The models that it names, wholly or by version."""
+        return {*self.models, *(each.model for each in self.versions)}
+
+    def holds(self, model: str, version: int) -> bool:
+        """Whether a version belongs to it."""
+        return model in self.models or (model, version) in self.versions
 
     @field_validator("models", mode="before")
     @classmethod
@@ -145,6 +162,14 @@ class Endpoint(BaseModel):
         if named.model not in models and named not in versions:
             raise ValueError(f"expected a version of the endpoint; {named} does not belong to it")
         return named
+
+
+def endpoint_of_model(endpoints: Mapping[str, Endpoint], model: str) -> str | None:
+    """The endpoint whose policy requests for a model follow: that of its name, or else the only one of it alone."""
+    if model in endpoints and model in endpoints[model].all_models:
+        return model
+    exact = [name for name, each in endpoints.items() if each.models == (model,) == tuple(each.all_models)]
+    return exact[0] if len(exact) == 1 else None
 
 
 TableT = TypeVar("TableT", bound=BaseModel)
@@ -270,7 +295,7 @@ def _contradictions(serve: Sequence[Serve], endpoints: Mapping[str, Endpoint]) -
         mistakes.append((where, f"only one endpoint can be the default, and {defaults[0]} is one already"))
     served = {entry.model for entry in serve}
     for name, endpoint in endpoints.items():
-        for model in sorted({*endpoint.models, *(each.model for each in endpoint.versions)} - served):
+        for model in sorted(endpoint.all_models - served):
             # another machine may serve it; a similar name is a misspelt one
             if close := get_close_matches(model, served, 1, ALIKE):
                 where = ("endpoints", name, "models" if model in endpoint.models else "versions")

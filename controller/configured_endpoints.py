@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from app.errors import ConfigurationError
 from app.file_stamp import EditWatch
-from app.pool_file import Endpoint, find_pool_file, read_pool_file
+from app.pool_file import Endpoint, endpoint_of_model, find_pool_file, read_pool_file
 from app.settings import ControllerSettings
+from controller.selector import Selector
 
 logger = logging.getLogger(__name__)
 LOOKS_APART_S = 0.2  # announcements of workers make looks follow each other at once
@@ -22,17 +24,69 @@ class ConfiguredEndpoints:
     """
 
     def __init__(self, settings: ControllerSettings) -> None:
+        self._settings = settings
         self._path = find_pool_file(settings)
         self._edits = EditWatch(self._path, LOOKS_APART_S)
-        self._by_name = read_pool_file(self._path).endpoints if self._path else {}
+        self._by_name = self._read(self._path) if self._path else {}
+        self._observers: list[Callable[[], None]] = []
+
+    def observe(self, changed: Callable[[], None]) -> None:
+        """Have a function called after each edit."""
+        self._observers.append(changed)
+
+    def asked_for(self, selector: Selector) -> Endpoint | None:
+        """The endpoint of the file whose defaults a request gets; None if it is for none of them, or names a worker."""
+        if selector.endpoint is not None:
+            return self._by_name.get(selector.endpoint)
+        if selector.model is not None:
+            model = selector.model
+            name = endpoint_of_model(self._by_name, model) or endpoint_of_model(
+                self._by_name, model.rpartition("@")[0]
+            )
+            return self._by_name[name] if name else None
+        if selector.worker is not None:
+            return None
+        default = [each for each in self._by_name.values() if each.default or len(self._by_name) == 1]
+        return default[0] if default else None
+
+    def deadline_s(self, selector: Selector) -> float:
+        """The deadline of a request that states none."""
+        endpoint = self.asked_for(selector)
+        own = endpoint.deadline_s if endpoint else None
+        return self._settings.default_deadline_s if own is None else own
+
+    def wait_s(self, selector: Selector) -> float:
+        """How long a request that states no wait waits."""
+        endpoint = self.asked_for(selector)
+        return (endpoint.wait_s if endpoint else None) or 0.0
 
     def read(self) -> Mapping[str, Endpoint]:
         """The endpoints; after an edit with mistakes those before it."""
         if self._path and self._edits.is_edited(self._path) and self._path.exists():
             try:
-                self._by_name = read_pool_file(self._path).endpoints
+                self._by_name = self._read(self._path)
             except ConfigurationError as error:
                 logger.error("the endpoints stay as they are: %s", error.detail)
             else:
                 logger.info("the endpoints of %s are: %s", self._path, ", ".join(self._by_name) or "none")
+                for changed in self._observers:
+                    changed()
         return self._by_name
+
+    def _read(self, path: Path) -> Mapping[str, Endpoint]:
+        """Read the file, and compare its defaults with the limits of the settings."""
+        file, settings = read_pool_file(path), self._settings
+        mistakes = []
+        for name, each in file.endpoints.items():
+            for key, value, most in (
+                ("deadline_s", each.deadline_s, settings.max_deadline_s),
+                ("wait_s", each.wait_s, settings.max_wait_s),
+            ):
+                if value is not None and value > most:
+                    place = file.place("endpoints", name, key)
+                    mistakes.append(
+                        f"{place}: `{key}` is {value:g}; expected at most {most:g}, the limit of the settings"
+                    )
+        if mistakes:
+            raise ConfigurationError("\nmodelyard: ".join(mistakes))
+        return file.endpoints

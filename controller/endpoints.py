@@ -123,7 +123,7 @@ def configured_endpoint(
     excluded: Mapping[str, Exclusion],
 ) -> Endpoint:
     """An endpoint of the pool's file."""
-    own = [each for each in candidates if _belongs(endpoint, each.model_name, each.model_version)]
+    own = [each for each in candidates if endpoint.holds(each.model_name, each.model_version)]
     if endpoint.default_version:
         own = [
             replace(each, is_champion=(each.model_name, each.model_version) == endpoint.default_version)
@@ -132,7 +132,7 @@ def configured_endpoint(
     return ranked_endpoint(
         name,
         [each for each in own if each.queue not in excluded],
-        {queue: why for queue, why in excluded.items() if _belongs(endpoint, *keys.model_of(queue))},
+        {queue: why for queue, why in excluded.items() if endpoint.holds(*keys.model_of(queue))},
         endpoint.policy,
     )
 
@@ -163,18 +163,9 @@ def pinned_elsewhere(
         for name, endpoint in configured.items()
         for each in candidates
         if endpoint.pinned
-        and _belongs(endpoint, each.model_name, each.model_version)
+        and endpoint.holds(each.model_name, each.model_version)
         and (each.model_name, each.model_version) != endpoint.pinned
     }
-
-
-def _belongs(endpoint: pool_file.Endpoint, model: str, version: int) -> bool:
-    return model in endpoint.models or (model, version) in endpoint.versions
-
-
-def models_of(endpoint: pool_file.Endpoint) -> set[str]:
-    """The models that an endpoint names, wholly or by version."""
-    return {*endpoint.models, *(each.model for each in endpoint.versions)}
 
 
 def passed_over_below_ms(each: Candidate) -> float:

@@ -17,7 +17,6 @@ from controller.endpoints import (
     Exclusion,
     Route,
     configured_endpoint,
-    models_of,
     pinned_elsewhere,
     ranked_endpoint,
 )
@@ -31,10 +30,11 @@ class Snapshot:
 
     Attributes:
         ready_versions: Versions with a ready worker: those that may be chosen, best first for each model, then the
-            excluded ones.
+            others.
         by_number: The same, by worker number.
         by_version: The same, by model name and version.
-        by_model: The versions of each model that compete, as an endpoint.
+        by_model: The versions of each model that compete, as an endpoint; it follows the policy of the configured
+            endpoint of the model, see `app.pool_file.endpoint_of_model`.
         endpoints: Endpoints with a live worker, by name.
         default: The endpoint of requests that name none; None if there are several.
         excluded: Queues that are no candidates, and why.
@@ -93,13 +93,12 @@ def build_snapshot(
     aliases = _all_aliases(records, ready)
     candidates = _candidates(ready, numbers, waits_ms, aliases, before)
     excluded = {**pinned_elsewhere(candidates, configured), **(excluded or {})}
-    competing: dict[str, list[Candidate]] = {name: [] for name in {*aliases, *recent_models}}
-    for candidate in candidates:
-        if candidate.queue not in excluded:
-            competing[candidate.model_name].append(candidate)
+    by_name: dict[str, list[Candidate]] = {name: [] for name in {*aliases, *recent_models}}
+    for each in candidates:
+        by_name[each.model_name].append(each)
     by_model = {
-        name: ranked_endpoint(name, group, _of_model(name, excluded))
-        for name, group in sorted(competing.items())
+        name: _endpoint_of_model(name, configured, group, _of_model(name, excluded))
+        for name, group in sorted(by_name.items())
     }
     endpoints = _all_endpoints(by_model, configured, candidates, excluded)
     known = {number: keys.model_of(queue) for queue, number in numbers.items()}
@@ -107,7 +106,8 @@ def build_snapshot(
     for name, version in known.values():
         versions.setdefault(name, set()).add(version)
     ranked = [each for endpoint in by_model.values() for each in endpoint.candidates]
-    ranked += [each for each in candidates if each.queue in excluded]
+    in_service = {each.queue for each in ranked}
+    ranked += [each for each in candidates if each.queue not in in_service]
     return Snapshot(
         ready_versions=tuple(ranked),
         by_number={candidate.worker: candidate for candidate in ranked},
@@ -205,8 +205,21 @@ def _all_endpoints(
         name: configured_endpoint(name, endpoint, candidates, excluded)
         for name, endpoint in configured.items()
     }
-    named = {model for endpoint in configured.values() for model in models_of(endpoint)} | endpoints.keys()
+    named = {model for endpoint in configured.values() for model in endpoint.all_models} | endpoints.keys()
     return endpoints | {name: each for name, each in by_model.items() if name not in named}
+
+
+def _endpoint_of_model(
+    model: str,
+    configured: Mapping[str, pool_file.Endpoint],
+    own: Iterable[Candidate],
+    excluded: Mapping[str, Exclusion],
+) -> Endpoint:
+    """The versions of a model that compete; by the policy of its configured endpoint, if it has one."""
+    name = pool_file.endpoint_of_model(configured, model)
+    if name:
+        return configured_endpoint(name, configured[name], own, excluded)
+    return ranked_endpoint(model, [each for each in own if each.queue not in excluded], excluded)
 
 
 def _of_model(name: str, excluded: Mapping[str, Exclusion]) -> dict[str, Exclusion]:

@@ -27,6 +27,7 @@ from controller.admission.gate import Gate, HeaderList
 from controller.admission.idempotency import Idempotency, Reservation
 from controller.admission.rate_limit import RateLimit
 from controller.admission.wait_estimate import Backlogs
+from controller.configured_endpoints import ConfiguredEndpoints
 from controller.dispatch import Dispatcher, Job
 from controller.endpoints import Route
 from controller.http.draining import Drain
@@ -107,6 +108,7 @@ class Predict:
     """
 
     settings: ControllerSettings
+    endpoints: ConfiguredEndpoints
     gate: Gate
     rate_limit: RateLimit | None
     watcher: PoolWatcher
@@ -158,7 +160,7 @@ class Predict:
         self.gate.check_site(headers)
         by_name = dict(headers)
         caller = self.gate.admit(by_name.get(b"authorization", b""), client)
-        asked = read_head(by_name, query_string, self.settings, of_path)
+        asked = read_head(by_name, query_string, self.settings, self.endpoints, of_path)
         return Request(asked, caller, client, received_at_ms)
 
     async def respond(self, request: Request, body: bytes, key: bytes | None = None) -> Reply:

@@ -57,8 +57,10 @@ def routes(snapshot: Snapshot, selector: Selector, deadline_s: float = inf) -> t
         if version is not None:
             return _forced(snapshot, name, version)
         endpoint = snapshot.by_model.get(name) or Endpoint(name=name)
+        if not endpoint.routes:
+            raise _none_of(snapshot, endpoint, name)
     if not endpoint.routes:
-        raise _none_of(snapshot, endpoint)
+        raise _none_of(snapshot, endpoint, endpoint.name)
     if deadline_s >= endpoint.in_time_from_s:
         return endpoint.routes
     return _in_time(endpoint, deadline_s)
@@ -123,11 +125,11 @@ def _short_deadline_route(
     return found
 
 
-def _none_of(snapshot: Snapshot, endpoint: Endpoint) -> NoCandidateError | ModelNotServedError:
-    """Why an endpoint has no candidate."""
-    versions = snapshot.known_versions.get(endpoint.name, frozenset())
-    if versions and all(_is_retired(snapshot, endpoint.name, each) for each in versions):
-        return ModelNotServedError(f"every version of {endpoint.name} was retired")
+def _none_of(snapshot: Snapshot, endpoint: Endpoint, model: str) -> NoCandidateError | ModelNotServedError:
+    """Why an endpoint has no candidate; `model` is the model that the request names, or else the endpoint."""
+    versions = snapshot.known_versions.get(model, frozenset())
+    if versions and all(_is_retired(snapshot, model, each) for each in versions):
+        return ModelNotServedError(f"every version of {model} was retired")
     ready = [
         f"version {each.model_version} is out of service ({endpoint.excluded[each.queue].text})"
         for each in snapshot.ready_versions

@@ -73,6 +73,7 @@ class Services:
         template, backlogs = write_template(create_celery(settings)), Backlogs(settings)
         rate_limit = RateLimit(settings.rate_limit, client) if settings.rate_limit else None
         self.settings, self.access, self.audit, self.client = settings, access, audit, client
+        self.endpoints = endpoints
         self.clock, self.drain = PoolClock(), Drain()
         self.large_bodies = LargeBodies(n_processes=settings.reader_processes or PROCESSES)
         self.batch_files = open_batches(settings, access)
@@ -112,12 +113,13 @@ class Services:
         self.predict = self._predict(client, backlogs, rate_limit)
         # The rate limit must ask Redis, and a trace begins in the ASGI application.
         is_fast = settings.fast_http and not (rate_limit or self.traces)
-        self.known_heads = KnownHeads(settings, self.gate) if is_fast else None
+        self.known_heads = KnownHeads(settings, self.gate, endpoints) if is_fast else None
         self._add_attendants(controller_id, client, template, unreadable)
 
     def _predict(self, client: AsyncClient, backlogs: Backlogs, rate_limit: RateLimit | None) -> Predict:
         return Predict(
             settings=self.settings,
+            endpoints=self.endpoints,
             gate=self.gate,
             rate_limit=rate_limit,
             watcher=self.watcher,

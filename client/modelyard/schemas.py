@@ -154,6 +154,8 @@ class RoutePlan(msgspec.Struct, frozen=True):
     """Answer of `GET /route`: where a request would go now, for each input that the endpoint takes."""
 
     routes: Annotated[tuple[RouteExplanation, ...], says("best first; a body takes the first that it fits")]
+    deadline_s: Annotated[float | None, says("deadline that the request would have")] = None
+    wait_s: Annotated[float | None, says("how long the request would wait for its outcome")] = None
 
 
 class WebhookState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,6 +18,7 @@ from app.errors import ContradictionError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
 from controller.admission.audit_log import Client
 from controller.admission.gate import Gate
+from controller.configured_endpoints import ConfiguredEndpoints
 from controller.http.framing import Head
 from controller.input import bodies
 from controller.input.content_coding import check_coding
@@ -90,10 +91,12 @@ class KnownHeads:
         by_data: The known heads, by their bytes.
     """
 
-    def __init__(self, settings: ControllerSettings, gate: Gate) -> None:
+    def __init__(self, settings: ControllerSettings, gate: Gate, endpoints: ConfiguredEndpoints) -> None:
         self.by_data: dict[bytes, KnownHead] = {}
         self._settings = settings
         self._gate = gate
+        self._endpoints = endpoints
+        endpoints.observe(self.by_data.clear)  # a known head holds the defaults of its endpoint
 
     def read(self, data: bytes, head: Head, client: Client) -> KnownHead | None:
         """Read and cache the head of a plain prediction; None if it is not plain, or if it is refused.
@@ -113,7 +116,7 @@ class KnownHeads:
             if of_path is None:
                 return None
             self._gate.check_site(head.headers)
-            asked = read_head(headers, head.query, self._settings, of_path)
+            asked = read_head(headers, head.query, self._settings, self._endpoints, of_path)
             if asked.params or asked.callback_url:
                 return None
             # Before caching, so that callers without a valid key cannot fill the cache.
@@ -129,11 +132,16 @@ class KnownHeads:
 
 
 def read_head(
-    headers: Mapping[bytes, bytes], query_string: bytes, settings: ControllerSettings, of_path: Selector
+    headers: Mapping[bytes, bytes],
+    query_string: bytes,
+    settings: ControllerSettings,
+    endpoints: ConfiguredEndpoints,
+    of_path: Selector,
 ) -> Asked:
     """Read a prediction's headers, names in lower case, and its query string.
 
     Args:
+        endpoints: Have the defaults of what the request leaves out.
         of_path: The selector in its path.
 
     Raises:
@@ -143,20 +151,22 @@ def read_head(
         WebhookNotAllowedError: Its job may not be delivered to its `callback_url`.
     """
     query = parse_query(query_string)
+    selector = query.selector if of_path == ANY else _joined(of_path, query.selector)
     wait_s, deadline_s = query.wait_s, query.deadline_s
     if wait_s is not None:
         in_range("wait", wait_s, 0, settings.max_wait_s)
-    else:  # RFC 7240, section 2: a preference that cannot be met is not an error
-        wait_s = min(_preferred_wait_s(headers.get(b"prefer", b"")), settings.max_wait_s)
+    else:
+        preferred_s = _preferred_wait_s(headers.get(b"prefer", b""))
+        wait_s = endpoints.wait_s(selector) if preferred_s is None else min(preferred_s, settings.max_wait_s)
     if deadline_s is None:
-        deadline_s = settings.default_deadline_s
+        deadline_s = endpoints.deadline_s(selector)
     else:
         in_range("deadline", deadline_s, 0.001, settings.max_deadline_s)
     check_coding(headers.get(b"content-encoding", b""))
     if query.callback_url is not None:
         check_url(query.callback_url, settings)
     return Asked(
-        query.selector if of_path == ANY else _joined(of_path, query.selector),
+        selector,
         wait_s,
         deadline_s,
         headers.get(b"authorization", b""),
@@ -288,11 +298,14 @@ def _seconds(given: Mapping[str, str], name: str) -> float | None:
     return float(text)
 
 
-def _preferred_wait_s(prefer: bytes) -> float:
-    # RFC 7240: an unknown or malformed preference is ignored; the first of two equal names counts. As in its
-    # section 4.3, `respond-async` does not change `wait`: after the wait the answer is 202 in any case.
+def _preferred_wait_s(prefer: bytes) -> float | None:
+    # RFC 7240: an unknown or malformed preference is ignored, one that cannot be met is no error, and the first of two
+    # equal names counts. As in its section 4.3, `respond-async` does not change `wait`: after the wait the answer is
+    # 202 in any case. Without one, it means not to wait.
+    is_async = False
     for preference in prefer.split(b","):
         name, _, value = preference.partition(b";")[0].partition(b"=")
         if name.strip().lower() == b"wait" and value.strip(b' "').isdigit():
             return float(value.strip(b' "'))
-    return 0.0
+        is_async = is_async or name.strip().lower() == b"respond-async"
+    return 0.0 if is_async else None

@@ -104,11 +104,13 @@ async def route(request: Request) -> Response:
     """Say where a prediction with the same query parameters would go now, and why. Nothing is sent."""
     services: Services = request.state.services
     query = parse_query(request.scope["query_string"])
-    deadline_s = services.settings.default_deadline_s if query.deadline_s is None else query.deadline_s
+    own, selector = services.endpoints, query.selector
+    deadline_s = own.deadline_s(selector) if query.deadline_s is None else query.deadline_s
     in_range("deadline", deadline_s, 0.001, services.settings.max_deadline_s)
     snapshot = services.watcher.view.snapshot
-    possible = routes(snapshot, query.selector, deadline_s)
-    return _document(RoutePlan(tuple(map(snapshot.explain, possible))))
+    possible = tuple(map(snapshot.explain, routes(snapshot, selector, deadline_s)))
+    wait_s = own.wait_s(selector) if query.wait_s is None else query.wait_s
+    return _document(RoutePlan(possible, deadline_s, wait_s))
 
 
 @router.get("/results/{job_id}/events", dependencies=[require("predict")], **docs.RESULT_EVENTS)

@@ -24,7 +24,7 @@ versions = [0]
 models = ["digits"]
 default = true
 pinned = "other/3"
-deadline_s = 5
+polcy = "best"
 
 [endpoints.lab]
 models = ["digit"]
@@ -55,7 +55,7 @@ def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Pat
         "8: `models` is unknown; did you mean `model`?",
         "9: `versions` is [0]: expected numbers from 1, aliases, `latest`, `best`, or tags such as `serve=true`",
         "14: `pinned` is 'other/3': expected a version of the endpoint; other/3 does not belong to it",
-        "15: `deadline_s` is unknown; the keys are default, default_version, models, pinned, policy, versions",
+        "15: `polcy` is unknown; did you mean `policy`?",
         "19: 'a b' is not an endpoint's name; expected letters, digits and `_.-`",
         "20: `default` is 'yes': Input should be a valid boolean",
         "21: `endpoint` is unknown; expected [[serve]] or [endpoints.NAME]",
@@ -68,6 +68,7 @@ def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Pat
         ("[[serve]", "is not TOML"),
         ("serve = [1]", ":1: Input should be a valid dictionary"),
         ("[[serve]]\nmodel='a'\nversions=[[1]]\n[[serve]]\nmodel='a'", ":3: `versions` is [[1]]: expected"),
+        ("[endpoints.a]\nmodels='a'\ndeadline_s=0", ":3: `deadline_s` is 0: expected a number of seconds"),
         ("[endpoints.a]\nmodels='a'\npolicy='first'", ":3: `policy` is 'first': expected \"best\","),
         ("[[serve]]\nmodel='a'\nmetrik='f1'", ":3: `metrik` is unknown; did you mean `metric`?"),
         ("[[serve]]\nmodel='a'\ndirection='up'", ':3: `direction` is \'up\': expected "higher" or "lower"'),

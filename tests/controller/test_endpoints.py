@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from app.errors import ConfigurationError
 from app.redis import keys
 from app.settings import ControllerSettings
 from controller.main import create_app
+from controller.selector import Selector
 from modelyard.schemas import RouteExplanation, RoutePlan
 from tests.controller.conftest import HandWorker, Serve, settings_for, until
 from tests.pool_samples import MODEL, RedisServer
@@ -155,10 +157,39 @@ async def test_the_file_says_which_endpoint_is_the_default_and_its_edits_are_fol
     assert (await served.post()).json()["worker"] == 1
 
 
+async def test_an_endpoint_states_the_deadline_and_the_wait_of_its_requests(
+    serve: Serve, hand_worker: HandWorkers, tmp_path: Path
+) -> None:
+    file = tmp_path / "modelyard.toml"
+    file.write_text(FILE + "deadline_s = 20\nwait_s = 0.25\n")
+    hand_worker(1)
+    hand_worker(2, worker=2, model_name=OTHER)
+    served = await serve(pool_file=file)
+
+    async def plan(query: str) -> tuple[float | None, float | None]:
+        found = msgspec.json.decode((await served.http.get(f"/route{query}")).content, type=RoutePlan)
+        return found.deadline_s, found.wait_s
+
+    assert await plan("") == await plan(f"?model={MODEL}") == await plan("?endpoint=digits") == (20, 0.25)
+    assert await plan("?deadline=3&wait=2") == (3, 2)
+    assert await plan(f"?model={OTHER}") == await plan("?worker=1") == (60, 0)
+    head = {"endpoint": "digits"}
+    posted = functools.partial(served.http.post, "/predict", params=head, json={"data": [1, 2]})
+    await posted()
+    file.write_text(FILE + "deadline_s = 0.05\nwait_s = 20\n")
+    await until(lambda: served.services.endpoints.deadline_s(Selector()) == 0.05, "the edit is followed")
+    # The same bytes as before, whose head is known: the caller waits, and the job expires by the new deadline.
+    assert (await posted()).json()["status"] == "expired"
+    assert (await posted(headers={"prefer": "respond-async"})).status_code == 202
+
+
 def test_a_file_with_mistakes_stops_the_start(redis_server: RedisServer, tmp_path: Path) -> None:
     file = tmp_path / "modelyard.toml"
     file.write_text("[endpoints.digits]\nmodel = 1\n")
     with pytest.raises(ConfigurationError, match="did you mean `models`"):
+        create_app(settings_for(redis_server.url, pool_file=file))
+    file.write_text("[endpoints.digits]\nmodels = 'digits'\nwait_s = 61\n")
+    with pytest.raises(ConfigurationError, match=r":3: `wait_s` is 61; expected at most 60"):
         create_app(settings_for(redis_server.url, pool_file=file))
 
 

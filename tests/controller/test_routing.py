@@ -18,7 +18,7 @@ from app.errors import (
     UnknownModelError,
     UnknownWorkerError,
 )
-from app.pool_file import Policy
+from app.pool_file import NamedVersion, Policy
 from app.redis import keys
 from app.worker_record import WorkerRecord
 from controller.endpoints import BEST_METRIC, HIGHEST_VAL_ACCURACY, Exclusion, Route
@@ -285,6 +285,38 @@ def test_the_policy_of_an_endpoint_orders_its_versions(
     chosen = route(pool, Selector())
     assert (chosen.policy, pool.explain(chosen).decided_by) == (named, decided_by)
     assert chosen.comparable is (True if policy == "best" else None)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "worker", "endpoint"),
+    [
+        ({"front": {"models": (MODEL,)}}, 3, "front"),
+        ({MODEL: {"models": (MODEL, OTHER)}}, 3, MODEL),
+        ({MODEL: {"versions": (NamedVersion(MODEL, 1),)}}, 1, MODEL),
+        ({"front": {"models": (MODEL, OTHER)}}, 2, MODEL),
+        ({"front": {"versions": (NamedVersion(MODEL, 1),)}}, 2, MODEL),
+        ({MODEL: {"models": (OTHER,)}}, 2, MODEL),
+        ({"front": {"models": (MODEL,)}, "back": {"models": (MODEL,)}}, 2, MODEL),
+    ],
+    ids=[
+        "one that holds the model alone",
+        "one of its name, but only the model's own versions",
+        "one of its name with some of the versions",
+        "none of several models",
+        "none of some versions",
+        "none that only has its name",
+        "none of two that hold it",
+    ],
+)
+def test_a_request_for_a_model_follows_the_policy_of_its_endpoint(
+    endpoints: dict[str, dict[str, Any]], worker: int, endpoint: str
+) -> None:
+    records = [measured(1, 0.8), measured(2, 0.9), measured(3, 0.7), measured(4, 0.99, model_name=OTHER)]
+    configured = {name: pool_file.Endpoint(policy="newest", **each) for name, each in endpoints.items()}
+    pool = build_snapshot(records, {each.queue: each.worker for each in records}, {}, configured=configured)
+    chosen = route(pool, Selector(model=MODEL))
+    assert (chosen.candidate.worker, pool.explain(chosen).endpoint) == (worker, endpoint)
+    assert route(pool, Selector(model=MODEL, version=2)).candidate.worker == 2
 
 
 def by_rmse(version: int, value: float | None, **fields: Any) -> WorkerRecord:

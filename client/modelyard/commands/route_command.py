@@ -47,3 +47,5 @@ def command(
         if len(plan.routes) > 1:
             click.echo(("\n" if place else "") + f"input: {each.input}")
         show_route(each)
+    if plan.deadline_s is not None and plan.wait_s is not None:
+        click.echo(f"\ndeadline {plan.deadline_s:g} s; waits {plan.wait_s:g} s for the outcome")
