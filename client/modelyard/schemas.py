@@ -539,7 +539,7 @@ class JobList(msgspec.Struct, frozen=True, omit_defaults=True):
     next: Annotated[Later[str], says("cursor of the next page; absent on the last one")] = None
 
 
-class BatchFile(msgspec.Struct, frozen=True, kw_only=True):
+class BatchFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A file whose rows are predicted into another file."""
 
     id: str

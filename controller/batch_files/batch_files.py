@@ -89,11 +89,15 @@ class BatchFiles:
 
     async def run(self) -> None:
         """Start and watch the processes, and remove old batches; runs until cancelled."""
+        trouble = ""
         while not self._is_closed:
             try:
                 await asyncio.to_thread(self._look)
+                trouble = ""
             except OSError as error:
-                logger.error("the folder of batches cannot be used: %s", error)
+                if str(error) != trouble:
+                    logger.error("the folder of batches cannot be used: %s", error)
+                trouble = str(error)
             self._has_arrived.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._has_arrived.wait(), LOOK_EVERY_S)

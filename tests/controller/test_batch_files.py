@@ -92,6 +92,22 @@ async def test_a_repeated_post_gets_the_first_batch_which_can_be_cancelled_once(
     await until(lambda: not (folder / "input.csv").exists(), "the rows are removed", 30)
 
 
+async def test_a_damaged_file_is_a_failed_batch_that_says_why(
+    serve: Serve, hand_worker: Hand, batch_settings: dict[str, Any]
+) -> None:
+    hand_worker()
+    controller = await serve(**batch_settings)
+    headers = {"content-type": "application/vnd.apache.parquet"}
+    url = (await controller.http.post("/batches", content=b"PAR1", headers=headers)).json()["batch_url"]
+    ended: dict[str, Any] = {"status": "waiting"}
+    while ended["status"] in ("waiting", "running"):
+        ended = (await controller.http.get(f"{url}?wait=30")).json()
+    assert ended["status"] == "failed"
+    assert ended["error"]["code"] == "input_invalid"
+    assert ended["error"]["detail"].startswith("input.parquet cannot be read as Parquet")
+    assert "output_url" not in ended
+
+
 async def test_an_old_batch_is_removed(
     serve: Serve, hand_worker: Hand, batch_settings: dict[str, Any]
 ) -> None:
