@@ -16,7 +16,7 @@ import click
 from app.errors import ModelError, ModelWarmUpError, first_line
 from app.logs import configure_logging
 from app.settings import WorkerSettings, load
-from modelyard.commands.console_output import examples
+from modelyard.commands.console_output import examples, waiting
 
 if TYPE_CHECKING:
     from workers.model_lookup import ModelVersion
@@ -40,9 +40,11 @@ def command(model: str) -> None:
     settings = load(WorkerSettings)
     configure_logging(logging.ERROR)  # the report contains what a worker would log as warnings
     with _downloads_removed():
-        found = _find(model, settings)
+        with waiting("reading the registry"):
+            found = _find(model, settings)
         _describe(found)
-        problems = _obstacles(found, settings)
+        with waiting("loading the model"):
+            problems = _obstacles(found, settings)
     click.echo(f"would be served: {'no' if problems else 'yes'}")
     for each in problems:
         click.echo(f"- {each.detail} [{each.code}]")

@@ -13,7 +13,7 @@ import click
 from app.errors import LedgerUnavailableError
 from app.settings import Settings, load
 from cli.redis_address import located
-from modelyard.commands.console_output import examples
+from modelyard.commands.console_output import examples, waiting
 
 if TYPE_CHECKING:
     from app.fsck.consistency_check import Report
@@ -42,7 +42,8 @@ def command(mend: bool, as_json: bool, patience_s: float | None, redis_url: str 
     """
     settings = load(Settings, redis_url=redis_url)
     try:
-        report = asyncio.run(_examine(settings, patience_s, mend))
+        with waiting("examining the pool"):
+            report = asyncio.run(_examine(settings, patience_s, mend))
     except LedgerUnavailableError as error:
         click.echo(f"modelyard: {error.detail}", err=True)
         sys.exit(EXIT_NO_REDIS)

@@ -7,7 +7,7 @@ from collections import Counter
 import click
 
 from cli.commands.up_command import what_to_serve
-from modelyard.commands.console_output import examples
+from modelyard.commands.console_output import examples, waiting
 
 
 @click.command("plan", epilog=examples("modelyard plan"))
@@ -27,7 +27,7 @@ def command(models: tuple[str, ...], versions: list[int], replicas: int) -> None
     console = Console()
     settings = load(Settings)
     source = ServedEntries(settings, entries_given(settings, models, versions))
-    with RegistryReader(settings.mlflow_tracking_uri) as reader:
+    with waiting("reading the registry"), RegistryReader(settings.mlflow_tracking_uri) as reader:
         _, _, desired = first_state(settings, source, reader, replicas)
     tell_of_left_out(desired, console)
     runs = is_running(settings)

@@ -44,7 +44,6 @@ from modelyard.schemas import JobProblem
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
 WAIT_EVERY_S = 0.25
 WRITE_BYTES = 2**20
 UPLOADS, UNFINISHED = 4, 100  # at most: arriving at the same time, and not ended
@@ -100,7 +99,7 @@ class BatchFiles:
                 trouble = str(error)
             self._has_arrived.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._has_arrived.wait(), LOOK_EVERY_S)
+                await asyncio.wait_for(self._has_arrived.wait(), self._settings.heartbeat_s)
 
     def close(self) -> None:
         """End the processes; the next controller continues their batches."""

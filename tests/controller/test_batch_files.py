@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from app.api_keys import new_key
 from app.errors import ConfigurationError
 from app.settings import ControllerSettings
+from controller.batch_files.batch_folder import BatchFolder
 from controller.main import create_app
 from tests.controller.conftest import HandWorker, Serve, until
 
@@ -90,6 +92,31 @@ async def test_a_repeated_post_gets_the_first_batch_which_can_be_cancelled_once(
     assert (await controller.http.get(f"{url}?wait=5", headers=own)).json()["status"] == "cancelled"
     folder = batch_settings["batch_folder"] / first.json()["id"]
     await until(lambda: not (folder / "input.csv").exists(), "the rows are removed", 30)
+
+
+async def test_controllers_of_one_folder_share_a_batch_and_one_of_them_works_on_it(
+    serve: Serve, hand_worker: Hand, batch_settings: dict[str, Any]
+) -> None:
+    hand_worker()
+    first, second = await serve(**batch_settings), await serve(**batch_settings)
+    posted = (await first.http.post("/batches", content=b"x\n1\n", headers=CSV)).json()
+    folder = BatchFolder(batch_settings["batch_folder"] / posted["id"])
+
+    def is_held() -> bool:
+        lock = folder.lock()
+        if lock is not None:
+            os.close(lock)
+        return lock is None
+
+    await until(is_held, "a process has it", 30)
+    seen = (await second.http.get(posted["batch_url"])).json()
+    assert (seen["id"], seen["status"]) == (
+        posted["id"],
+        "waiting",
+    )  # nobody listens at its controller's port
+    assert (await second.http.delete(posted["batch_url"])).json()["status"] == "cancelled"
+    await until(lambda: not is_held(), "the process has ended", 30)
+    assert (await first.http.get(posted["batch_url"])).json()["status"] == "cancelled"
 
 
 async def test_a_damaged_file_is_a_failed_batch_that_says_why(

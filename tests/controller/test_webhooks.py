@@ -101,7 +101,7 @@ def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         if tls:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         scheme = "https" if tls else "http"
         made.url = f"{scheme}://127.0.0.1:{server.server_port}/hook?for=me"
         yield made

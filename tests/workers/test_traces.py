@@ -78,7 +78,7 @@ def values(attributes: Iterable[KeyValue]) -> dict[str, object]:
 def collector() -> Iterator[Collector]:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs modelyard[otel]: make setup")
     with Collector() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
