@@ -28,7 +28,7 @@ from controller.admission.idempotency import Idempotency, Reservation
 from controller.admission.rate_limit import RateLimit
 from controller.admission.wait_estimate import Backlogs
 from controller.configured_endpoints import ConfiguredEndpoints
-from controller.dispatch import Dispatcher, Job
+from controller.dispatch import Dispatcher
 from controller.endpoints import Route
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
@@ -38,6 +38,7 @@ from controller.http.response_headers import Headers
 from controller.input import bodies
 from controller.input.job_samples import NeedsReader, Samples, read_samples
 from controller.input.large_bodies import LARGE_BODY_BYTES, LargeBodies
+from controller.jobs import Job
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
 from controller.routing import routes

@@ -24,8 +24,9 @@ from app.redis.key_watch import KeyWatch
 from app.unreadable import Unreadable
 from controller.admission.authentication import Caller
 from controller.decisions import decode, forced_explanation
-from controller.dispatch import Dispatcher, SentBatch
+from controller.dispatch import Dispatcher
 from controller.http.draining import Drain
+from controller.jobs import SentBatch
 from controller.pool_watcher import PoolWatcher
 from controller.recovery.replay_buffer import ReplayBuffer
 from modelyard.schemas import FINAL_STATUSES, RouteExplanation

@@ -34,6 +34,7 @@ from controller.http.prediction_request import Asked, KnownHeads
 from controller.http.replies import Refusals
 from controller.input import bodies
 from controller.input.large_bodies import PROCESSES, LargeBodies
+from controller.jobs import BatchWriter
 from controller.metrics import Metrics
 from controller.operate.operations import Operations
 from controller.page.feed import Feed
@@ -158,12 +159,12 @@ class Services:
             accepted.append(traces.accepted)
             completed.append(traces.completed)
         return Dispatcher(
-            controller_id,
             self.settings,
+            BatchWriter(controller_id, self.settings, self.watcher),
             self.link,
             template,
             backlogs,
-            self.watcher,
+            self.clock,
             on_accepted=accepted,
             on_completed=completed,
         )

@@ -28,12 +28,12 @@ from app.errors import (
 )
 from app.ledger import ids
 from controller.admission.authentication import require
-from controller.dispatch import Job
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import predictions_json, result_url
 from controller.http.problems import problem, status_of
 from controller.http.waiting_post import is_pending, later, no_outcome, read_post
+from controller.jobs import Job
 from controller.selector import Selector
 from controller.services import Services
 

@@ -24,7 +24,6 @@ from app.errors import NoCandidateError
 from app.ledger import ids
 from app.ledger.wire import CANCELLED, EXPIRED, BatchHead, JobOutcome
 from controller.admission.authentication import require
-from controller.dispatch import Job
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.caller_presence import while_present
@@ -40,6 +39,7 @@ from controller.input.inference_request import (
     outputs_of,
     read_request_head,
 )
+from controller.jobs import Job
 from controller.routing import routes
 from controller.selector import Selector
 from controller.services import Services

@@ -13,10 +13,10 @@ from app.errors import InputError
 from app.ledger import ids
 from app.ledger.ids import JobRef
 from controller import predict
-from controller.dispatch import Job
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
 from controller.input.content_coding import IDENTITY, unpack
+from controller.jobs import Job
 from controller.selector import Selector
 from controller.services import Services
 

@@ -1,0 +1,184 @@
+"""Jobs whose callers wait for an answer, and the batches that carry them to a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from operator import attrgetter
+
+import msgspec
+
+from app.contract import TensorContract
+from app.contract.payloads import JobForm
+from app.errors import ModelyardError
+from app.ledger import ids
+from app.ledger.commands import Accept, NewBatch, OnceKey
+from app.ledger.wakeup_message import WakeUpMessages
+from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
+from app.quality import VAL_ACCURACY
+from app.settings import ControllerSettings
+from controller.admission.idempotency import Reservation
+from controller.endpoints import Route
+from controller.http.job_json import BatchJson
+from controller.pool_watcher import PoolWatcher
+
+_entry = attrgetter("entry")
+_data = attrgetter("data")
+_once = attrgetter("once")
+
+
+class Job(msgspec.Struct, eq=False):
+    """A request from `submit` until its caller can be answered.
+
+    Attributes:
+        entry: Its entry in the ledger.
+        data: Samples, C order, little-endian; empty after acceptance.
+        wants_outcome: Whether its caller waits for the outcome instead of acceptance.
+        waits_until_s: When the wait for the outcome ends, `time.monotonic()`.
+        on_ready: Called once with the job when the caller can be answered: the wait is over, or `error` is set.
+        once: Its idempotency key, if it has one.
+        batch: Its batch; `index` is its place in that batch.
+        expired: Whether its deadline has passed before a worker took it.
+        error: Why it was refused: it was not accepted, or Redis lost it.
+        form: Properties that all jobs of a batch must share; None if the version takes a plain tensor.
+        trace: Its W3C `traceparent`, or empty.
+        callback: URL of its webhook, or empty.
+    """
+
+    route: Route
+    entry: JobEntry
+    data: bytes
+    wants_outcome: bool
+    waits_until_s: float
+    on_ready: Callable[[Job], None]
+    once: Reservation | None = None
+    batch: SentBatch | None = None
+    index: int = -1
+    accepted: bool = False
+    expired: bool = False
+    is_answered: bool = False
+    error: ModelyardError | None = None
+    form: JobForm | None = None
+    trace: str = ""
+    callback: str = ""
+
+    def answer(self) -> None:
+        """Answer the caller, unless that was done before."""
+        if not self.is_answered:
+            self.is_answered = True
+            self.on_ready(self)
+
+    def refuse(self, error: ModelyardError) -> None:
+        """Tell the caller that the job will have no outcome."""
+        if not self.is_answered:
+            self.error = error
+            self.answer()
+
+    def stop_waiting(self) -> None:
+        """Stop waiting for the outcome: the caller is answered when the job is accepted."""
+        self.wants_outcome = False
+        if self.accepted:
+            self.answer()
+
+
+@dataclass(eq=False, slots=True)
+class SentBatch:
+    """A batch whose outcome this controller has not received.
+
+    Attributes:
+        accept: The rendered command that accepts it.
+        json: Encodes its jobs for their callers.
+        jobs: After acceptance, only jobs whose callers wait for the outcome; empty when the outcome is known.
+        sent_at_s: When it was sent, `time.monotonic()`.
+        timer: Ends the waits of its jobs. One timer for all jobs, because few waits time out.
+    """
+
+    batch_id: str
+    head: BatchHead
+    accept: Accept
+    json: BatchJson
+    jobs: list[Job]
+    sent_at_s: float
+    outcome: BatchOutcome | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    def move_to(self, head: BatchHead, prefix: str) -> None:
+        """Take the head that the batch got when it was moved to another version."""
+        self.head, self.json = head, BatchJson(self.batch_id, head, prefix)
+
+    def end_waits(self) -> None:
+        """Answer the callers whose wait has timed out, and set the timer for the next one."""
+        now_s, next_s = time.monotonic(), inf
+        for job in self.jobs:
+            if job.waits_until_s <= now_s:
+                job.stop_waiting()
+            elif job.waits_until_s < next_s and not job.is_answered:
+                next_s = job.waits_until_s
+        if next_s < inf:
+            self.timer = asyncio.get_running_loop().call_later(next_s - now_s, self.end_waits)
+
+
+class BatchWriter:
+    """Writes the batches of one controller: their heads, data and ids.
+
+    Args:
+        controller_id: Controller to which outcomes are announced.
+        watcher: Provides the id signer and Redis's clock.
+    """
+
+    def __init__(self, controller_id: str, settings: ControllerSettings, watcher: PoolWatcher) -> None:
+        self._controller_id = controller_id
+        self._prefix = settings.prefix
+        self._retention_ms = int(settings.result_retention_s * 1000)
+        self._is_traced = settings.opentelemetry
+        self._has_webhooks = bool(settings.webhook_hosts)
+        self._watcher = watcher
+
+    def write(self, jobs: list[Job], messages: WakeUpMessages) -> SentBatch:
+        """Write a batch of jobs that agree in their form.
+
+        Its head has the figures of the newest job's route: the pool may have been read again since the oldest one.
+        """
+        now_ms, candidate, form = self._watcher.clock.now_ms(), jobs[-1].route.candidate, jobs[0].form
+        contract = candidate.contract
+        head = BatchHead(
+            queue=candidate.queue,
+            worker=candidate.worker,
+            reply_to=self._controller_id,
+            model_name=candidate.model_name,
+            model_version=candidate.model_version,
+            val_accuracy=candidate.val_accuracy,
+            dtype=contract.dtype if isinstance(contract, TensorContract) else "",
+            sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
+            jobs=list(map(_entry, jobs)),
+        )
+        if candidate.metric != VAL_ACCURACY:
+            named = {"metric": candidate.metric, "direction": candidate.direction}
+            head = msgspec.structs.replace(head, metric_value=candidate.figure, **named)
+        if form is not None:
+            head = form.on(head, [len(job.data) for job in jobs])
+        if self._is_traced:
+            head = msgspec.structs.replace(head, traces=tuple([job.trace for job in jobs]))
+        if self._has_webhooks:
+            callbacks = {index: job.callback for index, job in enumerate(jobs) if job.callback}
+            head = msgspec.structs.replace(head, callbacks=callbacks) if callbacks else head
+        batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
+        data, message = b"".join(map(_data, jobs)), messages.write(batch_id)
+        once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
+        accept = Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms)
+        json = BatchJson(batch_id, head, self._prefix)
+        batch = SentBatch(batch_id, head, accept, json, jobs, time.monotonic())
+        for index, job in enumerate(jobs):
+            job.batch, job.index = batch, index
+        return batch
+
+
+def _once_keys(batch_id: str, jobs: list[Job]) -> list[OnceKey]:
+    return [
+        OnceKey(job.once.name, job.once.fence, job.once.value(ids.job_id(batch_id, index)))
+        for index, job in enumerate(jobs)
+        if job.once
+    ]
