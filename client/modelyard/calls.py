@@ -42,6 +42,7 @@ from modelyard.inputs import Encoded, Input, Params, Samples, read_input
 from modelyard.parts import JoinedJob, Limits, Part, has_outcome, join, next_part
 from modelyard.schemas import (
     BatchFile,
+    BatchFiles,
     DecisionList,
     Job,
     JobList,
@@ -242,6 +243,11 @@ def post_batch(
 def batch_state(batch_id: str, wait_s: float = 0.0) -> Call[BatchFile]:
     """Read a batch; its answer may wait `wait_s` seconds for the end."""
     return Call("GET", _batch_path(batch_id), BatchFile, query=_wait(wait_s), wait_s=wait_s)
+
+
+def batch_list(limit: int) -> Call[BatchFiles]:
+    """List batches, newest first."""
+    return Call("GET", "/batches", BatchFiles, query={"limit": limit})
 
 
 def cancelled_batch(batch_id: str) -> Call[BatchFile]:

@@ -236,6 +236,10 @@ class Client:
         """
         return self._send(calls.batch_state(batch_id, wait_s))
 
+    def list_batches(self, limit: int = 100) -> tuple[BatchFile, ...]:
+        """List the batches of this API key, or of all keys for an operator's, newest first."""
+        return self._send(calls.batch_list(limit)).batches
+
     def cancel_batch(self, batch_id: str) -> BatchFile:
         """Cancel a batch.
 
@@ -534,6 +538,10 @@ class AsyncClient:
     async def read_batch(self, batch_id: str, wait_s: float = 0.0) -> BatchFile:
         """Read how far a batch has come; see `Client.read_batch`."""
         return await self._send(calls.batch_state(batch_id, wait_s))
+
+    async def list_batches(self, limit: int = 100) -> tuple[BatchFile, ...]:
+        """List batches, newest first; see `Client.list_batches`."""
+        return (await self._send(calls.batch_list(limit))).batches
 
     async def cancel_batch(self, batch_id: str) -> BatchFile:
         """Cancel a batch; see `Client.cancel_batch`."""

@@ -564,6 +564,12 @@ class BatchFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.status in FINAL_BATCH_STATUSES
 
 
+class BatchFiles(msgspec.Struct, frozen=True):
+    """Answer of `GET /batches`: the caller's batches, newest first; an operator's answer has all."""
+
+    batches: tuple[BatchFile, ...]
+
+
 class Health(msgspec.Struct, frozen=True):
     """Answer of `GET /healthz`: the process is alive."""
 
@@ -583,6 +589,7 @@ DOCUMENTS: tuple[type[msgspec.Struct], ...] = (
     Jobs,
     JobList,
     BatchFile,
+    BatchFiles,
     VersionControl,
     DecisionList,
     Scale,

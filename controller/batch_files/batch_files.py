@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -68,7 +69,7 @@ class _Running(NamedTuple):
     api_key: str
 
 
-class BatchFiles:
+class BatchStore:
     """The batches of a controller.
 
     Args:
@@ -179,6 +180,16 @@ class BatchFiles:
             f"no batch has the id {batch_id[:64]}; batches are kept for {self._settings.batch_retention_s:g} s after "
             "their end"
         )
+
+    def of_caller(self, caller: Caller, limit: int) -> list[BatchFolder]:
+        """The batches that a caller may read, newest first."""
+        found = []
+        for path in filter(lambda each: ID.fullmatch(each.name), self._folder.iterdir()):
+            with suppress(FileNotFoundError):  # it has just been removed
+                folder = BatchFolder(path)
+                if caller.may_read(folder.request.owner):
+                    found.append((folder.created_at_s, folder))
+        return [folder for _, folder in sorted(found, key=itemgetter(0), reverse=True)[:limit]]
 
     async def wait(self, folder: BatchFolder, wait_s: float) -> None:
         """Return when the batch has ended, or after `wait_s` seconds."""
@@ -296,9 +307,9 @@ def readable(folder: BatchFolder, path: Path) -> Path:
     return path
 
 
-def open_batches(settings: ControllerSettings, access: Access) -> BatchFiles | None:
+def open_batches(settings: ControllerSettings, access: Access) -> BatchStore | None:
     """The batches; None if the settings name no folder."""
-    return BatchFiles(settings, access) if settings.batch_folder else None
+    return BatchStore(settings, access) if settings.batch_folder else None
 
 
 def check_folder(folder: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ from fastapi.responses import FileResponse
 
 from app.errors import BatchesOffError, DrainingError, ParameterError, UnsupportedError
 from controller.admission.authentication import Caller, require
-from controller.batch_files.batch_files import BatchFiles, readable, too_large
+from controller.batch_files.batch_files import BatchStore, readable, too_large
 from controller.batch_files.batch_folder import BatchFolder, BatchRequest
 from controller.http import documentation as docs
 from controller.http.caller_presence import while_present
@@ -19,6 +20,7 @@ from controller.routing import routes
 from controller.selector import Selector
 from controller.services import Services
 from modelyard.batch.batch_run import DEADLINE_S
+from modelyard.schemas import BatchFiles
 
 router = APIRouter()
 JSON, NDJSON = "application/json", "application/x-ndjson"
@@ -90,6 +92,18 @@ async def create_batch(
     )
 
 
+@router.get("/batches", dependencies=[require("predict")], **docs.BATCHES)
+async def list_batches(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000, description="number of batches, newest first")] = 100,
+) -> Response:
+    """List the batches of the caller, or of all callers for an operator."""
+    services: Services = request.state.services
+    found = await asyncio.to_thread(_batches(services).of_caller, _caller(request), limit)
+    listed = BatchFiles(tuple(each.document(services.settings.prefix) for each in found))
+    return Response(msgspec.json.encode(listed), media_type=JSON)
+
+
 @router.get("/batches/{batch_id}", dependencies=[require("predict")], **docs.BATCH_STATE)
 async def batch_state(
     request: Request,
@@ -134,7 +148,7 @@ async def cancel_batch(request: Request, batch_id: str) -> Response:
     return _document(services, folder)
 
 
-def _batches(services: Services) -> BatchFiles:
+def _batches(services: Services) -> BatchStore:
     if services.batch_files is None:
         raise BatchesOffError(
             "this controller takes no batch files; set MODELYARD_BATCH_FOLDER to a folder for them"

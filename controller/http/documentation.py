@@ -16,6 +16,7 @@ from controller.input.bodies import ARROW_FILE, ARROW_STREAM, MULTIPART, PARQUET
 from modelyard.schemas import (
     DOCUMENTS,
     BatchFile,
+    BatchFiles,
     DecisionList,
     Findings,
     Health,
@@ -746,6 +747,14 @@ BATCH: dict[str, Any] = {
                 **dict.fromkeys((PARQUET.decode(), "application/x-npy", "application/x-npz"), _BINARY),
             },
         },
+    },
+}
+BATCHES: dict[str, Any] = {
+    "tags": ["batches"],
+    "summary": "List batches",
+    "responses": {
+        200: {"description": "The batches, newest first", **_json(BatchFiles, {"batches": [_BATCH]})},
+        **_problems(**_KEY, s404="The controller takes no files", s422="`limit` is out of range"),
     },
 }
 BATCH_STATE: dict[str, Any] = {

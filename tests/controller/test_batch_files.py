@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from app.api_keys import new_key
 from app.errors import ConfigurationError
 from app.settings import ControllerSettings
+from controller.batch_files.batch_files import TRIES
 from controller.batch_files.batch_folder import BatchFolder
 from controller.main import create_app
 from tests.controller.conftest import HandWorker, Serve, until
@@ -83,6 +86,9 @@ async def test_a_repeated_post_gets_the_first_batch_which_can_be_cancelled_once(
     assert first.headers["location"] == first.json()["batch_url"]
     assert again.json()["id"] == first.json()["id"] != others.json()["id"]
     assert conflict.json()["code"] == "idempotency_conflict"
+    for header, ids in ((own, [first.json()["id"]]), (foreign, [others.json()["id"]])):
+        listed = (await controller.http.get("/batches", headers=header)).json()["batches"]
+        assert [each["id"] for each in listed] == ids
     url = first.json()["batch_url"]
     assert (await controller.http.get(url, headers=foreign)).json()["code"] == "batch_unknown"
     assert (await controller.http.get(url)).status_code == 401
@@ -117,6 +123,32 @@ async def test_controllers_of_one_folder_share_a_batch_and_one_of_them_works_on_
     assert (await second.http.delete(posted["batch_url"])).json()["status"] == "cancelled"
     await until(lambda: not is_held(), "the process has ended", 30)
     assert (await first.http.get(posted["batch_url"])).json()["status"] == "cancelled"
+
+
+async def test_a_process_that_dies_is_started_again_and_the_third_time_ends_its_batch(
+    serve: Serve, hand_worker: Hand, batch_settings: dict[str, Any]
+) -> None:
+    hand_worker()
+    controller = await serve(**batch_settings)
+    url = (await controller.http.post("/batches", content=b"x\n1\n", headers=CSV)).json()["batch_url"]
+    killed: set[int] = set()
+    while len(killed) < TRIES:
+        (pid,) = await until(lambda: batch_processes() - killed, "a process works on it", 30)
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+    ended = (await controller.http.get(f"{url}?wait=30")).json()
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "batch_process_ended")
+
+
+def batch_processes() -> set[int]:
+    """Processes of batches that this process has started."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread or process that has just ended
+            for pid in (task / "children").read_text().split():
+                if b"batch_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.add(int(pid))
+    return found
 
 
 async def test_a_damaged_file_is_a_failed_batch_that_says_why(
