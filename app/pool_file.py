@@ -26,6 +26,7 @@ MOST_REPLICAS = 64
 ENDPOINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 ALIKE = 0.6  # similarity from which an unknown model of an endpoint counts as a misspelt one
 Policy: TypeAlias = Literal["best", "champion", "newest"]
+Cold: TypeAlias = Literal["refuse", "accept"]
 KeyPath: TypeAlias = tuple[str | int, ...]  # such as ("serve", 0, "versions")
 Mistakes: TypeAlias = list[tuple[KeyPath, str]]
 
@@ -110,6 +111,7 @@ class Endpoint(BaseModel):
         pinned: The only version that answers.
         policy: Which version is chosen: the best by its metric, the one with the alias `champion` (or the
             default version), or the newest.
+        cold: Whether requests may queue for a version that has no ready worker at the moment.
         deadline_s: Deadline of requests that state none; None leaves it to the environment.
         wait_s: How long requests that state no wait wait for their outcome; None leaves it to the environment.
     """
@@ -122,6 +124,7 @@ class Endpoint(BaseModel):
     default_version: NamedVersion | None = None
     pinned: NamedVersion | None = None
     policy: Policy = Field(default="best", description='expected "best", "champion" or "newest"')
+    cold: Cold = Field(default="refuse", description='expected "refuse" or "accept"')
     deadline_s: float | None = Field(
         default=None, ge=0.001, allow_inf_nan=False, description="expected a number of seconds from 0.001"
     )
@@ -170,6 +173,16 @@ def endpoint_of_model(endpoints: Mapping[str, Endpoint], model: str) -> str | No
         return model
     exact = [name for name, each in endpoints.items() if each.models == (model,) == tuple(each.all_models)]
     return exact[0] if len(exact) == 1 else None
+
+
+def may_be_cold(endpoints: Mapping[str, Endpoint], model: str, version: int) -> bool:
+    """Whether requests may queue for a version without a ready worker."""
+    return any(each.cold == "accept" and each.holds(model, version) for each in endpoints.values())
+
+
+def is_listed(endpoints: Mapping[str, Endpoint], version: NamedVersion) -> bool:
+    """Whether an endpoint names this very version."""
+    return any(version in (*each.versions, each.pinned, each.default_version) for each in endpoints.values())
 
 
 TableT = TypeVar("TableT", bound=BaseModel)

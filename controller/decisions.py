@@ -64,6 +64,7 @@ def explanation(
         decided_by=criterion,
         why=_why(criterion, first, tied, comparable),
         comparable=comparable,
+        cold=first.is_cold,
         tied=tuple(each.worker for each in tied[:SHOWN]),
         tie_band=round(tie_band(best, others[0]), 6) if others and best.figure is not None else None,
         candidates=tuple(map(_ranked, ranked[:SHOWN])),
@@ -88,6 +89,7 @@ def short_deadline_explanation(
         why=f"{best.model_name}/{best.model_version} is the best version, but it is expected to answer in "
         f"{answers_s[best.worker]:g} s, too late for the deadline of the request",
         degraded=True,
+        cold=chosen.is_cold,
         candidates=tuple(
             msgspec.structs.replace(each, expected_answer_s=answers_s[each.worker])
             for each in best.candidates
@@ -95,7 +97,9 @@ def short_deadline_explanation(
     )
 
 
-def forced_explanation(policy: str, worker: int, model_name: str, model_version: int) -> RouteExplanation:
+def forced_explanation(
+    policy: str, worker: int, model_name: str, model_version: int, *, cold: bool = False
+) -> RouteExplanation:
     """Explain a route that the request named, or one that is no longer known."""
     is_forced = policy == "forced"
     return RouteExplanation(
@@ -104,6 +108,7 @@ def forced_explanation(policy: str, worker: int, model_name: str, model_version:
         model_name=model_name,
         model_version=model_version,
         policy=policy,
+        cold=cold,
         decided_by="request" if is_forced else "unknown",
         why="the request named this version or worker"
         if is_forced

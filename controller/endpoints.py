@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
+from operator import attrgetter
 
 import msgspec
 
@@ -30,6 +31,9 @@ CIRCUIT_OPEN = "circuit_open"
 READINGS = 3  # readings of the pool that must agree before the best version is passed over
 AT_ONCE_FACTOR = 1.2  # at a wait that is this much too long, one reading is enough
 IN_TIME = 0.8  # fraction of the time to its deadline within which a request must be expected to be answered
+
+
+_is_cold = attrgetter("is_cold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Endpoint:
     """Versions that compete for the same requests.
 
     Attributes:
-        candidates: Best first; those of one contract follow each other.
+        candidates: Best first; those of one contract follow each other. Cold versions are among them only where no
+            other takes the same input.
         routes: The route to the best candidate of each contract, best first.
         in_time_from_s: Shortest deadline that all of these are expected to meet; infinite without routes.
         excluded: Queues of the endpoint that are no candidates, and why.
@@ -96,8 +101,10 @@ def ranked_endpoint(
 ) -> Endpoint:
     """Rank the versions of an endpoint, and prepare their routes."""
     by_contract: dict[Contract, list[Candidate]] = {}
-    for each in group:
-        by_contract.setdefault(each.contract, []).append(each)
+    for each in sorted(group, key=_is_cold):
+        rivals = by_contract.setdefault(each.contract, [])
+        if not each.is_cold or not rivals or rivals[0].is_cold:
+            rivals.append(each)
     ranked = sorted(
         ((ordered_sets(each, order), each) for each in by_contract.values()),
         key=lambda pair: order_of_contract(pair[0][0][0]),
@@ -123,7 +130,12 @@ def configured_endpoint(
     excluded: Mapping[str, Exclusion],
 ) -> Endpoint:
     """An endpoint of the pool's file."""
-    own = [each for each in candidates if endpoint.holds(each.model_name, each.model_version)]
+    accepts = endpoint.cold == "accept"
+    own = [
+        each
+        for each in candidates
+        if endpoint.holds(each.model_name, each.model_version) and (accepts or not each.is_cold)
+    ]
     if endpoint.default_version:
         own = [
             replace(each, is_champion=(each.model_name, each.model_version) == endpoint.default_version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app import pool_file
 from app.redis import keys
@@ -23,6 +23,10 @@ from controller.endpoints import (
 from controller.ranking import Candidate
 from modelyard.schemas import RouteExplanation
 
+GONE_TOGETHER_MS = (
+    120_000.0  # versions of a model whose last workers went within this time were served together
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
@@ -33,6 +37,7 @@ class Snapshot:
             others.
         by_number: The same, by worker number.
         by_version: The same, by model name and version.
+        cold: Versions without a ready worker for which requests may queue, by model name and version.
         by_model: The versions of each model that compete, as an endpoint; it follows the policy of the configured
             endpoint of the model, see `app.pool_file.endpoint_of_model`.
         endpoints: Endpoints with a live worker, by name.
@@ -40,12 +45,13 @@ class Snapshot:
         excluded: Queues that are no candidates, and why.
         known: Model name and version of every worker number that was ever assigned.
         known_versions: The same, versions by model name.
-        aliases: Version by alias, by the name of each model that has a live worker.
+        aliases: Version by alias, by the name of each model that has a live worker or may be cold.
     """
 
     ready_versions: tuple[Candidate, ...] = ()
     by_number: Mapping[int, Candidate] = field(default_factory=dict)
     by_version: Mapping[tuple[str, int], Candidate] = field(default_factory=dict)
+    cold: Mapping[tuple[str, int], Candidate] = field(default_factory=dict)
     by_model: Mapping[str, Endpoint] = field(default_factory=dict)
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
     default: Endpoint | None = NO_VERSIONS
@@ -63,7 +69,9 @@ class Snapshot:
         """Why a route of this snapshot leads to its version."""
         found = dict(self.explanations()).get(route.decision)
         own = route.candidate
-        return found or forced_explanation(route.policy, own.worker, own.model_name, own.model_version)
+        return found or forced_explanation(
+            route.policy, own.worker, own.model_name, own.model_version, cold=own.is_cold
+        )
 
 
 def build_snapshot(
@@ -74,6 +82,7 @@ def build_snapshot(
     excluded: Mapping[str, Exclusion] | None = None,
     configured: Mapping[str, pool_file.Endpoint] | None = None,
     recent_models: Collection[str] = (),
+    last_records: Collection[WorkerRecord] = (),
     before: Snapshot | None = None,
 ) -> Snapshot:
     """Build the snapshot from the records that the workers published.
@@ -86,12 +95,16 @@ def build_snapshot(
         configured: Endpoints of the pool's file, by name. Every model that none of them names is one of its own.
         recent_models: Models that had a live worker until recently: requests without a selector do not fall to
             another model while the workers of theirs restart.
+        last_records: The last record of each version that may be cold.
         before: The previous snapshot.
     """
     records, configured = list(records), configured or {}
     ready = by_queue(record for record in records if record.state == "ready")
-    aliases = _all_aliases(records, ready)
+    cold_records = _cold_records(last_records, ready, configured)
+    aliases = _all_aliases([*records, *cold_records], ready)
     candidates = _candidates(ready, numbers, waits_ms, aliases, before)
+    cold = _candidates({each.queue: [each] for each in cold_records}, numbers, waits_ms, aliases, None)
+    candidates += [replace(each, live_workers=0) for each in cold]
     excluded = {**pinned_elsewhere(candidates, configured), **(excluded or {})}
     by_name: dict[str, list[Candidate]] = {name: [] for name in {*aliases, *recent_models}}
     for each in candidates:
@@ -105,13 +118,14 @@ def build_snapshot(
     versions: dict[str, set[int]] = {}
     for name, version in known.values():
         versions.setdefault(name, set()).add(version)
-    ranked = [each for endpoint in by_model.values() for each in endpoint.candidates]
+    ranked = [each for endpoint in by_model.values() for each in endpoint.candidates if not each.is_cold]
     in_service = {each.queue for each in ranked}
-    ranked += [each for each in candidates if each.queue not in in_service]
+    ranked += [each for each in candidates if each.queue not in in_service and not each.is_cold]
     return Snapshot(
         ready_versions=tuple(ranked),
         by_number={candidate.worker: candidate for candidate in ranked},
         by_version={(each.model_name, each.model_version): each for each in ranked},
+        cold={(each.model_name, each.model_version): each for each in candidates if each.is_cold},
         by_model=by_model,
         endpoints=endpoints,
         default=_default(endpoints, configured),
@@ -120,6 +134,31 @@ def build_snapshot(
         known_versions={name: frozenset(each) for name, each in versions.items()},
         aliases=aliases,
     )
+
+
+def _cold_records(
+    last_records: Collection[WorkerRecord],
+    ready: Mapping[str, list[WorkerRecord]],
+    configured: Mapping[str, pool_file.Endpoint],
+) -> list[WorkerRecord]:
+    """Records of the versions in service that have no ready worker.
+
+    In service are the versions that an endpoint lists, and those whose workers were there as long as any of their
+    model: a version that another one has replaced is not waited for.
+    """
+    newest_at_ms: dict[str, float] = {}
+    for each in last_records:
+        before_ms = newest_at_ms.get(each.model_name, 0.0)
+        newest_at_ms[each.model_name] = max(before_ms, each.heartbeat_at_ms)
+    return [
+        each
+        for each in last_records
+        if each.queue not in ready
+        and (
+            each.heartbeat_at_ms >= newest_at_ms[each.model_name] - GONE_TOGETHER_MS
+            or pool_file.is_listed(configured, pool_file.NamedVersion(each.model_name, each.model_version))
+        )
+    ]
 
 
 def _all_aliases(
@@ -219,7 +258,8 @@ def _endpoint_of_model(
     name = pool_file.endpoint_of_model(configured, model)
     if name:
         return configured_endpoint(name, configured[name], own, excluded)
-    return ranked_endpoint(model, [each for each in own if each.queue not in excluded], excluded)
+    in_service = [each for each in own if each.queue not in excluded and not each.is_cold]
+    return ranked_endpoint(model, in_service, excluded)
 
 
 def _of_model(name: str, excluded: Mapping[str, Exclusion]) -> dict[str, Exclusion]:

@@ -20,6 +20,7 @@ import msgspec
 from app.clock import PoolClock
 from app.errors import LedgerUnavailableError, WireError
 from app.ledger.ids import IdSigner
+from app.pool_file import Endpoint, may_be_cold
 from app.quality import figure_problem
 from app.redis import keys
 from app.redis.client import AsyncClient, ResponseError, ledger_errors
@@ -31,6 +32,7 @@ from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
 from controller.configured_endpoints import ConfiguredEndpoints
 from controller.decisions import DecisionWriter
+from controller.last_records import LastRecords
 from controller.operate.circuits import Circuits
 from controller.operate.controls import exclusions, merged
 from controller.pool_snapshot import Snapshot, build_snapshot
@@ -55,6 +57,7 @@ class PoolView:
         backlog_jobs: Number of jobs without an outcome, by queue; only queues with such jobs.
         oldest_at_ms: When the oldest of these jobs was accepted, by queue; Redis's clock.
         open_circuits: Queues whose versions keep failing, as this controller sees it.
+        cold: The last record of each version without a ready worker for which requests may queue, by queue.
         snapshot: The same data, ordered for routing.
     """
 
@@ -64,6 +67,7 @@ class PoolView:
     oldest_at_ms: dict[str, float] = field(default_factory=dict)
     open_circuits: frozenset[str] = frozenset()
     scaled: Mapping[str, Control] = field(default_factory=dict)
+    cold: Mapping[str, WorkerRecord] = field(default_factory=dict)
     snapshot: Snapshot = field(default_factory=Snapshot)
 
 
@@ -109,6 +113,7 @@ class PoolWatcher:
         self._unreadable = unreadable
         self._circuits = circuits
         self._endpoints = endpoints
+        self._last_records = LastRecords(client)
         self._interval_s = settings.heartbeat_s
         self._signer: IdSigner | None = None
         self._secret = b""
@@ -275,7 +280,19 @@ class PoolWatcher:
         circuits = dict(self._circuits.exclusions(ready))
         table = read_table(controls)
         controlled = dict(exclusions(table, {*numbers, *ready}))
-        before = self.view.snapshot
+        before, configured = self.view.snapshot, self._endpoints.read()
+        last_records = await self._last_records.refresh(records, _may_be_cold(numbers, configured))
+        snapshot = build_snapshot(
+            records,
+            numbers,
+            waits_ms,
+            excluded=merged(controlled, circuits, ready),
+            configured=configured,
+            recent_models=self._recent_models(records, numbers),
+            last_records=last_records,
+            before=before,
+        )
+        cold = {each.queue for each in snapshot.cold.values()}
         self.view = PoolView(
             records=records,
             open_circuits=frozenset(circuits),
@@ -285,15 +302,8 @@ class PoolWatcher:
             oldest_at_ms={
                 queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
             },
-            snapshot=build_snapshot(
-                records,
-                numbers,
-                waits_ms,
-                excluded=merged(controlled, circuits, ready),
-                configured=self._endpoints.read(),
-                recent_models=self._recent_models(records, numbers),
-                before=before,
-            ),
+            cold={each.queue: each for each in last_records if each.queue in cold},
+            snapshot=snapshot,
         )
         await self._write_decisions(before)
 
@@ -339,6 +349,13 @@ class PoolWatcher:
             warnings = (*record.warnings, problem)
             return msgspec.structs.replace(record, val_accuracy=None, metric_value=None, warnings=warnings)
         return record
+
+
+def _may_be_cold(queues: Iterable[str], configured: Mapping[str, Endpoint]) -> frozenset[str]:
+    """The queues for whose versions requests may queue without a ready worker."""
+    if all(each.cold == "refuse" for each in configured.values()):
+        return frozenset()
+    return frozenset(each for each in queues if may_be_cold(configured, *keys.model_of(each)))
 
 
 def _run(server: dict[str, Any], epoch: bytes | None) -> str:

@@ -19,14 +19,14 @@ LEAST_BAND = 0.002  # two figures of one data set that differ by less are a tie,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A model version with a ready worker; requests may be routed to it.
+    """A model version to which requests may be routed: it has a ready worker, or requests may queue for one.
 
     Attributes:
         worker: Worker number.
         figure: Value of its metric, of val_accuracy a fraction in [0, 1]; None without one.
         metric: The metric that ranks it.
         direction: Which value of that metric is better.
-        live_workers: Ready workers of the queue.
+        live_workers: Ready workers of the queue; 0 of a cold version.
         outputs: Outputs that its signature states; None if unknown.
         expected_wait_ms: Expected wait when the pool was last read, see `controller.admission.wait_estimate`.
         answers_ms: Expected time to an answer (wait and forward pass) at the last readings of the pool, newest first.
@@ -56,6 +56,11 @@ class Candidate:
     dataset_rows: int = 0
 
     @property
+    def is_cold(self) -> bool:
+        """Whether it has no ready worker."""
+        return self.live_workers == 0
+
+    @property
     def val_accuracy(self) -> float | None:
         """The figure, if val_accuracy ranks the version."""
         return self.figure if self.metric == VAL_ACCURACY else None
@@ -68,9 +73,15 @@ def comparability(rivals: Iterable[Candidate]) -> bool | None:
     return None if len(measured) < 2 else measured[0].dataset_digest != "" and len(scales) == 1
 
 
-def order_of_contract(best: Candidate) -> tuple[bool, float, float, int]:
-    """Sorts the contracts of an endpoint by the best candidate of each."""
-    return (best.figure is None, -(best.val_accuracy or 0.0), best.expected_wait_ms, -best.model_version)
+def order_of_contract(best: Candidate) -> tuple[bool, bool, float, float, int]:
+    """Sorts the contracts of an endpoint by the best candidate of each; those of cold versions are the last."""
+    return (
+        best.is_cold,
+        best.figure is None,
+        -(best.val_accuracy or 0.0),
+        best.expected_wait_ms,
+        -best.model_version,
+    )
 
 
 def half_width(p: float, n: int) -> float:

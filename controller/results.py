@@ -189,7 +189,9 @@ class Results:
             LedgerUnavailableError: Redis does not answer.
         """
         entry, head = view.head.jobs[view.ref.index], view.head
-        unexplained = forced_explanation(entry.policy, head.worker, head.model_name, head.model_version)
+        unexplained = forced_explanation(
+            entry.policy, head.worker, head.model_name, head.model_version, cold=head.cold
+        )
         if not entry.decision:
             return unexplained
         known = dict(self._watcher.view.snapshot.explanations()).get(entry.decision)

@@ -69,7 +69,7 @@ def routes(snapshot: Snapshot, selector: Selector, deadline_s: float = inf) -> t
 def _forced(snapshot: Snapshot, name: str, version: int) -> tuple[Route, ...]:
     if snapshot.excluded and _is_retired(snapshot, name, version):
         raise ModelNotServedError(f"version {version} of {name} was retired; name another version, or none")
-    candidate = snapshot.by_version.get((name, version))
+    candidate = snapshot.by_version.get((name, version)) or snapshot.cold.get((name, version))
     if candidate is None:
         raise _no_candidate()
     return (Route(candidate, FORCED, True),)

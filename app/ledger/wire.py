@@ -72,6 +72,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
         sample_shape: Shape of one sample, if it is a plain tensor.
         jobs: The jobs, by index.
         resent_from: Id of the quarantined job that its only job repeats, or empty.
+        cold: Whether no worker of the version was ready when the batch was accepted.
         kind: Kind of the version's contract.
         params: Parameters common to all jobs, as MessagePack; empty without parameters.
         sizes: Size of each job's data in bytes, unless `kind` is `tensor`.
@@ -99,6 +100,7 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
     metric_value: float | None = None
     callbacks: dict[int, str] = {}
     rerouted_from: str = ""
+    cold: bool = False
 
 
 Label: TypeAlias = str | int | float | bool

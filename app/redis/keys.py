@@ -17,6 +17,7 @@
 | `modelyard:once:<key>` | string, see `admission.idempotency` | seconds; with a job: retention | controller |
 | `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
 | `modelyard:decision:<id>` | string: JSON, see `controller.decisions` | the jobs that it routed | controller |
+| `modelyard:last_records` | hash: queue to the last record of its workers | one field a queue | controller |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
 | `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller, worker |
@@ -46,6 +47,7 @@ _kept = lru_cache(maxsize=4096)  # the names of a queue's keys are needed for ea
 BACKLOG = f"{PREFIX}:backlog"
 NUMBERS = f"{PREFIX}:numbers"
 WORKERS = f"{PREFIX}:workers"
+LAST_RECORDS = f"{PREFIX}:last_records"
 SECRET = f"{PREFIX}:secret"
 EPOCH = f"{PREFIX}:epoch"
 MARKS = f"{PREFIX}:marks"
@@ -93,6 +95,7 @@ KINDS = (
     KeyKind(BACKLOG, "hash", expires=False),
     KeyKind(NUMBERS, "hash", expires=False),
     KeyKind(WORKERS, "zset", expires=False),
+    KeyKind(LAST_RECORDS, "hash", expires=False),
     KeyKind(SECRET, "string", expires=False),
     KeyKind(EPOCH, "string", expires=False),
     KeyKind(MARKS, "hash", expires=False),

@@ -141,6 +141,9 @@ class RouteExplanation(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     degraded: Annotated[bool, says("whether a better version was left because it would be late")] = False
+    cold: Annotated[
+        bool, says("whether no worker of the version is ready, so that the job waits for one to start")
+    ] = False
     tied: Annotated[tuple[int, ...], says("worker numbers of the tie set of the best version")] = ()
     tie_band: Annotated[
         float | None, says("the largest difference from the best figure that is a tie; null without others")
@@ -187,6 +190,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     result_url: str
     degraded: Annotated[
         bool, says("a better version was left because it would have answered too late; absent if false")
+    ] = False
+    cold: Annotated[
+        bool,
+        says("no worker of the version was ready, so that the job waits for one to start; absent if false"),
     ] = False
     comparable: Annotated[
         Later[bool],
@@ -402,7 +409,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     metric_value: Annotated[float | None, says("value of that metric; null if unknown")] = None
     rank: Annotated[
         int | None,
-        says("place in the order of the routing policy, best first from 1; null if no worker is ready"),
+        says("place in the order of the routing policy, best first from 1; null if it takes no requests"),
     ] = None
     chosen: Annotated[bool, says("whether it has the best rank of the versions with the same input")] = False
     excluded: Annotated[
@@ -415,6 +422,9 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     excluded_why: Annotated[str, says("the same in words: who decided it, when and why")] = ""
     circuit_open: Annotated[
         bool, says("whether its jobs keep failing; it is chosen all the same while no other version is ready")
+    ] = False
+    cold: Annotated[
+        bool, says("whether no worker is ready, but requests may queue for it within their deadline")
     ] = False
     scaled_to: Annotated[
         int | None, says("workers that an operator asked for; null where the pool decides their number")

@@ -135,6 +135,8 @@ def _common(head: BatchHead, entry: JobEntry, outcome: BatchOutcome | None) -> d
         common |= {"metric": head.metric, "direction": head.direction, "metric_value": head.metric_value}
     if entry.degraded:
         common["degraded"] = True
+    if head.cold:
+        common["cold"] = True
     if entry.comparable is False:
         common["comparable"] = False
     if head.resent_from:

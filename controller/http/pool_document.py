@@ -20,7 +20,9 @@ def pool_document(view: PoolView, now_ms: float) -> Pool:
     """All worker numbers with their model version, workers and backlog."""
     groups, ranks = by_queue(view.records), _ranks(view.snapshot)
     present = (
-        (view.numbers[queue], queue) for queue in {*groups, *view.backlog_jobs} if queue in view.numbers
+        (view.numbers[queue], queue)
+        for queue in {*groups, *view.backlog_jobs, *view.cold}
+        if queue in view.numbers
     )
     return Pool(
         tuple(
@@ -45,7 +47,7 @@ def _worker(
 ) -> WorkerInfo:
     number = view.numbers[queue]
     name, version = view.snapshot.known[number]
-    newest = records[0] if records else None
+    newest = records[0] if records else view.cold.get(queue)
     oldest_at_ms = view.oldest_at_ms.get(queue)
     candidate = view.snapshot.by_number.get(number)
     exclusion = view.snapshot.excluded.get(queue)
@@ -77,6 +79,7 @@ def _worker(
         excluded=exclusion.reason if exclusion else "",
         excluded_why=exclusion.text if exclusion else "",
         circuit_open=queue in view.open_circuits,
+        cold=queue in view.cold,
         scaled_to=view.scaled[queue].replicas if queue in view.scaled else None,
         chosen=rank[1],
         aliases=tuple(

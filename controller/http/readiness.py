@@ -18,7 +18,10 @@ def against_serving(services: Services) -> list[str]:
 
 def against_accepting(services: Services) -> list[str]:
     """Why a serving controller would refuse a prediction: these reasons hold for every controller."""
+    snapshot = services.watcher.view.snapshot
     checks = {
-        "no worker is ready; start one with `modelyard worker`": not services.watcher.view.snapshot.ready_versions,
+        "no worker is ready; start one with `modelyard worker`": not (
+            snapshot.ready_versions or snapshot.cold
+        ),
     }
     return [reason for reason, fails in checks.items() if fails]

@@ -171,6 +171,7 @@ class Controls:
         pipe = self._client.pipeline(transaction=True)
         pipe.hdel(keys.NUMBERS, queue)
         pipe.hdel(keys.BACKLOG, queue)
+        pipe.hdel(keys.LAST_RECORDS, queue)
         pipe.hdel(keys.CONTROLS, queue, SCALE + queue)
         pipe.delete(queue)
         await pipe.execute()

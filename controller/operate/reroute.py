@@ -101,6 +101,7 @@ def rivals_of(view: PoolView, name: str, version: int) -> list[Candidate]:
         for each in endpoint.candidates
         # Without a worker its contract is unknown; the jobs tell that of a plain tensor.
         if each.queue != queue
+        and not each.is_cold
         and (each.contract == contract if contract else isinstance(each.contract, TensorContract))
     ]
     if others:
@@ -125,6 +126,7 @@ def _rerouted(head: BatchHead, to: Candidate) -> BatchHead:
     return msgspec.structs.replace(
         head,
         queue=to.queue,
+        cold=to.is_cold,
         worker=to.worker,
         model_name=to.model_name,
         model_version=to.model_version,

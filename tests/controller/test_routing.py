@@ -319,6 +319,64 @@ def test_a_request_for_a_model_follows_the_policy_of_its_endpoint(
     assert route(pool, Selector(model=MODEL, version=2)).candidate.worker == 2
 
 
+def cold_pool(*ready: WorkerRecord, last: list[WorkerRecord], **endpoint: Any) -> Snapshot:
+    configured = {"front": pool_file.Endpoint(**{"models": (MODEL,), "cold": "accept", **endpoint})}
+    numbers = {each.queue: each.worker for each in [*ready, *last]}
+    return build_snapshot(ready, numbers, {}, configured=configured, last_records=[*ready, *last])
+
+
+GONE = record(1).heartbeat_at_ms - 3_600_000
+WIDE = TensorContract("float32", (3,))
+
+
+@pytest.mark.parametrize(
+    ("pool", "workers"),
+    [
+        (cold_pool(last=[measured(1, 0.8), measured(2, 0.9)]), [2]),
+        (cold_pool(last=[measured(1, 0.8), measured(2, 0.9)], policy="champion", default_version=1), [1]),
+        (cold_pool(measured(1, 0.8), last=[measured(2, 0.9)]), [1]),
+        (cold_pool(measured(1, 0.8), last=[measured(2, 0.9, input=WIDE)]), [1, 2]),
+        (cold_pool(last=[measured(1, 0.8), measured(2, 0.9, heartbeat_at_ms=GONE)]), [1]),
+        (
+            cold_pool(
+                last=[measured(1, 0.8), measured(2, 0.9, heartbeat_at_ms=GONE)],
+                versions=(NamedVersion(MODEL, 2),),
+            ),
+            [2],
+        ),
+    ],
+    ids=[
+        "the best of several",
+        "by the policy of the endpoint",
+        "a ready version comes before a better one that is cold",
+        "a cold version where no ready one takes the input",
+        "a version that another one has replaced is not waited for",
+        "unless the endpoint lists it",
+    ],
+)
+def test_requests_queue_for_a_cold_version_where_the_endpoint_accepts_them(
+    pool: Snapshot, workers: list[int]
+) -> None:
+    found = routes(pool, Selector())
+    assert [each.candidate.worker for each in found] == workers
+    assert [pool.explain(each).cold for each in found] == [each.candidate.is_cold for each in found]
+    assert routes(pool, Selector(endpoint="front")) == found
+    assert [each.candidate.worker for each in routes(pool, Selector(model=MODEL))] == workers
+
+
+def test_a_cold_version_can_be_named_where_its_endpoint_accepts_requests_for_it() -> None:
+    last = [measured(1, 0.8, **CHAMPION_1), measured(2, 0.9)]
+    pool = cold_pool(last=last)
+    assert route(pool, Selector(worker=1)).candidate.worker == 1
+    assert route(pool, Selector(model=f"{MODEL}@champion")).candidate.worker == 1
+    for selector in (Selector(), Selector(worker=1), Selector(model=MODEL, version=2)):
+        with pytest.raises(NoCandidateError):
+            route(
+                cold_pool(last=[], cold="refuse") if selector == Selector() else snapshot(gone=(1, 2)),
+                selector,
+            )
+
+
 def by_rmse(version: int, value: float | None, **fields: Any) -> WorkerRecord:
     own: dict[str, Any] = {"metric": "rmse", "direction": "lower", "metric_value": value}
     return measured(version, None, **{**own, **fields})

@@ -25,6 +25,8 @@ def show_route(route: RouteExplanation) -> None:
         facts.append("the figures cannot be compared")
     if route.degraded:
         facts.append("degraded")
+    if route.cold:
+        facts.append("cold: no worker is ready, and the job waits for one until its deadline")
     click.echo("; ".join(facts))
     if route.candidates:
         rows = [_row(route, rank, each) for rank, each in enumerate(route.candidates, 1)]

@@ -111,8 +111,14 @@ def _row(info: WorkerInfo) -> list[object]:
         info.jobs_done,
         info.jobs_failed,
         ", ".join(info.aliases),
-        info.excluded_why or (f"scaled to {info.scaled_to} by hand" if info.scaled_to else ""),
+        info.excluded_why or _remark(info),
     ]
+
+
+def _remark(info: WorkerInfo) -> str:
+    if info.cold:
+        return "requests queue for it until a worker is ready"
+    return f"scaled to {info.scaled_to} by hand" if info.scaled_to else ""
 
 
 def state_of(info: WorkerInfo) -> str:

@@ -30,6 +30,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.BACKLOG,
         keys.NUMBERS,
         keys.WORKERS,
+        keys.LAST_RECORDS,
         keys.worker("<id>"),
         keys.once("<key>"),
         f"{keys.RATE}:{{<limit of client>}}",
