@@ -32,7 +32,7 @@ MODELYARD_LABELS = (
     ("supervisord", "supervisor"),
     ("modelyard up", "supervisor"),
 )
-MOSEC_LABELS = (("mosec/bin/mosec", "front end"), ("spawn_main", "worker"), ("server.py", "manager"))
+MOSEC_LABELS = (("mosec/bin/mosec", "front end"), ("spawn_main", "worker"), ("mosec_server", "manager"))
 
 Sample = list[Any]
 
@@ -144,7 +144,7 @@ def _local(application: str) -> Callable[[Place], list[Command]]:
 
 def _script(peer: str, *arguments: str) -> Callable[[Place], list[Command]]:
     def commands(place: Place) -> list[Command]:
-        command = [str(place.bin / "python"), str(PEERS / peer / "server.py"), *arguments]
+        command = [str(place.bin / "python"), str(PEERS / peer / f"{peer}_server.py"), *arguments]
         return [Command(command, {**place.variables, "PYTHONPATH": str(PEERS)})]
 
     return commands
@@ -158,7 +158,7 @@ def _mosec(place: Place, codec: str) -> list[Command]:
 
 
 def _bentoml(place: Place) -> list[Command]:
-    arguments = ["serve", "server:Model", "--host", LOOPBACK, "--port", str(place.port)]
+    arguments = ["serve", "bentoml_server:Model", "--host", LOOPBACK, "--port", str(place.port)]
     folder = str(PEERS / "bentoml")
     environment = {
         **place.variables,
@@ -201,7 +201,7 @@ def _celery(place: Place) -> list[Command]:
     return [
         Command(redis, {}),
         Command(worker, environment),
-        Command(_uvicorn(place, "server:app", folder).arguments, environment),
+        Command(_uvicorn(place, "jobs_server:app", folder).arguments, environment),
     ]
 
 
@@ -286,7 +286,7 @@ SYSTEMS = (
         environment="litserve",
         packages=("litserve", "torch"),
         commands=_script("litserve"),
-        labels=(("server.py", "server and worker"), ("spawn_main", "server and worker")),
+        labels=(("litserve_server", "server and worker"), ("spawn_main", "server and worker")),
     ),
     System(
         name="mlserver",

@@ -33,7 +33,7 @@ from controller.http.version_document import served_examples
 from controller.operate import operator_routes
 from controller.page import pages
 from controller.services import Services
-from controller.webhooks.webhooks import keys_of
+from controller.webhooks.delivery import keys_of
 
 logger = logging.getLogger(__name__)
 

@@ -46,7 +46,7 @@ from controller.recovery.replay_buffer import ReplayBuffer
 from controller.request_traces import open_traces
 from controller.results import Results
 from controller.selector import Selector
-from controller.webhooks.webhooks import Webhooks
+from controller.webhooks.delivery import Webhooks
 
 EXAMPLE_WAIT_S = 20.0
 

@@ -1,6 +1,9 @@
 """Loads a model version, checks it against its signature and warms it up; `model_lookup` finds its files.
 
 Importing PyTorch takes seconds, so only `load` imports it. MLflow is imported only for models that are not `pt2` files.
+
+Relies on: the private module `torch.export._trace`, imported early if it is there, which saves 0.2 s of each load.
+Breaks if: nothing; without it PyTorch imports its modules during the load.
 """
 
 from __future__ import annotations
@@ -107,9 +110,7 @@ def import_for_pt2() -> None:
     """Import what loads a pt2 file."""
     import torch.export.pt2_archive
 
-    with suppress(
-        ImportError
-    ):  # optional: otherwise PyTorch imports these modules during loading, which costs 0.2 s
+    with suppress(ImportError):
         import torch.export._trace  # noqa: F401
 
 

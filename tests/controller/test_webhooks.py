@@ -27,8 +27,8 @@ from app.errors import ConfigurationError, WebhookNotAllowedError
 from app.redis import keys
 from app.settings import ControllerSettings
 from controller.main import create_app
+from controller.webhooks.delivery import MOST_PER_HOST
 from controller.webhooks.destinations import check_url, may_connect
-from controller.webhooks.webhooks import MOST_PER_HOST
 from modelyard import verify_webhook
 from tests.controller.conftest import (
     HandWorker,
