@@ -158,7 +158,7 @@ class BatchWriter:
         if candidate.metric != VAL_ACCURACY:
             named = {"metric": candidate.metric, "direction": candidate.direction}
             head = msgspec.structs.replace(head, metric_value=candidate.figure, **named)
-        if candidate.is_cold:
+        if not candidate.live_workers:
             head = msgspec.structs.replace(head, cold=True)
         if form is not None:
             head = form.on(head, [len(job.data) for job in jobs])
