@@ -150,14 +150,14 @@ class BatchWriter:
             reply_to=self._controller_id,
             model_name=candidate.model_name,
             model_version=candidate.model_version,
-            val_accuracy=candidate.val_accuracy,
+            val_accuracy=candidate.figure,
             dtype=contract.dtype if isinstance(contract, TensorContract) else "",
             sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
             jobs=list(map(_entry, jobs)),
         )
         if candidate.metric != VAL_ACCURACY:
             named = {"metric": candidate.metric, "direction": candidate.direction}
-            head = msgspec.structs.replace(head, metric_value=candidate.figure, **named)
+            head = msgspec.structs.replace(head, val_accuracy=None, metric_value=candidate.figure, **named)
         if not candidate.live_workers:
             head = msgspec.structs.replace(head, cold=True)
         if form is not None:
