@@ -78,6 +78,8 @@ RUN --mount=type=bind,from=installer,source=/installer,target=/installer \
 
 FROM controller-packages AS controller
 COPY --from=project /opt/venv /opt/venv
+# For the files of POST /batches; a volume mounted here takes over this folder's owner.
+RUN install -d -o modelyard -g modelyard /var/lib/modelyard
 ENV MODELYARD_HOST=0.0.0.0
 USER modelyard
 WORKDIR /tmp
