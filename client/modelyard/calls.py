@@ -301,7 +301,7 @@ def post(
         method="POST",
         path="/predict",
         answer=Job,
-        query=asked | _wait(wait_s),
+        query=asked | {"wait": round(wait_s, 3)},  # stated, because the endpoint may have another default
         # Always with a key: without one, repeating a POST whose answer was lost would run it twice.
         headers={
             "Idempotency-Key": idempotency_key or uuid.uuid4().hex,

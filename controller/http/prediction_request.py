@@ -152,12 +152,10 @@ def read_head(
     """
     query = parse_query(query_string)
     selector = query.selector if of_path == ANY else _joined(of_path, query.selector)
-    wait_s, deadline_s = query.wait_s, query.deadline_s
-    if wait_s is not None:
-        in_range("wait", wait_s, 0, settings.max_wait_s)
-    else:
-        preferred_s = _preferred_wait_s(headers.get(b"prefer", b""))
-        wait_s = endpoints.wait_s(selector) if preferred_s is None else min(preferred_s, settings.max_wait_s)
+    if query.wait_s is not None:
+        in_range("wait", query.wait_s, 0, settings.max_wait_s)
+    wait_s, deadline_s = stated_wait_s(query, headers.get(b"prefer", b"")), query.deadline_s
+    wait_s = endpoints.wait_s(selector) if wait_s is None else min(wait_s, settings.max_wait_s)
     if deadline_s is None:
         deadline_s = endpoints.deadline_s(selector)
     else:
@@ -298,7 +296,10 @@ def _seconds(given: Mapping[str, str], name: str) -> float | None:
     return float(text)
 
 
-def _preferred_wait_s(prefer: bytes) -> float | None:
+def stated_wait_s(query: Query, prefer: bytes) -> float | None:
+    """The wait that a request states in its query or its `Prefer` header; None if it states none."""
+    if query.wait_s is not None:
+        return query.wait_s
     # RFC 7240: an unknown or malformed preference is ignored, one that cannot be met is no error, and the first of two
     # equal names counts. As in its section 4.3, `respond-async` does not change `wait`: after the wait the answer is
     # 202 in any case. Without one, it means not to wait.

@@ -15,6 +15,7 @@ from app.ledger.ids import JobRef
 from controller import predict
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
+from controller.http.prediction_request import parse_query, stated_wait_s
 from controller.input.content_coding import IDENTITY, unpack
 from controller.jobs import Job
 from controller.selector import Selector
@@ -44,12 +45,17 @@ async def read_post(request: Request, services: Services, selector: Selector | N
     """
     scope = request.scope
     entered = services.predict.enter(scope["headers"], scope["query_string"], scope.get("client"))
-    asked = entered.asked
-    is_async = "respond-async" in request.headers.get("prefer", "")
-    if asked.wait_s == 0 and not is_async:
+    asked, query, prefer = (
+        entered.asked,
+        parse_query(scope["query_string"]),
+        request.headers.get("prefer", ""),
+    )
+    is_async = "respond-async" in prefer
+    if not is_async and not stated_wait_s(query, prefer.encode()):
         asked = replace(asked, wait_s=services.settings.max_wait_s)
     if selector is not None:
-        asked = replace(asked, selector=selector)
+        deadline_s = services.endpoints.deadline_s(selector) if query.deadline_s is None else query.deadline_s
+        asked = replace(asked, selector=selector, deadline_s=deadline_s)
     body = await _read_body(request, services)
     return WaitingPost(msgspec.structs.replace(entered, asked=asked), body, is_async)
 

@@ -131,7 +131,7 @@ class ControllerDouble:
             self.jobs[job_id] = self._receipt(job_id, worker, "worker" in request.query_params)
             samples = data_of(request.headers["content-type"], body)
             self.jobs[job_id]["digits"] = [round(float(np.sum(one)) * 10) for one in samples]
-        return self._look(job_id, waits="wait" in request.query_params)
+        return self._look(job_id, waits=float(request.query_params.get("wait", 0)) > 0)
 
     def _receipt(self, job_id: str, worker: int, forced: bool) -> dict[str, Any]:
         return {
@@ -167,7 +167,7 @@ class ControllerDouble:
         job_id = request.path_params["job_id"]
         if job_id not in self.jobs:
             return problem(404, "job_unknown", f"no job {job_id}")
-        return self._look(job_id, waits="wait" in request.query_params)
+        return self._look(job_id, waits=float(request.query_params.get("wait", 0)) > 0)
 
     def results(self, request: Request, body: bytes) -> Response:
         bodies: list[bytes | memoryview] = []

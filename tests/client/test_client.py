@@ -82,8 +82,8 @@ def test_query_says_only_what_was_asked(ask: Ask, double: ControllerDouble) -> N
     ask("submit", SEVEN, worker=2, model="m", version=5, deadline_s=1.5)
     ask("predict", SEVEN, wait_s=0.5)
     assert [query for _, _, query, _ in double.requests] == [
-        {},
-        {"worker": "2", "model": "m", "version": "5", "deadline": "1.5"},
+        {"wait": "0.0"},
+        {"worker": "2", "model": "m", "version": "5", "deadline": "1.5", "wait": "0.0"},
         {"wait": "0.5"},
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +164,7 @@ async def test_an_endpoint_states_the_deadline_and_the_wait_of_its_requests(
     file = tmp_path / "modelyard.toml"
     file.write_text(FILE + "deadline_s = 20\nwait_s = 0.25\n")
     hand_worker(1)
-    hand_worker(2, worker=2, model_name=OTHER)
+    second = hand_worker(2, worker=2, model_name=OTHER)
     served = await serve(pool_file=file)
 
     async def plan(query: str) -> tuple[float | None, float | None]:
@@ -176,11 +177,19 @@ async def test_an_endpoint_states_the_deadline_and_the_wait_of_its_requests(
     head = {"endpoint": "digits"}
     posted = functools.partial(served.http.post, "/predict", params=head, json={"data": [1, 2]})
     await posted()
-    file.write_text(FILE + "deadline_s = 0.05\nwait_s = 20\n")
-    await until(lambda: served.services.endpoints.deadline_s(Selector()) == 0.05, "the edit is followed")
+    file.write_text(FILE + "deadline_s = 1\nwait_s = 20\n")
+    await until(lambda: served.services.endpoints.deadline_s(Selector()) == 1, "the edit is followed")
     # The same bytes as before, whose head is known: the caller waits, and the job expires by the new deadline.
     assert (await posted()).json()["status"] == "expired"
     assert (await posted(headers={"prefer": "respond-async"})).status_code == 202
+    # The path names another model: neither default is its own. Other protocols wait as long as they may.
+    other = served.http.post(f"/models/{OTHER}/invocations", json={"inputs": [[1, 2]]})
+    async with asyncio.TaskGroup() as group:
+        answer = group.create_task(other)
+        batch = await second.claimed()
+        second.finish(batch)
+    [job] = batch.head.jobs
+    assert (answer.result().status_code, job.deadline_ms - job.received_at_ms) == (200, 60_000)
 
 
 def test_a_file_with_mistakes_stops_the_start(redis_server: RedisServer, tmp_path: Path) -> None:
