@@ -183,7 +183,9 @@ class Column(msgspec.Struct, frozen=True):
         return f"{f'{self.name}: ' if self.name is not None else ''}{self.type.describe()}{optional}"
 
 
-class ColumnsContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", tag="columns"):
+class ColumnsContract(
+    msgspec.Struct, frozen=True, dict=True, cache_hash=True, tag_field="kind", tag="columns"
+):
     """The columns of a table: all with names, or all without.
 
     Attributes:

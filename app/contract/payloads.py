@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from app.ledger.wire import ANY_CONTRACT_VERSION, BatchHead
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class JobForm(msgspec.Struct, frozen=True):
+class JobForm(msgspec.Struct, frozen=True, cache_hash=True):
     """Properties that jobs must share to be in one batch, if their version does not take a plain tensor.
 
     Attributes:
@@ -93,8 +94,13 @@ def rows_payload(body: bytes, contract: ColumnsContract, max_samples: int) -> Pa
     if found is None:
         return None
     columns, n_rows = found
-    form = JobForm("columns", layout=(True,) * len(columns), merges=contract.merges)
-    return _limited(Payload(form, _encode(columns), n_rows), max_samples)
+    return _limited(Payload(_full_form(len(columns), contract.merges), _encode(columns), n_rows), max_samples)
+
+
+@lru_cache(maxsize=64)
+def _full_form(n_columns: int, merges: bool) -> JobForm:
+    """The form of jobs that have all columns; one object, so that comparing such jobs is cheap."""
+    return JobForm("columns", layout=(True,) * n_columns, merges=merges)
 
 
 def _limited(payload: Payload, max_samples: int) -> Payload:

@@ -6,12 +6,13 @@ such as other forms and wrong values, is left to `tables`, which gives the same 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 
-from app.contract import Column, ColumnsContract
+from app.contract import ColumnsContract
 from app.contract.column_values import FLOAT32_OVERFLOW, HAVE_MISSING, RANGES
 
 Rows = list[tuple[Any, ...]]
@@ -26,31 +27,46 @@ _TYPES: dict[str, Any] = {
 
 def read_rows(body: bytes, contract: ColumnsContract) -> tuple[Rows, int] | None:
     """The values of each column and the number of rows; None if `tables` must read the body."""
-    if not contract.is_flat:
-        return None
-    decoder, names = _decoder(contract.columns, contract.allows_missing)
-    try:
-        frame = decoder.decode(body).dataframe_split
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if frame.columns != names or not frame.data:
-        return None
-    return list(zip(*frame.data, strict=True)), len(frame.data)
+    return _reader(contract).read(body) if contract.is_flat else None
 
 
-@lru_cache(maxsize=64)
-def _decoder(
-    columns: tuple[Column, ...], allows_missing: bool
-) -> tuple[msgspec.json.Decoder[Any], list[str]]:
-    types = [
-        _TYPES[each.type.kind] | None
-        if allows_missing and each.type.kind in HAVE_MISSING
-        else _TYPES[each.type.kind]
-        for each in columns
-    ]
-    row: Any = tuple[*types]  # type: ignore[valid-type]
-    frame = msgspec.defstruct(
-        "Frame", [("columns", list[str]), ("data", list[row])], forbid_unknown_fields=True
-    )
-    body = msgspec.defstruct("Body", [("dataframe_split", frame)], forbid_unknown_fields=True)
-    return msgspec.json.Decoder(body), [str(each.name) for each in columns]
+class _Reader:
+    """Reads the bodies of one contract.
+
+    A client repeats the list of column names in each request. The last correct spelling of it is compared as bytes,
+    which takes a fifth of the time of decoding the names.
+    """
+
+    def __init__(self, contract: ColumnsContract) -> None:
+        types = [
+            _TYPES[each.type.kind] | None
+            if contract.allows_missing and each.type.kind in HAVE_MISSING
+            else _TYPES[each.type.kind]
+            for each in contract.columns
+        ]
+        row: Any = tuple[*types]  # type: ignore[valid-type]
+        frame = msgspec.defstruct(
+            "Frame", [("columns", msgspec.Raw), ("data", list[row])], forbid_unknown_fields=True
+        )
+        body = msgspec.defstruct("Body", [("dataframe_split", frame)], forbid_unknown_fields=True)
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(body).decode
+        self._decode_names = msgspec.json.Decoder(list[str]).decode
+        self._names = [str(each.name) for each in contract.columns]
+        self._spelling = b""
+
+    def read(self, body: bytes) -> tuple[Rows, int] | None:
+        """As `read_rows`."""
+        try:
+            frame = self._decode(body).dataframe_split
+            names = bytes(frame.columns)
+            if names != self._spelling:
+                if self._decode_names(names) != self._names:
+                    return None
+                self._spelling = names
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        rows = frame.data
+        return (list(zip(*rows, strict=True)), len(rows)) if rows else None
+
+
+_reader = lru_cache(maxsize=64)(_Reader)

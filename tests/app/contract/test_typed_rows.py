@@ -83,3 +83,13 @@ def test_other_bodies_are_left_to_the_general_reader(other: bytes) -> None:
 def test_too_many_rows_are_refused() -> None:
     with pytest.raises(TooLargeError, match="11 rows in one request; at most 10"):
         rows_payload(body([ROW] * 11), CONTRACT, 10)
+
+
+def test_the_names_of_each_body_are_read_whatever_the_last_one_spelt() -> None:
+    spaced = body([ROW]).replace(b", ", b" , ")
+    for posted in (body([ROW]), spaced, body([ROW])):
+        typed = rows_payload(posted, CONTRACT, 10)
+        assert typed
+        assert typed == to_payload(read_json(posted, "strict"), CONTRACT, 10, "strict")
+        assert rows_payload(body([ROW], [*NAMES[:-1], "another"]), CONTRACT, 10) is None
+        assert rows_payload(body([ROW], dict.fromkeys(NAMES)), CONTRACT, 10) is None
