@@ -30,7 +30,6 @@ def variables(folder: Path) -> dict[str, str]:
     return {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlruns.db",
         "MODEL_NAME": MODEL,
-        "ALLOW_PICKLE_MODELS": "true",  # otherwise workers import PyTorch while they look up their version
     }
 
 

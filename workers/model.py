@@ -1,6 +1,7 @@
 """Loads a model version, checks it against its signature and warms it up; `model_lookup` finds its files.
 
-Importing PyTorch takes seconds, so only `load` imports it. MLflow is imported only for models that are not `pt2` files.
+PyTorch and MLflow take seconds to import. So only `preload` and `load` import them, and only for versions that need
+them: PyTorch for `pt2` files and pickled modules, MLflow for versions that are neither `pt2`, ONNX nor skops.
 
 Relies on: the private module `torch.export._trace`, imported early if it is there, which saves 0.2 s of each load.
 Breaks if: nothing; without it PyTorch imports its modules during the load.
@@ -57,7 +58,7 @@ REHEARSED_BYTES = (
 
 
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
-    """Find the configured version, and import the libraries for `load` at the same time: both take seconds.
+    """Find the configured version and check whether it can be served.
 
     Args:
         folder: Download folder for files that are not on this machine.
@@ -67,11 +68,7 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
         ModelError: It cannot be served.
         RegistryUnavailableError: The registry does not answer.
     """
-    with model_lookup.looking_up(settings, folder) as answer:
-        # Without pickles, most servable versions need PyTorch.
-        if settings.env_manager == "local" and not settings.allow_pickle_models:
-            import_for_pt2()
-        found = answer()
+    found = model_lookup.read_version(settings, folder)
     if settings.task:
         found = msgspec.structs.replace(found, task=settings.task)
     _require_servable(found, settings)

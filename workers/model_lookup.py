@@ -1,7 +1,7 @@
 """Looks up a model version in the MLflow registry in a separate process: `python -m workers.model_lookup`.
 
-Importing MLflow takes 200 MiB and two seconds for one answer. The process ends after the answer, and the worker imports
-PyTorch in the meantime. This module does not decide whether the version can be served.
+Importing MLflow takes 200 MiB and three seconds of a processor, most of the cost of the look-up. The process ends after
+the answer, so that a worker does not keep MLflow. This module does not decide whether the version can be served.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -121,15 +118,17 @@ class _Refused(msgspec.Struct, frozen=True, tag="refused"):
 _Answer: TypeAlias = ModelVersion | Aliases | _Refused
 
 
-@contextmanager
-def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], ModelVersion]]:
-    """Run `look_up` in a separate process, which ends with the context or with this process.
+def read_version(settings: WorkerSettings, folder: str) -> ModelVersion:
+    """Run `look_up` in a separate process, which ends with this process.
 
     Args:
         folder: Download folder for files that are not on this machine.
 
-    Yields:
-        A function that waits for the answer and returns it, or raises its error.
+    Raises:
+        ModelNotFoundError: The registry has no such model, version or alias.
+        ModelWarmUpError: Its files are missing, or their description is unreadable.
+        RegistrySchemaError: The registry's database has the schema of another MLflow release.
+        RegistryUnavailableError: The registry does not answer.
     """
     if sqlite_path(settings.mlflow_tracking_uri):  # others: checked in the look-up process
         _require_database(settings.mlflow_tracking_uri)
@@ -142,9 +141,11 @@ def looking_up(settings: WorkerSettings, folder: str) -> Iterator[Callable[[], M
         start_new_session=True,  # only the worker must receive Ctrl-C
     ) as process:
         try:
-            yield partial(_version_of, process, settings.mlflow_tracking_uri)
+            answer = _answer_of(process, settings.mlflow_tracking_uri)
         finally:
             process.kill()
+    assert isinstance(answer, ModelVersion)
+    return answer
 
 
 def read_aliases(settings: WorkerSettings) -> Aliases:
@@ -183,12 +184,6 @@ def _command(settings: WorkerSettings, what: str) -> tuple[list[str], dict[str, 
         "MODEL_VERSION": settings.model_version,
         "MODELYARD_METRIC": settings.metric,
     }
-
-
-def _version_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVersion:
-    answer = _answer_of(process, tracking_uri)
-    assert isinstance(answer, ModelVersion)
-    return answer
 
 
 def _answer_of(process: subprocess.Popen[bytes], tracking_uri: str) -> ModelVersion | Aliases:

@@ -20,7 +20,7 @@ from app.errors import (
 from app.settings import WorkerSettings
 from tests.workers.model_versions import pt2, settings
 from workers import model
-from workers.model_lookup import ModelVersion, look_up, looking_up
+from workers.model_lookup import ModelVersion, look_up, read_version
 from workers.warm_up import LoadedModel
 
 
@@ -59,8 +59,8 @@ def test_a_version_that_does_not_exist_is_not_found_and_says_what_to_do(
 def test_a_database_that_does_not_exist_is_named_and_not_created(tmp_path: Path) -> None:
     path = tmp_path / "none.db"
     says = pytest.raises(RegistryUnavailableError, match=r"none\.db names a database that does not exist")
-    with says, looking_up(settings(f"sqlite:///{path}", "1"), str(tmp_path)):
-        pass
+    with says:
+        read_version(settings(f"sqlite:///{path}", "1"), str(tmp_path))
     assert not path.exists()
 
 

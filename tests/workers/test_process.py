@@ -88,13 +88,16 @@ def test_a_worker_whose_serving_process_is_killed_serves_again_without_the_regis
     assert not list(tmp_path.glob("modelyard-*"))
 
 
-def test_a_worker_that_is_killed_takes_the_process_that_serves_along(
+def test_an_onnx_worker_loads_no_pytorch_and_takes_its_serving_process_along_when_killed(
     start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil
 ) -> None:
-    worker = start_worker("1", **LIGHT)
+    worker = start_worker("1", **LIGHT, ALLOW_PICKLE_MODELS="false")
     with redis.Redis.from_url(redis_server.url) as client:
         wait_until(lambda: ready_pids(client), timeout_s=60, what="the worker is ready")
         [serving] = ready_pids(client)
+        libraries = Path(f"/proc/{serving}/maps").read_text()
+        assert "onnxruntime" in libraries
+        assert "libtorch" not in libraries
         worker.kill()
         wait_until(lambda: not runs(serving), what="the process that served is gone")
 
