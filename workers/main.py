@@ -54,6 +54,9 @@ STOP_GRACE_S = 5.0
 DIFFERENCES_SHOWN = 32  # limits the size of a record, which is written each second
 # Thread switch interval in seconds. With the default, a heartbeat would delay a batch by 5 ms.
 SWITCH_INTERVAL_S = 0.0005
+# New containers until the collector looks for cycles. A batch of single rows makes about 1,000; with the default of
+# 700 they would be alive during a collection, and move to the generation of objects that are traversed for long.
+COLLECT_AFTER = 10_000
 
 
 def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
@@ -146,6 +149,7 @@ def _serve(
     add_context(lambda: known | runner.running())
     limit.install()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _spare_collections()
     heartbeat.start()
     watchdog.start()
     drain = Drain(record, heartbeat, marker, connect(settings), settings.worker_ttl_s)
@@ -170,6 +174,13 @@ def _serve(
         heartbeat.close()
         if traces:
             traces.close()
+
+
+def _spare_collections() -> None:
+    """Let the garbage collector skip the model and its libraries, which live as long as the process."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
 
 
 def _watch_aliases(
