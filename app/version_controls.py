@@ -19,7 +19,7 @@ SCALE = "scale:"  # begins the field of the number of workers that an operator a
 State: TypeAlias = Literal["disabled", "retired", "pinned", "scaled"]
 
 
-class Control(msgspec.Struct, frozen=True, kw_only=True):
+class Control(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One decision that is in force.
 
     Attributes:
@@ -27,7 +27,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
         version: The version.
         by: Name of the operator's API key; empty without keys.
         at_ms: Redis's clock.
-        replicas: Workers of a scaled version.
+        replicas: Workers of a scaled version, otherwise None. Older releases wrote 0, and read no null.
     """
 
     state: State
@@ -35,7 +35,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     reason: str
     at_ms: float
-    replicas: int = 0
+    replicas: int | None = None
 
     def __str__(self) -> str:
         """Who decided it and why, for people."""

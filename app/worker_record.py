@@ -234,6 +234,11 @@ def by_queue(records: Iterable[WorkerRecord]) -> dict[str, list[WorkerRecord]]:
     return groups
 
 
+def ready_by_queue(records: Iterable[WorkerRecord]) -> dict[str, list[WorkerRecord]]:
+    """The records of the ready workers of each queue that has any, in the order of `by_queue`."""
+    return by_queue(record for record in records if record.state == "ready")
+
+
 def identity(record: WorkerRecord) -> str:
     """The version of a worker and its location, for people."""
     model = ", ".join(each for each in (record.model_id, record.run_id and f"run {record.run_id}") if each)
@@ -255,10 +260,8 @@ def has_other_ready_worker(redis: Any, own: WorkerRecord) -> bool:
     Args:
         redis: A synchronous Redis client.
     """
-    return any(
-        (record.queue, record.state) == (own.queue, "ready") and record.worker_id != own.worker_id
-        for record in _live_records(redis)
-    )
+    ready = ready_by_queue(_live_records(redis)).get(own.queue, ())
+    return any(record.worker_id != own.worker_id for record in ready)
 
 
 def open_jobs(redis: Any, queue: str) -> int:

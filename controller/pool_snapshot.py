@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from app import pool_file
 from app.redis import keys
 from app.registry_database import LATEST
-from app.worker_record import WorkerRecord, by_queue
+from app.worker_record import WorkerRecord, ready_by_queue
 from controller.decisions import forced_explanation
 from controller.endpoints import (
     NO_VERSIONS,
@@ -99,7 +99,7 @@ def build_snapshot(
         before: The previous snapshot.
     """
     records, configured = list(records), configured or {}
-    ready = by_queue(record for record in records if record.state == "ready")
+    ready = ready_by_queue(records)
     cold_records = _cold_records(last_records, ready, configured)
     aliases = _all_aliases([*records, *cold_records], ready)
     candidates = _candidates(ready, numbers, waits_ms, aliases, before)

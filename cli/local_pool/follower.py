@@ -137,16 +137,18 @@ class Follower:
 
     def _scaled(self, targets: tuple[Target, ...], tell: Callable[[str], None]) -> tuple[Target, ...]:
         """The versions with the numbers of workers that operators asked for since the file was edited."""
-        asked = programs.scaled_versions(self._table, self._source.edited_at_ms)
-        outdated = programs.scaled_versions(self._table, 0.0).keys() - asked.keys()
-        for named in outdated & {each.named for each in targets}:
-            programs.forget_scale(self._settings, named)
-        asked = {each.named: asked[each.named] for each in targets if each.named in asked}
-        self._once("scaled", ", ".join(f"{named} is {control}" for named, control in asked.items()), tell)
-        return tuple(
-            replace(each, replicas=(asked[each.named].replicas,) * 2) if each.named in asked else each
-            for each in targets
-        )
+        asked = programs.scaled_versions(self._table)
+        scaled, told = [], []
+        for target in targets:
+            control = asked.get(target.named)
+            if control and control.at_ms <= self._source.edited_at_ms:
+                programs.forget_scale(self._settings, target.named)
+            elif control and control.replicas:
+                told.append(f"{target.named} is {control}")
+                target = replace(target, replicas=(control.replicas, control.replicas))
+            scaled.append(target)
+        self._once("scaled", ", ".join(told), tell)
+        return tuple(scaled)
 
     def _start(self, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]) -> None:
         if not plan.start:

@@ -322,14 +322,14 @@ def retired(table: Table) -> frozenset[NamedVersion]:
     )
 
 
-def scaled_versions(table: Table, edited_at_ms: float) -> dict[NamedVersion, Control]:
-    """The numbers of workers that operators asked for since the file was edited."""
+def scaled_versions(table: Table) -> dict[NamedVersion, Control]:
+    """The numbers of workers that operators asked for."""
     from app.redis import keys
 
     return {
         NamedVersion(*keys.model_of(queue)): control
         for queue, control in scaled(table).items()
-        if control.at_ms > edited_at_ms and keys.is_queue(queue)
+        if keys.is_queue(queue)
     }
 
 

@@ -20,7 +20,7 @@ from app.pool_file import NamedVersion
 from app.redis import keys
 from app.replicas import replicas_for
 from app.settings import PoolSettings
-from app.worker_record import WorkerRecord, records_of_host
+from app.worker_record import ready_by_queue, records_of_host
 from cli.local_pool import leftovers
 from cli.local_pool.desired_state import Target
 
@@ -176,10 +176,8 @@ class Scaler:
                 backlogs = cast(list[bytes | None], connection.hmget(keys.BACKLOG, list(queues)))
         except (RedisError, OSError, WireError):
             return {}
-        groups: dict[str, list[WorkerRecord]] = {queue: [] for queue in queues}
-        for record in records:
-            if record.queue in groups and record.state == "ready":
-                groups[record.queue].append(record)
+        ready = ready_by_queue(records)
+        groups = {queue: ready.get(queue, []) for queue in queues}
         now_s = time.monotonic()
         return {
             queues[queue]: Sample(

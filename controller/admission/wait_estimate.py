@@ -18,7 +18,7 @@ from app.errors import QueueFullError
 from app.ledger import ids
 from app.ledger.wire import BatchOutcome, JobEntry
 from app.settings import ControllerSettings
-from app.worker_record import WorkerRecord, by_queue
+from app.worker_record import WorkerRecord, ready_by_queue
 from controller.admission.full_queue import FullQueue
 from controller.batching import Load, expected_wait_ms
 from controller.events import Completed
@@ -217,7 +217,7 @@ class Backlogs:
         Returns:
             Expected wait in ms by queue, for all queues with a ready worker.
         """
-        ready = by_queue(record for record in records if record.state == "ready")
+        ready = ready_by_queue(records)
         for queue in {*ready, *jobs, *self._queues}:
             each = self.of(queue)
             # Jobs of this controller that changed during the reading must not count as another controller's.

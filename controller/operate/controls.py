@@ -87,7 +87,14 @@ class Controls:
         self._decisions = decisions
 
     async def apply(
-        self, action: Action, name: str, version: int | None, *, by: str, reason: str, replicas: int = 0
+        self,
+        action: Action,
+        name: str,
+        version: int | None,
+        *,
+        by: str,
+        reason: str,
+        replicas: int | None = None,
     ) -> VersionControl:
         """Carry out an operator's decision. A repeated call has no further effect but the entry in the log.
 

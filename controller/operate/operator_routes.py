@@ -39,7 +39,7 @@ async def _apply(
     reason: str,
     *,
     reroute: bool = False,
-    replicas: int = 0,
+    replicas: int | None = None,
 ) -> Response:
     services: Services = request.state.services
     caller: Caller = request.state.caller

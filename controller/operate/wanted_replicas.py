@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from app.replicas import replicas_for
+from app.worker_record import ready_by_queue
 from controller.endpoints import RETIRED
 from controller.pool_watcher import PoolView
 
 
 def live_replicas(view: PoolView, queue: str) -> int:
     """Ready workers of a queue."""
-    return sum(record.queue == queue and record.state == "ready" for record in view.records)
+    return len(ready_by_queue(view.records).get(queue, ()))
 
 
 def expected_wait_s(view: PoolView, queue: str) -> float:
