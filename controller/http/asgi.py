@@ -21,7 +21,6 @@ from app.settings import ControllerSettings
 from controller.admission.authentication import PAGE_FILES, PAGES
 from controller.admission.gate import listed
 from controller.http import open_inference
-from controller.http.body_parts import join
 from controller.http.draining import Drain
 from controller.http.prediction_request import selector_of
 from controller.http.problems import PROBLEM_JSON, problem_body
@@ -159,7 +158,7 @@ async def _read_body(receive: Receive, check_size: Callable[[int], None]) -> byt
         size += len(parts[-1])
         check_size(size)
         if not message.get("more_body"):
-            return await join(parts)
+            return b"".join(parts) if len(parts) > 1 else parts[0]
 
 
 def _on_answers(send: Send, drain: Drain) -> Send:

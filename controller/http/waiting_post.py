@@ -13,7 +13,6 @@ from app.errors import InputError
 from app.ledger import ids
 from app.ledger.ids import JobRef
 from controller import predict
-from controller.http.body_parts import join
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
 from controller.http.prediction_request import parse_query, stated_wait_s
@@ -72,7 +71,7 @@ async def _read_body(request: Request, services: Services) -> bytes:
             check_size(size)
     except ClientDisconnect:
         raise InputError("the connection was closed before the whole body arrived") from None
-    coding, body = request.headers.get("content-encoding", "").encode(), await join(parts)
+    coding, body = request.headers.get("content-encoding", "").encode(), b"".join(parts)
     if coding in IDENTITY:
         return body
     return await asyncio.to_thread(unpack, coding, body, services.settings.max_body_bytes)
