@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, get_args
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings
 
 Role = Literal["predict", "operate"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from app.errors import ModelNotAllowedError
+from app.server_errors import ModelNotAllowedError
 
 PT2_FILE = "model.pt2"
 PICKLED_FILE = "model.pth"  # MLflow prefers this file if a folder has both

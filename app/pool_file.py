@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from app.errors import ConfigurationError
 from app.quality import VAL_ACCURACY
 from app.registry_database import LATEST
+from app.server_errors import ConfigurationError
 from app.settings import METRIC_PATTERN, Settings
 
 BEST, CHAMPION = "best", "champion"

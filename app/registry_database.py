@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from app.errors import RegistrySchemaError, RegistryUnavailableError, first_line
+from app.server_errors import RegistrySchemaError, RegistryUnavailableError, first_line
 
 LATEST = "latest"  # stands for the newest version; MLflow reserves the name, so that no alias has it
 DATABASES = ("mssql", "mysql", "postgresql", "sqlite")  # those that MLflow knows

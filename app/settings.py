@@ -16,9 +16,9 @@ from urllib.parse import quote
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.errors import ConfigurationError
 from app.redis import url as redis_url
 from app.registry_database import default_uri, sqlite_path
+from app.server_errors import ConfigurationError
 from modelyard.redaction import redacted
 
 METRIC_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.\-/ :]*$"  # names of metrics that MLflow takes

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

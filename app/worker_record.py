@@ -20,12 +20,12 @@ from app.contract import (
     Contract,
     TensorContract,
 )
-from app.errors import NewerWireError, WireError, WorkerNumberTakenError
 from app.ledger.wire import ANY_CONTRACT_VERSION, SCHEMA_VERSION, unreadable
 from app.quality import VAL_ACCURACY, Direction
 from app.redis import keys
 from app.redis.script import Call, load, run_now
 from app.registry_database import LATEST
+from app.server_errors import NewerWireError, WireError, WorkerNumberTakenError
 from modelyard.schemas import Latency, RequirementDifference
 
 MANAGER = "_MODELYARD_MANAGER"  # variable that `modelyard up` sets for its workers; not a setting

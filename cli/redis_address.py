@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from app.errors import LedgerFullError, LedgerUnavailableError
+from app.server_errors import LedgerFullError, LedgerUnavailableError
 from app.settings import Settings
 
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from app.errors import ConfigurationError
 from app.file_stamp import EditWatch
 from app.pool_file import Endpoint, endpoint_of_model, find_pool_file, read_pool_file
+from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings
 from controller.selector import Selector
 

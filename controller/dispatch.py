@@ -16,18 +16,18 @@ from operator import attrgetter
 
 from app.clock import PoolClock
 from app.contract.payloads import JobForm
-from app.errors import (
+from app.ledger import wire
+from app.ledger.wakeup_message import WakeUpMessages
+from app.ledger.wire import BatchOutcome
+from app.redis.client import ledger_error
+from app.redis.link import RedisLink
+from app.server_errors import (
     IdempotencyPendingError,
     LedgerUnavailableError,
     ModelyardError,
     QueueFullError,
     WireError,
 )
-from app.ledger import wire
-from app.ledger.wakeup_message import WakeUpMessages
-from app.ledger.wire import BatchOutcome
-from app.redis.client import ledger_error
-from app.redis.link import RedisLink
 from app.settings import ControllerSettings
 from controller import batching
 from controller.admission.wait_estimate import Backlogs, QueueBacklog

@@ -13,12 +13,12 @@ import msgspec
 
 from app.contract import TensorContract
 from app.contract.payloads import JobForm
-from app.errors import ModelyardError
 from app.ledger import ids
 from app.ledger.commands import Accept, NewBatch, OnceKey
 from app.ledger.wakeup_message import WakeUpMessages
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
 from app.quality import VAL_ACCURACY
+from app.server_errors import ModelyardError
 from app.settings import ControllerSettings
 from controller.admission.idempotency import Reservation
 from controller.endpoints import Route

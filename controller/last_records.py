@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable
 from math import inf
 from typing import cast
 
-from app.errors import WireError
 from app.redis import keys
 from app.redis.client import AsyncClient, ResponseError
+from app.server_errors import WireError
 from app.worker_record import WorkerRecord, by_queue, decode_record, encode_record
 
 WRITTEN_AGAIN_S = 30.0

@@ -17,9 +17,9 @@ from typing import Any, TypedDict
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.errors import LedgerUnavailableError
 from app.redis.client import connect_async, ledger_errors
 from app.redis.sentinel import watch
+from app.server_errors import LedgerUnavailableError
 from app.settings import ControllerSettings, load
 from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access

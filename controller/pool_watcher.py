@@ -18,13 +18,13 @@ from typing import Any, cast
 import msgspec
 
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError, WireError
 from app.ledger.ids import IdSigner
 from app.pool_file import Endpoint, may_be_cold
 from app.quality import figure_problem
 from app.redis import keys
 from app.redis.client import AsyncClient, ResponseError, ledger_errors
 from app.redis.refusals import PROBE, refusal
+from app.server_errors import LedgerUnavailableError, WireError
 from app.settings import ControllerSettings
 from app.unreadable import Unreadable
 from app.version_controls import Control, read_table, scaled

@@ -17,9 +17,9 @@ import msgspec
 from app import tracing
 from app.clock import PoolClock
 from app.contract.documents import Reading
-from app.errors import DrainingError, InputError, ModelyardError, TooLargeError
 from app.ledger import ids
 from app.ledger.wire import JobEntry
+from app.server_errors import DrainingError, InputError, ModelyardError, TooLargeError
 from app.settings import ControllerSettings
 from controller.admission.audit_log import Client
 from controller.admission.authentication import Caller

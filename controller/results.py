@@ -14,13 +14,13 @@ from typing import TypeGuard, cast
 import msgspec
 
 from app.clock import PoolClock
-from app.errors import JobGoneError, LedgerUnavailableError, ModelyardError, UnknownJobError, WireError
 from app.ledger import ids, wire
 from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.ids import BATCH_ID_LENGTH, JobRef
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.redis.key_watch import KeyWatch
+from app.server_errors import JobGoneError, LedgerUnavailableError, ModelyardError, UnknownJobError, WireError
 from app.unreadable import Unreadable
 from controller.admission.authentication import Caller
 from controller.decisions import decode, forced_explanation

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from math import inf
 
-from app.errors import (
+from app.nearest import nearest
+from app.redis import keys
+from app.server_errors import (
     ContradictionError,
     EndpointRequiredError,
     ModelNotServedError,
     NoCandidateError,
     UnknownEndpointError,
 )
-from app.nearest import nearest
-from app.redis import keys
 from controller.decisions import encode, id_of, short_deadline_explanation
 from controller.endpoints import IN_TIME, RETIRED, Endpoint, Route, passed_over_below_ms
 from controller.pool_snapshot import Snapshot

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.errors import (
+from app.nearest import nearest
+from app.server_errors import (
     ContradictionError,
     NoCandidateError,
     ParameterError,
     UnknownModelError,
     UnknownWorkerError,
 )
-from app.nearest import nearest
 from controller.pool_snapshot import Snapshot
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[str, Any]]:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, kinds):
                     yield f"{path.relative_to(TESTS.parent)}:{getattr(node, 'lineno', 0)}", node
+
+
+def test_no_two_modules_share_a_file_name() -> None:
+    paths = [each for package in PACKAGES for each in (TESTS.parent / package).rglob("*.py")]
+    names = Counter(each.name for each in paths if each.stem not in {"__init__", "__main__", "main"})
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_function_is_longer_than_a_screen() -> None:

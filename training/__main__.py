@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from app.errors import ModelyardError
+from app.server_errors import ModelyardError
 from training.command import command
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.errors import ConfigurationError
 from app.registry_database import sqlite_path
+from app.server_errors import ConfigurationError
 from app.settings import Settings, load
 from modelyard.commands.console_output import examples
 from training.inventory import RegisteredVersion, quickly_known_archs, registered_versions

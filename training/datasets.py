@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.errors import DatasetError
+from app.server_errors import DatasetError
 from modelyard.digits import Images, Indices, Labels, heldout_indices, load_digits_28
 from training.mnist import BASE_URL, OnDownload, load_mnist
 from training.options import DATASETS

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from app.errors import RegistryUnavailableError, first_line
 from app.quality import LOGGED_MODEL, read_quality
 from app.registry_database import examine
+from app.server_errors import RegistryUnavailableError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

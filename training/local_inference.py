@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import ModelContractError, ModelNotFoundError, first_line
 from app.model_files import refusal, require_safe
 from app.registry_database import examine, others_beside
+from app.server_errors import ModelContractError, ModelNotFoundError, first_line
 from modelyard.digits import CLASSES, Images
 from training.inventory import connect, registry_errors
 from training.registry import MODEL_ARTIFACT

@@ -23,7 +23,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import DatasetError
+from app.server_errors import DatasetError
 from modelyard.digits import CLASSES, SIDE_PIXELS, Images, Labels
 
 # Only the 60,000 training samples: the 10,000 test samples stay unseen, to compare with published results.

@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import msgspec
 
-from app.errors import ModelyardError, RegistrySchemaError, RegistryUnavailableError
 from app.quality import VAL_ACCURACY, read_quality
 from app.registry_database import examine
+from app.server_errors import ModelyardError, RegistrySchemaError, RegistryUnavailableError
 from training import inventory
 
 GO_LAST = 10  # niceness: predictions go first

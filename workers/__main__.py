@@ -1,7 +1,7 @@
 """`python -m workers` is `modelyard worker`."""
 
-from app.errors import ModelyardError, UnavailableError
 from app.logs import configure_logging, end
+from app.server_errors import ModelyardError, UnavailableError
 from app.settings import WorkerSettings, load
 from modelyard.redaction import redacted
 from workers.process import alias_follower, follower_files

@@ -10,16 +10,16 @@ from functools import partial
 from typing import Any
 
 from app.clock import PoolClock
-from app.errors import (
+from app.ledger import ids
+from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome, outcome_version
+from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
+from app.server_errors import (
     InferenceTimeoutError,
     LedgerUnavailableError,
     ModelyardError,
     WireError,
     first_line,
 )
-from app.ledger import ids
-from app.ledger.wire import CANCELLED, EXPIRED, BatchOutcome, JobEntry, JobOutcome, outcome_version
-from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.unreadable import Unreadable
 from workers.batch_traces import BatchTraces
 from workers.job_inputs import decode, job_data, model_input

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from app.errors import ModelyardError, UnavailableError
 from app.logs import configure_logging, end
+from app.server_errors import ModelyardError, UnavailableError
 from app.settings import WorkerSettings
 from modelyard.redaction import redacted
 from workers.model_lookup import ModelVersion

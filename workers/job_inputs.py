@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from app.contract import Column, ColumnsContract, Contract, TensorsContract
 from app.contract.column_values import NAT, TIME_EXTENSION
 from app.contract.documents import CSV, UNIFIED, Document
-from app.errors import WireError, first_line
 from app.ledger.worker_ledger import ClaimedBatch
+from app.server_errors import WireError, first_line
 
 Array = NDArray[Any]
 DTYPES = {"boolean": "bool", "integer": "int32", "long": "int64", "float": "float32", "double": "float64"}

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import OUTPUT_DTYPES, Contract, TensorContract
-from app.errors import ModelContractError, OutputNotFiniteError
 from app.ledger.wire import Array, JobOutcome, Outputs
+from app.server_errors import ModelContractError, OutputNotFiniteError
 
 FLOAT32 = np.dtype("<f4")
 MAX_ITEM_BYTES = 8  # only NumPy's longdouble is larger, and no answer can represent it

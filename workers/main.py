@@ -18,7 +18,6 @@ from uuid import uuid4
 
 from app.celery_app import create_celery
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError, WorkerNumberTakenError
 from app.ledger.worker_ledger import WorkerLedger, keep_outcome
 from app.logs import add_context
 from app.quality import VAL_ACCURACY
@@ -26,6 +25,7 @@ from app.redis import keys
 from app.redis.client import connect, ledger_errors
 from app.redis.refusals import refusal
 from app.redis.sentinel import primary_of, watch
+from app.server_errors import LedgerUnavailableError, WorkerNumberTakenError
 from app.settings import WorkerSettings
 from app.version_controls import retirement
 from app.worker_record import MANAGER, WorkerRecord, assign_number, open_jobs, record_version

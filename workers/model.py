@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 
 from app.contract import AnyContract, ColumnsContract, Contract, TensorContract, TensorsContract
 from app.contract.documents import Document
-from app.errors import (
+from app.ledger.wire import Label
+from app.model_files import Loading, loading, pt2_file, refusal, require_safe
+from app.server_errors import (
     InputShapeError,
     ModelContractError,
     ModelError,
@@ -34,8 +36,6 @@ from app.errors import (
     ModelWarmUpError,
     first_line,
 )
-from app.ledger.wire import Label
-from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.settings import WorkerSettings
 from workers import lightgbm_model, model_lookup, onnx_model, requirements_check
 from workers.job_inputs import read_unread

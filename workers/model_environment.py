@@ -35,8 +35,8 @@ from packaging.specifiers import SpecifierSet
 import app
 import modelyard
 import workers
-from app.errors import ConfigurationError, ModelEnvironmentError, ModelError
 from app.model_files import loading
+from app.server_errors import ConfigurationError, ModelEnvironmentError, ModelError
 from app.settings import WorkerSettings
 from workers import model, pip_config
 from workers.in_environment import Handover, Refusal

@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from app.errors import (
+from app.ledger.wire import Label
+from app.logs import configure_logging
+from app.nearest import NAMED, nearest
+from app.quality import LOGGED_MODEL, VAL_ACCURACY, Quality, read_quality
+from app.registry_database import LATEST, examine, others_beside, sqlite_path
+from app.server_errors import (
     ModelNotFoundError,
     ModelWarmUpError,
     ModelyardError,
@@ -28,11 +33,6 @@ from app.errors import (
     RegistryUnavailableError,
     first_line,
 )
-from app.ledger.wire import Label
-from app.logs import configure_logging
-from app.nearest import NAMED, nearest
-from app.quality import LOGGED_MODEL, VAL_ACCURACY, Quality, read_quality
-from app.registry_database import LATEST, examine, others_beside, sqlite_path
 from workers.process import follower_files
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import ModelRequirementsError
+from app.server_errors import ModelRequirementsError
 
 logger = logging.getLogger(__name__)
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -17,7 +17,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from app.errors import ModelRequirementsError
+from app.server_errors import ModelRequirementsError
 from modelyard.schemas import RequirementDifference
 
 if TYPE_CHECKING:

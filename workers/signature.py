@@ -23,7 +23,7 @@ from app.contract import (
     TensorField,
     TensorsContract,
 )
-from app.errors import ModelContractError
+from app.server_errors import ModelContractError
 
 
 def read_contract(signature: Mapping[str, Any], *, takes_missing: bool = False) -> Contract:

@@ -27,14 +27,14 @@ from app.contract import (
 )
 from app.contract.documents import read_json
 from app.contract.payloads import Payload, to_payload
-from app.errors import (
+from app.ledger.wire import Label
+from app.server_errors import (
     ModelContractError,
     ModelWarmUpError,
     ModelyardError,
     OutputNotFiniteError,
     first_line,
 )
-from app.ledger.wire import Label
 from workers.job_inputs import decode, to_input
 from workers.job_outputs import as_rows_of_numbers, check_output, is_finite, n_rows, to_outputs
 from workers.model_lookup import ModelVersion

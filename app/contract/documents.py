@@ -11,7 +11,7 @@ import msgspec
 from numpy.lib import format as npy
 
 from app.contract.npy import read_npy
-from app.errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, UnsupportedTypeError
+from app.server_errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, UnsupportedTypeError
 
 # `strict` refuses conversions that change a value; `mlflow` accepts all input of MLflow's scoring server without loss.
 Rules = Literal["strict", "mlflow"]

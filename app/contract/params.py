@@ -11,7 +11,7 @@ import msgspec
 from app.contract import Param
 from app.contract.column_values import RANGES, TIME
 from app.contract.documents import Rules
-from app.errors import ParamsError
+from app.server_errors import ParamsError
 
 encode = msgspec.msgpack.Encoder().encode
 DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?", re.ASCII)

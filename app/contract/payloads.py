@@ -15,8 +15,8 @@ from app.contract.params import read_params
 from app.contract.tables import read_columns
 from app.contract.tensors import read_tensors
 from app.contract.typed_rows import read_rows
-from app.errors import InputShapeError, InputTypeError, TooLargeError
 from app.ledger.wire import ANY_CONTRACT_VERSION, BatchHead
+from app.server_errors import InputShapeError, InputTypeError, TooLargeError
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -10,7 +10,7 @@ from typing import Any
 from app.contract import Column, ColumnsContract
 from app.contract.column_values import HAVE_MISSING, Misfit, Values, convert, is_as_it_travels
 from app.contract.documents import CSV, TABLE, Document, Rules
-from app.errors import InputEmptyError, InputError, InputShapeError, InputTypeError
+from app.server_errors import InputEmptyError, InputError, InputShapeError, InputTypeError
 
 Named = Mapping[str, Values]
 ABSENT = object()  # marks a missing column in a row

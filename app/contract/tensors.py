@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.contract import FREE, TensorField, TensorsContract
 from app.contract.documents import CSV, Document, Rules
-from app.errors import (
+from app.server_errors import (
     InputEmptyError,
     InputError,
     InputNotFiniteError,

@@ -10,7 +10,6 @@ from typing import cast
 
 from app.celery_app import create_celery
 from app.clock import to_ms
-from app.errors import WireError
 from app.fsck.examination import MOST_BATCHES_COUNTED, Examiner
 from app.fsck.findings import Finding, text
 from app.fsck.fsck_commands import (
@@ -26,6 +25,7 @@ from app.ledger.wakeup_message import WakeUpMessages, batch_id_of, write_templat
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import Call, run
+from app.server_errors import WireError
 from app.settings import HEARTBEATS_TO_LIVE, Settings
 from app.worker_record import decode_record
 

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, cast
 
-from app.errors import NewerWireError, WireError
 from app.fsck.findings import SURVEYED, BatchState, Examination, text
 from app.fsck.fsck_commands import sum_backlog, survey_batches, survey_keys, survey_queue
 from app.ledger import ids, marks, wire
@@ -18,6 +17,7 @@ from app.ledger.wakeup_message import batch_id_of, unannounced
 from app.redis import keys
 from app.redis.client import AsyncClient, ResponseError, ledger_errors
 from app.redis.script import run
+from app.server_errors import NewerWireError, WireError
 from app.worker_record import WorkerRecord, decode_record, identity, is_same_model
 
 PAGE = 64  # a script blocks Redis: a page takes about a millisecond

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import cast
 
 from app.clock import to_ms
-from app.errors import JobNotCancellableError, UnknownJobError, WireError
 from app.ledger import commands, ids, wire
 from app.ledger.closing import overdue_outcome
 from app.ledger.ids import JobRef
@@ -16,6 +15,7 @@ from app.ledger.wire import BatchHead, BatchOutcome
 from app.redis import keys
 from app.redis.client import AsyncClient, RedisError, ledger_errors
 from app.redis.script import run
+from app.server_errors import JobNotCancellableError, UnknownJobError, WireError
 from modelyard.schemas import Status
 
 _NOT_CANCELLABLE = {

@@ -13,7 +13,6 @@ from typing import cast
 import msgspec
 
 from app.clock import to_ms
-from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError, WireError
 from app.ledger import ids, wire
 from app.ledger.commands import Accept, NewBatch
 from app.ledger.ids import IdSigner, JobRef
@@ -22,6 +21,7 @@ from app.ledger.wire import BatchHead, JobEntry
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import run
+from app.server_errors import JobGoneError, JobNotQuarantinedError, UnknownJobError, WireError
 from modelyard.schemas import QuarantinedJob
 
 

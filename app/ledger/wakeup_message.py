@@ -20,8 +20,8 @@ from kombu import Connection, Queue
 from kombu.utils.json import dumps, loads
 
 from app.celery_app import BATCH_TASK
-from app.errors import ConfigurationError
 from app.ledger import ids
+from app.server_errors import ConfigurationError
 
 _ID_PLACEHOLDER = "<batch id>"
 _TAG_PLACEHOLDER = "<delivery tag>"

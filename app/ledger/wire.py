@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from app.errors import NewerWireError, WireError
+from app.server_errors import NewerWireError, WireError
 
 SCHEMA_VERSION = 1
 # Schema of batches with other input than a plain tensor. Older workers report a batch of a newer release.

@@ -13,7 +13,6 @@ from typing import Any, cast
 import msgspec
 
 from app.clock import to_ms
-from app.errors import NewerWireError, WireError
 from app.ledger import commands, ids, wire
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
@@ -25,6 +24,7 @@ from app.redis.client import (
 )
 from app.redis.script import Call, run_now
 from app.redis.script_connection import ScriptConnection
+from app.server_errors import NewerWireError, WireError
 
 SAMPLES = commands.SAMPLES.encode()
 WAIT_GRACE_S = 0.5  # Redis may end a blocking wait 0.1 s late

@@ -14,7 +14,11 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, Respon
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from app.errors import (
+from app.redis import url as redis_url
+from app.redis.credentials import read_at_each_connect
+from app.redis.refusals import async_renewing, refusal, renewing
+from app.redis.sentinel import NoPrimaryError, primary_of, to_primary
+from app.server_errors import (
     ConfigurationError,
     LedgerFullError,
     LedgerUnavailableError,
@@ -22,10 +26,6 @@ from app.errors import (
     WireError,
     first_line,
 )
-from app.redis import url as redis_url
-from app.redis.credentials import read_at_each_connect
-from app.redis.refusals import async_renewing, refusal, renewing
-from app.redis.sentinel import NoPrimaryError, primary_of, to_primary
 from app.settings import Settings
 
 # Names of redis-py that other packages import from here.

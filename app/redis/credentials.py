@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import Settings
 
 

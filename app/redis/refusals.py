@@ -13,9 +13,9 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from app.errors import first_line
 from app.redis import keys
 from app.redis.script import load
+from app.server_errors import first_line
 
 # Before Redis 7 the error of a command in a script follows another text, after a dash.
 _REFUSAL = re.compile(

@@ -28,9 +28,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from app.errors import first_line
 from app.redis import url as redis_url
 from app.redis.url import Sentinels
+from app.server_errors import first_line
 
 logger = logging.getLogger(__name__)
 TIMEOUT_S = 0.5

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 
 EXPECTED = (
     "expected redis://host:port/db, rediss://…, unix:///path, or sentinel://host:port,host:port/primary/db"

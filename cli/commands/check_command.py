@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.errors import ModelError, ModelWarmUpError, first_line
 from app.logs import configure_logging
+from app.server_errors import ModelError, ModelWarmUpError, first_line
 from app.settings import WorkerSettings, load
 from modelyard.commands.console_output import examples, waiting
 

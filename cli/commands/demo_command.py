@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.errors import ServiceError
 from app.pool_file import NamedVersion
 from app.registry_database import sqlite_path
+from app.server_errors import ServiceError
 from app.settings import PREFIX, ControllerSettings, Settings, load
 from modelyard.commands.console_output import examples
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.errors import LedgerUnavailableError
+from app.server_errors import LedgerUnavailableError
 from app.settings import Settings, load
 from cli.redis_address import located
 from modelyard.commands.console_output import examples, waiting

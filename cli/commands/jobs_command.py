@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import click
 import msgspec
 
-from app.errors import UnavailableError
+from app.server_errors import UnavailableError
 from app.settings import Settings, load
 from cli.redis_address import located
 from modelyard.commands import job_list_command

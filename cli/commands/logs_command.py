@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import Settings, load
 from modelyard.commands.console_output import examples
 

@@ -8,8 +8,8 @@ import sys
 import click
 
 from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
-from app.errors import ConfigurationError
 from app.logs import configure_logging
+from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings, load
 from cli.local_pool.listening import refusal
 from modelyard.commands.console_output import examples

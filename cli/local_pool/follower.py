@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from app.errors import ConfigurationError
 from app.pool_file import NamedVersion
+from app.server_errors import ConfigurationError
 from app.settings import PoolSettings
 from app.version_controls import Table
 from cli.local_pool import programs

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.errors import LedgerUnavailableError, ServiceError
+from app.server_errors import LedgerUnavailableError, ServiceError
 from app.settings import ControllerSettings
 from cli.local_pool import leftovers, preflight, programs
 from cli.local_pool.desired_state import Worker

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from app.errors import ModelNotFoundError, ServiceError
 from app.registry_database import others_beside
+from app.server_errors import ModelNotFoundError, ServiceError
 from app.settings import Settings, WorkerSettings, load
 from cli.local_pool.desired_state import Desired, Plan, Target, desired_state, question_of
 from cli.local_pool.programs import MODELYARD

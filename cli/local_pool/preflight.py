@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import Settings
 from cli.local_pool.listening import refusal
 from cli.local_pool.programs import Service, redis_answers

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
 from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
-from app.errors import ConfigurationError, WireError
 from app.pool_file import NamedVersion
+from app.server_errors import ConfigurationError, WireError
 from app.settings import ControllerSettings, Settings
 from app.version_controls import SCALE, Control, Table, read_table, scaled
 from app.worker_record import MANAGER, UP

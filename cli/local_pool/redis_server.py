@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import Settings
 
 OLDEST_VERSION = (6, 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from app.errors import ModelyardError
 from app.registry_database import sqlite_path, written_at_ns
+from app.server_errors import ModelyardError
 from training.registry_reader import Question, Reading, RegistryReader
 
 LOOK_S = 2.0  # between two looks at the registry

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from app.errors import WireError
 from app.pool_file import NamedVersion
 from app.redis import keys
 from app.replicas import replicas_for
+from app.server_errors import WireError
 from app.settings import PoolSettings
 from app.worker_record import ready_by_queue, records_of_host
 from cli.local_pool import leftovers

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from app.errors import ConfigurationError
 from app.file_stamp import EditWatch
 from app.pool_file import PoolFile, Serve, find_pool_file, read_pool_file
+from app.server_errors import ConfigurationError
 from app.settings import Settings
 
 MODEL_ARGUMENT = re.compile(r"([^/:@]+)(?:[:/@]([^/:@]+))?")

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Self
 from xml.parsers.expat import ExpatError
 from xmlrpc.client import Fault, ServerProxy, Transport
 
-from app.errors import ServiceError
+from app.server_errors import ServiceError
 from cli.local_pool import leash, leftovers
 from cli.local_pool import redis_server as pool_redis
 from cli.local_pool.leftovers import CONTROL_SOCKET, Leftover

@@ -58,7 +58,7 @@ ModelyardError
 └── DatasetError                  a data set is missing, corrupt or not what it claims to be
 ```
 
-`modelyard.client_errors` adds the errors of clients, and the server's `app.errors` those of its processes.
+`modelyard.client_errors` adds the errors of clients, and the server's `app.server_errors` those of its processes.
 """
 
 from __future__ import annotations

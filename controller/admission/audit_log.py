@@ -20,8 +20,8 @@ from pathlib import Path
 import orjson
 
 from app.api_keys import KEY_PREFIX
-from app.errors import ConfigurationError, ModelyardError
 from app.logs import RedactingFormatter
+from app.server_errors import ConfigurationError, ModelyardError
 from modelyard.redaction import HIDDEN
 
 REFUSALS_PER_S = 10

@@ -15,8 +15,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api_keys import ApiKey, Role, holder, new_key, read_keys
-from app.errors import ConfigurationError, ForbiddenError, UnauthenticatedError
 from app.file_stamp import EditWatch
+from app.server_errors import ConfigurationError, ForbiddenError, UnauthenticatedError
 from app.settings import ControllerSettings
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
-from app.errors import DrainingError, HostNotAllowedError, OriginNotAllowedError
+from app.server_errors import DrainingError, HostNotAllowedError, OriginNotAllowedError
 from app.settings import ControllerSettings
 from controller.admission.audit_log import Client
 from controller.admission.authentication import (

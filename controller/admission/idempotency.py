@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import cast
 
-from app.errors import (
+from app.redis import keys
+from app.redis.client import AsyncClient, ledger_errors
+from app.redis.script import Call, load, run
+from app.server_errors import (
     IdempotencyConflictError,
     IdempotencyPendingError,
     LedgerUnavailableError,
     ParameterError,
 )
-from app.redis import keys
-from app.redis.client import AsyncClient, ledger_errors
-from app.redis.script import Call, load, run
 from app.settings import ControllerSettings
 
 MAX_KEY_BYTES = 255

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import time
 
-from app.errors import RateLimitError, TooLargeError
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
+from app.server_errors import RateLimitError, TooLargeError
 from controller.admission.audit_log import Client
 from controller.admission.authentication import Caller
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
 
-from app.errors import QueueFullError
 from app.ledger import ids
 from app.ledger.wire import BatchOutcome, JobEntry
+from app.server_errors import QueueFullError
 from app.settings import ControllerSettings
 from app.worker_record import WorkerRecord, ready_by_queue
 from controller.admission.full_queue import FullQueue

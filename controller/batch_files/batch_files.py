@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import msgspec
 
-from app.errors import (
+from app.server_errors import (
     BatchNotCancellableError,
     BatchWithoutOutputError,
     ConfigurationError,

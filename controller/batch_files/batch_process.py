@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from app.errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
 from app.logs import configure_logging
+from app.server_errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
 from controller.batch_files.batch_folder import BatchFolder, Progress
 from modelyard import AsyncClient
 from modelyard.batch.batch_run import BatchPlan

@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 
-from app.errors import BatchesOffError, DrainingError, ParameterError, UnsupportedError
+from app.server_errors import BatchesOffError, DrainingError, ParameterError, UnsupportedError
 from controller.admission.authentication import Caller, require
 from controller.batch_files.batch_files import BatchStore, readable, too_large
 from controller.batch_files.batch_folder import BatchFolder, BatchRequest

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
-from app.errors import InputError, ModelyardError, ParameterError
+from app.server_errors import InputError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
 from controller.admission.authentication import PAGE_FILES, PAGES
 from controller.admission.gate import listed

@@ -29,7 +29,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.errors import HeadTooLargeError, MalformedRequestError, ModelyardError, RequestTimeoutError
+from app.server_errors import HeadTooLargeError, MalformedRequestError, ModelyardError, RequestTimeoutError
 from controller.admission.audit_log import Client
 from controller.http.asgi import Controller
 from controller.http.framing import (

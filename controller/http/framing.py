@@ -11,7 +11,7 @@ import re
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 
-from app.errors import HeadTooLargeError, MalformedRequestError
+from app.server_errors import HeadTooLargeError, MalformedRequestError
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100

@@ -11,8 +11,8 @@ import orjson
 from numpy.typing import NDArray
 
 from app.contract import FREE
-from app.errors import ParameterError, WireError
 from app.ledger.wire import Array, JobOutcome
+from app.server_errors import ParameterError, WireError
 from controller.http.job_json import DTYPES
 from controller.input.inference_request import (
     DATATYPES,

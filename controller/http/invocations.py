@@ -11,7 +11,8 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from app.contract.documents import is_unified
-from app.errors import (
+from app.ledger import ids
+from app.server_errors import (
     BodyKeyError,
     BodyNotArrayError,
     BodyNotJsonError,
@@ -26,7 +27,6 @@ from app.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from app.ledger import ids
 from controller.admission.authentication import require
 from controller.http import documentation as docs
 from controller.http import readiness

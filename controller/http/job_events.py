@@ -8,8 +8,8 @@ from contextlib import aclosing
 
 from fastapi import Response
 
-from app.errors import LedgerUnavailableError, ModelyardError
 from app.ledger.controller_ledger import JobView
+from app.server_errors import LedgerUnavailableError, ModelyardError
 from controller.admission.authentication import Caller
 from controller.http.event_response import EventResponse
 from controller.http.many_jobs import job_or_problem_json

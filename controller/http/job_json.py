@@ -14,7 +14,6 @@ import orjson
 from numpy.typing import NDArray
 
 from app.contract import OUTPUT_DTYPES
-from app.errors import WireError
 from app.ledger.controller_ledger import JobView
 from app.ledger.ids import JobRef
 from app.ledger.webhook_list import read_state
@@ -29,6 +28,7 @@ from app.ledger.wire import (
     Outputs,
     Scores,
 )
+from app.server_errors import WireError
 from modelyard.schemas import Status
 
 CLASSIFICATION = "classification"  # a version's task that answers labels, where it answers no numbers

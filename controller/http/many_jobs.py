@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from app.errors import ModelyardError, ParameterError
 from app.ledger.controller_ledger import JobView
+from app.server_errors import ModelyardError, ParameterError
 from controller.http.job_json import view_json
 from controller.http.problems import problem
 

@@ -20,9 +20,9 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Message, Send
 
 from app.contract import FREE, Contract
-from app.errors import NoCandidateError
 from app.ledger import ids
 from app.ledger.wire import CANCELLED, EXPIRED, BatchHead, JobOutcome
+from app.server_errors import NoCandidateError
 from controller.admission.authentication import require
 from controller.http import documentation as docs
 from controller.http import readiness

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
-from app.errors import ContradictionError, ModelyardError, ParameterError
+from app.server_errors import ContradictionError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
 from controller.admission.audit_log import Client
 from controller.admission.gate import Gate

@@ -7,8 +7,8 @@ from http import HTTPStatus
 
 import orjson
 
-from app import errors
-from app.errors import ModelyardError
+from app import server_errors
+from app.server_errors import ModelyardError
 from controller.input.bodies import ACCEPTED_TYPES
 
 PROBLEM_JSON = b"application/problem+json"
@@ -16,32 +16,32 @@ PROBLEM_JSON = b"application/problem+json"
 # The first class of an error's MRO that is listed here counts.
 STATUS: dict[type[ModelyardError], HTTPStatus] = {
     ModelyardError: HTTPStatus.INTERNAL_SERVER_ERROR,
-    errors.InputError: HTTPStatus.UNPROCESSABLE_ENTITY,
-    errors.BodyNotJsonError: HTTPStatus.BAD_REQUEST,
-    errors.BodyNotArrayError: HTTPStatus.BAD_REQUEST,
-    errors.BodyCodingError: HTTPStatus.BAD_REQUEST,
-    errors.MalformedRequestError: HTTPStatus.BAD_REQUEST,
-    errors.TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    errors.HeadTooLargeError: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    errors.RequestTimeoutError: HTTPStatus.REQUEST_TIMEOUT,
-    errors.UnsupportedError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    errors.HostNotAllowedError: HTTPStatus.MISDIRECTED_REQUEST,
-    errors.OriginNotAllowedError: HTTPStatus.FORBIDDEN,
-    errors.UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
-    errors.ForbiddenError: HTTPStatus.FORBIDDEN,
-    errors.NotFoundError: HTTPStatus.NOT_FOUND,
-    errors.JobGoneError: HTTPStatus.GONE,
-    errors.ModelNotServedError: HTTPStatus.GONE,
-    errors.ConflictError: HTTPStatus.CONFLICT,
-    errors.QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
-    errors.RateLimitError: HTTPStatus.TOO_MANY_REQUESTS,
-    errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    server_errors.InputError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    server_errors.BodyNotJsonError: HTTPStatus.BAD_REQUEST,
+    server_errors.BodyNotArrayError: HTTPStatus.BAD_REQUEST,
+    server_errors.BodyCodingError: HTTPStatus.BAD_REQUEST,
+    server_errors.MalformedRequestError: HTTPStatus.BAD_REQUEST,
+    server_errors.TooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    server_errors.HeadTooLargeError: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    server_errors.RequestTimeoutError: HTTPStatus.REQUEST_TIMEOUT,
+    server_errors.UnsupportedError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    server_errors.HostNotAllowedError: HTTPStatus.MISDIRECTED_REQUEST,
+    server_errors.OriginNotAllowedError: HTTPStatus.FORBIDDEN,
+    server_errors.UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
+    server_errors.ForbiddenError: HTTPStatus.FORBIDDEN,
+    server_errors.NotFoundError: HTTPStatus.NOT_FOUND,
+    server_errors.JobGoneError: HTTPStatus.GONE,
+    server_errors.ModelNotServedError: HTTPStatus.GONE,
+    server_errors.ConflictError: HTTPStatus.CONFLICT,
+    server_errors.QueueFullError: HTTPStatus.TOO_MANY_REQUESTS,
+    server_errors.RateLimitError: HTTPStatus.TOO_MANY_REQUESTS,
+    server_errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 DEFAULT_RETRY_AFTER_S = 1.0
 # Additional headers by class: the supported formats (RFC 9110, section 12.5.3; W3C LDP, section 7.1).
 HEADERS: dict[type[ModelyardError], tuple[bytes, bytes]] = {
-    errors.UnsupportedTypeError: (b"accept-post", ACCEPTED_TYPES.encode()),
-    errors.UnsupportedCodingError: (b"accept-encoding", b"gzip, deflate"),
+    server_errors.UnsupportedTypeError: (b"accept-post", ACCEPTED_TYPES.encode()),
+    server_errors.UnsupportedCodingError: (b"accept-encoding", b"gzip, deflate"),
 }
 CHALLENGE = (b"www-authenticate", b'Bearer realm="modelyard"')
 

@@ -6,7 +6,7 @@ import logging
 
 import msgspec
 
-from app.errors import ForbiddenError, ModelyardError, TooLargeError, UnauthenticatedError
+from app.server_errors import ForbiddenError, ModelyardError, TooLargeError, UnauthenticatedError
 from controller.admission.audit_log import Audit, Client
 from controller.http.problems import problem
 from controller.http.response_headers import CLOSE, Headers

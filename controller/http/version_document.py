@@ -15,8 +15,8 @@ import msgspec
 
 from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract
 from app.contract.tables import SPELLED
-from app.errors import NoCandidateError
 from app.redis import keys
+from app.server_errors import NoCandidateError
 from app.worker_record import WorkerRecord, by_queue
 from controller.http.contract_schemas import body_schema, outputs_schema
 from controller.input.bodies import IMAGES

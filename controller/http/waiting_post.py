@@ -9,9 +9,9 @@ import msgspec
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
-from app.errors import InputError
 from app.ledger import ids
 from app.ledger.ids import JobRef
+from app.server_errors import InputError
 from controller import predict
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from app.contract import FREE, AnyContract, ColumnsContract, Contract, TensorContract, TensorField
 from app.contract.documents import TABLE, Document
 from app.contract.tensors import MAX_DIMENSIONS, SHOWN, Shaped
-from app.errors import BodyNotArrayError, InputShapeError, InputTypeError, ModelyardError, TooLargeError
+from app.server_errors import (
+    BodyNotArrayError,
+    InputShapeError,
+    InputTypeError,
+    ModelyardError,
+    TooLargeError,
+)
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM
 
 Values = list[Any]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from app.contract import TensorContract, skeleton, spellings
 from app.contract.npy import read_npy
-from app.errors import (
+from app.server_errors import (
     BodyKeyError,
     BodyNotArrayError,
     BodyNotJsonError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from app.errors import BodyCodingError, TooLargeError, UnsupportedCodingError
+from app.server_errors import BodyCodingError, TooLargeError, UnsupportedCodingError
 
 # zlib's parameter for each. `deflate` is zlib's format (RFC 9110, section 8.4.1.2); some senders omit its header.
 _WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}

@@ -22,7 +22,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from app.contract import FREE, ColumnsContract, Contract, Param
 from app.contract.documents import TABLE, Document
 from app.contract.tensors import SHOWN
-from app.errors import (
+from app.server_errors import (
     BodyKeyError,
     BodyNotArrayError,
     InputEmptyError,

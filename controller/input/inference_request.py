@@ -26,7 +26,7 @@ from app.contract import (
 )
 from app.contract.documents import TABLE, Document, read_python_json
 from app.contract.tensors import SHOWN, Array, Shaped, flattened
-from app.errors import BodyKeyError, InputShapeError, InputTypeError, ParameterError
+from app.server_errors import BodyKeyError, InputShapeError, InputTypeError, ParameterError
 
 # Datatypes of the protocol by NumPy name. BF16 is missing because NumPy has no such type.
 DATATYPES = {

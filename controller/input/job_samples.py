@@ -11,7 +11,7 @@ import msgspec
 from app.contract import ColumnsContract, Contract, TensorContract, documents
 from app.contract.documents import Document, Reading, Rules
 from app.contract.payloads import JobForm, rows_payload, to_payload
-from app.errors import (
+from app.server_errors import (
     BodyKeyError,
     BodyNotJsonError,
     InputError,

@@ -19,7 +19,7 @@ import simdjson
 from numpy.typing import NDArray
 
 from app.contract import TensorContract, skeleton
-from app.errors import (
+from app.server_errors import (
     BodyKeyError,
     BodyNotJsonError,
     InputEmptyError,

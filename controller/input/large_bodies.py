@@ -24,7 +24,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from app.contract.documents import Reading
-from app.errors import BodyNotArrayError, ModelyardError, QueueFullError, TooLargeError, UnavailableError
+from app.server_errors import (
+    BodyNotArrayError,
+    ModelyardError,
+    QueueFullError,
+    TooLargeError,
+    UnavailableError,
+)
 from controller.endpoints import Route
 from controller.input import bodies
 from controller.input.job_samples import Samples, read_samples

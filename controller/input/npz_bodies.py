@@ -13,7 +13,7 @@ from app.contract import ColumnsContract, Contract, TensorContract, TensorsContr
 from app.contract.documents import TABLE, Document
 from app.contract.npy import read_npy
 from app.contract.tensors import SHOWN
-from app.errors import (
+from app.server_errors import (
     BodyNotArrayError,
     InputEmptyError,
     InputShapeError,

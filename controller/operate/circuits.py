@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.clock import PoolClock
-from app.errors import ModelyardError
 from app.redis import keys
+from app.server_errors import ModelyardError
 from app.settings import ControllerSettings
 from controller.endpoints import CIRCUIT_OPEN, Exclusion
 from controller.events import Completed

@@ -15,9 +15,9 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from app.clock import to_ms
-from app.errors import UnknownModelError, VersionInUseError
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
+from app.server_errors import UnknownModelError, VersionInUseError
 from app.version_controls import PIN, SCALE, Control, State, Table, encode_control
 from controller.endpoints import DISABLED, PINNED, RETIRED, Exclusion
 from controller.operate.decision_log import DecisionLog

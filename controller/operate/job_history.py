@@ -17,10 +17,10 @@ from typing import Any, cast
 import msgspec
 
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError, ParameterError, WireError
 from app.ledger import ids, wire
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
+from app.server_errors import LedgerUnavailableError, ParameterError, WireError
 from controller.events import Completed
 from modelyard.schemas import FINAL_STATUSES, JobList, JobSummary, Status
 

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
-from app.errors import NotScalableError, UnknownModelError
 from app.fsck.examination import Examiner
 from app.pool_file import MOST_REPLICAS
 from app.redis import keys
 from app.redis.client import ledger_errors
+from app.server_errors import NotScalableError, UnknownModelError
 from app.worker_record import UP
 from controller.admission.authentication import Caller, require
 from controller.http import documentation as docs

@@ -8,7 +8,6 @@ from typing import cast
 import msgspec
 
 from app.contract import Contract, TensorContract
-from app.errors import NoCandidateError, WireError
 from app.ledger import commands, wire
 from app.ledger.ids import is_well_formed
 from app.ledger.wakeup_message import WakeUpMessages
@@ -17,6 +16,7 @@ from app.quality import VAL_ACCURACY
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import run
+from app.server_errors import NoCandidateError, WireError
 from controller.endpoints import Endpoint
 from controller.pool_watcher import PoolView
 from controller.ranking import Candidate

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError, TooManyPagesError
 from app.redis import keys
 from app.redis.client import ledger_errors
+from app.server_errors import LedgerUnavailableError, TooManyPagesError
 from controller.http.pool_document import pool_document
 from controller.page.history import History
 from controller.pool_watcher import PoolWatcher

@@ -8,8 +8,8 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
-from app.errors import NotFoundError
 from app.quality import VAL_ACCURACY
+from app.server_errors import NotFoundError
 from controller.admission.authentication import require
 from controller.http.event_response import EventResponse
 from controller.http.pool_document import pool_document

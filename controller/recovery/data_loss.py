@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from app.errors import LedgerUnavailableError, WireError
 from app.ledger import marks
 from app.ledger.marks import Loss, Mark
 from app.redis.client import AsyncClient, ledger_errors
+from app.server_errors import LedgerUnavailableError, WireError
 from controller.recovery.replay_buffer import KEEP_S
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-from app.errors import LedgerUnavailableError, WireError
 from app.ledger import ids
 from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.wakeup_message import WakeUpMessages, unannounced
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.redis.script import Call, load, run
+from app.server_errors import LedgerUnavailableError, WireError
 from app.settings import HEARTBEATS_TO_LIVE
 from app.unreadable import Unreadable
 from app.worker_record import decode_record

@@ -13,11 +13,11 @@ import time
 from dataclasses import dataclass
 
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError, WireError
 from app.ledger.commands import Accept, RestoreOutcome
 from app.ledger.ids import JobRef
 from app.ledger.replay import Replay
 from app.ledger.wire import BatchHead
+from app.server_errors import LedgerUnavailableError, WireError
 from controller.events import Accepted, Completed
 
 logger = logging.getLogger(__name__)

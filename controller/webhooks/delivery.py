@@ -16,11 +16,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from app.clock import PoolClock
-from app.errors import ConfigurationError, LedgerUnavailableError, ModelyardError
 from app.ledger.controller_ledger import ControllerLedger, JobView
 from app.ledger.ids import job_id as id_of
 from app.ledger.webhook_list import WebhookList, read_state
 from app.redis.client import AsyncClient
+from app.server_errors import ConfigurationError, LedgerUnavailableError, ModelyardError
 from app.settings import ControllerSettings
 from controller.cancelling import cancel
 from controller.events import Completed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import SplitResult, urlsplit
 
-from app.errors import WebhookNotAllowedError
+from app.server_errors import WebhookNotAllowedError
 from app.settings import ControllerSettings
 from controller.admission.gate import ANY, listed
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from app.errors import first_line
+from app.server_errors import first_line
 from app.settings import ControllerSettings
 from controller.webhooks.destinations import may_connect
 from modelyard.webhooks import sign

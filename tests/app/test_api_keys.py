@@ -15,7 +15,7 @@ from app.api_keys import (
     new_key,
     read_keys,
 )
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ConfigurationError
 from app.pool_file import Endpoint, NamedVersion, Serve, find_pool_file, read_pool_file
+from app.server_errors import ConfigurationError
 from app.settings import Settings, load
 
 WRONG = """\

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from app.errors import WorkerNumberTakenError
 from app.redis import keys
+from app.server_errors import WorkerNumberTakenError
 from app.worker_record import assign_number
 
 QUEUES = [keys.queue_name("M", version) for version in range(1, 9)]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import RegistrySchemaError, RegistryUnavailableError
 from app.registry_database import examine, others_beside
+from app.server_errors import RegistrySchemaError, RegistryUnavailableError
 from app.settings import Settings
 from modelyard.commands.exit_status import UNAVAILABLE
 from tests.pool_samples import RedisServer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings, Settings, WorkerSettings, load, variable_name
 
 ALL = [

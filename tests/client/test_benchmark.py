@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from app.errors import ParameterError, UnknownWorkerError
+from app.server_errors import ParameterError, UnknownWorkerError
 from modelyard import AsyncClient, RetryPolicy
 from modelyard.benchmark import Benchmark
 from modelyard.client_errors import ControllerUnreachableError, JobFailedError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from starlette.responses import Response
 
-from app.errors import (
+from app.server_errors import (
     ConfigurationError,
     ForbiddenError,
     IdempotencyConflictError,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from app.errors import InputError
+from app.server_errors import InputError
 from modelyard.images import load_png_28
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from app.errors import ModelyardError, first_line
+from app.server_errors import ModelyardError, first_line
 from modelyard.redaction import redacted
 
 

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from app.clock import PoolClock
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from tests.pool_samples import RedisServer, record
 from workers.process.heartbeat import Heartbeat
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.api_keys import new_key
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings
 from controller.batch_files.batch_files import TRIES
 from controller.batch_files.batch_folder import BatchFolder

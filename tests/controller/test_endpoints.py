@@ -13,8 +13,8 @@ import msgspec
 import pytest
 import redis
 
-from app.errors import ConfigurationError
 from app.redis import keys
+from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings
 from controller.main import create_app
 from controller.selector import Selector

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.contract import DTYPES, TensorContract
-from app.errors import InputError, InputNotFiniteError, InputNotNumericError
+from app.server_errors import InputError, InputNotFiniteError, InputNotNumericError
 from controller.http.problems import status_of
 from controller.input import bodies, json_numbers
 from controller.input.bodies import JSON, MSGPACK, NPY

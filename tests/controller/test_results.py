@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from app.errors import JobNotCancellableError
 from app.ledger.ids import IdSigner
 from app.redis import keys
+from app.server_errors import JobNotCancellableError
 from tests.controller.conftest import HandWorker, Serve, serving, settings_for, until
 from tests.pool_samples import RedisServer
 

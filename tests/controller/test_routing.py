@@ -8,7 +8,9 @@ import pytest
 
 from app import pool_file
 from app.contract import TensorContract
-from app.errors import (
+from app.pool_file import NamedVersion, Policy
+from app.redis import keys
+from app.server_errors import (
     ContradictionError,
     EndpointRequiredError,
     ModelyardError,
@@ -18,8 +20,6 @@ from app.errors import (
     UnknownModelError,
     UnknownWorkerError,
 )
-from app.pool_file import NamedVersion, Policy
-from app.redis import keys
 from app.worker_record import WorkerRecord
 from controller.endpoints import BEST_METRIC, HIGHEST_VAL_ACCURACY, Exclusion, Route
 from controller.pool_snapshot import Snapshot, build_snapshot

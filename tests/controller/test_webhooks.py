@@ -23,8 +23,8 @@ import pytest
 import redis
 import trustme
 
-from app.errors import ConfigurationError, WebhookNotAllowedError
 from app.redis import keys
+from app.server_errors import ConfigurationError, WebhookNotAllowedError
 from app.settings import ControllerSettings
 from controller.main import create_app
 from controller.webhooks.delivery import MOST_PER_HOST

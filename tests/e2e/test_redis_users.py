@@ -23,8 +23,8 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.errors import RateLimitError
 from app.redis.client import connect, connect_async
+from app.server_errors import RateLimitError
 from app.settings import Settings
 from controller.admission.authentication import Caller
 from controller.admission.rate_limit import RateLimit

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.errors import JobNotCancellableError, UnknownJobError, UnknownWorkerError
+from app.server_errors import JobNotCancellableError, UnknownJobError, UnknownWorkerError
 from modelyard import AsyncClient, Client
 from tests.e2e.conftest import Digits, Pool
 

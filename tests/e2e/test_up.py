@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.api_keys import new_key
-from app.errors import ForbiddenError, UnauthenticatedError
+from app.server_errors import ForbiddenError, UnauthenticatedError
 from modelyard import Client
 from tests import light_registry
 from tests.conftest import WaitUntil

@@ -20,7 +20,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from app import errors
+from app import server_errors
 from app.redis import keys
 from app.settings import ControllerSettings
 from controller.http.problems import problem
@@ -56,8 +56,8 @@ def test_the_openapi_document_is_as_frozen() -> None:
 
 
 def test_every_problem_code_keeps_its_status() -> None:
-    kinds = [each for each in vars(errors).values() if isinstance(each, type)]
-    made = [each("detail") for each in kinds if issubclass(each, errors.ModelyardError)]
+    kinds = [each for each in vars(server_errors).values() if isinstance(each, type)]
+    made = [each("detail") for each in kinds if issubclass(each, server_errors.ModelyardError)]
     check("problem_codes.json", as_text({error.code: problem(error)[0] for error in made}))
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from app.errors import ConfigurationError, InputError, ModelNotFoundError
+from app.server_errors import ConfigurationError, InputError, ModelNotFoundError
 from app.settings import Settings
 from modelyard.commands.main import cli
 from modelyard.digits import heldout_indices, load_digits_28

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.errors import DatasetError
+from app.server_errors import DatasetError
 from modelyard.digits import heldout_indices, load_digits_28
 from training.datasets import digest_of, load_dataset, stratified_split
 

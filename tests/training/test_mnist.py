@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.errors import DatasetError
+from app.server_errors import DatasetError
 from training.mnist import CHECKSUMS_FILE, IMAGES_FILE, LABELS_FILE, load_mnist, parse_idx
 
 from .conftest import FileServer, IdxFiles, Ignore, idx_bytes

@@ -10,8 +10,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from app.errors import RegistryUnavailableError
 from app.quality import Quality, read_quality
+from app.server_errors import RegistryUnavailableError
 from modelyard.digits import load_digits_28
 from training.datasets import digest_of
 from training.inventory import (

@@ -9,10 +9,10 @@ import pytest
 
 from app.celery_app import create_celery
 from app.clock import PoolClock
-from app.errors import LedgerUnavailableError
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis.client import connect, connect_async
 from app.redis.keys import queue_name
+from app.server_errors import LedgerUnavailableError
 from app.settings import Settings
 from faults.proxy import Proxy
 from tests.conftest import RedisServer, WaitUntil

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from app.errors import ModelNotAllowedError
+from app.server_errors import ModelNotAllowedError
 from app.settings import WorkerSettings
 from cli.commands.check_command import command
 from workers import model

@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from app.clock import PoolClock
-from app.errors import QueueTakenError
 from app.redis import keys
+from app.server_errors import QueueTakenError
 from app.worker_record import decode_record
 from tests.pool_samples import RedisServer, publish, record
 from workers.process.heartbeat import Heartbeat

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from app.contract import Column, ColumnsContract, ColumnType
-from app.errors import ModelContractError
 from app.ledger.wire import JobOutcome
+from app.server_errors import ModelContractError
 from controller.http.job_json import predictions_json
 from workers.job_outputs import to_outcomes
 

@@ -18,10 +18,10 @@ from mlflow.pyfunc import scoring_server
 from app.contract import Column, ColumnsContract, ColumnType, Contract, TensorContract
 from app.contract.documents import read_json
 from app.contract.payloads import to_payload
-from app.errors import ModelNotAllowedError
 from app.ledger.ids import JobRef
 from app.ledger.wire import JobEntry, JobOutcome
 from app.ledger.worker_ledger import ClaimedBatch
+from app.server_errors import ModelNotAllowedError
 from app.settings import WorkerSettings
 from controller.http.job_json import job_json, predictions_json
 from tests.pool_samples import head, now_ms, outcome

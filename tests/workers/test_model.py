@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.contract import TensorContract, TensorsContract
-from app.errors import (
+from app.server_errors import (
     ModelContractError,
     ModelNotFoundError,
     ModelWarmUpError,

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from app.errors import ModelNotFoundError
+from app.server_errors import ModelNotFoundError
 from training.inventory import registered_versions
 from workers.model_lookup import look_up
 

@@ -15,7 +15,7 @@ import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-from app.errors import ModelRequirementsError, ModelWarmUpError
+from app.server_errors import ModelRequirementsError, ModelWarmUpError
 from app.settings import WorkerSettings
 from workers import model
 from workers.model_lookup import ModelVersion, read_description

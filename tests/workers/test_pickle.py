@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from app.errors import ModelNotAllowedError, ModelyardError
+from app.server_errors import ModelNotAllowedError, ModelyardError
 from app.settings import WorkerSettings
 from tests.pool_samples import RedisServer
 from workers import model

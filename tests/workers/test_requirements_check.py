@@ -11,7 +11,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from app.errors import ModelRequirementsError
+from app.server_errors import ModelRequirementsError
 from app.settings import WorkerSettings
 from cli.commands.check_command import command
 from modelyard.schemas import RequirementDifference

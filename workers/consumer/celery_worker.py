@@ -18,9 +18,9 @@ from celery.worker.consumer import Consumer
 from kombu import Connection, Queue
 
 from app.celery_app import BATCH_TASK
-from app.errors import ConfigurationError, ServiceError, first_line
 from app.redis.refusals import refusal
 from app.redis.sentinel import Primary
+from app.server_errors import ConfigurationError, ServiceError, first_line
 from app.unreadable import Unreadable, What
 from app.worker_record import WorkerRecord
 from workers.batch_runner import BatchRunner

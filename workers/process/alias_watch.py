@@ -17,8 +17,8 @@ from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-from app.errors import ModelyardError, RegistryUnavailableError, first_line
 from app.registry_database import sqlite_path, written_at_ns
+from app.server_errors import ModelyardError, RegistryUnavailableError, first_line
 from app.settings import WorkerSettings
 from workers.model_lookup import Aliases, ModelVersion, read_aliases
 

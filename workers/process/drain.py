@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 
-from app.errors import LedgerUnavailableError, WireError
 from app.redis.client import Client, ledger_errors
 from app.redis.refusals import refusal
+from app.server_errors import LedgerUnavailableError, WireError
 from app.version_controls import retirement
 from app.worker_record import WorkerRecord, has_other_ready_worker, open_jobs
 from workers.process.heartbeat import Heartbeat

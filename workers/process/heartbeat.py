@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 
 from app.clock import PoolClock
-from app.errors import ConfigurationError, QueueTakenError, WireError, WorkerNumberTakenError
 from app.ledger.marks import mark_loss
 from app.redis.client import Client, RedisError, ledger_errors
 from app.redis.refusals import refusal
 from app.redis.script import run_now
+from app.server_errors import ConfigurationError, QueueTakenError, WireError, WorkerNumberTakenError
 from app.settings import HEARTBEATS_TO_LIVE
 from app.worker_record import (
     WorkerRecord,

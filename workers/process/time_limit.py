@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
-from app.errors import InferenceTimeoutError
+from app.server_errors import InferenceTimeoutError
 
 GRACE_S = 1.0  # delay from one mechanism to the next
 EVERY_S = 0.5

@@ -19,7 +19,7 @@ from mlflow.types.schema import AnyType, Array, Map, Object, Property
 
 from app.contract.documents import Document, Rules, read
 from app.contract.payloads import to_payload
-from app.errors import ModelyardError
+from app.server_errors import ModelyardError
 from controller.input.arrow_bodies import read_table
 from workers.job_inputs import decode, read_unread, to_input
 from workers.signature import read_contract

@@ -22,7 +22,7 @@ from app.contract import (
 )
 from app.contract.documents import read, read_json
 from app.contract.payloads import Payload, to_payload
-from app.errors import InputError, InputTypeError, ModelyardError, TooLargeError
+from app.server_errors import InputError, InputTypeError, ModelyardError, TooLargeError
 from app.worker_record import decode_record, encode_record
 from tests.pool_samples import record
 from workers.job_inputs import decode

@@ -10,7 +10,7 @@ import pytest
 from app.contract import Column, ColumnsContract, ColumnType
 from app.contract.documents import read_json
 from app.contract.payloads import rows_payload, to_payload
-from app.errors import ModelyardError, TooLargeError
+from app.server_errors import ModelyardError, TooLargeError
 
 KINDS = ("double", "float", "long", "integer", "string", "boolean")
 NAMES = [f"a {kind}" for kind in KINDS]

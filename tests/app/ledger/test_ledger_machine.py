@@ -18,7 +18,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from app.errors import JobNotCancellableError, UnknownJobError
 from app.ledger import wire
 from app.ledger.commands import Accept, NewBatch, RestoreOutcome
 from app.ledger.controller_ledger import ControllerLedger
@@ -27,6 +26,7 @@ from app.ledger.replay import Replay
 from app.ledger.wire import BatchOutcome
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
+from app.server_errors import JobNotCancellableError, UnknownJobError
 from tests.pool_samples import RedisServer, accept, head, new_batch, outcome
 
 QUEUE = head().queue

@@ -11,7 +11,6 @@ import pytest
 import redis.asyncio
 
 from app.celery_app import create_celery
-from app.errors import JobGoneError, JobNotQuarantinedError, UnknownJobError
 from app.ledger import ids
 from app.ledger.commands import NewBatch
 from app.ledger.quarantine import Quarantine
@@ -19,6 +18,7 @@ from app.ledger.wakeup_message import batch_id_of, write_template
 from app.ledger.wire import JobEntry
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
+from app.server_errors import JobGoneError, JobNotQuarantinedError, UnknownJobError
 from app.settings import Settings
 from modelyard.schemas import QuarantinedJob
 from tests.pool_samples import SIGNER, RedisServer, accept, head, new_batch, now_ms, outcome

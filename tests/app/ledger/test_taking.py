@@ -15,10 +15,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from app.errors import LedgerUnavailableError, NewerWireError, WireError
 from app.ledger import wire
 from app.ledger.worker_ledger import ClaimedBatch, WorkerLedger
 from app.redis import keys
+from app.server_errors import LedgerUnavailableError, NewerWireError, WireError
 from faults.proxy import Proxy
 from tests.pool_samples import accept_now, head, new_batch, outcome
 

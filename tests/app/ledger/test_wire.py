@@ -22,9 +22,9 @@ from app.contract import (
     TensorsContract,
 )
 from app.contract.payloads import JobForm
-from app.errors import NewerWireError, WireError
 from app.ledger import wire
 from app.ledger.wire import BatchHead, BatchOutcome, JobEntry, JobOutcome
+from app.server_errors import NewerWireError, WireError
 from modelyard.schemas import Latency
 from tests.pool_samples import head, outcome, record
 

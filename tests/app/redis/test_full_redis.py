@@ -18,12 +18,12 @@ import redis
 import redis.asyncio
 
 from app.clock import PoolClock
-from app.errors import LedgerFullError
 from app.ledger.controller_ledger import ControllerLedger
 from app.ledger.ids import JobRef
 from app.ledger.wire import JobOutcome
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
+from app.server_errors import LedgerFullError
 from app.settings import ControllerSettings, Settings
 from cli.local_pool.programs import redis_answers
 from controller.admission.idempotency import Idempotency, Reservation

@@ -14,12 +14,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from app.celery_app import create_celery
-from app.errors import LedgerUnavailableError
 from app.redis.client import connect, connect_async, ledger_errors
 from app.redis.link import RedisLink
 from app.redis.script import Call, Script
 from app.redis.script_connection import ScriptConnection
 from app.redis.sentinel import watch
+from app.server_errors import LedgerUnavailableError
 from app.settings import Settings, load
 from faults.sentinel_servers import SentinelServers
 from tests.controller.conftest import until

@@ -11,9 +11,9 @@ import pytest
 from redis.connection import parse_url
 
 from app.celery_app import create_celery
-from app.errors import ConfigurationError
 from app.redis.client import connect
 from app.redis.url import Sentinels, sentinels, server_url, without_secrets
+from app.server_errors import ConfigurationError
 from app.settings import Settings, load
 
 SECRET = "s3cret"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from modelyard.commands.main import cli
 
 

@@ -9,10 +9,10 @@ import redis
 import redis.asyncio
 from click.testing import CliRunner, Result
 
-from app.errors import JobNotQuarantinedError, UnavailableError
 from app.ledger import ids
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
+from app.server_errors import JobNotQuarantinedError, UnavailableError
 from modelyard.commands.main import cli
 from tests.pool_samples import RedisServer, accept_now, head, new_batch, outcome
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from cli.commands.logs_command import Tail
 from modelyard.commands.main import cli
 

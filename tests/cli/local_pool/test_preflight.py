@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import Settings
 from cli.local_pool import preflight
 from cli.local_pool.programs import Service, Tier

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import Settings
 from cli.local_pool import redis_server as pool_redis
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ConfigurationError
 from app.pool_file import Serve
+from app.server_errors import ConfigurationError
 from app.settings import Settings
 from cli.local_pool.served_entries import ServedEntries, entries_given
 

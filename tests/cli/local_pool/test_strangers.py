@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.api_keys import new_key
-from app.errors import ConfigurationError
+from app.server_errors import ConfigurationError
 from app.settings import PoolSettings, load
 from cli.local_pool.local_pool import PoolPlan
 

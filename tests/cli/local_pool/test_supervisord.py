@@ -12,7 +12,7 @@ import pytest
 import redis
 from rich.console import Console
 
-from app.errors import ServiceError
+from app.server_errors import ServiceError
 from app.settings import ControllerSettings
 from cli.local_pool import leftovers
 from cli.local_pool.local_pool import Pool, PoolPlan, claimed, open_pool

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from app.api_keys import new_key
-from app.errors import ConfigurationError
 from app.ledger.wire import JobOutcome
+from app.server_errors import ConfigurationError
 from controller.admission.audit_log import REFUSALS_PER_S
 from controller.http.server import make_server
 from controller.main import create_app

@@ -15,9 +15,9 @@ import pytest
 import redis
 
 from app.api_keys import Role, new_key
-from app.errors import ConfigurationError, UnauthenticatedError
 from app.ledger.ids import IdSigner
 from app.redis import keys
+from app.server_errors import ConfigurationError, UnauthenticatedError
 from controller.admission.authentication import CACHED_CALLERS, OPEN_PATHS, Access, Caller
 from controller.main import create_app
 from tests.controller.conftest import HandWorker, Serve, Served, nothing_is_queued, settings_for, until

@@ -20,10 +20,10 @@ import pytest
 import redis
 import redis.asyncio
 
-from app.errors import IdempotencyPendingError
 from app.ledger.commands import LARGE_SAMPLES_BYTES, Accept, OnceKey
 from app.ledger.replay import Replay
 from app.redis import keys
+from app.server_errors import IdempotencyPendingError
 from controller.admission.idempotency import LEASE_S
 from faults.proxy import Proxy
 from modelyard.client_errors import ControllerUnreachableError

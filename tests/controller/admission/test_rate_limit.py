@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from app.api_keys import new_key
-from app.errors import ConfigurationError
 from app.redis import keys
+from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings, load
 from tests.controller.conftest import HandWorker, Serve, Served
 

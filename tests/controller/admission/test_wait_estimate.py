@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import QueueFullError
 from app.ledger.wire import EXPIRED, BatchOutcome
+from app.server_errors import QueueFullError
 from app.settings import ControllerSettings
 from controller.admission.full_queue import LONGEST_RETURN_S, FullQueue
 from controller.admission.wait_estimate import LEAST_BATCH_MS, Backlogs, BatchCosts, QueueBacklog

@@ -9,7 +9,7 @@ from httptools import HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import HeadTooLargeError, MalformedRequestError
+from app.server_errors import HeadTooLargeError, MalformedRequestError
 from controller.http.framing import HEAD_END, MAX_HEAD_BYTES, Head, check_beginning
 
 BODY = b'GET /smuggled HTTP/1.1\r\nhost: localhost\r\n\r\n{"data": [1, 2]}'

@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from app.errors import WireError
 from app.ledger.ids import JobRef
 from app.ledger.wire import CANCELLED, EXPIRED, Array, BatchOutcome, JobOutcome
+from app.server_errors import WireError
 from controller.http.documentation import schemas
 from controller.http.job_json import BatchJson, job_json
 from modelyard.schemas import Job, Status

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 import modelyard.errors
-from app import errors
-from app.errors import ModelyardError
+from app import server_errors
+from app.server_errors import ModelyardError
 from controller.http.problems import STATUS, problem, status_of
 
 
@@ -44,10 +44,12 @@ STATUSES = {
 
 def test_every_error_is_in_the_one_tree_and_the_tree_is_drawn_in_the_module() -> None:
     defined = {
-        each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)
+        each
+        for each in vars(server_errors).values()
+        if isinstance(each, type) and issubclass(each, Exception)
     }
     assert defined == set(CLASSES)
-    drawing = f"{errors.__doc__}{modelyard.errors.__doc__}"
+    drawing = f"{server_errors.__doc__}{modelyard.errors.__doc__}"
     assert [each.__name__ for each in CLASSES if each.__name__ not in drawing] == []
 
 
@@ -69,7 +71,7 @@ def test_every_error_becomes_a_problem_document(kind: type[ModelyardError]) -> N
 
 @pytest.mark.parametrize(("name", "status"), STATUSES.items())
 def test_the_status_of_an_error(name: str, status: int) -> None:
-    assert status_of(getattr(errors, name)("x")) == status
+    assert status_of(getattr(server_errors, name)("x")) == status
 
 
 def test_the_table_of_statuses_names_no_class_outside_the_tree() -> None:
@@ -78,5 +80,5 @@ def test_the_table_of_statuses_names_no_class_outside_the_tree() -> None:
 
 @pytest.mark.parametrize(("retry_after_s", "header"), [(0.2, b"1"), (1, b"1"), (1.1, b"2"), (60, b"60")])
 def test_retry_after_is_whole_seconds_rounded_up(retry_after_s: float, header: bytes) -> None:
-    _, headers, _ = problem(errors.QueueFullError("full", retry_after_s=retry_after_s))
+    _, headers, _ = problem(server_errors.QueueFullError("full", retry_after_s=retry_after_s))
     assert dict(headers)[b"retry-after"] == header

@@ -22,7 +22,7 @@ from app.contract import (
     TensorField,
     TensorsContract,
 )
-from app.errors import ModelyardError
+from app.server_errors import ModelyardError
 from controller.http.contract_schemas import body_schema
 from controller.input.job_samples import read_samples
 from controller.pool_snapshot import build_snapshot

@@ -25,7 +25,7 @@ from app.contract import (
 )
 from app.contract.documents import read
 from app.contract.payloads import Payload, to_payload
-from app.errors import (
+from app.server_errors import (
     BodyNotArrayError,
     InputEmptyError,
     InputNotFiniteError,

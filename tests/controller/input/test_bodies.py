@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from app.contract import DTYPES, TensorContract
-from app.errors import (
+from app.server_errors import (
     BodyKeyError,
     BodyNotArrayError,
     InputEmptyError,

@@ -27,7 +27,7 @@ from app.contract import (
 )
 from app.contract.documents import read_json
 from app.contract.payloads import Payload, to_payload
-from app.errors import (
+from app.server_errors import (
     BodyKeyError,
     BodyNotArrayError,
     InputEmptyError,

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.contract import TensorContract, skeleton
-from app.errors import (
+from app.server_errors import (
     BodyKeyError,
     BodyNotJsonError,
     InputEmptyError,

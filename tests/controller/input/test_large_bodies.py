@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.errors import (
+from app.server_errors import (
     BodyNotArrayError,
     BodyNotJsonError,
     ModelyardError,

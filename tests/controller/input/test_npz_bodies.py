@@ -20,7 +20,7 @@ from app.contract import (
     TensorField,
     TensorsContract,
 )
-from app.errors import (
+from app.server_errors import (
     BodyNotArrayError,
     InputEmptyError,
     InputShapeError,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.errors import InferenceTimeoutError
+from app.server_errors import InferenceTimeoutError
 from workers.process.time_limit import TimeLimit
 
 LIMIT_S = 0.1
