@@ -161,6 +161,10 @@ async def send_burst(folder: Path, burst_s: float, most: int, deadline_s: float)
         async with Load(lambda: [url], sent, recipes, rate_per_s, f"deadline={deadline_s:g}") as load:
             await load.finished()
         over_s = time.monotonic() - started_s
+        say(
+            "burst",
+            f"{len(sent.accepted) / over_s:.0f} accepted per second for {over_s:.0f} s; asked for {rate_per_s:.0f}",
+        )
         client = connect_url(f"unix://{Settings(state_dir=folder, redis_url='').redis_socket}")
         await until_settled(client, deadline_s + SETTLE_LIMIT_S)
         tell_burst(ends(client, keys.queue_name(MODEL, 1), started_ms), sent, started_ms, replicas)
