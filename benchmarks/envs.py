@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 import environments
 from environments import InstallError
 
-__all__ = ["ENVIRONMENTS", "InstallError", "bin_folder", "versions"]
+__all__ = ["ENVIRONMENTS", "InstallError", "bin_folder", "peer_programs", "versions"]
 ENVIRONMENTS = Path(__file__).resolve().parent / ".envs"
 VERSIONS = "import sys; from importlib.metadata import version as v; print(*map(v, sys.argv[1:]), sep='\\n')"
 
@@ -25,8 +25,16 @@ def bin_folder(system: System) -> Path:
     """
     if not system.environment:
         return Path(sys.executable).parent
-    requirements = PEERS / system.environment / "requirements.txt"
-    return environments.programs(requirements, ENVIRONMENTS / system.environment)
+    return peer_programs(system.environment)
+
+
+def peer_programs(peer: str) -> Path:
+    """Folder of the programs of a peer's environment, created if missing or outdated.
+
+    Raises:
+        InstallError: It cannot be made.
+    """
+    return environments.programs(PEERS / peer / "requirements.txt", ENVIRONMENTS / peer)
 
 
 def versions(system: System, programs: Path) -> dict[str, str]:

@@ -76,6 +76,7 @@ class Workload:
 
         Raises:
             subprocess.SubprocessError: It cannot be made.
+            InstallError: The environment in which it is made cannot be made.
         """
         if self.name in (PERCEPTRON.name, LARGE.name):
             model = digit_bodies.make_model(envs.ENVIRONMENTS)
@@ -84,7 +85,7 @@ class Workload:
         folder = envs.ENVIRONMENTS / "workloads" / self.name
         if not (folder / "samples.json").exists():
             print(f"making the model of the workload {self.name}", flush=True)
-            python = str(envs.ENVIRONMENTS / "mlflow" / "bin" / "python")
+            python = str(envs.peer_programs("mlflow") / "python")
             command = [python, str(PEERS / "make_model.py"), self.name, str(folder)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             subprocess.run(command, env=environment, check=True, timeout=MAKE_LIMIT_S)
