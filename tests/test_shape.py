@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grimp
+
 TESTS = Path(__file__).parent
 PACKAGES = ("app", "client", "cli", "controller", "training", "workers")
 MOST_LINES = 60
@@ -77,6 +79,17 @@ def test_no_two_modules_share_a_file_name() -> None:
     paths = [each for package in PACKAGES for each in (TESTS.parent / package).rglob("*.py")]
     names = Counter(each.name for each in paths if each.stem not in {"__init__", "__main__", "main"})
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_no_imports_are_circular() -> None:
+    graph = grimp.build_graph("modelyard", *(each for each in PACKAGES if each != "client"))
+    found = [
+        module
+        for module in graph.modules
+        for imported in graph.find_modules_directly_imported_by(module)
+        if graph.chain_exists(importer=imported, imported=module)
+    ]
+    assert found == [], "not under TYPE_CHECKING either"
 
 
 def test_no_function_is_longer_than_a_screen() -> None:

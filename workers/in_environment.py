@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 import msgspec
 
@@ -16,30 +15,9 @@ from app.logs import configure_logging, end
 from app.server_errors import ModelyardError, UnavailableError
 from app.settings import WorkerSettings
 from modelyard.redaction import redacted
+from workers.handover import Handover, Refusal
 from workers.model_lookup import ModelVersion
 from workers.process import follower_files
-
-
-class Handover(msgspec.Struct, frozen=True):
-    """The results of the outer worker.
-
-    Attributes:
-        settings: All of its settings, by field name.
-        folder: Folder for temporary files; removed at the end.
-        is_trial: Whether to only load the model once; the result then replaces this content in the file.
-    """
-
-    settings: dict[str, Any]
-    found: ModelVersion
-    folder: str
-    is_trial: bool = False
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """Why a trial failed; both empty if it succeeded."""
-
-    code: str = ""
-    detail: str = ""
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from workers.signature import read_outputs
 from workers.warm_up import LoadedModel
 
 if TYPE_CHECKING:
-    from workers.in_environment import Handover
+    from workers.handover import Handover
 
 logger = logging.getLogger(__name__)
 EXIT_STUCK = prefork_supervisor.EX_SOFTWARE

@@ -39,7 +39,7 @@ from app.model_files import loading
 from app.server_errors import ConfigurationError, ModelEnvironmentError, ModelError
 from app.settings import WorkerSettings
 from workers import model, pip_config
-from workers.in_environment import Handover, Refusal
+from workers.handover import Handover, Refusal
 from workers.model_lookup import ModelVersion
 from workers.process.prefork_supervisor import signal_at_parents_death
 from workers.requirements_check import PYTHON_ENV, REQUIREMENTS, read_requirements, required_python

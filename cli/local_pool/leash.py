@@ -10,33 +10,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from workers.process.prefork_supervisor import signal_at_parents_death
-
-if TYPE_CHECKING:
-    from cli.local_pool.programs import Service
 
 SERVICES = "services.json"
 PID_FILE = "supervisord.pid"
 NOT_RUN = 126  # a shell's exit status for a program that it cannot run
-
-
-def write_services(folder: Path, services: Iterable[Service]) -> None:
-    """Write the start command of each service, with the current folder as its working directory."""
-    rows = {
-        service.name: {
-            "command": service.command,
-            "environment": {**service.environment, "PYTHONUNBUFFERED": "1"},
-            "folder": str(Path.cwd()),
-        }
-        for service in services
-    }
-    written = folder / f"{SERVICES}.new"  # a service that restarts reads the file at any moment
-    written.write_text(json.dumps(rows, indent=1))
-    written.replace(folder / SERVICES)
 
 
 def main() -> NoReturn:

@@ -7,11 +7,12 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
@@ -164,6 +165,21 @@ def worker_service(settings: ControllerSettings, worker: Worker) -> Service:
         },
         stop_wait_s=30,
     )
+
+
+def write_services(folder: Path, services: Iterable[Service]) -> None:
+    """Write the start command of each service for its leash, with the current folder as its working directory."""
+    rows = {
+        service.name: {
+            "command": service.command,
+            "environment": {**service.environment, "PYTHONUNBUFFERED": "1"},
+            "folder": str(Path.cwd()),
+        }
+        for service in services
+    }
+    written = folder / f"{SERVICES}.new"  # a service that restarts reads the file at any moment
+    written.write_text(json.dumps(rows, indent=1))
+    written.replace(folder / SERVICES)
 
 
 def present_workers(settings: Settings) -> list[Worker]:

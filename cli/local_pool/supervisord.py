@@ -25,7 +25,7 @@ from app.server_errors import ServiceError
 from cli.local_pool import leash, leftovers
 from cli.local_pool import redis_server as pool_redis
 from cli.local_pool.leftovers import CONTROL_SOCKET, Leftover
-from cli.local_pool.programs import Service, Tier
+from cli.local_pool.programs import Service, Tier, write_services
 from workers.process.prefork_supervisor import signal_at_parents_death
 
 STARTED_AFTER_S = 10  # a service that dies sooner is restarted after 1, 2, 3, … s; later, immediately
@@ -146,7 +146,7 @@ class Supervisor:
         config.unlink(missing_ok=True)
         config.touch(mode=0o600)
         config.write_text(config_text(services))
-        leash.write_services(self._folder, services)
+        write_services(self._folder, services)
 
     @property
     def is_alive(self) -> bool:

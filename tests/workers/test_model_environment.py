@@ -28,7 +28,7 @@ from tests.conftest import WaitUntil
 from tests.pool_samples import RedisServer
 from tests.workers.worker_processes import Start, accept, ready_pids, records
 from workers import in_environment
-from workers.in_environment import Handover, Refusal
+from workers.handover import Handover, Refusal
 from workers.model_lookup import look_up
 
 LIBRARY, OLD = "iniconfig", "0.0.8"  # a small package that the tests have in another version

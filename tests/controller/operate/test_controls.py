@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import redis
@@ -128,6 +129,15 @@ async def test_scale_tells_the_load_of_every_version_that_was_ever_served(served
     await control(served, "retire", OTHER)
     assert (await served.http.get(idle)).json()["wanted_replicas"] == 0
     assert (await served.http.get(f"/scale/{MODEL}/99")).status_code == 404
+
+
+async def test_scale_tells_that_a_listed_version_wants_its_first_worker(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "modelyard.toml"
+    file.write_text(f'[endpoints.digits]\nversions = ["{MODEL}/99"]\n')
+    served = await serve(pool_file=file)
+    document = (await served.http.get(f"/scale/{MODEL}/99")).json()
+    assert (document["live_replicas"], document["jobs"], document["wanted_replicas"]) == (0, 0, 1)
+    assert (await served.http.get(f"/scale/{MODEL}/98")).status_code == 404
 
 
 async def test_a_version_is_scaled_by_hand_only_where_its_workers_run_under_up(
