@@ -110,6 +110,7 @@ def pool(
     tmp_path: Path,
     free_port: Callable[[], int],
     wait_until: WaitUntil,
+    measured: dict[str, str],
 ) -> Iterator[Followed]:
     database = tmp_path / "mlruns.db"
     shutil.copy(registry.removeprefix("sqlite:///"), database)
@@ -135,7 +136,9 @@ def pool(
     }
     python = [sys.executable, "-m"]
     with log.open("w") as output:
-        worker = subprocess.Popen([*python, "cli", "worker"], env=environment, stderr=output, text=True)
+        worker = subprocess.Popen(
+            [*python, "cli", "worker"], env=environment | measured, stderr=output, text=True
+        )
         serve = [*python, "cli", "serve", "--port", str(port)]
         controller = subprocess.Popen(serve, env=environment, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
