@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import select
-import signal
 import sys
 import threading
 import time
@@ -19,6 +17,7 @@ import msgspec
 
 from app.logs import configure_logging
 from app.server_errors import ModelyardError, QueueFullError, RateLimitError, UnavailableError
+from controller import background_process
 from controller.batch_files.batch_folder import BatchFolder, Progress
 from modelyard import AsyncClient
 from modelyard.batch.batch_run import BatchPlan
@@ -27,12 +26,10 @@ from modelyard.batch.part_file import PartFile
 from modelyard.batch.sources import Source, open_source
 from modelyard.schemas import JobProblem
 
-NICENESS = 5  # if CPU time is scarce, all other callers come first
 MEMORY_BYTES = 2**30  # for the rows in hand, beside the program itself
 CONCURRENCY = 8
 NOTE_EVERY_S = 0.5
 TRY_AGAIN = os.EX_TEMPFAIL
-MAPPED_PAGES = Path("/proc/self/statm")
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,14 +51,11 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> None:
     """Do the errand that stands on the first line of standard input."""
     configure_logging()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C must only reach the controller, which ends this process
-    os.nice(NICENESS)
+    background_process.give_way()
     errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=Errand)
     folder = BatchFolder(Path(errand.folder))
     threading.Thread(target=_end_with_controller, args=(folder,), daemon=True).start()
-    _limit_memory()
+    background_process.limit_memory(MEMORY_BYTES)  # a hostile file may make the decoders take more
     os.chdir(errand.folder)  # so that errors name the file alone
     try:
         asyncio.run(_predict(folder, errand))
@@ -124,14 +118,6 @@ def _end_with_controller(folder: BatchFolder) -> None:
         if folder.has_ended and folder.progress().status == "cancelled":
             break
     os._exit(0)
-
-
-def _limit_memory() -> None:
-    """Limit what a hostile file can make the decoders take: an allocation beyond it fails."""
-    if MAPPED_PAGES.exists():  # on Linux
-        pages = int(MAPPED_PAGES.read_text().split()[0])
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES, hard))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
 
 from app.contract.documents import Reading
 from app.server_errors import (
@@ -31,6 +30,7 @@ from app.server_errors import (
     TooLargeError,
     UnavailableError,
 )
+from controller import background_process
 from controller.endpoints import Route
 from controller.input import bodies
 from controller.input.job_samples import Samples, read_samples
@@ -38,10 +38,8 @@ from controller.input.job_samples import Samples, read_samples
 LARGE_BODY_BYTES = 2**18  # about 2 ms of parsing JSON; not smaller than one read of a connection
 LIMIT_BYTES = 2**26  # of bodies that are being read or wait for it
 IDLE_S = 30.0
-NICENESS = 5  # if CPU time is scarce, all other callers come first
 DECODER_BYTES = 2**29  # of memory for one table or request of images, beside some copies of its body
 COPIES = 8
-MAPPED_PAGES = Path("/proc/self/statm")
 DECODER_CPU_S = 20
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 
@@ -155,10 +153,7 @@ class LargeBodies:
 
 def serve() -> None:
     """Process requests until none arrives for `IDLE_S` seconds, or until the controller has ended."""
-    os.nice(NICENESS)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C must only reach the controller, which ends this process
+    background_process.give_way()
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     while select.select([questions], [], [], IDLE_S)[0]:
         try:
@@ -190,10 +185,7 @@ def _limits(body_bytes: int) -> Iterator[None]:
     """Limit what a decoder may take: an allocation beyond it fails, and a signal ends the process at the time limit."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     signal.setitimer(signal.ITIMER_PROF, DECODER_CPU_S)
-    if MAPPED_PAGES.exists():  # on Linux
-        pages = int(MAPPED_PAGES.read_text().split()[0])
-        allowed = pages * resource.getpagesize() + DECODER_BYTES + COPIES * body_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (allowed, before[1]))
+    background_process.limit_memory(DECODER_BYTES + COPIES * body_bytes)
     try:
         yield
     finally:
