@@ -136,7 +136,7 @@ def _serve(
         record.worker_id,
         record.queue,
         settings.result_retention_s,
-        silences=lambda: heartbeat.silences,
+        silences=heartbeat.silences,
     )
     limit = TimeLimit(settings.inference_timeout_s)
     traces = open_traces(settings)

@@ -16,12 +16,7 @@ from app.clock import to_ms
 from app.ledger import commands, ids, wire
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
-from app.redis.client import (
-    Client,
-    NoScriptError,
-    RedisConnectionError,
-    ledger_errors,
-)
+from app.redis.client import Client, ledger_errors
 from app.redis.script import Call, run_now
 from app.redis.script_connection import ScriptConnection
 from app.server_errors import NewerWireError, WireError
@@ -103,8 +98,7 @@ class WorkerLedger:
             if batch_id == taken:
                 fields = self._taken_fields
             else:
-                with ledger_errors():
-                    fields = self._scripts.run(commands.claim(batch_id, self._queue, self.worker_id))
+                fields = self._scripts.run(commands.claim(batch_id, self._queue, self.worker_id))
             return self._read(batch_id, fields) if fields else None
         except NewerWireError:
             with ledger_errors():
@@ -137,8 +131,7 @@ class WorkerLedger:
         except (KeyError, ValueError) as error:
             raise WireError(f"the record lacks a field or has an invalid value: {error}") from None
         if not data:  # too large for the script
-            with ledger_errors():
-                data = self._scripts.command("HGET", keys.batch(batch_id), SAMPLES)
+            data = self._scripts.command("HGET", keys.batch(batch_id), SAMPLES)
             if data is None:  # Redis has lost it since, or another worker got the batch and finished it
                 return None
         return ClaimedBatch(
@@ -212,8 +205,7 @@ class WorkerLedger:
         call = commands.finish_and_take(
             batch.batch_id, batch.head, self.worker_id, outcome, self._retention_ms, quarantined, take=take
         )
-        with ledger_errors():
-            written, *taken = self._scripts.run(call)
+        written, *taken = self._scripts.run(call)
         self._note_taken(taken[0] if taken else None)
         return bool(written)
 
@@ -226,21 +218,15 @@ class WorkerLedger:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        with ledger_errors():
-            self._note_taken(self._wait_and_take(limit_s))
-
-    def _wait_and_take(self, limit_s: float) -> list[bytes] | None:
         call = commands.take(self._queue, self.worker_id)
-        if limit_s > 0:
-            at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever if the timeout is 1 ms
-            # From the queue's tail to its tail: BLMOVE returns the message without removing it.
-            wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
-            # The script may have claimed a batch before the connection was lost; the one below finds it again.
-            with suppress(NoScriptError, RedisConnectionError):
-                return cast(
-                    "list[bytes] | None", self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call)
-                )
-        return cast("list[bytes] | None", self._scripts.run(call))
+        if limit_s <= 0:
+            self._note_taken(self._scripts.run(call))
+            return
+        at_least_s = max(limit_s, 0.01)  # Redis 6.2 waits for ever if the timeout is 1 ms
+        # From the queue's tail to its tail: BLMOVE returns the message without removing it. If the connection is lost
+        # after the script has claimed a batch, the script that is sent again finds that batch.
+        wait = ("BLMOVE", self._queue, self._queue, "RIGHT", "RIGHT", at_least_s)
+        self._note_taken(self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call))
 
     def _note_taken(self, answer: list[bytes] | None) -> None:
         *self._taken_fields, batch_id = answer or [b""]

@@ -10,7 +10,7 @@ import redis
 import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -34,7 +34,6 @@ AsyncClient = redis.asyncio.Redis
 __all__ = [
     "AsyncClient",
     "Client",
-    "NoScriptError",
     "OutOfMemoryError",
     "RedisConnectionError",
     "RedisError",

@@ -15,8 +15,10 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from app.redis.client import ledger_error
 from app.redis.script import Call, Value, pack
 
 
@@ -35,11 +37,11 @@ class ScriptConnection:
         """Run a script; returns its reply as bytes. A lost connection is retried.
 
         Raises:
-            redis.RedisError: Redis does not answer, or refuses.
+            LedgerUnavailableError: Redis does not answer, or refuses.
+            WireError: A key holds a value of another type.
         """
-        packed = call.packed()
         try:
-            return self._ask(packed)
+            return self._ask(call.packed())
         except NoScriptError:
             return self._ask(call.packed("EVAL"))
 
@@ -47,33 +49,48 @@ class ScriptConnection:
         """Send a command; returns its reply as bytes. A lost connection is retried.
 
         Raises:
-            redis.RedisError: Redis does not answer, or refuses.
+            LedgerUnavailableError: Redis does not answer, or refuses.
         """
         return self._ask(pack(*words))
 
-    def _ask(self, packed: bytes) -> Any:
-        connection = self._connection = self._connection or self._pool.get_connection()
-
-        def ask() -> Any:
-            connection.send_packed_command((packed,))
-            return connection.read_response()
-
-        return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
-
     def run_after(self, command: Sequence[Value], within_s: float, call: Call) -> Any:
         """Send a script together with a command, so that Redis runs it directly after that; returns the script's reply.
+
+        After a lost connection the script is sent again without the command: it may have run before.
 
         Args:
             command: The first command; its reply or refusal is ignored.
             within_s: Maximum duration in seconds.
 
         Raises:
-            redis.exceptions.NoScriptError: Redis has forgotten the script; `run` loads it.
-            redis.RedisError: Redis does not answer, or refuses. Nothing is sent again.
+            LedgerUnavailableError: Redis does not answer, or refuses.
+            WireError: A key holds a value of another type.
         """
-        connection = self._connection = self._connection or self._pool.get_connection()
         packed = pack(*command) + call.packed()
-        connection.send_packed_command((packed,))  # connects if needed; every loss disconnects
-        with suppress(ResponseError):
-            connection.read_response(timeout=within_s)
-        return connection.read_response()
+        try:
+            connection = self._connected()
+            connection.send_packed_command((packed,))  # connects if needed; every loss disconnects
+            with suppress(ResponseError):
+                connection.read_response(timeout=within_s)
+            return connection.read_response()
+        except (NoScriptError, RedisConnectionError):
+            return self.run(call)
+        except (RedisError, OSError) as error:
+            raise ledger_error(error) from error
+
+    def _ask(self, packed: bytes) -> Any:
+        def ask() -> Any:
+            connection.send_packed_command((packed,))
+            return connection.read_response()
+
+        try:
+            connection = self._connected()
+            return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
+        except NoScriptError:
+            raise
+        except (RedisError, OSError) as error:
+            raise ledger_error(error) from error
+
+    def _connected(self) -> Any:
+        self._connection = self._connection or self._pool.get_connection()
+        return self._connection

@@ -47,12 +47,12 @@ async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connecti
         "host-1",
         queue_name(MODEL, 1),
         100,
-        silences=lambda: heartbeat.silences,
+        silences=heartbeat.silences,
     )
     assert jobs.claim(new_batch().batch_id) is None  # it is connected
     heartbeat.start()
     way.go_dead()
-    wait_until(lambda: heartbeat.silences, what="a heartbeat fails")
+    wait_until(heartbeat.silences, what="a heartbeat fails")
     way.revive()
     client = connect_async(Settings(redis_url=redis_server.url))
     batch = new_batch()

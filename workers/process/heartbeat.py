@@ -66,7 +66,6 @@ class Heartbeat:
         progress: Updated by the consumer each time that it asks for a message.
         state: The worker's state; a draining worker gets no new jobs.
         takes_batches: Whether it takes further batches from its queue.
-        silences: Number of failed heartbeats; after each, any connection may be half-open.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Heartbeat:
     ) -> None:
         self.progress = Progress(heartbeat_s)
         self._on_stall = on_stall
-        self.silences = 0
+        self._silences = 0
         self._client = client
         self._ready_file = ready_file
         self._record = record
@@ -167,6 +166,10 @@ class Heartbeat:
         self._changed = True
         self._change(warnings=warnings)
 
+    def silences(self) -> int:
+        """Number of failed heartbeats; after each, any connection may be half-open."""
+        return self._silences
+
     def unreadable_seen(self) -> None:
         """Count an unreadable record or message."""
         with self._lock:
@@ -218,7 +221,7 @@ class Heartbeat:
         try:
             write()
         except (RedisError, OSError) as error:
-            self.silences += 1
+            self._silences += 1
             if reachable:
                 logger.warning(
                     "Redis does not accept the worker record (%s)%s",
