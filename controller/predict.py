@@ -177,12 +177,7 @@ class Predict:
             return await self._submit_and_reply(request, body)
         # Before routing and the backlog may refuse: a repeated POST gets its job even if a new job would be refused.
         # A large body is hashed in a thread, because hashing releases the GIL.
-        asked = request.asked
-        # Without any, keys of earlier releases stay valid.
-        own = (
-            (asked.params, asked.callback_url) if asked.callback_url else (asked.params,) * bool(asked.params)
-        )
-        parts = (repr((asked.selector, asked.deadline_s, *own)).encode(), body)
+        parts = (request.asked.identity(), body)
         entry = partial(self.idempotency.entry, key, parts, request.caller.name)
         once = entry() if len(body) < LARGE_BODY_BYTES else await asyncio.to_thread(entry)
         first = await self.idempotency.reserve(once)

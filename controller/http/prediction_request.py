@@ -69,6 +69,13 @@ class Asked:
     params: str = ""
     callback_url: str = ""
 
+    def identity(self) -> bytes:
+        """What a repeated request with the same idempotency key must agree in, beside its body."""
+        parts: list[object] = [self.selector, self.deadline_s, self.params, self.callback_url]
+        while not parts[-1]:  # so keys stay valid that a release without these options has stored
+            parts.pop()
+        return repr(tuple(parts)).encode()
+
 
 @dataclass(frozen=True, slots=True)
 class KnownHead:
