@@ -118,6 +118,7 @@ class Settings(BaseSettings):
             "redis_password_file",
             "redis_sentinel_password_file",
             "webhook_secret_file",
+            "registry_webhook_secret_file",
             "environments_dir",
             "batch_folder",
         ),
@@ -456,6 +457,15 @@ class ControllerSettings(Settings):
     )
     webhook_plain_http: bool = Field(
         default=False, description="whether webhooks may go to `http:` URLs, unencrypted"
+    )
+    registry_webhook_secret: str = Field(
+        default="",
+        repr=False,
+        description="secret of a webhook in MLflow that tells `POST /registry/webhook` of changes of the registry; "
+        "default: none, so that these are refused",
+    )
+    registry_webhook_secret_file: Path | None = Field(
+        default=None, description="file that holds the same; read at the start"
     )
     batch_folder: Path | None = Field(
         default=None,

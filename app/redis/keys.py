@@ -31,6 +31,7 @@
 | channel | message | published by |
 | --- | --- | --- |
 | `modelyard:pool` | a worker id: its record changed | worker |
+| `modelyard:registry` | the name of a registered model: MLflow has reported a change of it | controller |
 | `modelyard:reply:<controller>` | batch id and its outcome | ledger scripts |
 
 Celery's own keys on the same server: `modelyard:unacked*`, `_kombu.binding.*` and its event channels.
@@ -60,6 +61,7 @@ QUARANTINE = f"{PREFIX}:quarantine"
 WEBHOOKS = f"{PREFIX}:webhooks"
 RECONCILER_LEASE = f"{PREFIX}:lease:reconciler"
 POOL_CHANNEL = f"{PREFIX}:pool"
+REGISTRY_CHANNEL = f"{PREFIX}:registry"
 UNACKED = f"{PREFIX}:unacked"
 
 

@@ -67,6 +67,7 @@ def command(
     """
     from rich.console import Console
 
+    from app.redis.registry_events import RegistryEvents
     from app.settings import PoolSettings, load
     from cli.local_pool.desired_state import difference
     from cli.local_pool.follower import Follower
@@ -102,4 +103,7 @@ def command(
             console.print("Ctrl-C stops everything")
             watch.start()
             stack.callback(watch.close)
+            events = RegistryEvents(settings, lambda _: watch.look_now())
+            events.start()
+            stack.callback(events.close)
             pool.watch(follower)

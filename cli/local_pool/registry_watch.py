@@ -60,6 +60,10 @@ class RegistryWatch:
             self._question = question
             self._wake.set()
 
+    def look_now(self) -> None:
+        """Read the registry without waiting for the next look."""
+        self._wake.set()
+
     def close(self) -> None:
         """Stop; a question that is under way fails."""
         self._closing.set()

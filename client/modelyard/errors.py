@@ -29,12 +29,14 @@ ModelyardError
 ├── OriginNotAllowedError         sent by a web page of another site
 ├── UnauthenticatedError          no API key, or none that is valid
 ├── ForbiddenError                the API key lacks the role
+│   └── RegistryWebhookInvalidError  a webhook of MLflow is not signed by the secret
 ├── NotFoundError
 │   ├── UnknownWorkerError
 │   ├── UnknownModelError
 │   ├── UnknownEndpointError
 │   ├── ModelNotServedError       the version was retired
 │   ├── UnknownJobError
+│   ├── RegistryWebhooksOffError  the controller takes no webhooks of MLflow
 │   ├── BatchesOffError           the controller takes no batch files
 │   └── UnknownBatchError
 ├── JobGoneError                  the job's outcome was kept for its time and is no longer
@@ -256,6 +258,12 @@ class ForbiddenError(ModelyardError):
     code = "forbidden"
 
 
+class RegistryWebhookInvalidError(ForbiddenError):
+    """A webhook of MLflow is not signed by the controller's secret, is too old, or is no event of its registry."""
+
+    code = "registry_webhook_invalid"
+
+
 class NotFoundError(ModelyardError):
     """Something named in the request does not exist."""
 
@@ -284,6 +292,12 @@ class UnknownJobError(NotFoundError):
     """No job has this id."""
 
     code = "job_unknown"
+
+
+class RegistryWebhooksOffError(NotFoundError):
+    """The controller takes no webhooks of MLflow."""
+
+    code = "registry_webhooks_off"
 
 
 class BatchesOffError(NotFoundError):

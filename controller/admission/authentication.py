@@ -30,6 +30,7 @@ HEALTH_PATHS = frozenset(
     | {"/v2", "/v2/", "/v2/health/live", "/v2/health/ready"}
 )
 OPEN_PATHS = PAGES | HEALTH_PATHS
+REGISTRY_WEBHOOK = "/registry/webhook"  # MLflow signs its requests, and sends no key
 # Limit for spellings of valid keys, such as `bearer` for `Bearer`; more are not needed.
 CACHED_CALLERS = 1024
 CACHED_BYTES = 256  # maximum size of a cached header; longer ones contain extra spaces

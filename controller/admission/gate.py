@@ -20,6 +20,7 @@ from controller.admission.authentication import (
     HEALTH_PATHS,
     OPEN_FOLDERS,
     OPEN_PATHS,
+    REGISTRY_WEBHOOK,
     Access,
     Caller,
 )
@@ -55,7 +56,7 @@ class Gate:
         self._origins = frozenset(listed(settings.cors_origins))
 
     def enter(self, path: str, headers: HeaderList) -> Caller:
-        """Admit a request other than a prediction. Health and documentation need no key.
+        """Admit a request other than a prediction. Health, documentation and MLflow's signed webhook need no key.
 
         Args:
             path: The path as sent, before it is resolved to a route.
@@ -64,6 +65,8 @@ class Gate:
             HostNotAllowedError, OriginNotAllowedError: See `check_site`.
             UnauthenticatedError: The API key is missing or invalid.
         """
+        if path == REGISTRY_WEBHOOK:
+            return ANONYMOUS
         if path not in HEALTH_PATHS:
             self.check_site(headers)
         if not self._access.is_guarded or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):

@@ -800,6 +800,20 @@ BATCH_ERRORS: dict[str, Any] = {
         "default": _OTHER,
     },
 }
+REGISTRY_WEBHOOK: dict[str, Any] = {
+    "tags": ["operation"],
+    "summary": "Take a webhook of MLflow",
+    "status_code": 204,
+    "responses": {
+        204: {"description": "The pool's processes read the registry now"},
+        **_problems(
+            s403="The event is not signed by the secret, is no event, or is too old",
+            s404="The controller has no secret to check the event",
+            s413="The event is too large",
+            s503="Redis does not answer",
+        ),
+    },
+}
 METRICS: dict[str, Any] = {
     "tags": ["pool"],
     "summary": "Prometheus metrics",

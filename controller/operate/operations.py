@@ -9,6 +9,7 @@ from controller.operate.circuits import Circuits
 from controller.operate.controls import Controls
 from controller.operate.decision_log import DecisionLog
 from controller.operate.job_history import JobHistory
+from controller.operate.registry_webhook import RegistryWebhook, secret_of
 from controller.operate.reroute import Reroute
 
 
@@ -27,4 +28,5 @@ class Operations:
         self.controls = Controls(client, self.decisions)
         self.reroute = Reroute(client, template)
         self.circuits = Circuits(settings, clock, self.decisions)
+        self.registry_webhook = RegistryWebhook(secret_of(settings), client)
         self.job_history = JobHistory(client, clock, settings.result_retention_s)

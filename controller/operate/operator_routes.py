@@ -1,4 +1,4 @@
-"""The routes for operators: versions out of service, the list of jobs, the log of decisions, and scale."""
+"""The routes for operators, and for MLflow's webhook: versions out of service, jobs, decisions, scale, the registry."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from app.fsck.examination import Examiner
 from app.pool_file import MOST_REPLICAS, NamedVersion, is_listed
 from app.redis import keys
 from app.redis.client import ledger_errors
-from app.server_errors import NotScalableError, UnknownModelError
+from app.server_errors import NotScalableError, TooLargeError, UnknownModelError
 from app.worker_record import UP
-from controller.admission.authentication import Caller, require
+from controller.admission.authentication import REGISTRY_WEBHOOK, Caller, require
 from controller.http import documentation as docs
 from controller.operate.controls import DONE, Action
 from controller.operate.job_history import JobFilter
@@ -29,6 +29,7 @@ Replicas = Annotated[
     Query(description="number of workers; `auto`: as modelyard.toml says"),
 ]
 JSON = "application/json"
+MAX_EVENT_BYTES = 2**20
 
 
 async def _apply(
@@ -201,3 +202,16 @@ async def scale(request: Request, name: str, version: int) -> Response:
         wanted_replicas=wanted_replicas(view, queue, services.settings.scale_wait_s),
     )
     return Response(msgspec.json.encode(answer), media_type=JSON)
+
+
+@router.post(REGISTRY_WEBHOOK, **docs.REGISTRY_WEBHOOK)
+async def registry_webhook(request: Request) -> Response:
+    """Take an event of MLflow's registry, so that moved aliases and new versions are followed at once."""
+    services: Services = request.state.services
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_EVENT_BYTES:
+            raise TooLargeError(f"the event is larger than {MAX_EVENT_BYTES:,} bytes")
+    await services.operate.registry_webhook.receive(request.headers, body)
+    return Response(status_code=204)

@@ -17,6 +17,7 @@ from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+from app.redis.registry_events import RegistryEvents
 from app.registry_database import sqlite_path, written_at_ns
 from app.server_errors import ModelyardError, RegistryUnavailableError, first_line
 from app.settings import WorkerSettings
@@ -28,6 +29,7 @@ DATABASE_S = 30.0  # between two looks at a database; reading it takes two secon
 UNSTAMPED_S = 300.0  # between two readings of a registry that does not show whether it has changed
 FOLLOWED_S = 3.0  # between two looks if the worker follows an alias
 FOLLOWED_UNSTAMPED_S = 30.0
+LEAST_PAUSE_S = 0.2  # between two readings, however many changes MLflow reports
 PAUSE_PER_READING = 3  # a database that changes all the time keeps a reader busy for a quarter of the time
 TIMEOUT_S = 10.0
 CLOCK_STEP_S = 1.0
@@ -63,6 +65,8 @@ class AliasWatch:
         self._took_s = 0.0
         self._is_away = False
         self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._events = RegistryEvents(settings, self._hear)
         self._thread = threading.Thread(target=self._watch, name="aliases", daemon=True)
 
     def start(self) -> None:
@@ -70,13 +74,20 @@ class AliasWatch:
         if self._read_at_s:
             self._tell()
         self._thread.start()
+        self._events.start()
 
     def close(self) -> None:
         """Stop; a question that is under way is left to itself."""
         self._closing.set()
+        self._wake.set()
+        self._events.close()
+
+    def _hear(self, model_name: str) -> None:
+        if model_name == self._name:
+            self._wake.set()
 
     def _watch(self) -> None:
-        while not self._closing.wait(max(self._pause_s, PAUSE_PER_READING * self._took_s)):
+        while self._is_time_to_look():
             begun_s = time.monotonic()
             try:
                 self._read()
@@ -89,6 +100,15 @@ class AliasWatch:
                     )
                 self._is_away = True
             self._took_s = 0.0 if self._is_server else time.monotonic() - begun_s
+
+    def _is_time_to_look(self) -> bool:
+        """Wait until the next look, or until MLflow reports a change; False once closed."""
+        least_s = max(LEAST_PAUSE_S, PAUSE_PER_READING * self._took_s)
+        self._closing.wait(least_s)
+        if self._wake.wait(max(0.0, self._pause_s - least_s)):
+            self._wake.clear()
+            self._stamp = None
+        return not self._closing.is_set()
 
     def _read(self) -> None:
         stamp = self._stamp if self._is_server else self._stamp_now()

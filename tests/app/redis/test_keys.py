@@ -45,6 +45,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.decision("<id>"),
         keys.RECONCILER_LEASE,
         keys.POOL_CHANNEL,
+        keys.REGISTRY_CHANNEL,
         keys.reply_channel("<controller>"),
         "modelyard:queue:<model>:<version>",
     ]
