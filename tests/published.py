@@ -16,8 +16,13 @@ def problems(name: str, value: Any, schemas: dict[str, Any]) -> list[str]:
         value: The value, read from JSON.
         schemas: `components.schemas` of an OpenAPI document; a field that they do not name is a problem too.
     """
+    return schema_problems({"$ref": f"#/components/schemas/{name}"}, value, schemas)
+
+
+def schema_problems(schema: dict[str, Any], value: Any, schemas: dict[str, Any]) -> list[str]:
+    """The same for any schema that may refer to documents."""
     closed = {each: schema | {"additionalProperties": False} for each, schema in schemas.items()}
-    whole = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": closed}}
+    whole = schema | {"components": {"schemas": closed}}
     return [
         f"{error.instance_path}: {error.message}"
         for error in jsonschema_rs.validator_for(whole).iter_errors(value)

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,15 @@ from controller.main import create_app
 from modelyard.commands.main import cli, known_commands
 from tests.conftest import RedisServer, running_redis, wait_until_true
 from tests.controller.conftest import HandWorker
-from tests.pool_samples import record
-from tests.published import document_of, problems
+from tests.pool_samples import MODEL, record
+from tests.published import document_of, problems, schema_problems
 
 HERE = Path(__file__).parent
 VOLATILE = re.compile(r"(_ms|_s|_id|^pid|^main_pid|^host|^id|^last|^p50|^p99)$")
-JOB_ID = re.compile(r"[\w-]{20,}\.\d+")
+JOB_ID, BATCH_ID = re.compile(r"[\w-]{20,}\.\d+"), re.compile(r"\b[0-9a-f]{32}\b")
 PAIR = {"data": [1, 2]}
+RELEASE = version("modelyard")
+JSON_LINES = {"content-type": "application/x-ndjson"}
 
 
 def check(name: str, found: str) -> None:
@@ -76,13 +80,19 @@ def test_the_help_of_every_command_is_as_frozen(command: str, monkeypatch: pytes
 
 
 @pytest.fixture(scope="module")
-def pool(free_port: Callable[[], int]) -> Iterator[tuple[httpx.Client, HandWorker]]:
+def pool(
+    free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.Client, HandWorker]]:
     """A controller's process, called over a socket, and a worker played by hand."""
     port = free_port()
     with running_redis() as server, redis.Redis.from_url(server.url) as client:
         worker = HandWorker(client, record())
         worker.start()
-        with serving(server, port), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        folder = tmp_path_factory.mktemp("batches")
+        with (
+            serving(server, port, folder),
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
+        ):
             wait_until_true(lambda: is_ready(http), 60, "the controller is ready")
             yield http, worker
 
@@ -90,8 +100,9 @@ def pool(free_port: Callable[[], int]) -> Iterator[tuple[httpx.Client, HandWorke
 class serving:  # noqa: N801  (used as a function)
     """A controller's process for the duration."""
 
-    def __init__(self, server: RedisServer, port: int) -> None:
-        self._environment = os.environ | {"REDIS_URL": server.url, "MODELYARD_LAME_DUCK_S": "0"}
+    def __init__(self, server: RedisServer, port: int, batch_folder: Path) -> None:
+        own = {"MODELYARD_LAME_DUCK_S": "0", "MODELYARD_BATCH_FOLDER": str(batch_folder)}
+        self._environment = os.environ | {"REDIS_URL": server.url} | own
         self._command = [sys.executable, "-m", "cli", "serve", "--port", str(port)]
 
     def __enter__(self) -> None:
@@ -117,7 +128,15 @@ def plain(value: Any, name: str = "") -> Any:
         return [plain(each, name) for each in value]
     if value is not None and VOLATILE.search(name):
         return f"<{type(value).__name__}>"
-    return JOB_ID.sub("<job>", value) if isinstance(value, str) else value
+    if value == RELEASE:
+        return "<release>"
+    return BATCH_ID.sub("<batch>", JOB_ID.sub("<job>", value)) if isinstance(value, str) else value
+
+
+def is_document(response: httpx.Response) -> bool:
+    """Whether the body is one JSON document. Those of `GET /ping` and `GET /version` are not, as MLflow has them."""
+    is_json = response.headers.get("content-type") in ("application/json", "application/problem+json")
+    return is_json and response.text[:1] in "[{"
 
 
 def answer(response: httpx.Response) -> dict[str, Any]:
@@ -125,57 +144,127 @@ def answer(response: httpx.Response) -> dict[str, Any]:
     headers = {name: plain(response.headers[name]) for name in kept if name in response.headers}
     if "retry-after" in headers:
         headers["retry-after"] = "<seconds>"
-    is_json = "json" in headers.get("content-type", "")
     return {
         "status": response.status_code,
         "headers": headers,
-        "body": plain(response.json()) if is_json else "",
+        "body": plain(response.json()) if is_document(response) else "",
     }
 
 
-def answers(http: httpx.Client, worker: HandWorker) -> dict[str, httpx.Response]:
-    """One of every route, and some refusals."""
-    accepted = http.post("/predict", json=PAIR)
-    job = accepted.json()["result_url"]
-    return {
-        "POST /predict": accepted,
-        "GET /results/{id}": http.get(job),
-        "DELETE /results/{id}": http.delete(job),
-        "GET /results": http.get("/results", params={"ids": f"{accepted.json()['id']},none"}),
-        "GET /results, without ids": http.get("/results?ids="),
-        "POST /predict?wait=20": finished(http, worker),
-        "POST /predict, not JSON": http.post("/predict", content=b"{"),
-        "POST /predict, a wrong shape": http.post("/predict", json={"data": [1, 2, 3]}),
-        "POST /predict, an unknown worker": http.post("/predict?worker=9", json=PAIR),
-        "GET /predict": http.get("/predict"),
-        "GET /results/{id}, unknown": http.get("/results/none"),
-        "GET /workers": http.get("/workers"),
-        "GET /quarantine": http.get("/quarantine"),
-        "POST /quarantine/{id}/resend, unknown": http.post("/quarantine/none/resend"),
-        "GET /healthz": http.get("/healthz"),
-        "GET /readyz": http.get("/readyz"),
-        "GET /metrics": http.get("/metrics"),
-        "GET /nowhere": http.get("/nowhere"),
-    }
+@contextmanager
+def working(worker: HandWorker) -> Iterator[None]:
+    """The worker runs what arrives, for the duration."""
+    ended = threading.Event()
+
+    def run_batches() -> None:
+        while not ended.wait(0.01):
+            if batch := worker.claim():
+                worker.finish(batch)
+
+    thread = threading.Thread(target=run_batches)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
-def test_one_answer_of_every_route_is_as_frozen(pool: tuple[httpx.Client, HandWorker]) -> None:
-    found = {name: answer(response) for name, response in answers(*pool).items()}
-    check("answers.json", as_text(found))
+@pytest.fixture(scope="module")
+def answers(pool: tuple[httpx.Client, HandWorker]) -> dict[str, httpx.Response]:
+    """One answer of every route, and some refusals, by route and case."""
+    http, worker = pool
+    found: dict[str, httpx.Response] = {}
+    ids = {"name": MODEL, "version": "1", "number": "1", "job_id": "none", "batch_id": "none"}
+
+    def ask(route: str, case: str = "", **options: Any) -> Any:
+        method, path = route.split(" ", 1)
+        response = http.request(method, path.format_map(ids), **options)
+        found[f"{route}, {case}" if case else route] = response
+        return response
+
+    ask("GET /results/{job_id}", "unknown")
+    ids["job_id"] = ask("POST /predict", json=PAIR).json()["id"]
+    ask("GET /jobs?status=queued")
+    for route in ("GET /results/{job_id}", "DELETE /results/{job_id}", "GET /results/{job_id}/events"):
+        ask(route)
+    for route in (
+        "GET /results?ids={job_id},none",
+        "GET /results/events?ids={job_id}",
+        "GET /v2/results/{job_id}",
+    ):
+        ask(route)
+    ask("GET /results?ids=", "without ids")
+    with working(worker):
+        for path in ("", "/endpoints/{name}", "/models/{name}", "/models/{name}/versions/{version}"):
+            ask(f"POST {path}/predict?wait=20", json=PAIR)
+        for path in ("", "/models/{name}", "/models/{name}/versions/{number}"):
+            ask(f"POST {path}/invocations", json={"inputs": [PAIR["data"]]})
+        tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": PAIR["data"]}
+        for path in ("", "/versions/{number}"):
+            ask(f"POST /v2/models/{{name}}{path}/infer", json={"inputs": [tensor]})
+    ask("POST /predict", "not JSON", content=b"{")
+    ask("POST /predict", "a wrong shape", json={"data": [1, 2, 3]})
+    ask("POST /predict?worker=9", "an unknown worker", json=PAIR)
+    ask("GET /predict")
+    for path in ("", "/versions/{number}"):
+        for kind in ("", "/config", "/ready"):
+            ask(f"GET /v2/models/{{name}}{path}{kind}")
+    for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/health", "/healthz", "/ping", "/version"):
+        ask(f"GET {path}")
+    ask("POST /v2/repository/index", json={})
+    for path in ("/readyz", "/readyz/read", "/metrics", "/workers", "/route", "/findings", "/nowhere"):
+        ask(f"GET {path}")
+    ask("GET /models/{name}/versions/{version}/openapi.json")
+    ask("GET /scale/{name}/{version}")
+    ask("GET /quarantine")
+    ask("POST /quarantine/{job_id}/resend", "not quarantined")
+    ids["batch_id"] = ask("POST /batches", content=b"[[1,2]]\n", headers=JSON_LINES).json().get("id", "none")
+    ask("DELETE /batches/{batch_id}")
+    batch = f"/batches/{ids['batch_id']}"
+    wait_until_true(lambda: http.get(batch).json()["status"] == "cancelled", 20, "the batch is cancelled")
+    for path in (
+        "/batches",
+        "/batches/{batch_id}",
+        "/batches/{batch_id}/output",
+        "/batches/{batch_id}/errors",
+    ):
+        ask(f"GET {path}")
+    for operation in ("disable", "enable", "pin"):
+        ask(f"POST /models/{{name}}/versions/{{version}}/{operation}")
+    ask("POST /models/{name}/unpin")
+    ask("POST /models/{name}/versions/{version}/retire")
+    ask("POST /models/{name}/versions/{version}/enable", "retired")
+    ask("POST /models/{name}/versions/{version}/scale?replicas=2", "not scalable")
+    ask("DELETE /models/{name}/versions/{version}", "in use")
+    ask("GET /decisions")
+    return found
+
+
+def test_one_answer_of_every_route_is_as_frozen(answers: dict[str, httpx.Response]) -> None:
+    check("answers.json", as_text({name: answer(response) for name, response in answers.items()}))
 
 
 def test_every_answer_is_one_that_the_openapi_document_describes(
-    pool: tuple[httpx.Client, HandWorker],
+    pool: tuple[httpx.Client, HandWorker], answers: dict[str, httpx.Response]
 ) -> None:
     document = pool[0].get("/openapi.json").json()
-    for name, response in answers(*pool).items():
-        method, path = re.split(r"[ ?,]", name.replace("{id}", "{job_id}"))[:2]
-        described = document["paths"].get(path, {}).get(method.lower())
-        if path == "/metrics":
+    methods = {(method, path) for path, found in document["paths"].items() for method in found}
+    for name, response in answers.items():
+        method, path = re.split(r"[ ?,]", name)[:2]
+        methods.discard((method.lower(), path))
+        if not is_document(response):
             continue
-        # What is at no route, or no method of it, is described nowhere and still a problem.
-        kind = document_of(described["responses"][str(response.status_code)]) if described else "Problem"
-        assert not problems(kind, response.json(), document["components"]["schemas"]), name
+        schemas = document["components"]["schemas"]
+        if operation := document["paths"].get(path, {}).get(method.lower()):
+            described = (
+                operation["responses"].get(str(response.status_code)) or operation["responses"]["default"]
+            )
+            schema = described["content"][response.headers["content-type"]]["schema"]
+            assert not schema_problems(schema, response.json(), schemas), name
+        else:  # no route, or no method of it, is described nowhere and still a problem
+            assert not problems("Problem", response.json(), schemas), name
+    assert methods == set(), "each route has a recorded answer"
 
 
 def test_every_example_of_the_openapi_document_is_one_of_its_schema() -> None:
@@ -193,27 +282,10 @@ def test_every_example_of_the_openapi_document_is_one_of_its_schema() -> None:
         assert not problems(kind, example, document["components"]["schemas"])
 
 
-def finished(http: httpx.Client, worker: HandWorker) -> httpx.Response:
-    """The answer to a post whose job the worker runs meanwhile."""
-    answered = threading.Event()
-
-    def run_batches() -> None:
-        while not answered.wait(0.01):
-            if batch := worker.claim():
-                worker.finish(batch)
-
-    thread = threading.Thread(target=run_batches)
-    thread.start()
-    try:
-        return http.post("/predict?wait=20", json=PAIR)
-    finally:
-        answered.set()
-        thread.join()
-
-
 def test_every_metric_keeps_its_name_type_and_labels(pool: tuple[httpx.Client, HandWorker]) -> None:
     http, worker = pool
-    finished(http, worker)
+    with working(worker):
+        http.post("/predict?wait=20", json=PAIR)
     http.post("/predict", content=b"{")
     families: dict[str, str] = {}
     labels: dict[str, set[str]] = {}
