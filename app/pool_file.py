@@ -168,11 +168,16 @@ class Endpoint(BaseModel):
 
 
 def endpoint_of_model(endpoints: Mapping[str, Endpoint], model: str) -> str | None:
-    """The endpoint whose policy requests for a model follow: that of its name, or else the only one of it alone."""
+    """The endpoint whose policy requests for a model follow; None if that is ambiguous.
+
+    It is the endpoint of the model's name, or else the only one that holds the whole model: of several, the only one
+    that holds no other model.
+    """
     if model in endpoints and model in endpoints[model].all_models:
         return model
-    exact = [name for name, each in endpoints.items() if each.models == (model,) == tuple(each.all_models)]
-    return exact[0] if len(exact) == 1 else None
+    whole = [name for name, each in endpoints.items() if model in each.models]
+    alone = [name for name in whole if endpoints[name].all_models == {model}]
+    return next((names[0] for names in (alone, whole) if len(names) == 1), None)
 
 
 def may_be_cold(endpoints: Mapping[str, Endpoint], model: str, version: int) -> bool:

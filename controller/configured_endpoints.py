@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from app.file_stamp import EditWatch
-from app.pool_file import Endpoint, endpoint_of_model, find_pool_file, read_pool_file
+from app.pool_file import (
+    Endpoint,
+    NamedVersion,
+    PoolFile,
+    endpoint_of_model,
+    find_pool_file,
+    is_listed,
+    read_pool_file,
+)
 from app.server_errors import ConfigurationError
 from app.settings import ControllerSettings
 from controller.selector import Selector
@@ -27,7 +35,7 @@ class ConfiguredEndpoints:
         self._settings = settings
         self._path = find_pool_file(settings)
         self._edits = EditWatch(self._path, LOOKS_APART_S)
-        self._by_name = self._read(self._path) if self._path else {}
+        self._file = self._read(self._path) if self._path else PoolFile(Path())
         self._observers: list[Callable[[], None]] = []
 
     def observe(self, changed: Callable[[], None]) -> None:
@@ -64,7 +72,7 @@ class ConfiguredEndpoints:
         """The endpoints; after an edit with mistakes those before it."""
         if self._path and self._edits.is_edited(self._path) and self._path.exists():
             try:
-                self._by_name = self._read(self._path)
+                self._file = self._read(self._path)
             except ConfigurationError as error:
                 logger.error("the endpoints stay as they are: %s", error.detail)
             else:
@@ -73,7 +81,17 @@ class ConfiguredEndpoints:
                     changed()
         return self._by_name
 
-    def _read(self, path: Path) -> Mapping[str, Endpoint]:
+    def is_listed(self, version: NamedVersion) -> bool:
+        """Whether an endpoint or a `[[serve]]` entry of the file names this very version."""
+        return is_listed(self.read(), version) or any(
+            entry.model == version.model and version.version in entry.versions for entry in self._file.serve
+        )
+
+    @property
+    def _by_name(self) -> Mapping[str, Endpoint]:
+        return self._file.endpoints
+
+    def _read(self, path: Path) -> PoolFile:
         """Read the file, and compare its defaults with the limits of the settings."""
         file, settings = read_pool_file(path), self._settings
         mistakes = []
@@ -89,4 +107,4 @@ class ConfiguredEndpoints:
                     )
         if mistakes:
             raise ConfigurationError("\nmodelyard: ".join(mistakes))
-        return file.endpoints
+        return file

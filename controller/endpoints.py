@@ -136,7 +136,7 @@ def configured_endpoint(
         for each in candidates
         if endpoint.holds(each.model_name, each.model_version) and (accepts or not each.is_cold)
     ]
-    if endpoint.default_version:
+    if endpoint.default_version and any(each.model_name == endpoint.default_version.model for each in own):
         own = [
             replace(each, is_champion=(each.model_name, each.model_version) == endpoint.default_version)
             for each in own

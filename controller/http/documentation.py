@@ -637,7 +637,7 @@ SCALE: dict[str, Any] = {
         200: {"description": "Load of the version's queue", **_json(Scale, _SCALE)},
         **_problems(
             **_OPERATOR,
-            s404="The pool has never served this version, and no endpoint lists it",
+            s404="The pool has never served this version, and `modelyard.toml` does not list it",
             s422="The version is not a number",
             s503="Redis does not answer",
         ),

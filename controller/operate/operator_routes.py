@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from app.fsck.examination import Examiner
-from app.pool_file import MOST_REPLICAS, NamedVersion, is_listed
+from app.pool_file import MOST_REPLICAS, NamedVersion
 from app.redis import keys
 from app.redis.client import ledger_errors
 from app.server_errors import NotScalableError, TooLargeError, UnknownModelError
@@ -184,13 +184,13 @@ async def findings(request: Request) -> Response:
 
 @router.get("/scale/{name}/{version}", dependencies=[require("operate")], **docs.SCALE)
 async def scale(request: Request, name: str, version: int) -> Response:
-    """How many workers a version needs; 200 for every version that was ever served, or that an endpoint lists."""
+    """How many workers a version needs; 200 for every version that was ever served, or that modelyard.toml lists."""
     services: Services = request.state.services
     view = services.watcher.view
     queue = keys.queue_name(name, version)
-    if queue not in view.numbers and not is_listed(services.endpoints.read(), NamedVersion(name, version)):
+    if queue not in view.numbers and not services.endpoints.is_listed(NamedVersion(name, version)):
         raise UnknownModelError(
-            f"the pool has never served version {version} of {name}, and no endpoint lists it"
+            f"the pool has never served version {version} of {name}, and modelyard.toml does not list it"
         )
     with ledger_errors():
         running = await services.client.hlen(keys.running(queue))

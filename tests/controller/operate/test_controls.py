@@ -133,10 +133,12 @@ async def test_scale_tells_the_load_of_every_version_that_was_ever_served(served
 
 async def test_scale_tells_that_a_listed_version_wants_its_first_worker(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "modelyard.toml"
-    file.write_text(f'[endpoints.digits]\nversions = ["{MODEL}/99"]\n')
+    entry = f'[[serve]]\nmodel = "{MODEL}"\nversions = [97, "champion"]\n'
+    file.write_text(f'{entry}[endpoints.digits]\nversions = ["{MODEL}/99"]\n')
     served = await serve(pool_file=file)
-    document = (await served.http.get(f"/scale/{MODEL}/99")).json()
-    assert (document["live_replicas"], document["jobs"], document["wanted_replicas"]) == (0, 0, 1)
+    for version in (97, 99):
+        document = (await served.http.get(f"/scale/{MODEL}/{version}")).json()
+        assert (document["live_replicas"], document["jobs"], document["wanted_replicas"]) == (0, 0, 1)
     assert (await served.http.get(f"/scale/{MODEL}/98")).status_code == 404
 
 
