@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import redis
@@ -54,10 +54,10 @@ class Pool:
         self._wait(lambda: bool(self.client().ping()), "Redis answers")
         return started
 
-    def start_controller(self, port: int | None = None) -> int:
-        """Start a controller and wait until it listens."""
+    def start_controller(self, port: int | None = None, variables: Mapping[str, str] = {}) -> int:
+        """Start a controller, with more variables in its environment, and wait until it listens."""
         port = port or self.port
-        started = self._start([sys.executable, "-m", "cli", "serve", "--port", str(port)])
+        started = self._start([sys.executable, "-m", "cli", "serve", "--port", str(port)], variables)
         self._wait(lambda: processes.post(f"http://{LOOPBACK}:{port}/predict", "{}")[0] > 0, "a controller")
         return started
 
@@ -87,11 +87,10 @@ class Pool:
             records = [decode_record(raw) for raw in map(client.get, map(keys.worker, ids)) if raw]
         return {record.main_pid: record.pid for record in records if record.state == "ready"}
 
-    def _start(self, command: list[str]) -> int:
+    def _start(self, command: list[str], variables: Mapping[str, str] = {}) -> int:
+        environment = {**self._environment, **variables}
         with (self.folder / "pool.log").open("ab") as log:
-            return subprocess.Popen(
-                command, env=self._environment, cwd=self.folder, stdout=log, stderr=log
-            ).pid
+            return subprocess.Popen(command, env=environment, cwd=self.folder, stdout=log, stderr=log).pid
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         give_up_at = time.monotonic() + READY_LIMIT_S

@@ -81,6 +81,12 @@ def convert(values: Values, kind: ColumnType, *, allows_missing: bool, rules: Ru
     """
     if is_as_it_travels(values, kind.kind):
         return values
+    if (
+        allows_missing
+        and None in values
+        and is_as_it_travels([each for each in values if each is not None], kind.kind)
+    ):
+        return values
     return _each(values, kind, allows_missing, rules)
 
 

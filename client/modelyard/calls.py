@@ -191,7 +191,7 @@ class BatchOptions(TypedDict, total=False):
         model: Name of the model to use.
         version: Version of that model to use: its number or an alias.
         endpoint: Name of the endpoint whose best version is to be used.
-        rows: Rows in one request; default: 500.
+        rows: Rows in one request; at most; default: 1000.
         idempotency_key: Posts with the same key are one batch; default: a new key for each call.
     """
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-from modelyard.batch.part_file import Head, Line, PartFile
-from modelyard.batch.row_outputs import row_outputs
+from modelyard.batch.output_columns import output_columns
+from modelyard.batch.part_file import Finished, Head, PartFile
 from modelyard.batch.sources import Rows, Source, Unreadable, count, cut
 from modelyard.calls import SubmitOptions, of_version
 from modelyard.client_errors import JobExpiredError, JobFailedError
@@ -29,8 +30,10 @@ from modelyard.errors import (
 from modelyard.http import AsyncClient
 from modelyard.inputs import Params
 from modelyard.mapping import run_all_async
+from modelyard.schemas import Job
 
 FIRST_ROWS = 32  # in the first request, which finds out how rows may be sent
+REQUEST_MS = 1000.0  # of inference; other callers wait behind it
 DEADLINE_S = 600.0
 ATTEMPTS = 3  # for rows whose job has expired
 NAMED_ROW = re.compile(r"row (\d+)\b")
@@ -60,7 +63,7 @@ class BatchPlan:
         asked: Fingerprint of the input and of the options that decide about the outcomes.
         options: Which version to use.
         params: Parameters of the version.
-        n_rows: Rows in a request.
+        n_rows: Rows in a request, at most: of a slow version, fewer.
         concurrency: Requests at the same time.
         deadline_s: Seconds until the job of a request expires.
     """
@@ -96,8 +99,9 @@ class BatchRun:
         self._part = part
         self._plan = plan
         self._on_rows = on_rows
-        head = part.head or Head(asked=plan.asked, options={**plan.options})
+        head = part.head or Head(asked=plan.asked, rows=plan.n_rows, options={**plan.options})
         self._run_id, self._encoding, self._options = head.run_id, head.encoding, dict(head.options)
+        self._n_rows = head.rows
 
     async def run(self) -> None:
         """Predict the rows that are left.
@@ -108,63 +112,56 @@ class BatchRun:
                 every row.
         """
         self._on_rows(self._part.n_rows)
-        chunks = self._chunks()
         if self._part.head is None:
-            first = next(chunks, None)
+            first = next(self._source.chunks(0, min(FIRST_ROWS, self._n_rows)), None)
             if first is None:
                 return
-            lines = await self._first(first)
+            finished = await self._first(Chunk(0, first))
             self._part.begin(
                 Head(
                     asked=self._plan.asked,
+                    rows=self._n_rows,
                     run_id=self._run_id,
                     encoding=self._encoding,
                     options=self._options,
                 )
             )
-            self._append(lines)
-        async with aclosing(self._outcomes(chunks)) as outcomes:
-            async for lines in outcomes:
-                self._append(lines)
-
-    async def _outcomes(self, chunks: Iterator[Chunk]) -> AsyncGenerator[list[Line], None]:
-        running = run_all_async(self._lines, chunks, self._plan.concurrency, ordered=True, progress=False)
+            self._append(finished)
+        running = run_all_async(
+            self._finish, self._chunks(), self._plan.concurrency, ordered=True, progress=False
+        )
         async with aclosing(running):
-            async for _, lines in running:
-                yield lines
+            async for _, finished in running:
+                self._append(finished)
 
-    def _append(self, lines: list[Line]) -> None:
-        self._part.append(lines)
-        self._on_rows(len(lines))
+    def _append(self, finished: list[Finished]) -> None:
+        n_before = self._part.n_rows
+        self._part.append(finished)
+        self._on_rows(self._part.n_rows - n_before)
 
     def _chunks(self) -> Iterator[Chunk]:
-        """The rows that are left; in a new run the first chunk is small."""
-        start, is_new = self._part.n_rows, self._part.head is None
-        for rows in self._source.chunks(start, self._plan.n_rows):
-            size = count(rows)
-            if is_new and size > FIRST_ROWS:
-                yield Chunk(start, cut(rows, 0, FIRST_ROWS))
-                yield Chunk(start + FIRST_ROWS, cut(rows, FIRST_ROWS, size))
-            else:
-                yield Chunk(start, rows)
-            start, is_new = start + size, False
+        """The rows that are left."""
+        start = self._part.n_rows
+        for rows in self._source.chunks(start, self._n_rows):
+            yield Chunk(start, rows)
+            start += count(rows)
 
-    async def _first(self, chunk: Chunk) -> list[Line]:
+    async def _first(self, chunk: Chunk) -> list[Finished]:
         """Send the first rows in each way, until some are taken."""
-        refused: list[Line] = []
+        refused: list[Finished] = []
         for place in range(len(self._source.encodings)):
             self._encoding = place
             try:
-                lines = await self._lines(chunk)
+                finished = await self._finish(chunk)
             except UnsupportedError:  # the version takes no body of this kind
                 continue
-            if any(not each.code for each in lines):
-                return lines
-            refused = refused or lines
+            if any(not each.code for each in finished):
+                return finished
+            refused = refused or finished
         reason = refused[0].reason if refused else "they are of a kind that the version does not take"
         raise InputError(f"none of the first {count(chunk.rows)} rows was predicted: {reason}")
 
-    async def _lines(self, chunk: Chunk) -> list[Line]:
+    async def _finish(self, chunk: Chunk) -> list[Finished]:
         """The outcome of each row of a chunk."""
         start, rows = chunk
         size = count(rows)
@@ -174,8 +171,7 @@ class BatchRun:
             else []
         )
         if bad:
-            line = Line(row=start + bad[0], code="input_unreadable", reason=rows[bad[0]].reason)
-            return await self._around(chunk, bad[0], line)
+            return await self._around(chunk, bad[0], "input_unreadable", rows[bad[0]].reason)
         try:
             return await self._predicted(chunk)
         except OF_THE_REQUEST:
@@ -183,29 +179,29 @@ class BatchRun:
         except (InputError, TooLargeError, JobFailedError) as error:
             code, reason = _reason(error)
             if size == 1 or code in FATAL_CODES:
-                return [Line(row=start + place, code=code, reason=reason) for place in range(size)]
+                return [Finished(start=start, rows=size, code=code, reason=reason)]
             named = NAMED_ROW.match(reason)
             if named and int(named[1]) < size:
                 place = int(named[1])
                 reason = reason.replace(named[0], f"row {start + place}", 1)
-                return await self._around(chunk, place, Line(row=start + place, code=code, reason=reason))
+                return await self._around(chunk, place, code, reason)
             half = size // 2
             return [
-                *await self._lines(Chunk(start, cut(rows, 0, half))),
-                *await self._lines(Chunk(start + half, cut(rows, half, size))),
+                *await self._finish(Chunk(start, cut(rows, 0, half))),
+                *await self._finish(Chunk(start + half, cut(rows, half, size))),
             ]
 
-    async def _around(self, chunk: Chunk, place: int, line: Line) -> list[Line]:
-        """The outcomes of a chunk without one row, which has its line already."""
+    async def _around(self, chunk: Chunk, place: int, code: str, reason: str) -> list[Finished]:
+        """The outcomes of a chunk without one row, which is set aside."""
         start, rows = chunk
         before, after = cut(rows, 0, place), cut(rows, place + 1, count(rows))
         return [
-            *(await self._lines(Chunk(start, before)) if place else ()),
-            line,
-            *(await self._lines(Chunk(start + place + 1, after)) if count(after) else ()),
+            *(await self._finish(Chunk(start, before)) if place else ()),
+            Finished(start=start + place, rows=1, code=code, reason=reason),
+            *(await self._finish(Chunk(start + place + 1, after)) if count(after) else ()),
         ]
 
-    async def _predicted(self, chunk: Chunk) -> list[Line]:
+    async def _predicted(self, chunk: Chunk) -> list[Finished]:
         """Send a chunk; while its job expires, again."""
         size, samples = count(chunk.rows), self._source.encodings[self._encoding](chunk.rows)
         # A run that is repeated after a kill gets the jobs that were under way, and no new ones.
@@ -223,15 +219,23 @@ class BatchRun:
                     raise
         if not self._options.get("worker"):
             self._options |= of_version(job)
+        if self._part.head is None:
+            self._n_rows = min(self._n_rows, _fitting_rows(job))
         return [
-            Line(
-                row=chunk.start + place,
+            Finished(
+                start=chunk.start,
+                rows=size,
                 version=job.model_version,
                 latency_ms=job.end_to_end_ms,
-                outputs=outputs,
+                outputs=output_columns(job, size),
             )
-            for place, outputs in enumerate(row_outputs(job, size))
         ]
+
+
+def _fitting_rows(job: Job) -> int:
+    """Rows with which a request keeps a worker busy for `REQUEST_MS`."""
+    row_ms = (job.inference_ms or 0) / (job.batch_samples or 1)
+    return max(1, int(REQUEST_MS / row_ms)) if row_ms else sys.maxsize
 
 
 def _reason(error: ModelyardError) -> tuple[str, str]:

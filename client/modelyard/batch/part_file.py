@@ -1,4 +1,4 @@
-"""The unfinished output of a run: one JSON line for each finished row, in order. It is also the journal of the run.
+"""The unfinished output of a run: one JSON line for each group of finished rows, in order; also the journal.
 
 A run that was killed leaves whole lines and perhaps a torn last one, which is cut off. The first line says of which
 run the file is.
@@ -25,33 +25,37 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         asked: Fingerprint of the input and the options; another run has another one.
+        rows: Rows in a request.
         run_id: Prefix of the idempotency keys.
         encoding: Place of the way in which rows are sent.
         options: Selector of the version that answers all rows.
     """
 
     asked: str
+    rows: int
     run_id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
     encoding: int = 0
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One finished row.
+class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Consecutive finished rows of one request.
 
     Attributes:
-        row: Its place, from 0.
+        start: Place of the first one, counted from 0.
+        rows: Number of them.
         version: Model version that answered.
-        latency_ms: Time from the arrival of its request to the outcome.
-        outputs: Columns by name.
-        code: Why it was set aside; empty if it was predicted.
+        latency_ms: Time from the arrival of their request to the outcome.
+        outputs: Columns by name, each with a value for each row.
+        code: Why they were set aside; empty if they were predicted.
         reason: The same, for people.
     """
 
-    row: int
+    start: int
+    rows: int
     version: int | None = None
     latency_ms: float | None = None
-    outputs: dict[str, Any] | None = None
+    outputs: dict[str, list[Any]] = {}
     code: str = ""
     reason: str = ""
 
@@ -111,10 +115,9 @@ class PartFile:
                     self.head = msgspec.json.decode(line, type=Head)
                 else:
                     seen = _decoder.decode(line)
-                    if seen.row != self.n_rows:
+                    if seen.start != self.n_rows:
                         break
-                    self.n_rows += 1
-                    self.n_bad += bool(seen.code)
+                    self._count(seen)
                 size += len(line)
         if self.head and self.head.asked != asked:
             raise RecordsError(
@@ -128,14 +131,14 @@ class PartFile:
         self.head = head
         self._file.write(msgspec.json.encode(head) + b"\n")
 
-    def append(self, lines: Sequence[Line]) -> None:
+    def append(self, groups: Sequence[Finished]) -> None:
         """Write the next finished rows; a kill does not lose them."""
-        self._file.write(_encoder.encode_lines(lines))
+        self._file.write(_encoder.encode_lines(groups))
         self._file.flush()
-        self.n_rows += len(lines)
-        self.n_bad += sum(bool(each.code) for each in lines)
+        for each in groups:
+            self._count(each)
 
-    def lines(self) -> Iterator[Line]:
+    def finished(self) -> Iterator[Finished]:
         """All finished rows."""
         self._file.flush()
         with self.path.open("rb") as file:
@@ -143,6 +146,10 @@ class PartFile:
             for line in file:
                 yield _decoder.decode(line)
 
+    def _count(self, group: Finished) -> None:
+        self.n_rows += group.rows
+        self.n_bad += group.rows if group.code else 0
+
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Line)
+_decoder = msgspec.json.Decoder(Finished)

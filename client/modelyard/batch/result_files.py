@@ -5,27 +5,29 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from modelyard.batch.part_file import Line
+from modelyard.batch.part_file import Finished
 from modelyard.errors import ConfigurationError
 
-ROWS_AT_A_TIME = 10_000
+ROW_GROUP_BYTES = 32 * 2**20  # of a Parquet file, uncompressed
 INT64 = range(-(2**63), 2**63)
-Write = Callable[[Path, Iterator[dict[str, Any]], dict[str, set[type]]], None]
+Kinds = dict[str, set[type]]  # the types of each column's values
+Columns = list[Sequence[Any]]
+Write = Callable[[Path, Iterator[Columns], Kinds], None]
 
 
 def write_results(
-    read: Callable[[], Iterator[Line]], output: Path, names: Sequence[str] | None, n_bad: int
+    read: Callable[[], Iterator[Finished]], output: Path, names: Sequence[str] | None, n_bad: int
 ) -> Path | None:
-    """Write one row for each line, in order; a row that was set aside has no outputs.
+    """Write one row for each finished row, in order; a row that was set aside has no outputs.
 
     Args:
-        read: The lines, from the first one on at each call.
+        read: The finished rows, from the first one on at each call.
         output: File to write; it appears when it is complete.
         names: Name of each row for a column `file`, if rows have names.
         n_bad: Number of rows that were set aside.
@@ -33,22 +35,16 @@ def write_results(
     Returns:
         The file with the rows that were set aside; None if there is none.
     """
-    outputs = _columns(read())
-    file: dict[str, set[type]] = {} if names is None else {"file": {str}}
-    columns: dict[str, set[type]] = {
-        "row": {int},
-        **file,
-        **outputs,
-        "model_version": {int},
-        "latency_ms": {float},
-    }
-    rows = (_row(line, outputs, names) for line in read())
+    outputs = _kinds(read())
+    columns: Kinds = {"row": {int}, **({} if names is None else {"file": {str}}), **outputs}
+    columns |= {"model_version": {int}, "latency_ms": {float}}
     unfinished = output.with_name(output.name + ".tmp")
-    WRITERS[output.suffix.lower()](unfinished, rows, columns)
+    groups = (_columns(each, outputs, names) for each in read())
+    WRITERS[output.suffix.lower()](unfinished, groups, columns)
     bad = bad_path_of(output)
     bad.unlink(missing_ok=True)
     if n_bad:
-        _write_bad(bad, (line for line in read() if line.code), names)
+        _write_bad(bad, (each for each in read() if each.code), names)
     unfinished.replace(output)
     return bad if bad.exists() else None
 
@@ -75,39 +71,46 @@ def check_format(output: Path) -> None:
             ) from None
 
 
-def _columns(lines: Iterable[Line]) -> dict[str, set[type]]:
-    """The columns of all outputs, and the types of their values."""
-    found: dict[str, set[type]] = {}
-    for line in lines:
-        for name, value in (line.outputs or {}).items():
-            kinds = found.setdefault(name, set())
-            kinds.add(type(value) if not isinstance(value, int) or value in INT64 else object)
+def _kinds(groups: Iterable[Finished]) -> Kinds:
+    """The types of the values of each output; `object` for integers beyond 64 bits."""
+    found: Kinds = {}
+    for group in groups:
+        for name, values in group.outputs.items():
+            kinds = set(map(type, values))
+            if int in kinds and any(type(each) is int and each not in INT64 for each in values):
+                kinds.add(object)
+            found.setdefault(name, set()).update(kinds)
     return found
 
 
-def _row(line: Line, columns: Iterable[str], names: Sequence[str] | None) -> dict[str, Any]:
-    outputs = line.outputs or {}
-    row: dict[str, Any] = {"row": line.row}
-    if names is not None:
-        row["file"] = names[line.row]
-    row |= {name: outputs.get(name) for name in columns}
-    return row | {"model_version": line.version, "latency_ms": line.latency_ms}
+def _columns(group: Finished, outputs: Iterable[str], names: Sequence[str] | None) -> Columns:
+    end, nothing = group.start + group.rows, [None] * group.rows
+    return [
+        range(group.start, end),
+        *([] if names is None else [names[group.start : end]]),
+        *[group.outputs.get(name, nothing) for name in outputs],
+        [group.version] * group.rows,
+        [group.latency_ms] * group.rows,
+    ]
 
 
-def _write_bad(path: Path, lines: Iterable[Line], names: Sequence[str] | None) -> None:
+def _write_bad(path: Path, groups: Iterable[Finished], names: Sequence[str] | None) -> None:
     with path.open("wb") as file:
-        for line in lines:
-            named = {"file": names[line.row]} if names is not None else {}
-            told = {"row": line.row, **named, "code": line.code, "reason": line.reason}
-            file.write(msgspec.json.encode(told) + b"\n")
+        for group in groups:
+            for row in range(group.start, group.start + group.rows):
+                named = {"file": names[row]} if names is not None else {}
+                told = {"row": row, **named, "code": group.code, "reason": group.reason}
+                file.write(msgspec.json.encode(told) + b"\n")
 
 
-def _write_csv(path: Path, rows: Iterator[dict[str, Any]], columns: dict[str, set[type]]) -> None:
+def _write_csv(path: Path, groups: Iterator[Columns], kinds: Kinds) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        is_plain = not set().union(*columns.values()) & {bool, list, dict}
-        writer.writerows(row.values() if is_plain else map(_cell, row.values()) for row in rows)
+        writer.writerow(kinds)
+        is_plain = not set().union(*kinds.values()) & {bool, list, dict}
+        for columns in groups:
+            rows = zip(*columns, strict=True)
+            writer.writerows(rows if is_plain else (map(_cell, row) for row in rows))
 
 
 def _cell(value: Any) -> Any:
@@ -116,30 +119,38 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _write_ndjson(path: Path, rows: Iterator[dict[str, Any]], columns: dict[str, set[type]]) -> None:
+def _write_ndjson(path: Path, groups: Iterator[Columns], kinds: Kinds) -> None:
     encoder = msgspec.json.Encoder()
     with path.open("wb") as file:
-        while chunk := list(islice(rows, ROWS_AT_A_TIME)):
-            file.write(encoder.encode_lines(chunk))
+        for columns in groups:
+            rows = map(dict, map(zip, repeat(tuple(kinds)), zip(*columns, strict=True)))
+            file.write(encoder.encode_lines(rows))
 
 
-def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], columns: dict[str, set[type]]) -> None:
+def _write_parquet(path: Path, groups: Iterator[Columns], kinds: Kinds) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    types = {name: _arrow_type(kinds) for name, kinds in columns.items()}
-    schema = pyarrow.schema([(name, kind) for name, (kind, _) in types.items()])
+    types = [_arrow_type(each) for each in kinds.values()]
+    schema = pyarrow.schema(list(zip(kinds, [kind for kind, _ in types], strict=True)))
+    held: list[Any] = []
+    held_bytes = 0
     with parquet.ParquetWriter(path, schema) as writer:
-        while chunk := list(islice(rows, ROWS_AT_A_TIME)):
+        for columns in groups:
             arrays = [
-                pyarrow.array([convert(row[name]) for row in chunk], kind)
-                for name, (kind, convert) in types.items()
+                pyarrow.array(convert(values), kind)
+                for values, (kind, convert) in zip(columns, types, strict=True)
             ]
-            writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
+            held.append(pyarrow.record_batch(arrays, schema=schema))
+            held_bytes += held[-1].nbytes
+            if held_bytes > ROW_GROUP_BYTES:
+                writer.write_table(pyarrow.Table.from_batches(held))
+                held, held_bytes = [], 0
+        writer.write_table(pyarrow.Table.from_batches(held, schema))
 
 
-def _arrow_type(kinds: set[type]) -> tuple[Any, Callable[[Any], Any]]:
-    """The type of a column, and what makes a value one of it; values of several types are JSON texts."""
+def _arrow_type(kinds: set[type]) -> tuple[Any, Callable[[Sequence[Any]], Sequence[Any]]]:
+    """The type of a column, and what makes its values fit; values of several types are JSON texts."""
     import pyarrow
 
     match sorted(kind.__name__ for kind in kinds - {type(None)}):
@@ -151,11 +162,15 @@ def _arrow_type(kinds: set[type]) -> tuple[Any, Callable[[Any], Any]]:
             return pyarrow.float64(), _same
         case ["str"] | []:
             return pyarrow.string(), _same
-    return pyarrow.string(), lambda value: None if value is None else json.dumps(value)
+    return pyarrow.string(), _as_json
 
 
-def _same(value: Any) -> Any:
-    return value
+def _same(values: Sequence[Any]) -> Sequence[Any]:
+    return values
+
+
+def _as_json(values: Sequence[Any]) -> Sequence[Any]:
+    return [None if each is None else json.dumps(each) for each in values]
 
 
 WRITERS: dict[str, Write] = {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from modelyard.batch.sources import Source
     from modelyard.calls import SubmitOptions
 
-ROWS, CONCURRENCY = 500, 8
+ROWS, CONCURRENCY = 1000, 8
 EXAMPLES = examples(
     "modelyard batch rows.csv --output predictions.csv --model Prices",
     "modelyard batch rows.parquet --output predictions.parquet --model Prices@champion",
@@ -43,7 +43,9 @@ EXAMPLES = examples(
     help="File to write: .csv, .ndjson, .jsonl or .parquet.",
 )
 @version_options
-@click.option("--rows", type=click.IntRange(1), default=ROWS, show_default=True, help="Rows in a request.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=ROWS, show_default=True, help="Rows in a request, at most."
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1024),

@@ -42,21 +42,21 @@ def _show_outputs(job: Job) -> None:
     """The outputs as a table where there is a row for each row, and as JSON otherwise."""
     import msgspec
 
-    from modelyard.batch.row_outputs import row_outputs
+    from modelyard.batch.output_columns import output_columns
     from modelyard.client_errors import OutputsNotJoinableError
 
+    n_rows = _n_rows(job)
     try:
-        rows = row_outputs(job, _n_rows(job))
+        columns = output_columns(job, n_rows)
     except OutputsNotJoinableError:
-        rows = [{"outputs": job.outputs}]
-    titles = list(dict.fromkeys(name for row in rows[:MOST_ROWS] for name in row))
-    cells = [[_cell(row.get(title)) for title in titles] for row in rows[:MOST_ROWS]]
-    if titles and len(titles) <= MOST_ROWS:
-        write_listing(Listing(titles, cells))
-    elif titles:
-        click.echo(msgspec.json.encode(rows[:MOST_ROWS]))
-    if len(rows) > MOST_ROWS:
-        click.echo(f"{MOST_ROWS} of {len(rows)} rows; --json writes all of them")
+        columns, n_rows = {"outputs": [job.outputs]}, 1
+    rows = [*zip(*[values[:MOST_ROWS] for values in columns.values()], strict=True)]
+    if columns and len(columns) <= MOST_ROWS:
+        write_listing(Listing([*columns], [list(map(_cell, row)) for row in rows]))
+    elif columns:
+        click.echo(msgspec.json.encode([dict(zip(columns, row, strict=True)) for row in rows]))
+    if n_rows > MOST_ROWS:
+        click.echo(f"{MOST_ROWS} of {n_rows} rows; --json writes all of them")
 
 
 def _n_rows(job: Job) -> int:
