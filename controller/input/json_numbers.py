@@ -39,9 +39,9 @@ EXPLAINED_BYTES = 64 * 2**10
 EXACT_INTEGERS = 2**53
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
 _KINDS = {str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
+# It keeps ten times the memory of the largest document that it has read. New memory for each large body would cost more
+# than parsing it. Large bodies are read by processes that end when they are idle (`large_bodies`).
 _parser = simdjson.Parser()
-# The parser keeps ten times the memory of the largest document that it has read.
-REUSED_BYTES = 2**18
 
 
 class Numbers(msgspec.Struct, frozen=True):
@@ -93,7 +93,7 @@ def parse_fast(body: bytes) -> Numbers | None:
     """The fast parser; None if the slow parser must read the body."""
     document: Any = None
     try:
-        document = _parser_for(body).parse(body)
+        document = _parser.parse(body)
         (key,) = document
         if key not in SAMPLE_KEYS:
             return None
@@ -111,10 +111,6 @@ def parse_fast(body: bytes) -> Numbers | None:
     return Numbers(values, body.translate(None, _NOT_STRUCTURE), largest)
 
 
-def _parser_for(body: bytes) -> simdjson.Parser:
-    return _parser if len(body) < REUSED_BYTES else simdjson.Parser()
-
-
 def _exact(array: Any, values: NDArray[Any]) -> NDArray[Any]:
     """The same numbers as integers, if all are integers; float64 cannot represent every integer of this size."""
     for of_type, dtype in (("i", np.int64), ("u", np.uint64)):
@@ -127,7 +123,7 @@ def _unexplained(body: bytes) -> InputError:
     """Why a large body is refused, found without a traversal, which would block the event loop."""
     document: Any = None
     try:
-        document = _parser_for(body).parse(body)
+        document = _parser.parse(body)
         names = list(document.keys())
     except (ValueError, AttributeError, RuntimeError):
         return BodyNotJsonError('the body is not JSON; expected {"data": [numbers]} as application/json')
