@@ -21,6 +21,7 @@ from app.redis.client import connect_async, ledger_errors
 from app.redis.sentinel import watch
 from app.server_errors import LedgerUnavailableError
 from app.settings import ControllerSettings, load
+from controller import background_process
 from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
 from controller.batch_files import batch_routes
@@ -36,6 +37,7 @@ from controller.services import Services
 from controller.webhooks.delivery import keys_of
 
 logger = logging.getLogger(__name__)
+KEPT_BYTES = 2**26  # of free memory: several large bodies
 
 
 class State(TypedDict):
@@ -135,6 +137,7 @@ async def open_services(
         # All objects created so far live as long as the process: garbage collection need not traverse them.
         gc.collect()
         gc.freeze()
+        background_process.reuse_memory(KEPT_BYTES)
         logger.info(
             "the pool has %d model versions ready", len(services.watcher.view.snapshot.ready_versions)
         )

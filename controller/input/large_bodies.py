@@ -40,15 +40,9 @@ LIMIT_BYTES = 2**26  # of bodies that are being read or wait for it
 IDLE_S = 30.0
 DECODER_BYTES = 2**29  # of memory for one table or request of images, beside some copies of its body
 COPIES = 8
+KEPT_BYTES = 2**28  # of free memory, until the process ends
 DECODER_CPU_S = 20
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
-
-# Memory of a body is reused for the next one: getting it from the kernel again would take half of the CPU time.
-ALLOCATOR = {
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    "MALLOC_TRIM_THRESHOLD_": str(2**28),
-}
 
 Question = tuple[bytes, bytes, tuple[Route, ...], int, Reading, int, str]  # the arguments of `read_samples`
 
@@ -142,7 +136,8 @@ class LargeBodies:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pipesize=2**20,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | ALLOCATOR,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "ARROW_DEFAULT_MEMORY_POOL": "system"},
         )
         self._running.add(process)
         return process
@@ -160,6 +155,7 @@ class LargeBodies:
 def serve() -> None:
     """Process requests until none arrives for `IDLE_S` seconds, or until the controller has ended."""
     background_process.give_way()
+    background_process.reuse_memory(KEPT_BYTES)
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     while select.select([questions], [], [], IDLE_S)[0]:
         try:
