@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Container, Iterable, Sequence
 from contextlib import suppress
 from math import inf
 from typing import TypeGuard, cast
@@ -28,7 +28,6 @@ from controller.dispatch import Dispatcher
 from controller.http.draining import Drain
 from controller.jobs import SentBatch
 from controller.pool_watcher import PoolWatcher
-from controller.recovery.replay_buffer import ReplayBuffer
 from modelyard.schemas import FINAL_STATUSES, RouteExplanation
 
 logger = logging.getLogger(__name__)
@@ -44,6 +43,7 @@ class Results:
 
     Args:
         client: Asynchronous Redis client that returns bytes.
+        replayable: The batches that this controller writes again if Redis has lost them.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Results:
         ledger: ControllerLedger,
         *,
         dispatcher: Dispatcher,
-        replay_buffer: ReplayBuffer,
+        replayable: Container[str],
         watcher: PoolWatcher,
         key_watch: KeyWatch,
         clock: PoolClock,
@@ -62,7 +62,7 @@ class Results:
         self._client = client
         self._ledger = ledger
         self._dispatcher = dispatcher
-        self._replay_buffer = replay_buffer
+        self._replayable = replayable
         self._watcher = watcher
         self._key_watch = key_watch
         self._clock = clock
@@ -234,7 +234,7 @@ class Results:
             head, out = cast(list[bytes | None], row)
             if out:
                 self._make_up_for_notice(batch, out)
-            elif head is None and batch.batch_id not in self._replay_buffer:
+            elif head is None and batch.batch_id not in self._replayable:
                 self._dispatcher.abandon(batch, lost=True)
 
     def _make_up_for_notice(self, batch: SentBatch, out: bytes) -> None:

@@ -103,7 +103,7 @@ class Services:
             client,
             self.ledger,
             dispatcher=self.dispatcher,
-            replay_buffer=self.replay_buffer,
+            replayable=self.replay_buffer,
             watcher=self.watcher,
             key_watch=self.key_watch,
             clock=self.clock,

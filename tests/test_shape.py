@@ -76,8 +76,12 @@ def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[str, Any]]:
 
 
 def test_no_two_modules_share_a_file_name() -> None:
-    paths = [each for package in PACKAGES for each in (TESTS.parent / package).rglob("*.py")]
-    names = Counter(each.name for each in paths if each.stem not in {"__init__", "__main__", "main"})
+    paths = [each for package in PACKAGES for each in (TESTS.parent / package).rglob("*")]
+    names = Counter(
+        each.name
+        for each in paths
+        if each.suffix in {".py", ".lua", ".js"} and each.stem not in {"__init__", "__main__", "main"}
+    )
     assert [name for name, count in names.items() if count > 1] == []
 
 

@@ -5,7 +5,7 @@ of a queue differ only in their ids. A shortcut around Celery's `send_task`:
 
 Saves: a message takes a few microseconds instead of hundreds and is part of the transaction that writes the record.
 Relies on: Celery's message as its in-memory transport stores it (`channel._get`). kombu's Redis transport stores the
-same, apart from the delivery properties. Also the format of its correlation id, which `include/take.lua` reads, too.
+same, apart from the delivery properties. Also the format of its correlation id, which `include/taking.lua` reads, too.
 Breaks if: kombu stores another form; `write_template` then prevents the start.
 Switch off: there is no setting; `send_task` with the batch's id as `task_id` has the same effect.
 """

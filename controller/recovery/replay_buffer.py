@@ -73,7 +73,7 @@ class ReplayBuffer:
         self._cancels_due: set[JobRef] = set()
         self._answered_at_s = 0.0
 
-    def __contains__(self, batch_id: str) -> bool:
+    def __contains__(self, batch_id: object) -> bool:
         return batch_id in self._copies
 
     @property

@@ -1,3 +1,3 @@
--- Accept a batch: see include/accept.lua for KEYS, ARGV and the answer. Refused where Redis is full.
--- include: accept
-return accept(true)
+-- Accept a batch: see include/accepting.lua for KEYS, ARGV and the answer. Refused where Redis is full.
+-- include: accepting
+return accept(ARGV[4], #KEYS - 6, true)

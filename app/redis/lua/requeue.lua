@@ -1,3 +1,3 @@
--- Send a batch again: see include/requeue.lua for KEYS, ARGV and the answer.
--- include: requeue
+-- Send a batch again: see include/requeuing.lua for KEYS, ARGV and the answer.
+-- include: requeuing
 return requeue()

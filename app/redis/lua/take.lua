@@ -3,5 +3,5 @@
 -- ARGV  1 worker_id
 -- Answers what `take` does.
 -- include: even_if_full
--- include: take
+-- include: taking
 return unless_damaged(taken_before, KEYS[1], ARGV[1]) or unless_damaged(take, KEYS[1], KEYS[2], ARGV[1])

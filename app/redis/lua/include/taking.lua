@@ -4,7 +4,7 @@
 -- the script that took it was lost.
 -- Both answer what `claim` does and, last, the batch's id; false where there is nothing.
 -- unless_damaged(get, …): false where a damaged record makes `get` fail. Its message stays, for claim.lua to tell.
--- include: claim
+-- include: claiming
 local RECORD, BATCH_ID_LENGTH = 'modelyard:batch:', 32
 local function take(running, queue, worker_id)
   local message = redis.call('LINDEX', queue, -1)
