@@ -76,9 +76,8 @@ def configure_logging(level: int = logging.INFO) -> None:
     """Configure the root logger; verbose libraries log only warnings."""
     handler = logging.StreamHandler(sys.stderr)
     if is_json():
-        os.environ.setdefault(
-            "MLFLOW_CONFIGURE_LOGGING", "false"
-        )  # MLflow would write lines of its own format
+        # MLflow would write lines of its own format.
+        os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
         logging.captureWarnings(True)
         sys.excepthook = _log_uncaught
         handler.setFormatter(JsonFormatter())

@@ -123,9 +123,8 @@ def _modelyard(place: Place, replicas: int = 1) -> list[Command]:
         "REDIS_URL": "",
         **ONE_THREAD,
     }
-    if (
-        place.workload == "text"
-    ):  # MLflow loads it by code, and Modelyard's own environment lacks its libraries
+    # MLflow loads it by code, and Modelyard's own environment lacks its libraries.
+    if place.workload == "text":
         environment["MODELYARD_ALLOW_PICKLE_MODELS"] = "true"
         environment["MODELYARD_ENV_MANAGER"] = "uv"
         environment["MODELYARD_ENVIRONMENTS_DIR"] = str(Path(__file__).parent / ".envs" / "versions")

@@ -1,6 +1,6 @@
 """Group commit: jobs that arrive while batches of their queue are in flight share the next batch.
 
-`decide` is a pure function of a queue's `Load`. It says how many waiting jobs are sent now, in how many batches, and
+`plan` is a pure function of a queue's `Load`. It says how many unsent jobs are sent now, in how many batches, and
 how long the other jobs are held. `dispatch` and the simulation in `benchmarks` call the same function.
 
 A controller sends immediately while at most `ahead` batches of the queue are in flight; the worker finds the extra
@@ -21,7 +21,7 @@ LONG_BATCH_MS = 20.0  # many times the overhead of a batch apart from the model
 FEW_JOBS = 8
 QUICK_PASS_MS = 0.05  # per job: about the controller's own time for a job
 MANY_JOBS = 64  # these cost the controller many times the overhead of one more batch
-ENOUGH_SUBMISSIONS = 48  # more jobs hardly reduce the cost per job, but delay the waiting callers
+ENOUGH_UNAWAITED = 48  # more jobs hardly reduce the cost per job, but delay the waiting callers
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -43,10 +43,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """A controller's waiting jobs and batches in flight for one queue, and the cost of the queue's batches.
+    """A controller's unsent jobs and batches in flight for one queue, and the cost of the queue's batches.
 
     Attributes:
-        waiting_submissions: Number of waiting jobs whose callers wait only for acceptance.
+        unawaited_jobs: Number of unsent jobs whose callers wait only for acceptance, not for the outcome.
         sent_batches: Batches without an outcome; `sent_jobs` are in them.
         other_jobs: Jobs of other controllers in the queue.
         workers: Ready workers, at least 1.
@@ -55,9 +55,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         batch_ms: Time that a worker needs for a batch of `usual_jobs` jobs.
     """
 
-    waiting_jobs: int
-    waiting_samples: int
-    waiting_submissions: int
+    unsent_jobs: int
+    unsent_samples: int
+    unawaited_jobs: int
     sent_batches: int
     sent_jobs: int
     other_jobs: int
@@ -67,8 +67,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     batch_ms: Callable[[float], float]
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """The decision about the waiting jobs.
+class Plan(msgspec.Struct, frozen=True):
+    """What happens to the unsent jobs.
 
     Attributes:
         sizes: Number of jobs in each batch that is sent now, in order.
@@ -80,28 +80,28 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def is_full(jobs: int, samples: int, limits: Limits) -> bool:
-    """Whether the waiting jobs fill a batch; `decide` is then called immediately."""
+    """Whether the unsent jobs fill a batch; `plan` is then called immediately."""
     return jobs >= limits.max_jobs or samples >= limits.max_samples
 
 
-def decide(load: Load, limits: Limits, samples: Iterable[int], *, is_due: bool) -> Decision:
-    """Decide whether the waiting jobs are sent now, and in which batches.
+def plan(load: Load, limits: Limits, samples: Iterable[int], *, is_due: bool) -> Plan:
+    """Plan whether the unsent jobs are sent now, and in which batches.
 
     Called at the end of an event loop iteration, so that requests read in the same iteration share a batch. Also
     called when a batch is full and when a batch returns.
 
     Args:
-        samples: Number of samples of each waiting job.
-        is_due: Whether the previously decided hold time has passed.
+        samples: Number of samples of each unsent job.
+        is_due: Whether the previously planned hold time has passed.
     """
     is_open = load.sent_batches < _places(load, limits, load.sent_jobs)
-    if is_due or is_open or _has_enough_submissions(load, limits):
-        return Decision(_sizes(load, limits, load.waiting_jobs, samples))
-    n_full = load.waiting_jobs // limits.max_jobs * limits.max_jobs
-    if load.waiting_samples >= limits.max_samples:
-        n_full = load.waiting_jobs
+    if is_due or is_open or _has_enough_unawaited(load, limits):
+        return Plan(_sizes(load, limits, load.unsent_jobs, samples))
+    n_full = load.unsent_jobs // limits.max_jobs * limits.max_jobs
+    if load.unsent_samples >= limits.max_samples:
+        n_full = load.unsent_jobs
     sizes = _sizes(load, limits, n_full, samples) if n_full else []
-    return Decision(sizes, _hold_ms(load, limits))
+    return Plan(sizes, _hold_ms(load, limits))
 
 
 def expected_wait_ms(load: Load) -> float:
@@ -109,18 +109,18 @@ def expected_wait_ms(load: Load) -> float:
 
     The number of batches ahead at the usual batch size, times the duration of such a batch, divided by the workers.
     """
-    own = load.waiting_jobs + load.sent_jobs
+    own = load.unsent_jobs + load.sent_jobs
     jobs = own + load.other_jobs
     if not jobs:
         return 0.0
-    batches = load.sent_batches + (load.waiting_jobs > 0)
+    batches = load.sent_batches + (load.unsent_jobs > 0)
     size = own / batches if batches else load.usual_jobs
     return jobs / size * load.batch_ms(size) / load.workers
 
 
-def _has_enough_submissions(load: Load, limits: Limits) -> bool:
+def _has_enough_unawaited(load: Load, limits: Limits) -> bool:
     """Whether many jobs wait and the workers soon finish theirs: larger batches would then have no benefit."""
-    if load.waiting_submissions < ENOUGH_SUBMISSIONS:
+    if load.unawaited_jobs < ENOUGH_UNAWAITED:
         return False
     return load.pass_ms < QUICK_PASS_MS and _hold_ms(load, limits) <= limits.hold_ms
 
@@ -141,7 +141,7 @@ def _places(load: Load, limits: Limits, n_out: int) -> int:
 
 
 def _takes_long(load: Load) -> bool:
-    return load.batch_ms(max(load.waiting_jobs, 1)) > LONG_BATCH_MS
+    return load.batch_ms(max(load.unsent_jobs, 1)) > LONG_BATCH_MS
 
 
 def _hold_ms(load: Load, limits: Limits) -> float:
@@ -151,11 +151,11 @@ def _hold_ms(load: Load, limits: Limits) -> float:
 
 
 def _sizes(load: Load, limits: Limits, n_jobs: int, samples: Iterable[int]) -> list[int]:
-    """Number of jobs in each batch of the first `n_jobs` waiting jobs: within the limits, and at least one."""
+    """Number of jobs in each batch of the first `n_jobs` unsent jobs: within the limits, and at least one."""
     if n_jobs == 1:
         return [1]
     share = _share(load, limits, n_jobs)
-    if load.waiting_samples <= limits.max_samples:
+    if load.unsent_samples <= limits.max_samples:
         whole, rest = divmod(n_jobs, share)
         return [share] * whole + [rest] * (rest > 0)
     sizes, size, in_batch = [], 0, 0

@@ -43,21 +43,21 @@ _deadline_ms = attrgetter("entry.deadline_ms")
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """The jobs of one queue that wait to be sent.
+    """The unsent jobs of one queue.
 
     Attributes:
-        n_samples: Number of samples in the waiting jobs.
-        n_submissions: Number of jobs since the last send whose callers wait only for acceptance.
+        n_samples: Number of samples in the unsent jobs.
+        n_unawaited: Number of jobs since the last send whose callers wait only for acceptance, not for the outcome.
         turn: Calls `batching` at the end of this event loop iteration.
-        timer: Sends the held jobs when their hold time has passed.
+        timer: Sends the unsent jobs when their hold time has passed.
     """
 
     messages: WakeUpMessages
     backlog: QueueBacklog
     _: KW_ONLY
-    waiting: list[Job] = field(default_factory=list)
+    unsent: list[Job] = field(default_factory=list)
     n_samples: int = 0
-    n_submissions: int = 0
+    n_unawaited: int = 0
     turn: asyncio.Handle | None = None
     timer: asyncio.TimerHandle | None = None
 
@@ -113,34 +113,34 @@ class Dispatcher:
 
     def jobs(self) -> list[Job]:
         """Jobs that are not accepted yet, and jobs whose caller waits for the outcome."""
-        held = [job for lane in self._lanes.values() for job in lane.waiting]
-        return held + [job for batch in self.sent.values() for job in batch.jobs]
+        unsent = [job for lane in self._lanes.values() for job in lane.unsent]
+        return unsent + [job for batch in self.sent.values() for job in batch.unanswered]
 
     def lane(self, queue: str) -> Lane:
-        """The queue's lane."""
+        """The lane of a queue, made when it is first asked for."""
         lane = self._lanes.get(queue)
         if lane is None:
             lane = self._lanes[queue] = Lane(WakeUpMessages(self._template, queue), self._backlogs.of(queue))
         return lane
 
     def submit(self, job: Job) -> None:
-        """Submit a job; the result is reported to `job.on_ready`."""
+        """Add a job to its queue's lane. Its caller hears of acceptance, outcome or refusal by `job.on_answerable`."""
         queue = job.route.candidate.queue
         lane = self._lanes.get(queue) or self.lane(queue)
         entry, backlog = job.entry, lane.backlog
-        lane.waiting.append(job)
+        lane.unsent.append(job)
         lane.n_samples += entry.n_samples
-        lane.n_submissions += not job.wants_outcome
-        backlog.held_jobs += 1
+        lane.n_unawaited += not job.wants_outcome
+        backlog.unsent_jobs += 1
         if entry.owner:
             backlog.open_by_caller[entry.owner] += 1
-        if batching.is_full(len(lane.waiting), lane.n_samples, self._limits):
+        if batching.is_full(len(lane.unsent), lane.n_samples, self._limits):
             self._send(lane, is_due=False)
         elif lane.turn is None:  # requests read in the same loop iteration share the batch
             lane.turn = asyncio.get_running_loop().call_soon(self._send, lane, False)
 
     def _send(self, lane: Lane, is_due: bool) -> None:
-        """Send the waiting jobs that `batching` selects, and hold the others.
+        """Send the unsent jobs that `batching` selects, and hold the others.
 
         Args:
             is_due: Whether their hold time has passed.
@@ -148,15 +148,15 @@ class Dispatcher:
         if lane.turn is not None:
             lane.turn.cancel()
             lane.turn = None
-        if not lane.waiting:
+        if not lane.unsent:
             return
-        decision = self._decide(lane, is_due)
-        for size in decision.sizes:
-            jobs, lane.waiting = lane.waiting[:size], lane.waiting[size:]
+        plan = self._plan(lane, is_due)
+        for size in plan.sizes:
+            jobs, lane.unsent = lane.unsent[:size], lane.unsent[size:]
             if not jobs:
-                break  # a caller whose job was refused has posted the next one, which called this method again
+                break  # `_refuse` below may have called this method again: a refused caller posts its next job
             lane.n_samples -= sum(map(_n_samples, jobs))
-            lane.n_submissions = 0
+            lane.n_unawaited = 0
             try:
                 batch = self._writer.write(jobs, lane.messages)
             except Exception as error:
@@ -166,50 +166,50 @@ class Dispatcher:
             lane.backlog.send(len(jobs))
             self._n_unconfirmed += 1
             batch.accept.send(self._link, self._accepted, batch)
-        if lane.waiting and lane.timer is None:
+        if lane.unsent and lane.timer is None:
             loop = asyncio.get_running_loop()
-            lane.timer = loop.call_later(decision.hold_ms / 1000, self._send_held, lane)
+            lane.timer = loop.call_later(plan.hold_ms / 1000, self._send_held, lane)
 
-    def _decide(self, lane: Lane, is_due: bool) -> batching.Decision:
-        """Ask `batching` about the waiting jobs, and prepare them for their batches; late ones are refused."""
-        load = lane.backlog.load(lane.n_samples, lane.n_submissions)
-        decision = batching.decide(load, self._limits, map(_n_samples, lane.waiting), is_due=is_due)
-        if not decision.sizes:
-            return decision
+    def _plan(self, lane: Lane, is_due: bool) -> batching.Plan:
+        """Ask `batching` about the unsent jobs, and prepare them for their batches; late ones are refused."""
+        load = lane.backlog.load(lane.n_samples, lane.n_unawaited)
+        plan = batching.plan(load, self._limits, map(_n_samples, lane.unsent), is_due=is_due)
+        if not plan.sizes:
+            return plan
         now_ms = self._clock.now_ms()
-        if min(map(_deadline_ms, lane.waiting)) <= now_ms:
+        if min(map(_deadline_ms, lane.unsent)) <= now_ms:
             self._refuse_late(lane, now_ms)
-            return self._decide(lane, is_due) if lane.waiting else batching.Decision([])
+            return self._plan(lane, is_due) if lane.unsent else batching.Plan([])
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        if lane.waiting[0].form is None and lane.waiting[-1].form is None:
-            return decision
-        return batching.Decision(_sort_by_form(lane.waiting, decision.sizes), decision.hold_ms)
+        if lane.unsent[0].form is None and lane.unsent[-1].form is None:
+            return plan
+        return batching.Plan(_sort_by_form(lane.unsent, plan.sizes), plan.hold_ms)
 
     def _send_held(self, lane: Lane) -> None:
         lane.timer = None
         self._send(lane, is_due=True)
 
-    def _accepted(self, batch: SentBatch, reply: object) -> None:
+    def _accepted(self, batch: SentBatch, redis_reply: object) -> None:
         """Process Redis's reply to a sent batch."""
         self._n_unconfirmed -= 1
         if not self._n_unconfirmed:
             self._all_confirmed.set()
-        jobs = batch.jobs
-        if isinstance(reply, Exception):
+        jobs = batch.unanswered
+        if isinstance(redis_reply, Exception):
             self.abandon(batch)
-            _refuse_all(jobs, ledger_error(reply))
+            _refuse_all(jobs, ledger_error(redis_reply))
             return
-        if isinstance(reply, list):
-            self._send_again_without(batch, reply)
+        if isinstance(redis_reply, list):
+            self._send_again_without(batch, redis_reply)
             return
-        batch.jobs = [job for job in jobs if job.wants_outcome]
+        batch.unanswered = [job for job in jobs if job.wants_outcome]
         for job in jobs:
             job.accepted, job.data = True, b""
             if not job.wants_outcome:
                 job.answer()
-        if batch.jobs:
+        if batch.unanswered:
             batch.end_waits()
         event = Accepted(batch.accept, time.monotonic() - batch.sent_at_s)
         # After the answers, which are written at the end of this turn of the loop.
@@ -231,7 +231,7 @@ class Dispatcher:
             batch.move_to(wire.decode_head(outcome.head), self._prefix)
         batch.outcome = outcome
         # The jobs refer to their batch: a reference cycle would need the garbage collector.
-        jobs, batch.jobs = batch.jobs, []
+        jobs, batch.unanswered = batch.unanswered, []
         all_told = len(jobs) == len(outcome.jobs) and all(map(_wants_outcome, jobs))
         # The next batch first: its worker is idle, and answering the callers of this batch takes time.
         self._return(batch, is_awaited=bool(jobs))
@@ -250,10 +250,10 @@ class Dispatcher:
             self._return(batch, is_awaited=True)
         if lost:
             why = "Redis lost its data, including this job; send it again"
-            _refuse_all(batch.jobs, LedgerUnavailableError(why, retry_after_s=1))
+            _refuse_all(batch.unanswered, LedgerUnavailableError(why, retry_after_s=1))
 
     async def close(self) -> None:
-        """Send the waiting jobs and wait until they are accepted."""
+        """Send the unsent jobs and wait until they are accepted."""
         for lane in self._lanes.values():
             self._send(lane, is_due=True)
         while self._n_unconfirmed:
@@ -261,19 +261,21 @@ class Dispatcher:
             await self._all_confirmed.wait()
 
     def _return(self, batch: SentBatch, *, is_awaited: bool) -> None:
-        """Count a batch as returned, and send waiting jobs if its place is free now.
+        """Count a batch as returned, and send unsent jobs if its place is free now.
 
         Args:
             is_awaited: Whether callers wait for it. They send their next requests after they are answered, so the
-                waiting jobs are sent first. Otherwise they are sent with the requests of this loop iteration.
+                unsent jobs are sent first. Otherwise they are sent with the requests of this loop iteration.
         """
         del self.sent[batch.batch_id]
-        lane = self._lanes[batch.accept.batch.head.queue]  # its own head may be that of another queue
+        lane = self._lanes[
+            batch.accept.batch.head.queue
+        ]  # `batch.head` names another queue if it was rerouted
         lane.backlog.sent_batches -= 1
         lane.backlog.sent_jobs -= len(batch.head.jobs)
         if lane.backlog.open_by_caller:
             lane.backlog.close(batch.head.jobs)
-        if not lane.waiting:
+        if not lane.unsent:
             return
         if is_awaited:
             self._send(lane, is_due=False)
@@ -288,9 +290,9 @@ class Dispatcher:
         """
         self.abandon(batch)
         why = "the job was not accepted in time for its Idempotency-Key; send it again"
-        with_key = [job for job in batch.jobs if job.once]
+        with_key = [job for job in batch.unanswered if job.once]
         lost = {with_key[place] for place in places}
-        for job in batch.jobs:
+        for job in batch.unanswered:
             if job in lost:
                 job.refuse(IdempotencyPendingError(why, retry_after_s=1))
             else:
@@ -298,9 +300,9 @@ class Dispatcher:
         self._send(self._lanes[batch.head.queue], is_due=True)
 
     def _refuse_late(self, lane: Lane, now_ms: float) -> None:
-        """Refuse waiting jobs whose deadline has passed, because no worker would run them."""
-        late = [job for job in lane.waiting if job.entry.deadline_ms <= now_ms]
-        lane.waiting = [job for job in lane.waiting if job.entry.deadline_ms > now_ms]
+        """Refuse unsent jobs whose deadline has passed, because no worker would run them."""
+        late = [job for job in lane.unsent if job.entry.deadline_ms <= now_ms]
+        lane.unsent = [job for job in lane.unsent if job.entry.deadline_ms > now_ms]
         lane.n_samples -= sum(map(_n_samples, late))
         self._refuse(
             lane,
@@ -310,26 +312,26 @@ class Dispatcher:
 
     @staticmethod
     def _refuse(lane: Lane, jobs: list[Job], error: Exception) -> None:
-        """Refuse held jobs, which are no longer in the lane, instead of sending them."""
+        """Refuse unsent jobs, which are no longer in the lane, instead of sending them."""
         if not isinstance(error, ModelyardError):
             logger.error("a batch could not be sent", exc_info=error)
             error = LedgerUnavailableError("the jobs could not be stored")
-        lane.backlog.held_jobs -= len(jobs)
+        lane.backlog.unsent_jobs -= len(jobs)
         lane.backlog.close(map(_entry, jobs))
         _refuse_all(jobs, error)
 
 
-def _sort_by_form(waiting: list[Job], sizes: list[int]) -> list[int]:
+def _sort_by_form(unsent: list[Job], sizes: list[int]) -> list[int]:
     """Split batches so that all jobs of a batch have the same form; returns the new sizes.
 
     Args:
-        waiting: The waiting jobs; the jobs to be sent are sorted in place into the order of their batches.
+        unsent: The unsent jobs; the jobs to be sent are sorted in place into the order of their batches.
     """
     n_jobs, largest = sum(sizes), max(sizes)
     groups: dict[JobForm | None, list[Job]] = {}
-    for job in waiting[:n_jobs]:
+    for job in unsent[:n_jobs]:
         groups.setdefault(job.form, []).append(job)
-    waiting[:n_jobs] = [job for group in groups.values() for job in group]
+    unsent[:n_jobs] = [job for group in groups.values() for job in group]
     alike: list[int] = []
     for form, group in groups.items():
         step = largest if form is None or form.merges else 1

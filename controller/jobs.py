@@ -38,7 +38,7 @@ class Job(msgspec.Struct, eq=False):
         data: Samples, C order, little-endian; empty after acceptance.
         wants_outcome: Whether its caller waits for the outcome instead of acceptance.
         waits_until_s: When the wait for the outcome ends, `time.monotonic()`.
-        on_ready: Called once with the job when the caller can be answered: the wait is over, or `error` is set.
+        on_answerable: Called once with the job when the caller can be answered: the wait is over, or `error` is set.
         once: Its idempotency key, if it has one.
         batch: Its batch; `index` is its place in that batch.
         expired: Whether its deadline has passed before a worker took it.
@@ -53,7 +53,7 @@ class Job(msgspec.Struct, eq=False):
     data: bytes
     wants_outcome: bool
     waits_until_s: float
-    on_ready: Callable[[Job], None]
+    on_answerable: Callable[[Job], None]
     once: Reservation | None = None
     batch: SentBatch | None = None
     index: int = -1
@@ -69,7 +69,7 @@ class Job(msgspec.Struct, eq=False):
         """Answer the caller, unless that was done before."""
         if not self.is_answered:
             self.is_answered = True
-            self.on_ready(self)
+            self.on_answerable(self)
 
     def refuse(self, error: ModelyardError) -> None:
         """Tell the caller that the job will have no outcome."""
@@ -91,7 +91,8 @@ class SentBatch:
     Attributes:
         accept: The rendered command that accepts it.
         json: Encodes its jobs for their callers.
-        jobs: After acceptance, only jobs whose callers wait for the outcome; empty when the outcome is known.
+        unanswered: Its jobs whose callers are not answered: before acceptance all, afterwards those that wait for the
+            outcome, and none when the outcome is known.
         sent_at_s: When it was sent, `time.monotonic()`.
         timer: Ends the waits of its jobs. One timer for all jobs, because few waits time out.
     """
@@ -100,7 +101,7 @@ class SentBatch:
     head: BatchHead
     accept: Accept
     json: BatchJson
-    jobs: list[Job]
+    unanswered: list[Job]
     sent_at_s: float
     outcome: BatchOutcome | None = None
     timer: asyncio.TimerHandle | None = None
@@ -112,7 +113,7 @@ class SentBatch:
     def end_waits(self) -> None:
         """Answer the callers whose wait has timed out, and set the timer for the next one."""
         now_s, next_s = time.monotonic(), inf
-        for job in self.jobs:
+        for job in self.unanswered:
             if job.waits_until_s <= now_s:
                 job.stop_waiting()
             elif job.waits_until_s < next_s and not job.is_answered:

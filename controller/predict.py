@@ -1,12 +1,14 @@
 """The handler of `POST /predict`: admit, route, decode, submit, wait, reply. Each step has its own module.
 
-Two adapters call it: `http/connection` for a request that arrived completely, `http/asgi` for all other requests.
+Two adapters send its replies: `http/connection` for a plain request that arrived completely, `http/asgi` for all other
+requests. Other protocols (`http/invocations`, `http/open_inference`) and probes wait for the job itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,14 +74,14 @@ class Addressee(Protocol):
 
 
 class Exchange(msgspec.Struct):
-    """A submitted prediction and the receiver of its reply; its `ready` is the job's `on_ready`."""
+    """A submitted prediction and the receiver of its reply."""
 
     predict: Predict
     asked: Asked
     to: Addressee
 
-    def ready(self, job: Job) -> None:
-        """Send the reply after the awaited event, acceptance or outcome; errors become replies."""
+    def answer(self, job: Job) -> None:
+        """Send the reply to the caller of a job; errors become replies."""
         try:
             reply = self.predict.reply(job, self.asked.wait_s)
         except Exception as error:
@@ -87,17 +89,17 @@ class Exchange(msgspec.Struct):
         self.to.answer(reply)
 
 
-class Ready(asyncio.Event):
-    """An event that is set when the job's awaited acceptance or outcome arrives: the other `on_ready`."""
+class Answerable(asyncio.Event):
+    """The event that the caller of a job can be answered."""
 
-    def ready(self, _: Job) -> None:
-        """Set the event."""
+    def note(self, _: Job) -> None:
+        """Wake the task that waits for it."""
         self.set()
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Predict:
-    """The handler.
+    """Answers predictions.
 
     - `start` answers a plain request that has arrived completely, without an asyncio task (`http/connection`).
     - `enter` and `respond` answer any request: the first needs only its head, the second its body (`http/asgi`).
@@ -126,8 +128,8 @@ class Predict:
     def start(self, asked: Asked, body: bytes, client: Client, to: Addressee) -> None:
         """Answer a complete request without an asyncio task; errors become replies.
 
-        Only for requests without an idempotency key, a rate limit or a content coding (`prediction_request.UNUSUAL`),
-        whose host and origin the gate has checked. All others pass `enter` and `respond`.
+        Only for the plain requests that `KnownHeads.read` lets pass: no idempotency key, no content coding, no webhook.
+        The gate has checked their host and origin. A controller with a rate limit or traces uses `enter` and `respond`.
         """
         try:
             received_at_ms = self.clock.now_ms()
@@ -137,8 +139,8 @@ class Predict:
             possible = self._routes(request)
             samples = read_samples(asked.content_type, body, possible, self.settings.max_samples)
             if len(possible) > 1:
-                self._admit(samples.route, request)
-            job = self._job(samples, request, Exchange(self, asked, to))
+                self._check_room(samples.route, request)
+            job = self._job(samples, request, Exchange(self, asked, to).answer)
         except NeedsReader:
             self._keep(asyncio.create_task(self._answer_with_reader(request, body, to)))
         except Exception as error:
@@ -226,12 +228,12 @@ class Predict:
 
         Args:
             once: Its idempotency key, if it has one.
-            reading: How its body is read.
+            reading: The protocol whose rules apply to its body.
 
         Raises:
             ModelyardError: The request is refused.
         """
-        asked, ready = request.asked, Ready()
+        asked, answerable = request.asked, Answerable()
         try:
             possible = self._routes(request)
             read = (asked.content_type, body, possible, self.settings.max_samples, reading)
@@ -246,8 +248,8 @@ class Predict:
             except NeedsReader:
                 samples = await self.large_bodies.read(*read, *beyond)
             if len(possible) > 1:
-                self._admit(samples.route, request)
-            job = self._job(samples, request, ready)
+                self._check_room(samples.route, request)
+            job = self._job(samples, request, answerable.note)
         except (InputError, TooLargeError):
             if self.rate_limit:  # a refused input costs as much as a prediction
                 await self.rate_limit.count(request.caller, request.client, 1)
@@ -256,7 +258,7 @@ class Predict:
             await self.rate_limit.count(request.caller, request.client, job.entry.n_samples)
         job.once, job.trace, job.callback = once, tracing.current.get(), asked.callback_url
         self._submit(job, asked.wait_s)
-        await ready.wait()
+        await answerable.wait()
         return job
 
     def _routes(self, request: Request) -> tuple[Route, ...]:
@@ -269,13 +271,13 @@ class Predict:
         possible = routes(self.watcher.view.snapshot, asked.selector, asked.deadline_s)
         # Refuse before the body is decoded, if possible: under overload most requests are refused.
         if len(possible) == 1:
-            self._admit(possible[0], request)
+            self._check_room(possible[0], request)
         return possible
 
-    def _admit(self, route: Route, request: Request) -> None:
-        self.backlogs.admit(route.candidate.queue, request.asked.deadline_s, request.caller.name)
+    def _check_room(self, route: Route, request: Request) -> None:
+        self.backlogs.check_room(route.candidate.queue, request.asked.deadline_s, request.caller.name)
 
-    def _job(self, samples: Samples, request: Request, waiter: Exchange | Ready) -> Job:
+    def _job(self, samples: Samples, request: Request, on_answerable: Callable[[Job], None]) -> Job:
         asked, route = request.asked, samples.route
         return Job(
             route=route,
@@ -293,7 +295,7 @@ class Predict:
             data=samples.data,
             wants_outcome=asked.wait_s > 0,
             waits_until_s=time.monotonic() + asked.wait_s,
-            on_ready=waiter.ready,
+            on_answerable=on_answerable,
             form=samples.form,
         )
 
@@ -322,6 +324,7 @@ class Predict:
         if self.drain.is_over and wait_s > 0:
             return self._interrupted(job_id)
         location = (b"location", result_url(job_id, self.settings.prefix).encode())
+        # It may run by now, which only Redis knows; 202 means that it is accepted.
         return Reply(202, [JSON, location], batch.json.job(job.index, "queued", None))
 
     def _interrupted(self, job_id: str) -> Reply:

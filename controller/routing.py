@@ -1,6 +1,7 @@
-"""Chooses the queue of a request: a pure function of a pool snapshot and the request's selector.
+"""Chooses the queue of a request from a pool snapshot and the request's selector, without any I/O.
 
-Only the versions of one endpoint compete. `ranking` orders them, and `endpoints` prepares their routes.
+Only the versions of one endpoint compete. `ranking` orders them, and `endpoints` prepares their routes. The snapshot
+is only read, apart from a cache of the routes for short deadlines.
 """
 
 from __future__ import annotations

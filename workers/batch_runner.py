@@ -135,7 +135,9 @@ class BatchRunner:
         return time.monotonic() < until_s and self._heartbeat.takes_batches
 
     def run(self, batch_id: str, take_until_s: float = 0) -> str:
-        """Run a batch and write its outcomes. Never raises: after an error the reconciler sends the batch again.
+        """Run a batch and write its outcomes. Never raises.
+
+        If Redis does not answer, the reconciler sends the batch again; the jobs of an unreadable batch have failed.
 
         Args:
             take_until_s: Time (`time.monotonic()`) until which finishing this batch also takes the next one.
@@ -243,7 +245,7 @@ class BatchRunner:
         if to_run:
             start = time.perf_counter()
             # Claimed before, so a worker may have died with it: running each job alone shows which job caused it.
-            run = self._run_alone if batch.attempts > 1 else self._run_together
+            run = self._run_isolated if batch.attempts > 1 else self._run_together
             for index, outcome in zip(to_run, run(batch, to_run), strict=True):
                 outcomes[index] = outcome
             inference_ms = (time.perf_counter() - start) * 1000
@@ -284,7 +286,7 @@ class BatchRunner:
         # Read the inputs again: the model may have modified the samples before it failed.
         return [self._run_one(batch, index) for index in indexes]
 
-    def _run_alone(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
+    def _run_isolated(self, batch: ClaimedBatch, indexes: Sequence[int]) -> list[JobOutcome]:
         """Run one forward pass per job, each recorded in the ledger before it starts and after it ends."""
         outcomes: list[JobOutcome] = []
         done = None

@@ -76,9 +76,8 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     gc.disable()  # imports create a million objects and hardly any garbage; each serving process enables it again
     # Read when a library loads OpenMP. By default each worker would use all cores, at a multiple of the time per row.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.torch_threads))
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(0)
-    )  # until Celery takes over: there is nothing to drain yet
+    # Until Celery takes over: there is nothing to drain yet.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     marker = InFlightMarker()
     signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: marker.leave())  # serving processes inherit it
     _require_redis(settings)
@@ -106,10 +105,8 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     def serve(tell_ready: Callable[[], None]) -> None:
         gc.enable()
         atexit.unregister(remove)  # the next serving process reads the files again
-        for number in (
-            signal.SIGTERM,
-            signal.SIGINT,
-        ):  # not an exception: the model's loading code may catch it
+        # Not an exception: the model's loading code may catch it.
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(0))
         _serve(settings, found, marker, tell_ready)
 
@@ -136,7 +133,7 @@ def _serve(
         record.worker_id,
         record.queue,
         settings.result_retention_s,
-        silences=heartbeat.silences,
+        failed_heartbeats=heartbeat.failed_heartbeats,
     )
     limit = TimeLimit(settings.inference_timeout_s)
     traces = open_traces(settings)
@@ -223,9 +220,8 @@ def _new_record(
         except WorkerNumberTakenError as error:
             if not told:
                 raise
-            number = assign_number(
-                client, queue, None
-            )  # the number belongs to an earlier version of the alias
+            # The number belongs to an earlier version of the alias.
+            number = assign_number(client, queue, None)
             logger.warning("%s; %s has the number %d", error.detail, found.uri, number)
     return WorkerRecord(
         worker_id=f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}",

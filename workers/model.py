@@ -45,16 +45,16 @@ from workers.signature import read_contract
 from workers.warm_up import LoadedModel, Predict, said, warm_up
 
 Array = NDArray[Any]
-Made: TypeAlias = tuple[Predict, Any]  # a model's function, and the estimator behind it if there is one
+# A model's function, and the estimator behind it if there is one.
+Built: TypeAlias = tuple[Predict, Any]
 logger = logging.getLogger(__name__)
 # PyTorch's own switch: all loading then uses an unpickler that creates only tensors and plain containers.
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 TAKE_MISSING = ("xgboost", "lightgbm", "catboost")  # flavors whose trees handle missing values
 SKLEARN_METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
-REHEARSED_BYTES = (
-    64 * 2**20
-)  # maximum file size; loading a larger file twice costs more than the rehearsal saves
+# Maximum size of a file. Loading a larger one twice would cost more than the rehearsal saves.
+REHEARSED_BYTES = 64 * 2**20
 
 
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
@@ -120,9 +120,8 @@ def rehearse(found: ModelVersion, settings: WorkerSettings) -> None:
         ):
             import torch
 
-            torch.set_num_threads(
-                1
-            )  # more threads would not survive a fork; `load` sets the configured number
+            # More threads would not survive a fork; `load` sets the configured number.
+            torch.set_num_threads(1)
             _read_pt2(found, settings).module()
 
 
@@ -147,8 +146,8 @@ def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:
         logger.warning("MODELYARD_ALLOW_PICKLE_MODELS is set: %s %s", found.uri, how.reason)
     if "pytorch" in found.flavors and isinstance(contract, TensorContract | TensorsContract):
         return _load_torch(found, contract, settings, _load_pickled)
-    make = partial(_load_pyfunc, found, contract, settings, how.kind == "code")
-    return _warm(found, contract, make, "cpu", settings)
+    build = partial(_load_pyfunc, found, contract, settings, how.kind == "code")
+    return _warm(found, contract, build, "cpu", settings)
 
 
 def obstacles(found: ModelVersion, settings: WorkerSettings) -> list[ModelError]:
@@ -184,19 +183,19 @@ def _load_torch(
     found: ModelVersion,
     contract: Contract,
     settings: WorkerSettings,
-    make: Callable[[ModelVersion, str, WorkerSettings], Made],
+    build: Callable[[ModelVersion, str, WorkerSettings], Built],
 ) -> LoadedModel:
     import torch
 
     torch.set_num_threads(settings.torch_threads)
-    return _on_first_device(found, contract, settings, make, torch.cuda.is_available)
+    return _on_first_device(found, contract, settings, build, torch.cuda.is_available)
 
 
 def _on_first_device(
     found: ModelVersion,
     contract: Contract,
     settings: WorkerSettings,
-    make: Callable[[ModelVersion, str, WorkerSettings], Made],
+    build: Callable[[ModelVersion, str, WorkerSettings], Built],
     has_cuda: Callable[[], bool],
 ) -> LoadedModel:
     """Load it on the set device, or on the first one on which it works: parts of an exported model may need the CPU."""
@@ -205,13 +204,13 @@ def _on_first_device(
         device = "cpu"
         if has_cuda():
             try:
-                return _warm(found, contract, partial(make, found, "cuda:0", settings), "cuda:0", settings)
+                return _warm(found, contract, partial(build, found, "cuda:0", settings), "cuda:0", settings)
             except ModelWarmUpError as error:
                 logger.warning("%s; trying %s", error.detail, device)
-    return _warm(found, contract, partial(make, found, device, settings), device, settings)
+    return _warm(found, contract, partial(build, found, device, settings), device, settings)
 
 
-def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Made:
+def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Built:
     import torch
     from torch.export.passes import move_to_device_pass
 
@@ -224,12 +223,11 @@ def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Mad
         if settings.allow_pickle_models:
             raise
         raise refusal(found.uri, "is a pt2 file with a pickle inside") from error
-    if (
-        device != "cpu"
-    ):  # `Module.to` would not move the graph's constants and the tensors that the graph creates
+    # `Module.to` would not move the graph's constants and the tensors that the graph creates.
+    if device != "cpu":
         program = move_to_device_pass(program, device)
     names = _input_names(program.call_spec.in_spec, iter(program.graph_signature.user_inputs))
-    return _on(device, _checked_once(program), names), None
+    return _torch_predict(device, _checked_once(program), names), None
 
 
 def _checked_once(program: Any) -> Callable[..., Any]:
@@ -276,21 +274,20 @@ def _read_pt2(found: ModelVersion, settings: WorkerSettings) -> Any:
     if not settings.allow_pickle_models:
         os.environ[TORCH_SWITCH] = "1"
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Detected pickle protocol"
-        )  # it is refused unless the switch is set
+        # It is refused unless the switch is set.
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
         return torch.export.load(pt2_file(found.flavors, Path(found.path)))
 
 
-def _load_pickled(found: ModelVersion, device: str, settings: WorkerSettings) -> Made:
+def _load_pickled(found: ModelVersion, device: str, settings: WorkerSettings) -> Built:
     import mlflow.pytorch
 
     os.environ[MLFLOW_SWITCH] = "true"
     module = mlflow.pytorch.load_model(found.path).to(device)
-    return _on(device, module, list(inspect.signature(module.forward).parameters)), None
+    return _torch_predict(device, module, list(inspect.signature(module.forward).parameters)), None
 
 
-def _on(device: str, run: Callable[..., Any], names: Sequence[str]) -> Predict:
+def _torch_predict(device: str, run: Callable[..., Any], names: Sequence[str]) -> Predict:
     """Wrap a PyTorch model so that it is called with arrays.
 
     Args:
@@ -322,12 +319,12 @@ def _to_numpy(output: Any) -> Any:
     return output.cpu().numpy() if hasattr(output, "cpu") else output
 
 
-def _load_onnx(found: ModelVersion, device: str, settings: WorkerSettings) -> Made:
+def _load_onnx(found: ModelVersion, device: str, settings: WorkerSettings) -> Built:
     file = str(Path(found.path, _loading(found).file))
     return onnx_model.OnnxModel(file, device, settings.torch_threads).predict, None
 
 
-def _load_skops(found: ModelVersion, file: str) -> Made:
+def _load_skops(found: ModelVersion, file: str) -> Built:
     """Load a scikit-learn model in the skops format, which unpickles nothing; MLflow would require a pickle switch."""
     import skops.io
     from skops.io.exceptions import UntrustedTypesFoundException
@@ -349,7 +346,7 @@ def _load_skops(found: ModelVersion, file: str) -> Made:
 
 def _load_pyfunc(
     found: ModelVersion, contract: Contract, settings: WorkerSettings, may_unpickle: bool
-) -> Made:
+) -> Built:
     import mlflow.pyfunc
 
     os.environ[MLFLOW_SWITCH] = str(may_unpickle).lower()
@@ -384,12 +381,12 @@ def _from_document(predict: Predict, is_own: bool) -> Predict:
 def _warm(
     found: ModelVersion,
     contract: Contract,
-    make: Callable[[], Made],
+    build: Callable[[], Built],
     device: str,
     settings: WorkerSettings,
 ) -> LoadedModel:
     try:
-        predict, estimator = make()
+        predict, estimator = build()
     except ModelNotAllowedError:
         raise
     except BaseException as error:  # a model may call `sys.exit`
@@ -423,9 +420,8 @@ def _labels(found: ModelVersion, estimator: Any) -> list[Label]:
 
 
 def _classes(estimator: Any) -> list[Any]:
-    with suppress(
-        Exception
-    ):  # some estimators have the attribute without a value, and it may be the author's code
+    # Some estimators have the attribute without a value, and it may be the author's code.
+    with suppress(Exception):
         classes = np.asarray(estimator.classes_)
         return classes.tolist() if classes.ndim == 1 else []
     return []

@@ -307,9 +307,8 @@ def _pip_config() -> dict[str, str]:
     """Configuration of pip, unless uv's own variables override it."""
     own = [sys.executable, "-m", "pip"]
     has_own = subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0
-    found = pip_config.read_pip_config(
-        own if has_own or not shutil.which("pip") else ["pip"]
-    )  # as in an image
+    # As in an image.
+    found = pip_config.read_pip_config(own if has_own or not shutil.which("pip") else ["pip"])
     return {
         name: value
         for name, value in found.items()

@@ -23,11 +23,8 @@ KEYS: dict[Rules, tuple[str, ...]] = {
     "mlflow": ("inputs", "instances", *FRAMES),
 }
 UNIFIED = "unified"  # the key of a document in MLflow's form for chat models: the body is the data, with its parameters
-UNIFIED_KEYS = (
-    "messages",
-    "prompt",
-    "input",
-)  # each of them marks this form, whose answer is not wrapped either
+# Each of them marks this form, whose answer is not wrapped either.
+UNIFIED_KEYS = ("messages", "prompt", "input")
 UNIFIED_KEY = re.compile(rb'"(?:messages|prompt|input)"')
 PARAMS = "params"
 CSV = "csv"  # the key of a document in CSV format

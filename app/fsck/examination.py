@@ -74,9 +74,8 @@ class Examiner:
         with ledger_errors():
             await self._check_persistence(seen)
             for queue in queues:
-                with contextlib.suppress(
-                    ResponseError, WireError
-                ):  # a key of the wrong type: `look` finds it
+                # A key of the wrong type: `look` finds it.
+                with contextlib.suppress(ResponseError, WireError):
                     await self._check_overdue(seen, queue)
         return seen
 

@@ -55,7 +55,7 @@ class WorkerLedger:
         worker_id: The worker's own id.
         queue: The worker's own queue.
         retention_s: Retention of outcomes in seconds.
-        silences: Returns a counter that changes when Redis did not answer the worker on another connection.
+        failed_heartbeats: Returns how many heartbeats failed: after each, this connection may be half-open as well.
 
     Attributes:
         worker_id: The worker's own id.
@@ -68,7 +68,7 @@ class WorkerLedger:
         worker_id: str,
         queue: str,
         retention_s: float,
-        silences: Callable[[], int] = lambda: 0,
+        failed_heartbeats: Callable[[], int] = lambda: 0,
     ) -> None:
         self.taken: str | None = None
         self._taken_fields: list[bytes] = []
@@ -77,8 +77,8 @@ class WorkerLedger:
         self.worker_id = worker_id
         self._queue = queue
         self._retention_ms = int(retention_s * 1000)
-        self._silences = silences
-        self._heard_silences = 0
+        self._failed_heartbeats = failed_heartbeats
+        self._heard_failures = 0
 
     def claim(self, batch_id: str) -> ClaimedBatch | None:
         """Claim a batch; None if it has an outcome, is missing, or belongs to another worker.
@@ -91,8 +91,8 @@ class WorkerLedger:
             WireError: The record is unreadable; its jobs have failed.
         """
         taken, self.taken = self.taken, None
-        if self._heard_silences != (silences := self._silences()):
-            self._heard_silences = silences
+        if self._heard_failures != (failed_heartbeats := self._failed_heartbeats()):
+            self._heard_failures = failed_heartbeats
             self._client.connection_pool.disconnect()  # it may be half-open, and finding out would cost a timeout
         try:
             if batch_id == taken:
@@ -229,12 +229,12 @@ class WorkerLedger:
         self._note_taken(self._scripts.run_after(wait, at_least_s + WAIT_GRACE_S, call))
 
     def _note_taken(self, answer: list[bytes] | None) -> None:
-        *self._taken_fields, batch_id = answer or [b""]
+        *self._taken_fields, batch_id = answer or [b""]  # as `claim` replies, and the id last
         self.taken = batch_id.decode() or None
 
 
 def keep_outcome(client: Client, batch_id: str, index: int, outcome: JobOutcome) -> None:
-    """Record a job's outcome in an open batch. It counts when the batch is claimed again, unless the job ends before.
+    """Record the outcome of a job that hung in the process before this one: it counts when the batch is claimed again.
 
     Raises:
         LedgerUnavailableError: Redis does not answer.

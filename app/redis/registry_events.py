@@ -51,10 +51,8 @@ class RegistryEvents:
         while not self._closing.is_set():
             try:
                 self._listen()
-            except (
-                RedisError,
-                OSError,
-            ):  # it is away, or refuses the channel by the users of an older release
+            # It is away, or refuses the channel by the users of an older release.
+            except (RedisError, OSError):
                 self._closing.wait(RETRY_S)
 
     def _listen(self) -> None:

@@ -94,7 +94,7 @@ class Lane:
         timer: Changes whenever jobs are sent, so that an older timer does nothing.
     """
 
-    waiting: list[Job] = field(default_factory=list)
+    unsent: list[Job] = field(default_factory=list)
     sent_batches: int = 0
     sent_jobs: int = 0
     pass_ms: float = inf
@@ -182,7 +182,7 @@ class Controller:
 
     def _submit(self, job: Job) -> None:
         lane = self._lanes[job.version]
-        lane.waiting.append(job)
+        lane.unsent.append(job)
         self._pool.open_jobs[job.version] += 1
         if not lane.asks_at_end_of_turn:
             lane.asks_at_end_of_turn = True
@@ -190,14 +190,14 @@ class Controller:
 
     def _load(self, version: int) -> batching.Load:
         lane = self._lanes[version]
-        n_waiting = len(lane.waiting)
+        n_unsent = len(lane.unsent)
         return batching.Load(
-            waiting_jobs=n_waiting,
-            waiting_samples=n_waiting,
-            waiting_submissions=0,
+            unsent_jobs=n_unsent,
+            unsent_samples=n_unsent,
+            unawaited_jobs=0,
             sent_batches=lane.sent_batches,
             sent_jobs=lane.sent_jobs,
-            other_jobs=self._pool.open_jobs[version] - n_waiting - lane.sent_jobs,
+            other_jobs=self._pool.open_jobs[version] - n_unsent - lane.sent_jobs,
             workers=self._pool.replicas[version],
             pass_ms=lane.pass_ms,
             usual_jobs=1.0,
@@ -214,22 +214,22 @@ class Controller:
     def _send(self, version: int, is_due: bool) -> None:
         lane = self._lanes[version]
         lane.asks_at_end_of_turn = False
-        if not lane.waiting:
+        if not lane.unsent:
             return
-        decision = batching.decide(self._load(version), self._limits, repeat(1), is_due=is_due)
-        if decision.sizes:
+        plan = batching.plan(self._load(version), self._limits, repeat(1), is_due=is_due)
+        if plan.sizes:
             lane.timer += 1
             lane.is_held = False
-        for size in decision.sizes:
-            jobs, lane.waiting = lane.waiting[:size], lane.waiting[size:]
+        for size in plan.sizes:
+            jobs, lane.unsent = lane.unsent[:size], lane.unsent[size:]
             lane.sent_batches += 1
             lane.sent_jobs += len(jobs)
             batch = Batch(self, version, jobs)
             self.process.do(self._cpu_s["send"].of(len(jobs)), partial(self._pool.redis.accept, batch))
-        if lane.waiting and not lane.is_held:
+        if lane.unsent and not lane.is_held:
             lane.is_held = True
             send = partial(self._send_held, version, lane.timer)
-            self._pool.clock.after(decision.hold_ms / 1000, partial(self.process.do, 0.0, send))
+            self._pool.clock.after(plan.hold_ms / 1000, partial(self.process.do, 0.0, send))
 
     def hear(self, batch: Batch) -> None:
         """The notice of a batch's outcome arrives."""

@@ -135,9 +135,8 @@ class Scaler:
             if named in samples and names:
                 history = self._histories[named]
                 wanted = self._wanted(history, samples[named], len(names), target.replicas)
-                if not all(
-                    name in ready for name in names
-                ):  # what they are good for shows when they are ready
+                # What they are good for shows when they are ready.
+                if not all(name in ready for name in names):
                     wanted = max(wanted, min(len(names), target.replicas[1]))
                     history.needs.clear()
             if wanted > len(names) and names and not has_room(self._settings.state_dir, names[0]):

@@ -98,7 +98,7 @@ class QueueBacklog:
     """One queue's jobs without an outcome, as currently known to this controller.
 
     Attributes:
-        held_jobs: Jobs in this controller that are not sent yet.
+        unsent_jobs: Jobs in this controller that are not sent yet.
         sent_jobs: Jobs sent by this controller, outcome not received.
         sent_batches: The batches of the sent jobs.
         most_sent_jobs: Maximum of `sent_jobs` since the current reading of the pool began.
@@ -109,7 +109,7 @@ class QueueBacklog:
         open_by_caller: Held and sent jobs of callers with an API key, by its name.
     """
 
-    held_jobs: int = 0
+    unsent_jobs: int = 0
     sent_jobs: int = 0
     sent_batches: int = 0
     most_sent_jobs: int = 0
@@ -120,18 +120,18 @@ class QueueBacklog:
     free_at_ms: dict[str, float] = field(default_factory=dict)
     open_by_caller: Counter[str] = field(default_factory=Counter)
 
-    def load(self, waiting_samples: int = 0, waiting_submissions: int = 0) -> Load:
+    def load(self, unsent_samples: int = 0, unawaited_jobs: int = 0) -> Load:
         """The input of `batching`.
 
         Args:
-            waiting_samples: Number of samples in the held jobs.
-            waiting_submissions: Number of held jobs whose callers wait only for acceptance.
+            unsent_samples: Number of samples in the unsent jobs.
+            unawaited_jobs: Number of unsent jobs whose callers wait only for acceptance.
         """
         costs = self.costs
         return Load(
-            waiting_jobs=self.held_jobs,
-            waiting_samples=waiting_samples,
-            waiting_submissions=waiting_submissions,
+            unsent_jobs=self.unsent_jobs,
+            unsent_samples=unsent_samples,
+            unawaited_jobs=unawaited_jobs,
             sent_batches=self.sent_batches,
             sent_jobs=self.sent_jobs,
             other_jobs=self.other_jobs,
@@ -142,8 +142,8 @@ class QueueBacklog:
         )
 
     def send(self, n_jobs: int) -> None:
-        """Count a batch of held jobs as sent."""
-        self.held_jobs -= n_jobs
+        """Count a batch of unsent jobs as sent."""
+        self.unsent_jobs -= n_jobs
         self.sent_batches += 1
         self.sent_jobs += n_jobs
         self.most_sent_jobs = max(self.most_sent_jobs, self.sent_jobs)
@@ -229,7 +229,7 @@ class Backlogs:
                 _learn_from_records(each.costs, ready.get(queue, ()))
         return {queue: self._queues[queue].expected_wait_ms() for queue in ready}
 
-    def admit(self, queue: str, deadline_s: float, caller: str = "") -> None:
+    def check_room(self, queue: str, deadline_s: float, caller: str = "") -> None:
         """Check that a worker would take a job well before its deadline.
 
         A full queue still admits callers that have less than their share in it, within separate limits.
@@ -244,7 +244,7 @@ class Backlogs:
         backlog = self._queues.get(queue)
         if backlog is None:
             return
-        jobs = backlog.held_jobs + backlog.sent_jobs + backlog.other_jobs
+        jobs = backlog.unsent_jobs + backlog.sent_jobs + backlog.other_jobs
         longest_s = deadline_s * self._fraction
         if jobs < self._jobs_limit and jobs * backlog.costs.largest_ms <= longest_s * 1000:
             return  # even if each job were a separate batch

@@ -116,10 +116,8 @@ async def test_controllers_of_one_folder_share_a_batch_and_one_of_them_works_on_
 
     await until(is_held, "a process has it", 30)
     seen = (await second.http.get(posted["batch_url"])).json()
-    assert (seen["id"], seen["status"]) == (
-        posted["id"],
-        "waiting",
-    )  # nobody listens at its controller's port
+    # Nobody listens at its controller's port.
+    assert (seen["id"], seen["status"]) == (posted["id"], "waiting")
     assert (await second.http.delete(posted["batch_url"])).json()["status"] == "cancelled"
     await until(lambda: not is_held(), "the process has ended", 30)
     assert (await first.http.get(posted["batch_url"])).json()["status"] == "cancelled"

@@ -10,28 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.batching import (
-    ENOUGH_SUBMISSIONS,
+    ENOUGH_UNAWAITED,
     FEW_JOBS,
     MANY_JOBS,
-    Decision,
     Limits,
     Load,
-    decide,
+    Plan,
     is_full,
+    plan,
 )
 
 LIMITS = Limits(max_jobs=256, max_samples=1024, hold_ms=20.0, hold_behind_ms=200.0, ahead=1)
 FAST_MS, SLOW_MS = 5.0, 100.0  # of a batch
 QUICK, USUAL = {"pass_ms": 0.01}, {"pass_ms": 1.0}
 ONE_OUT, TWO_OUT = {"sent_batches": 1, "sent_jobs": 1}, {"sent_batches": 2, "sent_jobs": 2}
-SUBMISSIONS = {"waiting_jobs": ENOUGH_SUBMISSIONS, "waiting_submissions": ENOUGH_SUBMISSIONS}
+SUBMISSIONS = {"unsent_jobs": ENOUGH_UNAWAITED, "unawaited_jobs": ENOUGH_UNAWAITED}
 
 
-def load(waiting_jobs: int = 1, batch_ms: float = FAST_MS, **fields: Any) -> Load:
+def load(unsent_jobs: int = 1, batch_ms: float = FAST_MS, **fields: Any) -> Load:
     """By default one job of one sample waits, and nothing is out."""
     known: dict[str, Any] = {
-        "waiting_samples": waiting_jobs,
-        "waiting_submissions": 0,
+        "unsent_samples": unsent_jobs,
+        "unawaited_jobs": 0,
         "sent_batches": 0,
         "sent_jobs": 0,
         "other_jobs": 0,
@@ -39,13 +39,13 @@ def load(waiting_jobs: int = 1, batch_ms: float = FAST_MS, **fields: Any) -> Loa
         "pass_ms": inf,
         "usual_jobs": 1.0,
     }
-    return Load(waiting_jobs=waiting_jobs, batch_ms=lambda _: batch_ms, **{**known, **fields})
+    return Load(unsent_jobs=unsent_jobs, batch_ms=lambda _: batch_ms, **{**known, **fields})
 
 
-def decided(fields: dict[str, Any], *, is_due: bool = False, samples: list[int] | None = None) -> Decision:
+def decided(fields: dict[str, Any], *, is_due: bool = False, samples: list[int] | None = None) -> Plan:
     made = load(**fields)
-    each = [1] * made.waiting_jobs if samples is None else samples
-    return decide(made, LIMITS, each, is_due=is_due)
+    each = [1] * made.unsent_jobs if samples is None else samples
+    return plan(made, LIMITS, each, is_due=is_due)
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,15 @@ def decided(fields: dict[str, Any], *, is_due: bool = False, samples: list[int] 
     [
         ({}, [1]),
         (ONE_OUT, [1]),
-        ({**ONE_OUT, "waiting_jobs": 63}, [63]),
-        ({"waiting_jobs": 130}, [65, 65]),
-        ({**ONE_OUT, "waiting_jobs": 130}, [65, 65]),
-        ({"waiting_jobs": 130, **QUICK}, [130]),
-        ({"waiting_jobs": 700}, [256, 256, 188]),
-        ({**TWO_OUT, "waiting_jobs": 8, "workers": 2, "batch_ms": SLOW_MS}, [4, 4]),
-        ({"waiting_jobs": 8, "workers": 4, "batch_ms": SLOW_MS}, [2, 2, 2, 2]),
-        ({"waiting_jobs": 8, "workers": 4}, [8]),
-        ({**TWO_OUT, **SUBMISSIONS, **QUICK}, [ENOUGH_SUBMISSIONS]),
+        ({**ONE_OUT, "unsent_jobs": 63}, [63]),
+        ({"unsent_jobs": 130}, [65, 65]),
+        ({**ONE_OUT, "unsent_jobs": 130}, [65, 65]),
+        ({"unsent_jobs": 130, **QUICK}, [130]),
+        ({"unsent_jobs": 700}, [256, 256, 188]),
+        ({**TWO_OUT, "unsent_jobs": 8, "workers": 2, "batch_ms": SLOW_MS}, [4, 4]),
+        ({"unsent_jobs": 8, "workers": 4, "batch_ms": SLOW_MS}, [2, 2, 2, 2]),
+        ({"unsent_jobs": 8, "workers": 4}, [8]),
+        ({**TWO_OUT, **SUBMISSIONS, **QUICK}, [ENOUGH_UNAWAITED]),
     ],
     ids=[
         "an idle queue",
@@ -85,12 +85,12 @@ def test_jobs_are_sent_at_once(fields: dict[str, Any], sizes: list[int]) -> None
     ("fields", "hold_ms"),
     [
         (TWO_OUT, 20.0),
-        ({**TWO_OUT, "waiting_jobs": 4 * FEW_JOBS, "other_jobs": 100, "batch_ms": 1.0}, 20.0),
+        ({**TWO_OUT, "unsent_jobs": 4 * FEW_JOBS, "other_jobs": 100, "batch_ms": 1.0}, 20.0),
         ({**TWO_OUT, "other_jobs": 100, "batch_ms": FAST_MS}, 125.0),
         ({**TWO_OUT, "other_jobs": 10_000, "batch_ms": FAST_MS}, 200.0),
         ({"sent_batches": 1, "sent_jobs": FEW_JOBS, **QUICK}, 20.0),
         ({**TWO_OUT, "workers": 4}, 20.0),
-        ({**TWO_OUT, "waiting_jobs": ENOUGH_SUBMISSIONS, **QUICK}, 20.0),
+        ({**TWO_OUT, "unsent_jobs": ENOUGH_UNAWAITED, **QUICK}, 20.0),
         ({**TWO_OUT, **SUBMISSIONS, **USUAL}, 20.0),
         ({**TWO_OUT, **SUBMISSIONS, **QUICK, "other_jobs": 10_000}, 200.0),
     ],
@@ -110,7 +110,7 @@ def test_jobs_are_held(fields: dict[str, Any], hold_ms: float) -> None:
     found = decided(fields)
     assert found.sizes == []
     assert found.hold_ms == pytest.approx(hold_ms, rel=0.05)
-    assert sum(decided(fields, is_due=True).sizes) == load(**fields).waiting_jobs, "until their time is over"
+    assert sum(decided(fields, is_due=True).sizes) == load(**fields).unsent_jobs, "until their time is over"
 
 
 def test_a_quick_model_with_few_jobs_out_has_a_batch_ahead() -> None:
@@ -118,7 +118,7 @@ def test_a_quick_model_with_few_jobs_out_has_a_batch_ahead() -> None:
 
 
 def test_full_batches_are_sent_whatever_is_out_and_the_rest_is_held() -> None:
-    found = decided({**TWO_OUT, **QUICK, "waiting_jobs": 2 * 256 + 7})
+    found = decided({**TWO_OUT, **QUICK, "unsent_jobs": 2 * 256 + 7})
     assert found.sizes == [256, 256]
     assert found.hold_ms >= LIMITS.hold_ms
 
@@ -128,7 +128,7 @@ def test_full_batches_are_sent_whatever_is_out_and_the_rest_is_held() -> None:
     [([600, 600, 600], [1, 1, 1]), ([500, 524, 1], [2, 1]), ([5000], [1]), ([1, 5000, 1], [1, 1, 1])],
 )
 def test_no_batch_has_too_many_samples_unless_one_job_has(samples: list[int], sizes: list[int]) -> None:
-    fields = {**TWO_OUT, "waiting_jobs": len(samples), "waiting_samples": sum(samples)}
+    fields = {**TWO_OUT, "unsent_jobs": len(samples), "unsent_samples": sum(samples)}
     assert decided(fields, samples=samples).sizes == sizes
 
 
@@ -155,8 +155,8 @@ def test_whatever_waits_no_job_is_left_out_and_no_limit_passed(
     is_due: bool,
 ) -> None:
     fields: dict[str, Any] = {
-        "waiting_jobs": len(samples),
-        "waiting_samples": sum(samples),
+        "unsent_jobs": len(samples),
+        "unsent_samples": sum(samples),
         "sent_batches": sent_batches,
         "sent_jobs": sent_batches * jobs_each,
         "workers": workers,
@@ -177,5 +177,5 @@ def test_whatever_waits_no_job_is_left_out_and_no_limit_passed(
 
 
 def test_many_begin_where_two_batches_do() -> None:
-    assert len(decided({"waiting_jobs": MANY_JOBS}).sizes) == 2
-    assert len(decided({"waiting_jobs": MANY_JOBS - 1}).sizes) == 1
+    assert len(decided({"unsent_jobs": MANY_JOBS}).sizes) == 2
+    assert len(decided({"unsent_jobs": MANY_JOBS - 1}).sizes) == 1

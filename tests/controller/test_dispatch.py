@@ -12,7 +12,7 @@ import redis
 
 from app.ledger.commands import LARGE_SAMPLES_BYTES
 from app.redis import keys
-from controller.batching import ENOUGH_SUBMISSIONS
+from controller.batching import ENOUGH_UNAWAITED
 from tests.controller.conftest import HandWorker, Serve, nothing_is_queued, until
 from tests.pool_samples import outcome
 
@@ -38,7 +38,7 @@ async def test_two_workers_share_what_would_take_one_of_them_long(
         posted = asyncio.create_task(served.post(query="?wait=5"))
         in_flight.append((worker, await worker.claimed(), posted))
     waiting = [asyncio.create_task(served.post(query="?wait=5")) for _ in range(8)]
-    await until(lambda: len(lane.waiting) == 8, "all of them are held")
+    await until(lambda: len(lane.unsent) == 8, "all of them are held")
     worker, batch, _ = in_flight[0]
     worker.finish(batch)
     batches = [await worker.claimed() for _ in sizes]
@@ -72,7 +72,7 @@ async def test_many_that_wait_while_little_is_out_travel_in_two_batches(
         posts.append(asyncio.create_task(served.post(query="?wait=5")))
         await until(partial(is_sent, sent), "it is sent")
     posts += [asyncio.create_task(served.post(query="?wait=5")) for _ in range(n_waiting)]
-    await until(lambda: len(lane.waiting) == n_waiting, "all of them are held")
+    await until(lambda: len(lane.unsent) == n_waiting, "all of them are held")
     found = []
     for _ in (*posts[:2], *sizes):
         batch = await worker.claimed()
@@ -98,9 +98,11 @@ async def test_a_batch_waits_ahead_of_a_busy_worker_unless_it_works_off_many_qui
     first = await worker.claimed()
     assert len(first.head.jobs) == n_out
     posts.append(asyncio.create_task(served.post(query="?wait=5")))
-    await until(lambda: lane.backlog.held_jobs + lane.backlog.sent_jobs == n_out + 1, "another one is there")
+    await until(
+        lambda: lane.backlog.unsent_jobs + lane.backlog.sent_jobs == n_out + 1, "another one is there"
+    )
     await asyncio.sleep(0)  # it is sent at the end of the turn, if at all
-    assert len(lane.waiting) == n_held
+    assert len(lane.unsent) == n_held
     worker.finish(first)
     second = await worker.claimed()
     worker.finish(second)
@@ -110,7 +112,7 @@ async def test_a_batch_waits_ahead_of_a_busy_worker_unless_it_works_off_many_qui
 @pytest.mark.parametrize(
     ("query", "inference_ms", "wait_ms", "n_sent"),
     [
-        ("", 0.01, 1.0, ENOUGH_SUBMISSIONS),
+        ("", 0.01, 1.0, ENOUGH_UNAWAITED),
         ("?wait=5", 0.01, 1.0, 0),
         ("", 1.0, 1.0, 0),
         ("", 0.01, 10_000.0, 0),
@@ -127,9 +129,9 @@ async def test_many_who_wait_for_acceptance_alone_are_not_held_up_for_a_worker_t
     lane.backlog.costs.learn(1, wait_ms)
     posts = [asyncio.create_task(served.post())]
     first = await worker.claimed()
-    posts += [asyncio.create_task(served.post(query=query)) for _ in range(ENOUGH_SUBMISSIONS)]
+    posts += [asyncio.create_task(served.post(query=query)) for _ in range(ENOUGH_UNAWAITED)]
     await until(
-        lambda: lane.backlog.held_jobs + lane.backlog.sent_jobs == 1 + ENOUGH_SUBMISSIONS,
+        lambda: lane.backlog.unsent_jobs + lane.backlog.sent_jobs == 1 + ENOUGH_UNAWAITED,
         "all of them are there",
     )
     assert lane.backlog.sent_jobs == 1 + n_sent
@@ -148,11 +150,11 @@ async def test_where_nobody_waits_the_next_batch_gathers_all_that_has_come(
     first = asyncio.create_task(served.post())
     batch = await worker.claimed()
     held = asyncio.create_task(served.post())
-    await until(lambda: len(lane.waiting) == 1, "it is held")
+    await until(lambda: len(lane.unsent) == 1, "it is held")
     dispatcher.completed(batch.batch_id, outcome())
-    assert len(lane.waiting) == 1
+    assert len(lane.unsent) == 1
     await asyncio.sleep(0)
-    assert not lane.waiting
+    assert not lane.unsent
     assert {answer.status_code for answer in await asyncio.gather(first, held)} == {202}
 
 

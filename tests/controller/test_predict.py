@@ -212,7 +212,7 @@ async def test_jobs_that_arrive_while_a_batch_is_out_travel_together(
     first = (await served.post({"data": [0, 0]})).json()
     posts = [asyncio.create_task(served.post({"data": [i, i]})) for i in range(1, 6)]
     lane = served.services.dispatcher.lane(keys.queue_name(MODEL, 1))
-    await until(lambda: len(lane.waiting) == 5, "five jobs are held")
+    await until(lambda: len(lane.unsent) == 5, "five jobs are held")
     assert not any(post.done() for post in posts)
     worker.finish(await worker.claimed())
     jobs = [(await post).json()["id"] for post in posts]
@@ -255,7 +255,7 @@ async def test_closing_the_controller_sends_what_it_holds(
     await served.post()
     post = asyncio.create_task(served.post())
     lane = served.services.dispatcher.lane(worker.record.queue)
-    await until(lambda: lane.waiting, "a job is held")
+    await until(lambda: lane.unsent, "a job is held")
     await served.services.dispatcher.close()
     assert (await post).status_code == 202
     assert client.hget(keys.BACKLOG, worker.record.queue) == b"2"
@@ -357,7 +357,7 @@ async def test_a_held_job_whose_deadline_passes_is_refused_and_not_sent(
     assert later.status_code == 202
     assert client.hget(keys.BACKLOG, worker.record.queue) == b"2"
     backlog = served.services.dispatcher.lane(worker.record.queue).backlog
-    assert (backlog.held_jobs, backlog.sent_jobs, backlog.sent_batches) == (0, 2, 2)
+    assert (backlog.unsent_jobs, backlog.sent_jobs, backlog.sent_batches) == (0, 2, 2)
 
 
 async def test_a_caller_that_waits_past_its_deadline_hears_of_it_before_the_batch_is_closed(
@@ -375,9 +375,8 @@ async def test_a_job_that_was_taken_before_its_deadline_is_waited_for_beyond_it(
     serve: Serve, hand_worker: HandWorkers
 ) -> None:
     worker = hand_worker()
-    served = await serve(
-        heartbeat_s=60
-    )  # so that nobody misses the batch in the record of a worker that has it
+    # So that nobody misses the batch in the record of a worker that has it.
+    served = await serve(heartbeat_s=60)
     post = asyncio.create_task(served.post(query="?deadline=1&wait=20"))
     batch = await worker.claimed()
     now_ms = served.services.clock.now_ms

@@ -135,9 +135,8 @@ def test_jobs_are_listed_by_filters_that_stand_in_the_address_and_one_is_shown_i
     pool, url, client = served
     done = client.predict(digits.images[:1], version=1)
     stopped = pool.processes[0]
-    stopped.send_signal(
-        signal.SIGSTOP
-    )  # the supervisor of version 1; its serving process stops with the next line
+    # The supervisor of version 1; its serving process stops with the next line.
+    stopped.send_signal(signal.SIGSTOP)
     serving = next(each.pid for row in client.workers() if row.worker == 1 for each in row.replicas)
     os.kill(serving, signal.SIGSTOP)
     try:

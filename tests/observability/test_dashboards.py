@@ -21,9 +21,8 @@ LABELS = {"job", "instance"}  # Prometheus adds them
 def test_each_series_that_is_asked_for_is_one_of_a_controller_with_its_labels() -> None:
     # What a real controller has is compared with this file by `tests/goldens`.
     frozen = json.loads((ROOT / "tests" / "goldens" / "metrics.json").read_text())
-    labels = (
-        dict.fromkeys(frozen["families"], OF_VERSION) | frozen["labels"]
-    )  # families without a sample, too
+    # Families without a sample, too.
+    labels = dict.fromkeys(frozen["families"], OF_VERSION) | frozen["labels"]
     for query in ASKED:
         for name, selectors in SERIES.findall(query):
             assert name in labels, query

@@ -40,9 +40,8 @@ def test_a_run_records_what_was_fitted_to_what_and_how_it_went(trained: Trained)
         assert run.data.metrics["val_accuracy"] == version.val_accuracy
         for metric in ("train_loss", "val_loss", "val_accuracy"):
             steps = [point.step for point in client.get_metric_history(version.run_id, metric)]
-            assert steps == (
-                [1, 2, 2] if metric == "val_accuracy" else [1, 2]
-            )  # the last one for the model itself
+            # The last one for the model itself.
+            assert steps == ([1, 2, 2] if metric == "val_accuracy" else [1, 2])
         (data,) = run.inputs.dataset_inputs
         assert (data.dataset.name, data.dataset.digest) == ("digits", digest)
         quality = read_quality(client, client.get_model_version("Digits", str(version.version)))

@@ -23,10 +23,10 @@ from workers.process.heartbeat import Heartbeat
 LONG_S = 60.0  # longer than the tests may take: who waits on a dead connection is found out
 
 
-def worker_connection(url: str, silences: Callable[[], int]) -> kombu.Connection:
+def worker_connection(url: str, failed_heartbeats: Callable[[], int]) -> kombu.Connection:
     """A connection as a worker's Celery makes it."""
     celery = create_celery(Settings(redis_url=url, redis_timeout_s=LONG_S))
-    observer = transport.Observer(queue_name(MODEL, 1), lambda *_: None, lambda: None, silences)
+    observer = transport.Observer(queue_name(MODEL, 1), lambda *_: None, lambda: None, failed_heartbeats)
     transport.use(celery, observer)
     return celery.connection_for_read()
 
@@ -47,12 +47,12 @@ async def test_after_a_failed_heartbeat_the_next_claim_is_made_on_a_new_connecti
         "host-1",
         queue_name(MODEL, 1),
         100,
-        silences=heartbeat.silences,
+        failed_heartbeats=heartbeat.failed_heartbeats,
     )
     assert jobs.claim(new_batch().batch_id) is None  # it is connected
     heartbeat.start()
     way.go_dead()
-    wait_until(heartbeat.silences, what="a heartbeat fails")
+    wait_until(heartbeat.failed_heartbeats, what="a heartbeat fails")
     way.revive()
     client = connect_async(Settings(redis_url=redis_server.url))
     batch = new_batch()
@@ -69,7 +69,7 @@ def test_a_worker_that_waits_for_a_batch_soon_finds_out_that_it_is_cut_off(
     redis_server: RedisServer, way: Proxy
 ) -> None:
     settings = Settings(redis_url=way.url, redis_timeout_s=LONG_S)
-    jobs = WorkerLedger(connect(settings), "host-1", queue_name(MODEL, 1), 100, silences=lambda: 0)
+    jobs = WorkerLedger(connect(settings), "host-1", queue_name(MODEL, 1), 100, failed_heartbeats=lambda: 0)
     jobs.take(0.01)  # it is connected
     way.go_dead()
     with pytest.raises(LedgerUnavailableError):
@@ -80,12 +80,12 @@ def test_a_worker_that_waits_for_a_batch_soon_finds_out_that_it_is_cut_off(
 
 @pytest.mark.timeout(30)
 def test_after_a_failed_heartbeat_events_go_over_a_new_connection(way: Proxy) -> None:
-    silences = 0
-    with worker_connection(way.url, lambda: silences) as connection:
+    failed_heartbeats = 0
+    with worker_connection(way.url, lambda: failed_heartbeats) as connection:
         send_event(connection)  # it is connected
         way.go_dead()
         way.revive()
-        silences += 1
+        failed_heartbeats += 1
         send_event(connection)
 
 
@@ -93,11 +93,11 @@ def test_after_a_failed_heartbeat_events_go_over_a_new_connection(way: Proxy) ->
 def test_after_a_failed_heartbeat_work_is_asked_for_on_a_new_connection_though_an_event_was_sent_first(
     redis_server: RedisServer, way: Proxy
 ) -> None:
-    silences = 0
+    failed_heartbeats = 0
     heard: list[str] = []
     with (
         kombu.Connection(f"redis+socket://{redis_server.socket}").SimpleQueue("wake-ups") as queue,
-        worker_connection(way.url, lambda: silences) as connection,
+        worker_connection(way.url, lambda: failed_heartbeats) as connection,
         connection.Consumer(
             kombu.Queue("wake-ups"), on_message=lambda message: heard.append(message.payload), no_ack=True
         ),
@@ -106,7 +106,7 @@ def test_after_a_failed_heartbeat_work_is_asked_for_on_a_new_connection_though_a
         connection.drain_events(timeout=5)
         way.go_dead()
         way.revive()
-        silences += 1
+        failed_heartbeats += 1
         send_event(connection)
         queue.put("second")
         connection.drain_events(timeout=5)

@@ -207,10 +207,8 @@ def test_the_traps_of_these_tests_are_live_ones(
             load(exported[0], allow=True)
         assert sprung.exists()
         sprung.rmdir()
-        if how not in (
-            pickled_samples_within_pt2,
-            pickled_weight_within_pt2,
-        ):  # those show while it is loaded
+        # Those show while it is loaded.
+        if how not in (pickled_samples_within_pt2, pickled_weight_within_pt2):
             assert "MODELYARD_ALLOW_PICKLE_MODELS is set" in caplog.text
 
 

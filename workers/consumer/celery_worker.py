@@ -65,7 +65,7 @@ def consume(
         heartbeat.unreadable_seen()
 
     observer = transport.Observer(
-        record.queue, on_garbage, heartbeat.progress.note, heartbeat.silences, primary
+        record.queue, on_garbage, heartbeat.progress.note, heartbeat.failed_heartbeats, primary
     )
     transport.use(celery, observer)
     # Celery warns against running as root because of pickle; this worker accepts only JSON.

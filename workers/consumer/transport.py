@@ -55,14 +55,14 @@ class Observer:
         queue: The worker's queue, which holds only wake-up messages.
         on_garbage: Called for each dropped message.
         on_asked: Called for each request for a message; an idle worker sends one every second.
-        silences: Returns a counter that changes when Redis did not answer the worker on another connection.
+        failed_heartbeats: Returns how many heartbeats failed: after each, these connections may be half-open as well.
         primary: Where to connect, if the URL names Sentinels.
     """
 
     queue: str
     on_garbage: Callable[[What, Exception], None]
     on_asked: Callable[[], None]
-    silences: Callable[[], int]
+    failed_heartbeats: Callable[[], int]
     primary: Primary | None = None
 
 
@@ -93,7 +93,7 @@ class Channel(stock.Channel):  # type: ignore[misc]
     observer: Observer
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._heard_silences = dict.fromkeys(("pool", "async_pool"), self.observer.silences())
+        self._heard_failures = dict.fromkeys(("pool", "async_pool"), self.observer.failed_heartbeats())
         super().__init__(*arguments, **options)
         try:
             self.client.eval(*PROBE)  # Redis has answered a ping, but may still refuse writes
@@ -130,8 +130,8 @@ class Channel(stock.Channel):  # type: ignore[misc]
 
     def _drop_suspects(self, pool: str) -> bool:
         # Each pool is dropped when it is next used: the consuming connection must not be dropped with a reply pending.
-        now = self.observer.silences()
-        is_suspect, self._heard_silences[pool] = now != self._heard_silences[pool], now
+        now = self.observer.failed_heartbeats()
+        is_suspect, self._heard_failures[pool] = now != self._heard_failures[pool], now
         if is_suspect:
             getattr(self, pool).disconnect()
         return is_suspect

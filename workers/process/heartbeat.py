@@ -81,7 +81,7 @@ class Heartbeat:
     ) -> None:
         self.progress = Progress(heartbeat_s)
         self._on_stall = on_stall
-        self._silences = 0
+        self._failed_heartbeats = 0
         self._client = client
         self._ready_file = ready_file
         self._record = record
@@ -166,9 +166,9 @@ class Heartbeat:
         self._changed = True
         self._change(warnings=warnings)
 
-    def silences(self) -> int:
+    def failed_heartbeats(self) -> int:
         """Number of failed heartbeats; after each, any connection may be half-open."""
-        return self._silences
+        return self._failed_heartbeats
 
     def unreadable_seen(self) -> None:
         """Count an unreadable record or message."""
@@ -221,7 +221,7 @@ class Heartbeat:
         try:
             write()
         except (RedisError, OSError) as error:
-            self._silences += 1
+            self._failed_heartbeats += 1
             if reachable:
                 logger.warning(
                     "Redis does not accept the worker record (%s)%s",
@@ -256,9 +256,8 @@ class Heartbeat:
         if state != "ready":
             health.tell_not_ready(str(self._ready_file))
             return
-        with suppress(
-            OSError
-        ):  # a full disk must not stop the heartbeat: only the container becomes unhealthy
+        # A full disk must not stop the heartbeat: only the container becomes unhealthy.
+        with suppress(OSError):
             health.tell_ready(str(self._ready_file), HEARTBEATS_TO_LIVE * self._heartbeat_s)
 
     def _register_again(self, record: WorkerRecord) -> None:

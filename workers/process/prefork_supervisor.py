@@ -26,9 +26,8 @@ logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 LEAVE_ROUTING = signal.SIGUSR2  # tells a worker to get no new jobs, to finish its queue and to end
 AWAITED = {*STOP_SIGNALS, LEAVE_ROUTING, signal.SIGCHLD, signal.SIGALRM}
-SHORT_LIFE_S = (
-    1.0  # from ready to dead; after such a short life the next fork is delayed, to avoid a busy loop
-)
+# From ready to dead. After such a short life the next fork is delayed, to avoid a busy loop.
+SHORT_LIFE_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 ORPHAN_POLL_S = 1.0
 STANDSTILL_S = 60.0

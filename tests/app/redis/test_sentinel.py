@@ -73,9 +73,8 @@ async def test_every_connection_follows_an_ordered_failover_before_the_former_pr
             await until(lambda: servers.primary() != former, "there is another primary")
             await until(lambda: port_of(client) != former, "the client has followed")
             with servers.client(former) as left:
-                assert (
-                    left.info("replication")["role"] == "master"
-                )  # it would still take a write, and lose it
+                # It would still take a write, and lose it.
+                assert left.info("replication")["role"] == "master"
             scripts.run(CALL)  # the new primary has not seen the script
             before = int(await async_client.get("sum") or 0)
 

@@ -137,7 +137,7 @@ async def test_a_key_that_another_post_has_taken_costs_its_own_job_alone(
         asyncio.create_task(served.post(body)),
     ]
     lane = served.services.dispatcher.lane(worker.record.queue)
-    await until(lambda: len(lane.waiting) == 3, "all of them wait for the batch ahead")
+    await until(lambda: len(lane.unsent) == 3, "all of them wait for the batch ahead")
     client.set(name, "another post's")
     worker.finish(ahead)
     refused = await lost

@@ -101,8 +101,8 @@ def test_a_model_that_became_slower_is_followed_and_one_stray_batch_is_not() -> 
         ({}, 0),
         ({"sent_jobs": 100, "sent_batches": 1}, 120),
         ({"sent_jobs": 101, "sent_batches": 2}, 141),
-        ({"sent_jobs": 1, "sent_batches": 1, "held_jobs": 100}, 141),
-        ({"held_jobs": 100}, 120),
+        ({"sent_jobs": 1, "sent_batches": 1, "unsent_jobs": 100}, 141),
+        ({"unsent_jobs": 100}, 120),
         ({"sent_jobs": 100, "sent_batches": 1, "other_jobs": 300}, 480),
         ({"sent_jobs": 100, "sent_batches": 1, "other_jobs": 300, "workers": 4}, 120),
         ({"other_jobs": 1000}, 1200),
@@ -129,10 +129,10 @@ def test_one_more_job_or_one_worker_less_never_shortens_the_wait(
 ) -> None:
     costs = [(1.0, 21.0), (100.0, 120.0)]
     counts: dict[str, Any] = {"sent_jobs": sent, "sent_batches": -(-sent // 100), "workers": workers}
-    wait_ms = backlog(*costs, held_jobs=held, other_jobs=other, **counts).expected_wait_ms()
+    wait_ms = backlog(*costs, unsent_jobs=held, other_jobs=other, **counts).expected_wait_ms()
     assert wait_ms >= 0
-    more = backlog(*costs, held_jobs=held, other_jobs=other + 1, **counts).expected_wait_ms()
-    fewer = backlog(*costs, held_jobs=held, other_jobs=other, **{**counts, "workers": workers + 1})
+    more = backlog(*costs, unsent_jobs=held, other_jobs=other + 1, **counts).expected_wait_ms()
+    fewer = backlog(*costs, unsent_jobs=held, other_jobs=other, **{**counts, "workers": workers + 1})
     assert fewer.expected_wait_ms() <= wait_ms <= more
 
 
@@ -151,11 +151,11 @@ def test_whoever_is_let_in_at_first_sight_would_be_in_time(
     lane = pool.of(QUEUE)
     for jobs, took_ms in batches:
         lane.costs.learn(jobs, took_ms)
-    lane.held_jobs, lane.sent_jobs, lane.other_jobs, lane.workers = held, sent, other, workers
+    lane.unsent_jobs, lane.sent_jobs, lane.other_jobs, lane.workers = held, sent, other, workers
     lane.sent_batches = -(-sent // 64)
     longest_ms = deadline_s * 1000 * ControllerSettings(redis_url="redis://x").backlog_deadline_fraction
     try:
-        pool.admit(QUEUE, deadline_s)
+        pool.check_room(QUEUE, deadline_s)
     except QueueFullError:
         assert lane.expected_wait_ms() > longest_ms
     else:
@@ -186,9 +186,9 @@ def test_a_queue_is_full_for_a_deadline_that_is_too_close_and_open_for_a_later_o
     full = backlogs(backlog_deadline_fraction=0.5)
     full.of(QUEUE).costs.learn(100, 100)
     full.of(QUEUE).sent_jobs, full.of(QUEUE).sent_batches = 5000, 50
-    full.admit(QUEUE, 10.0)
+    full.check_room(QUEUE, 10.0)
     with pytest.raises(QueueFullError, match=r"of 5\.0 s exceeds the 1\.5 s") as refused:
-        full.admit(QUEUE, 3.0)
+        full.check_room(QUEUE, 3.0)
     assert refused.value.retry_after_s == pytest.approx(3.5, rel=0.01)
 
 
@@ -201,29 +201,29 @@ def test_after_retry_after_there_is_room_if_nobody_else_came(
     queue.costs.learn(size, fixed + per_job * size)
     queue.sent_batches, queue.sent_jobs = batches, batches * size
     try:
-        full.admit(QUEUE, deadline_s)
+        full.check_room(QUEUE, deadline_s)
     except QueueFullError as refused:
         done = -(-(refused.retry_after_s or 0.0) * 1000 // queue.costs.batch_ms(size))
         queue.sent_batches = max(0, batches - int(done))
         queue.sent_jobs = queue.sent_batches * size
-        full.admit(QUEUE, deadline_s)
+        full.check_room(QUEUE, deadline_s)
 
 
 @given(st.floats(0.001, 3600), st.floats(1, 1e6))
 def test_an_empty_queue_takes_every_job(deadline_s: float, took_ms: float) -> None:
     empty = backlogs()
     empty.of(QUEUE).costs.learn(1, took_ms)
-    empty.admit(QUEUE, deadline_s)
-    backlogs().admit("a queue that nobody has heard of", deadline_s)
+    empty.check_room(QUEUE, deadline_s)
+    backlogs().check_room("a queue that nobody has heard of", deadline_s)
 
 
 def test_the_limit_in_jobs_holds_whatever_the_queue_gets_through() -> None:
     full = backlogs(backlog_limit=10)
-    full.of(QUEUE).held_jobs = 9
-    full.admit(QUEUE, 60.0)
-    full.of(QUEUE).held_jobs = 10
+    full.of(QUEUE).unsent_jobs = 9
+    full.check_room(QUEUE, 60.0)
+    full.of(QUEUE).unsent_jobs = 10
     with pytest.raises(QueueFullError, match="10 jobs wait") as refused:
-        full.admit(QUEUE, 60.0)
+        full.check_room(QUEUE, 60.0)
     assert refused.value.retry_after_s == 1.0
 
 
@@ -263,7 +263,7 @@ def test_a_full_queue_still_takes_a_caller_below_its_share(
 ) -> None:
     full = full_queue(owners)
     with nullcontext() if is_taken else pytest.raises(QueueFullError):
-        full.admit(QUEUE, 10.0, caller)
+        full.check_room(QUEUE, 10.0, caller)
 
 
 def test_a_small_caller_has_a_place_beside_a_flood_that_came_through_other_controllers() -> None:
@@ -271,7 +271,7 @@ def test_a_small_caller_has_a_place_beside_a_flood_that_came_through_other_contr
     n_taken = 0
     with suppress(QueueFullError):
         for _ in range(600):
-            full.admit(QUEUE, 10.0, "small")
+            full.check_room(QUEUE, 10.0, "small")
             full.of(QUEUE).open_by_caller["small"] += 1
             n_taken += 1
     assert n_taken == 250, "half of what the queue holds when it is full"
@@ -305,7 +305,7 @@ def test_few_of_those_who_come_back_when_they_are_told_to_are_refused_again() ->
         queue.sent_jobs = queue.sent_batches = queue.sent_jobs - done
         returned += n_refusals == 1
         try:
-            pool.admit(QUEUE, 5.0)
+            pool.check_room(QUEUE, 5.0)
         except QueueFullError as refused:
             refused_again += n_refusals == 1
             heappush(arrivals, (now[0] + math.ceil(refused.retry_after_s or 0.0), n_refusals + 1))
@@ -319,7 +319,7 @@ def test_few_of_those_who_come_back_when_they_are_told_to_are_refused_again() ->
 def test_a_reading_of_the_pool_tells_the_other_controllers_jobs_and_never_counts_its_own_twice() -> None:
     pool = backlogs()
     queue = pool.of(QUEUE)
-    queue.held_jobs = 30
+    queue.unsent_jobs = 30
     queue.send(30)
     pool.begin_reading()
     queue.sent_jobs = 20  # one came back while Redis was read
@@ -337,7 +337,7 @@ def test_a_job_that_came_and_went_while_the_pool_was_read_counts_for_no_other_co
     pool = backlogs()
     queue = pool.of(QUEUE)
     pool.begin_reading()
-    queue.held_jobs = 10
+    queue.unsent_jobs = 10
     queue.send(10)
     queue.sent_jobs = 0
     pool.refresh([record()], {QUEUE: 10})

@@ -259,11 +259,8 @@ async def test_every_reference_leads_through_the_proxy(open_site: OpenSite, ngin
     site = await open_site(root_path=way)
     host, port = await nginx(site)
     async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=30) as browser:
-        for headers in (
-            {},
-            {"idempotency-key": "a"},
-            {"idempotency-key": "a"},
-        ):  # the short way, the long, a repeat
+        # The short way, the long, a repeat.
+        for headers in ({}, {"idempotency-key": "a"}, {"idempotency-key": "a"}):
             for path in (f"{way}/predict", f"{way}/predict/"):
                 accepted = await browser.post(path, json={"data": [1, 2]}, headers=headers)
                 assert accepted.status_code == 202

@@ -39,9 +39,8 @@ PATIENCE_S = 0.05
 async def worker(own_redis: OwnRedis) -> AsyncIterator[HandWorker]:
     """A worker played by hand, on a Redis that has its data copied with that worker in it and no job."""
     await until(own_redis.answers, "Redis answers")
-    own_redis.client.config_set(
-        "appendfsync", "always"
-    )  # so that the copy has all that was confirmed before it
+    # So that the copy has all that was confirmed before it.
+    own_redis.client.config_set("appendfsync", "always")
     with connect(settings_for(own_redis.url)) as client:
         played = HandWorker(client, record(1))
         played.start()
