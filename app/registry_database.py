@@ -1,17 +1,14 @@
 """Location of an MLflow registry, and a check whether it may be opened, because MLflow migrates opened databases.
 
 MLflow has no check that leaves an older database unchanged. So this module reads the schema revision and compares it
-with the revisions of the installed MLflow, without importing MLflow. It reads only the names of the tables and the
-revision: with Alembic's `MigrationContext`, or for SQLite directly from Alembic's table, because importing Alembic
-takes longer than everything else here.
+with the revisions of the installed MLflow, without importing MLflow. It reads only the names of the tables, with
+SQLAlchemy's `inspect`, and the revision, with Alembic's `MigrationContext`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import sqlite3
-from contextlib import closing
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,8 +86,8 @@ def examine(uri: str) -> Found:
     if path and not path.exists():
         return "missing"
     try:
-        tables, revisions = _read_sqlite(path) if path else _read_other(uri)
-    except Exception as error:  # sqlite3's, SQLAlchemy's, a driver's, or the lack of one
+        tables, revisions = _read(uri, path)
+    except Exception as error:  # SQLAlchemy's, a driver's, or the lack of one
         raise RegistryUnavailableError(
             f"the MLflow database {uri} cannot be read: {first_line(error)}; check MLFLOW_TRACKING_URI"
         ) from error
@@ -148,20 +145,15 @@ def _known_revisions() -> tuple[frozenset[str], str]:
     return known, head
 
 
-def _read_sqlite(path: Path) -> tuple[set[str], set[str]]:
-    place = f"file:{quote(str(path.resolve()))}?mode=ro"
-    with closing(sqlite3.connect(place, uri=True)) as database:
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        rows = (
-            database.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
-        )
-        return tables, {revision for (revision,) in rows}
-
-
-def _read_other(uri: str) -> tuple[set[str], set[str]]:
+def _read(uri: str, path: Path | None) -> tuple[set[str], set[str]]:
+    """The names of the tables, and the schema revisions. A file of SQLite is neither created nor locked."""
     import sqlalchemy
     from alembic.migration import MigrationContext
 
+    url = sqlalchemy.make_url(uri)
+    if path:
+        query = {"mode": "ro", "uri": "true"}
+        url = sqlalchemy.URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query=query)
     # As MLflow connects.
     given = (
         {name: os.environ.get(variable) for name, variable in MYSQL_TLS.items()}
@@ -169,7 +161,7 @@ def _read_other(uri: str) -> tuple[set[str], set[str]]:
         else {}
     )
     options = {name: value for name, value in given.items() if value}
-    engine = sqlalchemy.create_engine(uri, connect_args=options, poolclass=sqlalchemy.pool.NullPool)
+    engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=sqlalchemy.pool.NullPool)
     with engine.connect() as connection:
         tables = set(sqlalchemy.inspect(connection).get_table_names())
         return tables, set(MigrationContext.configure(connection).get_current_heads())

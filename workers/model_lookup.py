@@ -24,7 +24,7 @@ from app.ledger.wire import Label
 from app.logs import configure_logging
 from app.nearest import NAMED, nearest
 from app.quality import LOGGED_MODEL, VAL_ACCURACY, Quality, read_quality
-from app.registry_database import LATEST, examine, others_beside, sqlite_path
+from app.registry_database import LATEST, examine, others_beside
 from app.server_errors import (
     ModelNotFoundError,
     ModelWarmUpError,
@@ -130,8 +130,6 @@ def read_version(settings: WorkerSettings, folder: str) -> ModelVersion:
         RegistrySchemaError: The registry's database has the schema of another MLflow release.
         RegistryUnavailableError: The registry does not answer.
     """
-    if sqlite_path(settings.mlflow_tracking_uri):  # others: checked in the look-up process
-        _require_database(settings.mlflow_tracking_uri)
     command, wanted = _command(settings, "version")
     with subprocess.Popen(  # noqa: S603  (this Python)
         command,

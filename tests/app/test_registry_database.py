@@ -97,7 +97,9 @@ def test_a_database_of_a_newer_mlflow_or_of_another_program_is_refused(current: 
     change(path, "UPDATE alembic_version SET version_num = 'fffffffffff0'")
     with pytest.raises(RegistrySchemaError, match="a newer MLflow than the installed one"):
         examine(f"sqlite:///{path}")
-    foreign = tmp_path / "foreign.db"
+    folder = tmp_path / "a b#%20"
+    folder.mkdir()
+    foreign = folder / "foreign.db"
     change(foreign, "CREATE TABLE invoices (id INTEGER)")
     with pytest.raises(RegistrySchemaError, match="another program"):
         examine(f"sqlite:///{foreign}")
