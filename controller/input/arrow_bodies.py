@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +29,7 @@ from app.server_errors import (
     TooLargeError,
 )
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM
+from controller.input.packed_columns import packed
 
 Values = list[Any]
 NAMES = {ARROW_STREAM: "an Arrow IPC stream", ARROW_FILE: "an Arrow IPC file"}
@@ -72,12 +74,17 @@ class Table:
             {name: _fitted(named[name], field, contract) for name, field in zip(named, fields, strict=True)},
         )
 
-    def _selected(self, contract: ColumnsContract) -> dict[str, Values] | list[Values]:
+    def _selected(self, contract: ColumnsContract) -> dict[str, Values | msgspec.Raw] | list[Values]:
         if not contract.has_names:
             columns = [*self._columns.items()][: len(contract.columns)]
             return [_values(each, name) for name, each in columns]
-        names = [str(column.name) for column in contract.columns]
-        return {name: _values(self._columns[name], name) for name in names if name in self._columns}
+        found: dict[str, Values | msgspec.Raw] = {}
+        for column in contract.columns:
+            name = str(column.name)
+            if name in self._columns:
+                array = _storage(self._columns[name])
+                found[name] = packed(array, column, contract.allows_missing) or _values(array, name)
+        return found
 
     def _only_tensor(self, field: TensorField) -> NDArray[Any] | Shaped:
         """One tensor from a single column of lists, or with one value a row from each column."""

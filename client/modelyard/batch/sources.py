@@ -162,7 +162,7 @@ class ParquetFile:
                 "Parquet needs pyarrow: pip install 'modelyard-client[tables]'"
             ) from None
         try:
-            self._file = parquet.ParquetFile(path)
+            self._file = parquet.ParquetFile(path, pre_buffer=False)  # else it keeps the whole file
         except (ArrowException, OSError) as error:
             raise InputError(f"{path} cannot be read as Parquet: {error}") from None
         self.n_rows: int | None = self._file.metadata.num_rows
