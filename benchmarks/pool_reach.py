@@ -1,4 +1,4 @@
-"""How a pool follows its registry and its load: `python -m benchmarks.pool_reach alias|registry-away|burst`.
+"""How a pool follows its registry, its file, its operators and its load: `python -m benchmarks.pool_reach --help`.
 
 Each measurement starts a pool of its own and prints its figures. The load generator runs on the same machine.
 """
@@ -26,6 +26,7 @@ from app.redis.client import connect_url
 from app.settings import Settings
 from benchmarks import processes
 from benchmarks.machine import resident_bytes
+from benchmarks.plain_client import PlainClient
 from cli.local_pool.programs import http_answers
 from faults import fault_registry
 from faults.accounting import End, ends
@@ -40,11 +41,15 @@ from faults.fault_pool import (
     wait_until,
 )
 from faults.fault_registry import MODEL, tracking_uri
-from faults.job_load import Load, Recipe, Sent, good_jobs, http_client, job
+from faults.job_load import POST_TIMEOUT_S, Load, Recipe, Sent, good_jobs, http_client, job
 from training.inventory import connect
 
 ALIAS = "champion"
 PASS_S = 0.02  # of the model of `burst`
+RETIRE_PASS_S = 0.05
+RETIRE_JOBS = 1000  # that wait when the version is retired
+RETIRE_RATE_PER_S = 250.0
+BURST_SENDERS = 128
 MANY_TIMES = 10  # its load, in capacities of one replica
 QUERY = "deadline=300"
 NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # of MLflow's server: they cost several processes
@@ -64,6 +69,10 @@ def main() -> int:
     away = commands.add_parser("registry-away", help="move an alias while the registry's server is down")
     away.add_argument("--seconds", type=float, default=300.0, help="how long it is down")
     away.add_argument("--rate", type=float, default=50.0, help="requests per second")
+    edits = commands.add_parser("edits", help="edit modelyard.toml again and again under load")
+    edits.add_argument("--rate", type=float, default=50.0, help="requests per second")
+    retire = commands.add_parser("retire", help=f"retire a version for which {RETIRE_JOBS:,} jobs wait")
+    retire.add_argument("--reroute", action="store_true", help="move the jobs that wait to another version")
     burst = commands.add_parser(
         "burst", help=f"from no load to {MANY_TIMES} times the capacity of one replica"
     )
@@ -76,18 +85,26 @@ def main() -> int:
         folder = Path(name)
         fault_registry.lay_out(folder)
         try:
-            if arguments.command == "alias":
-                failed = asyncio.run(move_alias(folder, arguments.moves, arguments.rate))
-            elif arguments.command == "registry-away":
-                failed = asyncio.run(registry_away(folder, arguments.seconds, arguments.rate))
-            else:
-                failed = asyncio.run(
-                    send_burst(folder, arguments.seconds, arguments.most, arguments.deadline)
-                )
+            failed = asyncio.run(measurement(folder, arguments))
         except TooLateError as error:
             print(f"pool_reach: {error}", file=sys.stderr)
             return 1
     return bool(failed)
+
+
+async def measurement(folder: Path, arguments: argparse.Namespace) -> int:
+    """Run the measurement of a command; returns the failures."""
+    match arguments.command:
+        case "alias":
+            return await move_alias(folder, arguments.moves, arguments.rate)
+        case "registry-away":
+            return await registry_away(folder, arguments.seconds, arguments.rate)
+        case "edits":
+            return await edit_file(folder, arguments.rate)
+        case "retire":
+            return await retire(folder, reroute=arguments.reroute)
+        case _:
+            return await send_burst(folder, arguments.seconds, arguments.most, arguments.deadline)
 
 
 async def move_alias(folder: Path, n_moves: int, rate_per_s: float) -> int:
@@ -137,43 +154,83 @@ async def registry_away(folder: Path, away_s: float, rate_per_s: float) -> int:
     return failed
 
 
+async def edit_file(folder: Path, rate_per_s: float) -> int:
+    """Add a better version to modelyard.toml, remove it, and change the replicas, all under load; returns failures."""
+    with local_pool(folder, "versions = [2]") as (url, client):
+        sent = Sent()
+        async with Load(lambda: [url], sent, good_jobs(), rate_per_s, QUERY):
+            for what, entry, expected in (
+                ("version 1 added", "versions = [1, 2]", {1: 1, 2: 1}),
+                ("version 1 removed", "versions = [2]", {2: 1}),
+                ("replicas 1 to 4", "versions = [2]\nreplicas = 4", {2: 4}),
+                ("replicas 4 to 1", "versions = [2]\nreplicas = 1", {2: 1}),
+            ):
+                started_s = time.monotonic()
+                write_entry(folder, entry)
+                await until(lambda: ready_workers(url) == expected, what, FOLLOW_LIMIT_S)  # noqa: B023
+                say(f"{what}: followed after", f"{time.monotonic() - started_s:.1f} s")
+        return await tell_failures(client, sent)
+
+
+async def retire(folder: Path, *, reroute: bool) -> int:
+    """Retire a version for which many jobs wait; returns the jobs that did not succeed and the refused requests."""
+    with open_pool(PoolPlan(replicas=1, controllers=1), folder, short=False) as pool:
+        if reroute:
+            pool.add_worker(2).start()
+            pool.wait_until_well()
+        sent = Sent()
+        load = Load(lambda: pool.urls, sent, slow_jobs(RETIRE_PASS_S), RETIRE_RATE_PER_S, f"worker=1&{QUERY}")
+        async with load:
+            await until(lambda: pool.backlog() >= RETIRE_JOBS, "the jobs wait", FOLLOW_LIMIT_S)
+        say("jobs that wait", f"{pool.backlog()}")
+        async with http_client(base_url=pool.urls[0], timeout=30) as http:
+            started_s = time.monotonic()
+            answer = await http.post(f"/models/{MODEL}/versions/1/retire", params={"reroute": reroute})
+            say("retired", f"{answer.status_code} {answer.text}")
+            refused = await http.post(f"/predict?worker=1&{QUERY}", json={"data": job(1).samples})
+            say("a new job for the version", f"{refused.status_code} {refused.json().get('code', '')}")
+        failed = await tell_failures(pool.client, sent)
+        say("all outcomes after", f"{time.monotonic() - started_s:.1f} s")
+        await until(
+            lambda: any(not status for _, status in pool.workers[0].exits), "its worker ends", FOLLOW_LIMIT_S
+        )
+        say("its worker has ended after", f"{time.monotonic() - started_s:.1f} s")
+    return failed
+
+
 async def send_burst(folder: Path, burst_s: float, most: int, deadline_s: float) -> int:
     """Send many times the capacity of one replica to `modelyard up`; returns the requests that failed."""
-    port = processes.free_port()
-    url = f"http://127.0.0.1:{port}"
-    (folder / "modelyard.toml").write_text(
-        f'[[serve]]\nmodel = "{MODEL}"\nversions = [1]\nreplicas = [1, {most}]\nallow_pickle_models = true\n'
-    )
-    variables = {
-        "MLFLOW_TRACKING_URI": tracking_uri(folder),
-        "MODELYARD_STATE_DIR": str(folder),
-        "MODELYARD_PORT": str(port),
-    }
-    up = Supervised("up", [*MODELYARD, "up", "--no-views"], variables, folder)
-    up.start()
-    try:
-        wait_until(lambda: http_answers(f"{url}/readyz"), "the pool is ready", READY_S)
+    with local_pool(folder, f"versions = [1]\nreplicas = [1, {most}]") as (url, client):
         rate_per_s = MANY_TIMES / PASS_S
-        recipes = itertools.islice(slow_jobs(), int(burst_s * rate_per_s))
+        recipes = itertools.islice(slow_jobs(PASS_S), int(burst_s * rate_per_s))
         sent, started_s, started_ms = Sent(), time.monotonic(), time.time() * 1000
         replicas = [(0.0, 1)]
         watching = asyncio.create_task(watch_replicas(url, started_s, replicas))
-        async with Load(lambda: [url], sent, recipes, rate_per_s, f"deadline={deadline_s:g}") as load:
+        query = f"deadline={deadline_s:g}"
+        load = Load(
+            lambda: [url],
+            sent,
+            recipes,
+            rate_per_s,
+            query,
+            lambda: PlainClient(POST_TIMEOUT_S),
+            BURST_SENDERS,
+        )
+        async with load:
             await load.finished()
         over_s = time.monotonic() - started_s
+        n_posts = len(sent.accepted) + sent.refused.total() + sent.broken
         say(
             "burst",
-            f"{len(sent.accepted) / over_s:.0f} accepted per second for {over_s:.0f} s; asked for {rate_per_s:.0f}",
+            f"{n_posts / over_s:.0f} requests per second for {over_s:.0f} s; asked for {rate_per_s:.0f}",
         )
-        client = connect_url(f"unix://{Settings(state_dir=folder, redis_url='').redis_socket}")
+        say("of these accepted", f"{len(sent.accepted) / over_s:.0f} per second")
         await until_settled(client, deadline_s + SETTLE_LIMIT_S)
         tell_burst(ends(client, keys.queue_name(MODEL, 1), started_ms), sent, started_ms, replicas)
         await until(lambda: replicas[-1][1] == 1, "one replica is left", BACK_LIMIT_S)
         watching.cancel()
         say("replicas", ", ".join(f"{count} at {at_s:.0f} s" for at_s, count in replicas))
         say("end of the burst to one replica", f"{replicas[-1][0] - over_s:.0f} s")
-    finally:
-        up.stop()
     return sent.refused.total() + sent.broken
 
 
@@ -204,14 +261,53 @@ def followed_pool(folder: Path, **variables: str) -> Iterator[Pool]:
         yield pool
 
 
+@contextmanager
+def local_pool(folder: Path, entry: str) -> Iterator[tuple[str, Any]]:
+    """`modelyard up` with a file of one entry: its controller's URL, and a client of its Redis."""
+    write_entry(folder, entry)
+    port = processes.free_port()
+    url = f"http://127.0.0.1:{port}"
+    variables = {
+        "MLFLOW_TRACKING_URI": tracking_uri(folder),
+        "MODELYARD_STATE_DIR": str(folder),
+        "MODELYARD_PORT": str(port),
+    }
+    up = Supervised("up", [*MODELYARD, "up", "--no-views"], variables, folder)
+    up.start()
+    try:
+        started_s = time.monotonic()
+        wait_until(lambda: http_answers(f"{url}/readyz"), "the pool is ready", READY_S)
+        say("start of the pool, for comparison", f"{time.monotonic() - started_s:.1f} s")
+        with connect_url(f"unix://{Settings(state_dir=folder, redis_url='').redis_socket}") as client:
+            yield url, client
+    finally:
+        up.stop()
+
+
+def write_entry(folder: Path, entry: str) -> None:
+    """Write a file with one `[[serve]]` entry, all at once."""
+    written = folder / "modelyard.new"
+    written.write_text(f'[[serve]]\nmodel = "{MODEL}"\nallow_pickle_models = true\n{entry}\n')
+    written.replace(folder / "modelyard.toml")
+
+
+def ready_workers(url: str) -> dict[int, int]:
+    """The number of ready workers of each version that has any."""
+    rows = httpx.get(f"{url}/workers", timeout=30).json()["workers"]
+    counts = {
+        row["model_version"]: [each["state"] for each in row["replicas"]].count("ready") for row in rows
+    }
+    return {version: count for version, count in counts.items() if count}
+
+
 def steady_load(pool: Pool, sent: Sent, rate_per_s: float) -> Load:
     """Jobs that take no time."""
     return Load(lambda: pool.urls, sent, good_jobs(), rate_per_s, QUERY)
 
 
-def slow_jobs() -> Iterator[Recipe]:
-    """Jobs that take `PASS_S` each, however many are in a batch."""
-    return (job(number, sample_seconds=PASS_S) for number in itertools.count())
+def slow_jobs(seconds: float) -> Iterator[Recipe]:
+    """Jobs that take so long each, however many are in a batch."""
+    return (job(number, sample_seconds=seconds) for number in itertools.count())
 
 
 async def first_answer_s(url: str, version: int) -> float:

@@ -7,8 +7,9 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -30,6 +31,29 @@ def http_client(**options: Any) -> httpx.AsyncClient:
     """
     options.setdefault("limits", httpx.Limits(keepalive_expiry=KEEP_IDLE_S))
     return httpx.AsyncClient(verify=False, **options)
+
+
+class Answer(Protocol):
+    """An answer to a post, as httpx names its parts."""
+
+    @property
+    def status_code(self) -> int:
+        """The status."""
+
+    def json(self) -> Any:
+        """The decoded body."""
+
+
+class Poster(Protocol):
+    """A client that posts jobs; it raises httpx's errors."""
+
+    async def post(self, url: str, *, json: Any) -> Answer:
+        """Post a document."""
+
+
+def patient_client() -> httpx.AsyncClient:
+    """A client that waits long for an answer."""
+    return http_client(timeout=POST_TIMEOUT_S)
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,8 @@ class Load:
     Args:
         urls: Returns the controllers to post to, called for each post.
         sent: Collects the results of the posts.
+        open_client: Opens the client of each sender.
+        senders: Posts that may be in flight.
     """
 
     def __init__(
@@ -100,7 +126,11 @@ class Load:
         recipes: Iterator[Recipe],
         rate_per_s: float,
         query: str,
+        open_client: Callable[[], AbstractAsyncContextManager[Poster]] = patient_client,
+        senders: int = SENDERS,
     ) -> None:
+        self._open_client = open_client
+        self._senders = senders
         self._urls = urls
         self._sent = sent
         self._recipes = recipes
@@ -113,7 +143,7 @@ class Load:
 
     async def __aenter__(self) -> Load:
         self._next_s = time.monotonic()
-        self._tasks = [asyncio.create_task(self._send()) for _ in range(SENDERS)]
+        self._tasks = [asyncio.create_task(self._send()) for _ in range(self._senders)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -129,7 +159,7 @@ class Load:
         await self.finished()
 
     async def _send(self) -> None:
-        async with http_client(timeout=POST_TIMEOUT_S) as http:
+        async with self._open_client() as http:
             while not self._stopping:
                 due_s = self._next_s = self._next_s + self._interval_s
                 await asyncio.sleep(max(0.0, due_s - time.monotonic()))
@@ -141,7 +171,7 @@ class Load:
                     return
                 await self._post(http, recipe)
 
-    async def _post(self, http: httpx.AsyncClient, recipe: Recipe) -> None:
+    async def _post(self, http: Poster, recipe: Recipe) -> None:
         urls = self._urls()
         url = urls[next(self._turn) % len(urls)]
         try:
