@@ -1,4 +1,4 @@
-"""The ledger's Lua scripts, each rendered by one typed function. No other file orders their keys and arguments."""
+"""The Lua scripts of batches, each rendered by one typed function. No other file orders their keys and arguments."""
 
 from __future__ import annotations
 

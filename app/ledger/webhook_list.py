@@ -1,7 +1,7 @@
-"""The list of webhooks to be delivered: which job is looked at next, by whichever controller is free.
+"""The list of webhooks to be delivered: which job is looked at next. Any controller may do it.
 
-A job with a webhook is listed before its batch is accepted, so that no webhook is lost with a controller. A taken
-entry stays listed at the end of its lease: another controller takes it where the first one died.
+A job with a webhook is listed before its batch is accepted, so that no webhook is lost with a controller. A leased
+entry stays in the list, due when its lease ends: if its controller dies, another one leases it then.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class WebhookList:
         with ledger_errors():
             await self._client.zadd(keys.WEBHOOKS, dict.fromkeys(job_ids, ENDED))
 
-    async def take(self, now_ms: float, lease_end_ms: int, most: int) -> list[str]:
-        """Take jobs that are due, until the lease is over; the longest due first."""
-        call = Call(load("take_webhooks"), [keys.WEBHOOKS], [now_ms, lease_end_ms, most])
+    async def lease(self, now_ms: float, lease_end_ms: int, most: int) -> list[str]:
+        """Lease jobs that are due, the longest due first."""
+        call = Call(load("lease_webhooks"), [keys.WEBHOOKS], [now_ms, lease_end_ms, most])
         with ledger_errors():
             return [job_id.decode("ascii", "replace") for job_id in await run(self._client, call)]
 
     async def postpone(self, lease_end_ms: int, looks_ms: Mapping[str, float]) -> None:
-        """Return jobs that were taken, each to be looked at again at its time."""
+        """Return leased jobs, each to be looked at again at its time."""
         args: list[Value] = [lease_end_ms]
         for job_id, at_ms in looks_ms.items():
             args += [job_id, int(at_ms)]

@@ -109,7 +109,7 @@ class Access:
     def lend(self, name: str) -> str:
         """A key for a process of this controller that acts for a client; empty if callers need none.
 
-        It counts until `take_back`, and no longer than the client has a key of its own. It is kept nowhere.
+        It counts until `revoke`, and no longer than the client has a key of its own. It is kept nowhere.
         """
         if not self._is_known(name):
             return ""
@@ -117,7 +117,7 @@ class Access:
         self._lent = (*self._lent, made)
         return key
 
-    def take_back(self, key: str) -> None:
+    def revoke(self, key: str) -> None:
         """Make a lent key invalid."""
         self._lent = tuple(each for each in self._lent if each is not holder((each,), key.encode()))
         self._callers = {}

@@ -266,7 +266,7 @@ class BatchStore:
     def _finish(self, running: _Running) -> None:
         """Clean up after a process; a batch whose process ended several times without a reason has failed."""
         folder, status = running.folder, running.process.returncode
-        self._access.take_back(running.api_key)
+        self._access.revoke(running.api_key)
         os.close(running.lock)
         assert running.process.stdin
         with suppress(OSError):

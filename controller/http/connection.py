@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol):
 
     def _forward_body(self, body: SizedBody | ChunkedBody) -> bool:
         """Forward the received part of a body; False if more bytes must arrive first."""
-        part, rest = body.take(self._held)
+        part, rest = body.feed(self._held)
         is_part = len(rest) < len(self._held)
         self._held = rest
         if body.is_whole:

@@ -133,7 +133,7 @@ class SizedBody:
     """A body with a Content-Length.
 
     Attributes:
-        is_whole: Whether the complete body was taken.
+        is_whole: Whether the body is complete.
     """
 
     __slots__ = ("_left", "is_whole")
@@ -142,7 +142,7 @@ class SizedBody:
         self._left = n_bytes
         self.is_whole = False
 
-    def take(self, data: bytes) -> tuple[bytes, bytes]:
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Split the received bytes into a part of this body and the bytes after the body."""
         part = data[: self._left]
         self._left -= len(part)
@@ -154,7 +154,7 @@ class ChunkedBody:
     """A body in chunks (RFC 9112, section 7.1).
 
     Attributes:
-        is_whole: Whether the complete body was taken, including its trailers.
+        is_whole: Whether the body is complete, including its trailers.
     """
 
     __slots__ = ("_left", "_line_bytes", "_reads", "is_whole")
@@ -165,7 +165,7 @@ class ChunkedBody:
         self._line_bytes = 0  # bytes of the lines since the last chunk's data
         self.is_whole = False
 
-    def take(self, data: bytes) -> tuple[bytes, bytes]:
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Split the received bytes into a rewritten part of this body and the rest, which may be an incomplete line.
 
         Raises:

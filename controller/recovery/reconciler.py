@@ -107,7 +107,7 @@ class Reconciler:
     async def _holds_lease(self) -> bool:
         with ledger_errors():
             lease_ms = int(3000 * self._interval_s)
-            call = Call(load("take_lease"), [keys.RECONCILER_LEASE], [self._controller_id, lease_ms])
+            call = Call(load("acquire_lease"), [keys.RECONCILER_LEASE], [self._controller_id, lease_ms])
             return bool(await run(self._client, call))
 
     async def _pass(self) -> None:

@@ -118,14 +118,14 @@ class Webhooks:
         while (room := MOST_AT_ONCE - len(self._tasks)) > 0:
             now_ms = self._clock.now_ms()
             lease_end_ms = int(now_ms) + self._lease_ms
-            job_ids = await self._list.take(now_ms, lease_end_ms, room)
+            job_ids = await self._list.lease(now_ms, lease_end_ms, room)
             if job_ids:
                 has_postponed = await self._begin(sender, job_ids, lease_end_ms)
             if len(job_ids) < room or has_postponed:
                 return
 
     async def _begin(self, sender: Sender, job_ids: list[str], lease_end_ms: int) -> bool:
-        """Begin to deliver jobs that were taken; True if a receiver has its most at the moment."""
+        """Begin to deliver leased jobs; True if a receiver has its most at the moment."""
         refs = {job_id: self._watcher.signer.parse_job_id(job_id) for job_id in job_ids}
         views = await self._ledger.read_all(ref for ref in refs.values() if ref)
         now_ms, over, looks_ms, is_busy = self._clock.now_ms(), [], {}, False

@@ -83,7 +83,7 @@ class CeleryBatches:
         self._is_pushed = False
         self._request: Any = None  # Celery's state holds only a weak reference
 
-    def take(self, message: Any, *_: Any) -> None:
+    def receive(self, message: Any, *_: Any) -> None:
         """Run the batch of a message, and the batches that follow it."""
         # `workers.consumer.transport` passes on only wake-up messages
         for ran in self._runner.run_on(message.headers["id"], self._begin):
@@ -152,4 +152,4 @@ class CeleryBatches:
 
 def strategy(task: Any, celery: Celery, consumer: Any) -> Callable[..., None]:
     """Celery's strategy of the batch task."""
-    return CeleryBatches(celery, task, consumer).take
+    return CeleryBatches(celery, task, consumer).receive

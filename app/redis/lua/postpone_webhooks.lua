@@ -1,4 +1,4 @@
--- Return taken webhooks to the list, unless they became due meanwhile or the lease was over.
+-- Return leased webhooks to the list, unless they became due meanwhile or the lease was over.
 -- KEYS  1 webhooks
 -- ARGV  1 end of the lease, ms  2… job id and next look, ms, of each
 -- Answers 1.

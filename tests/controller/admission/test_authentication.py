@@ -295,7 +295,7 @@ def test_a_lent_key_counts_until_it_is_taken_back_or_its_client_has_no_key(key_f
     first, second = (f"Bearer {access.lend('ann')}".encode() for _ in range(2))
     assert access.caller(first) == access.caller(second) == Caller("ann", is_operator=False)
     assert access.lend("eve") == ""
-    access.take_back(first.decode().removeprefix("Bearer "))
+    access.revoke(first.decode().removeprefix("Bearer "))
     with pytest.raises(UnauthenticatedError):
         access.caller(first)
     assert access.caller(second).name == "ann"

@@ -70,7 +70,7 @@ def test_a_request_ends_in_the_same_place_in_whatever_pieces_it_comes(
     for begin, stop in pairwise(bounds):
         held += sent[begin:stop]
         if body is not None and not body.is_whole:
-            part, held = body.take(held)
+            part, held = body.feed(held)
             parser.feed_data(part)
     assert (body is None or body.is_whole, recorder.n_whole) == (True, 1)
     assert held == after
@@ -95,7 +95,7 @@ def test_what_is_no_chunk_is_refused(body: bytes) -> None:
     chunks = Head(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").body
     assert chunks is not None
     with pytest.raises(MalformedRequestError):
-        chunks.take(body)
+        chunks.feed(body)
 
 
 @pytest.mark.parametrize("begun", [b"5;", b"0\r\na: ", b"0\r\n" + b"a: b\r\n" * 20_000])
@@ -103,7 +103,7 @@ def test_lines_around_chunks_are_no_larger_than_a_head(begun: bytes) -> None:
     chunks = Head(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").body
     assert chunks is not None
     with pytest.raises(HeadTooLargeError):
-        chunks.take(begun + b"a" * (MAX_HEAD_BYTES + 1))
+        chunks.feed(begun + b"a" * (MAX_HEAD_BYTES + 1))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
--- Take webhooks that are due. Until the lease is over nobody else takes them. What deletes first is not refused where
--- Redis is full.
+-- Lease webhooks that are due: until the lease is over, no other controller gets them. What deletes first is not
+-- refused where Redis is full.
 -- KEYS  1 webhooks
 -- ARGV  1 now_ms  2 end of the lease, ms  3 most
 -- Answers their job ids, the longest due first.

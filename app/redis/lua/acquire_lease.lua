@@ -1,4 +1,4 @@
--- Take or renew a lease. What deletes first is not refused where Redis is full.
+-- Acquire or renew a lease. What deletes first is not refused where Redis is full.
 -- KEYS  1 lease
 -- ARGV  1 holder  2 lease_ms
 -- Answers 1 if the holder has it now, else 0.
