@@ -34,7 +34,7 @@ def write_output(source: Source, part: PartFile, output: Path) -> Path | None:
         The file with the rows that were set aside; None if there is none.
     """
     names = [path.name for path in source.paths] if isinstance(source, ImageFolder) else None
-    bad = write_results(part.finished, output, names, part.n_bad)
+    bad = write_results(part, output, names)
     part.path.unlink()
     return bad
 

@@ -19,6 +19,9 @@ from filelock import FileLock, Timeout
 
 from modelyard.client_errors import RecordsError
 
+INT64 = range(-(2**63), 2**63)
+Kinds = dict[str, set[type]]
+
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
     """The first line: what the run was asked for, and what its first answer decided.
@@ -67,6 +70,7 @@ class PartFile:
         head: The first line; None in a new file.
         n_rows: Number of finished rows.
         n_bad: Those of them that were set aside.
+        kinds: Types of the values of each output; `object` for integers beyond 64 bits.
 
     Raises:
         RecordsError: It cannot be written, another run has it, or it is of another run.
@@ -76,6 +80,7 @@ class PartFile:
         self.path = path
         self.head: Head | None = None
         self.n_rows = self.n_bad = 0
+        self.kinds: Kinds = {}
         self._lock = FileLock(f"{path}.lock", timeout=0)
         try:
             self._lock.acquire()
@@ -149,6 +154,11 @@ class PartFile:
     def _count(self, group: Finished) -> None:
         self.n_rows += group.rows
         self.n_bad += group.rows if group.code else 0
+        for name, values in group.outputs.items():
+            kinds = set(map(type, values))
+            if int in kinds and any(type(each) is int and each not in INT64 for each in values):
+                kinds.add(object)
+            self.kinds.setdefault(name, set()).update(kinds)
 
 
 _encoder = msgspec.json.Encoder()

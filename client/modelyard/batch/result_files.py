@@ -11,40 +11,33 @@ from typing import Any
 
 import msgspec
 
-from modelyard.batch.part_file import Finished
+from modelyard.batch.part_file import Finished, Kinds, PartFile
 from modelyard.errors import ConfigurationError
 
 ROW_GROUP_BYTES = 32 * 2**20  # of a Parquet file, uncompressed
-INT64 = range(-(2**63), 2**63)
-Kinds = dict[str, set[type]]  # the types of each column's values
 Columns = list[Sequence[Any]]
 Write = Callable[[Path, Iterator[Columns], Kinds], None]
 
 
-def write_results(
-    read: Callable[[], Iterator[Finished]], output: Path, names: Sequence[str] | None, n_bad: int
-) -> Path | None:
+def write_results(part: PartFile, output: Path, names: Sequence[str] | None) -> Path | None:
     """Write one row for each finished row, in order; a row that was set aside has no outputs.
 
     Args:
-        read: The finished rows, from the first one on at each call.
         output: File to write; it appears when it is complete.
         names: Name of each row for a column `file`, if rows have names.
-        n_bad: Number of rows that were set aside.
 
     Returns:
         The file with the rows that were set aside; None if there is none.
     """
-    outputs = _kinds(read())
-    columns: Kinds = {"row": {int}, **({} if names is None else {"file": {str}}), **outputs}
+    columns: Kinds = {"row": {int}, **({} if names is None else {"file": {str}}), **part.kinds}
     columns |= {"model_version": {int}, "latency_ms": {float}}
     unfinished = output.with_name(output.name + ".tmp")
-    groups = (_columns(each, outputs, names) for each in read())
+    groups = (_columns(each, part.kinds, names) for each in part.finished())
     WRITERS[output.suffix.lower()](unfinished, groups, columns)
     bad = bad_path_of(output)
     bad.unlink(missing_ok=True)
-    if n_bad:
-        _write_bad(bad, (each for each in read() if each.code), names)
+    if part.n_bad:
+        _write_bad(bad, (each for each in part.finished() if each.code), names)
     unfinished.replace(output)
     return bad if bad.exists() else None
 
@@ -69,18 +62,6 @@ def check_format(output: Path) -> None:
             raise ConfigurationError(
                 "Parquet needs pyarrow: pip install 'modelyard-client[tables]'"
             ) from None
-
-
-def _kinds(groups: Iterable[Finished]) -> Kinds:
-    """The types of the values of each output; `object` for integers beyond 64 bits."""
-    found: Kinds = {}
-    for group in groups:
-        for name, values in group.outputs.items():
-            kinds = set(map(type, values))
-            if int in kinds and any(type(each) is int and each not in INT64 for each in values):
-                kinds.add(object)
-            found.setdefault(name, set()).update(kinds)
-    return found
 
 
 def _columns(group: Finished, outputs: Iterable[str], names: Sequence[str] | None) -> Columns:
