@@ -120,3 +120,36 @@ def takes_many(node: ast.ClassDef) -> bool:
         for each in node.body
         if isinstance(each, ast.FunctionDef) and each.name == "__init__"
     )
+
+
+DOCUMENTED = {"_asdict", "_exit", "_replace"}  # of named tuples and `os`
+
+
+def test_private_members_of_libraries_are_used_only_in_files_that_say_so() -> None:
+    found = [
+        f"{path.relative_to(TESTS.parent)}:{node.lineno} {ast.unparse(node)}"
+        for package in PACKAGES
+        for path in sorted((TESTS.parent / package).rglob("*.py"))
+        for tree in [ast.parse(path.read_text())]
+        if "\nRelies on: " not in (ast.get_docstring(tree) or "")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and is_private(node.attr)
+        if node.attr not in DOCUMENTED | own_names(tree)
+    ]
+    assert found == [], "a shortcut around a library says at its head what it relies on"
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """The names that a module, or an instance of one of its classes, defines."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.Name(id=name, ctx=ast.Store())
+            ):
+                names.add(name)
+            case ast.Attribute(attr=name, ctx=ast.Store()):
+                names.add(name)
+    return names

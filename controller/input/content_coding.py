@@ -44,15 +44,16 @@ def unpack(coding: bytes, body: bytes, limit_bytes: int) -> bytes:
     unpacked = bytearray()
     rest = memoryview(body)
     for _ in range(MAX_MEMBERS if bits == _WINDOW_BITS[b"gzip"] else 1):
-        rest = _unpack_member(zlib.decompressobj(bits), name, rest, unpacked, limit_bytes)
+        rest = _unpack_member(bits, name, rest, unpacked, limit_bytes)
         if not rest:
             return bytes(unpacked)
     raise BodyCodingError(f"the compressed body has trailing bytes or more than {MAX_MEMBERS} parts")
 
 
 def _unpack_member(
-    stream: zlib._Decompress, name: bytes, rest: memoryview, unpacked: bytearray, limit_bytes: int
+    bits: int, name: bytes, rest: memoryview, unpacked: bytearray, limit_bytes: int
 ) -> memoryview:
+    stream = zlib.decompressobj(bits)
     while not stream.eof:
         if not rest:
             raise BodyCodingError("the compressed body is truncated")

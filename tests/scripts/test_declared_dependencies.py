@@ -6,8 +6,10 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,26 +25,39 @@ READERS = {
     "training": ["training"],
     "client": ["commands", "pictures", "plots", "progress", "tables"],
     "cli": ["controller", "worker", "training", "flower", "local"],
+    **{name: ["dev"] for name in ("benchmarks", "faults", "tests")},
 }
-OURS = {*READERS, "modelyard", "scripts", "benchmarks", "faults", "tests"}
+OURS = {*READERS, "modelyard", "scripts"}
+# Programs that run in environments of their own.
+ELSEWHERE = (ROOT / "benchmarks" / "peers", ROOT / "tests" / "e2e" / "foreign_clients")
 
 
 def declared(package: str) -> set[str]:
     project = CLIENT if package == "client" else SERVER
-    extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for extra in READERS[package] for line in extras[extra])]
-    return {re.split(r"[\[<>=!~ ]", line, maxsplit=1)[0].lower().replace("_", "-") for line in lines}
+    lines = [*project["dependencies"], *requirements(project, READERS[package])]
+    return {re.split(r"[\[<>=!~; ]", line, maxsplit=1)[0].lower().replace("_", "-") for line in lines}
+
+
+def requirements(project: dict[str, Any], extras: list[str]) -> Iterator[str]:
+    """The requirements of extras, and of those that they name."""
+    for line in [line for extra in extras for line in project["optional-dependencies"][extra]]:
+        yield line
+        if named := re.match(r"(modelyard(?:-client)?)\[(.*)\]", line):
+            yield from requirements(SERVER if named[1] == "modelyard" else CLIENT, named[2].split(","))
 
 
 def imported(package: str) -> set[str]:
     names: set[str] = set()
+    own = {path.stem for path in (ROOT / "scripts").glob("*.py")}
     for file in (ROOT / package).rglob("*.py"):
+        if any(file.is_relative_to(each) for each in ELSEWHERE):
+            continue
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.partition(".")[0])
-    return names - set(sys.stdlib_module_names) - OURS
+    return names - set(sys.stdlib_module_names) - OURS - own
 
 
 @pytest.mark.parametrize("package", READERS)
