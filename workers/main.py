@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 EXIT_STUCK = prefork_supervisor.EX_SOFTWARE
 STOP_GRACE_S = 5.0
+RETIRED_POLL_S = 1.0
 DIFFERENCES_SHOWN = 32  # limits the size of a record, which is written each second
 # Thread switch interval in seconds. With the default, a heartbeat would delay a batch by 5 ms.
 SWITCH_INTERVAL_S = 0.0005
@@ -82,13 +84,13 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: marker.leave())  # serving processes inherit it
     _require_redis(settings)
     if settings.model_version.isdigit():
-        _end_if_retired(settings, int(settings.model_version))
+        _wait_while_retired(settings, int(settings.model_version))
     folder = handed.folder if handed else tempfile.mkdtemp(prefix="modelyard-")
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
     found = handed.found if handed else model.find(settings, folder)
     if not settings.model_version.isdigit():
-        _end_if_retired(settings, found.version)
+        _wait_while_retired(settings, found.version)
     if settings.env_manager == "uv":
         from workers import model_environment
 
@@ -267,26 +269,37 @@ def _end(runner: BatchRunner, heartbeat: Heartbeat) -> None:
         os._exit(EXIT_STUCK)
 
 
-def _end_if_retired(settings: WorkerSettings, version: int) -> None:
-    """End if operators have retired the version, and its queue is empty.
+def _wait_while_retired(settings: WorkerSettings, version: int) -> None:
+    """Wait if operators have retired the version, and its queue is empty.
 
-    The status is 0, so that process managers that restart failed processes do not start it again.
+    Process managers such as Docker start a worker again that has ended. Under `modelyard up` and an alias follower,
+    which do not, it ends with status 0.
     """
-    name = settings.model_name
-    queue = keys.queue_name(name, version)
+    why = _retirement(settings, version)
+    if not why:
+        return
+    name = f"{settings.model_name}/{version}"
+    is_managed = bool(os.environ.get(MANAGER) or follower_files.own_folder())
+    then = "then start this worker again" if is_managed else "which this worker waits for"
+    text = f"{name} is {why}, and is not served; `modelyard enable {name}` puts it back into service, {then}"
+    follower_files.report_end(text, is_away=False)
+    logger.warning("%s", text)
+    if is_managed:
+        sys.exit(0)
+    while _retirement(settings, version) != "":
+        time.sleep(RETIRED_POLL_S)
+    logger.info("%s is in service again", name)
+
+
+def _retirement(settings: WorkerSettings, version: int) -> str | None:
+    """Why a version is retired and has no jobs; empty if it is to be served, None if Redis does not tell."""
+    queue = keys.queue_name(settings.model_name, version)
     try:
         with ledger_errors(), connect(settings) as client:
             control, jobs = retirement(client, queue), open_jobs(client, queue)
     except LedgerUnavailableError:  # it is away, or its users are those of an older release
-        return
-    if control and not jobs:
-        text = (
-            f"{name} / {version} is {control}, and is not served; `modelyard enable {name}/{version}` puts it back "
-            f"into service, then start this worker again"
-        )
-        follower_files.report_end(text, is_away=False)
-        logger.warning("%s", text)
-        sys.exit(0)
+        return None
+    return str(control) if control and not jobs else ""
 
 
 def _require_redis(settings: WorkerSettings) -> None:

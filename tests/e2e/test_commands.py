@@ -245,10 +245,16 @@ def test_versions_are_taken_out_of_service_and_put_back(call: Call, digits: Digi
     [worker] = [each for each in pool.processes if each.pid == retired]
     assert "and its workers have ended" in call("retire", best).stdout
     assert worker.wait(30) == 0
-    assert pool.worker(2, 2).wait(60) == 0  # it refuses
-    call("enable", best)
     pool.processes = [each for each in pool.processes if each.poll() is None]
-    pool.worker(2, 2)
+    pool.worker(2, 2)  # as a process manager starts it again
+    logs = pool.folder.glob
+    pool.wait_until(
+        lambda: any("this worker waits for" in log.read_text() for log in logs("*.log")),
+        timeout_s=60,
+        what="the worker of the retired version waits",
+    )
+    assert not any(row.replicas for row in client.workers() if row.model_version == 2)
+    call("enable", best)
     pool.wait_for_workers(url, 2)
     listed = call("decisions", "--limit", "2").stdout.splitlines()
     assert [line.split("\t")[1:4] for line in listed] == [
