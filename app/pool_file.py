@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -249,7 +249,7 @@ def read_pool_file(path: Path) -> PoolFile:
     mistakes: Mistakes = []
     serve = _entries(document, mistakes)
     endpoints = _endpoints(document, mistakes)
-    mistakes += _contradictions(serve, endpoints)
+    mistakes += _contradictions(document)
     mistakes += _half_stated_metrics(document)
     unknown = document.keys() - {"serve", "endpoints"}
     mistakes += [((key,), f"`{key}` is unknown; expected [[serve]] or [endpoints.NAME]") for key in unknown]
@@ -305,27 +305,42 @@ def _checked(kind: type[TableT], table: object, where: KeyPath, mistakes: Mistak
         return None
 
 
-def _contradictions(serve: Sequence[Serve], endpoints: Mapping[str, Endpoint]) -> Mistakes:
+def _contradictions(document: Mapping[str, Any]) -> Mistakes:
+    """Mistakes between tables; the tables may have others, so they are read as they were written."""
     mistakes: Mistakes = []
-    defaults = [name for name, endpoint in endpoints.items() if endpoint.default]
+    given = document.get("endpoints")
+    tables = given.items() if isinstance(given, dict) else ()
+    endpoints = {name: each for name, each in tables if isinstance(each, dict)}
+    defaults = [name for name, table in endpoints.items() if table.get("default") is True]
     for name in defaults[1:]:
         where = ("endpoints", name, "default")
         mistakes.append((where, f"only one endpoint can be the default, and {defaults[0]} is one already"))
-    served = {entry.model for entry in serve}
-    for name, endpoint in endpoints.items():
-        for model in sorted(endpoint.all_models - served):
+    served = {table["model"] for table in _serve_tables(document) if isinstance(table.get("model"), str)}
+    for name, table in endpoints.items():
+        models, versions = (filter(_is_text, _listed(table.get(key, []))) for key in ("models", "versions"))
+        named = {each.rpartition("/")[0]: "versions" for each in versions} | dict.fromkeys(models, "models")
+        for model in sorted(named.keys() - served):
             # another machine may serve it; a similar name is a misspelt one
             if close := get_close_matches(model, served, 1, ALIKE):
-                where = ("endpoints", name, "models" if model in endpoint.models else "versions")
-                mistakes.append((where, f"no [[serve]] entry serves {model}; did you mean {close[0]}?"))
+                text = f"no [[serve]] entry serves {model}; did you mean {close[0]}?"
+                mistakes.append((("endpoints", name, named[model]), text))
     return mistakes
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _serve_tables(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The `[[serve]]` tables as they were written; an empty one for an entry that is no table."""
+    given = document.get("serve")
+    return [each if isinstance(each, dict) else {} for each in given] if isinstance(given, list) else []
 
 
 def _half_stated_metrics(document: Mapping[str, Any]) -> Mistakes:
     """Entries with a metric but no direction, or the reverse: nothing tells which value of a metric is better."""
     mistakes: Mistakes = []
-    given = document.get("serve")
-    tables = [each if isinstance(each, dict) else {} for each in given] if isinstance(given, list) else []
+    tables = _serve_tables(document)
     for index, table in enumerate(tables):
         metric, direction = table.get("metric"), table.get("direction")
         if metric not in (None, VAL_ACCURACY) and direction is None:

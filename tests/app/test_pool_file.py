@@ -56,6 +56,7 @@ def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Pat
         "9: `versions` is [0]: expected numbers from 1, aliases, `latest`, `best`, or tags such as `serve=true`",
         "14: `pinned` is 'other/3': expected a version of the endpoint; other/3 does not belong to it",
         "15: `polcy` is unknown; did you mean `policy`?",
+        "18: no [[serve]] entry serves digit; did you mean digits?",
         "19: 'a b' is not an endpoint's name; expected letters, digits and `_.-`",
         "20: `default` is 'yes': Input should be a valid boolean",
         "21: `endpoint` is unknown; expected [[serve]] or [endpoints.NAME]",
