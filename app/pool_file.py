@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -178,6 +178,17 @@ def endpoint_of_model(endpoints: Mapping[str, Endpoint], model: str) -> str | No
     whole = [name for name, each in endpoints.items() if model in each.models]
     alone = [name for name in whole if endpoints[name].all_models == {model}]
     return next((names[0] for names in (alone, whole) if len(names) == 1), None)
+
+
+def default_endpoint(names: Collection[str], configured: Mapping[str, Endpoint]) -> str | None:
+    """The endpoint of requests that name none: the file's default, or else the only one; None if that is ambiguous.
+
+    Args:
+        names: All endpoints, also those that are not in the file.
+        configured: The endpoints of the file.
+    """
+    stated = next((name for name, each in configured.items() if each.default), None)
+    return stated or (next(iter(names)) if len(names) == 1 else None)
 
 
 def may_be_cold(endpoints: Mapping[str, Endpoint], model: str, version: int) -> bool:

@@ -11,6 +11,7 @@ from app.pool_file import (
     Endpoint,
     NamedVersion,
     PoolFile,
+    default_endpoint,
     endpoint_of_model,
     find_pool_file,
     is_listed,
@@ -54,8 +55,8 @@ class ConfiguredEndpoints:
             return self._by_name[name] if name else None
         if selector.worker is not None:
             return None
-        default = [each for each in self._by_name.values() if each.default or len(self._by_name) == 1]
-        return default[0] if default else None
+        default = default_endpoint(self._by_name, self._by_name)
+        return self._by_name[default] if default else None
 
     def deadline_s(self, selector: Selector) -> float:
         """The deadline of a request that states none."""

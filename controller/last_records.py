@@ -40,6 +40,9 @@ class LastRecords:
             live: Records of live workers in any state.
             queues: Queues of versions that may be cold; all others are forgotten.
         """
+        if not queues:
+            self._by_queue, self._looked_up = {}, set()
+            return ()
         newest = {queue: group[0] for queue, group in by_queue(live).items() if queue in queues}
         await self._look_up([each for each in queues if each not in self._looked_up])
         self._looked_up &= set(queues)

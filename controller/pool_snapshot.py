@@ -269,9 +269,7 @@ def _of_model(name: str, excluded: Mapping[str, Exclusion]) -> dict[str, Exclusi
 def _default(
     endpoints: Mapping[str, Endpoint], configured: Mapping[str, pool_file.Endpoint]
 ) -> Endpoint | None:
-    for name, each in configured.items():
-        if each.default:
-            return endpoints[name]
     if not endpoints:
         return NO_VERSIONS
-    return next(iter(endpoints.values())) if len(endpoints) == 1 else None
+    name = pool_file.default_endpoint(endpoints, configured)
+    return endpoints[name] if name else None

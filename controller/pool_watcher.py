@@ -27,7 +27,7 @@ from app.redis.refusals import PROBE, refusal
 from app.server_errors import LedgerUnavailableError, WireError
 from app.settings import ControllerSettings
 from app.unreadable import Unreadable
-from app.version_controls import Control, read_table, scaled
+from app.version_controls import Control, Table, read_table, scaled
 from app.worker_record import WorkerRecord, decode_record
 from controller.admission.wait_estimate import Backlogs
 from controller.configured_endpoints import ConfiguredEndpoints
@@ -229,7 +229,9 @@ class PoolWatcher:
                 self._secret, self._signer = secret, IdSigner(secret)
             await self._replay_buffer.see(self._run, asked_at_s)
             numbers = self._with_former(self._counts(numbers))
-            await self._read_workers(worker_ids, numbers, self._counts(backlog), controls)
+            jobs = {queue: jobs for queue, jobs in self._counts(backlog).items() if jobs > 0}
+            records, oldest_at_ms = await self._read_records(worker_ids, jobs)
+            await self._renew_view(records, numbers, jobs, oldest_at_ms, read_table(controls))
         if not self.reachable:
             logger.info("Redis answers")
         self.reachable, self.refusal = True, ""
@@ -258,14 +260,10 @@ class PoolWatcher:
         await self._client.set(key, value, nx=True)
         return cast(bytes, await self._client.get(key))
 
-    async def _read_workers(
-        self,
-        worker_ids: list[bytes],
-        numbers: dict[str, int],
-        backlog: dict[str, int],
-        controls: dict[bytes, bytes],
-    ) -> None:
-        backlog = {queue: jobs for queue, jobs in backlog.items() if jobs > 0}
+    async def _read_records(
+        self, worker_ids: list[bytes], backlog: Collection[str]
+    ) -> tuple[tuple[WorkerRecord, ...], dict[str, float]]:
+        """The records of live workers, and when the oldest job of each queue with a backlog was accepted, in ms."""
         pipe = self._client.pipeline(transaction=False)
         names = [worker_id.decode("utf-8", "replace") for worker_id in worker_ids] or [""]
         pipe.mget([keys.worker(name) for name in names])
@@ -275,10 +273,21 @@ class PoolWatcher:
             pipe.zrange(keys.pending(queue), 0, 0, withscores=True)
         raw, _, *oldest = await pipe.execute()
         records = tuple(record for record in map(self._readable, names, raw) if record)
+        return records, {
+            queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
+        }
+
+    async def _renew_view(
+        self,
+        records: tuple[WorkerRecord, ...],
+        numbers: dict[str, int],
+        backlog: dict[str, int],
+        oldest_at_ms: dict[str, float],
+        table: Table,
+    ) -> None:
         waits_ms = self._backlogs.refresh(records, backlog)
         ready = {record.queue for record in records if record.state == "ready"}
         circuits = dict(self._circuits.exclusions(ready))
-        table = read_table(controls)
         controlled = dict(exclusions(table, {*numbers, *ready}))
         before, configured = self.view.snapshot, self._endpoints.read()
         last_records = await self._last_records.refresh(records, _may_be_cold(numbers, configured))
@@ -299,9 +308,7 @@ class PoolWatcher:
             scaled=scaled(table),
             numbers=numbers,
             backlog_jobs=backlog,
-            oldest_at_ms={
-                queue: float(first[0][1]) for queue, first in zip(backlog, oldest, strict=True) if first
-            },
+            oldest_at_ms=oldest_at_ms,
             cold={each.queue: each for each in last_records if each.queue in cold},
             snapshot=snapshot,
         )

@@ -21,6 +21,7 @@ from app.pool_file import NamedVersion
 from app.server_errors import ConfigurationError, WireError
 from app.settings import ControllerSettings, Settings
 from app.version_controls import SCALE, Control, Table, read_table, scaled
+from app.whole_file import replace_file
 from app.worker_record import MANAGER, UP
 from cli.commands.flower_command import check_login
 from cli.local_pool import redis_server as pool_redis
@@ -177,9 +178,8 @@ def write_services(folder: Path, services: Iterable[Service]) -> None:
         }
         for service in services
     }
-    written = folder / f"{SERVICES}.new"  # a service that restarts reads the file at any moment
-    written.write_text(json.dumps(rows, indent=1))
-    written.replace(folder / SERVICES)
+    # Whole, because a service that restarts reads the file at any moment.
+    replace_file(folder / SERVICES, json.dumps(rows, indent=1).encode())
 
 
 def present_workers(settings: Settings) -> list[Worker]:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import msgspec
 
+from app.whole_file import replace_file, write_beside
 from modelyard.batch.file_run import part_path_of
 from modelyard.batch.result_files import bad_path_of
 from modelyard.schemas import BatchFile, BatchStatus, JobProblem
@@ -102,11 +103,11 @@ class BatchFolder:
 
     def note(self, progress: Progress) -> None:
         """Write how far the work has come."""
-        self._written(progress).replace(self._running)
+        replace_file(self._running, msgspec.json.encode(progress))
 
     def end(self, progress: Progress) -> bool:
         """Write the end of the batch; False if it had ended before."""
-        written = self._written(progress)
+        written = write_beside(self._ended, msgspec.json.encode(progress))
         try:
             os.link(written, self._ended)
         except FileExistsError:
@@ -153,11 +154,6 @@ class BatchFolder:
             progress=round(seen.progress, 4),
             error=seen.error,
         )
-
-    def _written(self, progress: Progress) -> Path:
-        path = self.path / f"{uuid4().hex}.tmp"
-        path.write_bytes(msgspec.json.encode(progress))
-        return path
 
 
 class Upload:

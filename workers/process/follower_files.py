@@ -1,8 +1,8 @@
 """The files by which an alias follower and the workers that it started talk to each other.
 
 Each worker has a folder: the follower writes what it tells the worker, the worker writes what it says, and the worker's
-ready file lies there. A file outlives a serving process, so that the next one drains as well. Only the standard library
-is imported, because the follower is a small process.
+ready file lies there. A file outlives a serving process, so that the next one drains as well. Nothing heavy is
+imported, because the follower is a small process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+from app.whole_file import replace_file
 
 VARIABLE = "_MODELYARD_FOLLOWED"  # the worker's folder; not a setting
 READY = "ready"
@@ -73,10 +75,7 @@ def write(folder: Path, words: Told | Said) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    path = _path(folder, type(words))
-    written = path.with_suffix(".new")
-    written.write_text(json.dumps(words._asdict()), encoding="utf-8")
-    written.replace(path)
+    replace_file(_path(folder, type(words)), json.dumps(words._asdict()).encode())
 
 
 def read(folder: Path, kind: type[Words]) -> Words | None:
