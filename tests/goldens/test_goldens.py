@@ -217,6 +217,7 @@ def answers(pool: tuple[httpx.Client, HandWorker]) -> dict[str, httpx.Response]:
         ask(f"GET {path}")
     ask("GET /models/{name}/versions/{version}/openapi.json")
     ask("GET /scale/{name}/{version}")
+    ask("POST /registry/webhook", "without a secret", json={})
     ask("GET /quarantine")
     ask("POST /quarantine/{job_id}/resend", "not quarantined")
     ids["batch_id"] = ask("POST /batches", content=b"[[1,2]]\n", headers=JSON_LINES).json().get("id", "none")
