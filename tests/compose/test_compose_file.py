@@ -45,17 +45,6 @@ def test_ports_are_published_on_loopback_only(name: str) -> None:
         assert re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z_]+:-\d+\}:\d+", port)
 
 
-def test_the_published_ports_are_the_usual_ones_of_each_program() -> None:
-    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert {name: ports[0].rsplit(":", 1)[1] for name, ports in published.items()} == {
-        "controller": "9000",
-        "flower": "5555",
-        "mlflow": "5000",
-        "prometheus": "9090",
-        "grafana": "3000",
-    }
-
-
 @every_service
 def test_every_service_that_stays_up_has_a_health_check_that_does_not_start_celery(name: str) -> None:
     if name in ONE_SHOT:
