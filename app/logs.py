@@ -36,7 +36,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, without secrets: time, level, logger, message, and what is known of job and model."""
+    """One JSON object a line, without secrets: time, level, logger, message, and the known context of job and model."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The JSON object of a record."""

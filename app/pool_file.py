@@ -349,7 +349,7 @@ def _serve_tables(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _half_stated_metrics(document: Mapping[str, Any]) -> Mistakes:
-    """Entries with a metric but no direction, or the reverse: nothing tells which value of a metric is better."""
+    """Entries with a metric but no direction, or the reverse: which value is better is then unknown."""
     mistakes: Mistakes = []
     tables = _serve_tables(document)
     for index, table in enumerate(tables):

@@ -1,4 +1,4 @@
-"""How many workers the load of a version needs: the one formula of `modelyard up`, `GET /scale` and the metrics."""
+"""Workers that the load of a version needs: the one formula of `modelyard up`, `GET /scale` and the metrics."""
 
 from __future__ import annotations
 

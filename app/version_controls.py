@@ -38,7 +38,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     replicas: int | None = None
 
     def __str__(self) -> str:
-        """Who decided it and why, for people."""
+        """The decision, its author and its reason, for people."""
         by = f" by {self.by}" if self.by else ""
         to = f" to {self.replicas}" if self.replicas else ""
         return f"{self.state}{to}{by}{f': {self.reason}' if self.reason else ''}"

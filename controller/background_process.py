@@ -1,4 +1,4 @@
-"""What the controller's own processes share: they give way to its callers, limit decoders, and reuse memory."""
+"""Shared by the controller's own processes: low priority beside callers, limits for decoders, and reuse of memory."""
 
 from __future__ import annotations
 

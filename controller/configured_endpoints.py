@@ -44,7 +44,7 @@ class ConfiguredEndpoints:
         self._observers.append(changed)
 
     def asked_for(self, selector: Selector) -> Endpoint | None:
-        """The endpoint of the file whose defaults a request gets; None if it is for none of them, or names a worker."""
+        """The configured endpoint whose defaults apply to a request; None if there is none, or it names a worker."""
         if selector.endpoint is not None:
             return self._by_name.get(selector.endpoint)
         if selector.model is not None:
@@ -65,7 +65,7 @@ class ConfiguredEndpoints:
         return self._settings.default_deadline_s if own is None else own
 
     def wait_s(self, selector: Selector) -> float:
-        """How long a request that states no wait waits."""
+        """Seconds that a request waits if it states no wait."""
         endpoint = self.asked_for(selector)
         return (endpoint.wait_s if endpoint else None) or 0.0
 

@@ -1,4 +1,4 @@
-"""Remembers the last record of each version that may be cold: what it takes and how it ranks outlive its workers.
+"""Remembers the last record of each version that may be cold: its contract and its rank outlive its workers.
 
 Kept in Redis, so that a controller that starts while a version is cold knows it as well.
 """

@@ -164,7 +164,7 @@ def _cold_records(
 def _all_aliases(
     records: Iterable[WorkerRecord], ready: Mapping[str, list[WorkerRecord]]
 ) -> dict[str, Mapping[str, int]]:
-    """By model: its aliases, as the worker that read them last tells."""
+    """By model: its aliases, as reported by the worker that read them last."""
     followers = [record for group in ready.values() for record in group if record.follows not in ("", LATEST)]
     latest: dict[str, WorkerRecord] = {}
     for record in records:

@@ -315,7 +315,7 @@ class PoolWatcher:
         await self._write_decisions(before)
 
     async def _write_decisions(self, before: Snapshot) -> None:
-        """Write what was decided by a snapshot; some routes are decided only when a request asks for them."""
+        """Write the decisions of a snapshot; some routes are decided only when a request asks for them."""
         pipe = self._client.pipeline(transaction=False)
         for decision, document in self._decisions.due(before.explanations()):
             pipe.set(keys.decision(decision), document, px=self._decisions.lives_ms)

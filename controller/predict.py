@@ -67,7 +67,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Addressee(Protocol):
-    """Where the reply to a prediction goes."""
+    """The receiver of the reply to a prediction."""
 
     def answer(self, reply: Reply) -> None:
         """Send the reply. Called exactly once."""

@@ -163,7 +163,7 @@ def _order_of_metric(sets: list[list[Candidate]]) -> tuple[bool, int, str]:
 
 
 def deciding_criterion(sets: Sequence[Sequence[Candidate]], policy: Policy = "best") -> str:
-    """What put the first of the candidates before the others: one of `modelyard.schemas.CRITERIA`.
+    """The criterion that put the first of the candidates before the others: one of `modelyard.schemas.CRITERIA`.
 
     Args:
         sets: Result of `ordered_sets`.

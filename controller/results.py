@@ -270,7 +270,7 @@ class _Awaited:
         return max((min(self._deadlines_ms.values(), default=inf) - now_ms) / 1000, POLL_FIRST_S)
 
     def due(self, changed: set[str], now_ms: float) -> set[JobRef]:
-        """Those that are to be read again."""
+        """The jobs that must be read again."""
         late = {ref for ref, deadline_ms in self._deadlines_ms.items() if deadline_ms <= now_ms}
         return {ref for ref in self.ids if _key(ref) in changed} | late
 

@@ -1,4 +1,4 @@
-"""What a request names: an endpoint, a model, a version by number or alias, or a worker. Looks names up in the pool."""
+"""The selector of a request: an endpoint, a model, a version by number or alias, or a worker. Looks up names."""
 
 from __future__ import annotations
 

@@ -211,5 +211,5 @@ def _replay_buffer(settings: ControllerSettings, client: AsyncClient, clock: Poo
 
 
 def _limits(settings: ControllerSettings) -> dict[str, int]:
-    """The limits of a request, as a 413 tells them."""
+    """The limits of a request, as the answer 413 names them."""
     return {"max_body_bytes": settings.max_body_bytes, "max_samples": settings.max_samples}

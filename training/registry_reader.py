@@ -151,7 +151,9 @@ def main() -> None:
 
 def _read(uri: str, question: Question) -> Reading:
     if examine(uri) in ("missing", "empty"):  # MLflow would create it
-        raise RegistryUnavailableError(f"the MLflow registry {uri} has gone; check MLFLOW_TRACKING_URI")
+        raise RegistryUnavailableError(
+            f"the MLflow registry {uri} no longer exists; check MLFLOW_TRACKING_URI"
+        )
     client = inventory.connect(uri)
     with inventory.registry_errors(uri):
         registered = {

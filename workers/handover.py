@@ -1,4 +1,4 @@
-"""What a worker and the process inside its model's own environment hand to each other, as MessagePack in a file."""
+"""The data that a worker hands to the process inside its model's own environment and back, as MessagePack in a file."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def model_input(
         takes_matrix: See `to_input`.
 
     Raises:
-        WireError: Their data are not what the batch's head says.
+        WireError: Their data do not match the batch's head.
     """
     head = batch.head
     try:

@@ -254,7 +254,7 @@ def to_outputs(output: Any) -> Outputs:
         return msgspec.json.encode(_plain(output), enc_hook=_plain)
     except (TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
         raise ModelContractError(
-            f"the model answered {type(output).__name__}, which JSON cannot say: {error}"
+            f"the model answered {type(output).__name__}, which JSON cannot represent: {error}"
         ) from None
 
 

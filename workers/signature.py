@@ -110,7 +110,7 @@ def _type(spec: Mapping[str, Any]) -> ColumnType:
             for name, each in spec["properties"].items()
         ]
         return ColumnType(kind, properties=tuple(properties))
-    raise ModelContractError(f"its signature has a column of type {kind}, which JSON cannot spell")
+    raise ModelContractError(f"its signature has a column of type {kind}, which JSON cannot represent")
 
 
 def _param(spec: Mapping[str, Any]) -> Param:

@@ -28,5 +28,5 @@ def read_npy(body: bytes) -> NDArray[Any]:
         return array.reshape(shape, order="F" if is_fortran else "C")
     except Exception:  # a damaged header may raise any error of Python's own parser
         raise BodyNotArrayError(
-            "the body is not a NumPy file of numbers, or not a whole one; write it with numpy.save"
+            "the body is not a complete NumPy file of numbers; write it with numpy.save"
         ) from None

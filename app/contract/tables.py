@@ -240,7 +240,7 @@ def _csv(text: str, contract: ColumnsContract, rules: Rules) -> tuple[Named | Se
     for column in contract.columns:
         if column.type.kind not in SPELLED[rules]:
             raise InputShapeError(
-                f"CSV cannot spell a column of type {column.type.describe()}; send the rows as JSON"
+                f"CSV cannot represent a column of type {column.type.describe()}; send the rows as JSON"
             )
     if contract.has_names:
         of = {str(each.name): each.type.kind for each in contract.columns}

@@ -65,7 +65,7 @@ def _values(document: Document, contract: TensorsContract) -> list[Any]:
     if document.key in ("dataframe_split", "dataframe_records"):
         return _from_frame(document, fields)
     if document.key == CSV:
-        raise InputShapeError(f"a table of text spells no tensor; expected JSON with {contract.describe()}")
+        raise InputShapeError(f"CSV cannot hold this tensor; expected JSON with {contract.describe()}")
     [first, *others] = fields
     if first.name is None:
         return [value]
@@ -143,7 +143,7 @@ def _reshaped(cells: list[Any], field: TensorField) -> Any:
     row_shape = field.shape[1:]
     if FREE in row_shape:
         raise InputShapeError(
-            f"rows spell no tensor with free dimensions; expected inputs with {field.describe()}"
+            f"rows cannot hold a tensor with free dimensions; expected inputs with {field.describe()}"
         )
     if type(cells[0]) is not list:
         return cells if not row_shape else [[each] for each in cells] if row_shape == (1,) else cells
@@ -200,7 +200,7 @@ def flattened(value: Any, field: TensorField) -> tuple[tuple[int, ...], list[Any
     if type(value) is Shaped:
         return value.shape, value.flat
     if type(value) is not list:
-        raise InputShapeError(f"got no list; expected nested lists of {field.describe()}")
+        raise InputShapeError(f"got a value that is not a list; expected nested lists of {field.describe()}")
     shape, nodes = [len(value)], value
     while nodes and type(nodes[0]) is list:
         if len(shape) == MAX_DIMENSIONS:

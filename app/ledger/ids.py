@@ -90,5 +90,5 @@ def accepted_at_ms(batch_id: str) -> int:
 
 
 def n_jobs(batch_id: str) -> int:
-    """How many jobs the batch holds."""
+    """Number of jobs of a batch."""
     return int.from_bytes(base64.urlsafe_b64decode(batch_id[8:12])[:2], "big")

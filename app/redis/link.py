@@ -195,7 +195,7 @@ class RedisLink(asyncio.Protocol):
         self.refusal = said
 
     def _probe(self) -> None:
-        """Ask for what the ledger's scripts ask for; a refusal to subscribe comes first, and is taken for its own."""
+        """Send a command that Redis refuses if it would refuse the ledger's scripts."""
         self.call(self._probed, "EVAL", *PROBE, timeout_s=SILENCE_S)
 
     def _probed(self, reply: Any) -> None:

@@ -193,7 +193,7 @@ class _ToPrimary:
             raise
 
     def end(self) -> None:
-        """Make every use fail, whichever thread is using it."""
+        """Make every use fail, also one by another thread."""
         if connected := self._sock:  # type: ignore[attr-defined]
             with suppress(OSError):
                 socket.socket.shutdown(connected, socket.SHUT_RDWR)  # without the state of TLS

@@ -1,7 +1,7 @@
-"""The folder of one batch: its request, its input, how far it has come, and its output.
+"""The folder of one batch: its request, its input, its progress, and its output.
 
 A batch has ended when `ended.json` exists. Only one process can create that file: a cancellation and the end of the
-work exclude each other. Until then `running.json` says how far the work has come; without it, the batch waits.
+work exclude each other. Until then `running.json` holds the progress; without it, the batch waits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENDED = "ended.json"
 
 
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch was asked for.
+    """The request for a batch.
 
     Attributes:
         owner: Name of the API key that owns it; empty without keys.
@@ -45,7 +45,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a batch has come; see `BatchFile`."""
+    """The progress of a batch; see `BatchFile`."""
 
     status: BatchStatus = "waiting"
     rows: int | None = None
@@ -61,7 +61,7 @@ class BatchFolder:
 
     Attributes:
         id: Id of the batch.
-        request: What it was asked for.
+        request: What the batch predicts, and how.
         input: File with the rows.
         output: File with the predictions, once it succeeded.
         bad: File with the rows that have none; it need not exist.
@@ -95,14 +95,14 @@ class BatchFolder:
         return None
 
     def progress(self) -> Progress:
-        """How far the batch has come."""
+        """The progress of the batch."""
         for path in (self._ended, self._running):
             with suppress(FileNotFoundError):
                 return msgspec.json.decode(path.read_bytes(), type=Progress)
         return Progress()
 
     def note(self, progress: Progress) -> None:
-        """Write how far the work has come."""
+        """Write the progress."""
         replace_file(self._running, msgspec.json.encode(progress))
 
     def end(self, progress: Progress) -> bool:
@@ -182,6 +182,6 @@ class Upload:
         return BatchFolder(accepted)
 
     def close(self) -> None:
-        """Remove what was not accepted."""
+        """Remove the upload, unless it was accepted."""
         self.file.close()
         shutil.rmtree(self._path, ignore_errors=True)

@@ -33,7 +33,7 @@ TRY_AGAIN = os.EX_TEMPFAIL
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True):
-    """What a controller tells its process.
+    """The instructions of a controller for its process.
 
     Attributes:
         folder: Folder of the batch.
@@ -81,7 +81,7 @@ async def _predict(folder: BatchFolder, errand: Errand) -> None:
 
 
 class _Noted:
-    """Writes into the folder how far the work has come."""
+    """Writes the progress into the folder."""
 
     def __init__(self, folder: BatchFolder, source: Source, part: PartFile) -> None:
         self._folder, self._source, self._part = folder, source, part
@@ -94,7 +94,7 @@ class _Noted:
             self._folder.note(self.progress())
 
     def progress(self) -> Progress:
-        """How far the work has come."""
+        """The progress of the work."""
         part = self._part
         rate = (part.n_rows - self._n_before) / max(time.monotonic() - self._began_s, 0.001)
         return Progress(

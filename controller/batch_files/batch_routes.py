@@ -110,7 +110,7 @@ async def batch_state(
     batch_id: str,
     wait: Annotated[float, Query(description="seconds to wait for the end, 0 to 60")] = 0.0,
 ) -> Response:
-    """Read how far a batch has come."""
+    """Read the progress of a batch."""
     services: Services = request.state.services
     batches, wait_s = _batches(services), in_range("wait", wait, 0, services.settings.max_wait_s)
     folder = batches.find(batch_id, _caller(request))

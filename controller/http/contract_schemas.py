@@ -1,4 +1,4 @@
-"""JSON Schemas (draft 2020-12) of contracts: what a version takes in a JSON body, and what it declares to answer.
+"""JSON Schemas (draft 2020-12) of contracts: the JSON bodies that a version accepts, and its declared outputs.
 
 The enforcing code is `app.contract`; a body that fits its schema may still be refused, for example where the columns of
 a table differ in length.
@@ -71,7 +71,7 @@ def params_schema(params: Iterable[Param]) -> Schema:
 
 
 def outputs_schema(outputs: Contract | None) -> Schema:
-    """Schema of `outputs`: what the signature declares, in the form that MLflow's `predictions` have."""
+    """Schema of `outputs`: those of the signature, in the form of MLflow's `predictions`."""
     if isinstance(outputs, TensorContract):
         outputs = outputs.as_tensors
     if isinstance(outputs, TensorsContract):

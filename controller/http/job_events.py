@@ -42,7 +42,7 @@ async def event_stream(
 
 
 class _Events:
-    """What one caller has been told."""
+    """The events that one caller has received."""
 
     def __init__(self, results: Results, job_ids: list[str], caller: Caller, prefix: str) -> None:
         self._results = results

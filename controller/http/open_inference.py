@@ -260,7 +260,7 @@ async def _infer(request: Request, selector: Selector) -> Response:
     post = await read_post(request, services, selector)
     length = request.headers.get(JSON_LENGTH, "").encode()
     asked = read_request_head(length, post.body)
-    # The only content that the protocol knows: what is read of it is how long its JSON is.
+    # The protocol has one kind of content; the header gives the length of its JSON part.
     entered = msgspec.structs.replace(post.request, asked=replace(post.request.asked, content_type=length))
     job = await services.predict.submit_and_wait(entered, post.body, reading="open_inference")
     if job.error:

@@ -70,7 +70,7 @@ class Asked:
     callback_url: str = ""
 
     def identity(self) -> bytes:
-        """What a repeated request with the same idempotency key must agree in, beside its body."""
+        """The parts in which a request repeated with the same idempotency key must agree, besides its body."""
         parts: list[object] = [self.selector, self.deadline_s, self.params, self.callback_url]
         while not parts[-1]:  # so keys stay valid that a release without these options has stored
             parts.pop()

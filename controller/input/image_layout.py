@@ -37,7 +37,7 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 def layout_of(contract: Contract) -> Layout | None:
-    """How images are rows of a contract's only tensor; None if they are not."""
+    """The layout in which images are rows of a contract's only tensor; None if they are not."""
     if isinstance(contract, TensorContract):
         contract = contract.as_tensors
     if not isinstance(contract, TensorsContract) or len(contract.tensors) > 1:

@@ -87,7 +87,7 @@ def read_npz(body: bytes, max_bytes: int) -> Arrays:
         raise
     except Exception:  # a damaged archive may raise any error
         raise BodyNotArrayError(
-            "the body is not an archive of NumPy files, or not a whole one; write it with numpy.savez"
+            "the body is not a complete archive of NumPy files; write it with numpy.savez"
         ) from None
     if not files:
         raise InputEmptyError("the archive holds no array; expected at least one")

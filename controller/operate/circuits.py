@@ -31,7 +31,7 @@ LEAST_JOBS = 20  # of a window, before its rate of failures counts
 
 @dataclass(slots=True)
 class Circuit:
-    """What a controller saw of one queue.
+    """A controller's record of the outcomes of one queue.
 
     Attributes:
         in_a_row: Failed jobs since the last one that succeeded.

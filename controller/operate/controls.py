@@ -73,7 +73,7 @@ def merged(
 
 
 def _field(action: Action, name: str, queue: str) -> str:
-    """Where an action's control is stored."""
+    """The field that stores an action's control."""
     if action in ("pin", "unpin"):
         return PIN + name
     return SCALE + queue if action in ("scale", "unscale") else queue

@@ -46,7 +46,7 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """What a list of jobs is about.
+    """Filter of a list of jobs.
 
     Attributes:
         status: One of `STATUSES`.
@@ -108,7 +108,7 @@ class JobHistory:
             self._heard.append(event)
 
     async def run(self) -> None:
-        """Add what was noted to Redis each second, until cancelled."""
+        """Write the noted jobs to Redis each second, until cancelled."""
         while True:
             await asyncio.sleep(PAUSE_S)
             heard, self._heard = self._heard, []

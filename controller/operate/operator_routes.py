@@ -166,7 +166,7 @@ async def decisions(
 
 @router.get("/findings", dependencies=[require("operate")], **docs.FINDINGS)
 async def findings(request: Request) -> Response:
-    """What `modelyard doctor` finds without reading all data: lost or endangered data, overdue jobs, quarantine."""
+    """Findings of `modelyard doctor` that do not need all data: lost or endangered data, overdue jobs, quarantine."""
     services: Services = request.state.services
     seen = await Examiner(services.client).look_at_service(services.watcher.view.numbers)
     found = [PoolFinding(each.kind, each.subject, each.detail) for each in seen.findings.values()]
@@ -184,7 +184,7 @@ async def findings(request: Request) -> Response:
 
 @router.get("/scale/{name}/{version}", dependencies=[require("operate")], **docs.SCALE)
 async def scale(request: Request, name: str, version: int) -> Response:
-    """How many workers a version needs; 200 for every version that was ever served, or that modelyard.toml lists."""
+    """Workers that a version needs; 200 for each version that was ever served, or that modelyard.toml lists."""
     services: Services = request.state.services
     view = services.watcher.view
     queue = keys.queue_name(name, version)

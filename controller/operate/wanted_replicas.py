@@ -1,4 +1,4 @@
-"""How many workers each version needs, as `GET /scale` and the metrics tell autoscalers."""
+"""Number of workers that each version needs, for autoscalers: in `GET /scale` and the metrics."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # answers. So the answer to a command sent this much later proves the write. Redis counts in whole seconds, hence the
 # third second.
 KEEP_S = 3.0
-# A failover loses what the former primary confirmed and no replica has: with `min-replicas-max-lag 5`, up to 6 s.
+# A failover loses the confirmed writes that no replica has: with `min-replicas-max-lag 5`, up to 6 s.
 KEEP_BEHIND_SENTINEL_S = 10.0
 # 20,000 jobs of 784 float32 without an outcome: four seconds at 5,000 jobs/s while no worker runs.
 LIMIT_BYTES = 64 * 2**20

@@ -107,7 +107,7 @@ class Webhooks:
             await sender.close()
 
     async def _pass(self, sender: Sender) -> None:
-        """Begin to deliver what is due, as far as there is room."""
+        """Begin to deliver due webhooks, as many as there is room for."""
         ended, self._ended = self._ended, set()
         if ended:
             try:

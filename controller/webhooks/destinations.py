@@ -1,4 +1,4 @@
-"""Where webhooks may go: the hosts of the settings, and no private networks unless they are allowed."""
+"""Allowed receivers of webhooks: the hosts of the settings, and no private networks unless they are allowed."""
 
 from __future__ import annotations
 

@@ -77,5 +77,5 @@ def test_a_number_that_is_not_finite_fails_its_job_wherever_it_stands(output: An
 
 @pytest.mark.parametrize("output", [[object()], [1j], ["\ud800"]])
 def test_what_json_cannot_say_breaks_the_contract(output: Any) -> None:
-    with pytest.raises(ModelContractError, match="which JSON cannot say"):
+    with pytest.raises(ModelContractError, match="which JSON cannot represent"):
         outcomes(output, [1])

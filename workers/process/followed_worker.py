@@ -1,4 +1,4 @@
-"""The worker's side of an alias follower: tells which version the alias names, shows warnings, and begins to drain."""
+"""The worker's side of an alias follower: reports the alias's version, shows warnings, and begins to drain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL_S = 0.5
 
 
 class FollowedWorker:
-    """The thread that hears the follower.
+    """The thread that listens to the follower.
 
     Args:
         folder: Folder that this worker and the follower share.

@@ -1,8 +1,8 @@
-"""The files by which an alias follower and the workers that it started talk to each other.
+"""The files through which an alias follower and the workers that it started communicate.
 
-Each worker has a folder: the follower writes what it tells the worker, the worker writes what it says, and the worker's
-ready file lies there. A file outlives a serving process, so that the next one drains as well. Nothing heavy is
-imported, because the follower is a small process.
+Each worker has a folder with a file of the follower's messages, a file of the worker's messages, and the worker's ready
+file. A file outlives a serving process, so that the next one drains as well. Nothing heavy is imported, because the
+follower is a small process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ READY = "ready"
 
 
 class Told(NamedTuple):
-    """What the follower tells a worker.
+    """The follower's message to a worker.
 
     Attributes:
         alias: The alias that the follower follows, or `latest`.
@@ -37,7 +37,7 @@ class Told(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a worker says to the follower.
+    """A worker's message to the follower.
 
     Attributes:
         version: Its version; 0 until it is known.

@@ -104,7 +104,7 @@ class _End:
 
     @property
     def life(self) -> str:
-        """How long it served, in words."""
+        """The time that it served, in words."""
         return "was not ready yet" if self.served_s is None else f"served for {self.served_s:.1f} s"
 
     def __str__(self) -> str:

@@ -80,7 +80,7 @@ def test_an_archive_is_named_tensors_one_tensor_columns_or_anything() -> None:
         (archive(a=[1.0, 2.0, 3.0]), PAIR, InputShapeError, "(3,)"),
         (archive(a=np.array([1 + 2j])), PAIR, InputTypeError, "complex128"),
         (archive(a=np.array(["2026"], "datetime64[ns]")), PAIR, InputTypeError, "datetime64"),
-        (archive(a=np.array([object()], object)), PAIR, BodyNotArrayError, "not a NumPy file"),
+        (archive(a=np.array([object()], object)), PAIR, BodyNotArrayError, "not a complete NumPy file"),
         (archive(a=np.zeros(2**17)), PAIR, TooLargeError, "too many bytes"),
         (archive(), PAIR, InputEmptyError, "no array"),
         (archive(a=[1.0, 2.0])[:-30], PAIR, BodyNotArrayError, "numpy.savez"),
