@@ -474,6 +474,9 @@ class ControllerSettings(Settings):
     batch_max_bytes: int = Field(
         default=2**30, ge=1024, description="maximum size of a file of `POST /batches` in bytes"
     )
+    batch_max_output_bytes: int = Field(
+        default=2**32, ge=1024, description="maximum size of the output of a batch of files in bytes"
+    )
     batch_processes: int = Field(
         default=1, ge=1, le=64, description="batches of files that a controller works on at the same time"
     )

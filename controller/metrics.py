@@ -30,6 +30,7 @@ from app.ledger.wire import BatchHead
 from app.redis import keys
 from app.unreadable import WHATS, Unreadable
 from app.worker_record import by_queue, followed_version
+from controller.batch_files.batch_files import BatchFigures
 from controller.events import Accepted, Completed
 from controller.operate.wanted_replicas import wanted_replicas
 from controller.pool_watcher import PoolView, PoolWatcher
@@ -65,6 +66,7 @@ class Metrics:
         unreadable: Unreadable,
         waiting: Sized,
         longest_wait_s: float,
+        batch_files: BatchFigures | None = None,
     ) -> None:
         registry = self._registry = CollectorRegistry()
         self._watcher, self._clock = watcher, clock
@@ -118,6 +120,8 @@ class Metrics:
         )
         registry.register(_PoolCollector(watcher, clock, waiting, longest_wait_s))
         registry.register(_UnreadableCollector(unreadable))
+        if batch_files:
+            registry.register(_BatchFilesCollector(batch_files))
 
     def accepted(self, event: Accepted) -> None:
         """Count an accepted batch."""
@@ -289,6 +293,25 @@ class _UnreadableCollector(Collector):
         for what in WHATS:
             family.add_metric((what,), self._unreadable.counts[what])
         yield family
+
+
+class _BatchFilesCollector(Collector):
+    """Batches of files, and the rows of those that this controller's processes work on."""
+
+    def __init__(self, figures: BatchFigures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        """A gauge by status and a counter by outcome."""
+        text = "Batches of files that have not ended, in this controller's folder"
+        open_batches = GaugeMetricFamily("modelyard_batch_files", text, labels=["status"])
+        for status in ("waiting", "running"):
+            open_batches.add_metric((status,), self._figures.by_status[status])
+        text = "Rows of batches of files that were finished by this controller"
+        rows = CounterMetricFamily("modelyard_batch_file_rows", text, labels=["outcome"])
+        rows.add_metric(("predicted",), self._figures.predicted)
+        rows.add_metric(("failed",), self._figures.failed)
+        yield from (open_batches, rows)
 
 
 def _behind(view: PoolView) -> GaugeMetricFamily:

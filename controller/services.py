@@ -94,7 +94,14 @@ class Services:
             endpoints=endpoints,
         )
         self.link, self.key_watch = RedisLink(client, timeout_s), KeyWatch(client, timeout_s)
-        self.metrics = Metrics(self.watcher, self.clock, unreadable, self.key_watch, settings.scale_wait_s)
+        self.metrics = Metrics(
+            self.watcher,
+            self.clock,
+            unreadable,
+            self.key_watch,
+            settings.scale_wait_s,
+            self.batch_files.figures if self.batch_files else None,
+        )
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
         self.traces = open_traces(settings, self.clock)
         self.webhooks = self._webhooks()
@@ -180,7 +187,8 @@ class Services:
         self.losses = LossWatch(
             client, heartbeat_s, retention_s, self.metrics.ledger_lost, self.replay_buffer.keep_s
         )
-        self.feed = Feed(client, self.watcher, self.clock, heartbeat_s, self.settings.links)
+        links = self.settings.links | ({"batches": "batches"} if self.batch_files else {})
+        self.feed = Feed(client, self.watcher, self.clock, heartbeat_s, links)
 
     def _listen(self, controller_id: str) -> None:
         self.link.listen(keys.reply_channel(controller_id), self.results.hear)

@@ -210,6 +210,7 @@ BATCH_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
     ".npy": "application/x-npy",
     ".npz": "application/x-npz",
+    ".zip": "application/zip",
 }
 BATCH_OUTPUTS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet"}
 

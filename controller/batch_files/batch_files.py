@@ -16,11 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -39,7 +40,7 @@ from app.server_errors import (
 from app.settings import ControllerSettings
 from controller.admission.authentication import Access, Caller
 from controller.batch_files import batch_process
-from controller.batch_files.batch_folder import ENDED, BatchFolder, BatchRequest, Upload
+from controller.batch_files.batch_folder import ENDED, BatchFolder, BatchRequest, Progress, Upload
 from modelyard.batch.batch_run import DEADLINE_S
 from modelyard.schemas import JobProblem
 
@@ -62,11 +63,28 @@ ONE_THREAD = {
 ID = re.compile(r"[0-9a-f]{32}")
 
 
-class _Running(NamedTuple):
+@dataclass
+class _Running:
     folder: BatchFolder
     process: subprocess.Popen[bytes]
     lock: int
     api_key: str
+    counted: Progress
+
+
+@dataclass
+class BatchFigures:
+    """What metrics tell.
+
+    Attributes:
+        by_status: Batches in the folder that have not ended, by status.
+        predicted: Rows that this controller's processes have predicted.
+        failed: Rows that they have set aside.
+    """
+
+    by_status: Counter[str] = field(default_factory=Counter)
+    predicted: int = 0
+    failed: int = 0
 
 
 class BatchStore:
@@ -75,6 +93,9 @@ class BatchStore:
     Args:
         settings: They name the folder.
         access: Lends keys for the processes.
+
+    Attributes:
+        figures: What metrics tell.
     """
 
     def __init__(self, settings: ControllerSettings, access: Access) -> None:
@@ -86,6 +107,7 @@ class BatchStore:
         self._n_uploads = 0
         self._has_arrived = asyncio.Event()
         self._is_closed = False
+        self.figures = BatchFigures()
 
     async def run(self) -> None:
         """Start and watch the processes, and remove old batches; runs until cancelled."""
@@ -212,7 +234,10 @@ class BatchStore:
     def _look(self) -> None:
         for batch_id in [each for each, one in self._running.items() if one.process.poll() is not None]:
             self._finish(self._running.pop(batch_id))
+        for running in self._running.values():
+            self._count(running)
         waiting = self._unfinished()
+        self.figures.by_status = Counter(each.progress().status for each in waiting)
         for folder in sorted(waiting, key=lambda each: each.created_at_s):
             if len(self._running) >= self._settings.batch_processes or self._is_closed:
                 return
@@ -248,6 +273,7 @@ class BatchStore:
             url=f"http://{host}:{settings.port}",
             api_key=api_key,
             deadline_s=min(DEADLINE_S, settings.max_deadline_s),
+            max_output_bytes=settings.batch_max_output_bytes,
         )
         process = subprocess.Popen(  # noqa: S603  # no input of a caller's
             [sys.executable, "-m", batch_process.__name__],
@@ -255,7 +281,7 @@ class BatchStore:
             pass_fds=[lock],
             env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-        self._running[folder.id] = _Running(folder, process, lock, api_key)
+        self._running[folder.id] = _Running(folder, process, lock, api_key, folder.progress())
         assert process.stdin
         with suppress(BrokenPipeError):  # it ended at once
             process.stdin.write(msgspec.json.encode(errand) + b"\n")
@@ -265,6 +291,7 @@ class BatchStore:
 
     def _finish(self, running: _Running) -> None:
         """Clean up after a process; a batch whose process ended several times without a reason has failed."""
+        self._count(running)
         folder, status = running.folder, running.process.returncode
         self._access.revoke(running.api_key)
         os.close(running.lock)
@@ -281,6 +308,14 @@ class BatchStore:
                 "batch_process_ended", f"its process ended {tries} times, the last time with status {status}"
             )
             folder.end(msgspec.structs.replace(folder.progress(), status="failed", error=error))
+
+    def _count(self, running: _Running) -> None:
+        """Count the rows that were finished since the last look."""
+        before, now = running.counted, running.folder.progress()
+        n_failed = max(now.rows_failed - before.rows_failed, 0)
+        self.figures.predicted += max(now.rows_done - before.rows_done - n_failed, 0)
+        self.figures.failed += n_failed
+        running.counted = now
 
 
 def _remove_after(age_s: float, dated: Path, folder: Path) -> None:

@@ -6,7 +6,9 @@ It starts where an earlier process was stopped. It ends at once when its control
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import select
 import sys
 import threading
@@ -40,12 +42,14 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
         url: Address of the controller.
         api_key: Key that acts for the owner of the batch; empty without keys.
         deadline_s: Seconds until the job of a request expires.
+        max_output_bytes: Largest size of the output, and of the journal of finished rows.
     """
 
     folder: str
     url: str
     api_key: str
     deadline_s: float
+    max_output_bytes: int
 
 
 def main() -> None:
@@ -56,6 +60,8 @@ def main() -> None:
     folder = BatchFolder(Path(errand.folder))
     threading.Thread(target=_end_with_controller, args=(folder,), daemon=True).start()
     background_process.limit_memory(MEMORY_BYTES)  # a hostile file may make the decoders take more
+    limit_bytes = errand.max_output_bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     os.chdir(errand.folder)  # so that errors name the file alone
     try:
         asyncio.run(_predict(folder, errand))
@@ -63,6 +69,15 @@ def main() -> None:
         sys.exit(TRY_AGAIN)
     except ModelyardError as error:
         _fail(folder, error.code, error.detail)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        reason = f"the output is larger than {limit_bytes} bytes (MODELYARD_BATCH_MAX_OUTPUT_BYTES)"
+        _fail(
+            folder,
+            "batch_output_too_large",
+            f"{reason}; send the file in parts, or have it written as Parquet",
+        )
     except MemoryError:
         reason = f"the rows need more than {MEMORY_BYTES >> 20} MiB of memory; send fewer with `rows`"
         _fail(folder, "request_too_large", f"{reason}, or smaller row groups")

@@ -33,6 +33,7 @@ INPUTS = {
     "application/x-parquet": ".parquet",
     "application/x-npy": ".npy",
     "application/x-npz": ".npz",
+    "application/zip": ".zip",
 }
 OUTPUTS = {".csv": "text/csv", ".ndjson": NDJSON, ".parquet": "application/vnd.apache.parquet"}
 Output = Annotated[

@@ -744,7 +744,9 @@ BATCH: dict[str, Any] = {
             "required": True,
             "content": {
                 **dict.fromkeys(("text/csv", "application/x-ndjson"), _ROWS),
-                **dict.fromkeys((PARQUET.decode(), "application/x-npy", "application/x-npz"), _BINARY),
+                **dict.fromkeys(
+                    (PARQUET.decode(), "application/x-npy", "application/x-npz", "application/zip"), _BINARY
+                ),
             },
         },
     },

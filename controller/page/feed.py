@@ -31,7 +31,7 @@ class Feed:
         client: Asynchronous Redis client that returns bytes; Redis keeps the history across restarts.
         watcher: Holds the view of the pool.
         heartbeat_s: Seconds between two readings.
-        links: Addresses of other programs' pages by name, which the page links.
+        links: Addresses by name: of other programs' pages, and of batch files if the controller takes them.
     """
 
     def __init__(

@@ -159,7 +159,9 @@ class BatchRun:
                 return finished
             refused = refused or finished
         reason = refused[0].reason if refused else "they are of a kind that the version does not take"
-        raise InputError(f"none of the first {count(chunk.rows)} rows was predicted: {reason}")
+        n_rows = count(chunk.rows)
+        which = "the first row was not" if n_rows == 1 else f"none of the first {n_rows} rows was"
+        raise InputError(f"{which} predicted: {reason}")
 
     async def _finish(self, chunk: Chunk) -> list[Finished]:
         """The outcome of each row of a chunk."""

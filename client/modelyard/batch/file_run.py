@@ -8,7 +8,7 @@ from pathlib import Path
 from modelyard.batch.batch_run import BatchPlan, BatchRun
 from modelyard.batch.part_file import PartFile
 from modelyard.batch.result_files import write_results
-from modelyard.batch.sources import ImageFolder, Source
+from modelyard.batch.sources import Images, Source
 from modelyard.http import AsyncClient
 from modelyard.retries import RetryPolicy
 
@@ -33,7 +33,7 @@ def write_output(source: Source, part: PartFile, output: Path) -> Path | None:
     Returns:
         The file with the rows that were set aside; None if there is none.
     """
-    names = [path.name for path in source.paths] if isinstance(source, ImageFolder) else None
+    names = source.names if isinstance(source, Images) else None
     bad = write_results(part, output, names)
     part.path.unlink()
     return bad

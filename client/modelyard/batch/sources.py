@@ -1,4 +1,4 @@
-"""Reads the rows of an input file in chunks: CSV, NDJSON, Parquet, NumPy files, a folder of images.
+"""Reads the rows of an input file in chunks: CSV, NDJSON, Parquet, NumPy files, images in a folder or a zip archive.
 
 Blank lines are no rows. A line that is no JSON is an `Unreadable` in the place of its row.
 """
@@ -9,6 +9,8 @@ import base64
 import csv
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -64,7 +66,7 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise InputError(f"{path} does not exist; expected a file, or a folder of images")
     if path.is_dir():
-        return ImageFolder(path)
+        return Images(path)
     kind = SOURCES.get(path.suffix.lower())
     if kind is None:
         raise InputError(
@@ -215,27 +217,34 @@ class NumpyFile:
         return self._n_read / self.n_rows if self.n_rows else 1.0
 
 
-class ImageFolder:
-    """The PNG and JPEG files of a folder, in the order of their names, one image a row."""
+class Images:
+    """The PNG and JPEG files of a folder or a zip archive, in the order of their names, one image a row.
+
+    Attributes:
+        names: Name of each row.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.paths = sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
-        if not self.paths:
+        found = {each.name: each for each in path.iterdir()} if path.is_dir() else _members(path)
+        self.names = sorted(name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        if not self.names:
             raise InputError(f"{path} holds no image; expected files *.png or *.jpg")
-        self.n_rows: int | None = len(self.paths)
+        self.n_rows: int | None = len(self.names)
         self.encodings: Sequence[Encode] = (_as_images,)
+        self._files = found
         self._n_read = 0
 
     def chunks(self, start: int, n_rows: int) -> Iterator[Rows]:
         """See `Source`."""
         self._n_read = start
-        for chunk in _grouped(iter(self.paths), start, n_rows, lambda path: path.stat().st_size * 4 // 3):
+        images = (_image(self._files[name]) for name in self.names[start:])
+        for chunk in _grouped(images, 0, n_rows, lambda image: len(image) * 4 // 3):
             self._n_read += len(chunk)
             yield chunk
 
     def progress(self) -> float:
         """See `Source`."""
-        return self._n_read / len(self.paths)
+        return self._n_read / len(self.names)
 
 
 SOURCES: dict[str, Callable[[Path], Source]] = {
@@ -245,6 +254,7 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     ".parquet": ParquetFile,
     ".npy": NumpyFile,
     ".npz": NumpyFile,
+    ".zip": Images,
 }
 
 
@@ -300,5 +310,20 @@ def _as_arrow_stream(rows: Any) -> Samples:
     return Body(sink.getvalue().to_pybytes(), ARROW_STREAM)
 
 
-def _as_images(paths: Sequence[Path]) -> Samples:
-    return [{"b64": base64.b64encode(path.read_bytes()).decode()} for path in paths]
+def _members(path: Path) -> dict[str, zipfile.Path]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{path} cannot be read as a zip archive: {error}") from None
+    return {name: zipfile.Path(archive, name) for name in archive.namelist()}
+
+
+def _image(file: Path | zipfile.Path) -> bytes | Unreadable:
+    try:
+        return file.read_bytes()
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: it is encrypted
+        return Unreadable(f"the image cannot be read: {error}")
+
+
+def _as_images(images: Sequence[bytes]) -> Samples:
+    return [{"b64": base64.b64encode(each).decode()} for each in images]

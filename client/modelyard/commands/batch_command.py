@@ -69,8 +69,8 @@ def command(
 ) -> None:
     """Predict every row of INPUT, and write one row for each, in order.
 
-    INPUT is a file .csv, .ndjson, .jsonl, .parquet, .npy or .npz, or a folder of PNG and JPEG images. All rows go to
-    the version that the first ones are routed to. After an interruption, the same command continues where it
+    INPUT is a file .csv, .ndjson, .jsonl, .parquet, .npy or .npz, or a folder or .zip of PNG and JPEG images. All rows
+    go to the version that the first ones are routed to. After an interruption, the same command continues where it
     ended. Rows that are refused have no outputs; their places and reasons are in OUTPUT's name with .bad.ndjson.
 
     Exit status: 0 all rows were predicted, 1 some were not.

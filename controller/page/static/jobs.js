@@ -1,5 +1,6 @@
 // The section of jobs: lists by filters that stand in the address, the timeline of one job, cancel and resend.
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { BatchFiles } from "./batches.js";
 import { ask, ms, number, title } from "./shared.js";
 
 const STATUSES = {
@@ -25,7 +26,7 @@ function query({ within, version, quarantined, ...rest }, cursor) {
 const when = (at_ms) => new Date(at_ms).toLocaleTimeString("en", { hour12: false });
 const isOpen = (job) => job.status === "queued" || job.status === "running";
 
-export function Jobs({ rows }) {
+export function Jobs({ pool, rows }) {
   const [wanted, setWanted] = useState(filters());
   const [state, setState] = useState({ jobs: null, next: "", error: "" });
   const [chosen, setChosen] = useState(null);
@@ -74,7 +75,8 @@ export function Jobs({ rows }) {
   const picked = shown.filter((job) => marked.has(job.id));
   const waiting = picked.filter((job) => job.status === "queued");
   const quarantined = picked.filter((job) => job.error_code === QUARANTINED);
-  return html`<${Filters} wanted=${wanted} want=${want} rows=${rows} />
+  return html`${pool.links.batches && html`<${BatchFiles} />`}
+    <${Filters} wanted=${wanted} want=${want} rows=${rows} />
     ${state.error && html`<p class="card banner" role="alert">${state.error}</p>`}
     ${chosen && html`<${Details} job=${shown.find((job) => job.id === chosen.id) ?? chosen} onCancel=${cancel} onResend=${resend}
       onClose=${() => setChosen(null)} />`}

@@ -2,6 +2,7 @@
 
 let key = ""; // kept in memory only
 
+export const hasKey = () => Boolean(key);
 export const setKey = (value) => { key = value; };
 export const headers = (more = {}) => (key ? { ...more, Authorization: `Bearer ${key}` } : more);
 
