@@ -30,6 +30,7 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 WaitUntil = Callable[..., None]
+NewRegistry = Callable[[Callable[[Path], object]], Path]
 POLL_S = 0.02
 # Folders whose tests share registries and pools, which take seconds to make. The longest are the first.
 SHARING = ("tests/workers", "tests/e2e", "tests/faults", "tests/training", "tests/workers/process")
@@ -116,6 +117,19 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mlflow.MlflowClient(f"sqlite:///{made}").search_experiments()
             made.rename(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def new_registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> NewRegistry:
+    """`new_registry(lay_out)` returns a new folder with a registry that `lay_out` has filled."""
+
+    def make(lay_out: Callable[[Path], object]) -> Path:
+        folder = tmp_path_factory.mktemp("registry")
+        shutil.copy(empty_database, folder / "mlruns.db")
+        lay_out(folder)
+        return folder
+
+    return make
 
 
 @dataclass

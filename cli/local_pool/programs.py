@@ -7,8 +7,8 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
 from app.pool_file import NamedVersion
-from app.server_errors import ConfigurationError, WireError
+from app.server_errors import ConfigurationError, ModelyardError
 from app.settings import ControllerSettings, Settings
 from app.version_controls import SCALE, Control, Table, read_table, scaled
 from app.whole_file import replace_file
@@ -30,6 +30,7 @@ from cli.local_pool.leash import SERVICES
 from modelyard.commands.controller_option import local_url
 
 if TYPE_CHECKING:
+    from app.redis.client import Client
     from app.worker_record import WorkerRecord
 
 LOOPBACK = "127.0.0.1"
@@ -261,13 +262,20 @@ def port_of(variable: str, default: int) -> int:
 
 def redis_answers(url: str) -> bool:
     """Whether a Redis server answers and has loaded its data."""
-    from app.redis.client import RedisError, connect_url
-
     try:
-        with connect_url(url, PROBE_TIMEOUT_S) as connection:
+        with _connected(url) as connection:
             return bool(connection.ping())
-    except (RedisError, OSError, ValueError, ConfigurationError):  # the last two: not a Redis URL
+    except (ModelyardError, ValueError):  # the last one: not a Redis URL
         return False
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[Client]:
+    """A connection for one question; every error of Redis is a `ModelyardError`."""
+    from app.redis.client import connect_url, ledger_errors
+
+    with ledger_errors(), connect_url(url, PROBE_TIMEOUT_S) as connection:
+        yield connection
 
 
 def http_answers(url: str) -> bool:
@@ -285,13 +293,12 @@ def local_workers(redis_url: str) -> dict[int, WorkerRecord]:
 
     Read from Redis, because a controller with API keys would require one.
     """
-    from app.redis.client import RedisError, connect_url
     from app.worker_record import records_of_host
 
     try:
-        with connect_url(redis_url, PROBE_TIMEOUT_S) as connection:
+        with _connected(redis_url) as connection:
             records = records_of_host(connection, socket.gethostname())
-    except (RedisError, OSError, WireError):
+    except ModelyardError:
         return {}
     records.sort(key=lambda record: record.started_at_ms)  # the record of a dead child stays for a while
     return {record.main_pid: record for record in records}
@@ -301,12 +308,11 @@ def open_jobs(settings: Settings, named: NamedVersion) -> int | None:
     """Jobs of a version that have no outcome yet; None while Redis does not answer."""
     from app import worker_record
     from app.redis import keys
-    from app.redis.client import RedisError, connect_url
 
     try:
-        with connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection:
+        with _connected(settings.effective_redis_url) as connection:
             return worker_record.open_jobs(connection, keys.queue_name(*named))
-    except (RedisError, OSError, ValueError):
+    except (ModelyardError, ValueError):
         return None
 
 
@@ -318,12 +324,11 @@ def retired_versions(settings: Settings) -> frozenset[NamedVersion]:
 def controls(settings: Settings) -> Table | None:
     """Operators' decisions about versions; None while Redis does not answer."""
     from app.redis import keys
-    from app.redis.client import RedisError, connect_url
 
     try:
-        with connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection:
+        with _connected(settings.effective_redis_url) as connection:
             return read_table(cast(dict[bytes, bytes], connection.hgetall(keys.CONTROLS)))
-    except (RedisError, OSError, ValueError):
+    except (ModelyardError, ValueError):
         return None
 
 
@@ -352,12 +357,8 @@ def scaled_versions(table: Table) -> dict[NamedVersion, Control]:
 def forget_scale(settings: Settings, named: NamedVersion) -> None:
     """Remove the number of workers that an operator asked for."""
     from app.redis import keys
-    from app.redis.client import RedisError, connect_url
 
-    with (
-        suppress(RedisError, OSError, ValueError),
-        connect_url(settings.effective_redis_url, PROBE_TIMEOUT_S) as connection,
-    ):
+    with suppress(ModelyardError, ValueError), _connected(settings.effective_redis_url) as connection:
         connection.hdel(keys.CONTROLS, SCALE + keys.queue_name(*named))
 
 

@@ -18,7 +18,7 @@ from typing import cast
 from app.pool_file import NamedVersion
 from app.redis import keys
 from app.replicas import replicas_for
-from app.server_errors import WireError
+from app.server_errors import ModelyardError
 from app.settings import PoolSettings
 from app.worker_record import ready_by_queue, records_of_host
 from cli.local_pool import leftovers
@@ -164,16 +164,15 @@ class Scaler:
 
     def _samples(self, versions: Iterable[NamedVersion]) -> dict[NamedVersion, Sample]:
         """Samples of versions; none while Redis does not answer."""
-        from app.redis.client import RedisError, connect_url
+        from app.redis.client import connect_url, ledger_errors
 
         queues = {keys.queue_name(*named): named for named in versions}
         try:
-            with connect_url(
-                self._settings.effective_redis_url, self._settings.redis_timeout_s
-            ) as connection:
+            url, timeout_s = self._settings.effective_redis_url, self._settings.redis_timeout_s
+            with ledger_errors(), connect_url(url, timeout_s) as connection:
                 records = records_of_host(connection, socket.gethostname())
                 backlogs = cast(list[bytes | None], connection.hmget(keys.BACKLOG, list(queues)))
-        except (RedisError, OSError, WireError):
+        except ModelyardError:
             return {}
         ready = ready_by_queue(records)
         groups = {queue: ready.get(queue, []) for queue in queues}

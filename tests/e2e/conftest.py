@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from modelyard import Client
 from modelyard.digits import heldout_indices, load_digits_28
 from tests import light_registry
-from tests.conftest import RedisServer, WaitUntil, running_redis
+from tests.conftest import NewRegistry, RedisServer, WaitUntil, running_redis
 
 MODEL = "MNIST_PyTorch_Model"
 START_S = 90.0
@@ -135,10 +134,12 @@ def ready_workers(url: str) -> int:
 
 
 @pytest.fixture(scope="session")
-def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registry(new_registry: NewRegistry) -> Path:
     """A folder with an MLflow registry that holds version 1 (mlp) and version 2 (cnn, the better one)."""
-    folder = tmp_path_factory.mktemp("registry")
-    shutil.copy(empty_database, folder / "mlruns.db")
+    return new_registry(train_both)
+
+
+def train_both(folder: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "cli", "train", "--arch", "mlp", "--arch", "cnn"],
         cwd=folder,
@@ -146,16 +147,12 @@ def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         check=True,
         timeout=150,
     )
-    return folder
 
 
 @pytest.fixture(scope="session")
-def light(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def light(new_registry: NewRegistry) -> Path:
     """A folder with the registry of `tests/light_registry.py`."""
-    folder = tmp_path_factory.mktemp("light")
-    shutil.copy(empty_database, folder / "mlruns.db")
-    light_registry.lay_out(folder)
-    return folder
+    return new_registry(light_registry.lay_out)
 
 
 @pytest.fixture(scope="session")

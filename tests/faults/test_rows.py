@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,14 +13,12 @@ import faults.rows  # noqa: F401  (importing it registers the rows)
 from faults import fault_registry, trial
 from faults.fault_pool import Pool, PoolPlan, open_pool
 from faults.table import FAULTS, Fault, by_plan
+from tests.conftest import NewRegistry
 
 
 @pytest.fixture(scope="module")
-def models(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("registry")
-    shutil.copy(empty_database, folder / "mlruns.db")
-    fault_registry.lay_out(folder)
-    return folder
+def models(new_registry: NewRegistry) -> Path:
+    return new_registry(fault_registry.lay_out)
 
 
 class Pools:

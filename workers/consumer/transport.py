@@ -5,7 +5,7 @@ connection would cost a timeout; and a full Redis would refuse a reconnect.
 Relies on: the methods of kombu's `Channel` and `Transport` in `RELIES_ON`, some of them private. pyproject.toml
 bounds kombu's version, and `use` checks the names.
 Breaks if: kombu fetches messages in another way than BRPOP, or renames a method. The behaviour is tested in
-`tests/workers`, by `test_unreadable_messages.py`, `test_cut_off.py` and `test_refusals.py`.
+`tests/workers`, by `consumer/test_unreadable_messages.py`, `test_cut_off.py` and `test_refusals.py`.
 Switch off: remove the call of `use`; Celery then uses kombu's own transport.
 """
 
