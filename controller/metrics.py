@@ -66,7 +66,6 @@ class Metrics:
         unreadable: Unreadable,
         waiting: Sized,
         longest_wait_s: float,
-        batch_files: BatchFigures | None = None,
     ) -> None:
         registry = self._registry = CollectorRegistry()
         self._watcher, self._clock = watcher, clock
@@ -120,8 +119,10 @@ class Metrics:
         )
         registry.register(_PoolCollector(watcher, clock, waiting, longest_wait_s))
         registry.register(_UnreadableCollector(unreadable))
-        if batch_files:
-            registry.register(_BatchFilesCollector(batch_files))
+
+    def add_batch_files(self, figures: BatchFigures) -> None:
+        """Tell of batches of files too."""
+        self._registry.register(_BatchFilesCollector(figures))
 
     def accepted(self, event: Accepted) -> None:
         """Count an accepted batch."""

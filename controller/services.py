@@ -94,14 +94,9 @@ class Services:
             endpoints=endpoints,
         )
         self.link, self.key_watch = RedisLink(client, timeout_s), KeyWatch(client, timeout_s)
-        self.metrics = Metrics(
-            self.watcher,
-            self.clock,
-            unreadable,
-            self.key_watch,
-            settings.scale_wait_s,
-            self.batch_files.figures if self.batch_files else None,
-        )
+        self.metrics = Metrics(self.watcher, self.clock, unreadable, self.key_watch, settings.scale_wait_s)
+        if self.batch_files:
+            self.metrics.add_batch_files(self.batch_files.figures)
         self.refusals = Refusals(self.metrics, audit, _limits(settings))
         self.traces = open_traces(settings, self.clock)
         self.webhooks = self._webhooks()
