@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from operator import attrgetter
+from typing import Any
 
 import msgspec
 
@@ -143,31 +144,7 @@ class BatchWriter:
 
         Its head has the figures of the newest job's route: the pool may have been read again since the oldest one.
         """
-        now_ms, candidate, form = self._watcher.clock.now_ms(), jobs[-1].route.candidate, jobs[0].form
-        contract = candidate.contract
-        head = BatchHead(
-            queue=candidate.queue,
-            worker=candidate.worker,
-            reply_to=self._controller_id,
-            model_name=candidate.model_name,
-            model_version=candidate.model_version,
-            val_accuracy=candidate.figure,
-            dtype=contract.dtype if isinstance(contract, TensorContract) else "",
-            sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
-            jobs=list(map(_entry, jobs)),
-        )
-        if candidate.metric != VAL_ACCURACY:
-            named = {"metric": candidate.metric, "direction": candidate.direction}
-            head = msgspec.structs.replace(head, val_accuracy=None, metric_value=candidate.figure, **named)
-        if not candidate.live_workers:
-            head = msgspec.structs.replace(head, cold=True)
-        if form is not None:
-            head = form.on(head, [len(job.data) for job in jobs])
-        if self._is_traced:
-            head = msgspec.structs.replace(head, traces=tuple([job.trace for job in jobs]))
-        if self._has_webhooks:
-            callbacks = {index: job.callback for index, job in enumerate(jobs) if job.callback}
-            head = msgspec.structs.replace(head, callbacks=callbacks) if callbacks else head
+        now_ms, head = self._watcher.clock.now_ms(), self._head(jobs)
         batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
         data, message = b"".join(map(_data, jobs)), messages.write(batch_id)
         once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
@@ -177,6 +154,35 @@ class BatchWriter:
         for index, job in enumerate(jobs):
             job.batch, job.index = batch, index
         return batch
+
+    def _head(self, jobs: list[Job]) -> BatchHead:
+        candidate, form = jobs[-1].route.candidate, jobs[0].form
+        contract, more = candidate.contract, dict[str, Any]()
+        if candidate.metric != VAL_ACCURACY:
+            more = {
+                "metric": candidate.metric,
+                "direction": candidate.direction,
+                "metric_value": candidate.figure,
+            }
+        if form is not None:
+            more |= form.head_fields([len(job.data) for job in jobs])
+        if self._is_traced:
+            more["traces"] = tuple([job.trace for job in jobs])
+        if self._has_webhooks:
+            more["callbacks"] = {index: job.callback for index, job in enumerate(jobs) if job.callback}
+        return BatchHead(
+            queue=candidate.queue,
+            worker=candidate.worker,
+            reply_to=self._controller_id,
+            model_name=candidate.model_name,
+            model_version=candidate.model_version,
+            val_accuracy=candidate.figure if candidate.metric == VAL_ACCURACY else None,
+            dtype=contract.dtype if isinstance(contract, TensorContract) else "",
+            sample_shape=contract.sample_shape if isinstance(contract, TensorContract) else (),
+            jobs=list(map(_entry, jobs)),
+            cold=not candidate.live_workers,
+            **more,
+        )
 
 
 def _once_keys(batch_id: str, jobs: list[Job]) -> list[OnceKey]:

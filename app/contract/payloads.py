@@ -15,7 +15,7 @@ from app.contract.params import read_params
 from app.contract.tables import read_columns
 from app.contract.tensors import read_tensors
 from app.contract.typed_rows import read_rows
-from app.ledger.wire import ANY_CONTRACT_VERSION, BatchHead
+from app.ledger.wire import ANY_CONTRACT_VERSION
 from app.server_errors import InputShapeError, InputTypeError, TooLargeError
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -36,19 +36,18 @@ class JobForm(msgspec.Struct, frozen=True, cache_hash=True):
     layout: tuple[Any, ...] = ()
     merges: bool = True
 
-    def on(self, head: BatchHead, sizes: list[int]) -> BatchHead:
-        """The batch head with this form.
+    def head_fields(self, sizes: list[int]) -> dict[str, Any]:
+        """The fields of the batch head that tell this form.
 
         Args:
             sizes: Size of each job's data in bytes.
         """
-        return msgspec.structs.replace(
-            head,
-            kind=self.kind,
-            params=self.params,
-            sizes=tuple(sizes),
-            schema_version=ANY_CONTRACT_VERSION,
-        )
+        return {
+            "kind": self.kind,
+            "params": self.params,
+            "sizes": tuple(sizes),
+            "schema_version": ANY_CONTRACT_VERSION,
+        }
 
 
 class Payload(msgspec.Struct, frozen=True):

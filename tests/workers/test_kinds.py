@@ -82,7 +82,8 @@ def answers(loaded: LoadedModel, body: bytes, n_jobs: int) -> list[JobOutcome]:
             batch_head, dtype=contract.dtype, sample_shape=contract.sample_shape
         )
     if payload.form:
-        batch_head = payload.form.on(batch_head, [len(payload.data)] * n_jobs)
+        fields = payload.form.head_fields([len(payload.data)] * n_jobs)
+        batch_head = msgspec.structs.replace(batch_head, **fields)
     batch = ClaimedBatch(
         batch_id="b",
         head=batch_head,

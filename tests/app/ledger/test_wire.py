@@ -320,7 +320,7 @@ def test_the_previous_release_reads_what_it_knows_and_says_of_the_rest_that_it_i
         assert by_previous_release(data, OldRecord, 1, msgspec.json) == expected
         assert worker_record.decode_record(data) == own
         kind = msgspec.to_builtins(contract)["kind"]
-        new_head = head() if is_plain else JobForm(kind).on(head(), [8])
+        new_head = head() if is_plain else msgspec.structs.replace(head(), **JobForm(kind).head_fields([8]))
         data = wire.encode(new_head)
         assert by_previous_release(data, OldHead, 1, msgspec.msgpack) == expected
         assert wire.decode_head(data) == new_head
