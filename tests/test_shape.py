@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ MOST_POSITIONAL = 6
 PUBLIC_ALL_THE_SAME = "os._exit"  # documented
 PRIVATE_IN_TEXT = re.compile(r"[\w.]+\._[a-z]\w*")  # a target of `patch`, or code for another process
 BY_NAME = {"setattr", "getattr", "delattr", "hasattr"}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def private_names(node: ast.AST) -> Iterator[str]:
@@ -46,7 +52,7 @@ def test_no_test_reaches_into_a_private_attribute() -> None:
     found = [
         f"{path.relative_to(TESTS)}:{node.lineno} {name}"
         for path in TESTS.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.expr | ast.stmt)
         for name in private_names(node)
         if name != PUBLIC_ALL_THE_SAME
@@ -58,7 +64,7 @@ def test_no_test_imports_from_another_test_module() -> None:
     found = [
         f"{path.relative_to(TESTS)}:{node.lineno} {node.module}"
         for path in TESTS.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ImportFrom) and re.search(r"(^|\.)test_", node.module or "")
     ]
     assert found == [], (
@@ -70,7 +76,7 @@ def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[str, Any]]:
     """The definitions of these kinds in all packages, each with its place."""
     for package in PACKAGES:
         for path in sorted((TESTS.parent / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, kinds):
                     yield f"{path.relative_to(TESTS.parent)}:{getattr(node, 'lineno', 0)}", node
 
@@ -130,11 +136,11 @@ def test_private_members_of_libraries_are_used_only_in_files_that_say_so() -> No
         f"{path.relative_to(TESTS.parent)}:{node.lineno} {ast.unparse(node)}"
         for package in PACKAGES
         for path in sorted((TESTS.parent / package).rglob("*.py"))
-        for tree in [ast.parse(path.read_text())]
+        for tree in [parsed(path)]
         if "\nRelies on: " not in (ast.get_docstring(tree) or "")
+        for known in [DOCUMENTED | own_names(tree)]
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and is_private(node.attr)
-        if node.attr not in DOCUMENTED | own_names(tree)
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in known
     ]
     assert found == [], "a shortcut around a library says at its head what it relies on"
 
@@ -153,3 +159,10 @@ def own_names(tree: ast.Module) -> set[str]:
             case ast.Attribute(attr=name, ctx=ast.Store()):
                 names.add(name)
     return names
+
+
+def test_every_lua_script_begins_with_its_keys_arguments_and_answer() -> None:
+    for path in (TESTS.parent / "app" / "redis" / "lua").glob("*.lua"):
+        head = "\n".join(re.findall(r"^--.*", path.read_text(), re.MULTILINE))
+        wanted = [] if "see include/" in head else ["-- KEYS  ", "-- ARGV  ", "-- Answers "]
+        assert [each for each in wanted if each not in head] == [], path.name
