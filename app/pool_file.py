@@ -343,7 +343,7 @@ def _is_text(value: object) -> bool:
 
 
 def _serve_tables(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The `[[serve]]` tables as they were written; an empty one for an entry that is no table."""
+    """The `[[serve]]` tables as they were written; an empty one for an entry that is not a table."""
     given = document.get("serve")
     return [each if isinstance(each, dict) else {} for each in given] if isinstance(given, list) else []
 
@@ -401,7 +401,7 @@ def _near(wanted: str, names: Iterable[str]) -> str:
 
 
 def _lines_of(text: str) -> dict[KeyPath, int]:
-    """The line of each table and key that stands at the beginning of a line; tomllib does not tell them."""
+    """The line of each table and key at the beginning of a line; tomllib does not report them."""
     lines: dict[KeyPath, int] = {}
     table: KeyPath = ()
     counts: dict[str, int] = {}

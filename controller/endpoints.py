@@ -38,7 +38,7 @@ _is_cold = attrgetter("is_cold")
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Why a queue is no candidate. Requests that name its version or worker still reach it, unless it is retired.
+    """Why a queue is not a candidate. Requests that name its version or worker still reach it, unless it is retired.
 
     Attributes:
         reason: Stable name, such as `disabled` or `circuit_open`.

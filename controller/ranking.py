@@ -110,7 +110,7 @@ def are_comparable(one: Candidate, other: Candidate) -> bool:
 def tie_sets(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     """The candidates of one contract in sets of equals, best first; those without a figure form the last set.
 
-    Sets of different data sets cannot be compared. They are ranked by their best values all the same, but the alias
+    Sets of different data sets cannot be compared. They are nevertheless ranked by their best values, but the alias
     `champion` comes before a value of another declared data set. Values of different metrics are not even ranked: the
     metric of the champion comes first, or else that of the newest version.
     """

@@ -69,7 +69,7 @@ def required_python(folder: str) -> str:
 def differences(folder: str) -> tuple[RequirementDifference, ...]:
     """The requirements of a model that this environment lacks or has in another version.
 
-    Another build of the same library, such as xgboost-cpu for xgboost, is no difference.
+    Another build of the same library, such as xgboost-cpu for xgboost, is not a difference.
 
     Args:
         folder: The model's files.

@@ -1,6 +1,6 @@
 """Wakes tasks when keys of Redis change, so that they need not poll.
 
-Redis remembers the keys that a connection has asked about, and tells it once when one of them changes: the invalidation
+Redis remembers the keys that a connection has read, and notifies it once when one of them changes: the invalidation
 messages of client-side caching (`CLIENT TRACKING`, mode OPTIN). Waiting costs Redis an entry of its tracking table.
 """
 
@@ -30,7 +30,7 @@ class Watch:
         self._news = asyncio.Event()
 
     async def arm(self, keys: Iterable[str]) -> bool:
-        """Have Redis tell of the next change of each key; False if it cannot, so that the task must poll.
+        """Have Redis notify of the next change of each key; False if it cannot, so that the task must poll.
 
         Read the keys afterwards: an earlier reading may have missed a change.
         """

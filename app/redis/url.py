@@ -194,7 +194,7 @@ def tls_options(url: str) -> dict[str, str]:
     """TLS options for Celery's configuration, the only place where Flower reads them; empty without TLS.
 
     Raises:
-        ConfigurationError: It is no URL.
+        ConfigurationError: It is not a URL.
     """
     parts = _split(url)
     if parts.scheme not in TLS_SCHEMES:
@@ -208,7 +208,7 @@ def celery_url(url: str) -> str:
     """The same server in kombu's form: ``redis+socket://`` for a socket, one URL for each Sentinel.
 
     Raises:
-        ConfigurationError: It is no URL.
+        ConfigurationError: It is not a URL.
     """
     if url.startswith("unix://"):
         return "redis+socket://" + url.removeprefix("unix://").replace("?db=", "?virtual_host=")

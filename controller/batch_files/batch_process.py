@@ -53,7 +53,7 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main() -> None:
-    """Do the errand that stands on the first line of standard input."""
+    """Predict the batch that the first line of standard input names."""
     configure_logging()
     background_process.give_way()
     errand = msgspec.json.decode(sys.stdin.buffer.readline(), type=Errand)

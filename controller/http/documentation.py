@@ -809,7 +809,7 @@ REGISTRY_WEBHOOK: dict[str, Any] = {
     "responses": {
         204: {"description": "The pool's processes read the registry now"},
         **_problems(
-            s403="The event is not signed by the secret, is no event, or is too old",
+            s403="The event is not signed by the secret, is not an event, or is too old",
             s404="The controller has no secret to check the event",
             s413="The event is too large",
             s503="Redis does not answer",

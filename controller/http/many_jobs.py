@@ -17,7 +17,7 @@ def job_ids_of(ids: str) -> list[str]:
     """The ids of a query parameter.
 
     Raises:
-        ParameterError: There are none, or too many.
+        ParameterError: There are no ids, or too many.
     """
     job_ids = [job_id.strip() for job_id in ids.split(",")] if ids else []
     if not 1 <= len(job_ids) <= MAX_JOBS:

@@ -258,7 +258,7 @@ def version_of(text: str) -> int | str:
 
 
 def selector_of(path: str) -> Selector | None:
-    """The selector in the path of a prediction, such as `/models/NAME/versions/1/predict`; None if it is none.
+    """The selector in the path of a prediction, such as `/models/NAME/versions/1/predict`; None for any other path.
 
     Raises:
         ParameterError: Its version is malformed.

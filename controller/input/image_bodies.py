@@ -65,7 +65,7 @@ class Images:
         Raises:
             InputShapeError: The contract takes no images, or none of this size.
             InputTypeError: A conversion would lose colours or transparency.
-            BodyNotArrayError: A file is no PNG or JPEG image, or it is damaged.
+            BodyNotArrayError: A file is not a PNG or JPEG image, or it is damaged.
             TooLargeError: The pixels have too many bytes.
         """
         types = {each.name: each for each in contract.params}
@@ -184,7 +184,9 @@ def _open(file: bytes, place: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(file), formats=FORMATS)
     except Exception:  # a damaged header may raise any error
-        raise BodyNotArrayError(f"image {place} is no PNG or JPEG image, or its header is damaged") from None
+        raise BodyNotArrayError(
+            f"image {place} is not a PNG or JPEG image, or its header is damaged"
+        ) from None
     if getattr(image, "n_frames", 1) > 1:
         raise InputShapeError(f"image {place} has several frames; expected one image a file")
     if image.format == "PNG" and file[PNG_BIT_DEPTH] > 8:

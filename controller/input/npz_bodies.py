@@ -37,7 +37,7 @@ class Arrays:
         """The arrays in the form that a contract takes: tensors or columns by name, or one tensor of any name.
 
         Raises:
-            InputShapeError: There is more than one array for one tensor, or an array is no column.
+            InputShapeError: There is more than one array for one tensor, or an array is not a column.
         """
         if isinstance(contract, ColumnsContract):
             return Document(TABLE, self._columns(contract))
@@ -76,7 +76,7 @@ def read_npz(body: bytes, max_bytes: int) -> Arrays:
     """Read an archive.
 
     Raises:
-        BodyNotArrayError: It is no archive of NumPy files, or it is damaged.
+        BodyNotArrayError: It is not an archive of NumPy files, or it is damaged.
         TooLargeError: The arrays have more than `max_bytes`.
         InputEmptyError: It holds no array.
         InputTypeError: An array holds neither numbers nor booleans nor text.

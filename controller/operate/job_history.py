@@ -124,7 +124,7 @@ class JobHistory:
             cursor: The `next` of the page before, or empty.
 
         Raises:
-            ParameterError: The cursor or the status is none.
+            ParameterError: The cursor or the status is invalid.
             LedgerUnavailableError: Redis does not answer.
         """
         if wanted.status not in STATUSES:

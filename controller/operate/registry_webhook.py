@@ -95,7 +95,7 @@ class RegistryWebhook:
             event = msgspec.json.decode(body, type=_Event)
         except msgspec.DecodeError as error:
             raise RegistryWebhookInvalidError(
-                f"the webhook is no event of MLflow's registry: {error}"
+                f"the webhook is not an event of MLflow's registry: {error}"
             ) from None
         if event.data.name:  # it may be about something else, such as a budget
             logger.info("MLflow reports: %s of %r %s", event.entity, event.data.name, event.action)

@@ -86,7 +86,7 @@ def rivals_of(view: PoolView, name: str, version: int) -> list[Candidate]:
     """The other versions of the endpoint of a version, best first, that take the same input.
 
     Raises:
-        NoCandidateError: There is none.
+        NoCandidateError: No other version takes the input.
     """
     queue = keys.queue_name(name, version)
     contract = next((each.input for each in view.records if each.queue == queue), None)

@@ -212,7 +212,7 @@ def keys_of(settings: ControllerSettings) -> list[bytes]:
     """The keys that sign webhooks; none where none are sent.
 
     Raises:
-        ConfigurationError: There is none, or one is malformed.
+        ConfigurationError: There is no secret, or one is malformed.
     """
     if not settings.webhook_hosts:
         return []

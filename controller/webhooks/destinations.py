@@ -41,7 +41,7 @@ def check_url(url: str, settings: ControllerSettings) -> None:
             f"webhooks may not be sent to {host}; the operator allows hosts in MODELYARD_WEBHOOK_HOSTS"
         )
     if _is_address(host) and not may_connect(host, settings):
-        raise WebhookNotAllowedError(f"webhooks may not be sent to {host}, which is no public address")
+        raise WebhookNotAllowedError(f"webhooks may not be sent to {host}, which is not a public address")
 
 
 def may_connect(address: str, settings: ControllerSettings) -> bool:

@@ -99,7 +99,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         """Connect to the first allowed address of a host that answers.
 
         Raises:
-            httpcore.ConnectError: There is none.
+            httpcore.ConnectError: The host has no allowed address.
         """
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
