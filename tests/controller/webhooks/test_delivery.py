@@ -258,11 +258,11 @@ def test_only_public_addresses_are_connected_to(address: str, is_public: bool) -
         (ON, "https://hooks.example.com/a b", "must be an ASCII URL"),
         (ON, "https://hooks.example.com/\r\nx: y", "must be an ASCII URL"),
         (ON, "", "must be an ASCII URL"),
-        (ON | {"webhook_private_networks": False}, "https://127.0.0.1/", "no public address"),
+        (ON | {"webhook_private_networks": False}, "https://127.0.0.1/", "not a public address"),
         (
             ON | {"webhook_hosts": "*", "webhook_private_networks": False},
             "https://[::1]/",
-            "no public address",
+            "not a public address",
         ),
     ],
 )
