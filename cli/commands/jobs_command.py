@@ -30,14 +30,18 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 @click.group(
     "jobs",
+    invoke_without_command=True,
     epilog=examples(
         "modelyard jobs list --status open",
         "modelyard jobs quarantined --json",
         "modelyard jobs resend JOB_ID --deadline 300",
     ),
 )
-def command() -> None:
-    """List open, finished and quarantined jobs, and resend quarantined ones."""
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """List open, finished and quarantined jobs, and resend quarantined ones; alone, it lists the last finished ones."""
+    if ctx.invoked_subcommand is None:
+        job_list_command.command.main([], prog_name="modelyard jobs list", standalone_mode=False)
 
 
 command.add_command(job_list_command.command)

@@ -55,9 +55,9 @@ def _read_grey(path: Path) -> NDArray[np.float32]:
             return _grey_fractions(image)
     except OSError as error:  # UnidentifiedImageError is one too
         reason = error.strerror or "it is not an image that Pillow can read, or it is damaged"
-        raise InputError(f"cannot read the image {path}: {reason}; give a PNG file") from None
+        raise InputError(f"cannot read the image {path}: {reason}; give a PNG or JPEG file") from None
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: {error}; give a PNG file") from None
+        raise InputError(f"cannot read the image {path}: {error}; give a PNG or JPEG file") from None
 
 
 def _grey_fractions(image: PIL.Image.Image) -> NDArray[np.float32]:

@@ -148,7 +148,7 @@ def from_list(array: Any) -> Numbers:
         InputError: It contains any other value.
     """
     if not isinstance(array, list) or isinstance(array, _Pairs):
-        raise InputShapeError("the key must hold an array of numbers, nested or flat")
+        raise InputShapeError("the samples must be an array of numbers, nested or flat")
     flat: list[float] = []
     shape = _walk(array, flat, 0)
     if not flat:

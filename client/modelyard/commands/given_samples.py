@@ -119,8 +119,11 @@ def given_sample(given: Given, client: Client) -> Sample:
     named = [name for name in names if given[name] not in (None, (), False)]  # type: ignore[literal-required]
     if len(named) > 1:
         raise click.UsageError("give one of IMAGE, --data, --image, --text, --example and --digit")
-    if given["data"] is not None:
-        return _data(given["data"], given["params"])
+    data = given["data"]
+    if given["picture"] and given["picture"].suffix.lower() in SUFFIXES:
+        data = given["picture"]
+    if data is not None:
+        return _data(data, given["params"])
     if given["images"]:
         return _images(given["images"], given["params"])
     if given["texts"]:
