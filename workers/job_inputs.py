@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from app.contract import Column, ColumnsContract, Contract, TensorsContract
 from app.contract.column_values import NAT, TIME_EXTENSION
 from app.contract.documents import CSV, UNIFIED, Document
+from app.contract.packed_columns import DTYPES, PACKED_ROWS, unpack
 from app.ledger.worker_ledger import ClaimedBatch
 from app.server_errors import WireError, first_line
 
 Array = NDArray[Any]
-DTYPES = {"boolean": "bool", "integer": "int32", "long": "int64", "float": "float32", "double": "float64"}
 
 
 def model_input(
@@ -45,7 +45,7 @@ def model_input(
             # A copy that may be written to: torch refuses to promise anything about read-only memory.
             return np.frombuffer(bytearray(data), head.dtype).reshape(n_samples, *head.sample_shape)
         return to_input([decode(each) for each in _parts(batch, indexes)], contract, takes_matrix)
-    except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
+    except (msgspec.DecodeError, ValueError, TypeError, LookupError) as error:
         raise WireError(f"the record's samples are not what its head says: {first_line(error)}") from None
 
 
@@ -124,6 +124,10 @@ def is_numeric(contract: Contract) -> bool:
 
 def _matrix(documents: Sequence[Any], contract: ColumnsContract) -> Array:
     """The columns as float64; a missing value is NaN. It takes a quarter of the time of a DataFrame."""
+    if _may_be_packed(documents):
+        columns = zip(contract.columns, zip(*documents, strict=True), strict=True)
+        numbers = [_numbers(parts, column.type.kind) for column, parts in columns]
+        return np.stack(numbers, axis=1, dtype=np.float64, casting="unsafe")
     n_columns, n_rows = len(contract.columns), len(documents[0][0])
     if {len(each[0]) for each in documents} == {n_rows}:
         values = list(chain.from_iterable(chain.from_iterable(documents)))
@@ -139,11 +143,16 @@ def _matrix(documents: Sequence[Any], contract: ColumnsContract) -> Array:
 def _frame(documents: Sequence[Any], contract: ColumnsContract) -> Any:
     import pandas as pd
 
+    may_be_packed = _may_be_packed(documents)
     columns, names = [], []
     for place, (column, parts) in enumerate(zip(contract.columns, zip(*documents, strict=True), strict=True)):
         if parts[0] is not None:
-            values = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
-            columns.append(_column(values, column, pd))
+            if may_be_packed and {*map(type, parts)} == {bytes}:
+                columns.append(_numbers(parts, column.type.kind))
+            else:
+                lists = _lists(parts, column.type.kind) if may_be_packed else parts
+                values = lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
+                columns.append(_column(values, column, pd))
             names.append(place if column.name is None else column.name)
     # With numbers for names, and the names afterwards: pandas would look each of them up.
     frame = pd.DataFrame(dict(enumerate(columns)), copy=False)
@@ -156,6 +165,22 @@ def _index(names: tuple[str | int, ...]) -> Any:
     import pandas as pd
 
     return pd.Index(names)
+
+
+def _may_be_packed(documents: Sequence[Any]) -> bool:
+    """Whether a job has enough rows for its columns to be packed; all jobs have the same columns."""
+    place = next((place for place, values in enumerate(documents[0]) if values is not None), None)
+    return place is not None and any(len(each[place]) >= PACKED_ROWS for each in documents)
+
+
+def _numbers(parts: Sequence[Any], kind: str) -> Array:
+    """A column of numbers or booleans without gaps, packed or not."""
+    arrays = [unpack(each, kind) if type(each) is bytes else np.array(each, DTYPES[kind]) for each in parts]
+    return np.concatenate(arrays)  # a copy, which may be written to
+
+
+def _lists(parts: Sequence[Any], kind: str) -> list[list[Any]]:
+    return [unpack(each, kind).tolist() if type(each) is bytes else each for each in parts]
 
 
 def _column(values: list[Any], column: Column, pd: Any) -> Any:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from app.contract import AnyContract, ColumnsContract, Contract, TensorContract, TensorsContract
 from app.contract.documents import Document, Rules
+from app.contract.packed_columns import pack
 from app.contract.params import read_params
 from app.contract.tables import read_columns
 from app.contract.tensors import read_tensors
@@ -93,7 +94,8 @@ def rows_payload(body: bytes, contract: ColumnsContract, max_samples: int) -> Pa
     if found is None:
         return None
     columns, n_rows = found
-    return _limited(Payload(_full_form(len(columns), contract.merges), _encode(columns), n_rows), max_samples)
+    data = _encode(pack(columns, contract, n_rows))
+    return _limited(Payload(_full_form(len(columns), contract.merges), data, n_rows), max_samples)
 
 
 @lru_cache(maxsize=64)
@@ -118,7 +120,7 @@ def _payload(document: Document, contract: Contract, params: bytes, rules: Rules
         columns, n_rows = read_columns(document, contract, rules)
         layout = tuple([values is not None for values in columns])
         form = JobForm("columns", params, layout, contract.merges and n_rows > 0)
-        return Payload(form, _encode(columns), n_rows)
+        return Payload(form, _encode(pack(columns, contract, n_rows)), n_rows)
     return _anything(document, contract, params)
 
 

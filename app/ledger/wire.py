@@ -54,8 +54,9 @@ class BatchHead(msgspec.Struct, frozen=True, kw_only=True):
 
     The input is the jobs' data in sequence: samples in C order, little-endian, if `kind` is `tensor`; otherwise
     MessagePack with `sizes` bytes per job. A job of kind `tensors` holds a triple (dtype, shape, bytes or a list of
-    text) per tensor. A job of kind `columns` holds a list of values per column, or None if an optional column is
-    absent. A job of kind `any` holds the key and the value of the request's body.
+    text) per tensor. A job of kind `columns` holds a list of values per column, or their bytes (see
+    `packed_columns`), or None if an optional column is absent. A job of kind `any` holds the key and the value of the
+    request's body.
 
     Attributes:
         queue: Its queue.

@@ -67,7 +67,7 @@ def documents(frame: pd.DataFrame, contract: Any, sizes: list[int]) -> list[Any]
     return cut
 
 
-@pytest.mark.parametrize("sizes", [[1] * 64, [3] * 5, [1, 7, 2], [40]], ids=str)
+@pytest.mark.parametrize("sizes", [[1] * 64, [3] * 5, [1, 7, 2], [40], [20, 1, 30], [1, 16]], ids=str)
 def test_a_batch_as_a_matrix_is_answered_as_a_frame(sizes: list[int], tmp_path: Path) -> None:
     frame = table()
     served = loaded(frame, tmp_path / "m")
