@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -15,12 +14,8 @@ from app.contract import ColumnsContract
 
 PACKED_ROWS = 16  # for fewer rows a list takes less time to write and to read
 DTYPES = {"boolean": "?", "integer": "<i4", "long": "<i8", "float": "<f4", "double": "<f8"}
-FORMATS = {
-    "integer": "i",
-    "long": "q",
-    "float": "f",
-    "double": "d",
-}  # of `struct`, which is faster than NumPy
+# Of `struct`, which takes half of NumPy's time.
+FORMATS = {"integer": "i", "long": "q", "float": "f", "double": "d"}
 
 
 def pack(columns: Sequence[Any], contract: ColumnsContract, n_rows: int) -> Sequence[Any]:
@@ -34,15 +29,13 @@ def pack(columns: Sequence[Any], contract: ColumnsContract, n_rows: int) -> Sequ
 
 
 def _packed(values: Sequence[Any], kind: str) -> Any:
-    with suppress(struct.error, TypeError, ValueError, OverflowError):
-        if kind == "boolean":
-            return bytes(values)  # refuses None, which the format `?` takes for false
-        if kind in FORMATS:
-            return _packer(FORMATS[kind], len(values))(*values)
-    with suppress(TypeError, ValueError, OverflowError):
-        if kind in ("float", "double"):
-            return np.array(values, DTYPES[kind]).tobytes()
-    return values
+    if kind not in DTYPES:
+        return values
+    try:
+        # `bytes` refuses None, which the format `?` would take for false.
+        return bytes(values) if kind == "boolean" else _packer(FORMATS[kind], len(values))(*values)
+    except (struct.error, TypeError):  # a value is missing
+        return np.array(values, DTYPES[kind]).tobytes() if kind in ("float", "double") else values
 
 
 @lru_cache(maxsize=1024)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from app.contract import AnyContract, Column, ColumnsContract, ColumnType, Param
+from app.contract.packed_columns import unpack
 from app.ledger.wire import Array, JobOutcome
 from app.ledger.worker_ledger import ClaimedBatch
 from tests.controller.conftest import HandWorker, Serve, Served, nothing_is_queued
@@ -225,5 +226,6 @@ async def test_a_large_table_is_read_beside_small_ones(serve: Serve, hand_worker
     answer = await served.post(json.dumps(body).encode())
     assert answer.status_code == 202
     batch = await worker.claimed()
-    assert decode(batch.data)[0][:2] == [0.0, 1 / 7]
+    [column] = decode(batch.data)
+    assert unpack(column, "double")[:2].tolist() == [0.0, 1 / 7]
     worker.finish(batch, answered(batch, outputs=b"[]"))
