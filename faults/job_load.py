@@ -126,6 +126,7 @@ class Load:
         recipes: Iterator[Recipe],
         rate_per_s: float,
         query: str,
+        *,
         open_client: Callable[[], AbstractAsyncContextManager[Poster]] = patient_client,
         senders: int = SENDERS,
     ) -> None:

@@ -170,76 +170,102 @@ def working(worker: HandWorker) -> Iterator[None]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def answers(pool: tuple[httpx.Client, HandWorker]) -> dict[str, httpx.Response]:
-    """One answer of every route, and some refusals, by route and case."""
-    http, worker = pool
-    found: dict[str, httpx.Response] = {}
-    ids = {"name": MODEL, "version": "1", "number": "1", "job_id": "none", "batch_id": "none"}
+class Recording:
+    """The answers of a controller, by route and case.
 
-    def ask(route: str, case: str = "", **options: Any) -> Any:
+    Attributes:
+        ids: Values of the names in routes.
+    """
+
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
+        self.answers: dict[str, httpx.Response] = {}
+        self.ids = {"name": MODEL, "version": "1", "number": "1", "job_id": "none", "batch_id": "none"}
+
+    def ask(self, route: str, case: str = "", **options: Any) -> Any:
+        """Send a request, such as `GET /results/{job_id}`, and record its answer."""
         method, path = route.split(" ", 1)
-        response = http.request(method, path.format_map(ids), **options)
-        found[f"{route}, {case}" if case else route] = response
+        response = self.http.request(method, path.format_map(self.ids), **options)
+        self.answers[f"{route}, {case}" if case else route] = response
         return response
 
-    ask("GET /results/{job_id}", "unknown")
-    ids["job_id"] = ask("POST /predict", json=PAIR).json()["id"]
-    ask("GET /jobs?status=queued")
-    for route in ("GET /results/{job_id}", "DELETE /results/{job_id}", "GET /results/{job_id}/events"):
-        ask(route)
-    for route in (
-        "GET /results?ids={job_id},none",
-        "GET /results/events?ids={job_id}",
-        "GET /v2/results/{job_id}",
-    ):
-        ask(route)
-    ask("GET /results?ids=", "without ids")
+
+@pytest.fixture(scope="module")
+def answers(pool: tuple[httpx.Client, HandWorker]) -> dict[str, httpx.Response]:
+    """One answer of every route, and some refusals."""
+    http, worker = pool
+    recording = Recording(http)
+    record_jobs(recording)
     with working(worker):
-        for path in ("", "/endpoints/{name}", "/models/{name}", "/models/{name}/versions/{version}"):
-            ask(f"POST {path}/predict?wait=20", json=PAIR)
-        for path in ("", "/models/{name}", "/models/{name}/versions/{number}"):
-            ask(f"POST {path}/invocations", json={"inputs": [PAIR["data"]]})
-        tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": PAIR["data"]}
-        for path in ("", "/versions/{number}"):
-            ask(f"POST /v2/models/{{name}}{path}/infer", json={"inputs": [tensor]})
-    ask("POST /predict", "not JSON", content=b"{")
-    ask("POST /predict", "a wrong shape", json={"data": [1, 2, 3]})
-    ask("POST /predict?worker=9", "an unknown worker", json=PAIR)
-    ask("GET /predict")
+        record_predictions(recording)
+    record_pool(recording)
+    record_batches(recording)
+    record_operations(recording)
+    return recording.answers
+
+
+def record_jobs(to: Recording) -> None:
+    to.ask("GET /results/{job_id}", "unknown")
+    to.ids["job_id"] = to.ask("POST /predict", json=PAIR).json()["id"]
+    to.ask("GET /jobs?status=queued")
+    to.ask("GET /results/{job_id}")
+    to.ask("DELETE /results/{job_id}")
+    to.ask("GET /results/{job_id}/events")
+    to.ask("GET /results?ids={job_id},none")
+    to.ask("GET /results?ids=", "without ids")
+    to.ask("GET /results/events?ids={job_id}")
+    to.ask("GET /v2/results/{job_id}")
+    to.ask("GET /quarantine")
+    to.ask("POST /quarantine/{job_id}/resend", "not quarantined")
+
+
+def record_predictions(to: Recording) -> None:
+    for path in ("", "/endpoints/{name}", "/models/{name}", "/models/{name}/versions/{version}"):
+        to.ask(f"POST {path}/predict?wait=20", json=PAIR)
+    for path in ("", "/models/{name}", "/models/{name}/versions/{number}"):
+        to.ask(f"POST {path}/invocations", json={"inputs": [PAIR["data"]]})
+    tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": PAIR["data"]}
+    for path in ("", "/versions/{number}"):
+        to.ask(f"POST /v2/models/{{name}}{path}/infer", json={"inputs": [tensor]})
+    to.ask("POST /predict", "not JSON", content=b"{")
+    to.ask("POST /predict", "a wrong shape", json={"data": [1, 2, 3]})
+    to.ask("POST /predict?worker=9", "an unknown worker", json=PAIR)
+    to.ask("GET /predict")
+
+
+def record_pool(to: Recording) -> None:
     for path in ("", "/versions/{number}"):
         for kind in ("", "/config", "/ready"):
-            ask(f"GET /v2/models/{{name}}{path}{kind}")
+            to.ask(f"GET /v2/models/{{name}}{path}{kind}")
     for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/health", "/healthz", "/ping", "/version"):
-        ask(f"GET {path}")
-    ask("POST /v2/repository/index", json={})
+        to.ask(f"GET {path}")
+    to.ask("POST /v2/repository/index", json={})
     for path in ("/readyz", "/readyz/read", "/metrics", "/workers", "/route", "/findings", "/nowhere"):
-        ask(f"GET {path}")
-    ask("GET /models/{name}/versions/{version}/openapi.json")
-    ask("GET /scale/{name}/{version}")
-    ask("POST /registry/webhook", "without a secret", json={})
-    ask("GET /quarantine")
-    ask("POST /quarantine/{job_id}/resend", "not quarantined")
-    ids["batch_id"] = ask("POST /batches", content=b"[[1,2]]\n", headers=JSON_LINES).json().get("id", "none")
-    ask("DELETE /batches/{batch_id}")
-    batch = f"/batches/{ids['batch_id']}"
-    wait_until_true(lambda: http.get(batch).json()["status"] == "cancelled", 20, "the batch is cancelled")
-    for path in (
-        "/batches",
-        "/batches/{batch_id}",
-        "/batches/{batch_id}/output",
-        "/batches/{batch_id}/errors",
-    ):
-        ask(f"GET {path}")
+        to.ask(f"GET {path}")
+    to.ask("GET /models/{name}/versions/{version}/openapi.json")
+    to.ask("GET /scale/{name}/{version}")
+    to.ask("POST /registry/webhook", "without a secret", json={})
+
+
+def record_batches(to: Recording) -> None:
+    to.ids["batch_id"] = to.ask("POST /batches", content=b"[[1,2]]\n", headers=JSON_LINES).json()["id"]
+    to.ask("DELETE /batches/{batch_id}")
+    batch = f"/batches/{to.ids['batch_id']}"
+    wait_until_true(lambda: to.http.get(batch).json()["status"] == "cancelled", 20, "the batch is cancelled")
+    to.ask("GET /batches")
+    for path in ("", "/output", "/errors"):
+        to.ask(f"GET /batches/{{batch_id}}{path}")
+
+
+def record_operations(to: Recording) -> None:
     for operation in ("disable", "enable", "pin"):
-        ask(f"POST /models/{{name}}/versions/{{version}}/{operation}")
-    ask("POST /models/{name}/unpin")
-    ask("POST /models/{name}/versions/{version}/retire")
-    ask("POST /models/{name}/versions/{version}/enable", "retired")
-    ask("POST /models/{name}/versions/{version}/scale?replicas=2", "not scalable")
-    ask("DELETE /models/{name}/versions/{version}", "in use")
-    ask("GET /decisions")
-    return found
+        to.ask(f"POST /models/{{name}}/versions/{{version}}/{operation}")
+    to.ask("POST /models/{name}/unpin")
+    to.ask("POST /models/{name}/versions/{version}/retire")
+    to.ask("POST /models/{name}/versions/{version}/enable", "retired")
+    to.ask("POST /models/{name}/versions/{version}/scale?replicas=2", "not scalable")
+    to.ask("DELETE /models/{name}/versions/{version}", "in use")
+    to.ask("GET /decisions")
 
 
 def test_one_answer_of_every_route_is_as_frozen(answers: dict[str, httpx.Response]) -> None:
