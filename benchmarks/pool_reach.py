@@ -213,8 +213,8 @@ async def send_burst(folder: Path, burst_s: float, most: int, deadline_s: float)
             recipes,
             rate_per_s,
             query,
-            lambda: PlainClient(POST_TIMEOUT_S),
-            BURST_SENDERS,
+            open_client=lambda: PlainClient(POST_TIMEOUT_S),
+            senders=BURST_SENDERS,
         )
         async with load:
             await load.finished()
