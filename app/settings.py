@@ -549,6 +549,11 @@ class PoolSettings(ControllerSettings):
         le=86400,
         description="seconds for which fewer replicas must have been enough before `modelyard up` stops one",
     )
+    fork_server: bool = Field(
+        default=True,
+        description="whether workers of `modelyard up` are forks of one process that has imported their libraries, "
+        "which saves memory and time (Linux only)",
+    )
 
 
 KINDS: tuple[tuple[str, type[BaseSettings]], ...] = (

@@ -24,7 +24,7 @@ import httpx
 from app.redis import keys
 from app.redis.client import connect_url
 from app.settings import Settings
-from benchmarks import processes
+from benchmarks import many_versions, processes
 from benchmarks.machine import resident_bytes
 from benchmarks.plain_client import PlainClient
 from cli.local_pool.programs import http_answers
@@ -79,12 +79,17 @@ def main() -> int:
     burst.add_argument("--seconds", type=float, default=60.0, help="length of the burst")
     burst.add_argument("--most", type=int, default=12, help="the most replicas")
     burst.add_argument("--deadline", type=float, default=30.0, help="seconds in which each job must end")
+    versions = commands.add_parser("versions", help="serve many small versions, and kill processes of them")
+    versions.add_argument("--count", type=int, default=50)
+    versions.add_argument("--no-fork-server", action="store_true", help="with MODELYARD_FORK_SERVER=false")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `finally` stops all processes
     with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        fault_registry.lay_out(folder)
         try:
+            if arguments.command == "versions":
+                return many_versions.measure(folder, arguments.count, not arguments.no_fork_server)
+            fault_registry.lay_out(folder)
             failed = asyncio.run(measurement(folder, arguments))
         except TooLateError as error:
             print(f"pool_reach: {error}", file=sys.stderr)

@@ -35,7 +35,7 @@ from workers.batch_runner import FINISH_RETRY_S, TIMED_OUT, BatchRunner
 from workers.batch_traces import open_traces
 from workers.consumer.celery_worker import consume
 from workers.model_lookup import Aliases, ModelVersion
-from workers.process import alias_watch, follower_files, prefork_supervisor
+from workers.process import alias_watch, follower_files, fork_client, prefork_supervisor
 from workers.process.alias_watch import AliasWatch
 from workers.process.drain import Drain
 from workers.process.followed_worker import FollowedWorker
@@ -80,6 +80,8 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.torch_threads))
     # Until Celery takes over: there is nothing to drain yet.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if settings.env_manager == "uv":
+        fork_client.require_own_process()  # it becomes another Python
     marker = InFlightMarker()
     signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: marker.leave())  # serving processes inherit it
     _require_redis(settings)
@@ -249,7 +251,7 @@ def _new_record(
         heartbeat_at_ms=0,
         host=socket.gethostname(),
         pid=os.getpid(),
-        main_pid=told.follower_pid if told else os.getppid(),
+        main_pid=told.follower_pid if told else fork_client.client_pid() or os.getppid(),
         device=loaded.device,
         model_id=found.model_id,
         registry=settings.shown_registry,

@@ -9,6 +9,7 @@ Breaks if: nothing; without it PyTorch imports its modules during the load.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import os
@@ -41,6 +42,7 @@ from workers import lightgbm_model, model_lookup, onnx_model, requirements_check
 from workers.job_inputs import read_unread
 from workers.job_outputs import CLASSIFICATION
 from workers.model_lookup import ModelVersion
+from workers.process import fork_client
 from workers.signature import read_contract
 from workers.warm_up import LoadedModel, Predict, said, warm_up
 
@@ -53,6 +55,7 @@ TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 TAKE_MISSING = ("xgboost", "lightgbm", "catboost")  # flavors whose trees handle missing values
 SKLEARN_METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
+PT2_MODULES = ("torch.export.pt2_archive", "torch.export._trace")
 # Maximum size of a file. Loading a larger one twice would cost more than the rehearsal saves.
 REHEARSED_BYTES = 64 * 2**20
 
@@ -85,30 +88,30 @@ def preload(found: ModelVersion, settings: WorkerSettings) -> None:
 
 
 def _import_for(found: ModelVersion) -> None:
+    modules = _modules_for(found)
+    fork_client.require_imports(modules)
+    for module in modules:
+        with suppress(ImportError):  # `load` will tell
+            importlib.import_module(module)
+
+
+def _modules_for(found: ModelVersion) -> Sequence[str]:
+    """Modules that loading the version needs; none of them is the author's own code."""
     kind = _loading(found).kind
-    with suppress(ImportError):  # `load` will tell
-        if kind == "onnx":  # importing ONNX Runtime starts a thread, which would not survive the fork
-            pass
-        elif kind == "pt2":
-            import_for_pt2()
-        elif kind == "skops":
-            import skops.io  # noqa: F401
-        elif "pytorch" in found.flavors:
-            import mlflow.pytorch
-        else:
-            import mlflow.pyfunc  # noqa: F401
+    if kind == "onnx":  # importing ONNX Runtime starts a thread, which would not survive the fork
+        return ()
+    if kind == "pt2":
+        return PT2_MODULES
+    if kind == "skops":
+        return ("skops.io",)
+    if "pytorch" in found.flavors:
+        return ("mlflow.pytorch",)
+    libraries = [name for name in ("sklearn", "xgboost", "lightgbm") if name in found.flavors]
+    return ("mlflow.pyfunc", *libraries, *(f"mlflow.{name}" for name in libraries))
 
 
 def _loading(found: ModelVersion) -> Loading:
     return loading(found.flavors, Path(found.path))
-
-
-def import_for_pt2() -> None:
-    """Import what loads a pt2 file."""
-    import torch.export.pt2_archive
-
-    with suppress(ImportError):
-        import torch.export._trace  # noqa: F401
 
 
 def rehearse(found: ModelVersion, settings: WorkerSettings) -> None:

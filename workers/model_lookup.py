@@ -33,7 +33,7 @@ from app.server_errors import (
     RegistryUnavailableError,
     first_line,
 )
-from workers.process import follower_files
+from workers.process import follower_files, fork_client
 
 if TYPE_CHECKING:
     from app.settings import WorkerSettings
@@ -175,8 +175,7 @@ def read_aliases(settings: WorkerSettings) -> Aliases:
 
 def _command(settings: WorkerSettings, what: str) -> tuple[list[str], dict[str, str]]:
     """The look-up process and its own environment variables."""
-    # -P: a folder named workers may stand here
-    return [sys.executable, "-P", "-m", "workers.model_lookup", what], {
+    return fork_client.command("workers.model_lookup", what), {
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
         "MODEL_NAME": settings.model_name,
         "MODEL_VERSION": settings.model_version,

@@ -16,7 +16,7 @@ import click
 from app.pool_file import NamedVersion
 from app.registry_database import sqlite_path
 from app.server_errors import ServiceError
-from app.settings import PREFIX, ControllerSettings, Settings, load
+from app.settings import PREFIX, PoolSettings, Settings, load
 from modelyard.commands.console_output import examples
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def command(once: bool, here: bool) -> None:
     console = Console()
     if not here:
         _move_in(console)
-    settings = load(ControllerSettings)
+    settings = load(PoolSettings)
     with until_interrupted(), claimed(settings, console):
         check(settings, PoolPlan([]).services(settings))  # before minutes are spent on training
         with open_pool(settings, PoolPlan(trained_workers(settings)), console) as pool:
@@ -101,7 +101,7 @@ def _move_in(console: Console) -> None:
         console.print(f"{text}--here uses yours", highlight=False, markup=False, soft_wrap=True)
 
 
-def _tell_how_to_join(settings: ControllerSettings, console: Console) -> None:
+def _tell_how_to_join(settings: PoolSettings, console: Console) -> None:
     variables = {
         "MODELYARD_STATE_DIR": str(settings.state_dir),
         "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri,
@@ -111,7 +111,7 @@ def _tell_how_to_join(settings: ControllerSettings, console: Console) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def trained_workers(settings: ControllerSettings) -> list[Worker]:
+def trained_workers(settings: PoolSettings) -> list[Worker]:
     """Workers of the two newest versions of the registry; trains them first if there are fewer.
 
     Raises:
@@ -128,7 +128,7 @@ def trained_workers(settings: ControllerSettings) -> list[Worker]:
     return [Worker(service_name(named), named) for named in newest]
 
 
-def _newest_versions(settings: ControllerSettings) -> list[NamedVersion]:
+def _newest_versions(settings: PoolSettings) -> list[NamedVersion]:
     from training.registry_reader import ModelReading, Question, RegistryReader
 
     name = settings.model_name
@@ -137,7 +137,7 @@ def _newest_versions(settings: ControllerSettings) -> list[NamedVersion]:
     return [NamedVersion(name, version) for version in sorted(model.versions)[-VERSIONS:]]
 
 
-def _train(command: list[str], settings: ControllerSettings) -> None:
+def _train(command: list[str], settings: PoolSettings) -> None:
     path = sqlite_path(settings.mlflow_tracking_uri)
     if path is None:
         train = subprocess.run(command, check=False)  # noqa: S603

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.process import fork_server
+
 CONTROL_SOCKET = "ctl"
 KILL_WAIT_S = 5.0
 POLL_S = 0.05
@@ -52,9 +54,12 @@ def processes(folder: Path) -> list[Leftover]:
         except OSError:  # it has just ended, or belongs to another user
             continue
         if wanted in variables and int(entry.name) != os.getpid():
-            names = [each for each in variables if each.startswith(b"SUPERVISOR_PROCESS_NAME=")]
-            name = names[0].partition(b"=")[2].decode(errors="replace") if names else "supervisord"
-            found.append(Leftover(int(entry.name), name))
+            values = dict(each.partition(b"=")[::2] for each in variables)
+            # a fork of the fork server has the environment of that process, apart from the name
+            name = values.get(fork_server.NAME.encode(), b"").strip() or values.get(
+                fork_server.SERVICE.encode()
+            )
+            found.append(Leftover(int(entry.name), name.decode(errors="replace") if name else "supervisord"))
     return sorted(found, key=lambda each: each.pid)
 
 
@@ -70,13 +75,17 @@ def processor_s(folder: Path, names: Container[str]) -> float:
 
 
 def memory_bytes(folder: Path, name: str) -> int:
-    """Resident memory of the largest process of a service; 0 if unknown."""
-    pages = [0]
-    for process in processes(folder):
-        if process.name == name:
-            with suppress(OSError):
-                pages.append(int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]))
-    return max(pages) * os.sysconf("SC_PAGE_SIZE")
+    """Memory of the processes of a service, with their share of what they share with others; 0 if unknown."""
+    return sum(proportional_bytes(process.pid) for process in processes(folder) if process.name == name)
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process, where a page that n processes share counts as an nth of it; 0 if unknown."""
+    with suppress(OSError):  # it has just ended
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def end(folder: Path, patience_s: float, tell: Callable[[Sequence[Leftover]], object]) -> list[Leftover]:

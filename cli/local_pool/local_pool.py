@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.server_errors import LedgerUnavailableError, ServiceError
-from app.settings import ControllerSettings
+from app.settings import ControllerSettings, PoolSettings
 from cli.local_pool import leftovers, preflight, programs
 from cli.local_pool.desired_state import Worker
 from cli.local_pool.follower import Follower
@@ -47,7 +47,7 @@ class PoolPlan:
     controllers: int = 1
     views: bool = True
 
-    def services(self, settings: ControllerSettings) -> list[Service]:
+    def services(self, settings: PoolSettings) -> list[Service]:
         """Every process of the pool.
 
         Raises:
@@ -57,6 +57,8 @@ class PoolPlan:
         if self.views and not settings.mlflow_tracking_uri.startswith("http"):
             views.append(programs.mlflow_service(settings))
         services = [] if settings.redis_url else [programs.redis_service(settings)]
+        if programs.forks(settings):
+            services.append(programs.fork_service(settings))
         services += programs.controller_services(settings, self.controllers, views)
         services += [programs.worker_service(settings, worker) for worker in self.workers]
         return services + views
@@ -67,7 +69,7 @@ class Pool:
 
     def __init__(
         self,
-        settings: ControllerSettings,
+        settings: PoolSettings,
         plan: PoolPlan,
         services: Sequence[Service],
         supervisor: Supervisor,
@@ -95,7 +97,7 @@ class Pool:
             ServiceError: One of them died or did not become ready.
         """
         self._is_strict = is_strict
-        self._start(Tier.REDIS)
+        self._start(Tier.REDIS, Tier.FORK_SERVER)
         self._leave_out_retired()
         self._number_versions()
         self._start(Tier.CONTROLLERS, Tier.WORKERS)
@@ -286,7 +288,7 @@ def _end_leftovers(settings: ControllerSettings, console: Console) -> None:
 
 
 @contextmanager
-def open_pool(settings: ControllerSettings, plan: PoolPlan, console: Console) -> Iterator[Pool]:
+def open_pool(settings: PoolSettings, plan: PoolPlan, console: Console) -> Iterator[Pool]:
     """Create a pool that stops completely and in order at the end of the context; the state directory is `claimed`.
 
     Raises:

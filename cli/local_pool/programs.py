@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
 from app.pool_file import NamedVersion
 from app.server_errors import ConfigurationError, ModelyardError
-from app.settings import ControllerSettings, Settings
+from app.settings import ControllerSettings, PoolSettings, Settings, WorkerSettings, load
 from app.version_controls import SCALE, Control, Table, read_table, scaled
 from app.whole_file import replace_file
 from app.worker_record import MANAGER, UP
@@ -28,6 +28,7 @@ from cli.local_pool import redis_server as pool_redis
 from cli.local_pool.desired_state import Worker
 from cli.local_pool.leash import SERVICES
 from modelyard.commands.controller_option import local_url
+from workers.process import fork_client, fork_server
 
 if TYPE_CHECKING:
     from app.redis.client import Client
@@ -37,7 +38,29 @@ LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
 MLFLOW_PORT = 5000
 PROBE_TIMEOUT_S = 2.0
-COMMON_VARIABLES = ("MODEL_NAME", "MODEL_VERSION", "WORKER", MANAGER, "PYTHONUNBUFFERED")  # of all workers
+# Variables of all workers.
+COMMON_VARIABLES = (
+    "MODEL_NAME",
+    "MODEL_VERSION",
+    "WORKER",
+    MANAGER,
+    fork_client.VARIABLE,
+    "PYTHONUNBUFFERED",
+)
+# Imported once for all workers: what each of them needs, and look-ups. Libraries of models follow on demand.
+FORKED_IMPORTS = (
+    *("modelyard.commands.main", "cli.commands.worker_command", "workers.main", "mlflow"),
+    # imported by Celery when it starts
+    *("celery.apps.worker", "celery.worker.components", "celery.worker.autoscale", "celery.concurrency.solo"),
+    *("celery.app.control", "celery.events.receiver", "celery.fixups.django", "celery.loaders.app"),
+    *("celery.worker.consumer.delayed_delivery", "kombu.pidbox"),
+)
+DATABASE_IMPORTS = (
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "sqlalchemy.dialects.sqlite",
+    "alembic.command",
+)
 MODELYARD = (sys.executable, "-P", "-m", "cli")  # -P: ignore a folder named cli in the working directory
 
 
@@ -45,9 +68,10 @@ class Tier(IntEnum):
     """Services of a tier stop together, and the highest tier stops first."""
 
     REDIS = 1
-    WORKERS = 2
-    CONTROLLERS = 3
-    VIEWS = 4
+    FORK_SERVER = 2
+    WORKERS = 3
+    CONTROLLERS = 4
+    VIEWS = 5
 
 
 @dataclass(frozen=True)
@@ -141,17 +165,48 @@ def controller_url(settings: ControllerSettings, port: int | None = None) -> str
     return local_url(settings.host, port or settings.port)
 
 
-def worker_service(settings: ControllerSettings, worker: Worker) -> Service:
+def forks(settings: PoolSettings) -> bool:
+    """Whether workers are forks of one process; only Linux has what that needs."""
+    return settings.fork_server and sys.platform == "linux"
+
+
+def fork_service(settings: PoolSettings) -> Service:
+    """The process of which workers are forks; they start without it if it is away."""
+    path = _fork_socket(settings)
+    imports: tuple[str, ...] = FORKED_IMPORTS
+    if not settings.mlflow_tracking_uri.startswith("http"):
+        imports += DATABASE_IMPORTS
+    n_threads = os.environ.get("OMP_NUM_THREADS") or str(load(WorkerSettings).torch_threads)
+    return Service(
+        "fork-server",
+        Tier.FORK_SERVER,
+        (sys.executable, "-P", "-m", "workers.process.fork_server", str(path), *imports),
+        is_ready=lambda pid: _listens(path),  # it imports for seconds; its clients wait for that themselves
+        # libraries read the number of threads when they are loaded
+        environment={"OMP_NUM_THREADS": n_threads, fork_server.NAME: " " * fork_server.NAME_BYTES},
+    )
+
+
+def _fork_socket(settings: Settings) -> Path:
+    return settings.state_dir.resolve() / "forks.sock"
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
+
+
+def worker_service(settings: PoolSettings, worker: Worker) -> Service:
     """A worker of a version.
 
     Args:
-        settings: Settings of the controller that must see a worker before it counts as ready.
+        settings: Settings of the pool that must see a worker before it counts as ready.
         worker: Its name, version and options.
     """
     return Service(
         worker.name,
         Tier.WORKERS,
-        (*MODELYARD, "worker"),
+        tuple(fork_client.client_command("cli", "worker")) if forks(settings) else (*MODELYARD, "worker"),
         # a worker of a retired version that still has jobs is ready for a moment only
         is_ready=lambda pid: (
             (record := local_workers(settings.effective_redis_url).get(pid)) is not None
@@ -163,6 +218,7 @@ def worker_service(settings: ControllerSettings, worker: Worker) -> Service:
             "MODEL_VERSION": str(worker.named.version),
             "WORKER": "",
             MANAGER: UP,
+            **({fork_client.VARIABLE: str(_fork_socket(settings))} if forks(settings) else {}),
             **dict(worker.variables),
         },
         stop_wait_s=30,

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from workers.process import follower_files, health
+from workers.process import follower_files, fork_client, health
 from workers.process.follower_files import Said, Told
 from workers.process.prefork_supervisor import LEAVE_ROUTING, signal_at_parents_death
 
@@ -63,8 +63,8 @@ class _Worker:
             READY_FILE: str(folder / follower_files.READY),
             follower_files.VARIABLE: str(folder),
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "workers"],
+        self.process = subprocess.Popen(  # noqa: S603  (this Python)
+            fork_client.command("workers"),
             env=os.environ | own,
             start_new_session=True,  # Ctrl-C reaches every process of a group; this process forwards it
             preexec_fn=signal_at_parents_death(signal.SIGTERM),

@@ -13,7 +13,7 @@ import redis
 from rich.console import Console
 
 from app.server_errors import ServiceError
-from app.settings import ControllerSettings
+from app.settings import PoolSettings
 from cli.local_pool import leftovers
 from cli.local_pool.local_pool import Pool, PoolPlan, claimed, open_pool
 from cli.local_pool.programs import Service, Tier
@@ -208,7 +208,7 @@ def test_service_that_outlives_its_killed_supervisor_is_named_and_killed(
 def test_next_pool_starts_and_has_the_data_of_one_whose_supervisor_was_killed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ControllerSettings(state_dir=folder, redis_url="")
+    settings = PoolSettings(state_dir=folder, redis_url="")
     plan, console = PoolPlan([], controllers=0, views=False), Console(width=200)
     with claimed(settings, console), open_pool(settings, plan, console) as pool:
         pool.start_core()
@@ -249,7 +249,7 @@ def test_service_that_dies_while_starting_is_reported_with_its_last_lines(
         (sys.executable, "-c", "import time; print('no [disk] left'); time.sleep(0.2); raise SystemExit(3)"),
         is_ready=lambda pid: False,
     )
-    settings = ControllerSettings(state_dir=folder, redis_url="")
+    settings = PoolSettings(state_dir=folder, redis_url="")
     with Supervisor(folder, [dying]) as supervisor:
         pool = Pool(settings, PoolPlan([]), [dying], supervisor, Console(width=200))
         with pytest.raises(ServiceError, match=r"dying stopped while it was starting; its log: .*dying\.log"):

@@ -226,7 +226,7 @@ def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose
     import torch
 
     code = """
-        import os, threading
+        import importlib, os, threading
         import workers.main
         from app.settings import WorkerSettings
         from workers import model
@@ -234,7 +234,8 @@ def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose
         def others():
             tasks = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
             return [open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks]
-        model.import_for_pt2()
+        for module in model.PT2_MODULES:
+            importlib.import_module(module)
         found = ModelVersion("M", 1, "run", ".", {"pytorch": {}}, {})
         model.rehearse(found, WorkerSettings(model_name="M", model_version="1"))
         print(os.environ[model.TORCH_SWITCH], threading.active_count(), *others())
