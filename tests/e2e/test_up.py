@@ -16,6 +16,7 @@ import pytest
 
 from app.api_keys import new_key
 from app.server_errors import ForbiddenError, UnauthenticatedError
+from cli.local_pool import leftovers
 from modelyard import Client
 from tests import light_registry
 from tests.conftest import WaitUntil
@@ -99,6 +100,11 @@ def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
             assert [info.live_workers for info in client.workers()] == [1, 1]
             assert {info.worker: info.model_version for info in client.workers()} == {1: 1, 2: 2}
             pids = {info.worker: info.replicas[0].pid for info in client.workers()}
+        running = leftovers.processes(log.parent)
+        assert [each.name for each in running].count(
+            "worker-Light-v1"
+        ) == 3  # client, supervisor, serving process
+        os.kill(next(each.pid for each in running if each.name == "fork-server"), signal.SIGKILL)
         os.kill(pids[1], signal.SIGKILL)
         told = b"worker-Light-v1 stopped and was restarted"
         wait_until(lambda: told in log.read_bytes(), timeout_s=START_S, what="it tells of a crash")

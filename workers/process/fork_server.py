@@ -32,7 +32,7 @@ from contextlib import suppress
 from app.logs import configure_logging
 from workers.process.fork_client import FORK, IMPORT, WORD
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("workers.process.fork_server")  # this module is `__main__`
 NAME = "_MODELYARD_SERVICE"  # of the service whose program a fork is; room for it in the environment of this process
 NAME_BYTES = 200
 SERVICE = "SUPERVISOR_PROCESS_NAME"  # from supervisord
@@ -44,17 +44,16 @@ PEER = struct.Struct("3i")  # process, user and group of a Unix socket's other e
 def main() -> None:
     """Serve until SIGTERM; in a fork, run the program."""
     path, *modules = sys.argv[1:]
-    name_at = ctypes.CDLL(None, use_errno=True)
-    name_at.getenv.restype = ctypes.c_void_p
-    address = name_at.getenv(NAME.encode())
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_void_p
+    name_at: int | None = getenv(NAME.encode())
     listener = _listen(path)  # at once: clients wait until the modules are imported
     configure_logging()
     gc.disable()  # imports create a million objects, and hardly any garbage
     _import(modules)
-    program = _serve(listener, address)
-    sys.argv = program
+    sys.argv = _serve(listener, name_at)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # some are imported already
-    runpy.run_module(program[0], run_name="__main__", alter_sys=True)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 def _listen(path: str) -> socket.socket:
