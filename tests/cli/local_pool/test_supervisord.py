@@ -85,7 +85,7 @@ def test_services_stop_tier_by_tier_highest_first(folder: Path, wait_until: Wait
         supervisor.start(services)
         pids = [status.pid for status in supervisor.statuses().values()]
         wait_until(lambda: all(says(supervisor, each.name, "running") for each in services))
-    assert journal.read_text().split() == ["VIEWS", "CONTROLLERS", "WORKERS", "REDIS"]
+    assert journal.read_text().split() == ["VIEWS", "CONTROLLERS", "WORKERS", "FORK_SERVER", "REDIS"]
     assert not any(runs(pid) for pid in pids)
 
 
