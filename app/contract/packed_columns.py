@@ -29,7 +29,7 @@ def pack(columns: Sequence[Any], contract: ColumnsContract, n_rows: int) -> Sequ
 
 
 def _packed(values: Sequence[Any], kind: str) -> Any:
-    if kind not in DTYPES:
+    if kind not in DTYPES or isinstance(values, bytes):  # packed already
         return values
     try:
         # `bytes` refuses None, which the format `?` would take for false.

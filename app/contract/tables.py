@@ -7,8 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from app.contract import Column, ColumnsContract
 from app.contract.column_values import HAVE_MISSING, Misfit, Values, convert, is_as_it_travels
 from app.contract.documents import CSV, TABLE, Document, Rules
@@ -52,7 +50,7 @@ def _checked(
             name = _named(place, column)
             raise InputShapeError(f"the column {name} is missing; expected {contract.describe()}")
         return None
-    if isinstance(values, msgspec.Raw) or is_as_it_travels(values, column.type.kind):
+    if isinstance(values, bytes) or is_as_it_travels(values, column.type.kind):
         return values
     name = _named(place, column)
     allows_missing = not column.required or (contract.allows_missing and column.type.kind in HAVE_MISSING)

@@ -11,7 +11,6 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,8 +27,8 @@ from app.server_errors import (
     ModelyardError,
     TooLargeError,
 )
+from controller.input.arrow_numbers import packed
 from controller.input.bodies import ARROW_FILE, ARROW_STREAM
-from controller.input.packed_columns import packed
 
 Values = list[Any]
 NAMES = {ARROW_STREAM: "an Arrow IPC stream", ARROW_FILE: "an Arrow IPC file"}
@@ -74,11 +73,11 @@ class Table:
             {name: _fitted(named[name], field, contract) for name, field in zip(named, fields, strict=True)},
         )
 
-    def _selected(self, contract: ColumnsContract) -> dict[str, Values | msgspec.Raw] | list[Values]:
+    def _selected(self, contract: ColumnsContract) -> dict[str, Values | bytes] | list[Values]:
         if not contract.has_names:
             columns = [*self._columns.items()][: len(contract.columns)]
             return [_values(each, name) for name, each in columns]
-        found: dict[str, Values | msgspec.Raw] = {}
+        found: dict[str, Values | bytes] = {}
         for column in contract.columns:
             name = str(column.name)
             if name in self._columns:
