@@ -227,7 +227,7 @@ class PoolWatcher:
             secret = secret or await self._first(keys.SECRET, self._secret or os.urandom(32))
             if secret != self._secret:
                 self._secret, self._signer = secret, IdSigner(secret)
-            await self._replay_buffer.see(self._run, asked_at_s)
+            await self._replay_buffer.check_run(self._run, asked_at_s)
             numbers = self._with_former(self._counts(numbers))
             jobs = {queue: jobs for queue, jobs in self._counts(backlog).items() if jobs > 0}
             records, oldest_at_ms = await self._read_records(worker_ids, jobs)

@@ -99,11 +99,11 @@ class Doctor:
         Raises:
             LedgerUnavailableError: Redis does not answer.
         """
-        seen = await self._examiner.look()
+        seen = await self._examiner.examine()
         odd, looks, until_s = seen.findings, 1, time.monotonic() + patience_s
         while odd and time.monotonic() < until_s:
             await asyncio.sleep(min(self._settings.heartbeat_s, patience_s))
-            seen = await self._examiner.look()
+            seen = await self._examiner.examine()
             looks += 1
             odd = {key: seen.findings[key] for key in odd if key in seen.findings}
         findings = sorted(odd.values(), key=lambda each: (each.kind, each.queue, each.subject))

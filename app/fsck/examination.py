@@ -43,7 +43,7 @@ class Examiner:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def look(self) -> Examination:
+    async def examine(self) -> Examination:
         """Examine everything once.
 
         Raises:
@@ -64,7 +64,7 @@ class Examiner:
                 await self._check_queue_once(seen, queue, live)
         return seen
 
-    async def look_at_service(self, queues: Iterable[str]) -> Examination:
+    async def examine_service(self, queues: Iterable[str]) -> Examination:
         """The part of an examination that needs no scan, for a controller: what Redis says of itself, overdue batches.
 
         Raises:

@@ -78,7 +78,7 @@ def mark_loss(client: Client, until_ms: float) -> None:
         client.hset(keys.MARKS, "confirmed_at_ms", int(until_ms))
 
 
-async def note(client: AsyncClient, loss: Loss, ttl_ms: int) -> None:
+async def record_loss(client: AsyncClient, loss: Loss, ttl_ms: int) -> None:
     """Record a loss for `modelyard doctor`."""
     await client.set(keys.LOSS, msgspec.json.encode(loss), px=ttl_ms)
 

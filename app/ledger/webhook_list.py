@@ -47,7 +47,7 @@ class WebhookList:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def end(self, job_ids: Iterable[str]) -> None:
+    async def make_due(self, job_ids: Iterable[str]) -> None:
         """Make jobs due that have ended."""
         with ledger_errors():
             await self._client.zadd(keys.WEBHOOKS, dict.fromkeys(job_ids, ENDED))

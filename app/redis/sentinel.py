@@ -98,7 +98,7 @@ class Primary:
         """
         return self.watched or self._ask()
 
-    def hold(self, connection: Any, address: Address) -> None:
+    def register(self, connection: Any, address: Address) -> None:
         """Register a new connection, to be ended by a failover.
 
         Raises:
@@ -186,7 +186,7 @@ class _ToPrimary:
         self.host, self.port = address
         try:
             super().connect_check_health(check_health, retry_socket_connect=False)  # type: ignore[misc]
-            self.primary.hold(self, address)
+            self.primary.register(self, address)
         except RedisError:
             self.disconnect()  # type: ignore[attr-defined]
             self.primary.doubt()
@@ -217,7 +217,7 @@ class _AsyncToPrimary:
         self.host, self.port = address
         try:
             await super().connect_check_health(check_health, retry_socket_connect=False)  # type: ignore[misc]
-            self.primary.hold(self, address)
+            self.primary.register(self, address)
         except RedisError:
             await self.disconnect(nowait=True)  # type: ignore[attr-defined]
             self.primary.doubt()

@@ -101,7 +101,7 @@ class BatchFolder:
                 return msgspec.json.decode(path.read_bytes(), type=Progress)
         return Progress()
 
-    def note(self, progress: Progress) -> None:
+    def write_progress(self, progress: Progress) -> None:
         """Write the progress."""
         replace_file(self._running, msgspec.json.encode(progress))
 

@@ -106,7 +106,7 @@ class _Noted:
         """Note the progress, if it was not noted just before."""
         if time.monotonic() - self._noted_s > NOTE_EVERY_S:
             self._noted_s = time.monotonic()
-            self._folder.note(self.progress())
+            self._folder.write_progress(self.progress())
 
     def progress(self) -> Progress:
         """The progress of the work."""

@@ -168,7 +168,7 @@ async def decisions(
 async def findings(request: Request) -> Response:
     """Findings of `modelyard doctor` that do not need all data: lost or endangered data, overdue jobs, quarantine."""
     services: Services = request.state.services
-    seen = await Examiner(services.client).look_at_service(services.watcher.view.numbers)
+    seen = await Examiner(services.client).examine_service(services.watcher.view.numbers)
     found = [PoolFinding(each.kind, each.subject, each.detail) for each in seen.findings.values()]
     found += [PoolFinding("note", "Redis", note) for note in seen.notes]
     with ledger_errors():

@@ -64,7 +64,7 @@ class Feed:
                 self._tell(_event("away", b"{}"))
                 continue
             view, now_ms = self._watcher.view, self._clock.now_ms()
-            self._history.see(view, now_ms)
+            self._history.add(view, now_ms)
             if self._n_pages:
                 self._tell(self._pool())
             if loop.time() >= keep_at_s:

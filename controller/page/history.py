@@ -71,7 +71,7 @@ class History:
         self._windows = {name: Window(STEPS_S[name], POINTS[name]) for name in STEPS_S}
         self._before: dict[str, tuple[float, int, int]] = {}
 
-    def see(self, view: PoolView, now_ms: float) -> None:
+    def add(self, view: PoolView, now_ms: float) -> None:
         """Add a pool view. Rates are differences to the previous view."""
         reading = self._read(view)
         for window in self._windows.values():

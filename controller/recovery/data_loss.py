@@ -72,4 +72,4 @@ class LossWatch:
                 lost,
                 self._keep_s,
             )
-            await marks.note(self._client, lost, self._retention_ms)
+            await marks.record_loss(self._client, lost, self._retention_ms)

@@ -104,7 +104,7 @@ class ReplayBuffer:
         """Copy a cancel that was just confirmed."""
         self._cancels[ref] = head.queue, time.monotonic()
 
-    async def see(self, run: str, asked_at_s: float) -> None:
+    async def check_run(self, run: str, asked_at_s: float) -> None:
         """Process an answer of Redis; to be called each heartbeat, and more often after Redis was unreachable.
 
         Args:

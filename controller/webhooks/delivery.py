@@ -111,7 +111,7 @@ class Webhooks:
         ended, self._ended = self._ended, set()
         if ended:
             try:
-                await self._list.end(ended)
+                await self._list.make_due(ended)
             except LedgerUnavailableError:
                 self._ended |= ended
                 raise

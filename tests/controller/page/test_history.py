@@ -26,7 +26,7 @@ def points(history: History, window: str = "15m") -> list[tuple[int, dict[str, l
 def test_a_point_holds_the_mean_rate_of_its_step() -> None:
     history = History()
     for second in range(12):
-        history.see(view(second * 1000.0, done=100 * second, failed=second), second * 1000.0)
+        history.add(view(second * 1000.0, done=100 * second, failed=second), second * 1000.0)
     [first, point] = points(history)
     assert (first[0], point[0]) == (5, 10)
     assert point[1]["1"][:2] == [100, 1]
@@ -36,14 +36,14 @@ def test_a_point_holds_the_mean_rate_of_its_step() -> None:
 def test_a_worker_that_has_published_once_has_no_rate() -> None:
     history = History()
     for at_ms in (0.0, STEP_MS):
-        history.see(view(0.0, done=50), at_ms)
+        history.add(view(0.0, done=50), at_ms)
     assert points(history)[0][1]["1"][:2] == [None, None]
 
 
 def test_a_restart_keeps_the_points_that_are_not_too_old() -> None:
     history, later = History(), History()
     for second in range(0, 30, 5):
-        history.see(view(second * 1000.0, done=second), second * 1000.0)
+        history.add(view(second * 1000.0, done=second), second * 1000.0)
     kept = points(history)
     later.restore(history.encode(), now_ms=26_000.0)
     assert points(later) == kept
@@ -56,5 +56,5 @@ def test_a_restart_keeps_the_points_that_are_not_too_old() -> None:
 def test_the_windows_are_bounded() -> None:
     history = History()
     for step in range(400):
-        history.see(view(step * STEP_MS, done=step), step * STEP_MS)
+        history.add(view(step * STEP_MS, done=step), step * STEP_MS)
     assert len(points(history)) == 180
