@@ -12,6 +12,10 @@ VAL_ACCURACY = (
     "val_accuracy"  # the metric that ranks versions, unless `modelyard.toml` or a setting names another
 )
 Direction: TypeAlias = Literal["higher", "lower"]  # which value of a metric is better
+CORRECT = (
+    "modelyard.val_correct"  # a version's tag, or metadata: `1` or `0` for each row that val_accuracy is of
+)
+MOST_ROWS = 20_000  # of them: each worker publishes its own every second
 ROWS_TAG = "modelyard.eval_rows"  # of a version: the number of samples that its metric was measured on
 LOGGED_MODEL = re.compile(r"models:/(m-\w+)$")
 VERSION = re.compile(r"models:/([^/]+)/(\d+)$")
@@ -27,6 +31,7 @@ class Quality(msgspec.Struct, frozen=True):
         dataset: Name of its data set, empty if none was logged with it.
         dataset_digest: MLflow's digest of that data set.
         dataset_rows: Its number of rows; 0 if unknown.
+        correct: Which rows it got right, see `packed_rows`; empty if unknown.
         warnings: Why there is no value, or what is wrong with it.
     """
 
@@ -35,7 +40,28 @@ class Quality(msgspec.Struct, frozen=True):
     dataset: str = ""
     dataset_digest: str = ""
     dataset_rows: int = 0
+    correct: str = ""
     warnings: tuple[str, ...] = ()
+
+
+def packed_rows(rows: str) -> str:
+    """A `1` or `0` for each row, as a hexadecimal number; a leading 1 keeps the number of rows."""
+    return f"{int('1' + rows, 2):x}"
+
+
+def with_correct_rows(quality: Quality, rows: str) -> Quality:
+    """Add which rows a version got right, as its tag or metadata `modelyard.val_correct` states them."""
+    problem = ""
+    if not rows or quality.value is None:
+        return quality
+    if len(rows) > MOST_ROWS or rows.strip("01"):
+        problem = f"expected `1` or `0` for each of at most {MOST_ROWS:,} rows"
+    elif abs(rows.count("1") / len(rows) - quality.value) > 0.5 / len(rows):
+        problem = f"{rows.count('1'):,} of {len(rows):,} rows are not its val_accuracy of {quality.value:g}"
+    if problem:
+        text = f"{CORRECT} is ignored: {problem}"
+        return msgspec.structs.replace(quality, warnings=(*quality.warnings, text))
+    return msgspec.structs.replace(quality, correct=packed_rows(rows))
 
 
 def figure_problem(metric: str, value: float | None) -> str:

@@ -63,6 +63,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         dataset: Name of the data set of the metric, empty if MLflow does not have it.
         dataset_digest: MLflow's digest of that data set.
         dataset_rows: Its number of rows; 0 if unknown, and in records of older releases.
+        val_correct: Which of them the version got right, see `app.quality.packed_rows`; empty if unknown.
         requirements: The first differences between its environment and the version's `requirements.txt`.
         aliases: Version by alias: all aliases of its model in the registry.
         newest_version: Newest version of its model in the registry; 0 if unknown.
@@ -106,6 +107,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str = ""
     dataset_digest: str = ""
     dataset_rows: int = 0
+    val_correct: str = ""
     requirements: tuple[RequirementDifference, ...] = ()
     example: str = ""
     outputs: Contract | None = None
@@ -166,6 +168,8 @@ def _check(record: WorkerRecord) -> None:
         raise WireError(f"a worker record names the queue {record.queue!r} for {record.model_name!r}")
     if not _makes_sense(record.input):
         raise WireError(f"a worker record has the input contract {record.input}")
+    if record.val_correct.strip("0123456789abcdef"):
+        raise WireError("a worker record does not say which rows its version got right")
     if record.outputs is not None and not _makes_sense(record.outputs):
         raise WireError(f"a worker record has the outputs {record.outputs}")
 

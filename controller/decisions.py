@@ -14,7 +14,7 @@ import msgspec
 
 from app.pool_file import Policy
 from app.redis import keys
-from controller.ranking import Candidate, best_of, deciding_criterion, tie_band
+from controller.ranking import Candidate, best_of, deciding_criterion, mcnemar, tie_band
 from modelyard.schemas import ExcludedVersion, RankedVersion, RouteExplanation
 
 SHOWN = 20  # candidates, and excluded versions
@@ -52,6 +52,8 @@ def explanation(
     best = best_of(tied)
     others = [each for each in ranked if each is not best and each.figure is not None]
     criterion = deciding_criterion(sets, order)
+    p = mcnemar(best, others[0]) if others else None
+    has_band = p is None and others and best.figure is not None
     return RouteExplanation(
         endpoint=endpoint,
         worker=first.worker,
@@ -66,7 +68,8 @@ def explanation(
         comparable=comparable,
         cold=first.is_cold,
         tied=tuple(each.worker for each in tied[:SHOWN]),
-        tie_band=round(tie_band(best, others[0]), 6) if others and best.figure is not None else None,
+        tie_band=round(tie_band(best, others[0]), 6) if has_band else None,
+        tie_p=None if p is None else round(p, 6),
         candidates=tuple(map(_ranked, ranked[:SHOWN])),
         n_candidates=len(ranked),
         excluded=tuple(

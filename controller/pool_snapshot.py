@@ -230,6 +230,7 @@ def _candidate(
         dataset=newest.dataset,
         dataset_digest=newest.dataset_digest,
         dataset_rows=newest.dataset_rows,
+        correct=newest.val_correct,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import hypot, inf, sqrt
 
 from app.contract import Contract
@@ -14,6 +15,7 @@ from app.pool_file import Policy
 from app.quality import VAL_ACCURACY, Direction
 
 Z = 1.96  # two-sided 95 %
+SIGNIFICANT = 0.05  # a difference that is less likely by chance is no tie
 LEAST_BAND = 0.002  # two figures of one data set that differ by less are a tie, however large the data set
 
 
@@ -35,6 +37,7 @@ class Candidate:
         dataset: Name of the data set of the figure, or empty.
         dataset_digest: Digest of that data set, empty if it was not declared.
         dataset_rows: Its number of rows; 0 if unknown.
+        correct: Which rows the version got right, see `app.quality.packed_rows`; empty if unknown.
     """
 
     queue: str
@@ -54,6 +57,7 @@ class Candidate:
     dataset: str = ""
     dataset_digest: str = ""
     dataset_rows: int = 0
+    correct: str = ""
 
     @property
     def is_cold(self) -> bool:
@@ -100,6 +104,35 @@ def tie_band(best: Candidate, other: Candidate) -> float:
     if not rows or best.metric != VAL_ACCURACY or not are_comparable(best, other):
         return 0.0
     return max(LEAST_BAND, hypot(half_width(_value(best), rows), half_width(_value(other), rows)))
+
+
+def mcnemar(best: Candidate, other: Candidate) -> float | None:
+    """The p-value of McNemar's exact two-sided test: how likely such a difference is between equal versions.
+
+    None unless both say which rows of one declared data set they got right.
+    """
+    if not (best.correct and other.correct and are_comparable(best, other)):
+        return None
+    return _mcnemar(best.correct, other.correct)
+
+
+@lru_cache(maxsize=256)  # the same at each reading of the pool
+def _mcnemar(best: str, other: str) -> float | None:
+    one, two = int(best, 16), int(other, 16)
+    if one.bit_length() != two.bit_length():
+        return None
+    n, fewer = (one ^ two).bit_count(), min((one & ~two).bit_count(), (two & ~one).bit_count())
+    n_ways = term = 1
+    for k in range(fewer):
+        term = term * (n - k) // (k + 1)
+        n_ways += term
+    return min(1.0, n_ways / (1 << max(n - 1, 0)))
+
+
+def is_tie(best: Candidate, other: Candidate) -> bool:
+    """Whether chance may explain why the figure of the best is better."""
+    p = mcnemar(best, other)
+    return _value(best) - _value(other) <= tie_band(best, other) if p is None else p >= SIGNIFICANT
 
 
 def are_comparable(one: Candidate, other: Candidate) -> bool:
@@ -204,7 +237,7 @@ def _sets_of_equals(group: list[Candidate]) -> list[list[Candidate]]:
     sets: list[list[Candidate]] = []
     best = None
     for each in group:
-        if best is None or _value(best) - _value(each) > tie_band(best, each):
+        if best is None or not is_tie(best, each):
             best = each
             sets.append([])
         sets[-1].append(each)

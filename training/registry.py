@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app.quality import ROWS_TAG, VAL_ACCURACY
+from app.quality import CORRECT, MOST_ROWS, ROWS_TAG, VAL_ACCURACY
 from modelyard.digits import CLASSES, SIDE_PIXELS
 from training.architectures import Classifier
 from training.datasets import Dataset, Split
@@ -84,10 +84,14 @@ def register(model_name: str, arch: str, dataset: Dataset, split: Split, fitted:
 
     title = f"{arch} on {dataset.name}"
     curve = learning_curve(fitted.history, title)
-    matrix = confusion_matrix(dataset.labels[split.val], fitted.evaluation.predicted, f"{title}: validation")
+    labels = dataset.labels[split.val]
+    matrix = confusion_matrix(labels, fitted.evaluation.predicted, f"{title}: validation")
     mlflow.log_figure(curve, "learning_curve.png")
     mlflow.log_figure(matrix, "confusion_matrix.png")
-    info = _log_model(fitted, dataset.images[split.val[:_EXAMPLE_SAMPLES]])
+    metadata = {"modelyard.task": "classification"}
+    if len(labels) <= MOST_ROWS:
+        metadata[CORRECT] = "".join(str(int(right)) for right in fitted.evaluation.predicted == labels)
+    info = _log_model(fitted, dataset.images[split.val[:_EXAMPLE_SAMPLES]], metadata)
     quality = {VAL_ACCURACY: fitted.evaluation.accuracy}
     last = fitted.history[-1].epoch
     mlflow.log_metrics(quality, last, model_id=info.model_id, dataset=_described_data(dataset))
@@ -131,7 +135,7 @@ def _described_data(dataset: Dataset) -> Any:
         return mlflow.data.from_numpy(dataset.images, targets=dataset.labels, **facts)
 
 
-def _log_model(fitted: Fitted, example: np.ndarray) -> Any:
+def _log_model(fitted: Fitted, example: np.ndarray, metadata: dict[str, str]) -> Any:
     """Log the network with a final softmax in the run."""
     import mlflow.pytorch
     from mlflow.models import ModelSignature
@@ -149,7 +153,7 @@ def _log_model(fitted: Fitted, example: np.ndarray) -> Any:
         input_example=example,
         serialization_format="pt2",
         pip_requirements=requirements(),
-        metadata={"modelyard.task": "classification"},
+        metadata=metadata,
     )
 
 

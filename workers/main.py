@@ -242,6 +242,7 @@ def _new_record(
         dataset=found.quality.dataset,
         dataset_digest=found.quality.dataset_digest,
         dataset_rows=found.quality.dataset_rows,
+        val_correct=found.quality.correct,
         input=loaded.contract,
         schema_version=record_version(loaded.contract),
         outputs=read_outputs(found.signature),

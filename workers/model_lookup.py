@@ -23,7 +23,7 @@ import msgspec
 from app.ledger.wire import Label
 from app.logs import configure_logging
 from app.nearest import NAMED, nearest
-from app.quality import LOGGED_MODEL, VAL_ACCURACY, Quality, read_quality
+from app.quality import CORRECT, LOGGED_MODEL, VAL_ACCURACY, Quality, read_quality, with_correct_rows
 from app.registry_database import LATEST, examine, others_beside
 from app.server_errors import (
     ModelNotFoundError,
@@ -267,6 +267,8 @@ def look_up(tracking_uri: str, name: str, wanted: str, *, metric: str = VAL_ACCU
         raise ModelWarmUpError(f"{uri} cannot be loaded: {first_line(error)}") from error
     if IMAGE_SCALE in version.tags:
         described.signature["image_scale"] = version.tags[IMAGE_SCALE]
+    if metric == VAL_ACCURACY:
+        quality = with_correct_rows(quality, str(version.tags.get(CORRECT) or described.correct))
     run_id, number = version.run_id or "", int(version.version)
     model_id = _model_id(version.source or "", run_id, Path(path))
     return ModelVersion(
@@ -386,12 +388,14 @@ class Description:
         signature: In the form that `workers.signature` reads.
         task: The task declared in its metadata; empty without one.
         labels: The class names declared in its metadata; empty without any.
+        correct: The rows that it got right, as its metadata state them; empty if they do not.
     """
 
     flavors: dict[str, Any]
     signature: dict[str, Any]
     task: str
     labels: list[Label]
+    correct: str
 
 
 def read_description(folder: str) -> Description:
@@ -411,7 +415,11 @@ def read_description(folder: str) -> Description:
     if IMAGE_SCALE in metadata:
         signature["image_scale"] = metadata[IMAGE_SCALE]
     return Description(
-        described.flavors, signature, str(metadata.get(TASK) or ""), _labels(metadata.get(LABELS))
+        described.flavors,
+        signature,
+        task=str(metadata.get(TASK) or ""),
+        labels=_labels(metadata.get(LABELS)),
+        correct=str(metadata.get(CORRECT) or ""),
     )
 
 

@@ -146,7 +146,17 @@ class RouteExplanation(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     tied: Annotated[tuple[int, ...], says("worker numbers of the tie set of the best version")] = ()
     tie_band: Annotated[
-        float | None, says("the largest difference from the best figure that is a tie; null without others")
+        float | None,
+        says(
+            "the largest difference from the best figure that is a tie; null without others, or with `tie_p`"
+        ),
+    ] = None
+    tie_p: Annotated[
+        float | None,
+        says(
+            "p-value of McNemar's exact test of the best version and the next, a tie from 0.05; null unless both say "
+            "which rows they got right"
+        ),
     ] = None
     candidates: Annotated[tuple[RankedVersion, ...], says("best first; at most 20")] = ()
     n_candidates: Annotated[int, says("number of candidates")] = 0

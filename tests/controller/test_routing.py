@@ -9,6 +9,7 @@ import pytest
 from app import pool_file
 from app.contract import TensorContract
 from app.pool_file import NamedVersion, Policy
+from app.quality import packed_rows
 from app.redis import keys
 from app.server_errors import (
     ContradictionError,
@@ -264,6 +265,30 @@ def test_figures_within_their_noise_are_a_tie(
     records: list[WorkerRecord], waits_ms: dict[int, float], expected: list[int]
 ) -> None:
     assert order(snapshot(*records, waits_ms=waits_ms)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "p"),
+    [
+        ("1" * 97 + "0" * 3, [2, 1], 0.015625),
+        ("0" * 3 + "1" * 97, [1, 2], 0.092285),
+        ("1" * 97 + "0" * 4, [1, 2], None),
+    ],
+    ids=[
+        "of 7 rows all were better: no chance, and no tie",
+        "of 13 rows 10 were better: perhaps chance, so that the champion comes first",
+        "of another number of rows only the interval counts",
+    ],
+)
+def test_rows_that_versions_got_right_tell_whether_their_figures_are_a_tie(
+    rows: str, expected: list[int], p: float | None
+) -> None:
+    champion = measured(1, 0.9, rows=100, val_correct=packed_rows("1" * 90 + "0" * 10), **CHAMPION_1)
+    pool = snapshot(champion, measured(2, 0.97, rows=100, val_correct=packed_rows(rows)))
+    assert order(pool) == expected
+    explained = pool.explain(route(pool, Selector()))
+    assert explained.tie_p == (p if p is None else pytest.approx(p, abs=1e-6))
+    assert (explained.tie_band is None) == (p is not None)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ def test_traffic_goes_to_the_best_live_version_and_back(
 
     rows = {row["worker"]: row for row in httpx.get(f"{url}/workers").json()["workers"]}
     assert rows[2]["val_accuracy"] > rows[1]["val_accuracy"]
+    [route] = httpx.get(f"{url}/route").json()["routes"]
+    assert 0 < route["tie_p"] <= 1  # training logs which samples each version got right
     answers = [predict(index).json() for index in range(20)]
     assert {(job["worker"], job["model_version"], job["forced"]) for job in answers} == {(2, 2, False)}
     right = sum(job["predictions"][0]["class"] == digits.labels[i] for i, job in enumerate(answers))

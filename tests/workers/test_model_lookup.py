@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from app.quality import packed_rows
 from app.server_errors import ModelNotFoundError
 from training.inventory import registered_versions
 from workers.model_lookup import look_up
@@ -122,6 +123,8 @@ def shared_run(registry: str) -> str:
     with mlflow.start_run() as run:
         for quality in (0.9, 0.7, None):
             log(quality, run.info.run_id)
+    for version in ("1", "2"):
+        client.set_model_version_tag(SHARED, version, "modelyard.val_correct", "1111111110")
     log(0.6)
     mlflow.end_run()  # that the metric was logged in
     client.copy_model_version(f"models:/{SHARED}/1", "Copied")
@@ -138,6 +141,14 @@ def test_models_of_one_run_keep_their_own_quality(shared_run: str) -> None:
         ("model", "digits", "d1", 2)
     ] * 2
     assert "for several models, so it is ignored" in found[2].warnings[0]
+
+
+def test_the_rows_that_a_version_got_right_are_its_tag_unless_they_contradict_its_quality(
+    shared_run: str,
+) -> None:
+    one, two = (look_up(shared_run, SHARED, version).quality for version in ("1", "2"))
+    assert (one.correct, one.warnings, two.correct) == (packed_rows("1111111110"), (), "")
+    assert two.warnings == ("modelyard.val_correct is ignored: 9 of 10 rows are not its val_accuracy of 0.7",)
 
 
 def test_a_version_has_the_value_of_the_metric_that_is_asked_for(shared_run: str) -> None:

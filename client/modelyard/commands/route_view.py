@@ -21,6 +21,10 @@ def show_route(route: RouteExplanation) -> None:
     facts = [f"endpoint {route.endpoint}", f"policy {route.policy}", f"decided by {route.decided_by}"]
     if route.tie_band is not None:
         facts.append(f"differences up to {route.tie_band:.4f} are a tie")
+    if route.tie_p is not None:
+        facts.append(
+            f"the two best figures differ with p = {route.tie_p:.3g} by McNemar's test, a tie from 0.05"
+        )
     if route.comparable is False:
         facts.append("the figures cannot be compared")
     if route.degraded:
