@@ -35,6 +35,7 @@ SUSPENDABLE = {"MODELYARD_HEARTBEAT_S": "20", "MODEL_NAME": "Bench", **ONE_THREA
 ACCEPTS_AHEAD = {"MODELYARD_BATCHES_AHEAD": "64"}
 WAITING_REQUESTS, ROWS_IN_A_REQUEST = 50, 1000
 ROUNDS = 5
+ROW_GROUP_ROWS = 100_000
 TYPES = {
     "measure": pa.float64(),
     "price": pa.float32(),
@@ -129,9 +130,10 @@ def _table(samples: list[Any]) -> pa.Table:
 
 def _write(path: Path, rows: pa.Table, n_rows: int) -> None:
     make = parquet.ParquetWriter if path.suffix == ".parquet" else csv.CSVWriter
+    group = pa.concat_tables([rows] * (ROW_GROUP_ROWS // rows.num_rows))
     with make(path, rows.schema) as writer:
-        for start in range(0, n_rows, rows.num_rows):
-            writer.write_table(rows.slice(0, n_rows - start))
+        for start in range(0, n_rows, group.num_rows):
+            writer.write_table(group.slice(0, n_rows - start))
 
 
 def _drain(pool: Pool, worker: int, rows: pa.Table) -> tuple[float, float]:
