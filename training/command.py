@@ -91,7 +91,7 @@ def _check_place(settings: Settings) -> None:
 
 
 def unregistered(archs: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    """Those of the given architectures without a registered version of the settings' model."""
+    """The given architectures that have no registered version of the settings' model."""
     uri, name = settings.mlflow_tracking_uri, settings.model_name
     if not set(archs) - quickly_known_archs(uri, name):
         return ()

@@ -1,4 +1,4 @@
-"""What a pool serves: pure functions of the entries of `modelyard.toml` and a reading of the registry.
+"""The wanted workers of a pool: pure functions of the entries of `modelyard.toml` and a reading of the registry.
 
 `desired_state` says which versions are wanted, and `difference` what must be started and stopped for them.
 """
@@ -76,7 +76,7 @@ class Plan:
 
 
 def question_of(entries: Sequence[Serve] | None) -> Question:
-    """What the registry must be asked for entries; None: for all models."""
+    """The question to the registry for entries; None: about all models."""
     if entries is None:
         return Question(None, None)
     ranked = {entry.model: entry.metric for entry in entries if BEST in entry.versions}
@@ -123,7 +123,7 @@ def difference(
     present: Sequence[Worker],
     stopping: Iterable[str] = (),
 ) -> Plan:
-    """What must be started and stopped.
+    """The workers to start, to stop and to keep.
 
     Args:
         targets: The versions to serve.

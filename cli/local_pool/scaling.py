@@ -1,4 +1,4 @@
-"""How many workers of a version its load needs: pure functions, and the readings that they are given.
+"""Number of workers that the load of a version needs: pure functions, and the readings for them.
 
 More workers are started as soon as jobs would wait too long. One worker at a time is stopped, when fewer have been
 enough for a while.

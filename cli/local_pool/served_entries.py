@@ -1,4 +1,4 @@
-"""Where a pool takes its entries from: the command line, `modelyard.toml`, or the setting `MODEL_NAME`."""
+"""The source of a pool's entries: the command line, `modelyard.toml`, or the setting `MODEL_NAME`."""
 
 from __future__ import annotations
 

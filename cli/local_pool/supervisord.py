@@ -154,7 +154,7 @@ class Supervisor:
         return self._process is not None and self._process.poll() is None
 
     def log_path(self, name: str) -> Path:
-        """Where the output of a service goes."""
+        """The log file of a service."""
         return log_path(self._folder, name)
 
     def log_tail(self, name: str, n_lines: int) -> list[str]:
@@ -342,7 +342,7 @@ def _stop_with(parent: int) -> Callable[[], None]:
 
 
 def log_path(folder: Path, name: str) -> Path:
-    """Where the output of a service goes."""
+    """The log file of a service."""
     return folder / "logs" / f"{name}.log"
 
 

@@ -57,7 +57,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What a run was asked for.
+    """The options of a run.
 
     Attributes:
         asked: Fingerprint of the input and of the options that decide about the outcomes.

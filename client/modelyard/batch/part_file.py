@@ -24,7 +24,7 @@ Kinds = dict[str, set[type]]
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line: what the run was asked for, and what its first answer decided.
+    """The first line: the options of the run, and the decisions of its first answer.
 
     Attributes:
         asked: Fingerprint of the input and the options; another run has another one.

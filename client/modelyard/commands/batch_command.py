@@ -119,7 +119,7 @@ async def _run(
 
 
 def _fingerprint(source: Path, selector: SubmitOptions, params: dict[str, Any] | None) -> str:
-    """What a later run must have in common with this one to continue it."""
+    """The options that a later run must share to continue this one."""
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     options = {

@@ -1,4 +1,4 @@
-"""What every command writes: tables for people, one JSON document for programs, plain lines without a terminal."""
+"""The output of every command: tables for people, one JSON document for programs, plain lines without a terminal."""
 
 from __future__ import annotations
 

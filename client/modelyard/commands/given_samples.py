@@ -56,7 +56,7 @@ class Given(TypedDict):
 
 @dataclass(frozen=True)
 class Sample:
-    """What to send.
+    """The samples to send.
 
     Attributes:
         source: Where it is from, for people.

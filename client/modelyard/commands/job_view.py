@@ -75,7 +75,7 @@ def _cell(value: Any) -> str | None:
 
 
 def _facts(job: Job, sample: Sample | None, latency_ms: float | None) -> list[Fact]:
-    """What to tell about a job, line by line."""
+    """The description of a job, line by line."""
     figure = figure_of(job) if job.metric else f"val_accuracy {figure_of(job)}"
     choice = "as asked" if job.forced else f"chosen by {job.policy}"
     facts: list[Fact] = [
