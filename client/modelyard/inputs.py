@@ -1,6 +1,7 @@
 """Turns the samples of a caller into request bodies, in parts where a request would be too large.
 
-Values travel exactly: arrays of numbers as NumPy files, all others as JSON with as many digits as they have.
+Values travel exactly: arrays of numbers as NumPy files, larger tables of plain columns as Arrow if pyarrow is
+installed, all others as JSON with as many digits as they have.
 """
 
 from __future__ import annotations
@@ -16,10 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelyard.errors import InputNotFiniteError, InputNotNumericError, InputShapeError
-from modelyard.frames import array_values, column_values, read_frame
+from modelyard.frames import (
+    array_values,
+    arrow_stream,
+    arrow_table,
+    as_frame,
+    column_values,
+    has_infinity,
+    read_frame,
+)
 
 MAX_ITEM_BYTES = 8  # wider floats are not a dtype of any model
 JSON, NPY = "application/json", "application/x-npy"
+ARROW = "application/vnd.apache.arrow.stream"
+ARROW_ROWS = 200  # for fewer rows JSON takes less time, mostly in the controller
 Params: TypeAlias = Mapping[str, Any]
 
 
@@ -115,9 +126,9 @@ def read_input(samples: Any, params: Params | None = None) -> Input:
             f"{type(samples).__name__} is no samples; give an array, lists, a dict of columns or a table, or send the "
             "bytes as they are: Body(content, content_type)"
         )
-    frame = read_frame(samples)
+    frame = as_frame(samples)
     if frame is not None:
-        return _Table(*frame, params)
+        return _frame(frame, params)
     if isinstance(samples, Mapping):
         return _columns(samples, params)
     if isinstance(samples, list | tuple):
@@ -174,6 +185,19 @@ class _Table:
         return _json({"dataframe_split": {"columns": self._names, "data": rows}}, self._params)
 
 
+class _ArrowTable:
+    """A table of pyarrow."""
+
+    def __init__(self, table: Any) -> None:
+        if has_infinity(table):
+            raise InputNotFiniteError("the samples hold an infinity; only finite numbers and NaN can be sent")
+        self.n_rows: int = table.num_rows
+        self._table = table
+
+    def encode(self, start: int, stop: int) -> Encoded:
+        return Encoded(ARROW, arrow_stream(self._table.slice(start, stop - start)))
+
+
 class _Listed:
     """Nested lists, or a list of dicts, one a row."""
 
@@ -200,6 +224,14 @@ class _Whole:
         if isinstance(content, bytes | bytearray | memoryview):
             return Encoded(self._body.content_type, bytes(content))
         return Encoded(self._body.content_type, _json(content, None).body)
+
+
+def _frame(frame: Any, params: Params | None) -> Input:
+    if not params and len(frame) >= ARROW_ROWS:  # Arrow has no place for params
+        table = arrow_table(frame)
+        if table is not None:
+            return _ArrowTable(table)
+    return _Table(*read_frame(frame), params)
 
 
 def _listed(rows: Sequence[Any], params: Params | None) -> Input:

@@ -93,7 +93,8 @@ class Table:
         if len(names) == 1:
             return self._tensor(names[0], field)
         types = {str(each.type) for each in self._columns.values()}
-        if len(types) > 1:
+        are_numbers = all(_is_number(_storage(each).type) for each in self._columns.values())
+        if len(types) > 1 and not are_numbers:
             shown = ", ".join(f"{name}: {each.type}" for name, each in [*self._columns.items()][:8])
             raise InputTypeError(
                 f"the columns differ in type ({shown[: SHOWN * 4]}); expected one type for {field.describe()}"
@@ -105,7 +106,7 @@ class Table:
             )
         shape = (self._n_rows, len(columns))
         arrays = [each for each in columns if isinstance(each, np.ndarray)]
-        if len(arrays) == len(columns):
+        if len(arrays) == len(columns) and len(types) == 1:
             return np.stack(arrays, axis=1)
         lists = [each.flat if isinstance(each, Shaped) else each.tolist() for each in columns]
         return Shaped(shape, [value for row in zip(*lists, strict=True) for value in row])

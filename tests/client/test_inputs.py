@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from modelyard import Body
-from modelyard.errors import InputNotNumericError, InputShapeError
-from modelyard.inputs import encode_samples, read_input
+from modelyard.errors import InputNotFiniteError, InputNotNumericError, InputShapeError
+from modelyard.inputs import ARROW_ROWS, encode_samples, read_input
 
 AT = "2026-01-31T12:00:00.123456789"
 FRAME = pd.DataFrame(
@@ -77,6 +77,38 @@ def test_a_table_of_polars_is_sent_with_all_of_its_digits() -> None:
     times = {"at": table["at"], "n": table["n"]}
     rows = [[AT, 2**62 + 1], [None, None]]
     assert sent(times) == {"dataframe_split": {"columns": ["at", "n"], "data": rows}}
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "stream"])
+def test_a_larger_table_of_plain_columns_is_sent_as_arrow(library: str) -> None:
+    rows = range(ARROW_ROWS)
+    frame = pd.DataFrame(
+        {
+            "n": pd.array([None if row % 9 == 0 else 2**62 + row for row in rows], dtype="Int64"),
+            "x": [np.nan if row % 7 == 0 else row / 3 for row in rows],
+            "t": [None if row % 5 == 0 else f"ä{row}" for row in rows],
+            5: [row % 2 == 0 for row in rows],
+        },
+        index=rows[::-1],
+    )
+    plain = pa.Table.from_pandas(frame.rename(columns=str), preserve_index=False)
+    of = {"pandas": frame, "polars": polars.from_arrow(plain), "pyarrow": plain, "stream": Stream(plain)}
+    content_type, body = encode_samples(of[library])
+    assert content_type == "application/vnd.apache.arrow.stream"
+    assert pa.ipc.open_stream(body).read_all().to_pydict() == plain.to_pydict()
+    given = read_input(of[library] if library != "stream" else Stream(plain))
+    part = pa.ipc.open_stream(given.encode(3, 5).body).read_all()
+    assert part.to_pydict() == plain.slice(3, 2).to_pydict()
+
+
+def test_a_larger_table_with_other_columns_params_or_infinities_is_not_sent_as_arrow() -> None:
+    many = pd.concat([FRAME] * ARROW_ROWS)
+    assert sent(many)["dataframe_split"]["data"][:2] == SPLIT["data"]
+    assert sent(many[["x"]], params={"k": 1})["params"] == {"k": 1}
+    mixed = pd.DataFrame({"a": [1, "x"] * ARROW_ROWS})
+    assert sent(mixed)["dataframe_split"]["data"][:2] == [[1], ["x"]]
+    with pytest.raises(InputNotFiniteError, match="infinity"):
+        encode_samples(pd.DataFrame({"x": [np.inf] * ARROW_ROWS}))
 
 
 def test_a_dict_is_columns_tensors_or_one_row() -> None:
