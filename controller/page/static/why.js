@@ -5,7 +5,7 @@ import { ask, figure, number } from "./shared.js";
 const AGAIN_MS = 5000;
 const KINDS = {
   disabled: "disabled", enabled: "put back into service", retired: "retired", pinned: "pinned", unpinned: "unpinned",
-  forgotten: "forgotten", circuit_opened: "circuit opened", circuit_closed: "circuit closed",
+  forgotten: "forgotten", scaled: "scaled", unscaled: "scaled by the pool again", circuit_opened: "circuit opened", circuit_closed: "circuit closed",
 };
 
 const when = (at_ms) => new Date(at_ms).toLocaleString("en", { dateStyle: "medium", timeStyle: "medium", hour12: false });
