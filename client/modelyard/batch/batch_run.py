@@ -222,7 +222,7 @@ class BatchRun:
         if not self._options.get("worker"):
             self._options |= of_version(job)
         if self._part.head is None:
-            self._n_rows = min(self._n_rows, _fitting_rows(job))
+            self._n_rows = min(self._n_rows, fitting_rows(job))
         return [
             Finished(
                 start=chunk.start,
@@ -234,8 +234,8 @@ class BatchRun:
         ]
 
 
-def _fitting_rows(job: Job) -> int:
-    """Rows with which a request keeps a worker busy for `REQUEST_MS`."""
+def fitting_rows(job: Job) -> int:
+    """Number of rows that keep a worker busy for `REQUEST_MS`, by the time that a job took."""
     row_ms = (job.inference_ms or 0) / (job.batch_samples or 1)
     return max(1, int(REQUEST_MS / row_ms)) if row_ms else sys.maxsize
 
