@@ -353,22 +353,27 @@ def workers() -> Call[Pool]:
 
 
 def control(
-    action: str, model: str, version: int | None, reason: str, reroute: bool = False
+    action: str, model: str, version: int | None, reason: str, reroute: bool, dry_run: bool
 ) -> Call[VersionControl]:
     """Take a version out of service, or put it back."""
     path = f"/models/{quote(model, safe='')}" + (f"/versions/{version}" if version is not None else "")
-    query = ({"reason": reason} if reason else {}) | ({"reroute": "true"} if reroute else {})
+    query = _stated(reason=reason, reroute=reroute, dry_run=dry_run)
     method, path = ("DELETE", path) if action == "forget" else ("POST", f"{path}/{action}")
     return Call(method, path, VersionControl, query=query)
 
 
-def scale(model: str, version: int, replicas: int | None, reason: str) -> Call[VersionControl]:
+def scale(model: str, version: int, replicas: int | None, reason: str, dry_run: bool) -> Call[VersionControl]:
     """Set the number of a version's workers."""
     path = f"/models/{quote(model, safe='')}/versions/{version}/scale"
-    query = {"replicas": "auto" if replicas is None else str(replicas)} | (
-        {"reason": reason} if reason else {}
-    )
-    return Call("POST", path, VersionControl, query=query)
+    query = {"replicas": "auto" if replicas is None else str(replicas)}
+    return Call("POST", path, VersionControl, query=query | _stated(reason=reason, dry_run=dry_run))
+
+
+def _stated(reason: str, **switches: bool) -> dict[str, str]:
+    """The reason if there is one, and the switches that are on."""
+    return ({"reason": reason} if reason else {}) | {
+        name: "true" for name, is_on in switches.items() if is_on
+    }
 
 
 def decisions(limit: int) -> Call[DecisionList]:

@@ -343,7 +343,14 @@ class Client:
         return self._send(calls.workers()).workers
 
     def control(
-        self, action: str, model: str, version: int | None = None, *, reason: str = "", reroute: bool = False
+        self,
+        action: str,
+        model: str,
+        version: int | None = None,
+        *,
+        reason: str = "",
+        reroute: bool = False,
+        dry_run: bool = False,
     ) -> VersionControl:
         """Take a version out of service, or put it back.
 
@@ -351,27 +358,31 @@ class Client:
             action: `disable`, `enable`, `retire`, `pin` or `forget`; or `unpin`, without a version.
             reason: Why, for the log of decisions.
             reroute: With `retire`: whether the next version of its endpoint gets the jobs that wait.
+            dry_run: Whether to check it only, and change nothing.
 
         Raises:
             ForbiddenError: The API key is not an operator's.
             UnknownModelError: The pool has never served the version.
             VersionInUseError: A version to be forgotten has workers or jobs.
         """
-        return self._send(calls.control(action, model, version, reason, reroute))
+        return self._send(calls.control(action, model, version, reason, reroute, dry_run))
 
-    def scale(self, model: str, version: int, replicas: int | None, *, reason: str = "") -> VersionControl:
+    def scale(
+        self, model: str, version: int, replicas: int | None, *, reason: str = "", dry_run: bool = False
+    ) -> VersionControl:
         """Set the number of a version's workers, which `modelyard up` starts and stops.
 
         Args:
             replicas: None for the number that modelyard.toml says.
             reason: Why, for the log of decisions.
+            dry_run: Whether to check it only, and change nothing.
 
         Raises:
             ForbiddenError: The API key is not an operator's.
             UnknownModelError: The pool has never served the version.
             NotScalableError: No worker of the version runs under `modelyard up`.
         """
-        return self._send(calls.scale(model, version, replicas, reason))
+        return self._send(calls.scale(model, version, replicas, reason, dry_run))
 
     def decisions(self, limit: int = 100) -> tuple[Decision, ...]:
         """Read what operators and circuit breakers decided about versions, newest first."""
@@ -584,16 +595,23 @@ class AsyncClient:
         return (await self._send(calls.workers())).workers
 
     async def control(
-        self, action: str, model: str, version: int | None = None, *, reason: str = "", reroute: bool = False
+        self,
+        action: str,
+        model: str,
+        version: int | None = None,
+        *,
+        reason: str = "",
+        reroute: bool = False,
+        dry_run: bool = False,
     ) -> VersionControl:
         """Take a version out of service, or put it back; see `Client.control`."""
-        return await self._send(calls.control(action, model, version, reason, reroute))
+        return await self._send(calls.control(action, model, version, reason, reroute, dry_run))
 
     async def scale(
-        self, model: str, version: int, replicas: int | None, *, reason: str = ""
+        self, model: str, version: int, replicas: int | None, *, reason: str = "", dry_run: bool = False
     ) -> VersionControl:
         """Set the number of a version's workers; see `Client.scale`."""
-        return await self._send(calls.scale(model, version, replicas, reason))
+        return await self._send(calls.scale(model, version, replicas, reason, dry_run))
 
     async def decisions(self, limit: int = 100) -> tuple[Decision, ...]:
         """Read what was decided about versions, newest first."""

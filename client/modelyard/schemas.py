@@ -495,6 +495,7 @@ class VersionControl(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     open_jobs: Annotated[int, says("accepted jobs of the version without an outcome")]
     rerouted_jobs: Annotated[int, says("waiting jobs that were moved to another version")] = 0
+    dry_run: Annotated[bool, says("whether it was checked only; `state` is then what would be done")] = False
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -95,12 +95,14 @@ class Controls:
         by: str,
         reason: str,
         replicas: int | None = None,
+        dry_run: bool = False,
     ) -> VersionControl:
         """Carry out an operator's decision. A repeated call has no further effect but the entry in the log.
 
         Args:
             version: None to unpin a model.
             replicas: Workers to scale a version to.
+            dry_run: Whether to check it only, and change nothing.
 
         Raises:
             UnknownModelError: The pool has never served the version.
@@ -109,6 +111,20 @@ class Controls:
         """
         with ledger_errors():
             queue = await self._known_queue(name, version)
+            if action == "forget":
+                await self._require_unused(queue)
+            jobs = cast(bytes | None, await self._client.hget(keys.BACKLOG, queue)) if version else None
+            done = VersionControl(
+                model_name=name,
+                model_version=version,
+                state=DONE[action],
+                by=by,
+                reason=reason,
+                open_jobs=max(0, int(jobs or 0)),
+                dry_run=dry_run,
+            )
+            if dry_run:
+                return done
             now_ms = to_ms(*await self._client.time())
             if action == "forget":
                 await self._forget(queue)
@@ -124,25 +140,23 @@ class Controls:
                     replicas=replicas,
                 )
                 await self._client.hset(keys.CONTROLS, _field(action, name, queue), encode_control(control))
-            decision = Decision(
-                at_ms=now_ms,
-                kind=DONE[action],
-                model_name=name,
-                model_version=version,
-                by=by,
-                reason=f"{replicas} workers{f': {reason}' if reason else ''}" if replicas else reason,
-            )
-            await self._decisions.add(decision)
+            await self._log(done, now_ms, replicas)
             await self._client.publish(keys.POOL_CHANNEL, queue)
-            jobs = cast(bytes | None, await self._client.hget(keys.BACKLOG, queue)) if version else None
-        return VersionControl(
-            model_name=name,
-            model_version=version,
-            state=DONE[action],
-            by=by,
+        return done
+
+    async def _log(self, done: VersionControl, at_ms: float, replicas: int | None) -> None:
+        reason = done.reason
+        if replicas:
+            reason = f"{replicas} workers{f': {reason}' if reason else ''}"
+        decision = Decision(
+            at_ms=at_ms,
+            kind=done.state,
+            model_name=done.model_name,
+            model_version=done.model_version,
+            by=done.by,
             reason=reason,
-            open_jobs=max(0, int(jobs or 0)),
         )
+        await self._decisions.add(decision)
 
     async def _known_queue(self, name: str, version: int | None) -> str:
         """The queue of a version; of a model, that of any of its versions."""
@@ -161,7 +175,7 @@ class Controls:
             )
         return known[name, version]
 
-    async def _forget(self, queue: str) -> None:
+    async def _require_unused(self, queue: str) -> None:
         pipe = self._client.pipeline(transaction=False)
         pipe.hget(keys.BACKLOG, queue)
         pipe.zrange(keys.WORKERS, 0, -1)
@@ -175,6 +189,8 @@ class Controls:
             raise VersionInUseError(
                 f"{n_workers} workers and {max(0, int(jobs or 0))} open jobs; stop its workers, and wait for its jobs"
             )
+
+    async def _forget(self, queue: str) -> None:
         pipe = self._client.pipeline(transaction=True)
         pipe.hdel(keys.NUMBERS, queue)
         pipe.hdel(keys.BACKLOG, queue)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
@@ -28,6 +29,7 @@ Replicas = Annotated[
     Annotated[int, Query(ge=1, le=MOST_REPLICAS)] | Literal["auto"],
     Query(description="number of workers; `auto`: as modelyard.toml says"),
 ]
+DryRun = Annotated[bool, Query(description="whether to check it only: the answer says what would be done")]
 JSON = "application/json"
 MAX_EVENT_BYTES = 2**20
 
@@ -41,15 +43,23 @@ async def _apply(
     *,
     reroute: bool = False,
     replicas: int | None = None,
+    dry_run: bool,
 ) -> Response:
     services: Services = request.state.services
     caller: Caller = request.state.caller
     rivals = rivals_of(services.watcher.view, name, version) if reroute and version is not None else []
     target = name if version is None else f"{name}/{version}"
+    apply = partial(
+        services.operate.controls.apply,
+        *(action, name, version),
+        by=caller.name,
+        reason=reason,
+        replicas=replicas,
+    )
+    if dry_run:
+        return Response(msgspec.json.encode(await apply(dry_run=True)), media_type=JSON)
     with services.audit.act(action, DONE[action], caller.name, request.client, target):
-        done = await services.operate.controls.apply(
-            action, name, version, by=caller.name, reason=reason, replicas=replicas
-        )
+        done = await apply()
     await services.watcher.refresh()
     if rivals:
         queue = keys.queue_name(name, version or 0)
@@ -60,15 +70,19 @@ async def _apply(
 
 
 @router.post("/models/{name}/versions/{version}/disable", dependencies=[require("operate")], **docs.DISABLE)
-async def disable(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+async def disable(
+    request: Request, name: str, version: int, reason: Reason = "", dry_run: DryRun = False
+) -> Response:
     """Keep routing from choosing a version; requests that name it still reach it."""
-    return await _apply(request, "disable", name, version, reason)
+    return await _apply(request, "disable", name, version, reason, dry_run=dry_run)
 
 
 @router.post("/models/{name}/versions/{version}/enable", dependencies=[require("operate")], **docs.ENABLE)
-async def enable(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+async def enable(
+    request: Request, name: str, version: int, reason: Reason = "", dry_run: DryRun = False
+) -> Response:
     """Put a disabled or retired version back into service."""
-    return await _apply(request, "enable", name, version, reason)
+    return await _apply(request, "enable", name, version, reason, dry_run=dry_run)
 
 
 @router.post("/models/{name}/versions/{version}/retire", dependencies=[require("operate")], **docs.RETIRE)
@@ -80,27 +94,32 @@ async def retire(
     reroute: Annotated[
         bool, Query(description="whether the next version of its endpoint gets the jobs that wait")
     ] = False,
+    dry_run: DryRun = False,
 ) -> Response:
     """Accept no more jobs for a version; its accepted jobs still run."""
-    return await _apply(request, "retire", name, version, reason, reroute=reroute)
+    return await _apply(request, "retire", name, version, reason, reroute=reroute, dry_run=dry_run)
 
 
 @router.post("/models/{name}/versions/{version}/pin", dependencies=[require("operate")], **docs.PIN)
-async def pin(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+async def pin(
+    request: Request, name: str, version: int, reason: Reason = "", dry_run: DryRun = False
+) -> Response:
     """Have routing choose this version of its model alone."""
-    return await _apply(request, "pin", name, version, reason)
+    return await _apply(request, "pin", name, version, reason, dry_run=dry_run)
 
 
 @router.post("/models/{name}/unpin", dependencies=[require("operate")], **docs.UNPIN)
-async def unpin(request: Request, name: str, reason: Reason = "") -> Response:
+async def unpin(request: Request, name: str, reason: Reason = "", dry_run: DryRun = False) -> Response:
     """Have all versions of a model compete again."""
-    return await _apply(request, "unpin", name, None, reason)
+    return await _apply(request, "unpin", name, None, reason, dry_run=dry_run)
 
 
 @router.delete("/models/{name}/versions/{version}", dependencies=[require("operate")], **docs.FORGET)
-async def forget(request: Request, name: str, version: int, reason: Reason = "") -> Response:
+async def forget(
+    request: Request, name: str, version: int, reason: Reason = "", dry_run: DryRun = False
+) -> Response:
     """Remove a version without workers and jobs: its worker number becomes unknown."""
-    return await _apply(request, "forget", name, version, reason)
+    return await _apply(request, "forget", name, version, reason, dry_run=dry_run)
 
 
 @router.get("/jobs", dependencies=[require("operate")], **docs.JOBS)
@@ -135,11 +154,16 @@ async def jobs(
 
 @router.post("/models/{name}/versions/{version}/scale", dependencies=[require("operate")], **docs.SCALE_TO)
 async def scale_to(
-    request: Request, name: str, version: int, replicas: Replicas, reason: Reason = ""
+    request: Request,
+    name: str,
+    version: int,
+    replicas: Replicas,
+    reason: Reason = "",
+    dry_run: DryRun = False,
 ) -> Response:
     """Set the number of a version's workers, which `modelyard up` starts and stops."""
     if replicas == "auto":
-        return await _apply(request, "unscale", name, version, reason)
+        return await _apply(request, "unscale", name, version, reason, dry_run=dry_run)
     services: Services = request.state.services
     queue = keys.queue_name(name, version)
     if queue in services.watcher.view.numbers and not any(
@@ -149,7 +173,7 @@ async def scale_to(
             f"no worker of {name}/{version} runs under `modelyard up`, which alone starts and stops workers; start or "
             f"stop them where they run, or have an autoscaler read GET /scale/{name}/{version}"
         )
-    return await _apply(request, "scale", name, version, reason, replicas=replicas)
+    return await _apply(request, "scale", name, version, reason, replicas=replicas, dry_run=dry_run)
 
 
 @router.get("/decisions", dependencies=[require("operate")], **docs.DECISIONS)

@@ -32,6 +32,7 @@ WORKERS_END_S = 60.0  # after the last job; workers of older releases do not end
 REASON_OPTION = click.option(
     "--reason", default="", metavar="TEXT", help="Why; shown by `status` and `decisions`."
 )
+DRY_RUN_OPTION = click.option("--dry-run", is_flag=True, help="Only check and say what would be done.")
 
 
 class VersionName(click.ParamType[tuple[str, int]]):
@@ -59,10 +60,16 @@ def _version_command(action: str, done: str, text: str) -> click.Command:
     )
     @click.argument("version", type=VersionName(), metavar="NAME/VERSION")
     @REASON_OPTION
+    @DRY_RUN_OPTION
     @JSON_OPTION
     @URL_OPTION
-    def command(version: tuple[str, int], reason: str, as_json: bool, url: str | None) -> None:
-        _carry_out(url, as_json, done, lambda client: client.control(action, *version, reason=reason))
+    def command(version: tuple[str, int], reason: str, dry_run: bool, as_json: bool, url: str | None) -> None:
+        _carry_out(
+            url,
+            as_json,
+            done,
+            lambda client: client.control(action, *version, reason=reason, dry_run=dry_run),
+        )
 
     return command
 
@@ -88,15 +95,16 @@ forget = _version_command(
 @click.command("unpin", epilog=examples("modelyard unpin MNIST_PyTorch_Model"))
 @click.argument("model")
 @REASON_OPTION
+@DRY_RUN_OPTION
 @JSON_OPTION
 @URL_OPTION
-def unpin(model: str, reason: str, as_json: bool, url: str | None) -> None:
+def unpin(model: str, reason: str, dry_run: bool, as_json: bool, url: str | None) -> None:
     """Have all versions of a model compete again."""
     _carry_out(
         url,
         as_json,
         "competes with all its versions",
-        lambda client: client.control("unpin", model, reason=reason),
+        lambda client: client.control("unpin", model, reason=reason, dry_run=dry_run),
     )
 
 
@@ -111,10 +119,17 @@ def unpin(model: str, reason: str, as_json: bool, url: str | None) -> None:
 @click.option("--wait/--no-wait", default=True, help="Wait until its workers have ended.")
 @click.option("--reroute", is_flag=True, help="Give its waiting jobs to the next version of its endpoint.")
 @REASON_OPTION
+@DRY_RUN_OPTION
 @JSON_OPTION
 @URL_OPTION
 def retire(
-    version: tuple[str, int], wait: bool, reroute: bool, reason: str, as_json: bool, url: str | None
+    version: tuple[str, int],
+    wait: bool,
+    reroute: bool,
+    reason: str,
+    dry_run: bool,
+    as_json: bool,
+    url: str | None,
 ) -> None:
     """Accept no more jobs for a version. Its workers run its accepted jobs, and end.
 
@@ -123,7 +138,10 @@ def retire(
     from modelyard import Client
 
     with Client(controller_url(url)) as client:
-        done = client.control("retire", *version, reason=reason, reroute=reroute)
+        done = client.control("retire", *version, reason=reason, reroute=reroute, dry_run=dry_run)
+        if dry_run:
+            _tell(done, as_json, "")
+            return
         left = _await_end(client, done) if wait else f"; {done.open_jobs} jobs are still to run"
     if as_json:
         write_json(done)
@@ -139,9 +157,12 @@ def retire(
 @click.argument("version", type=VersionName(), metavar="NAME/VERSION")
 @click.argument("replicas", metavar="N|auto")
 @REASON_OPTION
+@DRY_RUN_OPTION
 @JSON_OPTION
 @URL_OPTION
-def scale(version: tuple[str, int], replicas: str, reason: str, as_json: bool, url: str | None) -> None:
+def scale(
+    version: tuple[str, int], replicas: str, reason: str, dry_run: bool, as_json: bool, url: str | None
+) -> None:
     """Set the number of a version's workers, which `modelyard up` then starts or stops.
 
     It counts until modelyard.toml is edited; `auto` returns to the number that the file says.
@@ -150,7 +171,9 @@ def scale(version: tuple[str, int], replicas: str, reason: str, as_json: bool, u
         raise click.BadParameter(f"{replicas!r} is neither a number from 1 nor `auto`", param_hint="N")
     count = None if replicas == "auto" else int(replicas)
     done = f"is scaled to {count} workers" if count else "has as many workers as modelyard.toml says"
-    _carry_out(url, as_json, done, lambda client: client.scale(*version, count, reason=reason))
+    _carry_out(
+        url, as_json, done, lambda client: client.scale(*version, count, reason=reason, dry_run=dry_run)
+    )
 
 
 @click.command(
@@ -198,12 +221,18 @@ def _carry_out(url: str | None, as_json: bool, done: str, act: Callable[[Client]
     from modelyard import Client
 
     with Client(controller_url(url)) as client:
-        control = act(client)
+        _tell(act(client), as_json, done)
+
+
+def _tell(control: VersionControl, as_json: bool, done: str) -> None:
     if as_json:
         write_json(control)
-    else:
-        version = "" if control.model_version is None else f"/{control.model_version}"
-        click.echo(f"{control.model_name}{version} {done}")
+        return
+    version = "" if control.model_version is None else f"/{control.model_version}"
+    if control.dry_run:
+        jobs = f"; it has {control.open_jobs} open jobs" if control.model_version else ""
+        done = f"would be {control.state}{jobs}. Nothing was changed"
+    click.echo(f"{control.model_name}{version} {done}")
 
 
 def _await_end(client: Client, done: VersionControl) -> str:

@@ -158,3 +158,22 @@ async def test_a_version_is_scaled_by_hand_only_where_its_workers_run_under_up(
     listed = (await served.http.get("/decisions")).json()["decisions"]
     assert [(each["kind"], each["reason"]) for each in listed] == [("unscaled", ""), ("scaled", "3 workers")]
     assert (await served.http.post(path, params={"replicas": 0})).status_code == 422
+
+
+@pytest.mark.parametrize("action", ["disable", "retire", "pin", "scale"])
+async def test_a_dry_run_says_what_would_be_done_and_changes_nothing(served: Served, action: str) -> None:
+    path = f"/models/{MODEL}/versions/{OTHER}/{action}"
+    replicas = {"replicas": "auto"} if action == "scale" else {}
+    answer = (await served.http.post(path, params={"dry_run": "true", **replicas})).json()
+    assert answer["dry_run"] is True
+    assert answer["model_version"] == OTHER
+    assert (await row(served, OTHER))["excluded"] == ""
+    assert await chosen(served) == BEST
+    assert (await served.http.get("/decisions")).json()["decisions"] == []
+
+
+async def test_a_dry_run_is_refused_where_the_action_is(served: Served) -> None:
+    refused = await served.http.delete(f"/models/{MODEL}/versions/{BEST}", params={"dry_run": "true"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "version_in_use")
+    unknown = await served.http.post("/models/Nobody/unpin", params={"dry_run": "true"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "model_unknown")
