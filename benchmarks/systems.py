@@ -28,6 +28,7 @@ MODELYARD_LABELS = (
     ("cli serve", "controller"),
     ("large_bodies", "reader"),
     ("cli worker", "worker"),
+    ("workers.process.fork_server", "worker"),
     ("envs/versions", "worker"),
     ("supervisord", "supervisor"),
     ("modelyard up", "supervisor"),
