@@ -97,7 +97,7 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
         from workers import model_environment
 
         model_environment.become(found, settings, folder)
-    model.preload(found, settings)
+    model.preload(found)
     differing = requirements_check.differences(found.path)
     if differing:
         logger.warning("%s was logged with %s", found.uri, requirements_check.described(differing))

@@ -55,9 +55,7 @@ TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 TAKE_MISSING = ("xgboost", "lightgbm", "catboost")  # flavors whose trees handle missing values
 SKLEARN_METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
-PT2_MODULES = ("torch.export.pt2_archive", "torch.export._trace")
-# Maximum size of a file. Loading a larger one twice would cost more than the rehearsal saves.
-REHEARSED_BYTES = 64 * 2**20
+PT2_MODULES = ("torch.export.pt2_archive", "torch.export._trace", "workers.pt2_rehearsal")
 
 
 def find(settings: WorkerSettings, folder: str) -> ModelVersion:
@@ -78,20 +76,15 @@ def find(settings: WorkerSettings, folder: str) -> ModelVersion:
     return found
 
 
-def preload(found: ModelVersion, settings: WorkerSettings) -> None:
+def preload(found: ModelVersion) -> None:
     """Import the libraries that `load` needs.
 
     Starts no thread, opens no device and runs no model, so that the process can fork afterwards.
     """
-    _import_for(found)
-    rehearse(found, settings)
-
-
-def _import_for(found: ModelVersion) -> None:
     modules = _modules_for(found)
     fork_client.require_imports(modules)
     for module in modules:
-        with suppress(ImportError):  # `load` will tell
+        with suppress(Exception):  # `load` will tell
             importlib.import_module(module)
 
 
@@ -112,20 +105,6 @@ def _modules_for(found: ModelVersion) -> Sequence[str]:
 
 def _loading(found: ModelVersion) -> Loading:
     return loading(found.flavors, Path(found.path))
-
-
-def rehearse(found: ModelVersion, settings: WorkerSettings) -> None:
-    """Load a small pt2 file once and discard it: forked processes then share PyTorch's one-time initialisation."""
-    with suppress(Exception):  # `load` will tell
-        if (
-            _loading(found).kind == "pt2"
-            and pt2_file(found.flavors, Path(found.path)).stat().st_size <= REHEARSED_BYTES
-        ):
-            import torch
-
-            # More threads would not survive a fork; `load` sets the configured number.
-            torch.set_num_threads(1)
-            _read_pt2(found, settings).module()
 
 
 def load(found: ModelVersion, settings: WorkerSettings) -> LoadedModel:

@@ -223,22 +223,16 @@ def test_a_parent_that_is_killed_takes_its_child_along(
 
 
 def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose(tmp_path: Path) -> None:
-    import torch
-
     code = """
         import importlib, os, threading
         import workers.main
-        from app.settings import WorkerSettings
         from workers import model
-        from workers.model_lookup import ModelVersion
         def others():
             tasks = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
             return [open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks]
         for module in model.PT2_MODULES:
             importlib.import_module(module)
-        found = ModelVersion("M", 1, "run", ".", {"pytorch": {}}, {})
-        model.rehearse(found, WorkerSettings(model_name="M", model_version="1"))
-        print(os.environ[model.TORCH_SWITCH], threading.active_count(), *others())
+        print(threading.active_count(), *others())
         import mlflow.pyfunc, mlflow.pytorch
         print(threading.active_count(), *others())
         """
@@ -250,10 +244,7 @@ def test_what_a_parent_imports_and_loads_starts_no_thread_that_a_fork_would_lose
         "OPENBLAS_NUM_THREADS": "1",
         "HOME": str(tmp_path),
     }
-    # More numbers than PyTorch copies with one thread, where it may have several.
-    module = torch.nn.Linear(512, 512)
-    torch.export.save(torch.export.export(module, (torch.zeros(2, 512),)), tmp_path / "model.pt2")
     said = subprocess.check_output(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, cwd=tmp_path, text=True
     )
-    assert re.sub(" (jemalloc_bg_thd|polars-ooc-clea)", "", said).splitlines() == ["1 1", "1"]
+    assert re.sub(" (jemalloc_bg_thd|polars-ooc-clea)", "", said).splitlines() == ["1", "1"]
