@@ -1,7 +1,8 @@
 """Many small versions on one machine: `python -m benchmarks.pool_reach versions`.
 
-One scikit-learn model is registered many times, and `modelyard up` serves one of its versions, then all. Printed are
-memory and start of each further version. Then a serving process, a worker and the fork server are killed under load.
+One small model of scikit-learn or PyTorch is registered many times, and `modelyard up` serves one of its versions, then
+all. Printed are memory and start of each further version. Then a serving process, a worker and the fork server are
+killed under load.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -99,9 +101,9 @@ def started(folder: Path, count: int, forks: bool) -> Iterator[tuple[ManyVersion
         pool.up.stop()
 
 
-def measure(folder: Path, count: int, forks: bool) -> int:
+def measure(folder: Path, count: int, flavor: str, forks: bool) -> int:
     """Print all figures; return 1 if a request failed."""
-    command = [sys.executable, "-m", "benchmarks.many_versions", str(folder), str(count)]
+    command = [sys.executable, "-m", "benchmarks.many_versions", str(folder), str(count), flavor]
     subprocess.run(command, check=True, capture_output=True)
     with started(folder, 1, forks) as (_, one):
         tell("1 version", one)
@@ -180,32 +182,54 @@ def say(what: str, figure: str) -> None:
     print(f"{what:<40} {figure}", flush=True)
 
 
-def register(folder: Path, count: int) -> None:
+def register(folder: Path, count: int, flavor: str) -> None:
     """Log a model, and register it many times."""
     import mlflow
     import numpy as np
-    from mlflow.models import infer_signature
-    from sklearn.linear_model import LogisticRegression
 
     mlflow.set_tracking_uri(tracking_uri(folder))
     mlflow.set_experiment(
         experiment_id=mlflow.create_experiment("small", artifact_location=(folder / "artifacts").as_uri())
     )
     rows = np.random.default_rng(0).normal(size=(200, N_FEATURES))
-    model = LogisticRegression().fit(rows, rows[:, 0] > 0)
+    log = _log_sklearn if flavor == "sklearn" else _log_pt2
     with mlflow.start_run() as run:
         mlflow.log_metric("val_accuracy", 0.9)
-        info = mlflow.sklearn.log_model(
-            model,
-            name="model",
-            signature=infer_signature(rows, model.predict(rows)),
-            pip_requirements=["scikit-learn"],
-        )
+        info = log(rows)
     client = mlflow.MlflowClient()
     client.create_registered_model(MODEL)
     for _ in range(count):
         client.create_model_version(MODEL, f"models:/{info.model_id}", run.info.run_id)
 
 
+def _log_sklearn(rows: Any) -> Any:
+    import mlflow
+    from mlflow.models import infer_signature
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression().fit(rows, rows[:, 0] > 0)
+    signature = infer_signature(rows, model.predict(rows))
+    return mlflow.sklearn.log_model(
+        model, name="model", signature=signature, pip_requirements=["scikit-learn"]
+    )
+
+
+def _log_pt2(rows: Any) -> Any:
+    import mlflow
+    import torch
+    from mlflow.models import infer_signature
+
+    given = rows.astype("float32")
+    model = torch.nn.Sequential(torch.nn.Linear(N_FEATURES, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    return mlflow.pytorch.log_model(
+        model,
+        name="model",
+        signature=infer_signature(given, model(torch.from_numpy(given)).detach().numpy()),
+        input_example=given[:2],
+        serialization_format="pt2",
+        pip_requirements=["torch"],
+    )
+
+
 if __name__ == "__main__":
-    register(Path(sys.argv[1]), int(sys.argv[2]))
+    register(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -81,6 +81,7 @@ def main() -> int:
     burst.add_argument("--deadline", type=float, default=30.0, help="seconds in which each job must end")
     versions = commands.add_parser("versions", help="serve many small versions, and kill processes of them")
     versions.add_argument("--count", type=int, default=50)
+    versions.add_argument("--flavor", choices=("sklearn", "pt2"), default="sklearn", help="kind of the model")
     versions.add_argument("--no-fork-server", action="store_true", help="with MODELYARD_FORK_SERVER=false")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that `finally` stops all processes
@@ -88,7 +89,9 @@ def main() -> int:
         folder = Path(name)
         try:
             if arguments.command == "versions":
-                return many_versions.measure(folder, arguments.count, not arguments.no_fork_server)
+                return many_versions.measure(
+                    folder, arguments.count, arguments.flavor, not arguments.no_fork_server
+                )
             fault_registry.lay_out(folder)
             failed = asyncio.run(measurement(folder, arguments))
         except TooLateError as error:
