@@ -61,6 +61,7 @@ def main() -> None:
     threading.Thread(target=_end_with_controller, args=(folder,), daemon=True).start()
     background_process.limit_memory(MEMORY_BYTES)  # a hostile file may make the decoders take more
     limit_bytes = errand.max_output_bytes
+    sys.dont_write_bytecode = True  # the limit would cut the files that Python keeps of imported modules
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     os.chdir(errand.folder)  # so that errors name the file alone
     try:
