@@ -131,7 +131,7 @@ def test_a_fork_dies_with_its_client(forks: Forks, wait_until: WaitUntil) -> Non
 def test_a_program_starts_by_itself_where_no_server_answers(forks: Forks) -> None:
     forks.server.kill()
     forks.server.wait()
-    client = forks.run("import os; print(os.getpid()); os._exit(5)")
+    client = forks.run("import os; print(os.getpid(), flush=True); os._exit(5)")
     printed, _ = client.communicate(timeout=60)
     assert (int(printed), client.returncode) == (client.pid, 5)
 
