@@ -50,14 +50,16 @@ async def fail_over_again_and_again(trial: Trial, lag_s: float) -> None:
     for _ in range(1 if trial.short else N_ROUNDS):
         async with trial.load(good_jobs()):
             await asyncio.sleep(1)
-            excused += await fail_over(trial, named_after_s, killed=True, lag_s=lag_s)
+            since_s = await fail_over(trial, named_after_s, killed=True, lag_s=lag_s)
             await asyncio.sleep(1)
+        excused += await n_run_again(trial, since_s)
         if is_guarded or not trial.short:
             await asyncio.to_thread(complete, trial)
         async with trial.load(good_jobs()):
             await asyncio.sleep(1)
-            excused += await fail_over(trial, named_after_s, killed=False, lag_s=0)
+            since_s = await fail_over(trial, named_after_s, killed=False, lag_s=0)
             await asyncio.sleep(1)
+        excused += await n_run_again(trial, since_s)
         if not trial.short:
             await asyncio.to_thread(complete, trial)
     for what, times in named_after_s.items():
@@ -68,8 +70,8 @@ async def fail_over_again_and_again(trial: Trial, lag_s: float) -> None:
 
 async def fail_over(
     trial: Trial, named_after_s: dict[str, list[float]], *, killed: bool, lag_s: float
-) -> int:
-    """One failover; returns the number of batches whose outcome was lost and that ran again.
+) -> float:
+    """One failover; returns when it began, `time.monotonic()`.
 
     Args:
         named_after_s: Receives the time until the Sentinels named another primary.
@@ -90,7 +92,12 @@ async def fail_over(
     named_s = time.monotonic()
     named_after_s["a SIGKILL" if killed else "the order"].append(named_s - began_s)
     await resumed(trial, named_s)
-    await trial.until(lambda: trial.pool.backlog() < 10, "the queue is short again")
+    return since_s
+
+
+async def n_run_again(trial: Trial, since_s: float) -> int:
+    """Number of batches whose outcome was lost since then, and that ran again; waits until all have."""
+    await trial.until(lambda: trial.pool.backlog() == 0, "no job is open")
     return trial.witness.excuse_repeats(since_s)
 
 
