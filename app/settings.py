@@ -547,7 +547,7 @@ class PoolSettings(ControllerSettings):
         default=60.0,
         ge=1,
         le=86400,
-        description="seconds for which fewer replicas must have been enough before `modelyard up` stops one",
+        description="seconds of less load before `modelyard up` stops replicas, at most half of them at a time",
     )
     fork_server: bool = Field(
         default=True,

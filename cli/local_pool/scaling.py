@@ -81,20 +81,20 @@ def needed_workers(samples: Sequence[Sample], rate: float | None, present: int, 
 
 
 def wanted_workers(needs: Sequence[Need], present: int, bounds: tuple[int, int], calm_s: float) -> int:
-    """The workers to run.
+    """The workers to run. At most half of them are stopped at a time: load that returns soon finds the others.
 
     Args:
         needs: The last needs, the newest at the end.
         present: The present workers.
         bounds: From and to.
-        calm_s: Seconds for which fewer workers must have been enough before one is stopped.
+        calm_s: Seconds for which fewer workers must have been enough before any is stopped.
     """
     low, high = bounds
-    wanted = present
+    wanted, most_needed = present, max(each.workers for each in needs)
     if needs[-1].workers > present:
         wanted = needs[-1].workers
-    elif needs[-1].at_s - needs[0].at_s >= calm_s and max(each.workers for each in needs) < present:
-        wanted = present - 1
+    elif needs[-1].at_s - needs[0].at_s >= calm_s and most_needed < present:
+        wanted = max(most_needed, present // 2)
     return min(max(wanted, low), high)
 
 

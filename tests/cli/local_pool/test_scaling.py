@@ -56,7 +56,8 @@ def test_workers_are_needed_by_the_expected_wait(
         ([(0, 9)], 1, 4),  # but not above the bounds
         ([(0, 1)], 3, 3),  # down only after a while
         ([(0, 1), (30, 1), (59, 1)], 3, 3),
-        ([(0, 1), (30, 1), (60, 1)], 3, 2),  # and one at a time
+        ([(0, 1), (30, 1), (60, 1)], 4, 2),  # and half of them at a time
+        ([(0, 3), (30, 1), (60, 1)], 4, 3),  # as far as they were not needed
         ([(0, 1), (30, 3), (60, 1)], 3, 3),
         ([(0, 0), (60, 0)], 1, 1),  # never below the bounds
         ([(0, 2), (60, 2)], 2, 2),
