@@ -100,11 +100,12 @@ async def cut_once(trial: Trial, *, kill: bool) -> None:
     serving = [record.pid for record in map(trial.pool.serving, trial.pool.workers) if record]
 
     def is_message(answer: bytes) -> bool:
-        if not answer.startswith(b"*2\r\n$") or trial.pool.queue().encode() not in answer[:200]:
+        batch = batch_id_of(answer)  # None if its end has not arrived yet
+        if not batch or not answer.startswith(b"*2\r\n$") or trial.pool.queue().encode() not in answer[:200]:
             return False
         for pid in serving if kill else ():
             os.kill(pid, signal.SIGKILL)
-        lost.append((batch_id_of(answer) or "", time.monotonic()))
+        lost.append((batch, time.monotonic()))
         return True
 
     trial.pool.proxy.cut_at(is_message)

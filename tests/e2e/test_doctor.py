@@ -66,7 +66,7 @@ def test_a_busy_pool_is_healthy_each_time_that_the_doctor_looks(
         for _ in range(LOOKS):
             status, report = doctor(pool.redis_url, pool.folder)
             assert (status, report.get("findings")) == (0, []), report
-        assert sent() - before > 100
+        assert sent() - before > 10 * LOOKS  # it was busy
         assert report["counts"]["keys modelyard:batch:"] > 10
 
 
