@@ -92,8 +92,8 @@ class SentBatch:
     Attributes:
         accept: The rendered command that accepts it.
         json: Encodes its jobs for their callers.
-        unanswered: Its jobs whose callers are not answered: before acceptance all, afterwards those that wait for the
-            outcome, and none when the outcome is known.
+        unanswered: Its jobs whose callers have no answer yet: all before acceptance, then the jobs whose callers wait
+            for the outcome, and none when the outcome is known.
         sent_at_s: When it was sent, `time.monotonic()`.
         timer: Ends the waits of its jobs. One timer for all jobs, because few waits time out.
     """

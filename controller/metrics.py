@@ -297,7 +297,7 @@ class _UnreadableCollector(Collector):
 
 
 class _BatchFilesCollector(Collector):
-    """Batches of files, and the rows of those that this controller's processes work on."""
+    """Batches of files in this controller's folder, and the rows that its own processes have finished."""
 
     def __init__(self, figures: BatchFigures) -> None:
         self._figures = figures

@@ -74,7 +74,7 @@ class Examiner:
         with ledger_errors():
             await self._check_persistence(seen)
             for queue in queues:
-                # A key of the wrong type: `look` finds it.
+                # A key of the wrong type: `examine` finds it.
                 with contextlib.suppress(ResponseError, WireError):
                     await self._check_overdue(seen, queue)
         return seen

@@ -29,7 +29,11 @@ READERS = {
 }
 OURS = {*READERS, "modelyard", "scripts"}
 # Programs that run in environments of their own.
-ELSEWHERE = (ROOT / "benchmarks" / "peers", ROOT / "tests" / "e2e" / "foreign_clients")
+ELSEWHERE = (
+    ROOT / "benchmarks" / "peers",
+    ROOT / "benchmarks" / ".envs",  # what `make bench` has installed
+    ROOT / "tests" / "e2e" / "foreign_clients",
+)
 
 
 def declared(package: str) -> set[str]:
@@ -39,7 +43,7 @@ def declared(package: str) -> set[str]:
 
 
 def requirements(project: dict[str, Any], extras: list[str]) -> Iterator[str]:
-    """The requirements of extras, and of those that they name."""
+    """The requirements of extras, and of the extras that they name."""
     for line in [line for extra in extras for line in project["optional-dependencies"][extra]]:
         yield line
         if named := re.match(r"(modelyard(?:-client)?)\[(.*)\]", line):

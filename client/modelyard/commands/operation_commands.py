@@ -139,15 +139,10 @@ def retire(
 
     with Client(controller_url(url)) as client:
         done = client.control("retire", *version, reason=reason, reroute=reroute, dry_run=dry_run)
-        if dry_run:
-            _tell(done, as_json, "")
-            return
-        left = _await_end(client, done) if wait else f"; {done.open_jobs} jobs are still to run"
-    if as_json:
-        write_json(done)
-    else:
-        moved = f", and {done.rerouted_jobs} of its jobs were moved" if reroute else ""
-        click.echo(f"{'/'.join(map(str, version))} is retired: it takes no more jobs{moved}{left}")
+        is_awaited = wait and not dry_run
+        left = _await_end(client, done) if is_awaited else f"; {done.open_jobs} jobs are still to run"
+    moved = f", and {done.rerouted_jobs} of its jobs were moved" if reroute else ""
+    _tell(done, as_json, f"is retired: it takes no more jobs{moved}{left}")
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""`POST /registry/webhook` refuses whatever MLflow has not signed just now; `test_alias_watch.py` has a real event."""
+"""`POST /registry/webhook` refuses what MLflow has not signed recently; `test_alias_watch.py` has a real event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fork server and its clients, with programs of a few lines: what a fork takes over, and who dies with whom."""
+"""The fork server and its clients, with programs of a few lines: what a fork inherits, and which deaths end it."""
 
 from __future__ import annotations
 
