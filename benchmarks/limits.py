@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.request import urlopen
 
 import redis
 
@@ -52,6 +53,8 @@ AT_ONCE = 64  # batches, accepted on one connection
 MEASURE_S = 5
 STOPPED_S = 2
 ROUNDS = 5
+LISTS = ("status=open&limit=25", "status=running", "status=open&min_attempts=2", "status=open&limit=1000")
+TIMES_LISTED = 20
 LABELS = ("redis", "controller", "worker")
 BARE = """
 import os, numpy, torch
@@ -214,6 +217,7 @@ def long_backlog(folder: Path, model: digit_bodies.Model) -> Iterator[Row]:
             f"{added / MANY_JOBS - SAMPLE_BYTES:,.0f} bytes ({added / 2**30:.2f} GiB in all)",
         )
         yield from _accepting_and_polling(pool, model, f"{MANY_JOBS:,} jobs waiting")
+        yield from _listing(pool, f"{MANY_JOBS:,} jobs waiting")
         yield _draining(pool, client, worker, f"{MANY_JOBS:,} jobs waiting")
     yield "controller: resident memory after that load", mib(machine.resident_bytes(controller))
 
@@ -242,6 +246,20 @@ def _accepting_and_polling(pool: Pool, model: digit_bodies.Model, when: str) -> 
     after = _cpu_s()
     per_poll = {each: (after[each] - before[each]) / int(n_polls) * 1e6 for each in ("redis", "controller")}
     yield f"polling, {when}", f"{_spell(per_poll)} µs of CPU per poll"
+
+
+def _listing(pool: Pool, when: str) -> Iterator[Row]:
+    """Time of a page of the list of jobs, and CPU time of the controller for it."""
+    for query in LISTS:
+        times_ms, before = [], _cpu_s()
+        for _ in range(TIMES_LISTED):
+            start_s = time.monotonic()
+            with urlopen(f"http://{LOOPBACK}:{pool.port}/jobs?{query}") as answer:
+                answer.read()
+            times_ms.append((time.monotonic() - start_s) * 1000)
+        cpu_ms = (_cpu_s()["controller"] - before["controller"]) * 1000 / TIMES_LISTED
+        figures = f"{statistics.median(times_ms):.1f} ms, {cpu_ms:.1f} ms of CPU (controller)"
+        yield f"`GET /jobs?{query}`, {when}", figures
 
 
 def _draining(pool: Pool, client: redis.Redis, worker: int, when: str) -> Row:

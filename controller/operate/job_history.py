@@ -183,14 +183,15 @@ class JobHistory:
         return sorted(found, key=_place_of, reverse=True)[:enough]
 
     async def _open(self, wanted: JobFilter, limit: int, place: tuple[float, int] | None) -> JobList:
-        since_ms, n_seen = place or (0.0, 0)
+        since_ms, n_seen = place or (wanted.since_ms, 0)
         backlog = cast(dict[bytes, bytes], await self._client.hgetall(keys.BACKLOG))
-        queues = [queue.decode() for queue, n_jobs in backlog.items() if int(n_jobs) > 0][:MOST_QUEUES]
-        pipe = self._client.pipeline(transaction=False)
-        for queue in queues:
-            pipe.zrangebyscore(keys.pending(queue), since_ms, "+inf", start=0, num=limit + 1, withscores=True)
-        listed = await pipe.execute() if queues else []
-        batches = sorted((at_ms, batch_id.decode()) for rows in listed for batch_id, at_ms in rows)
+        queues = [queue.decode() for queue, n_jobs in backlog.items() if int(n_jobs) > 0]
+        if wanted.model and wanted.version is not None:
+            queues = [queue for queue in queues if queue == keys.queue_name(wanted.model, wanted.version)]
+        if wanted.status == "running":
+            batches = await self._claimed(queues[:MOST_QUEUES], since_ms)
+        else:
+            batches = await self._accepted(queues[:MOST_QUEUES], since_ms, limit + 1)
         chosen, n_jobs = [], -n_seen
         for at_ms, batch_id in batches:
             if n_jobs >= limit:
@@ -208,6 +209,30 @@ class JobHistory:
         if len(batches) == len(chosen):
             return JobList(tuple(jobs))
         return JobList(tuple(jobs), _cursor(batches[len(chosen)][0], 0))
+
+    async def _accepted(self, queues: Sequence[str], since_ms: float, most: int) -> list[tuple[float, str]]:
+        """The oldest open batches of some queues, as time of acceptance and id; of each queue at most that many."""
+        pipe = self._client.pipeline(transaction=False)
+        for queue in queues:
+            pipe.zrangebyscore(keys.pending(queue), since_ms, "+inf", start=0, num=most, withscores=True)
+        listed = await pipe.execute() if queues else []
+        return sorted((at_ms, batch_id.decode()) for rows in listed for batch_id, at_ms in rows)
+
+    async def _claimed(self, queues: Sequence[str], since_ms: float) -> list[tuple[float, str]]:
+        """The batches that workers hold, in the same way: a worker holds few, however many jobs wait."""
+        pipe = self._client.pipeline(transaction=False)
+        for queue in queues:
+            pipe.hkeys(keys.running(queue))
+        held = [(queue, rows) for queue, rows in zip(queues, await pipe.execute(), strict=True) if rows]
+        for queue, rows in held:
+            pipe.zmscore(keys.pending(queue), rows)
+        scores = await pipe.execute() if held else []
+        return sorted(
+            (at_ms, batch_id.decode())
+            for (_, rows), of_queue in zip(held, scores, strict=True)
+            for batch_id, at_ms in zip(rows, of_queue, strict=True)
+            if at_ms is not None and at_ms >= since_ms
+        )
 
     async def _read_open(self, batches: Sequence[tuple[float, str]]) -> list[list[JobSummary | None]]:
         """The open jobs of each batch by index; None for a job that is no longer open, or unreadable."""

@@ -86,7 +86,8 @@ export function Jobs({ pool, rows }) {
         <button disabled=${!quarantined.length} onClick=${() => resend(quarantined)}>Resend ${quarantined.length}</button>`}
       ${said && html`<span class="muted">${said}</span>`}</p>
     ${!state.jobs ? html`<p class="card muted">Reading the jobs …</p>` : !shown.length
-      ? html`<p class="card muted">No job is on this list. ${wanted.status === "open" || !wanted.status ? "" : "Other filters may show some."}</p>`
+      ? html`<p class="card muted">${state.next ? "None of the oldest jobs is on this list. More follow." : `No job is on this list. ${
+          wanted.status === "open" || !wanted.status ? "" : "Other filters may show some."}`}</p>`
       : html`<${Table} jobs=${shown} marked=${marked} mark=${mark} chosen=${chosen} choose=${setChosen} />`}
     ${state.next && html`<p><button onClick=${more}>Show more</button></p>`}`;
 }

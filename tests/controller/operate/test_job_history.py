@@ -116,6 +116,32 @@ async def test_pages_hold_every_job_once_even_where_many_finished_together(
     assert 0 < client.pttl(keys.recent("unsuccessful")) <= 100_000
 
 
+async def test_a_filter_finds_its_open_jobs_on_the_first_page_however_many_others_wait(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker(1)
+    other = hand_worker(2)
+    served = await serve(batch_hold_ms=0, max_batch_jobs=1, batches_ahead=64)
+    for _ in range(9):
+        await served.post(query="?version=1")
+    running = (await served.post(query="?version=2")).json()["id"]
+    await other.claimed()
+    waiting = (await served.post(query="?version=2")).json()["id"]
+    model = other.record.model_name
+    [held] = await listed(served, "status=running")
+    for query, found in (
+        ("status=running", [running]),
+        (f"status=running&since_ms={now_ms() + 1}", []),
+        (f"status=running&model={model}&version=1", []),
+        (f"status=open&model={model}&version=2", [running, waiting]),
+        (f"status=queued&model={model}&version=2", [waiting]),
+        (f"status=open&since_ms={held['received_at_ms']}", [running, waiting]),
+    ):
+        page = (await served.http.get(f"/jobs?{query}&limit=2")).json()
+        assert [job["id"] for job in page["jobs"]] == found, query
+        assert "next" not in page, query
+
+
 @pytest.mark.parametrize(
     "query", ["status=odd", "cursor=x", "cursor=nan:1", "cursor=1:-1", "limit=0", "min_ms=-1"]
 )
