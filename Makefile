@@ -45,7 +45,7 @@ coverage: ## run all tests, and check that they cover 90 % of every package
 		echo "of $$package $$percent % is covered"; done
 
 check: lint ## lint, and run the tests that start no process; for daily work
-	@$(BIN)/pytest -q -n 2 -m "not process" $(ARGS)
+	@$(BIN)/pytest -q -n 2 -m "not process" --hypothesis-profile=daily $(ARGS)
 
 lint: ## check style, formatting, types and import contracts
 	@$(BOOTSTRAP) --lock dev

@@ -28,6 +28,7 @@ from faults.proxy import Proxy
 # Judge answers, not the speed of a busy machine, and the same ones in every run: what is red is red again.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+hypothesis.settings.register_profile("daily", max_examples=20)  # of `make check`; else 100
 
 WaitUntil = Callable[..., None]
 NewRegistry = Callable[[Callable[[Path], object]], Path]
@@ -40,6 +41,12 @@ def group_of(nodeid: str) -> str:
     """What one process of the test run does: a folder of `SHARING`, or else a file."""
     file = nodeid.partition("::")[0]
     return max((folder for folder in SHARING if file.startswith(f"{folder}/")), key=len, default=file)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make check` leaves whole folders out, so their modules need not be imported: MLflow and PyTorch take seconds."""
+    file = f"{collection_path.relative_to(config.rootpath)}/"
+    return True if config.option.markexpr == "not process" and group_of(file) in SHARING else None
 
 
 def pytest_collection() -> None:
@@ -65,7 +72,7 @@ def pytest_collection_finish() -> None:
 def starts_processes(item: pytest.Item) -> bool:
     """Whether a test needs a server, another process or MLflow's database; `make check` leaves those out."""
     module, fixtures = getattr(item, "module", None), getattr(item, "fixturenames", ())
-    needed = {"redis_process", "empty_database"}.intersection(fixtures)
+    needed = {"redis_process", "own_redis", "empty_database"}.intersection(fixtures)
     named = {"running_redis", "subprocess"}.intersection(vars(module))
     return group_of(item.nodeid) in SHARING or bool(needed or named)
 

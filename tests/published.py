@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jsonschema_rs
-from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 
 def problems(name: str, value: Any, schemas: dict[str, Any]) -> list[str]:
@@ -31,6 +30,10 @@ def schema_problems(schema: dict[str, Any], value: Any, schemas: dict[str, Any])
 
 def openapi_problems(document: dict[str, Any]) -> list[str]:
     """What an OpenAPI 3.1 document has that the specification's own schema refuses, and references to nothing."""
+    from schemathesis.specs.openapi.definitions import (
+        OPENAPI_31_VALIDATOR,
+    )  # one test needs it, and it takes a second
+
     found = [
         f"{error.instance_path}: {error.message}" for error in OPENAPI_31_VALIDATOR.iter_errors(document)
     ]

@@ -22,8 +22,9 @@ BY_NAME = {"setattr", "getattr", "delattr", "hasattr"}
 
 
 @cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """The syntax nodes of a file, its module first."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
 
 
 def private_names(node: ast.AST) -> Iterator[str]:
@@ -52,8 +53,8 @@ def test_no_test_reaches_into_a_private_attribute() -> None:
     found = [
         f"{path.relative_to(TESTS)}:{node.lineno} {name}"
         for path in TESTS.rglob("*.py")
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.expr | ast.stmt)
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute | ast.ImportFrom | ast.Call | ast.Constant)
         for name in private_names(node)
         if name != PUBLIC_ALL_THE_SAME
     ]
@@ -64,7 +65,7 @@ def test_no_test_imports_from_another_test_module() -> None:
     found = [
         f"{path.relative_to(TESTS)}:{node.lineno} {node.module}"
         for path in TESTS.rglob("*.py")
-        for node in ast.walk(parsed(path))
+        for node in nodes(path)
         if isinstance(node, ast.ImportFrom) and re.search(r"(^|\.)test_", node.module or "")
     ]
     assert found == [], (
@@ -76,7 +77,7 @@ def definitions(*kinds: type[ast.AST]) -> Iterator[tuple[str, Any]]:
     """The definitions of these kinds in all packages, each with its place."""
     for package in PACKAGES:
         for path in sorted((TESTS.parent / package).rglob("*.py")):
-            for node in ast.walk(parsed(path)):
+            for node in nodes(path):
                 if isinstance(node, kinds):
                     yield f"{path.relative_to(TESTS.parent)}:{getattr(node, 'lineno', 0)}", node
 
@@ -136,19 +137,24 @@ def test_private_members_of_libraries_are_used_only_in_files_that_say_so() -> No
         f"{path.relative_to(TESTS.parent)}:{node.lineno} {ast.unparse(node)}"
         for package in PACKAGES
         for path in sorted((TESTS.parent / package).rglob("*.py"))
-        for tree in [parsed(path)]
-        if "\nRelies on: " not in (ast.get_docstring(tree) or "")
-        for known in [DOCUMENTED | own_names(tree)]
-        for node in ast.walk(tree)
+        if "\nRelies on: " not in (docstring(path) or "")
+        for known in [DOCUMENTED | own_names(path)]
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in known
     ]
     assert found == [], "a shortcut around a library says at its head what it relies on"
 
 
-def own_names(tree: ast.Module) -> set[str]:
+def docstring(path: Path) -> str | None:
+    module = nodes(path)[0]
+    assert isinstance(module, ast.Module)
+    return ast.get_docstring(module)
+
+
+def own_names(path: Path) -> set[str]:
     """The names that a module, or an instance of one of its classes, defines."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes(path):
         match node:
             case (
                 ast.FunctionDef(name=name)

@@ -69,6 +69,7 @@ def test_a_report_counts_every_kind_of_error_and_keeps_percentiles_in_ms() -> No
     assert load.per_s == pytest.approx(495)
 
 
+@pytest.mark.process
 def test_right_answers_are_checked_and_found_right(press: Callable[..., Load]) -> None:
     load = press("/digits")
     assert load.requests > 0
@@ -76,16 +77,19 @@ def test_right_answers_are_checked_and_found_right(press: Callable[..., Load]) -
     assert (load.errors, load.wrong) == (0, 0)
 
 
+@pytest.mark.process
 def test_an_answer_for_another_digit_is_wrong(press: Callable[..., Load]) -> None:
     load = press("/threes")
     assert 0 < load.wrong < load.checked
 
 
+@pytest.mark.process
 def test_an_answer_without_a_class_is_wrong(press: Callable[..., Load]) -> None:
     load = press("/digits", '"class":(%d)')
     assert load.wrong == load.checked > 0
 
 
+@pytest.mark.process
 def test_refusals_are_errors_and_do_not_count_as_throughput(press: Callable[..., Load]) -> None:
     load = press("/none")
     assert load.errors == load.requests > 0

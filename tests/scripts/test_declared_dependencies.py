@@ -6,7 +6,8 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,19 @@ def imported(package: str) -> set[str]:
     return names - set(sys.stdlib_module_names) - OURS - own
 
 
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """Installed distributions by the packages in them."""
+    return packages_distributions()
+
+
 @pytest.mark.parametrize("package", READERS)
 def test_every_import_is_declared(package: str) -> None:
-    distributions = packages_distributions()
+    known = declared(package)
     undeclared = {
         name
         for name in imported(package)
-        if declared(package).isdisjoint(
-            each.lower().replace("_", "-") for each in distributions.get(name, [name])
-        )
+        if known.isdisjoint(each.lower().replace("_", "-") for each in distributions().get(name, [name]))
     }
     assert not undeclared, f"declare them in pyproject.toml for {package}"
 

@@ -24,6 +24,7 @@ from app.settings import Settings, load
 from faults.sentinel_servers import SentinelServers
 from tests.controller.conftest import until
 
+pytestmark = pytest.mark.process
 PASSWORD, SENTINEL_PASSWORD = "p@ss,w:rd/1", "s3nt/nel"
 ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 CALL = Call(ADD, ["sum"], [1])

@@ -263,6 +263,7 @@ def reader() -> Any:
     bodies.close()
 
 
+@pytest.mark.process
 def test_what_unpacks_to_more_than_its_limit_is_refused_before_it_takes_the_memory(reader: Any) -> None:
     def much(n_bytes: int) -> pa.Table:
         return pa.table({"c": [1], "t": ["0" * n_bytes]})
@@ -283,6 +284,7 @@ def test_what_unpacks_to_more_than_its_limit_is_refused_before_it_takes_the_memo
     assert reader(PARQUET, written(PARQUET, much(10))).n_samples == 1
 
 
+@pytest.mark.process
 def test_damaged_bodies_are_refused_and_the_reader_stays_fit(reader: Any) -> None:
     generator = np.random.default_rng(0)
     whole = {kind: written(kind, pa.table({"c": list(range(50)), "t": ["x"] * 50})) for kind in KINDS}

@@ -29,6 +29,7 @@ from tests.controller.conftest import HandWorker, Serve, until
 from tests.e2e.fuzz import rss_mib
 from tests.pool_samples import record
 
+pytestmark = pytest.mark.process
 HandWorkers = Callable[..., HandWorker]
 N = LARGE_BODY_BYTES // 8
 ROOM: dict[str, Any] = {"max_samples": 65535, "batch_max_samples": 65535}
