@@ -124,6 +124,9 @@ async def open_services(
             access.watch(),
             services.feed.run(),
             services.operate.job_history.run(),
+            services.operate.routing_changes.run(
+                lambda: services.watcher.view.snapshot, lambda: services.reconciler.holds_lease
+            ),
             services.operate.circuits.run(services.watcher.refresh_soon, services.try_example),
         ]
         if services.batch_files:

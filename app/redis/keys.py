@@ -24,6 +24,7 @@
 | `modelyard:loss` | string: JSON of the last loss, see `app.ledger.marks` | retention | controller |
 | `modelyard:controls` | hash, see `app.version_controls`: versions out of service | for ever | controller |
 | `modelyard:decisions` | sorted set: a decision by when it was taken, ms | 1,000 entries | controller |
+| `modelyard:routing_changes` | sorted set: the same, of routing changes | 1,000 entries | controller |
 | `modelyard:history` | string: JSON, see `controller.page.history` | a day | controller |
 | `modelyard:webhooks` | sorted set: job id by its webhook's next look, ms | until delivered or given up | controller |
 | `modelyard:lease:reconciler` | string: controller id | a few seconds | controller |
@@ -56,6 +57,7 @@ LOSS = f"{PREFIX}:loss"
 HISTORY = f"{PREFIX}:history"
 CONTROLS = f"{PREFIX}:controls"
 DECISIONS = f"{PREFIX}:decisions"
+ROUTING_CHANGES = f"{PREFIX}:routing_changes"
 RATE = f"{PREFIX}:rate"
 QUARANTINE = f"{PREFIX}:quarantine"
 WEBHOOKS = f"{PREFIX}:webhooks"
@@ -105,6 +107,7 @@ KINDS = (
     KeyKind(HISTORY, "string", expires=True),
     KeyKind(CONTROLS, "hash", expires=False),
     KeyKind(DECISIONS, "zset", expires=False),
+    KeyKind(ROUTING_CHANGES, "zset", expires=False),
     KeyKind(QUARANTINE, "zset", expires=True),
     KeyKind(WEBHOOKS, "zset", expires=False),
     KeyKind(RECONCILER_LEASE, "string", expires=True),

@@ -502,11 +502,18 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the log of decisions."""
 
     at_ms: Annotated[float, says("Redis's clock")]
-    kind: Annotated[str, says("the `state` of an operator's decision, `circuit_opened` or `circuit_closed`")]
+    kind: Annotated[
+        str,
+        says(
+            "the `state` of an operator's decision, `circuit_opened`, `circuit_closed`, or `chosen` where an endpoint "
+            "chose another version and went on choosing it"
+        ),
+    ]
     model_name: str
     model_version: int | None
-    by: Annotated[str, says("name of the operator's API key; empty for a circuit, or without keys")]
+    by: Annotated[str, says("name of the operator's API key; empty for the other kinds, or without keys")]
     reason: str
+    endpoint: Annotated[str, says("of `chosen`: the endpoint that chose the version; otherwise empty")] = ""
 
 
 class DecisionList(msgspec.Struct, frozen=True):

@@ -11,10 +11,11 @@ from controller.operate.decision_log import DecisionLog
 from controller.operate.job_history import JobHistory
 from controller.operate.registry_webhook import RegistryWebhook, secret_of
 from controller.operate.reroute import Reroute
+from controller.operate.routing_changes import RoutingChanges
 
 
 class Operations:
-    """Controls, circuits, decisions and the history of jobs.
+    """Controls, circuits, decisions, routing changes and the history of jobs.
 
     Args:
         client: Asynchronous Redis client that returns bytes.
@@ -26,6 +27,7 @@ class Operations:
     ) -> None:
         self.decisions = DecisionLog(client)
         self.controls = Controls(client, self.decisions)
+        self.routing_changes = RoutingChanges(self.decisions, clock, settings.heartbeat_s)
         self.reroute = Reroute(client, template)
         self.circuits = Circuits(settings, clock, self.decisions)
         self.registry_webhook = RegistryWebhook(secret_of(settings), client)

@@ -181,10 +181,11 @@ async def decisions(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000, description="number of decisions, newest first")] = 100,
 ) -> Response:
-    """The decisions of operators and circuit breakers, newest first."""
+    """The decisions of operators, circuit breakers and the routing, newest first."""
     services: Services = request.state.services
     return Response(
-        msgspec.json.encode(DecisionList(await services.operate.decisions.newest(limit))), media_type=JSON
+        msgspec.json.encode(DecisionList(tuple(await services.operate.decisions.newest(limit)))),
+        media_type=JSON,
     )
 
 

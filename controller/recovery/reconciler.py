@@ -64,6 +64,9 @@ class Reconciler:
         template: Message template of `app.ledger.wakeup_message.write_template`.
         watcher: Provides Redis's clock.
         interval_s: Seconds between two passes.
+
+    Attributes:
+        holds_lease: Whether this controller is the one of the pool that reconciles.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Reconciler:
         *,
         interval_s: float,
     ) -> None:
+        self.holds_lease = False
         self._controller_id = controller_id
         self._client = client
         self._ledger = ledger
@@ -94,17 +98,18 @@ class Reconciler:
         while True:
             await asyncio.sleep(self._interval_s)
             try:
-                holds_lease = await self._holds_lease()
+                self.holds_lease = await self._takes_lease()
                 self._answers_since_s = self._answers_since_s or time.monotonic()
-                if holds_lease:
+                if self.holds_lease:
                     await self._pass()
             except LedgerUnavailableError:
+                self.holds_lease = False
                 self._suspects.clear()
                 self._answers_since_s = None
             except Exception:
                 logger.exception("a reconciler pass failed; retrying in the next pass")
 
-    async def _holds_lease(self) -> bool:
+    async def _takes_lease(self) -> bool:
         with ledger_errors():
             lease_ms = int(3000 * self._interval_s)
             call = Call(load("acquire_lease"), [keys.RECONCILER_LEASE], [self._controller_id, lease_ms])

@@ -182,7 +182,7 @@ def scale(
 @JSON_OPTION
 @URL_OPTION
 def decisions(limit: int, watch_s: float | None, as_json: bool, url: str | None) -> None:
-    """Show the decisions of operators and circuit breakers about versions, newest first."""
+    """Show the decisions of operators, circuit breakers and the routing about versions, newest first."""
     from modelyard import Client
     from modelyard.schemas import DecisionList
 

@@ -6,6 +6,7 @@ const AGAIN_MS = 5000;
 const KINDS = {
   disabled: "disabled", enabled: "put back into service", retired: "retired", pinned: "pinned", unpinned: "unpinned",
   forgotten: "forgotten", scaled: "scaled", unscaled: "scaled by the pool again", circuit_opened: "circuit opened", circuit_closed: "circuit closed",
+  chosen: "chosen",
 };
 
 const when = (at_ms) => new Date(at_ms).toLocaleString("en", { dateStyle: "medium", timeStyle: "medium", hour12: false });
@@ -40,10 +41,10 @@ export function Why({ rows }) {
       ? html`<p class="card muted">Nothing was decided yet. <code>modelyard disable NAME/2</code> takes a version out of the routing.</p>`
       : html`<div class="card scroll" tabindex="0" role="region" aria-label="Decisions"><table class="fold">
         <thead><tr><th scope="col">When</th><th scope="col">Version</th><th scope="col">Decision</th><th scope="col">By</th><th scope="col">Why</th></tr></thead>
-        <tbody>${decisions.map((each) => html`<tr key=${each.at_ms + each.kind}>
+        <tbody>${decisions.map((each) => html`<tr key=${each.at_ms + each.kind + each.endpoint}>
           <td>${when(each.at_ms)}</td>
           <td data-label="Version">${each.model_name} ${each.model_version ?? ""}</td>
-          <td data-label="Decision">${KINDS[each.kind] ?? each.kind}</td>
+          <td data-label="Decision">${KINDS[each.kind] ?? each.kind}${each.endpoint && each.endpoint !== each.model_name ? ` by ${each.endpoint}` : ""}</td>
           <td data-label="By">${each.by || "–"}</td><td data-label="Why">${each.reason || "–"}</td></tr>`)}</tbody></table></div>`}`;
 }
 

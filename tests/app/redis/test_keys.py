@@ -42,6 +42,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.recent("<kind>"),
         keys.CONTROLS,
         keys.DECISIONS,
+        keys.ROUTING_CHANGES,
         keys.decision("<id>"),
         keys.RECONCILER_LEASE,
         keys.POOL_CHANNEL,
