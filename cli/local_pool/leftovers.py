@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.process import fork_server
+from workers.process.fork_server import FORK_OF
 
 CONTROL_SOCKET = "ctl"
+SERVICE = b"SUPERVISOR_PROCESS_NAME"  # from supervisord
 KILL_WAIT_S = 5.0
 POLL_S = 0.05
 
@@ -47,20 +48,20 @@ def mark(folder: Path) -> tuple[str, str]:
 def processes(folder: Path) -> list[Leftover]:
     """All processes of the pool of a state directory, by process id."""
     wanted = "=".join(mark(folder.resolve())).encode()
-    found = []
+    found, client_of = dict[int, str](), dict[int, int]()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             variables = (entry / "environ").read_bytes().split(b"\0")
+            command = (entry / "comm").read_text(errors="replace").strip()
         except OSError:  # it has just ended, or belongs to another user
             continue
         if wanted in variables and int(entry.name) != os.getpid():
             values = dict(each.partition(b"=")[::2] for each in variables)
-            # a fork of the fork server has the environment of that process, apart from the name
-            name = values.get(fork_server.NAME.encode(), b"").strip() or values.get(
-                fork_server.SERVICE.encode()
-            )
-            found.append(Leftover(int(entry.name), name.decode(errors="replace") if name else "supervisord"))
-    return sorted(found, key=lambda each: each.pid)
+            found[int(entry.name)] = values.get(SERVICE, b"supervisord").decode(errors="replace")
+            if command.startswith(FORK_OF):
+                client_of[int(entry.name)] = int(command.removeprefix(FORK_OF))
+    # the environment of a fork is the fork server's
+    return [Leftover(pid, found.get(client_of.get(pid, pid), found[pid])) for pid in sorted(found)]
 
 
 def processor_s(folder: Path, names: Container[str]) -> float:

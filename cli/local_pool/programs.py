@@ -28,7 +28,7 @@ from cli.local_pool import redis_server as pool_redis
 from cli.local_pool.desired_state import Worker
 from cli.local_pool.leash import SERVICES
 from modelyard.commands.controller_option import local_url
-from workers.process import fork_client, fork_server
+from workers.process import fork_client
 
 if TYPE_CHECKING:
     from app.redis.client import Client
@@ -183,7 +183,7 @@ def fork_service(settings: PoolSettings) -> Service:
         (sys.executable, "-P", "-m", "workers.process.fork_server", str(path), *imports),
         is_ready=lambda pid: _listens(path),  # it imports for seconds; its clients wait for that themselves
         # libraries read the number of threads when they are loaded
-        environment={"OMP_NUM_THREADS": n_threads, fork_server.NAME: " " * fork_server.NAME_BYTES},
+        environment={"OMP_NUM_THREADS": n_threads},
     )
 
 

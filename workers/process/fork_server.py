@@ -5,13 +5,12 @@ program at once: it has the environment, folder and standard streams of its clie
 not depend on this process, which only reports its end. This process starts no thread, reads no model and connects to
 nothing. It does not notice that installed packages have changed: restart it.
 
-Relies on: Linux. `F_SETSIG` makes the kernel kill a fork when its client's end of a pipe closes. proc(5) shows the
-environment in the memory where the kernel put it, so that `NAME` can be written there.
+Relies on: Linux. `F_SETSIG` makes the kernel kill a fork when its client's end of a pipe closes. A fork names its
+client in `/proc/self/comm`, since proc(5) shows it with the environment of this process.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import gc
 import importlib
@@ -28,14 +27,13 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from app.logs import configure_logging
-from workers.process.fork_client import FORK, IMPORT, WORD
+from workers.process.fork_client import FORK, IMPORT, WORD, client_pid
 
 logger = logging.getLogger("workers.process.fork_server")  # this module is `__main__`
-NAME = "_MODELYARD_SERVICE"  # of the service whose program a fork is; room for it in the environment of this process
-NAME_BYTES = 200
-SERVICE = "SUPERVISOR_PROCESS_NAME"  # from supervisord
+FORK_OF = "fork of "  # and the client's process id: the name of a fork in `/proc`, of at most 15 bytes
 BACKLOG = 1024
 SMALL_BYTES = 512  # the largest objects of which several share a page
 GAPS = 1600  # of each size, about as many as imports leave
@@ -47,14 +45,11 @@ PEER = struct.Struct("3i")  # process, user and group of a Unix socket's other e
 def main() -> None:
     """Serve until SIGTERM; in a fork, run the program."""
     path, *modules = sys.argv[1:]
-    getenv = ctypes.CDLL(None).getenv
-    getenv.restype = ctypes.c_void_p
-    name_at: int | None = getenv(NAME.encode())
     listener = _listen(path)  # at once: clients wait until the modules are imported
     configure_logging()
     gc.disable()  # imports create a million objects, and hardly any garbage
     _import(modules)
-    sys.argv = _serve(listener, name_at)
+    sys.argv = _serve(listener)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # some are imported already
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
@@ -101,7 +96,7 @@ def _fill_gaps() -> None:
     _filling.extend(map(float, range(GAPS)))
 
 
-def _serve(listener: socket.socket, name_at: int | None) -> list[str]:
+def _serve(listener: socket.socket) -> list[str]:
     """Answer clients; returns in each fork, with the arguments of its program."""
     clients: dict[int, tuple[int, socket.socket]] = {}  # process and connection by descriptor of the process
     events = select.poll()
@@ -127,7 +122,7 @@ def _serve(listener: socket.socket, name_at: int | None) -> list[str]:
                 for descriptor, (_pid, other) in clients.items():
                     os.close(descriptor)
                     other.close()
-                return _become(connection, name_at)
+                return _become(connection)
             process = os.pidfd_open(pid)
             clients[process] = pid, connection
             events.register(process, select.POLLIN)
@@ -160,7 +155,7 @@ def _tell_end(process: int, pid: int, connection: socket.socket) -> None:
         connection.sendall(WORD.pack(status))
 
 
-def _become(connection: socket.socket, name_at: int | None) -> list[str]:
+def _become(connection: socket.socket) -> list[str]:
     """Take over what a client has sent; returns the arguments of its program."""
     os.setsid()
     with connection:
@@ -174,9 +169,7 @@ def _become(connection: socket.socket, name_at: int | None) -> list[str]:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    if name_at:
-        name = os.environ.get(SERVICE, "").encode()[:NAME_BYTES]
-        ctypes.memmove(name_at, name.ljust(NAME_BYTES), NAME_BYTES)
+    Path("/proc/self/comm").write_text(f"{FORK_OF}{client_pid()}")
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # otherwise all forks would draw the same numbers
     gc.enable()

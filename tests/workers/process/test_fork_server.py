@@ -31,12 +31,16 @@ time.sleep(60)
 
 
 class Forks:
-    """A fork server in a folder that is on the path of its programs."""
+    """A fork server in a folder that is on the path of its programs.
 
-    def __init__(self, folder: Path, wait_until: WaitUntil) -> None:
-        self.folder, self.wait_until = folder, wait_until
+    Args:
+        measured: Variables for the coverage of the server and its clients.
+    """
+
+    def __init__(self, folder: Path, wait_until: WaitUntil, measured: dict[str, str]) -> None:
+        self.folder, self.wait_until, self.is_measured = folder, wait_until, bool(measured)
         self.socket = folder / "forks.sock"
-        self.environment = os.environ | {VARIABLE: str(self.socket), "PYTHONPATH": str(folder)}
+        self.environment = os.environ | measured | {VARIABLE: str(self.socket), "PYTHONPATH": str(folder)}
         self.processes: list[subprocess.Popen[str]] = []
         command = [sys.executable, "-m", "workers.process.fork_server", str(self.socket), "json"]
         self.server = self.start(command)
@@ -57,7 +61,14 @@ class Forks:
     def run(self, program: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """Start a program by a client."""
         (self.folder / "program.py").write_text(textwrap.dedent(program))
-        return self.start(client_command("program", *arguments), **variables)
+        return self.run_again(*arguments, **variables)
+
+    def run_again(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """Start the same program once more."""
+        command = client_command("program", *arguments)
+        if self.is_measured:  # coverage starts in `site`, which clients do without
+            command = [each for each in command if each not in ("-I", "-S")]
+        return self.start(command, **variables)
 
     def waiting(self) -> tuple[subprocess.Popen[str], int]:
         """A client, and the process id of its fork, which waits for a signal."""
@@ -72,10 +83,12 @@ class Forks:
 
 
 @pytest.fixture
-def forks(tmp_path: Path, wait_until: WaitUntil) -> Iterator[Forks]:
+def forks(tmp_path: Path, wait_until: WaitUntil, measured: dict[str, str]) -> Iterator[Forks]:
     """A running fork server."""
-    made = Forks(tmp_path, wait_until)
+    made = Forks(tmp_path, wait_until, measured)
     yield made
+    made.server.terminate()
+    made.server.wait()
     for process in made.processes:
         process.kill()
         process.communicate()
@@ -116,7 +129,7 @@ def test_a_client_ends_with_the_status_of_its_fork(forks: Forks, wait_until: Wai
     client, fork = forks.waiting()
     client.terminate()
     assert client.wait(60) == 3
-    killed = forks.start(client_command("program"))
+    killed = forks.run_again()
     wait_until(lambda: int((forks.folder / "pid").read_text()) != fork, what="another fork runs")
     os.kill(int((forks.folder / "pid").read_text()), signal.SIGKILL)
     assert killed.wait(60) == 128 + signal.SIGKILL
