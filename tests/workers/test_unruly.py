@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ async def outcome_of(served: Served, behaviour: int) -> dict[str, Any]:
     return body
 
 
+def is_replaced(client: redis.Redis, pids: set[int]) -> bool:
+    """Whether other processes than these are ready."""
+    ready = ready_pids(client)
+    return bool(ready) and ready.isdisjoint(pids)
+
+
 @pytest.mark.timeout(180)
 async def test_whatever_a_model_does_to_end_its_worker_the_worker_is_back_and_the_job_comes_to_its_outcome(
     start_worker: Start, redis_server: RedisServer
@@ -47,7 +54,9 @@ async def test_whatever_a_model_does_to_end_its_worker_the_worker_is_back_and_th
             assert (await outcome_of(served, model.WELL))["status"] == "succeeded"
             assert ready_pids(client) == pids
             for behaviour in (model.TERMINATES, model.CLOSES):
+                pids = ready_pids(client)
                 assert (await outcome_of(served, behaviour))["status"] in ("succeeded", "failed")
+                await until(partial(is_replaced, client, pids), "another process serves", timeout_s=60)
                 assert (await outcome_of(served, model.WELL))["status"] == "succeeded"
             assert (await outcome_of(served, model.ENDS))["error"]["code"] == "job_quarantined"
             assert (await outcome_of(served, model.WELL))["status"] == "succeeded"

@@ -7,9 +7,11 @@ round trips to Redis per message, and Celery's redelivery of messages cannot run
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, signals
@@ -28,9 +30,11 @@ from workers.consumer import transport
 from workers.consumer.batch_task import STRATEGY, TaskEvents
 from workers.consumer.remote_control import only_batches
 from workers.process.heartbeat import Heartbeat
+from workers.process.prefork_supervisor import EX_SOFTWARE, leave
 
 logger = logging.getLogger(__name__)
 RECONNECT_S = 0.5
+STANDARD_ERROR = 2
 
 
 def consume(
@@ -71,6 +75,7 @@ def consume(
     # Celery warns against running as root because of pickle; this worker accepts only JSON.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     _connect_signals(record, heartbeat, tell_ready)
+    SteadyConsumer.log_file = _log_file()
     celery.conf.broker_connection_max_retries = None  # retry without limit until Redis is reachable
     celery.conf.task_queues = [Queue(record.queue, routing_key=record.queue, no_ack=True)]
     celery.conf.imports = imports
@@ -118,11 +123,31 @@ def node_name(record: WorkerRecord) -> str:
     return f"{model}-{record.model_version}@{record.worker_id}"
 
 
+def _log_file() -> tuple[int, int] | None:
+    """Identity of the file to which log lines are written; None if it is closed."""
+    with suppress(OSError):
+        found = os.fstat(STANDARD_ERROR)
+        return found.st_dev, found.st_ino
+    return None
+
+
 class SteadyConsumer(Consumer):  # type: ignore[misc]
-    """Reconnects to Redis twice a second; Celery's own backoff grows to 30 s, long after Redis has returned."""
+    """Reconnects to Redis twice a second; Celery's own backoff grows to 30 s, long after Redis has returned.
+
+    Attributes:
+        log_file: Identity of standard error before the model ran.
+    """
+
+    log_file: tuple[int, int] | None = None
 
     def ensure_connected(self, conn: Connection) -> Connection:
-        """Connect. Celery calls it for the first connection and after each connection loss."""
+        """Connect. Celery calls it for the first connection and after each connection loss.
+
+        It ends a process whose model has closed its descriptors: a connection would become standard error, and each
+        log line would be sent to Redis and break it.
+        """
+        if self.log_file and self.log_file != _log_file():
+            leave(EX_SOFTWARE)
         connect, is_told = conn.ensure_connection, False
 
         def tell(error: Exception, interval_s: float) -> None:
