@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ import redis
 from app.ledger.ids import IdSigner
 from app.redis import keys
 from app.server_errors import JobNotCancellableError
+from faults.proxy import Proxy
 from tests.controller.conftest import HandWorker, Serve, serving, settings_for, until
 from tests.pool_samples import RedisServer
 
@@ -202,6 +204,42 @@ async def test_many_jobs_are_read_at_once_in_the_order_asked_each_as_it_is_read_
         assert found == (await served.http.get(f"/results/{job_id}")).json()
     alone = await served.http.get("/results", params={"ids": ",".join([ids[0]] * 1000)})
     assert len(alone.json()["jobs"]) == 1000
+
+
+async def test_a_thousand_jobs_are_read_in_one_round_trip_to_redis(
+    serve: Serve, hand_worker: HandWorkers, redis_server: RedisServer, way: Proxy
+) -> None:
+    worker = hand_worker()
+    patient = {"redis_timeout_s": 30.0, "heartbeat_s": 30.0}
+    served = await serve(max_batch_jobs=20, batches_ahead=64, **patient)
+    reader = await serve(redis_url=way.url, **patient)
+    accepted = await asyncio.gather(*[served.post() for _ in range(1000)])
+    assert {each.status_code for each in accepted} == {202}
+    ids = [each.json()["id"] for each in accepted]
+    batches = {job_id.partition(".")[0] for job_id in ids}
+    finished = set()
+    for _ in range(len(batches) // 2):
+        batch = await worker.claimed()
+        assert worker.finish(batch)
+        finished.add(batch.batch_id)
+    await reader.http.get(f"/results/{ids[0]}")  # its connection is open from now on
+    sent = bytearray()
+
+    def note(data: bytes) -> bool:
+        sent.extend(data)
+        return False
+
+    way.hold_at(note)
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        reading = asyncio.create_task(reader.http.get("/results", params={"ids": ",".join(ids)}))
+        await until(lambda: all(each.encode() in sent for each in batches), "all is asked before any answer")
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    found = (await reading).json()["jobs"]
+    assert [(job["id"], job["status"]) for job in found] == [
+        (job_id, "succeeded" if job_id.partition(".")[0] in finished else "queued") for job_id in ids
+    ]
 
 
 async def test_reading_many_jobs_waits_until_the_last_has_its_outcome(
