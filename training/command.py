@@ -9,18 +9,23 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from app.registry_database import sqlite_path
 from app.server_errors import ConfigurationError
 from app.settings import Settings, load
-from modelyard.commands.console_output import examples
+from modelyard.commands.console_output import JSON_OPTION, Listing, examples, write_json, write_listing
 from training.inventory import RegisteredVersion, quickly_known_archs, registered_versions
 from training.options import ARCHS, DATASETS, TrainOptions
 from training.versions import train_versions
 
 
-@click.command(epilog=examples("modelyard train", "modelyard train --arch mlp --arch cnn --epochs 12"))
+@click.command(
+    epilog=examples(
+        "modelyard train",
+        "modelyard train --arch mlp --arch cnn --epochs 12",
+        "modelyard train --json | jq '.versions[-1].val_accuracy'",
+    )
+)
 @click.option(
     "--arch", "archs", multiple=True, type=click.Choice(ARCHS), help="May be repeated.  [default: mlp]"
 )
@@ -50,26 +55,35 @@ from training.versions import train_versions
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=TrainOptions.seed, show_default=True)
 @click.option("--model-name", help="Registered model.  [default: MODEL_NAME]")
 @click.option("--missing", is_flag=True, help="Skip each --arch that already has a version.")
-def command(archs: tuple[str, ...], model_name: str | None, missing: bool, **options: Any) -> None:
+@JSON_OPTION
+def command(
+    archs: tuple[str, ...], model_name: str | None, missing: bool, as_json: bool, **options: Any
+) -> None:
     """Train model versions on handwritten digits and register them in MLflow.
 
     The registry is MLFLOW_TRACKING_URI. Each architecture becomes one version; the alias `champion`
-    moves to the version with the best validation accuracy on the same data set.
+    moves to the version with the best validation accuracy on the same data set. With --json, the
+    progress goes to standard error.
     """
     settings = load(Settings, model_name=model_name)
     _check_place(settings)
-    console = Console()
+    console = Console(stderr=as_json)
     archs = archs or TrainOptions.archs
     if missing:
         archs = unregistered(archs, settings)
         if not archs:
             console.print(f"{settings.model_name} has a version of each architecture; nothing to train")
+            if as_json:
+                write_json({"model_name": settings.model_name, "versions": []})
             return
     chosen = TrainOptions(
         tracking_uri=settings.mlflow_tracking_uri, model_name=settings.model_name, archs=archs, **options
     )
     versions = train_with_progress(chosen, console)
-    console.print(versions_table(chosen.model_name, versions, new=len(chosen.archs)))
+    if as_json:
+        write_json(versions_document(chosen.model_name, versions, new=len(chosen.archs)))
+    else:
+        write_listing(versions_listing(chosen.model_name, versions, new=len(chosen.archs)))
 
 
 def _check_place(settings: Settings) -> None:
@@ -144,15 +158,40 @@ def _finish(progress: Progress) -> None:
         progress.update(task.id, total=task.total or 1, completed=task.total or 1)
 
 
-def versions_table(model_name: str, versions: list[RegisteredVersion], *, new: int) -> Table:
+def versions_listing(model_name: str, versions: list[RegisteredVersion], *, new: int) -> Listing:
     """Versions of one data set side by side, the `new` last ones marked."""
-    table = Table(title=model_name, title_justify="left", title_style="bold")
-    table.add_column("version", justify="right")
-    table.add_column("arch")
-    table.add_column("val_accuracy", justify="right")
-    table.add_column("")
-    for index, version in enumerate(versions):
-        remarks = ["new"] * (index >= len(versions) - new) + ["[bold green]champion[/]"] * version.champion
-        accuracy = "unknown" if version.val_accuracy is None else f"{version.val_accuracy:.4f}"
-        table.add_row(str(version.version), version.arch, accuracy, ", ".join(remarks))
-    return table
+    is_new = [index >= len(versions) - new for index in range(len(versions))]
+    return Listing(
+        columns=("version", "arch", "val_accuracy", "alias", "trained"),
+        rows=[
+            (
+                each.version,
+                each.arch,
+                "unknown" if each.val_accuracy is None else f"{each.val_accuracy:.4f}",
+                "champion" if each.champion else None,
+                "new" if fresh else None,
+            )
+            for each, fresh in zip(versions, is_new, strict=True)
+        ],
+        right=("version", "val_accuracy"),
+        title=model_name,
+        marked=[place for place, each in enumerate(versions) if each.champion],
+    )
+
+
+def versions_document(model_name: str, versions: list[RegisteredVersion], *, new: int) -> dict[str, Any]:
+    """The same as a document."""
+    return {
+        "model_name": model_name,
+        "versions": [
+            {
+                "version": each.version,
+                "arch": each.arch,
+                "val_accuracy": each.val_accuracy,
+                "run_id": each.run_id,
+                "champion": each.champion,
+                "new": index >= len(versions) - new,
+            }
+            for index, each in enumerate(versions)
+        ],
+    }

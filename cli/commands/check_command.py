@@ -16,7 +16,7 @@ import click
 from app.logs import configure_logging
 from app.server_errors import ModelError, ModelWarmUpError, first_line
 from app.settings import WorkerSettings, load
-from modelyard.commands.console_output import examples, waiting
+from modelyard.commands.console_output import JSON_OPTION, examples, waiting, write_json
 
 if TYPE_CHECKING:
     from workers.model_lookup import ModelVersion
@@ -26,10 +26,15 @@ REGISTERED = re.compile(r"models:/(?!m-)([^/@]+)(?:[/@]([^/@]+))?/?")
 
 @click.command(
     "check",
-    epilog=examples("modelyard check models:/My_Model/1", "modelyard check models:/My_Model@champion"),
+    epilog=examples(
+        "modelyard check models:/My_Model/1",
+        "modelyard check models:/My_Model@champion",
+        "modelyard check models:/My_Model/1 --json | jq '.obstacles[].code'",
+    ),
 )
 @click.argument("model")
-def command(model: str) -> None:
+@JSON_OPTION
+def command(model: str, as_json: bool) -> None:
     """Describe MODEL, and report whether a worker would serve it and every obstacle.
 
     MODEL is models:/NAME/VERSION, models:/NAME@ALIAS or a folder with a model's files; the registry is
@@ -42,9 +47,16 @@ def command(model: str) -> None:
     with _downloads_removed():
         with waiting("reading the registry"):
             found = _find(model, settings)
-        _describe(found)
+            described = _described(found)
+        if not as_json:
+            _tell(found, described)
         with waiting("loading the model"):
             problems = _obstacles(found, settings)
+    if as_json:
+        obstacles = [{"code": each.code, "detail": each.detail} for each in problems]
+        facts = {"model": found.uri, "would_be_served": not problems, "obstacles": obstacles}
+        write_json(facts | {"warnings": [*found.warnings], **described})
+        sys.exit(1 if problems else 0)
     click.echo(f"would be served: {'no' if problems else 'yes'}")
     for each in problems:
         click.echo(f"- {each.detail} [{each.code}]")
@@ -90,7 +102,15 @@ def _find(model: str, settings: WorkerSettings) -> ModelVersion:
     )
 
 
-def _describe(found: ModelVersion) -> None:
+def _tell(found: ModelVersion, described: dict[str, str]) -> None:
+    click.echo(found.uri)
+    for name, text in described.items():
+        click.echo(f"  {name:<13}{text}")
+    for warning in found.warnings:
+        click.echo(f"  {'warning':<13}{warning}")
+
+
+def _described(found: ModelVersion) -> dict[str, str]:
     from mlflow.models import Model
 
     from app.model_files import loading
@@ -99,8 +119,7 @@ def _describe(found: ModelVersion) -> None:
     folder, how = Path(found.path), loading(found.flavors, Path(found.path))
     signature = Model.load(found.path).signature
     files = sorted(str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file())
-    click.echo(found.uri)
-    rows = {
+    return {
         "flavors": ", ".join(sorted(found.flavors)),
         "files": ", ".join(files[:20]) + (", …" if len(files) > 20 else ""),
         "loads": how.reason or f"{how.file}, without running its author's code",
@@ -114,10 +133,6 @@ def _describe(found: ModelVersion) -> None:
         or "as the version requires",
         "dataset": _dataset(found.run_id) or "none logged",
     }
-    for name, text in rows.items():
-        click.echo(f"  {name:<13}{text}")
-    for warning in found.warnings:
-        click.echo(f"  {'warning':<13}{warning}")
 
 
 def _dataset(run_id: str) -> str:

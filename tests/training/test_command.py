@@ -15,7 +15,7 @@ from app.settings import Settings
 from modelyard.commands.main import cli
 from modelyard.digits import heldout_indices, load_digits_28
 from modelyard.images import load_png_28
-from training.command import unregistered
+from training.command import unregistered, versions_document
 from training.inventory import registered_versions
 from training.local_inference import load, scores
 
@@ -40,7 +40,12 @@ def test_training_from_nothing_prints_a_table_and_none_of_mlflows_chatter(
     assert "registering mlp" in done.stdout
     monkeypatch.chdir(tmp_path)
     (version,) = registered_versions("sqlite:///mlruns.db", "Mine")
-    assert f"{version.val_accuracy:.4f}" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"1\tmlp\t{version.val_accuracy:.4f}\tchampion\tnew"
+    document = versions_document("Mine", [version], new=1)
+    assert (
+        document["versions"][0] | {"val_accuracy": version.val_accuracy, "new": True}
+        == document["versions"][0]
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"mlruns.db", "mlruns"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,11 @@ def test_check_names_every_obstacle_of_a_registered_version(registry: str) -> No
     )
     assert done.exit_code == 0, done.output
     assert "is pickled (" in done.output
+    done = CliRunner().invoke(command, ["models:/Scikit/2", "--json"], env={"MLFLOW_TRACKING_URI": registry})
+    assert done.exit_code == 1
+    said = json.loads(done.stdout)
+    assert (said["model"], said["would_be_served"]) == ("models:/Scikit/2", False)
+    assert "model_not_allowed" in {each["code"] for each in said["obstacles"]}
 
 
 def test_a_worker_is_told_of_both_obstacles_at_once(registry: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -27,6 +28,15 @@ def test_the_key_is_let_in_by_the_line_and_neither_stands_among_the_explanations
     assert known is not None
     assert (known.name, known.role) == ("ops", "operate")
     assert key not in line + done.stderr
+
+
+def test_a_program_gets_the_key_and_its_line_as_json() -> None:
+    done = modelyard_key("shop", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    made = json.loads(done.stdout)
+    known = holder(read_keys(ControllerSettings(api_keys=made["line"])), made["key"].encode())
+    assert known is not None
+    assert (known.name, known.role) == (made["name"], made["role"]) == ("shop", "predict")
 
 
 def test_a_name_that_cannot_be_written_down_is_one_line() -> None:
