@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -129,32 +130,80 @@ def test_a_version_of_columns_has_a_form_with_a_field_for_each_column_and_parame
         client.control("forget", "Form", 1)
 
 
+@contextmanager
+def suspended(pool: Pool, client: Client) -> Iterator[None]:
+    """The worker of version 1 is suspended: its supervisor, and its serving process."""
+    supervisor = pool.processes[0]
+    supervisor.send_signal(signal.SIGSTOP)
+    serving = next(each.pid for row in client.workers() if row.worker == 1 for each in row.replicas)
+    os.kill(serving, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(serving, signal.SIGCONT)
+        supervisor.send_signal(signal.SIGCONT)
+
+
 def test_jobs_are_listed_by_filters_that_stand_in_the_address_and_one_is_shown_in_detail(
     served: Served, digits: Digits, page: Page
 ) -> None:
     pool, url, client = served
     done = client.predict(digits.images[:1], version=1)
-    stopped = pool.processes[0]
-    # The supervisor of version 1; its serving process stops with the next line.
-    stopped.send_signal(signal.SIGSTOP)
-    serving = next(each.pid for row in client.workers() if row.worker == 1 for each in row.replicas)
-    os.kill(serving, signal.SIGSTOP)
-    try:
+    with suspended(pool, client):
         waiting = client.submit(digits.images[:1], version=1)
         page.goto(f"{url}/#jobs?status=queued")
         page.get_by_role("button", name=waiting.id).click()
         shown = page.get_by_role("region", name=f"Job {waiting.id}")
         shown.get_by_role("button", name="Cancel").click()
         expect(page.get_by_text("1 of 1 cancelled")).to_be_visible()
-    finally:
-        os.kill(serving, signal.SIGCONT)
-        stopped.send_signal(signal.SIGCONT)
     page.get_by_role("combobox", name="Jobs").select_option("succeeded")
     assert "status=succeeded" in page.url
     page.get_by_role("button", name=done.id).click()
     expect(page.get_by_role("region", name=f"Job {done.id}")).to_contain_text('"status": "succeeded"')
     page.reload()
     expect(page.get_by_role("combobox", name="Jobs")).to_have_value("succeeded")
+
+
+def test_batch_files_are_listed_with_their_progress_their_bad_rows_and_what_failed(
+    served: Served, digits: Digits, page: Page, tmp_path: Path
+) -> None:
+    pool, _, _ = served
+    settings = {"MODELYARD_BATCH_FOLDER": f"{tmp_path}/kept", "MODELYARD_BATCH_MAX_OUTPUT_BYTES": "20000"}
+    pool.environment.update(settings)
+    try:
+        url = pool.controller()
+    finally:
+        for setting in settings:
+            del pool.environment[setting]
+    line = f"{digits.images[0].round(4).ravel().tolist()}\n"
+    few, many = tmp_path / "few.ndjson", tmp_path / "many.ndjson"
+    few.write_text(line * 4 + "oops\n")
+    many.write_text(line * 400)
+    with Client(url) as client:
+        page.goto(f"{url}/#jobs")
+        done, large = (client.submit_batch(each, version=2) for each in (few, many))
+        for each in (done, large):
+            client.read_batch(each.id, wait_s=60)
+        with suspended(pool, client):
+            running, waiting = (client.submit_batch(few, version=1) for _ in range(2))
+            rows = {
+                each.id: page.get_by_role("row").filter(has_text=each.id)
+                for each in (done, large, running, waiting)
+            }
+            expect(rows[running.id]).to_contain_text("running")
+            expect(rows[waiting.id]).to_contain_text("waiting")
+            assert not Axe().run(page).violations_count
+            for each in (waiting, running):
+                rows[each.id].get_by_role("button", name="Cancel").click()
+                expect(rows[each.id]).to_contain_text("cancelled")
+    expect(rows[large.id]).to_contain_text("failed")
+    expect(rows[large.id]).to_contain_text("the output is larger than 20000 bytes")
+    expect(rows[done.id].get_by_role("cell")).to_contain_text([done.id, "succeeded", "", "100 %", "5", "1"])
+    for name, lines in (("Output", 5), ("Errors", 1)):
+        with page.expect_download() as download:
+            rows[done.id].get_by_role("link", name=name).click()
+        assert len(download.value.path().read_text().splitlines()) == lines
+    pool.stop(pool.serving(url))
 
 
 def test_a_version_out_of_service_says_so_and_the_decision_is_shown(
