@@ -75,6 +75,18 @@ def test_the_page_shows_which_version_answers_and_follows_the_pool(
     expect(done).not_to_have_text(before, timeout=10_000)
 
 
+def test_a_chart_tells_its_newest_values_and_those_under_the_pointer_in_every_chart(
+    served: Served, page: Page
+) -> None:
+    _, url, _ = served
+    page.goto(f"{url}/")
+    charts = page.get_by_role("figure")
+    backlog = charts.filter(has_text="Backlog").locator(".values")
+    expect(backlog).to_have_text(re.compile(r"^\s*0\.0\s*0\.0\s*\d\d:\d\d$"), timeout=20_000)
+    charts.filter(has_text="Throughput").locator(".u-over").hover(position={"x": 5, "y": 50})
+    expect(charts.filter(has_text="Backlog").locator(".u-cursor-x")).not_to_have_class(re.compile("u-off"))
+
+
 def test_a_form_sends_one_sample_to_all_versions(served: Served, page: Page) -> None:
     _, url, _ = served
     page.goto(f"{url}/#try")

@@ -183,6 +183,7 @@ function Versions({ rows, rates, history }) {
 function Chart({ name, of, unit, rows, points, span }) {
   const place = useRef(null);
   const drawn = useRef(null);
+  const [pointed, setPointed] = useState(null); // the place of the point under the pointer, in any of the charts
   const shape = rows.map((row) => row.worker).join();
   const data = [points.map((point) => point[0]), ...rows.map((row) =>
     points.map((point) => point[1][row.worker]?.[SERIES.indexOf(of)] ?? null))];
@@ -191,7 +192,8 @@ function Chart({ name, of, unit, rows, points, span }) {
     const make = () => {
       drawn.current?.destroy();
       drawn.current = new uPlot({
-        width: place.current.clientWidth, height: 190, legend: { show: false }, cursor: { drag: { x: false, y: false } },
+        width: place.current.clientWidth, height: 190, legend: { show: false }, cursor: { drag: { x: false, y: false }, sync: { key: "charts" } },
+        hooks: { setCursor: [(chart) => setPointed(chart.cursor.idx ?? null)] },
         scales: { x: { range: (_, low, high) => [(high ?? 0) - STEP_S[span] * MOST_POINTS[span], high ?? 1] }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.1] } },
         axes: [{ ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => number(tick, tick % 1 ? 1 : 0)) }],
         series: [{}, ...rows.map((row, index) => ({ label: title(row), stroke: css(`--s${index % 6}`), width: 1.8, spanGaps: false,
@@ -206,9 +208,13 @@ function Chart({ name, of, unit, rows, points, span }) {
     return () => { resized.disconnect(); theme.removeEventListener("change", make); drawn.current.destroy(); drawn.current = null; };
   }, [shape, span]);
   useEffect(() => drawn.current?.setData(data), [points]);
-  const last = points.at(-1)?.[1] ?? {};
-  const told = rows.map((row) => `${title(row)} ${number(last[row.worker]?.[SERIES.indexOf(of)], 1)}`).join(", ");
-  return html`<figure class="card" style=${{ margin: 0 }}><h3>${name}${unit && `, ${unit}`}</h3>
+  const valueOf = (point, row) => point?.[1][row.worker]?.[SERIES.indexOf(of)];
+  const told = rows.map((row) => `${title(row)} ${number(valueOf(points.at(-1), row), 1)}`).join(", ");
+  const shown = points[pointed] ?? points.at(-1);
+  return html`<figure class="card" style=${{ margin: 0 }}><div class="row spread top"><h3>${name}${unit && `, ${unit}`}</h3>
+    <div class="values">${rows.map((row, index) => html`<span key=${row.worker} title=${title(row)}>
+      <span class="swatch" style=${{ background: colour(index) }}></span>${number(valueOf(shown, row), 1)}</span>`)}
+      <span class="muted">${shown ? clock(shown[0]) : ""}</span></div></div>
     <div class="chart" ref=${place} role="img" aria-label="${name}, last: ${told}"></div></figure>`;
 }
 
