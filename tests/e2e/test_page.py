@@ -176,6 +176,20 @@ def test_jobs_are_listed_by_filters_that_stand_in_the_address_and_one_is_shown_i
     expect(page.get_by_role("combobox", name="Jobs")).to_have_value("succeeded")
 
 
+def test_a_job_is_opened_and_closed_by_the_keyboard_alone(served: Served, digits: Digits, page: Page) -> None:
+    _, url, client = served
+    job = client.predict(digits.images[:1])
+    page.goto(f"{url}/#jobs?status=succeeded")
+    row = page.get_by_role("button", name=job.id)
+    row.focus()
+    page.keyboard.press("Enter")
+    shown = page.get_by_role("region", name=f"Job {job.id}")
+    expect(shown).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(shown).to_have_count(0)
+    expect(row).to_be_focused()
+
+
 def test_batch_files_are_listed_with_their_progress_their_bad_rows_and_what_failed(
     served: Served, digits: Digits, page: Page, tmp_path: Path
 ) -> None:

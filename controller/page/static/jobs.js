@@ -33,6 +33,7 @@ export function Jobs({ pool, rows }) {
   const [marked, setMarked] = useState(new Set());
   const [said, setSaid] = useState("");
   const pages = useRef(1);
+  const opener = useRef(null);
   useEffect(() => {
     const turn = () => setWanted(filters());
     addEventListener("hashchange", turn);
@@ -59,6 +60,8 @@ export function Jobs({ pool, rows }) {
     const left = Object.entries({ ...wanted, ...more }).filter(([, value]) => value);
     location.hash = `jobs?${new URLSearchParams(left)}`;
   };
+  const open = (job, event) => { opener.current = event.currentTarget; setChosen(job); };
+  const close = () => { setChosen(null); opener.current?.focus(); };
   const more = () => { pages.current += 1; read(state.next); };
   const mark = (id) => setMarked((old) => { const next = new Set(old); if (!next.delete(id)) next.add(id); return next; });
   const act = async (jobs, verb, path, method) => {
@@ -79,7 +82,7 @@ export function Jobs({ pool, rows }) {
     <${Filters} wanted=${wanted} want=${want} rows=${rows} />
     ${state.error && html`<p class="card banner" role="alert">${state.error}</p>`}
     ${chosen && html`<${Details} job=${shown.find((job) => job.id === chosen.id) ?? chosen} onCancel=${cancel} onResend=${resend}
-      onClose=${() => setChosen(null)} />`}
+      onClose=${close} />`}
     <p class="row" aria-live="polite">
       ${picked.length > 0 && html`<span>${number(picked.length)} chosen</span>
         <button disabled=${!waiting.length} onClick=${() => cancel(waiting)}>Cancel ${waiting.length}</button>
@@ -88,7 +91,7 @@ export function Jobs({ pool, rows }) {
     ${!state.jobs ? html`<p class="card muted">Reading the jobs …</p>` : !shown.length
       ? html`<p class="card muted">${state.next ? "None of the oldest jobs is on this list. More follow." : `No job is on this list. ${
           wanted.status === "open" || !wanted.status ? "" : "Other filters may show some."}`}</p>`
-      : html`<${Table} jobs=${shown} marked=${marked} mark=${mark} chosen=${chosen} choose=${setChosen} />`}
+      : html`<${Table} jobs=${shown} marked=${marked} mark=${mark} chosen=${chosen} choose=${open} />`}
     ${state.next && html`<p><button onClick=${more}>Show more</button></p>`}`;
 }
 
@@ -118,7 +121,7 @@ function Table({ jobs, marked, mark, chosen, choose }) {
       <th scope="col" class="n">Waited, ms</th><th scope="col" class="n">Inference, ms</th><th scope="col" class="n">In all, ms</th></tr></thead>
     <tbody>${jobs.map((job) => html`<tr key=${job.id} class=${chosen?.id === job.id ? "chosen" : ""}>
       <td><input type="checkbox" aria-label="Choose job ${job.id}" checked=${marked.has(job.id)} onChange=${() => mark(job.id)} /></td>
-      <td data-label="Job"><button class="link" onClick=${() => choose(job)}>${job.id}</button></td>
+      <td data-label="Job"><button class="link" onClick=${(event) => choose(job, event)}>${job.id}</button></td>
       <td data-label="Version">${title(job)}</td>
       <td data-label="Status"><span class="tag ${job.status}">${job.status}</span>${job.error_code && html`<span class="why">${job.error_code}</span>`}</td>
       <td data-label="Arrived">${when(job.received_at_ms)}</td>
@@ -132,8 +135,8 @@ function Table({ jobs, marked, mark, chosen, choose }) {
 function Details({ job, onCancel, onResend, onClose }) {
   const place = useRef(null);
   const [document_, setDocument] = useState(null);
+  useEffect(() => place.current?.focus(), [job.id]);
   useEffect(() => {
-    place.current?.scrollIntoView({ block: "nearest" });
     setDocument(null);
     ask(`results/${job.id}`).then(setDocument, (error) => setDocument({ detail: error.message }));
   }, [job.id, job.status]);
@@ -146,7 +149,8 @@ function Details({ job, onCancel, onResend, onClose }) {
   ];
   const whole = Math.max(job.end_to_end_ms, 1e-6);
   const url = new URL(`results/${job.id}`, document.baseURI).href;
-  return html`<section class="card details" ref=${place} aria-label="Job ${job.id}">
+  return html`<section class="card details" ref=${place} tabindex="-1" aria-label="Job ${job.id}"
+    onKeyDown=${(event) => event.key === "Escape" && onClose()}>
     <div class="row spread"><h2 style=${{ margin: 0 }}>Job <code>${job.id}</code></h2><div class="row">
       ${job.status === "queued" && html`<button onClick=${() => onCancel([job])}>Cancel</button>`}
       ${job.error_code === QUARANTINED && html`<button onClick=${() => onResend([job])}>Resend</button>`}
