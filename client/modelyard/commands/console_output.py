@@ -17,11 +17,12 @@ from modelyard.errors import UnavailableError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from modelyard.schemas import Job, RankedVersion, WorkerInfo
 
 ABSENT = "-"
+GAP = "  "
+FOLDED_FROM = 24  # characters; a longer cell may be folded in a table
 UNKNOWN = "unknown"
 WATCH_S = 2.0  # the pool's own view is as old as this
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Write one JSON document.")
@@ -106,7 +107,8 @@ def write_listing(listing: Listing) -> None:
     elif is_terminal():
         from rich.console import Console
 
-        Console().print(table_of(listing))
+        console = Console()
+        console.print(drawn(listing, console.width))
     else:
         click.echo("\n".join(listing.lines))
 
@@ -140,30 +142,57 @@ def _redraw(read: Callable[[], Listing], interval_s: float) -> None:
             live.update(shown, refresh=True)
             try:
                 listing = read()
-                shown = table_of(listing) if listing.rows else Text(listing.empty)
+                shown = drawn(listing, live.console.width) if listing.rows else Text(listing.empty)
                 live.update(shown, refresh=True)
             except UnavailableError as error:
                 live.update(Group(shown, Text(f"stale: {error.detail}", style="yellow")), refresh=True)
             time.sleep(interval_s)
 
 
-def table_of(listing: Listing) -> Table:
-    """The table of a terminal, without columns that tell nothing."""
+def drawn(listing: Listing, width: int) -> RenderableType:
+    """A table for a terminal, without columns that tell nothing; a paragraph for each row where it is too narrow."""
+    cells = [[ABSENT if cell is None else str(cell) for cell in row] for row in listing.rows]
+    shown = [
+        place for place, column in enumerate(zip(*listing.rows, strict=True)) if any(map(_is_told, column))
+    ]
+    longest = [max(len(listing.columns[each]), *(len(row[each]) for row in cells)) for each in shown]
+    needed = sum(min(each, FOLDED_FROM) + len(GAP) for each in longest) - len(GAP)
+    return _table(listing, cells, shown) if needed <= width else _paragraphs(listing, cells, width)
+
+
+def _table(listing: Listing, cells: Sequence[Sequence[str]], shown: Sequence[int]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     heading = Text(listing.title) if listing.title else None
-    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    shown = [
-        place for place, cells in enumerate(zip(*listing.rows, strict=True)) if any(map(_is_told, cells))
-    ]
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, len(GAP), 0, 0))
     for place in shown:
         title = listing.columns[place]
         table.add_column(title, justify="right" if title in listing.right else "left", overflow="fold")
-    for place, row in enumerate(listing.rows):
-        cells = [Text(ABSENT if row[each] is None else str(row[each])) for each in shown]
-        table.add_row(*cells, style="bold green" if place in listing.marked else None)
+    for place, row in enumerate(cells):
+        table.add_row(*(Text(row[each]) for each in shown), style=_style(listing, place))
     return table
+
+
+def _paragraphs(listing: Listing, cells: Sequence[Sequence[str]], width: int) -> RenderableType:
+    from rich.text import Text
+
+    lines = [Text(listing.title)] if listing.title else []
+    for place, row in enumerate(cells):
+        line = Text(style=_style(listing, place))
+        for title, cell, value in zip(listing.columns, row, listing.rows[place], strict=True):
+            if not _is_told(value):
+                continue
+            if line and len(line) + len(GAP) + len(title) + 1 + len(cell) > width:
+                lines.append(line)
+                line = Text(" ", style=_style(listing, place))  # the further lines of a row are indented
+            line.append(GAP if line else "").append(f"{title} ", "dim").append(cell)
+        lines.append(line)
+    return Text("\n").join(lines)
+
+
+def _style(listing: Listing, place: int) -> str:
+    return "bold green" if place in listing.marked else ""
 
 
 @contextmanager
