@@ -55,7 +55,7 @@ def to_outcomes(
         return _with_form(outcomes, output, numbers, counts) if _needs_form(output, task) else outcomes
     if len(counts) == 1:
         return [_outcome(output, task, allows_non_finite)]
-    if not task and isinstance(output, np.ndarray) and _is_array(output) and output.ndim and len(output):
+    if not task and _is_array(output) and output.ndim and len(output):
         return _split_array(output, counts, allows_non_finite)
     return [_outcome(part, task, allows_non_finite) for part in split(output, counts)]
 
@@ -93,6 +93,8 @@ def as_rows_of_numbers(output: Any) -> NDArray[Any]:
     """The only array of a dictionary (ONNX models name their outputs); any other output as an array, if possible."""
     if isinstance(output, Mapping) and len(output) == 1:
         (output,) = output.values()
+    if isinstance(output, np.ma.MaskedArray):  # `asarray` would show the numbers below the mask
+        output = output.tolist()
     try:
         return np.asarray(output)
     except ValueError:  # a ragged sequence
@@ -228,9 +230,24 @@ def is_finite(output: Any) -> bool:
             return all(map(is_finite, output.reshape(-1).tolist()))
         return output.dtype.kind not in "fc" or bool(np.isfinite(output).all())
     if hasattr(output, "iloc"):
-        columns = [output[name] for name in output] if hasattr(output, "columns") else [output]
+        columns = [each for _, each in output.items()] if hasattr(output, "columns") else [output]
         return all(is_finite(each.to_numpy()) for each in columns if each.dtype.kind in "fc")
+    listed = _listed(output)
+    if listed is not output:
+        return is_finite(listed)
     return not isinstance(output, list | tuple) or all(map(is_finite, output))
+
+
+def _listed(output: Any) -> Any:
+    """Other libraries' arrays and frames as lists; everything else as it is."""
+    for method in (
+        "to_dicts",
+        "tolist",
+        "to_list",
+    ):  # of polars' frames, of PyTorch's tensors, of polars' series
+        if hasattr(output, method):
+            return getattr(output, method)()
+    return output
 
 
 def to_outputs(output: Any) -> Outputs:
@@ -239,26 +256,25 @@ def to_outputs(output: Any) -> Outputs:
     Raises:
         ModelContractError: JSON cannot represent it.
     """
-    if isinstance(output, np.ndarray) and _is_array(output):
+    if _is_array(output):
         return _array(output)
     if (
         isinstance(output, Mapping)
         and output
-        and all(
-            isinstance(name, str) and isinstance(each, np.ndarray) and _is_array(each)
-            for name, each in output.items()
-        )
+        and all(isinstance(name, str) and _is_array(each) for name, each in output.items())
     ):
         return {name: _array(each) for name, each in output.items()}
     try:
         return msgspec.json.encode(_plain(output), enc_hook=_plain)
-    except (TypeError, ValueError, OverflowError, UnicodeEncodeError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ModelContractError(
             f"the model answered {type(output).__name__}, which JSON cannot represent: {error}"
         ) from None
 
 
-def _is_array(output: NDArray[Any]) -> bool:
+def _is_array(output: Any) -> bool:
+    if not isinstance(output, np.ndarray) or isinstance(output, np.ma.MaskedArray):
+        return False
     return output.dtype.name in OUTPUT_DTYPES
 
 
@@ -290,8 +306,9 @@ def _plain(output: Any) -> Any:
         return output
     if type(output).__name__ == "NAType":  # pandas
         return None
-    if hasattr(output, "tolist"):  # other libraries' arrays
-        return output.tolist()
+    listed = _listed(output)
+    if listed is not output:
+        return listed
     if isinstance(output, Iterable):
         return list(output)
     raise TypeError(f"a {type(output).__name__}")
@@ -308,13 +325,19 @@ def _times(output: NDArray[Any]) -> NDArray[Any]:
 def _records(output: Any) -> Any:
     """A DataFrame as one object per row; a Series is treated as a DataFrame, as MLflow does."""
     frame = output if hasattr(output, "columns") else output.to_frame()
-    columns = {str(name): _column(frame[name]) for name in frame}
+    columns = {str(name): _column(each) for name, each in frame.items()}
+    if len(columns) < frame.shape[1]:  # MLflow answers only the last of them
+        raise ModelContractError(
+            f"the model answered a DataFrame with the columns {[*map(str, frame.columns)]}; expected different names"
+        )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _column(series: Any) -> list[Any]:
     values = series.to_numpy()
+    if values.dtype.kind == "M":
+        return list(series)  # as pandas's times, whose text is MLflow's
     if values.dtype.kind == "O":  # columns with text or missing values
         return [None if type(each) is float and math.isnan(each) else each for each in values.tolist()]
-    listed: list[Any] = _times(values).tolist()
+    listed: list[Any] = values.tolist()
     return listed

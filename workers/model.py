@@ -340,7 +340,24 @@ def _load_pyfunc(
     raw = None
     with suppress(Exception):  # not every flavor gives its model
         raw = model.get_raw_model()
-    return model.predict, raw
+    texts = _texts(found)
+    return partial(_predict_texts, model.predict, texts) if texts else model.predict, raw
+
+
+def _texts(found: ModelVersion) -> set[str | None]:
+    """Names of the tensors whose dtype is `str` in the signature: MLflow refuses arrays of objects for them."""
+    tensors = [each for each in found.signature.get("inputs") or () if each["type"] == "tensor"]
+    return {each.get("name") for each in tensors if np.dtype(each["tensor-spec"]["dtype"]).kind == "U"}
+
+
+def _predict_texts(
+    predict: Predict, texts: set[str | None], samples: Any, params: Mapping[str, Any] | None = None
+) -> Any:
+    if isinstance(samples, Mapping):
+        given: Any = {name: each.astype(str) if name in texts else each for name, each in samples.items()}
+    else:
+        given = samples.astype(str)
+    return predict(given, params)
 
 
 def _from_document(predict: Predict, is_own: bool) -> Predict:

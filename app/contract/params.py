@@ -44,7 +44,7 @@ def _type(param: Param) -> str:
 
 
 def _value(value: Any, param: Param) -> Any:
-    if value is None or param.type == "any":
+    if param.type == "any" or (value is None and not param.is_list):
         return value
     if param.is_list:
         if type(value) is not list:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars
 import pydantic
 import pytest
+import scipy.sparse
 import torch
 
-from app.contract import Column, ColumnsContract, ColumnType
+from app.contract import Column, ColumnsContract, ColumnType, TensorContract
 from app.ledger.wire import JobOutcome
 from app.server_errors import ModelContractError
 from controller.http.job_json import predictions_json
@@ -52,7 +54,14 @@ def outcomes(output: Any, counts: list[int]) -> list[JobOutcome]:
                 {"n": 2, "at": None},
             ],
         ),
+        (
+            pd.DataFrame({"at": pd.to_datetime(["2026-01-02T03:04:05.5"])}),
+            [{"at": "2026-01-02T03:04:05.500000"}],
+        ),
         ({"a": np.array([[1], [2]]), "b": ["x", "y"]}, {"a": [[1], [2]], "b": ["x", "y"]}),
+        (polars.DataFrame({"a": [1, None], "b": ["x", "y"]}), [{"a": 1, "b": "x"}, {"a": None, "b": "y"}]),
+        (np.ma.array([1.5, 2.5], mask=[False, True]), [1.5, None]),
+        ({"a": np.ma.array([1, 2], mask=[True, False])}, {"a": [None, 2]}),
     ],
 )
 def test_an_output_of_any_type_is_written_as_json(output: Any, written: Any) -> None:
@@ -68,14 +77,33 @@ def test_jobs_that_ran_together_get_their_own_rows_of_frames_and_tuples() -> Non
 
 
 @pytest.mark.parametrize(
-    "output", [[1.0, float("inf")], pd.DataFrame({"n": [1.0, float("nan")]}), {"n": np.nan}]
+    "output",
+    [
+        [1.0, float("inf")],
+        pd.DataFrame({"n": [1.0, float("nan")]}),
+        {"n": np.nan},
+        [torch.tensor([np.nan])],
+        polars.DataFrame({"n": [1.0, np.inf]}),
+        {"n": polars.Series([np.nan])},
+    ],
 )
 def test_a_number_that_is_not_finite_fails_its_job_wherever_it_stands(output: Any) -> None:
     [alone] = outcomes(output, [2])
     assert alone.error_code == "output_not_finite"
 
 
-@pytest.mark.parametrize("output", [[object()], [1j], ["\ud800"]])
+@pytest.mark.parametrize("output", [[object()], [1j], ["\ud800"], scipy.sparse.csr_matrix([[1]])])
 def test_what_json_cannot_say_breaks_the_contract(output: Any) -> None:
     with pytest.raises(ModelContractError, match="which JSON cannot represent"):
         outcomes(output, [1])
+
+
+def test_columns_of_one_name_break_the_contract_instead_of_replacing_each_other() -> None:
+    with pytest.raises(ModelContractError, match="expected different names"):
+        outcomes(pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]), [1])
+
+
+def test_numbers_below_a_mask_are_no_scores() -> None:
+    masked = np.ma.array([[0.1, 0.9]], mask=[[False, True]])
+    with pytest.raises(ModelContractError, match="expected numbers"):
+        to_outcomes(masked, [1], TensorContract("float32", (2,)), "", False)

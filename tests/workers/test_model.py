@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
 
 from app.contract import TensorContract, TensorsContract
 from app.server_errors import (
@@ -20,7 +23,7 @@ from app.server_errors import (
 from app.settings import WorkerSettings
 from tests.workers.model_versions import pt2, settings
 from workers import model
-from workers.model_lookup import ModelVersion, look_up, read_version
+from workers.model_lookup import ModelVersion, look_up, read_description, read_version
 from workers.warm_up import LoadedModel
 
 
@@ -174,3 +177,25 @@ def test_a_pt2_model_moves_to_another_device_with_what_its_graph_makes(tmp_path:
     nowhere = wanted.model_copy(update={"device": "meta"})
     with pytest.raises(ModelWarmUpError, match="Cannot copy out of meta tensor"):
         model.load(found, nowhere)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_on_text_tensors_gets_arrays_of_the_dtype_that_its_signature_states(tmp_path: Path) -> None:
+    text = Schema(
+        [TensorSpec(np.dtype("str"), (-1, 2), "words"), TensorSpec(np.dtype(object), (-1,), "more")]
+    )
+    folder, code = tmp_path / "model", tmp_path / "code.py"
+    code.write_text(
+        "import mlflow, numpy\n"
+        "def predict(model_input):\n"
+        "    return numpy.char.upper(model_input['words'])[:, 0].astype(object) + model_input['more']\n"
+        "mlflow.models.set_model(predict)\n"
+    )
+    mlflow.pyfunc.save_model(
+        str(folder), python_model=str(code), signature=ModelSignature(inputs=text), pip_requirements=[]
+    )
+    described = read_description(str(folder))
+    found = ModelVersion("Text", 1, "", str(folder), described.flavors, described.signature)
+    loaded = model.load(found, WorkerSettings(allow_pickle_models=True))
+    given = {"words": np.array([["a", "b"], ["ü", "c"]], object), "more": np.array(["x", "y"], object)}
+    assert loaded.predict(given).tolist() == ["Ax", "Üy"]
