@@ -25,7 +25,7 @@ from app.contract import (
     TensorContract,
     TensorsContract,
 )
-from app.contract.documents import read_json
+from app.contract.documents import read_json, read_python_json
 from app.contract.payloads import Payload, to_payload
 from app.ledger.wire import Label
 from app.server_errors import (
@@ -116,7 +116,7 @@ def warm_up(model: LoadedModel, found: ModelVersion) -> LoadedModel:
     return replace(
         model,
         contract=_proven(model.contract, outputs, payload.n_samples, found.uri),
-        example=example.decode() if len(example) <= LARGEST_EXAMPLE_BYTES else "",
+        example=_published(example),
         labels=_fitting(model.labels, outputs[0], found.uri),
     )
 
@@ -205,6 +205,12 @@ def _made_up(contract: TensorContract | TensorsContract | ColumnsContract) -> Ma
     return {
         "dataframe_split": {"columns": names if contract.has_names else list(range(len(row))), "data": [row]}
     }
+
+
+def _published(example: bytes) -> str:
+    """An example as JSON that every parser reads: MLflow writes missing values as NaN."""
+    document = msgspec.json.encode(read_python_json(example))
+    return document.decode() if len(document) <= LARGEST_EXAMPLE_BYTES else ""
 
 
 def _zeros(dtype: str, shape: tuple[int, ...]) -> Any:

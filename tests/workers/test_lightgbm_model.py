@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.lightgbm
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,7 +42,9 @@ def table() -> pd.DataFrame:
     return frame
 
 
-def loaded(frame: pd.DataFrame, folder: Path, optional: str = "") -> LoadedModel:
+def loaded(
+    frame: pd.DataFrame, folder: Path, optional: str = "", example: pd.DataFrame | None = None
+) -> LoadedModel:
     label = frame["price"] * frame["flag"] + frame["measure"].fillna(0) + frame["kind"].astype("int32") % 2
     booster = lightgbm.train(
         {"num_leaves": 15, "verbose": -1, "num_threads": 1, "min_data_in_leaf": 2},
@@ -50,7 +53,9 @@ def loaded(frame: pd.DataFrame, folder: Path, optional: str = "") -> LoadedModel
     )
     schema = Schema([ColSpec(kind, name, required=name != optional) for name, kind in TYPES.items()])
     signature = ModelSignature(schema)
-    mlflow.lightgbm.save_model(booster, str(folder), signature=signature, pip_requirements=["lightgbm"])
+    mlflow.lightgbm.save_model(
+        booster, str(folder), signature=signature, pip_requirements=["lightgbm"], input_example=example
+    )
     described = read_description(str(folder))
     found = ModelVersion("m", 1, "", str(folder), described.flavors, described.signature)
     return model.load(found, WorkerSettings(device="cpu"))
@@ -85,3 +90,11 @@ def test_a_model_that_was_trained_on_categories_keeps_its_frame(tmp_path: Path) 
 
 def test_a_boolean_that_may_be_missing_keeps_its_frame(tmp_path: Path) -> None:
     assert not loaded(table(), tmp_path / "m", optional="flag").takes_matrix
+
+
+def test_an_example_with_missing_values_is_published_as_json(tmp_path: Path) -> None:
+    frame = table()
+    served = loaded(frame, tmp_path / "m", example=frame[:2])
+    assert "NaN" in (tmp_path / "m" / "serving_input_example.json").read_text()
+    published = msgspec.json.decode(served.example)["dataframe_split"]
+    assert [row[0] for row in published["data"]] == [None, frame["measure"][1]]
