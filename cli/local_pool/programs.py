@@ -14,7 +14,7 @@ from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from app.api_keys import KEYS_REMEDY, check_exposure, read_keys
 from app.pool_file import NamedVersion
@@ -298,8 +298,8 @@ def mlflow_service(settings: ControllerSettings) -> Service:
         environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         # other users of the machine can read command lines, and perhaps supervisord's configuration
         secrets={"MLFLOW_BACKEND_STORE_URI": settings.mlflow_tracking_uri},
-        # the page of the model; MLflow's default page is about language models
-        url=f"{url}/#/models/{quote(settings.model_name, safe='')}",
+        # the list of models; MLflow's default page is about language models
+        url=f"{url}/#/models",
         listens=(host, port, "MLFLOW_PORT"),
     )
 
