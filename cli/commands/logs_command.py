@@ -49,9 +49,9 @@ def command(names: tuple[str, ...], n_lines: int, follow: bool, as_json: bool) -
     folder = load(Settings).state_dir / "logs"
     files = _files(folder, names)
     if not files:
-        known = ", ".join(each.stem for each in _files(folder, ())) or "none"
+        known = ", ".join(each.stem for each in _files(folder, ()))
         raise ConfigurationError(
-            f"no log of {', '.join(names) or 'a pool'} in {folder}; known: {known}; "
+            f"no log of {', '.join(names) or 'a pool'} in {folder}; {f'known: {known}; ' if known else ''}"
             "MODELYARD_STATE_DIR says where a pool keeps its logs"
         )
     tails = {path: Tail(path, n_lines) for path in files}

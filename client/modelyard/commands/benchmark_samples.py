@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelyard.commands.given_samples import selected_version
+from modelyard.commands.given_samples import NO_EXAMPLE, selected_version
 from modelyard.errors import ForbiddenError, InputError, NoCandidateError
 from modelyard.inputs import Body, Samples
 from modelyard.samples import DrawnSamples, RepeatedSamples, drawn_digits, dummies
@@ -42,7 +42,7 @@ def benchmark_samples(
     if data is None and (version is None or not version.input or version.input.shape == DIGIT_SHAPE):
         return dummies(n, seed)
     if version is None or version.example is None:
-        raise NoCandidateError("no such version is served with an example; give --data FILE")
+        raise NoCandidateError(NO_EXAMPLE)
     return RepeatedSamples([Body(version.example)], n)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modelyard.calls import SubmitOptions
     from modelyard.inputs import Samples
 
+NO_EXAMPLE = "no such version is served, or its example is unknown or larger than 4 KiB; give --data FILE"
 F = TypeVar("F", bound=Callable[..., Any])
 DATA_KEYS = frozenset({"data", "inputs", "instances", "dataframe_split", "dataframe_records"})
 SUFFIXES = {
@@ -188,9 +189,7 @@ def _example(given: Given, client: Client) -> Sample:
 
     info = selected_version(client, selector(given))
     if info is None or info.example is None:
-        raise NoCandidateError(
-            "no such version is served with an example; `modelyard status` lists the versions"
-        )
+        raise NoCandidateError(NO_EXAMPLE)
     body = {**info.example, "params": given["params"]} if given["params"] else info.example
     return Sample(Body(body), f"example of {info.model_name} version {info.model_version}")
 
