@@ -104,12 +104,16 @@ def _in_time(endpoint: Endpoint, deadline_s: float) -> tuple[Route, ...]:
         best = route.candidate
         if deadline_ms < passed_over_below_ms(best):
             rivals = [each for each in endpoint.candidates if each.contract == best.contract]
-            in_time = (each for each in rivals[1:] if each.answers_ms[0] <= IN_TIME * deadline_ms)
-            chosen = next(in_time, None) or min(rivals, key=lambda each: each.answers_ms[0])
+            in_time = (each for each in rivals[1:] if _expected_ms(each) <= IN_TIME * deadline_ms)
+            chosen = next(in_time, None) or min(rivals, key=_expected_ms)
             if chosen is not best:
                 route = _short_deadline_route(endpoint, route, chosen, rivals)
         found.append(route)
     return tuple(found)
+
+
+def _expected_ms(candidate: Candidate) -> float:
+    return candidate.answers_ms[0]
 
 
 def _short_deadline_route(

@@ -322,8 +322,12 @@ def _load_skops(found: ModelVersion, file: str) -> Built:
         raise refusal(
             found.uri, f"holds types that skops does not trust ({file}: {first_line(error)})"
         ) from error
-    predict = getattr(estimator, asked)
-    return lambda samples, params=None: predict(samples), estimator
+    return partial(_without_params, getattr(estimator, asked)), estimator
+
+
+def _without_params(predict: Callable[[Any], Any], samples: Any, params: Any = None) -> Any:
+    """Call a method that takes no parameters."""
+    return predict(samples)
 
 
 def _load_pyfunc(

@@ -68,7 +68,7 @@ class WorkerLedger:
         worker_id: str,
         queue: str,
         retention_s: float,
-        failed_heartbeats: Callable[[], int] = lambda: 0,
+        failed_heartbeats: Callable[[], int] | None = None,
     ) -> None:
         self.taken: str | None = None
         self._taken_fields: list[bytes] = []
@@ -91,8 +91,8 @@ class WorkerLedger:
             WireError: The record is unreadable; its jobs have failed.
         """
         taken, self.taken = self.taken, None
-        if self._heard_failures != (failed_heartbeats := self._failed_heartbeats()):
-            self._heard_failures = failed_heartbeats
+        if self._failed_heartbeats and self._heard_failures != (failed := self._failed_heartbeats()):
+            self._heard_failures = failed
             self._client.connection_pool.disconnect()  # it may be half-open, and finding out would cost a timeout
         try:
             if batch_id == taken:

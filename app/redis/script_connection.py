@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import redis
@@ -79,13 +80,9 @@ class ScriptConnection:
             raise ledger_error(error) from error
 
     def _ask(self, packed: bytes) -> Any:
-        def ask() -> Any:
-            connection.send_packed_command((packed,))
-            return connection.read_response()
-
         try:
             connection = self._connected()
-            return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
+            return connection.retry.call_with_retry(partial(_ask, connection, packed), connection.disconnect)
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
@@ -94,3 +91,8 @@ class ScriptConnection:
     def _connected(self) -> Any:
         self._connection = self._connection or self._pool.get_connection()
         return self._connection
+
+
+def _ask(connection: Any, packed: bytes) -> Any:
+    connection.send_packed_command((packed,))
+    return connection.read_response()

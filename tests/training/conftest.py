@@ -5,13 +5,18 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import os
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -106,6 +111,7 @@ def file_server() -> Iterator[FileServer]:
 
 
 Ignore = Callable[..., None]
+StartMlflow = Callable[..., str]
 
 
 @pytest.fixture
@@ -142,3 +148,46 @@ def trained(shared_registry: Trained, monkeypatch: pytest.MonkeyPatch) -> Traine
     monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_registry.tracking_uri)
     connect(shared_registry.tracking_uri)
     return shared_registry
+
+
+@pytest.fixture
+def start_mlflow(
+    free_port: Callable[[], int], wait_until: Callable[..., None], tmp_path: Path
+) -> Iterator[StartMlflow]:
+    """`start_mlflow(*arguments, health="/health", **variables)` is the URL of a server that `mlflow` runs."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*line: str, health: str, **variables: str) -> str:
+        url, log = f"http://127.0.0.1:{(port := free_port())}", tmp_path / "server.log"
+        path = (
+            f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow starts uvicorn from it
+        )
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", *line, "--port", str(port)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PATH": path, **variables},
+                cwd=tmp_path,
+                start_new_session=True,
+            )
+        processes.append(process)
+        wait_until(
+            lambda: process.poll() is not None or answers(url + health),
+            timeout_s=120,
+            what="the server answers",
+        )
+        assert process.poll() is None, log.read_text()
+        return url
+
+    yield start
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import httpx
 import pytest
 
 from training.inventory import quickly_known_archs
 
-from .conftest import Trained
+from .conftest import StartMlflow, Trained
 
 ASK = """
 import sys
@@ -27,43 +22,11 @@ print(done.output, sorted({"mlflow", "torch", "sklearn"} & sys.modules.keys()))
 
 
 @pytest.fixture
-def tracking_server(
-    trained: Trained, free_port: Callable[[], int], wait_until: Callable[..., None], tmp_path: Path
-) -> Iterator[str]:
-    port = free_port()
-    line = ["--port", str(port), "--workers", "1", "--backend-store-uri", trained.tracking_uri]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow starts uvicorn from it
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *line],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                "PATH": path,
-                "MLFLOW_TRACKING_URI": "",
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            },
-            cwd=tmp_path,
-            start_new_session=True,
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until(
-            lambda: process.poll() is not None or answers(url), timeout_s=120, what="the server answers"
-        )
-        assert process.poll() is None, (tmp_path / "server.log").read_text()
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
+def tracking_server(trained: Trained, start_mlflow: StartMlflow) -> str:
+    """URL of a tracking server of the registry."""
+    variables = {"MLFLOW_TRACKING_URI": "", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    line = ("server", "--workers", "1", "--backend-store-uri", trained.tracking_uri)
+    return start_mlflow(*line, health="/health", **variables)
 
 
 @pytest.mark.timeout(200)
