@@ -35,9 +35,6 @@ from workers.process.fork_client import FORK, IMPORT, WORD, client_pid
 logger = logging.getLogger("workers.process.fork_server")  # this module is `__main__`
 FORK_OF = "fork of "  # and the client's process id: the name of a fork in `/proc`, of at most 15 bytes
 BACKLOG = 1024
-SMALL_BYTES = 512  # the largest objects of which several share a page
-GAPS = 1600  # of each size, about as many as imports leave
-_filling: list[object] = []
 TALK_LIMIT_S = 2.0  # a client has sent everything at once
 PEER = struct.Struct("3i")  # process, user and group of a Unix socket's other end
 
@@ -77,23 +74,9 @@ def _import(modules: Sequence[str]) -> bool:
             logger.info("%s cannot be imported here: %s", module, error)
             is_complete = False
     gc.collect()
-    _fill_gaps()
     gc.freeze()
     logger.info("imported %s within %.1f s", ", ".join(modules), time.monotonic() - started_s)
     return is_complete
-
-
-def _fill_gaps() -> None:
-    """Fill the gaps between objects with objects that stay.
-
-    A fork would otherwise put its new objects there, and each write copies a shared page of 4 KiB. This saves
-    5 MiB for each version. It relies on CPython's size classes of 16 bytes, and only costs memory where those differ.
-    """
-    overhead = sys.getsizeof(b"")
-    for size in range(48, SMALL_BYTES + 1, 16):
-        _filling.extend([bytes(size - overhead) for _ in range(GAPS)])
-    _filling.extend([object() for _ in range(GAPS)])
-    _filling.extend(map(float, range(GAPS)))
 
 
 def _serve(listener: socket.socket) -> list[str]:
