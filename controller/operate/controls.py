@@ -160,7 +160,8 @@ class Controls:
 
     async def _known_queue(self, name: str, version: int | None) -> str:
         """The queue of a version; of a model, that of any of its versions."""
-        numbers = cast(dict[bytes, bytes], await self._client.hgetall(keys.NUMBERS))
+        numbers = cast(list[bytes], await self._client.hkeys(keys.NUMBERS))
+        numbers += cast(list[bytes], await self._client.hkeys(keys.CONTROLS))  # of forgotten versions
         known = {keys.model_of(queue): queue for queue in map(bytes.decode, numbers) if keys.is_queue(queue)}
         versions = sorted(each for model, each in known if model == name)
         if not versions:
@@ -191,11 +192,12 @@ class Controls:
             )
 
     async def _forget(self, queue: str) -> None:
+        """Remove all that is known of a version, unless an operator took it out of service: that stays in force."""
         pipe = self._client.pipeline(transaction=True)
         pipe.hdel(keys.NUMBERS, queue)
         pipe.hdel(keys.BACKLOG, queue)
         pipe.hdel(keys.LAST_RECORDS, queue)
-        pipe.hdel(keys.CONTROLS, queue, SCALE + queue)
+        pipe.hdel(keys.CONTROLS, SCALE + queue)
         pipe.delete(queue)
         await pipe.execute()
 

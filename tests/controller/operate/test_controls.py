@@ -108,6 +108,34 @@ async def test_a_version_is_forgotten_once_it_has_no_worker_and_no_job(
     assert (await served.http.delete(path)).json()["code"] == "model_unknown"
 
 
+async def test_a_forgotten_version_stays_retired_until_it_is_enabled(
+    served: Served, hand_worker: HandWorkers
+) -> None:
+    gone = hand_worker(7, val_accuracy=1.0)
+    await served.services.watcher.refresh()
+    await control(served, "retire", 7)
+    gone.stop()
+    assert (await served.http.delete(f"/models/{MODEL}/versions/7")).json()["state"] == "forgotten"
+    assert (await served.post(query="?version=7")).json()["code"] == "model_unknown"
+    gone.start()
+    await served.services.watcher.refresh()
+    assert await chosen(served) == BEST
+    assert (await served.post(query="?version=7")).json()["code"] == "model_not_served"
+    await control(served, "enable", 7)
+    assert await chosen(served) == 7
+
+
+async def test_a_forgotten_retired_version_is_enabled_before_it_has_a_worker_again(
+    served: Served, hand_worker: HandWorkers
+) -> None:
+    hand_worker(7).stop()
+    await control(served, "retire", 7)
+    assert (await served.http.delete(f"/models/{MODEL}/versions/7")).json()["state"] == "forgotten"
+    await control(served, "enable", 7)
+    refused = await served.http.post(f"/models/{MODEL}/versions/7/enable")
+    assert refused.json()["code"] == "model_unknown"
+
+
 @pytest.mark.parametrize("path", [f"models/{MODEL}/versions/99/retire", "models/Nobody/unpin"])
 async def test_a_version_that_was_never_served_is_refused_with_what_is_known(
     served: Served, path: str
