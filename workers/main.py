@@ -39,7 +39,7 @@ from workers.process import alias_watch, follower_files, fork_client, prefork_su
 from workers.process.alias_watch import AliasWatch
 from workers.process.drain import Drain
 from workers.process.followed_worker import FollowedWorker
-from workers.process.follower_files import Told
+from workers.process.follower_files import Said, Told
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
 from workers.process.time_limit import TimeLimit, Watchdog
@@ -86,13 +86,13 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: marker.leave())  # serving processes inherit it
     _require_redis(settings)
     if settings.model_version.isdigit():
-        _wait_while_retired(settings, int(settings.model_version))
+        _wait_while_retired(settings, int(settings.model_version), lambda: None)
     folder = handed.folder if handed else tempfile.mkdtemp(prefix="modelyard-")
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
     found = handed.found if handed else model.find(settings, folder)
     if not settings.model_version.isdigit():
-        _wait_while_retired(settings, found.version)
+        _wait_while_retired(settings, found.version, _alias_look(settings, found))
     if settings.env_manager == "uv":
         from workers import model_environment
 
@@ -272,26 +272,55 @@ def _end(runner: BatchRunner, heartbeat: Heartbeat) -> None:
         os._exit(EXIT_STUCK)
 
 
-def _wait_while_retired(settings: WorkerSettings, version: int) -> None:
+def _wait_while_retired(settings: WorkerSettings, version: int, look: Callable[[], None]) -> None:
     """Wait if operators have retired the version, and its queue is empty.
 
-    Process managers such as Docker start a worker again that has ended. Under `modelyard up` and an alias follower,
-    which do not, it ends with status 0.
+    Process managers such as Docker start a worker again that has ended. Under `modelyard up`, and as the next version
+    of an alias follower, which do not, it ends with status 0.
+
+    Args:
+        look: Called again and again meanwhile.
     """
     why = _retirement(settings, version)
     if not why:
         return
-    name = f"{settings.model_name}/{version}"
-    is_managed = bool(os.environ.get(MANAGER) or follower_files.own_folder())
+    name, word = f"{settings.model_name}/{version}", settings.model_version
+    is_next = word.isdigit() and follower_files.own_folder()
+    is_managed = bool(os.environ.get(MANAGER) or is_next)
     then = "then start this worker again" if is_managed else "which this worker waits for"
-    text = f"{name} is {why}, and is not served; `modelyard enable {name}` puts it back into service, {then}"
-    follower_files.report_end(text, is_away=False)
+    moved = "" if word.isdigit() else f"; it also waits for {word} to move"
+    text = f"{name} is {why}, and is not served; `modelyard enable {name}` puts it back into service, {then}{moved}"
     logger.warning("%s", text)
     if is_managed:
+        follower_files.report_end(text, is_away=False)
         sys.exit(0)
     while _retirement(settings, version) != "":
+        look()
         time.sleep(RETIRED_POLL_S)
     logger.info("%s is in service again", name)
+
+
+def _alias_look(settings: WorkerSettings, found: ModelVersion) -> Callable[[], None]:
+    """Tells the alias follower of a moved alias, and ends this process once the other version's worker is ready."""
+    folder = follower_files.own_folder()
+    assert folder  # only a follower starts a worker with an alias
+
+    def publish(aliases: Aliases, _age_s: float) -> None:
+        follower_files.write(folder, Said(found.version, aliases.version_of(settings.model_version)))
+
+    watch, next_s = AliasWatch(settings, found, publish), 0.0
+
+    def look() -> None:
+        nonlocal next_s
+        told = follower_files.read(folder, Told)
+        if told and told.successor:
+            logger.info("%s is version %d now, whose worker is ready", settings.model_version, told.successor)
+            sys.exit(0)
+        if time.monotonic() >= next_s:
+            watch.look()
+            next_s = time.monotonic() + alias_watch.FOLLOWED_S
+
+    return look
 
 
 def _retirement(settings: WorkerSettings, version: int) -> str | None:

@@ -36,8 +36,15 @@ class Followed:
     url: str
     wait_until: WaitUntil
     registry: mlflow.MlflowClient
+    environment: dict[str, str]
     worker: subprocess.Popen[str]
     log: Path
+
+    def restart_worker(self) -> None:
+        """Start the follower again after it has stopped."""
+        self.worker.send_signal(signal.SIGTERM)
+        assert self.worker.wait(60) == 0
+        self.worker = _started(self.environment, self.log)
 
     @property
     def ready_file(self) -> str:
@@ -134,14 +141,13 @@ def pool(
         "ALLOW_PICKLE_MODELS": "true",
         "TMPDIR": str(temporary),
     }
-    python = [sys.executable, "-m"]
-    with log.open("w") as output:
-        worker = subprocess.Popen(
-            [*python, "cli", "worker"], env=environment | measured, stderr=output, text=True
-        )
-        serve = [*python, "cli", "serve", "--port", str(port)]
-        controller = subprocess.Popen(serve, env=environment, stderr=subprocess.DEVNULL)
+    serve = [sys.executable, "-m", "cli", "serve", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
+    worker = _started(environment | measured, log)
+    controller = subprocess.Popen(serve, env=environment, stderr=subprocess.DEVNULL)
+    followed = Followed(
+        database, tmp_path, url, wait_until, client, environment | measured, worker=worker, log=log
+    )
     try:
         ready_file = environment["MODELYARD_READY_FILE"]
         wait_until(
@@ -149,12 +155,19 @@ def pool(
             timeout_s=START_S,
             what="a version is served, and the follower says so",
         )
-        yield Followed(database, tmp_path, url, wait_until, client, worker, log)
+        yield followed
     finally:
         mlflow.set_tracking_uri(before)
-        for process in (worker, controller):
+        for process in (followed.worker, controller):
             process.terminate()
             process.wait(60)
+
+
+def _started(environment: dict[str, str], log: Path) -> subprocess.Popen[str]:
+    with log.open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli", "worker"], env=environment, stderr=output, text=True
+        )
 
 
 def _is_ready(url: str) -> bool:
@@ -211,3 +224,21 @@ def goes_on_while_a_version_cannot_be_served_or_the_registry_is_away(pool: Follo
     )
     elsewhere.set_registered_model_alias(MODEL, "champion", "3")
     away.rename(pool.database)
+
+
+@pytest.mark.timeout(600)
+def test_a_follower_of_a_retired_version_waits_until_the_alias_moves(pool: Followed) -> None:
+    httpx.post(f"{pool.url}/models/{MODEL}/versions/1/retire").raise_for_status()
+    pool.restart_worker()
+    pool.wait_until(
+        lambda: "it also waits for champion to move" in pool.log.read_text(),
+        timeout_s=START_S,
+        what="the worker says that it waits",
+    )
+    assert not pool.workers()
+    pool.move(3)
+    pool.await_version(3)
+    pool.wait_until(
+        lambda: "champion is version 3 now" in pool.log.read_text(), what="the waiting worker has ended"
+    )
+    assert pool.worker.poll() is None

@@ -89,17 +89,21 @@ class AliasWatch:
     def _watch(self) -> None:
         while self._is_time_to_look():
             begun_s = time.monotonic()
-            try:
-                self._read()
-            except (ModelyardError, OSError, ValueError) as error:
-                if not self._is_away:
-                    logger.warning(
-                        "the aliases of %s cannot be read again (%s); requests are routed by the last ones",
-                        self._name,
-                        first_line(error),
-                    )
-                self._is_away = True
+            self.look()
             self._took_s = 0.0 if self._is_server else time.monotonic() - begun_s
+
+    def look(self) -> None:
+        """Publish the aliases, read again if they may have changed. A registry that does not answer is logged once."""
+        try:
+            self._read()
+        except (ModelyardError, OSError, ValueError) as error:
+            if not self._is_away:
+                logger.warning(
+                    "the aliases of %s cannot be read again (%s); requests are routed by the last ones",
+                    self._name,
+                    first_line(error),
+                )
+            self._is_away = True
 
     def _is_time_to_look(self) -> bool:
         """Wait until the next look, or until MLflow reports a change; False once closed."""
