@@ -38,6 +38,7 @@ class Follower:
 
     Attributes:
         failed: Names of workers that could not start and were left out.
+        starting: Names of workers that were not ready yet.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Follower:
         self._workers = {worker.name: worker for worker in workers}
         self._leaving: dict[str, Worker] = {}
         self._stopping: set[str] = set()
-        self._starting: set[str] = set()
+        self.starting: set[str] = set()
         self.failed: set[str] = set()
         self._told: dict[str, str] = {}
         self._table: Table = {}
@@ -158,7 +159,7 @@ class Follower:
         supervisor.start(services)
         for worker, reason in plan.start:
             self._workers[worker.name] = worker
-            self._starting.add(worker.name)
+            self.starting.add(worker.name)
             tell(f"{worker.name} starts: {reason}")
 
     def _stop(self, plan: Plan, ready: set[str], supervisor: Supervisor, tell: Callable[[str], None]) -> None:
@@ -169,17 +170,17 @@ class Follower:
             if worker.named.model in unready and worker.name in ready:
                 continue
             del self._workers[worker.name]
-            if worker.name in self._starting | self.failed:
+            if worker.name in self.starting | self.failed:
                 self._end(worker.name, supervisor)
             else:
                 self._leaving[worker.name] = worker
-            self._starting.discard(worker.name)
+            self.starting.discard(worker.name)
             self.failed.discard(worker.name)
             tell(f"{worker.name} stops: {reason}")
 
     def _tell_ready(self, ready: set[str], tell: Callable[[str], None]) -> None:
-        for name in sorted(self._starting & ready):
-            self._starting.remove(name)
+        for name in sorted(self.starting & ready):
+            self.starting.remove(name)
             tell(f"{name} is ready")
 
     def _see_off(

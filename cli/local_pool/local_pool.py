@@ -84,6 +84,7 @@ class Pool:
         self._pids: dict[str, int] = {}
         self._serving_pids: dict[int, int] = {}
         self._is_strict = True
+        self._told_failures: dict[str, str] = {}
         self.failed: list[str] = []
 
     def start_core(self, *, is_strict: bool = True) -> None:
@@ -138,8 +139,7 @@ class Pool:
             statuses = self._supervisor.statuses()
             for name, status in statuses.items():
                 if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
-                    log = escape(str(self._supervisor.log_path(name)))
-                    self._console.print(f"{name} stopped and was restarted; its log: {log}")
+                    self._tell_restart(name, is_new=bool(follower and name in follower.starting))
                 if status.is_alive:
                     self._pids[name] = status.pid
             self._serving_pids |= serving
@@ -148,6 +148,19 @@ class Pool:
                 for name in follower.step(self._supervisor, statuses, workers, self._tell):
                     self._pids.pop(name, None)  # an earlier worker had this name
             time.sleep(WATCH_S)
+
+    def _tell_restart(self, name: str, *, is_new: bool) -> None:
+        log = self._supervisor.log_path(name)
+        if not is_new:
+            self._tell(f"{name} stopped and was restarted; its log: {log}")
+            return
+        lines = self._supervisor.log_tail(name, TAIL_LINES)
+        why = next((line for line in reversed(lines) if line.startswith("modelyard")), "it stopped")
+        if self._told_failures.get(name) != why:
+            self._told_failures[name] = why
+            self._tell(
+                f"{name} cannot serve and is tried again; no version is replaced by it: {why}; its log: {log}"
+            )
 
     def _tell(self, line: str) -> None:
         self._console.print(escape(line), highlight=False, soft_wrap=True)

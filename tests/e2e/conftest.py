@@ -197,10 +197,8 @@ def served(
 
 
 @pytest.fixture
-def environment(
-    registry: Path, free_port: Callable[[], int], measured: dict[str, str]
-) -> Iterator[dict[str, str]]:
-    """A state directory and ports of the test's own, and the trained versions."""
+def own_state(free_port: Callable[[], int], measured: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Environment variables: a state directory and ports of the test's own."""
     with tempfile.TemporaryDirectory(prefix="yard-", ignore_cleanup_errors=True) as state_dir:
         inherited = os.environ | measured
         inherited.pop("REDIS_URL", None)
@@ -209,5 +207,10 @@ def environment(
             "MODELYARD_PORT": str(free_port()),
             "FLOWER_PORT": str(free_port()),
             "MLFLOW_PORT": str(free_port()),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlruns.db",
         }
+
+
+@pytest.fixture
+def environment(own_state: dict[str, str], registry: Path) -> dict[str, str]:
+    """The same, and the trained versions."""
+    return own_state | {"MLFLOW_TRACKING_URI": f"sqlite:///{registry}/mlruns.db"}

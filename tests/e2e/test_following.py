@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from modelyard import Client
 from tests.conftest import WaitUntil
+from tests.e2e.conftest import answers
 from tests.light_registry import MODEL, PAIR
 from training.inventory import connect
 
@@ -79,11 +81,11 @@ class Load:
 
 @pytest.mark.timeout(600)
 def test_pool_follows_file_and_registry_without_a_failed_request(
-    environment: dict[str, str], light: Path, wait_until: WaitUntil, tmp_path: Path
+    own_state: dict[str, str], light: Path, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
     database = tmp_path / "mlruns.db"
     shutil.copy(light / "mlruns.db", database)
-    environment = environment | {
+    environment = own_state | {
         "ALLOW_PICKLE_MODELS": "true",
         "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
         "MODELYARD_SCALE_WAIT_S": "0.0001",  # any job that is seen waiting calls for another replica
@@ -142,3 +144,66 @@ def test_pool_follows_file_and_registry_without_a_failed_request(
         assert f"= keep worker-{MODEL}-v3" in planned.stdout
         assert load.failures == []
     assert "stopped and was restarted" not in printed()
+
+
+@contextmanager
+def tracking_server(database: Path, port: int) -> Iterator[str]:
+    """An MLflow server; gives its URL."""
+    url = f"http://127.0.0.1:{port}"
+    store = ("--backend-store-uri", f"sqlite:///{database}")
+    with (database.parent / "mlflow.txt").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1", "--port", str(port), *store],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            cwd=database.parent,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield url
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+@pytest.mark.timeout(900)
+def test_deletions_are_followed_and_a_version_that_cannot_load_replaces_none(
+    own_state: dict[str, str],
+    light: Path,
+    wait_until: WaitUntil,
+    free_port: Callable[[], int],
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "mlruns.db"
+    shutil.copy(light / "mlruns.db", database)
+    registry = connect(f"sqlite:///{database}")
+    with tracking_server(database, free_port()) as url:
+        wait_until(lambda: answers(f"{url}/health"), timeout_s=START_S, what="MLflow answers")
+        environment = own_state | {"ALLOW_PICKLE_MODELS": "true", "MLFLOW_TRACKING_URI": url}
+        with running_up(environment, tmp_path) as printed:
+
+            def wait_for(text: str) -> None:
+                wait_until(lambda: text in printed(), timeout_s=START_S, what=f"{text} in {printed()}")
+
+            wait_for("Ctrl-C stops")
+            with Load(f"http://127.0.0.1:{environment['MODELYARD_PORT']}") as load:
+                wait_until(lambda: load.versions == {2}, what="version 2 answers")
+                run = registry.create_run("0").info.run_id
+                registry.log_metric(run, "val_accuracy", 0.99)
+                registry.create_model_version(MODEL, str(tmp_path / "nothing"), run)
+                wait_for(f"worker-{MODEL}-v3 starts: best, latest")
+                wait_for(f"worker-{MODEL}-v3 cannot serve and is tried again; no version is replaced by it: ")
+                registry.delete_model_version(MODEL, "3")
+                wait_for(f"worker-{MODEL}-v3 stops: {MODEL}/3 is no longer wanted")
+                registry.delete_registered_model_alias(MODEL, "champion")
+                registry.delete_model_version(MODEL, "2")
+                wait_for(f"worker-{MODEL}-v1 is ready")
+                wait_for(f"worker-{MODEL}-v2 stops: {MODEL}/2 is no longer wanted")
+                wait_until(lambda: 1 in load.versions, timeout_s=START_S, what="version 1 answers")
+                registry.delete_registered_model(MODEL)
+                wait_for("the pool stays as it is: there is no version left to serve")
+                load.versions.clear()
+                wait_until(lambda: load.versions == {1}, what="version 1 goes on answering")
+            assert load.failures == []
+            assert printed().count("-v3 cannot serve") == 1
+        assert "stopped and was restarted" not in printed()
