@@ -14,6 +14,9 @@ USERINFO = re.compile(r"""(?<=://)(?!/)[^\s/?#'"<>]*@""")
 PARAMETER = re.compile(
     r"""([?&][\w.-]*(?:password|passwd|pwd|secret|token|api_?key)[\w.-]*=)[^&#\s'"]+""", re.I
 )
+NAMED_USERS = re.compile(
+    r"(redis|sentinel)s?", re.I
+)  # URLs whose user without a password is a name, never a token
 VARIABLE = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|AUTH)$")
 
 
@@ -32,9 +35,10 @@ def _of_environment() -> re.Pattern[str] | None:
     for name, value in os.environ.items():
         if VARIABLE.search(name):
             found |= {value, value.partition(":")[2]}  # user:password
-        _, separator, rest = value.partition("://")
+        scheme, separator, rest = value.partition("://")
         if separator and "@" in rest and not rest.startswith("/"):
             user, _, password = rest.rpartition("@")[0].partition(":")
-            found |= {password or user, unquote(password or user)}
+            secret = password or ("" if NAMED_USERS.fullmatch(scheme) else user)
+            found |= {secret, unquote(secret)}
     long = sorted((each for each in found if len(each) >= LEAST_CHARACTERS), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, long))) if long else None

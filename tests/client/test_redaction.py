@@ -50,3 +50,15 @@ def test_what_the_environment_holds_is_hidden_from_logs_and_tracebacks_however_i
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 2
     assert [each for each in spelt if each in done.stderr] == []
+
+
+def test_the_name_of_a_redis_user_is_not_taken_out_of_the_logs() -> None:
+    code = (
+        "import logging\nfrom app.logs import configure_logging\nconfigure_logging()\n"
+        "logging.getLogger('controller.main').warning('the password is hunter-2-hunter')\n"
+    )
+    urls = {"REDIS_URL": "redis://controller@h/0", "OTHER_URL": "rediss://controller:hunter-2-hunter@h/0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | urls, capture_output=True, text=True, timeout=60
+    )
+    assert "controller.main: the password is ***\n" in done.stderr
