@@ -121,7 +121,7 @@ async def settled(served: Served, job_id: str) -> dict[str, Any]:
         state.update((await served.http.get(f"/results/{job_id}")).json()["webhook"])
         return bool(state["status"] != "pending")
 
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + 30
     while not await read():
         assert time.monotonic() < give_up_at, state
         await asyncio.sleep(0.01)
@@ -169,7 +169,7 @@ async def test_cancelled_and_expired_jobs_are_delivered_too(
 async def test_a_webhook_is_given_up_after_the_last_attempt_or_when_it_is_unwanted(
     serve: Serve, hand_worker: HandWorkers, receiver: Receiver, statuses: list[int], attempts: int, why: str
 ) -> None:
-    worker, served = hand_worker(), await serve(**ON, webhook_attempts=2)
+    worker, served = hand_worker(), await serve(**ON | {"webhook_attempts": 2, "webhook_timeout_s": 10.0})
     receiver.statuses = list(statuses)
     job_id = (await post(served, receiver.url)).json()["id"]
     worker.finish(await worker.claimed())
