@@ -314,17 +314,20 @@ def test_the_page_has_no_accessibility_violation(
     assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_page_fits_a_narrow_screen(served: Served, browser: Browser) -> None:
+@pytest.mark.parametrize("width", [360, 768, 1024, 2560])
+def test_the_page_fits_the_width_of_the_screen(served: Served, browser: Browser, width: int) -> None:
     _, url, _ = served
-    page = browser.new_page(viewport={"width": 360, "height": 700})
+    page = browser.new_page(viewport={"width": width, "height": 700})
     widths = {}
     for section in ("now", "jobs", "why", "try", "pool"):
         page.goto(f"{url}/#{section}")
         expect(page.get_by_role("status")).to_have_text("live")
         expect(page.locator(".card").first).to_be_visible()
         widths[section] = page.evaluate("document.documentElement.scrollWidth")
+        for table in page.locator(".scroll").all():
+            assert table.evaluate("each => each.scrollWidth - each.clientWidth") <= 0, section
     page.close()
-    assert max(widths.values()) <= 360, widths
+    assert max(widths.values()) <= width, widths
 
 
 def test_the_page_says_that_its_controller_is_gone_and_recovers(served: Served, page: Page) -> None:
