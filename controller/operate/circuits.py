@@ -21,12 +21,14 @@ from app.settings import ControllerSettings
 from controller.endpoints import CIRCUIT_OPEN, Exclusion
 from controller.events import Completed
 from controller.operate.decision_log import DecisionLog
+from controller.recovery.replay_buffer import QUARANTINED
 from modelyard.schemas import Decision
 
 logger = logging.getLogger(__name__)
 POLL_S = 0.5
 LONGEST_PAUSE_S = 300.0
 LEAST_JOBS = 20  # of a window, before its rate of failures counts
+MOST_QUARANTINED = 3  # jobs in a row: each one has cost several workers their lives, and its caller the time
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class Circuit:
 
     Attributes:
         in_a_row: Failed jobs since the last one that succeeded.
+        quarantined: Those of them whose worker died or hung each time they ran.
         window: Jobs and failed jobs of the last batches.
         pause_s: Time between two probes; 0 while the circuit is closed.
         probe_at_s: When the next probe is due, `time.monotonic()`.
@@ -42,6 +45,7 @@ class Circuit:
     """
 
     in_a_row: int = 0
+    quarantined: int = 0
     window: deque[tuple[int, int]] = field(default_factory=deque)
     pause_s: float = 0.0
     probe_at_s: float = 0.0
@@ -73,13 +77,17 @@ class Circuits:
         n_ran = n_failed + sum(job.status == "succeeded" for job in jobs)
         if circuit.why or not n_ran:
             return
+        n_quarantined = sum(job.error_code == QUARANTINED for job in jobs)
         circuit.in_a_row = circuit.in_a_row + n_failed if n_failed == n_ran else 0
+        circuit.quarantined = circuit.quarantined + n_quarantined if n_failed == n_ran else 0
         circuit.window.append((n_ran, n_failed))
         while len(circuit.window) > 1 and sum(n for n, _ in circuit.window) > self._window_jobs:
             circuit.window.popleft()
         n_jobs, n_bad = (sum(counts) for counts in zip(*circuit.window, strict=True))
         if circuit.in_a_row >= self._in_a_row:
             self._open(event.head.queue, circuit, f"{circuit.in_a_row} jobs in a row failed")
+        elif circuit.quarantined >= MOST_QUARANTINED:
+            self._open(event.head.queue, circuit, f"{circuit.quarantined} jobs in a row killed their workers")
         elif n_jobs >= LEAST_JOBS and n_bad >= self._rate * n_jobs:
             self._open(event.head.queue, circuit, f"{n_bad} of its last {n_jobs} jobs failed")
 

@@ -15,13 +15,15 @@ EXAMPLE = '{"data":[[1,2]]}'
 BEST, OTHER = 2, 1
 
 
-async def run_jobs(served: Served, worker: HandWorker, count: int, *, well: bool) -> None:
+async def run_jobs(
+    served: Served, worker: HandWorker, count: int, *, well: bool, failed: JobOutcome = FAILED
+) -> None:
     """Have jobs of a worker's version run, one batch each."""
     for _ in range(count):
         answer = await served.post(query=f"?worker={worker.record.worker}")
         assert answer.status_code == 202, answer.text
         worker.start()
-        worker.finish(await worker.claimed(), None if well else outcome(jobs=[FAILED]))
+        worker.finish(await worker.claimed(), None if well else outcome(jobs=[failed]))
 
 
 async def choice(served: Served) -> int:
@@ -78,6 +80,22 @@ async def test_a_failing_version_is_left_and_comes_back_with_its_example(
     best.finish(again)
     await chosen_once(served, BEST, best, other)
     assert await decisions(served, 2) == ["circuit_closed", "circuit_opened"]
+
+
+async def test_a_version_that_kills_its_workers_is_left_after_fewer_jobs(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    best, other = hand_worker(BEST, val_accuracy=0.9), hand_worker(OTHER, val_accuracy=0.8)
+    served = await serve(circuit_failures=1000, circuit_pause_s=100.0, heartbeat_s=1.0)
+    killed = JobOutcome("failed", error_code="job_quarantined", error_detail="…")
+    await run_jobs(served, best, 2, well=False, failed=killed)
+    await run_jobs(served, best, 1, well=True)
+    await run_jobs(served, best, 2, well=False, failed=killed)
+    assert await choice(served) == BEST  # never three in a row
+    await run_jobs(served, best, 1, well=False, failed=killed)
+    await chosen_once(served, OTHER, best, other)
+    rows = {each["model_version"]: each for each in (await served.http.get("/workers")).json()["workers"]}
+    assert rows[BEST]["excluded_why"] == "3 jobs in a row killed their workers"
 
 
 async def test_half_of_many_jobs_failing_opens_a_circuit_too(serve: Serve, hand_worker: HandWorkers) -> None:
