@@ -13,6 +13,7 @@ from app.ledger import ids
 from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.server_errors import JobNotQuarantinedError, UnavailableError
+from cli.redis_address import REMEDIES
 from modelyard.commands.main import cli
 from tests.pool_samples import RedisServer, accept_now, head, new_batch, outcome
 
@@ -86,3 +87,21 @@ def test_the_doctor_shows_what_it_found_and_what_it_mended(
     with redis.Redis.from_url(redis_server.url) as client:
         client.delete("modelyard:surprise[red]")
     assert run(redis_server, "doctor").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("login", "text"),
+    [("guest:guest-word@", "NOPERM"), ("guest:wrong-word@", "WRONGPASS")],
+)
+def test_a_login_that_redis_refuses_is_told_with_its_remedy(
+    redis_server: RedisServer, login: str, text: str
+) -> None:
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.acl_setuser("guest", enabled=True, passwords=["+guest-word"], categories=["+@connection"])
+        url = redis_server.url.replace("unix://", f"unix://{login}")
+        refused = CliRunner().invoke(cli, ["doctor", "--patience", "0"], env={"REDIS_URL": url})
+        client.acl_deluser("guest")
+    assert refused.exit_code == 2
+    assert text in refused.stderr
+    assert "start it" not in refused.stderr
+    assert any(remedy in refused.stderr for remedy in REMEDIES.values())
