@@ -195,7 +195,7 @@ function Chart({ name, of, unit, rows, points, span }) {
         width: place.current.clientWidth, height: 190, legend: { show: false }, cursor: { drag: { x: false, y: false }, sync: { key: "charts" } },
         hooks: { setCursor: [(chart) => setPointed(chart.cursor.idx ?? null)] },
         scales: { x: { range: (_, low, high) => [(high ?? 0) - STEP_S[span] * MOST_POINTS[span], high ?? 1] }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.1] } },
-        axes: [{ ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => number(tick, tick % 1 ? 1 : 0)) }],
+        axes: [{ ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en", { maximumFractionDigits: 6 })) }],
         series: [{}, ...rows.map((row, index) => ({ label: title(row), stroke: css(`--s${index % 6}`), width: 1.8, spanGaps: false,
           dash: index >= 6 ? [6, 4] : [], points: { show: points.length < 3 } }))],
       }, data, place.current);
