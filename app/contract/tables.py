@@ -81,7 +81,7 @@ def _named(place: int, column: Column) -> str:
 
 def _optional(values: Values, column: Column, name: str) -> Values | None:
     """An optional column with missing values. MLflow passes no missing integers: the column is complete or absent."""
-    if column.type.kind not in ("integer", "long", "binary", "array", "object", "map"):
+    if column.type.kind not in ("integer", "long", "binary"):
         return values
     if any(value is not None for value in values) and column.type.kind in ("integer", "long"):
         raise InputTypeError(

@@ -201,6 +201,16 @@ SIGNATURES: dict[str, ModelSignature | None] = {
     "single": ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1))])),
     "unnamed text": ModelSignature(inputs=Schema([ColSpec("string")])),
     "times": ModelSignature(inputs=Schema([ColSpec("datetime", "at"), ColSpec("binary", "raw", False)])),
+    "optional": ModelSignature(
+        inputs=Schema(
+            [
+                A,
+                ColSpec(PERSON, "p", required=False),
+                ColSpec(Array(DataType.long), "xs", required=False),
+                ColSpec(Map(DataType.double), "m", required=False),
+            ]
+        )
+    ),
     "any": ModelSignature(inputs=Schema([ColSpec(AnyType(), "v")])),
     "chat": ModelSignature(
         inputs=Schema([ColSpec(Array(PERSON), "messages")]),
@@ -294,6 +304,9 @@ AGREE: list[tuple[str, str]] = [
     ("nested", '{"inputs": {"xs": [1], "p": {"name": "x"}, "m": {"k": 0.5}}}'),
     ("nested", '{"inputs": [{"xs": [1], "p": {"name": "x"}, "m": {"k": 0.5}}]}'),
     ("chat", '{"inputs": {"messages": [{"name": "x", "age": 3}]}}'),
+    ("optional", '{"dataframe_records": [{"a": 1, "p": null, "xs": null, "m": null}]}'),
+    ("optional", '{"dataframe_split": {"columns": ["a", "p"], "data": [[1, null], [2, null]]}}'),
+    ("optional", '{"dataframe_records": [{"a": 1}]}'),
     ("any", '{"inputs": {"v": [1, "x"]}}'),
     ("any", '{"dataframe_records": [{"v": null}]}'),
     ("any", '{"dataframe_records": [{"v": {"a": 1}}]}'),
