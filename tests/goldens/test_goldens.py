@@ -94,6 +94,7 @@ def pool(
             httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
         ):
             wait_until_true(lambda: is_ready(http), 60, "the controller is ready")
+            wait_until_true(lambda: http.get("/decisions").json()["decisions"], 60, "its choice is logged")
             yield http, worker
 
 
