@@ -1,8 +1,7 @@
-"""Shared by the controller's own processes: low priority beside callers, limits for decoders, and reuse of memory."""
+"""Shared by the controller's own processes: low priority beside callers, and limits for decoders."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -10,9 +9,6 @@ from pathlib import Path
 
 NICENESS = 5  # if CPU time is scarce, all other callers come first
 MAPPED_PAGES = Path("/proc/self/statm")
-# Parameters of mallopt(3).
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-LARGEST_MMAP_THRESHOLD_BYTES = 2**25  # glibc accepts no more
 
 
 def give_way() -> None:
@@ -28,14 +24,3 @@ def limit_memory(more_bytes: int) -> None:
         resource.setrlimit(
             resource.RLIMIT_AS, (mapped_bytes + more_bytes, resource.getrlimit(resource.RLIMIT_AS)[1])
         )
-
-
-def reuse_memory(kept_bytes: int) -> None:
-    """Let glibc keep up to `kept_bytes` of freed memory at the end of its heap for the next large body.
-
-    It would return it to the kernel after each one. Getting it again, page by page, costs more than reading the body.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD_BYTES)
-        libc.mallopt(TRIM_THRESHOLD, kept_bytes)

@@ -17,11 +17,11 @@ from typing import Any, TypedDict
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from app.freed_memory import reuse_memory
 from app.redis.client import connect_async, ledger_errors
 from app.redis.sentinel import watch
 from app.server_errors import LedgerUnavailableError
 from app.settings import ControllerSettings, load
-from controller import background_process
 from controller.admission.audit_log import audit_log, check_writable
 from controller.admission.authentication import Access
 from controller.batch_files import batch_routes
@@ -140,7 +140,7 @@ async def open_services(
         # All objects created so far live as long as the process: garbage collection need not traverse them.
         gc.collect()
         gc.freeze()
-        background_process.reuse_memory(KEPT_BYTES)
+        reuse_memory(KEPT_BYTES)
         logger.info(
             "the pool has %d model versions ready", len(services.watcher.view.snapshot.ready_versions)
         )

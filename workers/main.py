@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from app.celery_app import create_celery
 from app.clock import PoolClock
+from app.freed_memory import reuse_memory
 from app.ledger.worker_ledger import WorkerLedger, keep_outcome
 from app.logs import add_context
 from app.quality import VAL_ACCURACY
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 EXIT_STUCK = prefork_supervisor.EX_SOFTWARE
 STOP_GRACE_S = 5.0
+KEPT_BYTES = 2**28  # of freed memory: the arrays between the layers of a model
 RETIRED_POLL_S = 1.0
 DIFFERENCES_SHOWN = 32  # limits the size of a record, which is written each second
 # Thread switch interval in seconds. With the default, a heartbeat would delay a batch by 5 ms.
@@ -151,6 +153,7 @@ def _serve(
     limit.install()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _spare_collections()
+    reuse_memory(KEPT_BYTES)
     heartbeat.start()
     watchdog.start()
     drain = Drain(record, heartbeat, marker, connect(settings), settings.worker_ttl_s)

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 
 from app.contract.documents import Reading
+from app.freed_memory import reuse_memory
 from app.server_errors import (
     BodyNotArrayError,
     ModelyardError,
@@ -155,7 +156,7 @@ class LargeBodies:
 def serve() -> None:
     """Process requests until none arrives for `IDLE_S` seconds, or until the controller has ended."""
     background_process.give_way()
-    background_process.reuse_memory(KEPT_BYTES)
+    reuse_memory(KEPT_BYTES)
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     while select.select([questions], [], [], IDLE_S)[0]:
         try:
