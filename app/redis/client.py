@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -141,4 +142,15 @@ def ledger_error(error: Exception) -> ModelyardError:
         return LedgerUnavailableError(f"{error}; try again shortly", retry_after_s=1)
     if isinstance(error, ResponseError):
         return LedgerUnavailableError(f"Redis refused the command: {error}", retry_after_s=1)
+    if said := _tls_refusal(error):
+        return LedgerUnavailableError(f"Redis cannot be reached by TLS: {said}", retry_after_s=1)
     return LedgerUnavailableError("Redis does not answer; try again shortly", retry_after_s=1)
+
+
+def _tls_refusal(error: BaseException | None) -> str:
+    """Why the handshake of TLS failed, if this error or one that it came from says so; otherwise empty."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted ({error.verify_message}); see ssl_ca_certs in REDIS_URL"
+    if isinstance(error, ssl.SSLError):
+        return first_line(error)
+    return _tls_refusal(error.__cause__ or error.__context__) if error else ""

@@ -23,8 +23,8 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.redis.client import connect, connect_async
-from app.server_errors import RateLimitError
+from app.redis.client import connect, connect_async, ledger_errors
+from app.server_errors import LedgerUnavailableError, RateLimitError
 from app.settings import Settings
 from controller.admission.authentication import Caller
 from controller.admission.rate_limit import RateLimit
@@ -188,6 +188,25 @@ def test_a_pool_of_restricted_users_does_all_of_its_work(
     assert logs(pool, "insecure SSL") == ""
     for user in USERS:
         assert logs(pool, guarded.password(user)) == logs(pool, quote(guarded.password(user), safe="")) == ""
+
+
+async def test_a_certificate_that_is_not_accepted_is_named(guarded: Guarded) -> None:
+    by_address = guarded.url("controller").replace(
+        "localhost", "127.0.0.1"
+    )  # the certificate names localhost
+    untrusted = guarded.url("controller").partition("?")[0]
+    for url, reason in ((untrusted, "self.signed|unable to get local issuer"), (by_address, "IP address")):
+        settings = Settings(redis_url=url, redis_password_file=guarded.password_file("controller"))
+        expected = rf"by TLS: its certificate is not accepted \(.*({reason}).*\); see ssl_ca_certs"
+        async with connect_async(settings) as connection:
+            with pytest.raises(LedgerUnavailableError, match=expected), ledger_errors():
+                await connection.ping()
+        with (
+            connect(settings) as client,
+            pytest.raises(LedgerUnavailableError, match=expected),
+            ledger_errors(),
+        ):
+            client.ping()
 
 
 async def test_the_controllers_user_may_count_for_a_rate_limit(guarded: Guarded) -> None:
