@@ -404,6 +404,17 @@ DIFFER: list[tuple[str, str, bool]] = [
     ("single", '{"inputs": [[1e300]]}', False),
     # A sample without a value is none.
     ("free", '{"inputs": [[]]}', False),
+    # From 2^53 on, a float stands for several integers, and an integer beyond 64 bits for none of a model's.
+    ("free", '{"inputs": [[1e18, 1]]}', False),
+    ("columns", '{"inputs": {"a": [9007199254740992.0]}}', False),
+    ("none", '{"inputs": [18446744073709551617]}', False),
+    ("text", '{"dataframe_split": {"columns": ["t"], "data": [[18446744073709551617]]}}', False),
+    # A column stands once, whether the version takes it or not.
+    ("columns", '{"dataframe_split": {"columns": ["a", "z", "z"], "data": [[1, 2, 3]]}}', False),
+    # MLflow repeats the only row for each label.
+    ("columns", '{"dataframe_split": {"columns": ["a"], "index": [1, 2], "data": [[1]]}}', True),
+    # A gap in an optional column is no value of it.
+    ("times", '{"dataframe_split": {"columns": ["at", "raw"], "data": [["2026-01-31", null]]}}', True),
     # MLflow refuses these, although nothing is lost.
     ("columns", '{"instances": [{"a": 1}, {"a": 2, "b": 1.5}]}', True),
     ("columns", '{"instances": [{"a": 1, "b": 0.5}, {"a": 2}]}', True),
