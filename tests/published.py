@@ -30,9 +30,8 @@ def schema_problems(schema: dict[str, Any], value: Any, schemas: dict[str, Any])
 
 def openapi_problems(document: dict[str, Any]) -> list[str]:
     """What an OpenAPI 3.1 document has that the specification's own schema refuses, and references to nothing."""
-    from schemathesis.specs.openapi.definitions import (
-        OPENAPI_31_VALIDATOR,
-    )  # one test needs it, and it takes a second
+    # Only one test needs it, and it takes a second.
+    from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
     found = [
         f"{error.instance_path}: {error.message}" for error in OPENAPI_31_VALIDATOR.iter_errors(document)

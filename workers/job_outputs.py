@@ -26,6 +26,8 @@ from app.server_errors import ModelContractError, OutputNotFiniteError
 
 FLOAT32 = np.dtype("<f4")
 MAX_ITEM_BYTES = 8  # only NumPy's longdouble is larger, and no answer can represent it
+# Methods of polars' frames, of PyTorch's tensors, and of polars' series.
+LISTING = ("to_dicts", "tolist", "to_list")
 CLASSIFICATION, REGRESSION = "classification", "regression"
 NOT_FINITE = JobOutcome(
     "failed",
@@ -240,11 +242,7 @@ def is_finite(output: Any) -> bool:
 
 def _listed(output: Any) -> Any:
     """Other libraries' arrays and frames as lists; everything else as it is."""
-    for method in (
-        "to_dicts",
-        "tolist",
-        "to_list",
-    ):  # of polars' frames, of PyTorch's tensors, of polars' series
+    for method in LISTING:
         if hasattr(output, method):
             return getattr(output, method)()
     return output

@@ -14,9 +14,8 @@ USERINFO = re.compile(r"""(?<=://)(?!/)[^\s/?#'"<>]*@""")
 PARAMETER = re.compile(
     r"""([?&][\w.-]*(?:password|passwd|pwd|secret|token|api_?key)[\w.-]*=)[^&#\s'"]+""", re.I
 )
-NAMED_USERS = re.compile(
-    r"(redis|sentinel)s?", re.I
-)  # URLs whose user without a password is a name, never a token
+# Schemes of URLs whose user without a password is a name, never a token.
+NAMED_USERS = re.compile(r"(redis|sentinel)s?", re.I)
 VARIABLE = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY|AUTH)$")
 
 

@@ -215,7 +215,7 @@ class JobHistory:
         pipe = self._client.pipeline(transaction=False)
         for queue in queues:
             pipe.zrangebyscore(keys.pending(queue), since_ms, "+inf", start=0, num=most, withscores=True)
-        listed = await pipe.execute() if queues else []
+        listed = await pipe.execute()
         return sorted((at_ms, batch_id.decode()) for rows in listed for batch_id, at_ms in rows)
 
     async def _claimed(self, queues: Sequence[str], since_ms: float) -> list[tuple[float, str]]:
@@ -226,7 +226,7 @@ class JobHistory:
         held = [(queue, rows) for queue, rows in zip(queues, await pipe.execute(), strict=True) if rows]
         for queue, rows in held:
             pipe.zmscore(keys.pending(queue), rows)
-        scores = await pipe.execute() if held else []
+        scores = await pipe.execute()
         return sorted(
             (at_ms, batch_id.decode())
             for (_, rows), of_queue in zip(held, scores, strict=True)

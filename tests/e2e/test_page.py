@@ -190,17 +190,22 @@ def test_a_job_is_opened_and_closed_by_the_keyboard_alone(served: Served, digits
     expect(row).to_be_focused()
 
 
+def controller_with(pool: Pool, settings: dict[str, str]) -> str:
+    """Start a further controller with settings of its own; returns its URL."""
+    pool.environment.update(settings)
+    try:
+        return pool.controller()
+    finally:
+        for name in settings:
+            del pool.environment[name]
+
+
 def test_batch_files_are_listed_with_their_progress_their_bad_rows_and_what_failed(
     served: Served, digits: Digits, page: Page, tmp_path: Path
 ) -> None:
     pool, _, _ = served
     settings = {"MODELYARD_BATCH_FOLDER": f"{tmp_path}/kept", "MODELYARD_BATCH_MAX_OUTPUT_BYTES": "20000"}
-    pool.environment.update(settings)
-    try:
-        url = pool.controller()
-    finally:
-        for setting in settings:
-            del pool.environment[setting]
+    url = controller_with(pool, settings)
     line = f"{digits.images[0].round(4).ravel().tolist()}\n"
     few, many = tmp_path / "few.ndjson", tmp_path / "many.ndjson"
     few.write_text(line * 4 + "oops\n")
@@ -361,12 +366,7 @@ def test_a_guarded_pool_is_shown_to_operators_only(served: Served, page: Page) -
         "MODELYARD_API_KEYS": f"{ann.line()},{bob.line()}",
         "MODELYARD_MLFLOW_URL": "http://mlflow.example/",
     }
-    pool.environment.update(keys)
-    try:
-        url = pool.controller()
-    finally:
-        for each in keys:
-            del pool.environment[each]
+    url = controller_with(pool, keys)
     page.goto(f"{url}/")
     for key, shown in ((reader, "role `operate`"), (operator, BEST)):
         page.get_by_label("API key").fill(key)
