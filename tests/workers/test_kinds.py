@@ -111,7 +111,7 @@ def by_mlflow(path: str, body: bytes) -> Any:
 def is_same(ours: Any, theirs: Any) -> bool:
     """Whether two answers are the same, but for the digits of float32, and null in place of NaN."""
     if isinstance(theirs, float) and isinstance(ours, float):
-        return math.isclose(ours, theirs, rel_tol=1e-6)
+        return math.isclose(ours, theirs, rel_tol=1e-5)
     if isinstance(theirs, float) and not math.isfinite(theirs):
         return ours is None
     if isinstance(theirs, list):
@@ -141,10 +141,14 @@ def test_a_kind_of_model_is_served_and_answers_what_mlflow_would(
     assert loaded.labels == list(kind.labels)
     [alone] = answers(loaded, body, 1)
     assert alone.status == "succeeded", alone.error_detail
+    predictions = json.loads(predictions_json(alone))
     if kind.merges:
-        assert answers(loaded, body, 3) == [alone] * 3
+        # Only the last digits may differ: processors sum the products of larger matrices in another order.
+        for merged in answers(loaded, body, 3):
+            assert (merged.status, merged.classes, merged.task) == ("succeeded", alone.classes, alone.task)
+            assert is_same(json.loads(predictions_json(merged)), predictions)
     if kind.serves_in_mlflow:
-        assert is_same(json.loads(predictions_json(alone)), by_mlflow(made.path, body))
+        assert is_same(predictions, by_mlflow(made.path, body))
 
 
 def test_every_script_is_a_kind_that_the_page_about_models_shows() -> None:
