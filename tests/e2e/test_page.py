@@ -237,6 +237,34 @@ def test_batch_files_are_listed_with_their_progress_their_bad_rows_and_what_fail
     pool.stop(pool.serving(url))
 
 
+def test_with_a_key_the_files_of_a_batch_are_downloaded_up_to_a_stated_size(
+    served: Served, digits: Digits, page: Page, tmp_path: Path
+) -> None:
+    pool, _, _ = served
+    operator, ann = new_key("ann", "operate")
+    url = controller_with(
+        pool, {"MODELYARD_API_KEYS": ann.line(), "MODELYARD_BATCH_FOLDER": f"{tmp_path}/kept"}
+    )
+    rows = tmp_path / "rows.ndjson"
+    rows.write_text(f"{digits.images[0].round(4).ravel().tolist()}\n" * 4 + "oops\n")
+    with Client(url, api_key=operator) as client:
+        batch = client.submit_batch(rows, version=2)
+        client.read_batch(batch.id, wait_s=60)
+    page.goto(f"{url}/#jobs")
+    page.get_by_label("API key").fill(operator)
+    page.get_by_role("button", name="Show the pool").click()
+    for name, lines, file in (("Output", 5, f"{batch.id}.ndjson"), ("Errors", 1, f"{batch.id}.bad.ndjson")):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=name).click()
+        assert download.value.suggested_filename == file
+        assert len(download.value.path().read_text().splitlines()) == lines
+    (output,) = (tmp_path / "kept").glob(f"**/{batch.id}/output.ndjson")
+    os.truncate(output, 2**28 + 1)
+    page.get_by_role("link", name="Output").click()
+    expect(page.get_by_role("alert")).to_contain_text(re.compile(f"larger than 256 MiB.*{batch.id}/output"))
+    pool.stop(pool.serving(url))
+
+
 def test_a_version_out_of_service_says_so_and_the_decision_is_shown(
     served: Served, digits: Digits, page: Page
 ) -> None:

@@ -26,15 +26,17 @@ export async function problem(answer) {
   }
 }
 
-/** The document at a path; throws an error that says why there is none. */
-export async function ask(path, options = {}) {
+/** The answer to a request with the caller's key; throws an error that says why there is none. */
+export async function request(path, options = {}) {
   let answer;
   try {
     answer = await fetch(path, { ...options, headers: headers(options.headers) });
   } catch {
     throw new Error("The controller does not answer.");
   }
-  const said = await problem(answer);
-  if (!answer.ok) throw new Error(said.detail);
-  return said;
+  if (!answer.ok) throw new Error((await problem(answer)).detail);
+  return answer;
 }
+
+/** The document at a path. */
+export const ask = async (path, options) => problem(await request(path, options));
