@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import Column, ColumnsContract, Contract, TensorsContract
-from app.contract.column_values import NAT, TIME_EXTENSION
+from app.contract.column_values import EXTENSIONS, NAT
 from app.contract.documents import CSV, UNIFIED, Document
 from app.contract.packed_columns import DTYPES, PACKED_ROWS, unpack
 from app.ledger.worker_ledger import ClaimedBatch
@@ -71,10 +71,13 @@ def _parts(batch: ClaimedBatch, indexes: Sequence[int]) -> list[bytes]:
     return [batch.data[ends[each] - sizes[each] : ends[each]] for each in indexes]
 
 
+_EXTENSION_DTYPES = dict(EXTENSIONS.values())
+
+
 def _extension(code: int, data: memoryview) -> Any:
-    if code != TIME_EXTENSION:
+    if code not in _EXTENSION_DTYPES:
         raise ValueError(f"MessagePack extension {code}")
-    return np.datetime64(int.from_bytes(data, "little", signed=True), "ns")
+    return np.frombuffer(data, _EXTENSION_DTYPES[code])[0]
 
 
 decode = msgspec.msgpack.Decoder(ext_hook=_extension).decode

@@ -115,4 +115,6 @@ def _type(spec: Mapping[str, Any]) -> ColumnType:
 
 def _param(spec: Mapping[str, Any]) -> Param:
     kind = spec["type"] if spec["type"] in SCALARS else "any"
-    return Param(spec["name"], kind, json.dumps(spec.get("default")), spec.get("shape") is not None)
+    properties = _type(spec).properties if spec["type"] == "object" else ()
+    is_list = spec.get("shape") is not None
+    return Param(spec["name"], kind, json.dumps(spec.get("default")), is_list, properties)

@@ -33,21 +33,6 @@ SKELETON_CACHE_SAMPLES = 16
 FREE = -1  # a dimension of any size
 
 
-class Param(msgspec.Struct, frozen=True):
-    """A parameter of a request in addition to its data.
-
-    Attributes:
-        type: One of `SCALARS`, or `any`.
-        default: Default value as JSON, used if the request does not give the parameter.
-        is_list: Whether it holds a list of the type.
-    """
-
-    name: str
-    type: str
-    default: str = "null"
-    is_list: bool = False
-
-
 class TensorContract(msgspec.Struct, frozen=True, dict=True, tag_field="kind", tag="tensor"):
     """One plain tensor: finite numbers, a free first dimension, fixed others, no name and no parameters.
 
@@ -181,6 +166,28 @@ class Column(msgspec.Struct, frozen=True):
         """In words, for error messages."""
         optional = "" if self.required else " (optional)"
         return f"{f'{self.name}: ' if self.name is not None else ''}{self.type.describe()}{optional}"
+
+
+class Param(msgspec.Struct, frozen=True):
+    """A parameter of a request in addition to its data.
+
+    Attributes:
+        type: One of `SCALARS`, or `any`.
+        default: Default value as JSON, used if the request does not give the parameter.
+        is_list: Whether it holds a list of the type.
+        properties: Properties if it is an object, whose type is `any` for controllers of older releases.
+    """
+
+    name: str
+    type: str
+    default: str = "null"
+    is_list: bool = False
+    properties: tuple[Column, ...] = ()
+
+    @property
+    def value_type(self) -> ColumnType:
+        """Type of its value, or of the values of its list."""
+        return ColumnType("object" if self.properties else self.type, properties=self.properties)
 
 
 class ColumnsContract(

@@ -31,7 +31,9 @@ TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d(?::\d\d(?::\d\d(?:\.\d{1,9})?)
 WHOLE = re.compile(r"\s*[+-]?\d{1,19}\s*", re.ASCII)
 YEARS = range(1678, 2262)  # years that 64-bit nanoseconds cover completely
 NAT = -(2**63)
-TIME_EXTENSION = 1  # MessagePack's code of a time within nested values: nanoseconds, little-endian
+SHOWN = 80  # characters of a value in an error
+# MessagePack's codes, and the NumPy type, of values within lists and objects whose Python type MLflow refuses.
+EXTENSIONS = {"datetime": (1, "<M8[ns]"), "float": (2, "<f4"), "integer": (3, "<i4")}
 _TYPES: dict[str, set[type]] = {
     "boolean": {bool},
     "integer": {int},
@@ -68,6 +70,12 @@ class Misfit(Exception):  # noqa: N818  # no error: it becomes one where row and
         self.expected = expected
         self.place = place
         self.row = row
+
+    def at(self, where: str) -> str:
+        """In words, for error messages."""
+        shown = repr(self.value)
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+        return f"{where}{self.place}: got {shown}; expected {self.expected}"
 
 
 def convert(values: Values, kind: ColumnType, *, allows_missing: bool, rules: Rules) -> Values:
@@ -214,7 +222,7 @@ def _nested(values: Values, kind: ColumnType, rules: Rules) -> Values:
     except Misfit as misfit:
         misfit.place = f"[{misfit.row}]{misfit.place}"
         raise
-    return [_nested_leaf(each) for each in converted] if kind.kind == "datetime" else converted
+    return [_nested_leaf(each, kind) for each in converted] if kind.kind in EXTENSIONS else converted
 
 
 def _within(kind: ColumnType, rules: Rules) -> Rules:
@@ -222,8 +230,9 @@ def _within(kind: ColumnType, rules: Rules) -> Rules:
     return "strict" if kind.kind == "string" else rules
 
 
-def _nested_leaf(nanoseconds: int) -> msgspec.msgpack.Ext:
-    return msgspec.msgpack.Ext(TIME_EXTENSION, nanoseconds.to_bytes(8, "little", signed=True))
+def _nested_leaf(value: Any, kind: ColumnType) -> msgspec.msgpack.Ext:
+    code, dtype = EXTENSIONS[kind.kind]
+    return msgspec.msgpack.Ext(code, np.array(value, dtype).tobytes())
 
 
 def _map(value: Any, kind: ColumnType, rules: Rules) -> Any:
@@ -255,7 +264,7 @@ def _member(name: str, value: Any, kind: ColumnType, allows_missing: bool, rules
     except Misfit as misfit:
         misfit.place = f".{name}{misfit.place}"
         raise
-    return _nested_leaf(converted) if kind.kind == "datetime" and converted is not None else converted
+    return _nested_leaf(converted, kind) if kind.kind in EXTENSIONS and converted is not None else converted
 
 
 def _misfit(value: Any, kind: ColumnType) -> Misfit:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from app.contract import Param
-from app.contract.column_values import RANGES, TIME
+from app.contract.column_values import RANGES, TIME, Misfit, convert
 from app.contract.documents import Rules
 from app.server_errors import ParamsError
 
@@ -40,10 +40,13 @@ def _described(params: tuple[Param, ...]) -> str:
 
 
 def _type(param: Param) -> str:
-    return f"list of {param.type}" if param.is_list else param.type
+    described = param.value_type.describe()
+    return f"list of {described}" if param.is_list else described
 
 
 def _value(value: Any, param: Param) -> Any:
+    if param.properties:
+        return _object(value, param)
     if param.type == "any" or (value is None and not param.is_list):
         return value
     if param.is_list:
@@ -51,6 +54,14 @@ def _value(value: Any, param: Param) -> Any:
             raise _misfit(value, param)
         return [_scalar(each, param) for each in value]
     return _scalar(value, param)
+
+
+def _object(value: Any, param: Param) -> Any:
+    try:
+        [converted] = convert([value], param.value_type, allows_missing=False, rules="strict")
+    except Misfit as misfit:
+        raise ParamsError(misfit.at(f"parameter {param.name!r}")) from None
+    return converted
 
 
 def _scalar(value: Any, param: Param) -> Any:
@@ -69,4 +80,4 @@ def _scalar(value: Any, param: Param) -> Any:
 
 
 def _misfit(value: Any, param: Param) -> ParamsError:
-    return ParamsError(f"parameter {param.name!r}: got {repr(value)[:80]}; expected {_type(param)}")
+    return ParamsError(Misfit(value, _type(param)).at(f"parameter {param.name!r}"))

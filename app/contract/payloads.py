@@ -74,8 +74,8 @@ def to_payload(document: Document, contract: Contract, max_samples: int, rules: 
     """
     if isinstance(document.value, np.ndarray) and not isinstance(contract, TensorContract | TensorsContract):
         document = msgspec.structs.replace(document, value=document.value.tolist())
-    params = read_params(document.params, contract.params, rules)
     try:
+        params = read_params(document.params, contract.params, rules)
         payload = _payload(document, contract, params, rules)
     except OverflowError:
         raise InputTypeError("a whole number has more than 64 bits; expected one that has fewer") from None

@@ -8,13 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.contract import Column, ColumnsContract
-from app.contract.column_values import HAVE_MISSING, Misfit, Values, convert, is_as_it_travels
+from app.contract.column_values import (
+    HAVE_MISSING,
+    SHOWN,
+    Misfit,
+    Values,
+    convert,
+    is_as_it_travels,
+)
 from app.contract.documents import CSV, TABLE, Document, Rules
 from app.server_errors import InputEmptyError, InputError, InputShapeError, InputTypeError
 
 Named = Mapping[str, Values]
 ABSENT = object()  # marks a missing column in a row
-SHOWN = 80  # characters of a value in an error
 
 
 def read_columns(
@@ -65,11 +71,7 @@ def _checked(
     try:
         converted = convert(values, column.type, allows_missing=allows_missing, rules=rules)
     except Misfit as misfit:
-        shown = repr(misfit.value)
-        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
-        raise InputTypeError(
-            f"row {misfit.row}, column {name}{misfit.place}: got {shown}; expected {misfit.expected}"
-        ) from None
+        raise InputTypeError(misfit.at(f"row {misfit.row}, column {name}")) from None
     if not column.required and None in converted:
         return _optional(converted, column, name)
     return converted

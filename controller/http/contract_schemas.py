@@ -179,7 +179,7 @@ def _type(kind: ColumnType) -> Schema:
 
 
 def _param(param: Param) -> Schema:
-    schema = _type(ColumnType(param.type))
+    schema = _type(param.value_type)
     if param.type == "datetime":
         schema = {"type": "string"}  # a year or a month will do
     default = msgspec.json.decode(param.default)

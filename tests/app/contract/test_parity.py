@@ -443,6 +443,11 @@ PARAMS = ParamSchema(
         ParamSpec("s", DataType.string, "x"),
         ParamSpec("t", DataType.datetime, "2026-01-01"),
         ParamSpec("l", DataType.long, [1], (-1,)),
+        ParamSpec(
+            "o",
+            Object([Property("x", DataType.double), Property("y", Array(DataType.long), required=False)]),
+            {"x": 0.5},
+        ),
     ]
 )
 
@@ -452,7 +457,9 @@ PARAMS = ParamSchema(
     [
         {}, {"d": 2}, {"d": "1"}, {"n": 1.5}, {"n": True}, {"n": 7}, {"b": 1}, {"b": True}, {"s": 1}, {"s": "y"},
         {"t": "2026-02-03"}, {"t": 3}, {"l": [1, 2]}, {"l": 1}, {"l": [1.5]}, {"l": None}, {"d": None},
-        {"unknown": 1}, 5, [1],
+        {"unknown": 1}, 5, [1], {"o": {"x": 1.5}}, {"o": {"x": 1.5, "y": [1]}}, {"o": {"x": 1.5, "y": None}},
+        {"o": {}}, {"o": None}, {"o": {"x": None}}, {"o": {"x": "1"}}, {"o": {"x": 1.5, "z": 1}}, {"o": [1]},
+        {"o": {"x": 1.5, "y": [1.5]}},
     ],
     ids=json.dumps,
 )  # fmt: skip
@@ -462,6 +469,26 @@ def test_parameters_are_what_mlflow_makes_of_them(params: Any) -> None:
     assert same(by_us(signature, body, "mlflow"), by_mlflow(signature, body))
     without = ModelSignature(inputs=Schema([A]))
     assert same(by_us(without, body, "mlflow"), by_mlflow(without, body))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("float", "0.1", np.float32(0.1)),
+        ("integer", "3", np.int32(3)),
+        ("datetime", '"2026-01-31"', np.datetime64("2026-01-31", "ns")),
+    ],
+)
+def test_a_type_that_json_lacks_reaches_the_model_within_objects_although_mlflow_refuses_it(
+    kind: str, text: str, value: np.generic
+) -> None:
+    typed = Object([Property("x", DataType[kind], required=False)])
+    params = ParamSchema([ParamSpec("p", typed, {})])
+    signature = ModelSignature(inputs=Schema([ColSpec(typed, "o")]), params=params)
+    body = f'{{"inputs": [{{"o": {{"x": {text}}}}}], "params": {{"p": {{"x": {text}}}}}}}'.encode()
+    assert by_mlflow(signature, body) == REFUSED
+    data, given = by_us(signature, body, "mlflow")
+    assert (data["o"][0], given) == ({"x": value}, {"p": {"x": value}})
 
 
 @pytest.mark.parametrize(

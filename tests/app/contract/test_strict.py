@@ -17,6 +17,7 @@ from app.contract import (
     Column,
     ColumnsContract,
     ColumnType,
+    Param,
     TensorField,
     TensorsContract,
 )
@@ -123,6 +124,49 @@ def test_nested_values_are_refused_with_their_place() -> None:
         to_payload(read_json(body, "strict"), contract, 10, "strict")
 
 
+OBJECT = (
+    Column("price", ColumnType("double")),
+    Column(
+        "tags",
+        ColumnType("array", ColumnType("object", properties=(Column("id", ColumnType("long")),))),
+        False,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        (
+            '{"options": {"price": "x"}}',
+            "parameter 'options'.price: got 'x'; expected a finite number (double)",
+        ),
+        (
+            '{"options": {"price": 1, "tags": [{"id": 1}, {"id": 1.5}]}}',
+            "parameter 'options'.tags[1].id: got 1.5",
+        ),
+        ('{"options": {"tags": []}}', "its property price is missing"),
+        ('{"options": {"price": 1, "more": 2}}', "parameter 'options'.more: got 2; expected no property"),
+        ('{"options": null}', "parameter 'options': got None; expected an object"),
+        ('{"options": [1]}', "parameter 'options': got [1]; expected an object"),
+        ('{"factor": 1.5}', "parameter 'factor': got 1.5; expected long"),
+        ('{"other": 1}', "takes no parameter 'other'; expected options (object {price: double, tags"),
+        ('{"anything": [36893488147419103232]}', "more than 64 bits"),
+        ('{"anything": "\\ud800"}', "half of a surrogate pair"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused_with_their_place(params: str, text: str) -> None:
+    taken = (Param("options", "any", properties=OBJECT), Param("factor", "long"), Param("anything", "any"))
+    with pytest.raises(InputError) as refused:
+        to_payload(
+            read_json(f'{{"data": [1], "params": {params}}}'.encode(), "strict"),
+            AnyContract(taken),
+            1,
+            "strict",
+        )
+    assert text in refused.value.detail
+
+
 def test_tensors_are_refused_with_their_place_and_more_rows_than_the_limit() -> None:
     contract = TensorsContract((TensorField("ids", "uint8", (-1, 2)), TensorField("on", "bool", (-1,))))
     for body, text in (
@@ -170,7 +214,8 @@ def test_whatever_json_comes_it_is_a_job_or_an_error_of_ours(key: str, value: An
     "contract",
     [
         ColumnsContract(
-            (Column("a", ColumnType("array", ColumnType("long"))), Column("b", ColumnType("any"), False))
+            (Column("a", ColumnType("array", ColumnType("long"))), Column("b", ColumnType("any"), False)),
+            (Param("options", "any", properties=OBJECT),),
         ),
         TensorsContract((TensorField("a", "str", (-1,)), TensorField("b", "bool", (-1, -1)))),
         AnyContract(),
