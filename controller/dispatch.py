@@ -210,7 +210,7 @@ class Dispatcher:
             if not job.wants_outcome:
                 job.answer()
         if batch.unanswered:
-            batch.end_waits()
+            batch.end_due_waits()
         event = Accepted(batch.accept, time.monotonic() - batch.sent_at_s)
         # After the answers, which are written at the end of this turn of the loop.
         for observer in self._on_accepted:
@@ -232,14 +232,14 @@ class Dispatcher:
         batch.outcome = outcome
         # The jobs refer to their batch: a reference cycle would need the garbage collector.
         jobs, batch.unanswered = batch.unanswered, []
-        all_told = len(jobs) == len(outcome.jobs) and all(map(_wants_outcome, jobs))
+        all_received = len(jobs) == len(outcome.jobs) and all(map(_wants_outcome, jobs))
         # The next batch first: its worker is idle, and answering the callers of this batch takes time.
-        self._return(batch, is_awaited=bool(jobs))
+        self._free_place(batch, is_awaited=bool(jobs))
         if batch.timer:
             batch.timer.cancel()
         for job in jobs:
             job.answer()
-        event = Completed(batch_id, batch.head, outcome, heard_at_s, all_told)
+        event = Completed(batch_id, batch.head, outcome, heard_at_s, all_received)
         # After the answers, which are written at the end of this turn of the loop.
         for observer in self._on_completed:
             asyncio.get_running_loop().call_soon(observer, event)
@@ -247,7 +247,7 @@ class Dispatcher:
     def abandon(self, batch: SentBatch, lost: bool = False) -> None:
         """Stop waiting for the outcome of a batch; its jobs stay in the ledger, unless Redis lost them."""
         if batch.batch_id in self.sent:
-            self._return(batch, is_awaited=True)
+            self._free_place(batch, is_awaited=True)
         if lost:
             why = "Redis lost its data, including this job; send it again"
             _refuse_all(batch.unanswered, LedgerUnavailableError(why, retry_after_s=1))
@@ -260,17 +260,16 @@ class Dispatcher:
             self._all_confirmed.clear()
             await self._all_confirmed.wait()
 
-    def _return(self, batch: SentBatch, *, is_awaited: bool) -> None:
-        """Count a batch as returned, and send unsent jobs if its place is free now.
+    def _free_place(self, batch: SentBatch, *, is_awaited: bool) -> None:
+        """Free the place of a sent batch in its lane, and send unsent jobs in its place.
 
         Args:
             is_awaited: Whether callers wait for it. They send their next requests after they are answered, so the
                 unsent jobs are sent first. Otherwise they are sent with the requests of this loop iteration.
         """
         del self.sent[batch.batch_id]
-        lane = self._lanes[
-            batch.accept.batch.head.queue
-        ]  # `batch.head` names another queue if it was rerouted
+        sent_to = batch.accept.batch.head.queue  # `batch.head` names another queue if it was rerouted
+        lane = self._lanes[sent_to]
         lane.backlog.sent_batches -= 1
         lane.backlog.sent_jobs -= len(batch.head.jobs)
         if lane.backlog.open_by_caller:

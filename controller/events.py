@@ -29,11 +29,11 @@ class Completed(msgspec.Struct, frozen=True):
 
     Attributes:
         heard_at_s: Time of arrival, `time.monotonic()`.
-        all_told: Whether every caller received the outcome, so that no caller has to read it later.
+        all_received: Whether every caller received the outcome, so that no caller has to read it later.
     """
 
     batch_id: str
     head: BatchHead
     outcome: BatchOutcome
     heard_at_s: float
-    all_told: bool
+    all_received: bool

@@ -111,7 +111,7 @@ class SentBatch:
         """Take the head that the batch got when it was moved to another version."""
         self.head, self.json = head, BatchJson(self.batch_id, head, prefix)
 
-    def end_waits(self) -> None:
+    def end_due_waits(self) -> None:
         """Answer the callers whose wait has timed out, and set the timer for the next one."""
         now_s, next_s = time.monotonic(), inf
         for job in self.unanswered:
@@ -120,7 +120,7 @@ class SentBatch:
             elif job.waits_until_s < next_s and not job.is_answered:
                 next_s = job.waits_until_s
         if next_s < inf:
-            self.timer = asyncio.get_running_loop().call_later(next_s - now_s, self.end_waits)
+            self.timer = asyncio.get_running_loop().call_later(next_s - now_s, self.end_due_waits)
 
 
 class BatchWriter:

@@ -236,17 +236,7 @@ class Predict:
         asked, answerable = request.asked, Answerable()
         try:
             possible = self._routes(request)
-            read = (asked.content_type, body, possible, self.settings.max_samples, reading)
-            beyond = (DECODED_TIMES * self.settings.max_body_bytes, asked.params)
-            try:
-                is_small = len(body) < LARGE_BODY_BYTES
-                samples = (
-                    read_samples(*read, params=asked.params)
-                    if is_small
-                    else await self.large_bodies.read(*read, *beyond)
-                )
-            except NeedsReader:
-                samples = await self.large_bodies.read(*read, *beyond)
+            samples = await self._read(asked, body, possible, reading)
             if len(possible) > 1:
                 self._check_room(samples.route, request)
             job = self._job(samples, request, answerable.note)
@@ -273,6 +263,21 @@ class Predict:
         if len(possible) == 1:
             self._check_room(possible[0], request)
         return possible
+
+    async def _read(
+        self, asked: Asked, body: bytes, possible: tuple[Route, ...], reading: Reading
+    ) -> Samples:
+        """The samples of a body. Another process reads tables, images and large bodies.
+
+        Raises:
+            ModelyardError: The body is refused.
+        """
+        question = (asked.content_type, body, possible, self.settings.max_samples, reading)
+        if len(body) < LARGE_BODY_BYTES:
+            with suppress(NeedsReader):
+                return read_samples(*question, params=asked.params)
+        max_decoded_bytes = DECODED_TIMES * self.settings.max_body_bytes
+        return await self.large_bodies.read(*question, max_decoded_bytes, asked.params)
 
     def _check_room(self, route: Route, request: Request) -> None:
         self.backlogs.check_room(route.candidate.queue, request.asked.deadline_s, request.caller.name)

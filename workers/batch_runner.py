@@ -105,7 +105,7 @@ class BatchRunner:
         self._running: ClaimedBatch | None = None
         self._failure: Exception | None = None
 
-    def run_on(self, batch_id: str, on_begin: Callable[[str], None] | None = None) -> Iterator[Ran]:
+    def run_chain(self, batch_id: str, on_begin: Callable[[str], None] | None = None) -> Iterator[Ran]:
         """Run a batch, and the next batches of the queue until Celery's event loop must continue.
 
         Args:

@@ -13,7 +13,7 @@ from app.ledger.closing import overdue_outcome
 from app.ledger.ids import JobRef
 from app.ledger.wire import BatchHead, BatchOutcome
 from app.redis import keys
-from app.redis.client import AsyncClient, RedisError, ledger_errors
+from app.redis.client import AsyncClient, RedisError, ledger_error, ledger_errors
 from app.redis.script import run
 from app.server_errors import JobNotCancellableError, UnknownJobError, WireError
 from modelyard.schemas import Status
@@ -88,8 +88,7 @@ class ControllerLedger:
         found: dict[JobRef, JobView | WireError | None] = {}
         for own, record in zip(of_batch.values(), records, strict=True):
             try:
-                with ledger_errors():
-                    found |= _views(own, record, now_ms)
+                found |= _views(own, record, now_ms)
             except WireError as error:
                 found |= dict.fromkeys(own, error)
         return found
@@ -169,11 +168,11 @@ def _views(
         record: The `_fields` of the batch; or Redis's refusal to read them.
 
     Raises:
+        LedgerUnavailableError: The refusal.
         WireError: The record is unreadable.
-        RedisError: The refusal.
     """
     if isinstance(record, RedisError):
-        raise record
+        raise ledger_error(record) from record
     head_data, outcome_data, by, *own = record
     if head_data is None:
         return dict.fromkeys(refs)

@@ -91,7 +91,7 @@ class ReplayBuffer:
         if copy is None or not isinstance(copy.call, Accept):
             return
         accept = copy.call
-        if event.all_told and not accept.batch.once:
+        if event.all_received and not accept.batch.once:
             return
         if any(job.error_code == QUARANTINED for job in event.outcome.jobs):
             # The quarantine needs the samples, too: the batch must reach that outcome again.

@@ -61,7 +61,7 @@ def drain_after(bench: Bench, n_passes: int) -> tuple[list[Any], Any]:
 def test_batches_run_in_the_order_of_the_queue_until_it_is_empty(bench: Bench) -> None:
     batches = queue_up(bench, 5, n_jobs=2)
     _, predict = drain_after(bench, 5)
-    ran = list(bench.runner(predict).run_on(batches[0]))
+    ran = list(bench.runner(predict).run_chain(batches[0]))
     assert [each.batch_id for each in ran] == batches
     assert {each.result for each in ran} == {"2 of 2 jobs succeeded"}
     assert sorted(each.at_s for each in ran) == [each.at_s for each in ran]
@@ -72,7 +72,7 @@ def test_batches_run_in_the_order_of_the_queue_until_it_is_empty(bench: Bench) -
 def test_a_worker_that_drains_takes_nothing_more(bench: Bench) -> None:
     batches = queue_up(bench, 4)
     passes, predict = drain_after(bench, 2)
-    assert [each.batch_id for each in bench.runner(predict).run_on(batches[0])] == batches[:2]
+    assert [each.batch_id for each in bench.runner(predict).run_chain(batches[0])] == batches[:2]
     assert len(passes) == 2
     assert bench.client.llen(bench.queue) == 2
     assert not bench.client.hexists(keys.batch(batches[2]), "attempts")
@@ -86,7 +86,7 @@ def test_a_worker_that_is_told_to_stop_while_it_waits_runs_what_that_brings_and_
         bench.heartbeat.set_state("draining")
 
     runner = bench.runner(score, ledger=Interrupted(bench, told_meanwhile))
-    ran = [each.batch_id for each in runner.run_on(batches[0])]
+    ran = [each.batch_id for each in runner.run_chain(batches[0])]
     assert ran == batches[:2]
     assert (bench.client.llen(bench.queue), bench.client.hlen(keys.running(bench.queue))) == (1, 0)
 
@@ -94,7 +94,7 @@ def test_a_worker_that_is_told_to_stop_while_it_waits_runs_what_that_brings_and_
 def test_celerys_loop_gets_its_turn_after_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_runner, "CHAIN_S", 0.0)
     batches = queue_up(bench, 3)
-    assert [each.batch_id for each in bench.runner(score).run_on(batches[0])] == batches[:1]
+    assert [each.batch_id for each in bench.runner(score).run_chain(batches[0])] == batches[:1]
     assert (bench.client.llen(bench.queue), bench.client.hlen(keys.running(bench.queue))) == (2, 0)
 
 
@@ -103,7 +103,7 @@ def test_a_batch_that_comes_while_the_worker_waits_is_run(bench: Bench, wait_unt
     _, predict = drain_after(bench, 2)
     runner = bench.runner(predict)
     ran: list[str] = []
-    thread = threading.Thread(target=lambda: ran.extend(each.batch_id for each in runner.run_on(first)))
+    thread = threading.Thread(target=lambda: ran.extend(each.batch_id for each in runner.run_chain(first)))
     thread.start()
     wait_until(lambda: bench.outcome(first), what="the first has run")
     second = new_batch()
@@ -116,7 +116,7 @@ def test_a_batch_that_comes_while_the_worker_waits_is_run(bench: Bench, wait_unt
 def test_garbage_between_two_batches_is_left_to_celerys_consumer(bench: Bench, garbage: bytes) -> None:
     batches = queue_up(bench, 2)
     bench.client.rpush(bench.queue, garbage)
-    assert [each.batch_id for each in bench.runner(score).run_on(batches[0])] == batches[:1]
+    assert [each.batch_id for each in bench.runner(score).run_chain(batches[0])] == batches[:1]
     assert bench.client.lindex(bench.queue, -1) == garbage
     assert statuses(bench.outcome(batches[0])) == ["succeeded"]
 
@@ -125,7 +125,7 @@ def test_a_batch_that_cannot_be_read_is_closed_and_the_next_one_is_run(bench: Be
     batches = queue_up(bench, 3)
     bench.client.hset(keys.batch(batches[1]), "head", b"\xc1")
     _, predict = drain_after(bench, 2)
-    results = [each.result for each in bench.runner(predict).run_on(batches[0])]
+    results = [each.result for each in bench.runner(predict).run_chain(batches[0])]
     assert results == ["1 of 1 jobs succeeded", "unreadable", "1 of 1 jobs succeeded"]
     assert [statuses(bench.outcome(batch)) for batch in batches] == [["succeeded"], ["failed"], ["succeeded"]]
 
@@ -146,7 +146,7 @@ def test_a_batch_taken_with_the_one_before_that_kills_its_worker_runs_job_by_job
     bench.client.rpop(bench.queue)
     bench.accept(replace(killer, message=b'{"correlation_id": "%s"}' % killer.batch_id.encode()))
     with pytest.raises(DiedError):
-        list(bench.runner(predict, "life-0").run_on(first))
+        list(bench.runner(predict, "life-0").run_chain(first))
     assert statuses(bench.outcome(first)) == ["succeeded"]
     lives = 0
     while bench.outcome(killer.batch_id) is None:
@@ -170,4 +170,4 @@ def test_a_worker_whose_redis_goes_away_while_it_waits_gives_celery_its_turn(ben
             raise ConnectionError("cut")
 
     runner = bench.runner(score, ledger=Interrupted(bench, cut))
-    assert [each.batch_id for each in runner.run_on(first)] == [first]
+    assert [each.batch_id for each in runner.run_chain(first)] == [first]

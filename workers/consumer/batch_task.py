@@ -86,7 +86,7 @@ class CeleryBatches:
     def receive(self, message: Any, *_: Any) -> None:
         """Run the batch of a message, and the batches that follow it."""
         # `workers.consumer.transport` passes on only wake-up messages
-        for ran in self._runner.run_on(message.headers["id"], self._begin):
+        for ran in self._runner.run_chain(message.headers["id"], self._begin):
             self._end(ran)
 
     def _begin(self, batch_id: str) -> None:

@@ -58,7 +58,7 @@ def consume(
         ServiceError: Celery stopped for another reason.
     """
     events = TaskEvents(record.queue)
-    # Celery wants a function, and never calls it: the strategy calls `runner.run_on`.
+    # Celery wants a function, and never calls it: the strategy calls `runner.run_chain`.
     celery.task(name=BATCH_TASK, Strategy=STRATEGY, runner=runner, record=record, events=events)(runner.run)
     only_batches(celery)
 
