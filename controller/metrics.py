@@ -266,6 +266,10 @@ class _PoolCollector(Collector):
             oldest.add_metric(labels, age_ms / 1000)
             circuit.add_metric(labels, queue in view.open_circuits)
         yield from (accuracy, inference, live, backlog, oldest, wait, wanted, circuit, started, read)
+        failing = _family("version_start_failed", "1 for each wanted version whose workers do not start")
+        for queue in view.start_failures:
+            failing.add_metric(_labels(view.numbers.get(queue, 0), queue), 1)
+        yield failing
         yield _behind(view)
         yield _aliases(view)
         watcher = self._watcher

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
+from app import start_failures
 from app.clock import PoolClock
 from app.ledger.ids import IdSigner
 from app.pool_file import Endpoint, may_be_cold
@@ -37,6 +38,7 @@ from controller.operate.circuits import Circuits
 from controller.operate.controls import exclusions, merged
 from controller.pool_snapshot import Snapshot, build_snapshot
 from controller.recovery.replay_buffer import ReplayBuffer
+from modelyard.schemas import StartFailure
 
 logger = logging.getLogger(__name__)
 SWEEP_AFTER_MS = 600_000  # longer than the longest life of a record without a heartbeat
@@ -58,6 +60,7 @@ class PoolView:
         oldest_at_ms: When the oldest of these jobs was accepted, by queue; Redis's clock.
         open_circuits: Queues whose versions keep failing, as this controller sees it.
         cold: The last record of each version without a ready worker for which requests may queue, by queue.
+        start_failures: Why the workers of wanted versions do not start, by queue.
         snapshot: The same data, ordered for routing.
     """
 
@@ -68,6 +71,7 @@ class PoolView:
     open_circuits: frozenset[str] = frozenset()
     scaled: Mapping[str, Control] = field(default_factory=dict)
     cold: Mapping[str, WorkerRecord] = field(default_factory=dict)
+    start_failures: Mapping[str, StartFailure] = field(default_factory=dict)
     snapshot: Snapshot = field(default_factory=Snapshot)
 
 
@@ -218,8 +222,9 @@ class PoolWatcher:
             pipe.hgetall(keys.NUMBERS)
             pipe.hgetall(keys.BACKLOG)
             pipe.hgetall(keys.CONTROLS)
+            pipe.hgetall(keys.START_FAILURES)
             _, redis_time, server, memory, epoch, secret, *pool = await pipe.execute()
-            worker_ids, numbers, backlog, controls = pool
+            worker_ids, numbers, backlog, controls, failures = pool
             self.memory_bytes, self.max_memory_bytes = memory["used_memory"], memory.get("maxmemory", 0)
             self.clock.adjust(redis_time, asked_at_s)
             self._note_run(_run(server, epoch or await self._new_epoch()))
@@ -231,7 +236,14 @@ class PoolWatcher:
             numbers = self._with_former(self._counts(numbers))
             jobs = {queue: jobs for queue, jobs in self._counts(backlog).items() if jobs > 0}
             records, oldest_at_ms = await self._read_records(worker_ids, jobs)
-            await self._renew_view(records, numbers, jobs, oldest_at_ms, read_table(controls))
+            await self._renew_view(
+                records,
+                numbers,
+                jobs,
+                oldest_at_ms,
+                read_table(controls),
+                start_failures.read(failures, self.clock.now_ms()),
+            )
         if not self.reachable:
             logger.info("Redis answers")
         self.reachable, self.refusal = True, ""
@@ -284,6 +296,7 @@ class PoolWatcher:
         backlog: dict[str, int],
         oldest_at_ms: dict[str, float],
         table: Table,
+        failures: Mapping[str, StartFailure],
     ) -> None:
         waits_ms = self._backlogs.refresh(records, backlog)
         ready = {record.queue for record in records if record.state == "ready"}
@@ -310,6 +323,7 @@ class PoolWatcher:
             backlog_jobs=backlog,
             oldest_at_ms=oldest_at_ms,
             cold={each.queue: each for each in last_records if each.queue in cold},
+            start_failures=failures,
             snapshot=snapshot,
         )
         await self._write_decisions(before)

@@ -160,7 +160,7 @@ def _serve(
     drain.start()
     followed = None
     if folder and told:
-        followed = FollowedWorker(folder, told.alias, record, heartbeat, drain)
+        followed = FollowedWorker(folder, told, record, heartbeat, drain)
         followed.start()
     aliases = _watch_aliases(settings, found, heartbeat, followed)
     aliases.start()

@@ -18,6 +18,7 @@
 | `modelyard:rate:{<limit of client>}` | strings: requests in this window and the last | two windows | controller |
 | `modelyard:decision:<id>` | string: JSON, see `controller.decisions` | the jobs that it routed | controller |
 | `modelyard:last_records` | hash: queue to the last record of its workers | one field a queue | controller |
+| `modelyard:start_failures` | hash: queue to JSON, see `app.start_failures` | ten seconds | `modelyard up`, worker |
 | `modelyard:secret` | string: 32 random bytes that sign batch ids | for ever | controller |
 | `modelyard:epoch` | string: 16 random bytes that tell these data from those after a loss | for ever | controller |
 | `modelyard:marks` | hash, see `app.ledger.marks`: tells of data that Redis lost | for ever | controller, worker |
@@ -50,6 +51,7 @@ BACKLOG = f"{PREFIX}:backlog"
 NUMBERS = f"{PREFIX}:numbers"
 WORKERS = f"{PREFIX}:workers"
 LAST_RECORDS = f"{PREFIX}:last_records"
+START_FAILURES = f"{PREFIX}:start_failures"
 SECRET = f"{PREFIX}:secret"
 EPOCH = f"{PREFIX}:epoch"
 MARKS = f"{PREFIX}:marks"
@@ -100,6 +102,7 @@ KINDS = (
     KeyKind(NUMBERS, "hash", expires=False),
     KeyKind(WORKERS, "zset", expires=False),
     KeyKind(LAST_RECORDS, "hash", expires=False),
+    KeyKind(START_FAILURES, "hash", expires=True),
     KeyKind(SECRET, "string", expires=False),
     KeyKind(EPOCH, "string", expires=False),
     KeyKind(MARKS, "hash", expires=False),

@@ -96,8 +96,7 @@ def command(
         watch = RegistryWatch(settings.mlflow_tracking_uri, question, reading, reader)
         follower = Follower(settings, source, watch, workers, replicas)
         with open_pool(settings, PoolPlan(workers, controllers, views), console) as pool:
-            pool.start_core(is_strict=source.entries is not None)
-            follower.failed.update(pool.failed)
+            pool.start_core()
             pool.start_views()
             pool.print_urls()
             console.print("Ctrl-C stops everything")

@@ -6,6 +6,7 @@ and ends by itself (`workers.process.drain`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from cli.local_pool.registry_watch import RegistryWatch
 from cli.local_pool.scaling import Scaler
 from cli.local_pool.served_entries import ServedEntries
 from cli.local_pool.supervisord import ServiceStatus, Supervisor
+from modelyard.schemas import StartFailure
 from workers.process.prefork_supervisor import LEAVE_ROUTING
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ class Follower:
         replicas: Workers of each version whose entry does not state a number.
 
     Attributes:
-        failed: Names of workers that could not start and were left out.
         starting: Names of workers that were not ready yet.
     """
 
@@ -58,7 +59,8 @@ class Follower:
         self._leaving: dict[str, Worker] = {}
         self._stopping: set[str] = set()
         self.starting: set[str] = set()
-        self.failed: set[str] = set()
+        self._failures: dict[str, StartFailure] = {}
+        self._published: set[NamedVersion] = set()
         self._told: dict[str, str] = {}
         self._table: Table = {}
 
@@ -86,11 +88,12 @@ class Follower:
         self._reap(supervisor, statuses)
         serving = programs.ready_pids(records)
         ready = {name for name in self._workers if name in statuses and statuses[name].pid in serving}
+        self._tell_ready(ready, tell)
+        self._publish_failures()
         self._see_off(supervisor, statuses, records, ready)
         targets = self._targets(tell)
         if targets is None:
             return []
-        self._tell_ready(ready, tell)
         names: dict[NamedVersion, list[str]] = {}
         for worker in self._workers.values():
             names.setdefault(worker.named, []).append(worker.name)
@@ -102,6 +105,25 @@ class Follower:
             if worker.name in statuses and statuses[worker.name].state == "EXITED":  # it was told to by hand
                 supervisor.start_again(worker.name)
         return [worker.name for worker, _ in plan.start]
+
+    def wants(self, name: str) -> bool:
+        """Whether this is a worker that is not to leave."""
+        return name in self._workers
+
+    def note_failure(self, name: str, reason: str) -> bool:
+        """Remember why a worker ended before it was ready; False if that is known."""
+        before = self._failures.get(name)
+        if before and before.reason == reason:
+            return False
+        self._failures[name] = StartFailure(reason, before.since_ms if before else time.time() * 1000)
+        return True
+
+    def _publish_failures(self) -> None:
+        """Tell the controllers, again and again, why versions do not start."""
+        failures = {self._workers[name].named: each for name, each in self._failures.items()}
+        if failures or self._published:
+            programs.write_start_failures(self._settings, failures, self._published - failures.keys())
+        self._published = set(failures)
 
     def _targets(self, tell: Callable[[str], None]) -> tuple[Target, ...] | None:
         """The versions to serve; None if nothing is known about them now."""
@@ -164,24 +186,27 @@ class Follower:
 
     def _stop(self, plan: Plan, ready: set[str], supervisor: Supervisor, tell: Callable[[str], None]) -> None:
         """Stop workers, those of a model only when everything else that it needs is ready."""
-        unready = {worker.named.model for worker in plan.keep if worker.name not in ready | self.failed}
+        unready = {worker.named.model for worker in plan.keep if worker.name not in ready}
         unready |= {worker.named.model for worker, _ in plan.start}
+        kept = {(worker.named, worker.variables) for worker in plan.keep if worker.name in ready}
         for worker, reason in plan.stop:
-            if worker.named.model in unready and worker.name in ready:
+            is_surplus = (worker.named, worker.variables) in kept  # nothing replaces it
+            if worker.named.model in unready and worker.name in ready and not is_surplus:
                 continue
             del self._workers[worker.name]
-            if worker.name in self.starting | self.failed:
+            if worker.name in self.starting:
                 self._end(worker.name, supervisor)
             else:
                 self._leaving[worker.name] = worker
             self.starting.discard(worker.name)
-            self.failed.discard(worker.name)
+            self._failures.pop(worker.name, None)
             tell(f"{worker.name} stops: {reason}")
 
     def _tell_ready(self, ready: set[str], tell: Callable[[str], None]) -> None:
         for name in sorted(self.starting & ready):
             self.starting.remove(name)
             tell(f"{name} is ready")
+        self._failures = {name: why for name, why in self._failures.items() if name not in ready}
 
     def _see_off(
         self,

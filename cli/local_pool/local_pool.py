@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,6 +31,7 @@ BUSY_S = 1.0  # of processor time counts as progress
 LOOK_S = 5.0
 LEFTOVER_WAIT_S = 60.0
 TAIL_LINES = 12
+OWN_WORDS = re.compile(r"modelyard( worker)?: ")  # before the reason for which a process ends
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -83,21 +85,14 @@ class Pool:
         self._console = console
         self._pids: dict[str, int] = {}
         self._serving_pids: dict[int, int] = {}
-        self._is_strict = True
-        self._told_failures: dict[str, str] = {}
-        self.failed: list[str] = []
+        self._unready: dict[str, str] = {}
 
-    def start_core(self, *, is_strict: bool = True) -> None:
-        """Start Redis, the controllers and the workers, and wait until the workers are reachable.
-
-        Args:
-            is_strict: Whether a worker that cannot start is an error; otherwise it is left out, as long as another one
-                is ready.
+    def start_core(self) -> None:
+        """Start Redis, the controllers and the workers, and wait until each worker is ready or has failed.
 
         Raises:
-            ServiceError: One of them died or did not become ready.
+            ServiceError: No worker became ready, or another service died or did not become ready.
         """
-        self._is_strict = is_strict
         self._start(Tier.REDIS, Tier.FORK_SERVER)
         self._leave_out_retired()
         self._number_versions()
@@ -123,6 +118,8 @@ class Pool:
         for name, place in rows:
             table.add_row(escape(name), escape(place))
         self._console.print(table, soft_wrap=True)
+        for name, why in self._unready.items():
+            self._tell_unready(name, why)
 
     def watch(self, follower: Follower | None = None) -> None:
         """Watch the pool until interrupted; report services that died and were restarted.
@@ -133,13 +130,17 @@ class Pool:
         Raises:
             ServiceError: The supervisor is gone.
         """
+        if follower:
+            follower.starting |= self._unready.keys()
+            for name, why in self._unready.items():
+                follower.note_failure(name, why)
         while True:
             workers = programs.local_workers(self._settings.effective_redis_url)
             serving = programs.ready_pids(workers)
             statuses = self._supervisor.statuses()
             for name, status in statuses.items():
                 if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
-                    self._tell_restart(name, is_new=bool(follower and name in follower.starting))
+                    self._note_restart(name, follower)
                 if status.is_alive:
                     self._pids[name] = status.pid
             self._serving_pids |= serving
@@ -149,18 +150,26 @@ class Pool:
                     self._pids.pop(name, None)  # an earlier worker had this name
             time.sleep(WATCH_S)
 
-    def _tell_restart(self, name: str, *, is_new: bool) -> None:
-        log = self._supervisor.log_path(name)
-        if not is_new:
-            self._tell(f"{name} stopped and was restarted; its log: {log}")
-            return
-        lines = self._supervisor.log_tail(name, TAIL_LINES)
-        why = next((line for line in reversed(lines) if line.startswith("modelyard")), "it stopped")
-        if self._told_failures.get(name) != why:
-            self._told_failures[name] = why
-            self._tell(
-                f"{name} cannot serve and is tried again; no version is replaced by it: {why}; its log: {log}"
-            )
+    def _note_restart(self, name: str, follower: Follower | None) -> None:
+        has_served = self._pids[name] in self._serving_pids
+        if has_served or not follower or not follower.wants(name):
+            self._tell(f"{name} stopped and was restarted; its log: {self._supervisor.log_path(name)}")
+        elif follower.note_failure(name, why := self._reason(name)):
+            self._tell_unready(name, why)
+
+    def _reason(self, name: str) -> str:
+        """Why a worker ended, in its own words."""
+        lines = [line for line in self._supervisor.log_tail(name, TAIL_LINES) if line]
+        said = [line for line in lines if OWN_WORDS.match(line)] or lines or ["it ended without a word"]
+        with suppress(ValueError, TypeError, KeyError):  # a line of a JSON log
+            return str(json.loads(said[-1])["message"])
+        return OWN_WORDS.sub("", said[-1], count=1)
+
+    def _tell_unready(self, name: str, why: str) -> None:
+        self._tell(
+            f"{name} cannot serve and is tried again; no version is replaced by it: {why}; "
+            f"its log: {self._supervisor.log_path(name)}"
+        )
 
     def _tell(self, line: str) -> None:
         self._console.print(escape(line), highlight=False, soft_wrap=True)
@@ -204,13 +213,13 @@ class Pool:
         with self._console.status("") as spinner:
             while waiting:
                 spinner.update("waiting for " + ", ".join(waiting))
-                self._refuse_dead(waiting)
+                self._pass_over_dead(waiting)
                 for service in [each for each in waiting.values() if each.is_ready(self._pids[each.name])]:
                     del waiting[service.name]
                     self._print_ready(service, time.monotonic() - started_at)
                 if waiting and progress.standstill_s(waiting) > STANDSTILL_S:
-                    self._show_failure(next(iter(waiting)), "made no progress")
-                    self._fail(next(iter(waiting)), f"made no progress for {STANDSTILL_S:.0f} s")
+                    for name in list(waiting):
+                        self._give_up(waiting.pop(name), f"made no progress for {STANDSTILL_S:.0f} s")
                 time.sleep(POLL_S if waiting else 0)
 
     def _print_ready(self, service: Service, took_s: float) -> None:
@@ -221,26 +230,29 @@ class Pool:
             soft_wrap=True,
         )
 
-    def _refuse_dead(self, waiting: dict[str, Service]) -> None:
+    def _pass_over_dead(self, waiting: dict[str, Service]) -> None:
         statuses = self._supervisor.statuses()
         for name, service in list(waiting.items()):
             if statuses[name].is_alive and statuses[name].pid == self._pids[name]:
                 continue
-            self._show_failure(name, "stopped while it was starting")
-            workers = {worker.name for worker in self._plan.workers}
-            if self._is_strict or service.tier is not Tier.WORKERS or workers == {*self.failed, name}:
-                self._fail(name, "stopped while it was starting")
-            self._supervisor.end(name)
-            self.failed.append(name)
             del waiting[name]
+            self._give_up(service, "stopped while it was starting")
 
-    def _show_failure(self, name: str, what_happened: str) -> None:
+    def _give_up(self, service: Service, what_happened: str) -> None:
+        """Go on without a worker, which supervisord starts again; end without the last one, or another service.
+
+        Raises:
+            ServiceError: The pool cannot do without it.
+        """
+        name = service.name
         self._console.print(f"[red]✗[/red] {name} {what_happened}; its last lines:", highlight=False)
         for line in self._supervisor.log_tail(name, TAIL_LINES):
             self._console.print("  " + escape(line), highlight=False, soft_wrap=True)
-
-    def _fail(self, name: str, what_happened: str) -> NoReturn:
-        raise ServiceError(f"{name} {what_happened}; its log: {self._supervisor.log_path(name)}")
+        if service.tier is Tier.WORKERS:
+            self._unready[name] = self._reason(name)
+        workers = {each.name for each in self._services if each.tier is Tier.WORKERS}
+        if service.tier is not Tier.WORKERS or self._unready.keys() >= workers:
+            raise ServiceError(f"{name} {what_happened}; its log: {self._supervisor.log_path(name)}")
 
 
 class _Progress:

@@ -33,6 +33,7 @@ from workers.process import fork_client
 if TYPE_CHECKING:
     from app.redis.client import Client
     from app.worker_record import WorkerRecord
+    from modelyard.schemas import StartFailure
 
 LOOPBACK = "127.0.0.1"
 FLOWER_PORT = 5555
@@ -416,6 +417,18 @@ def forget_scale(settings: Settings, named: NamedVersion) -> None:
 
     with suppress(ModelyardError, ValueError), _connected(settings.effective_redis_url) as connection:
         connection.hdel(keys.CONTROLS, SCALE + keys.queue_name(*named))
+
+
+def write_start_failures(
+    settings: Settings, failures: Mapping[NamedVersion, StartFailure], over: Iterable[NamedVersion]
+) -> None:
+    """Tell the controllers why wanted versions do not start, and which ones do, or are not wanted any more."""
+    from app import start_failures
+    from app.redis import keys
+
+    by_queue = {keys.queue_name(*named): each for named, each in failures.items()}
+    with suppress(ModelyardError, ValueError), _connected(settings.effective_redis_url) as connection:
+        start_failures.write(connection, by_queue, [keys.queue_name(*named) for named in over])
 
 
 def _get(url: str) -> tuple[int, bytes]:

@@ -378,6 +378,13 @@ class InputShape(msgspec.Struct, frozen=True, omit_defaults=True):
     image: Annotated[ImageInput | None, says("how images are taken, if they are")] = None
 
 
+class StartFailure(msgspec.Struct, frozen=True):
+    """Why the workers of a wanted version end before they are ready; each is started again."""
+
+    reason: str
+    since_ms: Annotated[float, says("when the first start failed, Unix time")]
+
+
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One worker number: its model version, its workers and its backlog."""
 
@@ -439,10 +446,13 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     scaled_to: Annotated[
         int | None, says("workers that an operator asked for; null where the pool decides their number")
     ] = None
+    start_failure: Annotated[
+        StartFailure | None, says("why no worker of it starts, while it is wanted; null if nothing failed")
+    ] = None
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """Answer of `GET /workers`: worker numbers that have a live worker or a backlog."""
+    """Answer of `GET /workers`: worker numbers that have a live worker, a backlog, or one that does not start."""
 
     workers: tuple[WorkerInfo, ...]
 

@@ -21,7 +21,7 @@ def pool_document(view: PoolView, now_ms: float) -> Pool:
     groups, ranks = by_queue(view.records), _ranks(view.snapshot)
     present = (
         (view.numbers[queue], queue)
-        for queue in {*groups, *view.backlog_jobs, *view.cold}
+        for queue in {*groups, *view.backlog_jobs, *view.cold, *view.start_failures}
         if queue in view.numbers
     )
     return Pool(
@@ -81,6 +81,7 @@ def _worker(
         circuit_open=queue in view.open_circuits,
         cold=queue in view.cold,
         scaled_to=view.scaled[queue].replicas if queue in view.scaled else None,
+        start_failure=view.start_failures.get(queue),
         chosen=rank[1],
         aliases=tuple(
             sorted(each for each, found in view.snapshot.aliases.get(name, {}).items() if found == version)

@@ -21,6 +21,7 @@ from modelyard import Client
 from tests import light_registry
 from tests.conftest import WaitUntil
 from tests.light_registry import PAIR
+from training.inventory import connect
 
 START_S = 180.0
 
@@ -126,6 +127,51 @@ def test_up_serves_two_versions_refuses_a_second_pool_and_ctrl_c_leaves_nothing(
     assert status == 0, log.read_text()
     assert processes_of(environment) == []
     assert not any(secret in logs_of(environment) for secret in keys.secrets())
+
+
+@pytest.mark.timeout(300)
+def test_up_serves_what_can_be_served_says_what_cannot_and_why_and_ends_if_that_is_all(
+    own_state: dict[str, str], light: Path, wait_until: WaitUntil, tmp_path: Path
+) -> None:
+    shutil.copy(light / "mlruns.db", tmp_path / "mlruns.db")
+    environment = own_state | light_registry.variables(tmp_path)
+    registry = connect(environment["MLFLOW_TRACKING_URI"])
+    registry.create_model_version(light_registry.MODEL, str(tmp_path / "nothing"))
+    alone = modelyard(environment, "up", "--no-views", "--versions", "3")
+    assert alone.returncode == 1
+    assert "worker-Light-v3 stopped while it was starting" in alone.stderr
+    log = tmp_path / "up.txt"
+    with log.open("wb") as output:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "cli", "up", "--no-views", "--versions", "2,3"],
+            env=environment,
+            cwd=tmp_path,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_until(lambda: "Ctrl-C stops" in log.read_text() or up.poll() is not None, timeout_s=START_S)
+        [told] = [line for line in log.read_text().splitlines() if "worker-Light-v3 cannot serve" in line]
+        url = f"http://127.0.0.1:{environment['MODELYARD_PORT']}"
+
+        def failing() -> dict[int, str]:
+            return {
+                row.model_version: row.start_failure.reason for row in client.workers() if row.start_failure
+            }
+
+        with Client(url) as client:
+            assert client.predict(PAIR).model_version == 2
+            wait_until(failing, what="the controller tells too")
+            assert [*failing()] == [3]
+            assert failing()[3] in told
+            status = modelyard(environment, "status").stdout
+            assert "failing" in status
+            assert "does not start since" in status
+            client.control("retire", light_registry.MODEL, 3)
+            wait_until(lambda: not failing(), timeout_s=START_S, what="it is not wanted any more")
+    finally:
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(60) == 0, log.read_text()
 
 
 @pytest.mark.timeout(300)

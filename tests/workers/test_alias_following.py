@@ -70,6 +70,15 @@ class Followed:
             text for row in self.workers().values() for each in row["replicas"] for text in each["warnings"]
         )
 
+    def start_failure(self, version: int) -> dict[str, Any]:
+        """Why a version does not start, from `/workers`; empty if nothing failed."""
+        rows = httpx.get(f"{self.url}/workers").json()["workers"]
+        return next((row["start_failure"] or {} for row in rows if row["model_version"] == version), {})
+
+    def failing(self) -> list[str]:
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("modelyard_version_start_failed{")]
+
     def behind(self) -> list[str]:
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         return [line for line in lines if line.startswith("modelyard_alias_behind_workers{")]
@@ -187,6 +196,8 @@ def test_a_moved_alias_is_followed_without_a_failed_request_and_nothing_is_left_
         pool.await_version(3)
         assert pool.behind()[0].endswith(" 0.0")
         assert not pool.warnings()
+        pool.wait_until(lambda: not pool.start_failure(BROKEN), what="the failure is over")
+        assert not pool.failing()
         assert set(answers.versions) <= {1, 3}
         for version in (4, 1, 4):
             pool.move(version)
@@ -210,8 +221,11 @@ def test_a_moved_alias_is_followed_without_a_failed_request_and_nothing_is_left_
 def goes_on_while_a_version_cannot_be_served_or_the_registry_is_away(pool: Followed) -> None:
     """Version 1 serves on and the follower says why; in the end the alias names version 3."""
     pool.move(BROKEN)
-    pool.wait_until(lambda: "fails on zeros" in pool.warnings(), timeout_s=START_S, what="it says so")
-    assert "version 2, which champion names now, is not served and is tried again in" in pool.warnings()
+    pool.wait_until(lambda: pool.start_failure(BROKEN), timeout_s=START_S, what="it says so")
+    assert "fails on zeros" in pool.start_failure(BROKEN)["reason"]
+    [failing] = pool.failing()
+    assert f'version="{BROKEN}"' in failing
+    assert "version 2, which champion names now, is not served: " in pool.log.read_text()
     assert "; version 1 goes on serving" in pool.log.read_text()
     [behind] = pool.behind()
     assert 'alias="champion"' in behind

@@ -17,7 +17,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from workers.process import follower_files, fork_client, health
 from workers.process.follower_files import Said, Told
@@ -82,8 +82,9 @@ class _Worker:
         except OSError:
             return 0.0
 
-    def tell(self, warning: str = "", successor: int = 0) -> None:
-        told = self.told._replace(warning=warning, successor=successor)
+    def tell(self, **words: Any) -> None:
+        """Replace the message of this worker."""
+        told = Told(self.told.alias, self.told.follower_pid, **words)
         if told != self.told:
             self.told = told
             follower_files.write(self.folder, told)
@@ -171,10 +172,7 @@ class Follower:
         if not is_away:
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         self._failed_version, self._retry_at_s = version, time.monotonic() + pause_s
-        self._serving.tell(
-            f"version {version}, which {self._alias} names now, is not served and is tried again in "
-            f"{pause_s:g} s: {why}"
-        )
+        self._serving.tell(failed_version=int(version), failure=f"{why} (tried again in {pause_s:g} s)")
 
     def _follow(self) -> None:
         said = self._serving.said
@@ -185,7 +183,8 @@ class Follower:
             self._candidate.process.send_signal(signal.SIGTERM)  # the alias has moved again
             self._candidate = None
         if named == str(said.version):
-            self._serving.tell("" if said.named else f"the registry has no alias {self._alias} any more")
+            gone = f"the registry has no alias {self._alias} any more"
+            self._serving.tell(warning="" if said.named else gone)
             self._failed_version = ""
         elif not self._candidate:
             self._try_version(named)

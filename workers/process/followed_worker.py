@@ -1,4 +1,4 @@
-"""The worker's side of an alias follower: reports the alias's version, shows warnings, and begins to drain."""
+"""The worker's side of an alias follower: reports the alias's version, tells what is wrong, and begins to drain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from app.redis import keys
 from app.worker_record import WorkerRecord
 from workers.model_lookup import Aliases
 from workers.process import follower_files
@@ -23,7 +24,7 @@ class FollowedWorker:
 
     Args:
         folder: Folder that this worker and the follower share.
-        alias: The alias that is followed, or `latest`.
+        told: The follower's first message.
         record: The worker's record.
         drain: Begun when the follower has started a successor.
     """
@@ -31,13 +32,14 @@ class FollowedWorker:
     def __init__(
         self,
         folder: Path,
-        alias: str,
+        told: Told,
         record: WorkerRecord,
         heartbeat: Heartbeat,
         drain: Drain,
     ) -> None:
         self._folder = folder
-        self._alias = alias
+        self._alias = told.alias
+        self._shown = Told(told.alias, told.follower_pid)
         self._record = record
         self._heartbeat = heartbeat
         self._drain = drain
@@ -60,22 +62,28 @@ class FollowedWorker:
             )
 
     def _listen(self) -> None:
-        warning = ""
         while not self._closing.wait(POLL_S):
             told = follower_files.read(self._folder, Told)
             if not told:
                 continue
             if told.successor:
+                self._heartbeat.set_start_failure("", "")
                 self._drain.begin(f"{self._alias} is version {told.successor} now, whose worker is ready")
                 return
-            if told.warning != warning:
-                warning = told.warning
-                self._warn(warning)
+            if told != self._shown:
+                self._show(told)
+                self._shown = told
 
-    def _warn(self, warning: str) -> None:
-        record = self._record
-        if warning:
-            logger.warning("%s; version %d goes on serving", warning, record.model_version)
+    def _show(self, told: Told) -> None:
+        record, wrong = self._record, told.warning
+        if told.failed_version:
+            wrong = (
+                f"version {told.failed_version}, which {self._alias} names now, is not served: {told.failure}"
+            )
+        if wrong:
+            logger.warning("%s; version %d goes on serving", wrong, record.model_version)
         else:
             logger.info("version %d is the version of %s again", record.model_version, self._alias)
-        self._heartbeat.set_warnings((*record.warnings, warning) if warning else record.warnings)
+        failed_queue = told.failed_version and keys.queue_name(record.model_name, told.failed_version)
+        self._heartbeat.set_start_failure(failed_queue or "", told.failure)
+        self._heartbeat.set_warnings((*record.warnings, told.warning) if told.warning else record.warnings)

@@ -25,7 +25,9 @@ class Told(NamedTuple):
     Attributes:
         alias: The alias that the follower follows, or `latest`.
         follower_pid: Process id of the follower, which takes signals.
-        warning: Why another version is not served instead; empty if nothing is wrong.
+        warning: What is wrong with the alias; empty if nothing is.
+        failed_version: The version that the alias names now, if its worker did not start; else 0.
+        failure: Why, and when it is started again.
         successor: Version whose worker is ready, so that this worker leaves the routing, finishes the jobs of its queue
             and ends; 0 if there is none.
     """
@@ -33,6 +35,8 @@ class Told(NamedTuple):
     alias: str
     follower_pid: int
     warning: str = ""
+    failed_version: int = 0
+    failure: str = ""
     successor: int = 0
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from app import start_failures
 from app.clock import PoolClock
 from app.ledger.marks import mark_loss
 from app.redis.client import Client, RedisError, ledger_errors
@@ -32,7 +33,7 @@ from app.worker_record import (
     publish_record,
     withdraw_record,
 )
-from modelyard.schemas import Latency
+from modelyard.schemas import Latency, StartFailure
 from workers.model_lookup import Aliases
 from workers.process import health
 from workers.process.consumer_progress import Progress
@@ -92,6 +93,8 @@ class Heartbeat:
         self._predecessor = predecessor
         self._latencies_ms: deque[float] = deque(maxlen=WINDOW_BATCHES)
         self._samples: deque[int] = deque(maxlen=WINDOW_BATCHES)
+        self._start_failures: dict[str, StartFailure] = {}
+        self._over_failures: set[str] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._changed = False
@@ -165,6 +168,21 @@ class Heartbeat:
         """Record faults that do not prevent serving."""
         self._changed = True
         self._change(warnings=warnings)
+
+    def set_start_failure(self, queue: str, reason: str) -> None:
+        """Record why the version that is wanted instead does not start; without a queue that it does, or is not wanted.
+
+        Args:
+            queue: Queue of that version.
+            reason: Why its worker ended.
+        """
+        with self._lock:
+            before, failures = self._start_failures, {}
+            if queue:
+                since_ms = before[queue].since_ms if queue in before else self._clock.now_ms()
+                failures[queue] = StartFailure(reason, since_ms)
+            self._start_failures = failures
+            self._over_failures = (self._over_failures | before.keys()) - failures.keys()
 
     def failed_heartbeats(self) -> int:
         """Number of failed heartbeats; after each, any connection may be half-open."""
@@ -243,12 +261,20 @@ class Heartbeat:
         if other:
             raise _taken(record, other[0])
         self._clock.adjust((int(seconds), int(microseconds)), asked_at_s)
+        self._tell_start_failures()
         self._tell_health(record.state)
         if number is None:
             self._register_again(record)
         if self._predecessor and record.state == "ready":
             withdraw_record(self._client, self._predecessor)
             self._predecessor = ""
+
+    def _tell_start_failures(self) -> None:
+        with self._lock:
+            failures, over, self._over_failures = self._start_failures, self._over_failures, set()
+        if failures or over:
+            with suppress(RedisError):  # it is full, or its users are of an older release
+                start_failures.write(self._client, failures, over)
 
     def _tell_health(self, state: WorkerState) -> None:
         if not self._ready_file:

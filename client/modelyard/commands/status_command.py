@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -111,7 +112,7 @@ def _row(info: WorkerInfo) -> list[object]:
         info.jobs_done,
         info.jobs_failed,
         ", ".join(info.aliases),
-        info.excluded_why or _remark(info),
+        "; ".join(filter(None, (info.excluded_why or _remark(info), start_failure_of(info)))),
     ]
 
 
@@ -122,8 +123,21 @@ def _remark(info: WorkerInfo) -> str:
 
 
 def state_of(info: WorkerInfo) -> str:
-    """State of a version: why routing leaves it out, or that of its worker nearest to serving; `cold` without any."""
+    """State of a version: why routing leaves it out, or that of its worker nearest to serving.
+
+    Without any, `failing` if none starts, else `cold`.
+    """
     if info.excluded:
         return info.excluded
     states = {each.state for each in info.replicas}
-    return next((each for each in ("ready", "starting", "draining") if each in states), "cold")
+    without = "failing" if info.start_failure else "cold"
+    return next((each for each in ("ready", "starting", "draining") if each in states), without)
+
+
+def start_failure_of(info: WorkerInfo) -> str:
+    """Since when and why no worker of a version starts; empty if nothing failed."""
+    failure = info.start_failure
+    if failure is None:
+        return ""
+    since = datetime.fromtimestamp(failure.since_ms / 1000).astimezone()
+    return f"does not start since {since:%H:%M}: {failure.reason}"

@@ -18,6 +18,7 @@ from modelyard.commands.console_output import (
     write_listing,
 )
 from modelyard.commands.controller_option import URL_OPTION, controller_url
+from modelyard.commands.status_command import start_failure_of
 
 if TYPE_CHECKING:
     from modelyard import Replica, WorkerInfo
@@ -53,8 +54,12 @@ def command(watch_s: float | None, as_json: bool, url: str | None) -> None:
 
 
 def processes(workers: tuple[WorkerInfo, ...]) -> Listing:
-    """One row a worker process."""
-    rows = [_row(info, each) for info in workers for each in info.replicas]
+    """One row a worker process, and one for those of a version that do not start."""
+    rows = []
+    for info in workers:
+        rows += [_row(info, each) for each in info.replicas]
+        if failure := start_failure_of(info):
+            rows.append([info.worker, "", info.model_name, info.model_version, "failing", *[""] * 9, failure])
     return Listing(COLUMNS, rows, NUMBERS, empty="no worker is alive; start one with `modelyard worker`")
 
 

@@ -4,7 +4,7 @@ import { Jobs } from "./jobs.js";
 import { Pool } from "./pool.js";
 import { Try } from "./try.js";
 import { Why } from "./why.js";
-import { figure, halfWidth, headers, ms, number, problem, setKey, title } from "./shared.js";
+import { figure, halfWidth, headers, ms, number, problem, setKey, startFailure, title } from "./shared.js";
 
 const RETRY_MS = [1000, 2000, 5000];
 const STALE_MS = 5000;
@@ -125,7 +125,7 @@ function extended(history, rows, rates) {
 function stateOf(row) {
   if (row.excluded) return row.excluded.replace("_", " ");
   if (row.live_workers) return "ready";
-  return row.replicas[0]?.state ?? "cold";
+  return row.replicas[0]?.state ?? (row.start_failure ? "failing" : "cold");
 }
 
 /** Rows by rank; versions without a ready worker come last. */
@@ -165,6 +165,7 @@ function Versions({ rows, rates, history }) {
           ${row.chosen && html`<span class="why">★ chosen: ${row.direction === "lower" ? "lowest" : "highest"} ${row.metric} of the ready versions with this input</span>`}
           ${row.excluded && html`<span class="why">⊘ ${row.excluded_why}</span>`}
           ${row.circuit_open && !row.excluded && html`<span class="why">⚠ its jobs keep failing, and no other version of the model is ready</span>`}
+          ${row.start_failure && html`<span class="why">⚠ ${startFailure(row)}</span>`}
           ${[...new Set(row.replicas.flatMap((each) => each.warnings))].map((said) => html`<span class="why">⚠ ${said}</span>`)}</td>
         <td data-label="State"><span class="tag ${row.excluded || stateOf(row)}">${stateOf(row)}</span></td>
         <td class="n" data-label="val_accuracy">${figure(row)}${halfWidth(row)}<span class="why">${origin(row)}</span></td>

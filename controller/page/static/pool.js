@@ -1,6 +1,6 @@
 // The section of the pool: its workers, where their environments differ from what their models ask for, and links.
 import { html, useEffect, useState } from "./vendor/preact-htm.js";
-import { ask, number, title } from "./shared.js";
+import { ask, number, startFailure, title } from "./shared.js";
 
 const AGAIN_MS = 5000;
 const FIGURES = new Set(["Process", "Memory, MiB", "Up", "Jobs done", "Failed", "Batch mean"]);
@@ -28,6 +28,7 @@ function findings(rows) {
     else if (row.circuit_open) found.push([title(row), "its jobs keep failing, and no other version of the model is ready"]);
     if (!row.live_workers && row.backlog_jobs) found.push([title(row), `no worker is ready, and ${number(row.backlog_jobs)} jobs wait`]);
     if (row.metric_value == null && row.live_workers) found.push([title(row), `no ${row.metric} is logged: it is chosen after all versions with one`]);
+    if (row.start_failure) found.push([title(row), startFailure(row)]);
     for (const each of row.replicas) {
       for (const said of each.warnings) found.push([each.worker_id, said]);
       if (each.unreadable) found.push([each.worker_id, `${number(each.unreadable)} messages or batches could not be read`]);

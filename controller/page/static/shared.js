@@ -15,6 +15,8 @@ export const figure = (row) =>
 /** Half of the 95 % interval of a version's val_accuracy, where the number of rows is known. */
 export const halfWidth = (row) => (row.val_accuracy_half_width == null ? "" : ` ± ${number(row.val_accuracy_half_width, 4)}`);
 export const ms = (value) => (value == null ? "–" : number(value, value < 10 ? 2 : value < 100 ? 1 : 0));
+/** Since when and why no worker of a version starts. */
+export const startFailure = (row) => `does not start since ${new Date(row.start_failure.since_ms).toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hour12: false })}: ${row.start_failure.reason}`;
 export const title = (row) => `${row.model_name} ${row.model_version}`;
 
 /** The document of an answer; a problem if the answer holds none. */
