@@ -36,7 +36,13 @@ from controller.input import bodies
 from controller.input.large_bodies import PROCESSES, LargeBodies
 from controller.jobs import BatchWriter
 from controller.metrics import Metrics
-from controller.operate.operations import Operations
+from controller.operate.circuits import Circuits
+from controller.operate.controls import Controls
+from controller.operate.decision_log import DecisionLog
+from controller.operate.job_history import JobHistory
+from controller.operate.registry_webhook import RegistryWebhook, secret_of
+from controller.operate.reroute import Reroute
+from controller.operate.routing_changes import RoutingChanges
 from controller.page.feed import Feed
 from controller.pool_watcher import PoolWatcher
 from controller.predict import Predict, Request
@@ -49,6 +55,26 @@ from controller.selector import Selector
 from controller.webhooks.delivery import Webhooks
 
 EXAMPLE_WAIT_S = 20.0
+
+
+class Operations:
+    """The services for operators.
+
+    Args:
+        client: Asynchronous Redis client that returns bytes.
+        template: Message template of `app.ledger.wakeup_message.write_template`.
+    """
+
+    def __init__(
+        self, settings: ControllerSettings, client: AsyncClient, clock: PoolClock, template: bytes
+    ) -> None:
+        self.decisions = DecisionLog(client)
+        self.controls = Controls(client, self.decisions)
+        self.routing_changes = RoutingChanges(self.decisions, clock, settings.heartbeat_s)
+        self.reroute = Reroute(client, template)
+        self.circuits = Circuits(settings, clock, self.decisions)
+        self.registry_webhook = RegistryWebhook(secret_of(settings), client)
+        self.job_history = JobHistory(client, clock, settings.result_retention_s)
 
 
 class Services:

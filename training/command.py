@@ -80,10 +80,11 @@ def command(
         tracking_uri=settings.mlflow_tracking_uri, model_name=settings.model_name, archs=archs, **options
     )
     versions = train_with_progress(chosen, console)
+    document = versions_document(chosen.model_name, versions, new=len(chosen.archs))
     if as_json:
-        write_json(versions_document(chosen.model_name, versions, new=len(chosen.archs)))
+        write_json(document)
     else:
-        write_listing(versions_listing(chosen.model_name, versions, new=len(chosen.archs)))
+        write_listing(versions_listing(document))
 
 
 def _check_place(settings: Settings) -> None:
@@ -158,29 +159,8 @@ def _finish(progress: Progress) -> None:
         progress.update(task.id, total=task.total or 1, completed=task.total or 1)
 
 
-def versions_listing(model_name: str, versions: list[RegisteredVersion], *, new: int) -> Listing:
-    """Versions of one data set side by side, the `new` last ones marked."""
-    is_new = [index >= len(versions) - new for index in range(len(versions))]
-    return Listing(
-        columns=("version", "arch", "val_accuracy", "alias", "trained"),
-        rows=[
-            (
-                each.version,
-                each.arch,
-                "unknown" if each.val_accuracy is None else f"{each.val_accuracy:.4f}",
-                "champion" if each.champion else None,
-                "new" if fresh else None,
-            )
-            for each, fresh in zip(versions, is_new, strict=True)
-        ],
-        right=("version", "val_accuracy"),
-        title=model_name,
-        marked=[place for place, each in enumerate(versions) if each.champion],
-    )
-
-
 def versions_document(model_name: str, versions: list[RegisteredVersion], *, new: int) -> dict[str, Any]:
-    """The same as a document."""
+    """Versions of one data set, of which the `new` last ones were trained now."""
     return {
         "model_name": model_name,
         "versions": [
@@ -195,3 +175,24 @@ def versions_document(model_name: str, versions: list[RegisteredVersion], *, new
             for index, each in enumerate(versions)
         ],
     }
+
+
+def versions_listing(document: dict[str, Any]) -> Listing:
+    """The same as a table."""
+    versions = document["versions"]
+    return Listing(
+        columns=("version", "arch", "val_accuracy", "alias", "trained"),
+        rows=[
+            (
+                each["version"],
+                each["arch"],
+                "unknown" if each["val_accuracy"] is None else f"{each['val_accuracy']:.4f}",
+                "champion" if each["champion"] else None,
+                "new" if each["new"] else None,
+            )
+            for each in versions
+        ],
+        right=("version", "val_accuracy"),
+        title=document["model_name"],
+        marked=[place for place, each in enumerate(versions) if each["champion"]],
+    )

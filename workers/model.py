@@ -396,7 +396,7 @@ def _warm(
         raise ModelWarmUpError(f"{found.uri} cannot be loaded on {device}: {said(error)}") from error
     takes_matrix = lightgbm_model.takes_matrix(estimator, found, contract)
     if takes_matrix:
-        predict = partial(lightgbm_model.predict, estimator)
+        predict = partial(_without_params, estimator.predict)
     if isinstance(contract, AnyContract):
         predict = _from_document(predict, contract.is_own)
     labels = _labels(found, estimator) if found.task == CLASSIFICATION else []

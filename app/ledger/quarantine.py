@@ -73,14 +73,13 @@ class Quarantine:
         return [job for job in jobs if job]
 
     async def resend(
-        self, job_id: str, signer: IdSigner, deadline_s: float, reply_to: str = "", *, again: bool = False
+        self, job_id: str, signer: IdSigner, deadline_s: float, *, again: bool = False
     ) -> Resent:
         """Resend a quarantined job once: a second call returns the job that the first call created.
 
         Args:
             signer: Verifies the old id and creates the new one.
             deadline_s: Seconds until the new job expires.
-            reply_to: Controller that receives the outcome.
             again: Whether to resend a job that was resent before.
 
         Raises:
@@ -103,7 +102,7 @@ class Quarantine:
                     "the job is not in quarantine; only quarantined jobs can be resent"
                 )
             now_ms = to_ms(*await self._client.time())
-            batch = self._new_batch(job_id, ref, wire.decode_head(raw), signer, now_ms, deadline_s, reply_to)
+            batch = self._new_batch(job_id, ref, wire.decode_head(raw), signer, now_ms, deadline_s)
             new_id = ids.job_id(batch.batch_id, 0)
             call = Accept.of(batch, self._retention_ms).call_resend(ref, new_id, again=again)
             answer = await run(self._client, call)
@@ -120,7 +119,6 @@ class Quarantine:
         signer: IdSigner,
         now_ms: float,
         deadline_s: float,
-        reply_to: str,
     ) -> NewBatch:
         old = head.jobs[ref.index]
         job = JobEntry(old.n_samples, now_ms, now_ms + deadline_s * 1000, old.policy, old.forced, old.owner)
@@ -131,7 +129,7 @@ class Quarantine:
                 head,
                 jobs=[job],
                 sizes=head.sizes[ref.index :][:1],
-                reply_to=reply_to,
+                reply_to="",  # nobody waits for it
                 resent_from=job_id,
                 callbacks={},  # its caller was told of the first outcome
             ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelyard.commands.console_output import examples
-from modelyard.commands.sample_option import chosen_sample
+from modelyard.commands.given_samples import chosen_sample
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

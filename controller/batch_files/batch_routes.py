@@ -16,6 +16,7 @@ from controller.batch_files.batch_folder import BatchFolder, BatchRequest
 from controller.http import documentation as docs
 from controller.http.caller_presence import while_present
 from controller.http.prediction_request import in_range, version_of
+from controller.http.responses import json_response
 from controller.routing import routes
 from controller.selector import Selector
 from controller.services import Services
@@ -23,7 +24,7 @@ from modelyard.batch.batch_run import DEADLINE_S
 from modelyard.schemas import BatchFiles
 
 router = APIRouter()
-JSON, NDJSON = "application/json", "application/x-ndjson"
+NDJSON = "application/x-ndjson"
 MAX_KEY_CHARACTERS = 255
 INPUTS = {
     "text/csv": ".csv",
@@ -102,7 +103,7 @@ async def list_batches(
     services: Services = request.state.services
     found = await asyncio.to_thread(_batches(services).of_caller, _caller(request), limit)
     listed = BatchFiles(tuple(each.document(services.settings.prefix) for each in found))
-    return Response(msgspec.json.encode(listed), media_type=JSON)
+    return json_response(listed)
 
 
 @router.get("/batches/{batch_id}", dependencies=[require("predict")], **docs.BATCH_STATE)
@@ -181,5 +182,4 @@ def _key(request: Request) -> str:
 def _document(
     services: Services, folder: BatchFolder, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    body = msgspec.json.encode(folder.document(services.settings.prefix))
-    return Response(body, status, headers, media_type=JSON)
+    return json_response(folder.document(services.settings.prefix), status, headers)

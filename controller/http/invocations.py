@@ -32,13 +32,13 @@ from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import predictions_json, result_url
 from controller.http.problems import problem, status_of
+from controller.http.responses import JSON
 from controller.http.waiting_post import is_pending, later, no_outcome, read_post
 from controller.jobs import Job
 from controller.selector import Selector
 from controller.services import Services
 
 router = APIRouter()
-JSON = "application/json"
 CONTENT_TYPES = ("application/json", "text/csv", "application/vnd.apache.parquet")
 # MLflow's error codes; the first listed class of an error's MRO counts.
 ERROR_CODES: dict[type[ModelyardError], str] = {

@@ -11,8 +11,8 @@ from fastapi import Response
 from app.ledger.controller_ledger import JobView
 from app.server_errors import LedgerUnavailableError, ModelyardError
 from controller.admission.authentication import Caller
-from controller.http.event_response import EventResponse
 from controller.http.many_jobs import job_or_problem_json
+from controller.http.responses import EventResponse
 from controller.results import Results, is_open
 
 KEEP_ALIVE_S = 15.0  # a comment after this silence, so that no proxy closes the connection

@@ -31,6 +31,7 @@ from controller.http.inference_response import encode_response, output_tensors
 from controller.http.job_json import job_json, result_url
 from controller.http.prediction_request import in_range
 from controller.http.problems import PROBLEM_JSON
+from controller.http.responses import JSON, json_response
 from controller.http.waiting_post import is_pending, later, no_outcome, read_post
 from controller.input.inference_request import (
     RequestHead,
@@ -45,7 +46,6 @@ from controller.selector import Selector
 from controller.services import Services
 
 router = APIRouter(prefix="/v2")
-JSON = "application/json"
 JSON_LENGTH = "inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data", "model_configuration")
 PLATFORM = "mlflow"
@@ -63,13 +63,13 @@ PROBLEM_MEMBERS = ("type", "title", "status", "code", "detail")
 @router.get("", **docs.V2_SERVER)
 async def server_metadata() -> Response:
     """Name and release of this server."""
-    return _json({"name": "modelyard", "version": version("modelyard"), "extensions": EXTENSIONS})
+    return json_response({"name": "modelyard", "version": version("modelyard"), "extensions": EXTENSIONS})
 
 
 @router.get("/health/live", **docs.V2_LIVE)
 async def live() -> Response:
     """Whether the process is alive."""
-    return _json({"live": True})
+    return json_response({"live": True})
 
 
 @router.get("/health/ready", **docs.V2_READY)
@@ -77,7 +77,7 @@ async def ready(request: Request) -> Response:
     """Whether a prediction would be accepted now."""
     services = _services(request)
     reasons = [*readiness.against_serving(services), *readiness.against_accepting(services)]
-    return _json({"ready": not reasons}, 503 if reasons else 200)
+    return json_response({"ready": not reasons}, 503 if reasons else 200)
 
 
 @router.get("/models/{name}", dependencies=[require("predict")], **docs.V2_MODEL)
@@ -122,7 +122,7 @@ async def version_config(request: Request, name: str, number: int) -> Response:
 async def repository_index(request: Request) -> Response:
     """Every version that is served, in the form of Triton's index of its model repository."""
     served = sorted(_services(request).watcher.view.snapshot.by_version)
-    return _json(
+    return json_response(
         [{"name": name, "version": str(number), "state": "READY", "reason": ""} for name, number in served]
     )
 
@@ -196,16 +196,12 @@ def _services(request: Request) -> Services:
     return services
 
 
-def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(document), status, headers, media_type=JSON)
-
-
 def _metadata(request: Request, selector: Selector) -> Response:
     snapshot = _services(request).watcher.view.snapshot
     candidate = routes(snapshot, selector)[0].candidate
     name = candidate.model_name  # the path may name an alias as well
     served = [number for model, number in snapshot.by_version if model == name]
-    return _json(
+    return json_response(
         {
             "name": name,
             "versions": [str(number) for number in sorted(served)],
@@ -233,7 +229,7 @@ def _config(request: Request, selector: Selector) -> Response:
             for each in found
         ]
 
-    return _json(
+    return json_response(
         {
             "name": selector.model,
             "platform": PLATFORM,
@@ -252,7 +248,7 @@ def _ready(request: Request, selector: Selector) -> Response:
         reasons = readiness.against_serving(services)
     except NoCandidateError as error:
         reasons = [error.detail]
-    return _json({"name": selector.model, "ready": not reasons}, 503 if reasons else 200)
+    return json_response({"name": selector.model, "ready": not reasons}, 503 if reasons else 200)
 
 
 async def _infer(request: Request, selector: Selector) -> Response:
@@ -288,7 +284,7 @@ def _answer(services: Services, job: Job, asked: RequestHead) -> Response:
         status, code, text = no_outcome(job, services.drain)
         url = result_url(job_id, _prefix(services))
         headers = {"location": url, **({"retry-after": "1"} if status == 503 else {})}
-        return _json({"error": text, "code": code, "result_url": url}, status, headers)
+        return json_response({"error": text, "code": code, "result_url": url}, status, headers)
     own = batch.outcome.jobs[job.index]
     return _outputs(services, job_id, batch.head, own, job.route.candidate.outputs, asked)
 
@@ -305,7 +301,7 @@ def _outputs(
     if own.status != "succeeded":
         document = {"error": own.error_detail, "code": own.error_code}
         location = {"location": result_url(job_id, _prefix(services))}
-        return _json(document, FAILED_STATUS.get(own.error_code, 500), location)
+        return json_response(document, FAILED_STATUS.get(own.error_code, 500), location)
     members: dict[str, Any] = {
         "model_name": head.model_name,
         "model_version": str(head.model_version),

@@ -211,7 +211,7 @@ def parse_query(query_string: bytes) -> Query:
             f"expected at most one each of the query parameters {', '.join(sorted(PARAMETERS))}, and no others"
         )
     return Query(
-        Selector(_positive(given, "worker"), given.get("model"), _version(given), given.get("endpoint")),
+        Selector(_worker(given), given.get("model"), _version(given), given.get("endpoint")),
         _seconds(given, "wait"),
         _seconds(given, "deadline"),
         _params(given),
@@ -229,12 +229,12 @@ def _params(given: Mapping[str, str]) -> str:
     return text
 
 
-def _positive(given: Mapping[str, str], name: str) -> int | None:
-    text = given.get(name)
+def _worker(given: Mapping[str, str]) -> int | None:
+    text = given.get("worker")
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
-        raise ParameterError(f"{name} must be a whole number from 1")
+        raise ParameterError("worker must be a whole number from 1")
     return int(text)
 
 

@@ -17,6 +17,7 @@ from controller.http.job_json import job_json, result_url, view_json
 from controller.http.many_jobs import job_ids_of, jobs_json
 from controller.http.pool_document import pool_document
 from controller.http.prediction_request import in_range, parse_query, version_of
+from controller.http.responses import JSON, json_response
 from controller.http.version_document import record_of, version_document
 from controller.routing import routes
 from controller.services import Services
@@ -28,7 +29,6 @@ from modelyard.schemas import (
 )
 
 router = APIRouter()
-JSON = "application/json"
 
 
 @router.post("/predict", dependencies=[require("predict")], **docs.PREDICT)
@@ -110,7 +110,7 @@ async def route(request: Request) -> Response:
     snapshot = services.watcher.view.snapshot
     possible = tuple(map(snapshot.explain, routes(snapshot, selector, deadline_s)))
     wait_s = own.wait_s(selector) if query.wait_s is None else query.wait_s
-    return _document(RoutePlan(possible, deadline_s, wait_s))
+    return json_response(RoutePlan(possible, deadline_s, wait_s))
 
 
 @router.get("/results/{job_id}/events", dependencies=[require("predict")], **docs.RESULT_EVENTS)
@@ -140,7 +140,7 @@ async def workers(request: Request) -> Response:
     """The pool: every worker number with its model version, its workers and its backlog."""
     services: Services = request.state.services
     await services.watcher.refresh()
-    return _document(pool_document(services.watcher.view, services.clock.now_ms()))
+    return json_response(pool_document(services.watcher.view, services.clock.now_ms()))
 
 
 @router.get(
@@ -163,7 +163,7 @@ async def quarantine(
 ) -> Response:
     """Jobs quarantined after crashing their worker, newest first."""
     services: Services = request.state.services
-    return _document(Quarantine(tuple(await services.quarantine.jobs(limit))))
+    return json_response(Quarantine(tuple(await services.quarantine.jobs(limit))))
 
 
 @router.post("/quarantine/{job_id}/resend", dependencies=[require("operate")], **docs.RESEND)
@@ -198,7 +198,7 @@ async def metrics(request: Request) -> Response:
 @router.get("/healthz", **docs.HEALTH)
 async def healthz() -> Response:
     """Whether the process is alive."""
-    return _document(Health("alive"))
+    return json_response(Health("alive"))
 
 
 @router.get("/readyz", **docs.READY)
@@ -225,8 +225,4 @@ async def _event_stream(request: Request, job_ids: list[str]) -> Response:
 
 def _readiness(reasons: list[str]) -> Response:
     headers = {"retry-after": "1"} if reasons else None
-    return _document(Readiness(not reasons, tuple(reasons)), 503 if reasons else 200, headers)
-
-
-def _document(document: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(document), status, headers, media_type=JSON)
+    return json_response(Readiness(not reasons, tuple(reasons)), 503 if reasons else 200, headers)

@@ -16,6 +16,7 @@ from app.server_errors import NotScalableError, TooLargeError, UnknownModelError
 from app.worker_record import UP
 from controller.admission.authentication import REGISTRY_WEBHOOK, Caller, require
 from controller.http import documentation as docs
+from controller.http.responses import json_response
 from controller.operate.controls import DONE, Action
 from controller.operate.job_history import JobFilter
 from controller.operate.reroute import rivals_of
@@ -30,7 +31,6 @@ Replicas = Annotated[
     Query(description="number of workers; `auto`: as modelyard.toml says"),
 ]
 DryRun = Annotated[bool, Query(description="whether to check it only: the answer says what would be done")]
-JSON = "application/json"
 MAX_EVENT_BYTES = 2**20
 
 
@@ -57,7 +57,7 @@ async def _apply(
         replicas=replicas,
     )
     if dry_run:
-        return Response(msgspec.json.encode(await apply(dry_run=True)), media_type=JSON)
+        return json_response(await apply(dry_run=True))
     with services.audit.act(action, DONE[action], caller.name, request.client, target):
         done = await apply()
     await services.watcher.refresh()
@@ -66,7 +66,7 @@ async def _apply(
         moved = await services.operate.reroute.move(queue, rivals)
         left = max(0, done.open_jobs - moved)
         done = msgspec.structs.replace(done, rerouted_jobs=moved, open_jobs=left)
-    return Response(msgspec.json.encode(done), media_type=JSON)
+    return json_response(done)
 
 
 @router.post("/models/{name}/versions/{version}/disable", dependencies=[require("operate")], **docs.DISABLE)
@@ -149,7 +149,7 @@ async def jobs(
         since_ms=since_ms,
     )
     page = await services.operate.job_history.page(wanted, limit, cursor)
-    return Response(msgspec.json.encode(page), media_type=JSON)
+    return json_response(page)
 
 
 @router.post("/models/{name}/versions/{version}/scale", dependencies=[require("operate")], **docs.SCALE_TO)
@@ -183,10 +183,7 @@ async def decisions(
 ) -> Response:
     """The decisions of operators, circuit breakers and the routing, newest first."""
     services: Services = request.state.services
-    return Response(
-        msgspec.json.encode(DecisionList(tuple(await services.operate.decisions.newest(limit)))),
-        media_type=JSON,
-    )
+    return json_response(DecisionList(tuple(await services.operate.decisions.newest(limit))))
 
 
 @router.get("/findings", dependencies=[require("operate")], **docs.FINDINGS)
@@ -204,7 +201,7 @@ async def findings(request: Request) -> Response:
         )
         detail = f"{crashed} workers; `modelyard jobs quarantined` lists what is kept"
         found.append(PoolFinding("quarantined", "jobs", detail))
-    return Response(msgspec.json.encode(Findings(tuple(found))), media_type=JSON)
+    return json_response(Findings(tuple(found)))
 
 
 @router.get("/scale/{name}/{version}", dependencies=[require("operate")], **docs.SCALE)
@@ -226,7 +223,7 @@ async def scale(request: Request, name: str, version: int) -> Response:
         expected_wait_s=round(expected_wait_s(view, queue), 3),
         wanted_replicas=wanted_replicas(view, queue, services.settings.scale_wait_s),
     )
-    return Response(msgspec.json.encode(answer), media_type=JSON)
+    return json_response(answer)
 
 
 @router.post(REGISTRY_WEBHOOK, **docs.REGISTRY_WEBHOOK)

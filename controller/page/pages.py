@@ -11,8 +11,8 @@ from fastapi.responses import FileResponse
 from app.quality import VAL_ACCURACY
 from app.server_errors import NotFoundError
 from controller.admission.authentication import require
-from controller.http.event_response import EventResponse
 from controller.http.pool_document import pool_document
+from controller.http.responses import EventResponse
 from controller.pool_watcher import PoolView
 from controller.services import Services
 from modelyard.schemas import WorkerInfo

@@ -131,8 +131,6 @@ def given_sample(given: Given, client: Client) -> Sample:
         return Sample(list(given["texts"]), "text", given["params"])
     if given["example"]:
         return _example(given, client)
-    from modelyard.commands.sample_option import chosen_sample
-
     digit, source, true_label = chosen_sample(given["picture"], given["digit"])
     return Sample(digit, source, given["params"], true_label, digit)
 
@@ -210,3 +208,24 @@ def selected_version(client: Client, selector: SubmitOptions) -> WorkerInfo | No
         and (not wanted or str(wanted) in (str(info.model_version), *info.aliases))
     ]
     return min(found, key=lambda info: (not info.chosen, info.rank is None, info.rank or 0), default=None)
+
+
+def chosen_sample(image: Path | None, digit: int | None) -> tuple[Any, str, int | None]:
+    """The sample (float32, shape (1, 1, 28, 28)), where it is from, and its true class where that is known.
+
+    Args:
+        image: A picture of one digit.
+        digit: Index of a held-out digit, where there is no picture; None draws one.
+
+    Raises:
+        InputError: The picture cannot be read.
+        ParameterError: There is no such digit.
+    """
+    if image is not None:
+        from modelyard.images import load_png_28
+
+        return load_png_28(image), image.name, None
+    from modelyard.samples import heldout_digit
+
+    index, sample, true_label = heldout_digit(digit)
+    return sample, f"held-out digit {index}", true_label

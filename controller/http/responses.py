@@ -1,15 +1,24 @@
-"""An answer of server-sent events that ends its source when the caller leaves."""
+"""The answers of FastAPI's routes: a JSON document, and a stream of server-sent events."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
-from fastapi.responses import StreamingResponse
+import msgspec
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+JSON = "application/json"
+
+
+def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A document of the HTTP API."""
+    return Response(msgspec.json.encode(document), status, headers, media_type=JSON)
 
 
 class EventResponse(StreamingResponse):
-    """A stream of encoded events.
+    """A stream of encoded events, which ends its source when the caller leaves.
 
     Starlette stops reading a source whose caller has left, but leaves it open until the garbage collector finds it.
     """
