@@ -39,7 +39,8 @@ class Circuit:
         in_a_row: Failed jobs since the last one that succeeded.
         quarantined: Those of them whose worker died or hung each time they ran.
         window: Jobs and failed jobs of the last batches.
-        pause_s: Time between two probes; 0 while the circuit is closed.
+        pause_s: Time between two probes; 0 if the circuit has not been open. One that has closed is on trial: it opens
+            again after one quarantined job, for twice the time, until `LEAST_JOBS` jobs have not opened it.
         probe_at_s: When the next probe is due, `time.monotonic()`.
         why: What opened it, for people; empty while it is closed.
     """
@@ -84,12 +85,17 @@ class Circuits:
         while len(circuit.window) > 1 and sum(n for n, _ in circuit.window) > self._window_jobs:
             circuit.window.popleft()
         n_jobs, n_bad = (sum(counts) for counts in zip(*circuit.window, strict=True))
+        most_quarantined = 1 if circuit.pause_s else MOST_QUARANTINED
         if circuit.in_a_row >= self._in_a_row:
             self._open(event.head.queue, circuit, f"{circuit.in_a_row} jobs in a row failed")
-        elif circuit.quarantined >= MOST_QUARANTINED:
-            self._open(event.head.queue, circuit, f"{circuit.quarantined} jobs in a row killed their workers")
+        elif circuit.quarantined >= most_quarantined:
+            again = "a job killed its workers again"
+            why = f"{circuit.quarantined} jobs in a row killed their workers"
+            self._open(event.head.queue, circuit, again if circuit.quarantined == 1 else why)
         elif n_jobs >= LEAST_JOBS and n_bad >= self._rate * n_jobs:
             self._open(event.head.queue, circuit, f"{n_bad} of its last {n_jobs} jobs failed")
+        elif n_jobs >= LEAST_JOBS:
+            circuit.pause_s = 0.0
 
     def exclusions(self, queues: Iterable[str]) -> Iterator[tuple[str, Exclusion]]:
         """Queues with an open circuit, and why."""
@@ -117,12 +123,12 @@ class Circuits:
                     and circuit.probe_at_s <= time.monotonic()
                     and await self._try(circuit, probe(queue))
                 ):
-                    del self._circuits[queue]
+                    self._circuits[queue] = Circuit(pause_s=circuit.pause_s)
                     refresh()
                     await self._log(queue, "circuit_closed", "its example succeeded")
 
     def _open(self, queue: str, circuit: Circuit, why: str) -> None:
-        circuit.why, circuit.pause_s = why, self._first_pause_s
+        circuit.why, circuit.pause_s = why, min(2 * circuit.pause_s, LONGEST_PAUSE_S) or self._first_pause_s
         circuit.probe_at_s = time.monotonic() + circuit.pause_s
         self._opened.append(queue)
 

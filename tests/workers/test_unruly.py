@@ -64,6 +64,7 @@ async def test_whatever_a_model_does_to_end_its_worker_the_worker_is_back_and_th
     _, errors = worker.communicate(timeout=60)
     assert worker.returncode == 0, errors
     logged = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    assert not [line for line in logged if line["logger"] == "app.unreadable"]
     told = {line["job_id"]: line for line in logged if line["message"] == "the model failed on a job"}
     for job in failed:
         line = told[job["id"]]

@@ -135,15 +135,18 @@ class CeleryBatches:
             task.pop_request()
 
     def _fail(self, error: Exception) -> None:
-        request, traceback = self._request, error.__traceback__
-        info = ExceptionInfo((type(error), error, traceback))
+        request = self._request
+        try:
+            raise error  # an error that stands for quarantined jobs was never raised, and Celery needs a traceback
+        except type(error):
+            info = ExceptionInfo()
         signals.task_failure.send(
             sender=self._task,
             task_id=request.id,
             exception=error,
             args=(),
             kwargs=request.kwargs,
-            traceback=traceback,
+            traceback=error.__traceback__,
             einfo=info,
         )
         state.task_ready(request)  # not `on_failure`, which ends the worker if the model raised MemoryError

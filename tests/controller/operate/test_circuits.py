@@ -98,6 +98,27 @@ async def test_a_version_that_kills_its_workers_is_left_after_fewer_jobs(
     assert rows[BEST]["excluded_why"] == "3 jobs in a row killed their workers"
 
 
+async def test_a_version_whose_example_succeeds_but_whose_jobs_still_kill_workers_is_left_after_one_job(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    best, other = hand_worker(BEST, val_accuracy=0.9, example=EXAMPLE), hand_worker(OTHER, val_accuracy=0.8)
+    served = await serve(circuit_failures=1000, circuit_pause_s=0.2, heartbeat_s=1.0)
+    killed = JobOutcome("failed", error_code="job_quarantined", error_detail="…")
+    await run_jobs(served, best, 3, well=False, failed=killed)
+    await chosen_once(served, OTHER, best, other)
+    best.finish(await best.claimed())
+    await chosen_once(served, BEST, best, other)
+    await run_jobs(served, best, 1, well=False, failed=killed)
+    await chosen_once(served, OTHER, best, other)
+    rows = {each["model_version"]: each for each in (await served.http.get("/workers")).json()["workers"]}
+    assert rows[BEST]["excluded_why"] == "a job killed its workers again"
+    best.finish(await best.claimed())
+    await chosen_once(served, BEST, best, other)
+    await run_jobs(served, best, 20, well=True)
+    await run_jobs(served, best, 1, well=False, failed=killed)
+    assert await choice(served) == BEST  # it is trusted again
+
+
 async def test_half_of_many_jobs_failing_opens_a_circuit_too(serve: Serve, hand_worker: HandWorkers) -> None:
     best, other = hand_worker(BEST, val_accuracy=0.9), hand_worker(OTHER, val_accuracy=0.8)
     served = await serve(circuit_failures=1000, circuit_pause_s=100.0, heartbeat_s=1.0)
