@@ -118,7 +118,3 @@ def test_a_socket_path_too_long_for_the_kernel_is_refused(tmp_path: Path) -> Non
     settings = load(Settings, state_dir=tmp_path / ("x" * 110))
     with pytest.raises(ConfigurationError, match="MODELYARD_STATE_DIR"):
         _ = settings.effective_redis_url
-
-
-def test_a_worker_is_dead_after_three_heartbeats() -> None:
-    assert load(Settings, heartbeat_s=2).worker_ttl_s == 6

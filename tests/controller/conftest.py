@@ -194,7 +194,7 @@ def hand_worker(client: redis.Redis) -> Callable[..., HandWorker]:
     return start
 
 
-async def until(condition: Callable[[], Any], what: str = "", timeout_s: float = 5.0) -> Any:
+async def until(condition: Callable[[], Any], what: str = "", timeout_s: float = 20.0) -> Any:
     """The condition's answer, as soon as it is true; fails after `timeout_s` seconds."""
     give_up_at = time.monotonic() + timeout_s
     while not (answer := condition()):

@@ -36,7 +36,7 @@ def test_traffic_goes_to_the_best_live_version_and_back(
     [pid] = [replica["main_pid"] for replica in rows[2]["replicas"]]
     [better] = [process for process in pool.processes if process.pid == pid]
     assert pool.stop(better) == 0
-    pool.wait_until(lambda: ready_workers(url) == 1, timeout_s=2, what="the stopped worker is gone")
+    pool.wait_until(lambda: ready_workers(url) == 1, what="the stopped worker is gone")
     moved = predict().json()
     assert (moved["worker"], moved["status"]) == (1, "succeeded")
     assert predict(query="worker=2").status_code == 503

@@ -232,8 +232,14 @@ async def test_what_looks_odd_for_a_moment_is_not_reported(ward: Ward) -> None:
     batch_id = await ward.accept()
     await ward.claim(batch_id, "dying")
 
+    async def scans() -> int:
+        return int((await ward.client.info("commandstats")).get("cmdstat_scan", {}).get("calls", 0))
+
+    before = await scans()
+
     async def take_over() -> None:
-        await asyncio.sleep(0.3)  # the length of the oddity, which is what is tested
+        while await scans() < before + 2:
+            pass  # each look begins with one: at the second one, the oddity was seen
         await ControllerLedger(ward.client, RETENTION_S).requeue(batch_id, QUEUE, "dying", b"again")
 
     mending = asyncio.create_task(take_over())

@@ -47,19 +47,19 @@ class Caller:
 
     async def answer(self) -> Answer:
         answer = await self.head()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             answer.body = await self._reader.readexactly(int(answer.headers.get("content-length", 0)))
         return answer
 
     async def head(self) -> Answer:
         """An answer that has no body, whatever its headers say."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:-2])
         return Answer(int(head[0].split()[1]), headers, b"")
 
     async def closed(self) -> bool:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return await self._reader.read(1) == b""
 
 

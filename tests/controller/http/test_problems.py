@@ -10,7 +10,7 @@ import pytest
 import modelyard.errors
 from app import server_errors
 from app.server_errors import ModelyardError
-from controller.http.problems import STATUS, problem, status_of
+from controller.http.problems import STATUS, problem
 
 
 def tree(kind: type[ModelyardError]) -> Iterator[type[ModelyardError]]:
@@ -21,25 +21,6 @@ def tree(kind: type[ModelyardError]) -> Iterator[type[ModelyardError]]:
 
 
 CLASSES = list(tree(ModelyardError))
-STATUSES = {
-    "BodyNotJsonError": 400,
-    "InputShapeError": 422,
-    "ParameterError": 422,
-    "ContradictionError": 422,
-    "TooLargeError": 413,
-    "UnknownWorkerError": 404,
-    "UnknownModelError": 404,
-    "UnknownJobError": 404,
-    "JobGoneError": 410,
-    "JobNotCancellableError": 409,
-    "IdempotencyConflictError": 409,
-    "QueueFullError": 429,
-    "IdempotencyPendingError": 503,
-    "NoCandidateError": 503,
-    "LedgerUnavailableError": 503,
-    "LedgerFullError": 503,
-    "WireError": 500,
-}
 
 
 def test_every_error_is_in_the_one_tree_and_the_tree_is_drawn_in_the_module() -> None:
@@ -67,11 +48,6 @@ def test_every_error_becomes_a_problem_document(kind: type[ModelyardError]) -> N
     assert document.keys() == {"type", "title", "status", "code", "detail"}
     assert (document["status"], document["code"], document["detail"]) == (status, kind.code, "what was wrong")
     assert (b"retry-after" in dict(headers)) == (status in (429, 503))
-
-
-@pytest.mark.parametrize(("name", "status"), STATUSES.items())
-def test_the_status_of_an_error(name: str, status: int) -> None:
-    assert status_of(getattr(server_errors, name)("x")) == status
 
 
 def test_the_table_of_statuses_names_no_class_outside_the_tree() -> None:

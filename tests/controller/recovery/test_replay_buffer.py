@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -220,13 +221,17 @@ async def test_what_was_finished_and_has_expired_is_not_written_again(
     own_redis: OwnRedis, worker: HandWorker, serve_own: ServeOwn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay_buffer, "KEEP_S", 60)
-    served = await serve_own(result_retention_s=0.2)
+    retention_s = 0.2
+    served = await serve_own(result_retention_s=retention_s)
     await until(lambda: own_redis.client.pubsub_channels(), "the controller listens")
     heard, unheard = await accepted(served), await accepted(served)
     [done] = await finish_all(worker, 1)
     await until(lambda: done not in served.services.dispatcher.sent, "the outcome is heard")
     lost = await worker.claimed()
-    await asyncio.sleep(0.3)  # longer than an outcome is kept
+    await until(lambda: lost.batch_id in served.services.replay_buffer, "its acceptance is confirmed")
+    over_at_s = time.monotonic() + retention_s
+    await until(lambda: time.monotonic() > over_at_s, "no outcome of these jobs would be kept any longer")
+    await served.services.watcher.refresh()  # Redis answers after that time
     own_redis.client.delete(keys.batch(done), keys.batch(lost.batch_id))  # as when they expire
     await own_redis.set_back()
     await until(lambda: served.services.watcher.has_just_come_back, "the controller has noticed")

@@ -175,7 +175,7 @@ def test_children_that_die_as_soon_as_they_are_ready_are_followed_after_growing_
     fourth_pid = children(tmp_path)[3]
     wait_until(lambda: not Path(f"/proc/{fourth_pid}").exists(), what="the parent knows of the last death")
     process.terminate()  # in a pause
-    assert process.wait(3) == 0
+    assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
