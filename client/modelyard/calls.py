@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from modelyard.errors import (
     ForbiddenError,
     ModelyardError,
     NotFoundError,
+    ParameterError,
     QueueFullError,
     TooLargeError,
     UnauthenticatedError,
@@ -56,6 +58,7 @@ from modelyard.schemas import (
 
 T = TypeVar("T")
 
+VERSION_ACTIONS = ("disable", "enable", "retire", "pin", "forget")
 PARTS_AHEAD = 8  # parts of one input that wait for their outcome at the same time
 JOBS_PER_CALL = 200  # the controller reads 1,000, but proxies commonly limit a request's line to 8 KiB
 LONG_POLL_S = 20.0  # below the idle timeout of common proxies and below the controller's limit
@@ -226,11 +229,12 @@ def post_batch(
     Raises:
         ConfigurationError: The file does not exist, or is of a kind that is not sent.
     """
+    _only_known(options, BatchOptions, "params")
     kind = BATCH_TYPES.get(source.suffix.lower())
     if kind is None or not source.is_file():
         raise ConfigurationError(f"{source} is no file of one of the kinds {', '.join(BATCH_TYPES)}")
     asked: dict[str, Any] = {**options}
-    key = asked.pop("idempotency_key", None) or uuid.uuid4().hex
+    key = _key(asked.pop("idempotency_key", None))
     text = msgspec.json.encode(params).decode() if params else None
     headers = {
         "Idempotency-Key": key,
@@ -241,9 +245,9 @@ def post_batch(
     return Call("POST", "/batches", BatchFile, query=query, headers=headers, upload=source)
 
 
-def batch_state(batch_id: str, wait_s: float = 0.0) -> Call[BatchFile]:
+def batch_state(batch: BatchFile | str, wait_s: float = 0.0) -> Call[BatchFile]:
     """Read a batch; its answer may wait `wait_s` seconds for the end."""
-    return Call("GET", _batch_path(batch_id), BatchFile, query=_wait(wait_s), wait_s=wait_s)
+    return Call("GET", _batch_path(batch), BatchFile, query=_wait(wait_s), wait_s=wait_s)
 
 
 def batch_list(limit: int) -> Call[BatchFiles]:
@@ -251,18 +255,18 @@ def batch_list(limit: int) -> Call[BatchFiles]:
     return Call("GET", "/batches", BatchFiles, query={"limit": limit})
 
 
-def cancelled_batch(batch_id: str) -> Call[BatchFile]:
+def cancelled_batch(batch: BatchFile | str) -> Call[BatchFile]:
     """Cancel a batch that has not ended."""
-    return Call("DELETE", _batch_path(batch_id), BatchFile)
+    return Call("DELETE", _batch_path(batch), BatchFile)
 
 
-def saved(batch_id: str, what: str, path: Path) -> Call[None]:
+def saved(batch: BatchFile | str, what: str, path: Path) -> Call[None]:
     """Write the `output` or the `errors` of a batch to a file."""
-    return Call("GET", f"{_batch_path(batch_id)}/{what}", type(None), saved_to=path)
+    return Call("GET", f"{_batch_path(batch)}/{what}", type(None), saved_to=path)
 
 
-def _batch_path(batch_id: str) -> str:
-    return f"/batches/{quote(batch_id, safe='')}"
+def _batch_path(batch: BatchFile | str) -> str:
+    return f"/batches/{quote(_id(batch), safe='')}"
 
 
 def post(
@@ -305,7 +309,7 @@ def post(
         query=asked | {"wait": round(wait_s, 3)},  # stated, because the endpoint may have another default
         # Always with a key: without one, repeating a POST whose answer was lost would run it twice.
         headers={
-            "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
+            "Idempotency-Key": _key(idempotency_key),
             "Content-Type": samples.content_type,
         },
         body=samples.body,
@@ -318,13 +322,14 @@ def result(job_id: str, wait_s: float = 0.0) -> Call[Job]:
     return Call("GET", _job_path(job_id), Job, query=_wait(wait_s), wait_s=wait_s)
 
 
-def explained(job_id: str) -> Call[Job]:
+def explained(job: Job | str) -> Call[Job]:
     """Read a job with the reason why it went to its version."""
-    return Call("GET", _job_path(job_id), Job, query={"explain": "true"})
+    return Call("GET", _job_path(_id(job)), Job, query={"explain": "true"})
 
 
 def route(options: RouteOptions) -> Call[RoutePlan]:
     """Ask where a request would go now."""
+    _only_known(options, RouteOptions)
     asked: dict[str, Any] = {**options}
     asked["deadline"] = asked.pop("deadline_s", None)
     return Call("GET", "/route", RoutePlan, query=_query(**asked))
@@ -343,6 +348,7 @@ def cancelled(job_id: str) -> Call[Job]:
 
 def job_list(wanted: JobFilter) -> Call[JobList]:
     """Read one page of the list of jobs."""
+    _only_known(wanted, JobFilter)
     query = cast(Mapping[str, str | float], {name: value for name, value in wanted.items() if value})
     return Call("GET", "/jobs", JobList, query=query)
 
@@ -356,6 +362,11 @@ def control(
     action: str, model: str, version: int | None, reason: str, reroute: bool, dry_run: bool
 ) -> Call[VersionControl]:
     """Take a version out of service, or put it back."""
+    if (version is None) != (action == "unpin") or action not in (*VERSION_ACTIONS, "unpin"):
+        raise ParameterError(
+            f"got the action {action!r} and the version {version!r}; expected {', '.join(VERSION_ACTIONS)} with a "
+            "version, or unpin without one"
+        )
     path = f"/models/{quote(model, safe='')}" + (f"/versions/{version}" if version is not None else "")
     query = _stated(reason=reason, reroute=reroute, dry_run=dry_run)
     method, path = ("DELETE", path) if action == "forget" else ("POST", f"{path}/{action}")
@@ -392,6 +403,7 @@ def submit(samples: Samples, params: Params | None, options: SubmitOptions, limi
     Returns:
         The job, or a `JoinedJob` of the parts.
     """
+    _only_known(options, SubmitOptions, "params")
     sent = yield from _posted(read_input(samples, params), options, limits)
     return join(sent.jobs, sent.n_rows)
 
@@ -406,7 +418,8 @@ def predict(
         WaitTimeoutError: It has no outcome after `wait_s` seconds.
         OutputsNotJoinableError: The samples were cut, and the version does not answer a row for each row.
     """
-    ends_at_s = time.monotonic() + wait_s
+    _only_known(options, SubmitOptions, "params", "wait_s")
+    ends_at_s = _after(wait_s)
     sent = yield from _posted(read_input(samples, params), options, limits, wait_s, ends_at_s)
     return (yield from _all_succeeded(sent.jobs, sent.n_rows, ends_at_s))
 
@@ -424,7 +437,7 @@ def batch(
         raise ConfigurationError(
             f"{output} is of an unknown kind; expected one of {', '.join(BATCH_OUTPUTS)}"
         )
-    ends_at_s = time.monotonic() + wait_s
+    ends_at_s = _after(wait_s)
     seen: BatchFile = yield post_batch(source, kind, params, options)
     while not seen.done and (left_s := ends_at_s - time.monotonic()) > 0:
         seen = yield batch_state(seen.id, min(left_s, LONG_POLL_S))
@@ -438,7 +451,7 @@ def batch(
 
 def wait(job: Job | str, timeout_s: float) -> Flow[Job]:
     """Wait until the job has succeeded; raises like `predict`."""
-    ends_at_s = time.monotonic() + timeout_s
+    ends_at_s = _after(timeout_s)
     if isinstance(job, JoinedJob):
         return (yield from _all_succeeded(job.parts, job.part_rows, ends_at_s))
     seen = yield result(_id(job), min(timeout_s, LONG_POLL_S))
@@ -452,7 +465,9 @@ def read(job: Job | str) -> Flow[Job]:
 
 def read_all(jobs: Iterable[Job | str], wait_s: float) -> Flow[list[Job | ModelyardError]]:
     """Read many jobs, and wait up to `wait_s` seconds for outcomes; an error stands in the place of its job."""
-    ends_at_s, ids = time.monotonic() + wait_s, list(map(_id, jobs))
+    if isinstance(jobs, Job | str):
+        raise TypeError("got one job; expected a list of jobs or ids")
+    ends_at_s, ids = _after(wait_s), list(map(_id, jobs))
     seen: dict[str, Job | ModelyardError] = {}
     for start in range(0, len(ids), JOBS_PER_CALL):
         awaited = list(dict.fromkeys(ids[start : start + JOBS_PER_CALL]))
@@ -559,6 +574,28 @@ def _until_succeeded(job: Job, ends_at_s: float) -> Flow[Job]:
     return job
 
 
+def _after(wait_s: float) -> float:
+    """The monotonic time when a wait ends."""
+    if isinstance(wait_s, int | float) and not math.isnan(wait_s):
+        return time.monotonic() + wait_s
+    raise TypeError(f"got {wait_s!r:.80} for the time to wait; expected seconds, or math.inf for no limit")
+
+
+def _only_known(given: Mapping[str, Any], options: type, *others: str) -> None:
+    """Refuse options that do not exist; the arguments of an inner function would be named otherwise."""
+    known = (*others, *options.__annotations__)
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise TypeError(f"there is no option {unknown!r}; expected some of {', '.join(known)}")
+
+
+def _key(given: str | None) -> str:
+    key = str(given or uuid.uuid4().hex)
+    if not (key.isascii() and key.isprintable()):
+        raise ParameterError(f"got {key!r:.80} for idempotency_key; expected printable ASCII characters")
+    return key
+
+
 def _query(**asked: Any) -> dict[str, str | float]:
     return {name: value for name, value in asked.items() if value is not None}
 
@@ -567,8 +604,12 @@ def _wait(wait_s: float) -> dict[str, float]:
     return {"wait": round(wait_s, 3)} if wait_s else {}
 
 
-def _id(job: Job | str) -> str:
-    return job if isinstance(job, str) else job.id
+def _id(named: Job | BatchFile | str) -> str:
+    if isinstance(named, Job | BatchFile):
+        return named.id
+    if isinstance(named, str) and named:
+        return named
+    raise TypeError(f"got {named!r:.80} for a job or a batch; expected one, or its id")
 
 
 def _job_path(job_id: str) -> str:

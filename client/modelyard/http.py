@@ -14,6 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar, Unpack
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -37,6 +38,7 @@ from modelyard.schemas import (
 )
 
 T = TypeVar("T")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 DEFAULT_URL = "http://127.0.0.1:9000"
 CONNECT_TIMEOUT_S = 5.0
@@ -71,7 +73,7 @@ class Client:
     ) -> None:
         self._retry = retry or RetryPolicy()
         self._limits = Limits()
-        self._http = httpx.Client(**_connection(url, api_key), transport=transport)
+        self._http = _opened(httpx.Client, **_connection(url, api_key), transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -228,28 +230,28 @@ class Client:
         """
         return self._send(calls.post_batch(Path(source), output, params, options))
 
-    def read_batch(self, batch_id: str, wait_s: float = 0.0) -> BatchFile:
+    def read_batch(self, batch: BatchFile | str, wait_s: float = 0.0) -> BatchFile:
         """Read how far a batch has come, and wait up to `wait_s` seconds, at most 60, for its end.
 
         Raises:
             UnknownBatchError: No batch has this id.
         """
-        return self._send(calls.batch_state(batch_id, wait_s))
+        return self._send(calls.batch_state(batch, wait_s))
 
     def list_batches(self, limit: int = 100) -> tuple[BatchFile, ...]:
         """List the batches of this API key, or of all keys for an operator's, newest first."""
         return self._send(calls.batch_list(limit)).batches
 
-    def cancel_batch(self, batch_id: str) -> BatchFile:
+    def cancel_batch(self, batch: BatchFile | str) -> BatchFile:
         """Cancel a batch.
 
         Raises:
             UnknownBatchError: No batch has this id.
             BatchNotCancellableError: It has ended.
         """
-        return self._send(calls.cancelled_batch(batch_id))
+        return self._send(calls.cancelled_batch(batch))
 
-    def save_batch(self, batch_id: str, output: str | Path, *, errors: bool = False) -> None:
+    def save_batch(self, batch: BatchFile | str, output: str | Path, *, errors: bool = False) -> None:
         """Write the output of a batch that succeeded to a file.
 
         Args:
@@ -259,7 +261,7 @@ class Client:
             UnknownBatchError: No batch has this id.
             BatchWithoutOutputError: It has not succeeded.
         """
-        self._send(calls.saved(batch_id, "errors" if errors else "output", Path(output)))
+        self._send(calls.saved(batch, "errors" if errors else "output", Path(output)))
 
     def wait(self, job: Job | str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded.
@@ -285,14 +287,14 @@ class Client:
         """
         return self._run(calls.read(job))
 
-    def explain(self, job_id: str) -> Job:
-        """Read a job with its `route`: why it went to its version.
+    def explain(self, job: Job | str) -> Job:
+        """Read a job, or the job with an id, with its `route`: why it went to its version.
 
         Raises:
             UnknownJobError: No job has this id.
             JobGoneError: Its outcome was kept for its time and is no longer.
         """
-        return self._send(calls.explained(job_id))
+        return self._send(calls.explained(job))
 
     def route(self, **options: Unpack[RouteOptions]) -> RoutePlan:
         """Ask where a request would go now, and why; nothing is sent.
@@ -420,19 +422,10 @@ class Client:
     def _send_once(self, call: Call[T]) -> T:
         with _transport_errors(self._http.base_url):
             if call.saved_to:
-                return self._save(call, call.saved_to)
+                return _save(self._http, call, call.saved_to)
             content = call.body if call.upload is None else _parts(call.upload)
             response = self._http.request(call.method, call.path, content=content, **_arguments(call))
         return call.read(response.status_code, response.headers, response.content)
-
-    def _save(self, call: Call[T], path: Path) -> T:
-        with self._http.stream(call.method, call.path, **_arguments(call)) as response:
-            if not response.is_success:
-                return call.read(response.status_code, response.headers, response.read())
-            with _whole(path) as file:
-                for part in response.iter_bytes(FILE_PART_BYTES):
-                    file.write(part)
-        return call.read(HTTPStatus.OK, response.headers, b"null")
 
 
 class AsyncClient:
@@ -458,7 +451,8 @@ class AsyncClient:
     ) -> None:
         self._retry = retry or RetryPolicy()
         self._limits = Limits()
-        self._http = httpx.AsyncClient(**_connection(url, api_key), transport=transport)
+        self._connect = partial(_opened, httpx.AsyncClient, **_connection(url, api_key), transport=transport)
+        self._by_loop: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -469,8 +463,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Close the connections of this event loop."""
+        await self._http().aclose()
 
     async def predict(
         self,
@@ -546,21 +540,21 @@ class AsyncClient:
         """Send a file and return when it has arrived; see `Client.submit_batch`."""
         return await self._send(calls.post_batch(Path(source), output, params, options))
 
-    async def read_batch(self, batch_id: str, wait_s: float = 0.0) -> BatchFile:
+    async def read_batch(self, batch: BatchFile | str, wait_s: float = 0.0) -> BatchFile:
         """Read how far a batch has come; see `Client.read_batch`."""
-        return await self._send(calls.batch_state(batch_id, wait_s))
+        return await self._send(calls.batch_state(batch, wait_s))
 
     async def list_batches(self, limit: int = 100) -> tuple[BatchFile, ...]:
         """List batches, newest first; see `Client.list_batches`."""
         return (await self._send(calls.batch_list(limit))).batches
 
-    async def cancel_batch(self, batch_id: str) -> BatchFile:
+    async def cancel_batch(self, batch: BatchFile | str) -> BatchFile:
         """Cancel a batch; see `Client.cancel_batch`."""
-        return await self._send(calls.cancelled_batch(batch_id))
+        return await self._send(calls.cancelled_batch(batch))
 
-    async def save_batch(self, batch_id: str, output: str | Path, *, errors: bool = False) -> None:
+    async def save_batch(self, batch: BatchFile | str, output: str | Path, *, errors: bool = False) -> None:
         """Write the output of a batch that succeeded to a file; see `Client.save_batch`."""
-        await self._send(calls.saved(batch_id, "errors" if errors else "output", Path(output)))
+        await self._send(calls.saved(batch, "errors" if errors else "output", Path(output)))
 
     async def wait(self, job: Job | str, timeout_s: float = 60.0) -> Job:
         """Wait until a job has succeeded; see `Client.wait`."""
@@ -570,9 +564,9 @@ class AsyncClient:
         """Read a job in whatever state it is; see `Client.result`."""
         return await self._run(calls.read(job))
 
-    async def explain(self, job_id: str) -> Job:
+    async def explain(self, job: Job | str) -> Job:
         """Read a job with its `route`; see `Client.explain`."""
-        return await self._send(calls.explained(job_id))
+        return await self._send(calls.explained(job))
 
     async def route(self, **options: Unpack[RouteOptions]) -> RoutePlan:
         """Ask where a request would go now, and why; see `Client.route`."""
@@ -621,6 +615,16 @@ class AsyncClient:
         """Ask whether the controller can accept jobs, and why not."""
         return await self._send(calls.ready())
 
+    def _http(self) -> httpx.AsyncClient:
+        """The connections of the running event loop; no other loop can use them."""
+        loop = asyncio.get_running_loop()
+        http = self._by_loop.get(loop)
+        if http is None:
+            http = self._connect()
+            open_ones = {each: of for each, of in self._by_loop.items() if not each.is_closed()}
+            self._by_loop = open_ones | {loop: http}
+        return http
+
     async def _run(self, flow: Flow[T]) -> T:
         resume: Callable[[], Call[Any]] = partial(next, flow)
         while True:
@@ -647,33 +651,34 @@ class AsyncClient:
             attempt += 1
 
     async def _send_once(self, call: Call[T]) -> T:
-        with _transport_errors(self._http.base_url):
+        http = self._http()
+        with _transport_errors(http.base_url):
             if call.saved_to:
-                return await self._save(call, call.saved_to)
+                return await _save_async(http, call, call.saved_to)
             content = call.body if call.upload is None else _parts_async(call.upload)
-            response = await self._http.request(call.method, call.path, content=content, **_arguments(call))
+            response = await http.request(call.method, call.path, content=content, **_arguments(call))
         return call.read(response.status_code, response.headers, response.content)
 
-    async def _save(self, call: Call[T], path: Path) -> T:
-        async with self._http.stream(call.method, call.path, **_arguments(call)) as response:
-            if not response.is_success:
-                return call.read(response.status_code, response.headers, await response.aread())
-            with _whole(path) as file:
-                async for part in response.aiter_bytes(FILE_PART_BYTES):
-                    await asyncio.to_thread(file.write, part)
-        return call.read(HTTPStatus.OK, response.headers, b"null")
+
+def _opened(kind: Callable[..., Http], **connection: Any) -> Http:
+    try:
+        return kind(**connection)
+    except (ValueError, ImportError) as error:  # httpx reads the variables of proxies here
+        raise ConfigurationError(
+            f"the proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}; set it right, or except the "
+            "controller's host by NO_PROXY"
+        ) from None
 
 
 def _connection(url: str | None, api_key: str | None) -> dict[str, Any]:
     """Arguments for both httpx clients."""
-    if url is None:
-        url = os.environ.get("MODELYARD_URL") or DEFAULT_URL
+    url = str(url if url is not None else os.environ.get("MODELYARD_URL") or DEFAULT_URL).strip()
     try:
         base = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"{url!r} is no URL: {error}; give one such as {DEFAULT_URL}") from None
-    if base.scheme not in ("http", "https") or not base.host:
-        raise ConfigurationError(f"{url!r} is no http(s) URL; give one such as {DEFAULT_URL}")
+    if base.scheme not in ("http", "https") or not base.host or base.query or base.fragment:
+        raise ConfigurationError(f"{url!r} is no http(s) URL of a controller; give one such as {DEFAULT_URL}")
     return {
         "base_url": base,
         "headers": _authorization(api_key),
@@ -703,6 +708,26 @@ def _arguments(call: Call[Any]) -> dict[str, Any]:
     }
 
 
+def _save(http: httpx.Client, call: Call[T], path: Path) -> T:
+    with http.stream(call.method, call.path, **_arguments(call)) as response:
+        if not response.is_success:
+            return call.read(response.status_code, response.headers, response.read())
+        with _whole(path) as file:
+            for part in response.iter_bytes(FILE_PART_BYTES):
+                file.write(part)
+    return call.read(HTTPStatus.OK, response.headers, b"null")
+
+
+async def _save_async(http: httpx.AsyncClient, call: Call[T], path: Path) -> T:
+    async with http.stream(call.method, call.path, **_arguments(call)) as response:
+        if not response.is_success:
+            return call.read(response.status_code, response.headers, await response.aread())
+        with _whole(path) as file:
+            async for part in response.aiter_bytes(FILE_PART_BYTES):
+                await asyncio.to_thread(file.write, part)
+    return call.read(HTTPStatus.OK, response.headers, b"null")
+
+
 def _parts(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while part := file.read(FILE_PART_BYTES):
@@ -727,6 +752,11 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
         unfinished.unlink(missing_ok=True)
 
 
+def _has_proxy(url: httpx.URL) -> bool:
+    has_one = not {url.scheme, "all"}.isdisjoint(getproxies())
+    return has_one and url.host not in LOOPBACK_HOSTS and not proxy_bypass(url.host)
+
+
 @contextmanager
 def _transport_errors(url: httpx.URL) -> Iterator[None]:
     """Map every error of httpx to an error of `modelyard.errors`."""
@@ -734,7 +764,8 @@ def _transport_errors(url: httpx.URL) -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         raise ControllerUnreachableError(
-            f"no answer from {url}: {str(error) or type(error).__name__}; is the controller running there?"
+            f"no answer from {url}: {str(error) or type(error).__name__}; is the controller running there"
+            f"{', and does the proxy of the environment reach it' if _has_proxy(url) else ''}?"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise AnswerUnreadableError(f"cannot read what {url} answers: {error}") from error

@@ -244,6 +244,8 @@ def _listed(rows: Sequence[Any], params: Params | None) -> Input:
 
 def _columns(given: Mapping[str, Any], params: Params | None) -> Input:
     """Named columns or tensors; a dict of single values is one row."""
+    if not given.keys().isdisjoint(("dataframe_split", "dataframe_records")):
+        raise InputShapeError("this dict is a whole request; send it as it is: Body(content)")
     names = [str(name) for name in given]
     values = [_cells(each) for each in given.values()]
     if not any(isinstance(each, list | tuple) for each in values):
@@ -264,7 +266,7 @@ def _columns(given: Mapping[str, Any], params: Params | None) -> Input:
 
 
 def _cells(value: Any) -> Any:
-    if hasattr(value, "iloc") or hasattr(value, "to_list") or hasattr(value, "to_pylist"):
+    if hasattr(value, "to_list") or hasattr(value, "to_pylist"):
         return column_values(value)
     if not _is_array(value):
         return value
@@ -291,9 +293,17 @@ def _array(value: Any) -> NDArray[Any]:
     """The NumPy array of another library's array, tensor or image."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # torch
         value = value.detach().cpu()
-    if _is_image(value) and value.mode in ("P", "1"):  # a palette's indices and bits are no brightness
-        value = value.convert("L" if value.mode == "1" else "RGBA" if "transparency" in value.info else "RGB")
+    if _is_image(value) and value.mode in ("P", "PA", "1"):  # a palette's indices and bits are no brightness
+        value = value.convert(
+            "L"
+            if value.mode == "1"
+            else "RGB"
+            if value.mode == "P" and "transparency" not in value.info
+            else "RGBA"
+        )
     try:
+        if np.ma.isMaskedArray(value):
+            value = value.filled(np.nan)  # refused for integers, which have no missing value
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputNotNumericError(
@@ -333,6 +343,8 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, Mapping):
         return dict(value)
+    if hasattr(value, "model_dump"):  # pydantic
+        return value.model_dump(mode="json")
     raise TypeError(f"a {type(value).__name__} is no kind of value")
 
 

@@ -11,12 +11,14 @@ from collections.abc import (
     Callable,
     Iterable,
     Iterator,
+    Mapping,
 )
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from modelyard.errors import ConfigurationError, ModelyardError, ParameterError
+from modelyard.frames import as_frame
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -33,9 +35,10 @@ def run_all(
 
     Raises:
         ParameterError: `concurrency` is less than 1.
+        TypeError: The inputs are one table or dictionary.
         ConfigurationError: A progress bar is wanted, and tqdm is not installed.
     """
-    ahead = _ahead(concurrency, ordered)
+    ahead = _ahead(inputs, concurrency, ordered)
     numbered = enumerate(inputs)
     running: dict[Future[U], int] = {}
     with _bar(inputs, progress) as update, ThreadPoolExecutor(concurrency, "modelyard-map") as pool:
@@ -66,7 +69,7 @@ async def run_all_async(
     progress: bool,
 ) -> AsyncGenerator[Numbered[U], None]:
     """The same with await; raises the same errors."""
-    ahead = _ahead(concurrency, ordered)
+    ahead = _ahead(inputs, concurrency, ordered)
     places = asyncio.Semaphore(concurrency)
     running: dict[asyncio.Task[U], int] = {}
     numbered = _numbered(inputs)
@@ -106,8 +109,12 @@ async def _numbered(inputs: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[Num
         yield numbered
 
 
-def _ahead(concurrency: int, ordered: bool) -> int:
+def _ahead(inputs: object, concurrency: int, ordered: bool) -> int:
     """Inputs that are taken before the first result is given out; a slow one must not idle the others."""
+    if isinstance(inputs, str | bytes | Mapping) or as_frame(inputs) is not None:
+        raise TypeError(
+            f"map takes many inputs, and a {type(inputs).__name__} is one; expected a list of them"
+        )
     if concurrency < 1:
         raise ParameterError(f"concurrency is {concurrency}; expected at least 1")
     return concurrency * 2 if ordered else concurrency

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import re
 import socket
@@ -18,6 +19,7 @@ from app.server_errors import (
     ConfigurationError,
     ForbiddenError,
     IdempotencyConflictError,
+    InputError,
     InputNotFiniteError,
     InputNotNumericError,
     JobNotCancellableError,
@@ -353,7 +355,9 @@ def test_what_json_cannot_say_is_refused_before_it_is_sent(
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-@pytest.mark.parametrize("url", ["", "localhost:9000", "ftp://host", "http://", "http://host:port"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:9000", "ftp://host", "http://", "http://host:port", "http://host/?worker=1"]
+)
 def test_url_that_is_none_is_a_configuration_error(kind: Callable[[str], object], url: str) -> None:
     with pytest.raises(ConfigurationError, match="give one such as http://127"):
         kind(url)
@@ -381,6 +385,92 @@ def test_client_can_be_shared_among_threads(url: str, double: ControllerDouble) 
 
     with Client(url, retry=policy) as client, ThreadPoolExecutor(8) as threads:
         assert list(threads.map(predicted, [1, 2, 3, 4] * 8)) == [1, 2, 3, 4] * 8
+
+
+# asyncio cannot close the connections that are left when a loop ends.
+@pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_async_client_serves_one_event_loop_after_another(url: str) -> None:
+    client = AsyncClient(url)
+    for digit in (7, 3):
+        job = asyncio.run(client.predict(SEVEN / 7 * digit))
+        assert job.predictions[0].predicted == digit
+    del client
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "options", "text"),
+    [
+        (
+            "predict",
+            (SEVEN,),
+            {"timeout_s": 1},
+            "no option 'timeout_s'; expected some of params, wait_s, worker",
+        ),
+        ("submit", (SEVEN,), {"wait_s": 1}, "no option 'wait_s'; expected some of params, worker"),
+        ("predict", (SEVEN,), {"wait_s": None}, "got None for the time to wait; expected seconds"),
+        ("route", (), {"callback_url": "http://host"}, "no option 'callback_url'"),
+        ("list_jobs", (), {"state": "open"}, "no option 'state'; expected some of status"),
+        ("submit_batch", ("rows.csv",), {"deadline_s": 1}, "no option 'deadline_s'"),
+        ("wait", (["id"],), {}, "for a job or a batch; expected one, or its id"),
+        ("wait", ("id", "60"), {}, "got '60' for the time to wait"),
+        ("result", ("",), {}, "got '' for a job"),
+        ("read_batch", (None,), {}, "got None for a job or a batch"),
+        ("jobs", ("id",), {}, "expected a list of jobs"),
+    ],
+)
+def test_a_wrong_call_says_what_was_expected_and_sends_nothing(
+    ask: Ask, double: ControllerDouble, method: str, args: Any, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(text)):
+        ask(method, *args, **options)
+    assert not double.requests
+
+
+def test_a_proxy_that_cannot_be_used_is_a_configuration_error(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "proxy://host")
+    with pytest.raises(ConfigurationError, match="the proxy of HTTP_PROXY"):
+        ask("ready", at="http://controller")
+
+
+def test_a_proxy_that_is_set_is_mentioned_where_nothing_answers(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(ControllerUnreachableError, match="does the proxy of the environment reach it"):
+            ask("ready", at="http://controller.invalid")
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "options", "text"),
+    [
+        ("submit", (SEVEN,), {"idempotency_key": "ä"}, "got 'ä' for idempotency_key"),
+        (
+            "control",
+            ("Disable", "Digits", 1),
+            {},
+            "got the action 'Disable' and the version 1; expected disable,",
+        ),
+        ("control", ("retire", "Digits"), {}, "the version None; expected"),
+        ("submit", ({"dataframe_split": {"data": [[1]]}},), {}, "a whole request; send it as it is: Body"),
+    ],
+)
+def test_a_value_that_no_controller_takes_is_refused_before_it_is_sent(
+    ask: Ask, double: ControllerDouble, method: str, args: Any, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(text)):
+        ask(method, *args, **options)
+    assert not double.requests
+
+
+def test_an_address_may_have_white_space_around_it(ask: Ask, url: str) -> None:
+    assert ask("predict", SEVEN, at=f" {url}\n").status == "succeeded"
 
 
 def test_both_clients_have_the_same_methods() -> None:

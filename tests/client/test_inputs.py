@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import io
 from typing import Any
 
@@ -11,6 +12,7 @@ import orjson
 import pandas as pd
 import polars
 import pyarrow as pa
+import pydantic
 import pytest
 import torch
 from PIL import Image
@@ -129,6 +131,22 @@ def test_a_dict_is_columns_tensors_or_one_row() -> None:
             sent(uneven)
 
 
+def test_masked_values_are_missing_where_the_dtype_has_them_and_else_refused() -> None:
+    np.testing.assert_array_equal(sent(np.ma.masked_greater([1.5, 2.5], 2)), [1.5, np.nan])
+    np.testing.assert_array_equal(sent(np.ma.masked_array([1, 2])), [1, 2])
+    with pytest.raises(InputNotNumericError, match="MaskedArray"):
+        encode_samples(np.ma.masked_greater([1, 2], 1))
+
+
+def test_objects_of_pydantic_are_rows_and_tables_are_tensors_of_a_dict() -> None:
+    class Row(pydantic.BaseModel):
+        at: dt.date
+        tags: list[str]
+
+    assert sent([Row(at=dt.date(2026, 1, 31), tags=["x"])]) == {"data": [{"at": "2026-01-31", "tags": ["x"]}]}
+    assert sent({"a": FRAME[["x"]]}) == {"data": [{"a": [0.1]}, {"a": [None]}]}
+
+
 def test_images_and_tensors_are_arrays() -> None:
     grey, palette = Image.new("L", (3, 2), 7), Image.new("P", (3, 2))
     palette.putpalette([9, 8, 7] * 256)
@@ -136,6 +154,8 @@ def test_images_and_tensors_are_arrays() -> None:
     np.testing.assert_array_equal(sent([grey, grey]), np.full((2, 2, 3), 7, np.uint8))
     np.testing.assert_array_equal(sent(palette)[0, 0, 0], [9, 8, 7])
     np.testing.assert_array_equal(sent(Image.new("1", (1, 1), 1)), [[[255]]])
+    palette.putpalette([9, 8, 7, 6] * 256, "RGBA")
+    np.testing.assert_array_equal(sent(palette.convert("PA"))[0, 0, 0], [9, 8, 7, 6])
     needs_grad = torch.full((2, 2), 0.1, requires_grad=True)
     read = sent(needs_grad)
     assert read.dtype == np.float32

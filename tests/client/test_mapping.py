@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from modelyard import AsyncClient, Client
@@ -61,6 +62,15 @@ def test_an_error_ends_the_iteration_and_names_its_input(
         collected(url, kind, "map", samples(taken), concurrency=1)
     assert caught.value.__notes__ == ["in input 5, counted from 0"]
     assert len(taken) < len(DIGITS)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "inputs", [pd.DataFrame({"a": [1]}), {"a": [1]}, "text"], ids=["table", "dict", "text"]
+)
+def test_one_input_in_place_of_many_is_said_to_be_one(url: str, kind: str, inputs: Any) -> None:
+    with pytest.raises(TypeError, match="is one; expected a list of them"):
+        collected(url, kind, "map", inputs)
 
 
 async def test_inputs_may_come_over_time(url: str, double: ControllerDouble) -> None:
