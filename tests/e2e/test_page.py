@@ -168,6 +168,8 @@ def test_jobs_are_listed_by_filters_that_stand_in_the_address_and_one_is_shown_i
         shown = page.get_by_role("region", name=f"Job {waiting.id}")
         shown.get_by_role("button", name="Cancel").click()
         expect(page.get_by_text("1 of 1 cancelled")).to_be_visible()
+        expect(shown).to_contain_text('"status": "cancelled"')
+        expect(shown.get_by_role("button", name="Cancel")).to_have_count(0)
     page.get_by_role("combobox", name="Jobs").select_option("succeeded")
     assert "status=succeeded" in page.url
     page.get_by_role("button", name=done.id).click()

@@ -14,6 +14,8 @@ const STEP_S = { "15m": 5, "24h": 300 };
 const MOST_POINTS = { "15m": 180, "24h": 288 };
 
 const clock = (at_s) => new Date(at_s * 1000).toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hour12: false });
+const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]]; // tell lines apart without colour; with six colours, twelve lines
+const dash = (index) => DASHES[index % DASHES.length];
 const colour = (index) => `var(--s${index % 6})`;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -140,6 +142,12 @@ function origin(row) {
   return where ? `${where}${row.dataset ? ` on ${row.dataset}` : ""}${rows}` : "";
 }
 
+/** The line that stands for a version in the charts. */
+function Swatch({ index }) {
+  return html`<svg class="swatch" viewBox="0 0 24 10" aria-hidden="true"><line x2="24" y1="5" y2="5"
+    stroke=${colour(index)} stroke-width="3" stroke-dasharray=${dash(index).join(" ")} /></svg>`;
+}
+
 function Spark({ points, worker, of, label, stroke }) {
   const values = points.map((point) => point[1][worker]?.[SERIES.indexOf(of)] ?? 0);
   if (values.length < 2) return html`<span class="muted">–</span>`;
@@ -161,7 +169,7 @@ function Versions({ rows, rates, history }) {
     <tbody>${rows.map((row, index) => {
       const rate = rates[row.worker]?.done;
       return html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
-        <td><span class="name"><span class="swatch" style=${{ background: colour(index) }}></span><b>${title(row)}</b></span> <span class="why">${row.rank ? `rank ${row.rank}, ` : ""}worker ${row.worker}</span>
+        <td><span class="name"><${Swatch} index=${index} /><b>${title(row)}</b></span> <span class="why">${row.rank ? `rank ${row.rank}, ` : ""}worker ${row.worker}</span>
           ${row.chosen && html`<span class="why">★ chosen: ${row.direction === "lower" ? "lowest" : "highest"} ${row.metric} of the ready versions with this input</span>`}
           ${row.excluded && html`<span class="why">⊘ ${row.excluded_why}</span>`}
           ${row.circuit_open && !row.excluded && html`<span class="why">⚠ its jobs keep failing, and no other version of the model is ready</span>`}
@@ -198,7 +206,7 @@ function Chart({ name, of, unit, rows, points, span }) {
         scales: { x: { range: (_, low, high) => [(high ?? 0) - STEP_S[span] * MOST_POINTS[span], high ?? 1] }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.1] } },
         axes: [{ ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en", { maximumFractionDigits: 6 })) }],
         series: [{}, ...rows.map((row, index) => ({ label: title(row), stroke: css(`--s${index % 6}`), width: 1.8, spanGaps: false,
-          dash: index >= 6 ? [6, 4] : [], points: { show: points.length < 3 } }))],
+          dash: dash(index), points: { show: points.length < 3 } }))],
       }, data, place.current);
     };
     make();
@@ -214,7 +222,7 @@ function Chart({ name, of, unit, rows, points, span }) {
   const shown = points[pointed] ?? points.at(-1);
   return html`<figure class="card" style=${{ margin: 0 }}><div class="row spread top"><h3>${name}${unit && `, ${unit}`}</h3>
     <div class="values">${rows.map((row, index) => html`<span key=${row.worker} title=${title(row)}>
-      <span class="swatch" style=${{ background: colour(index) }}></span>${number(valueOf(shown, row), 1)}</span>`)}
+      <${Swatch} index=${index} />${number(valueOf(shown, row), 1)}</span>`)}
       <span class="muted">${shown ? clock(shown[0]) : ""}</span></div></div>
     <div class="chart" ref=${place} role="img" aria-label="${name}, last: ${told}"></div></figure>`;
 }

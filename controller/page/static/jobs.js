@@ -1,7 +1,7 @@
 // The section of jobs: lists by filters that stand in the address, the timeline of one job, cancel and resend.
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { BatchFiles } from "./batches.js";
-import { ask, ms, number, title } from "./shared.js";
+import { ask, hasKey, ms, number, title } from "./shared.js";
 
 const STATUSES = {
   finished: "finished", open: "waiting or running", queued: "waiting", running: "running",
@@ -81,7 +81,7 @@ export function Jobs({ pool, rows }) {
   return html`${pool.links.batches && html`<${BatchFiles} />`}
     <${Filters} wanted=${wanted} want=${want} rows=${rows} />
     ${state.error && html`<p class="card banner" role="alert">${state.error}</p>`}
-    ${chosen && html`<${Details} job=${shown.find((job) => job.id === chosen.id) ?? chosen} onCancel=${cancel} onResend=${resend}
+    ${chosen && html`<${Details} listed=${shown.find((job) => job.id === chosen.id) ?? chosen} jobs=${state.jobs} onCancel=${cancel} onResend=${resend}
       onClose=${close} />`}
     <p class="row" aria-live="polite">
       ${picked.length > 0 && html`<span>${number(picked.length)} chosen</span>
@@ -116,12 +116,12 @@ function Filters({ wanted, want, rows }) {
 function Table({ jobs, marked, mark, chosen, choose }) {
   return html`<div class="card scroll" tabindex="0" role="region" aria-label="Jobs"><table class="fold">
     <caption class="visually-hidden">Jobs</caption>
-    <thead><tr><th scope="col"><span class="visually-hidden">Choose</span></th><th scope="col">Job</th><th scope="col">Version</th>
+    <thead><tr><th scope="col">Job</th><th scope="col">Version</th>
       <th scope="col">Status</th><th scope="col">Arrived</th><th scope="col" class="n">Attempts</th>
       <th scope="col" class="n">Waited, ms</th><th scope="col" class="n">Inference, ms</th><th scope="col" class="n">In all, ms</th></tr></thead>
     <tbody>${jobs.map((job) => html`<tr key=${job.id} class=${chosen?.id === job.id ? "chosen" : ""}>
-      <td><input type="checkbox" aria-label="Choose job ${job.id}" checked=${marked.has(job.id)} onChange=${() => mark(job.id)} /></td>
-      <td data-label="Job"><button class="link" onClick=${(event) => choose(job, event)}>${job.id}</button></td>
+      <td class="pick"><input type="checkbox" aria-label="Choose job ${job.id}" checked=${marked.has(job.id)} onChange=${() => mark(job.id)} />
+        <button class="link" onClick=${(event) => choose(job, event)}>${job.id}</button></td>
       <td data-label="Version">${title(job)}</td>
       <td data-label="Status"><span class="tag ${job.status}">${job.status}</span>${job.error_code && html`<span class="why">${job.error_code}</span>`}</td>
       <td data-label="Arrived">${when(job.received_at_ms)}</td>
@@ -131,15 +131,16 @@ function Table({ jobs, marked, mark, chosen, choose }) {
       <td class="n" data-label="In all, ms">${ms(job.end_to_end_ms)}</td></tr>`)}</tbody></table></div>`;
 }
 
-/** One job: its times as bars, its receipt, and the calls that read it. */
-function Details({ job, onCancel, onResend, onClose }) {
+/** One job: its times as bars, its receipt, and the calls that read it. An open job is read again with the list, which it may leave. */
+function Details({ listed, jobs, onCancel, onResend, onClose }) {
   const place = useRef(null);
   const [document_, setDocument] = useState(null);
+  const job = document_?.id === listed.id ? { ...listed, ...document_ } : listed;
   useEffect(() => place.current?.focus(), [job.id]);
   useEffect(() => {
-    setDocument(null);
+    if (document_?.id === job.id && !isOpen(document_)) return;
     ask(`results/${job.id}`).then(setDocument, (error) => setDocument({ detail: error.message }));
-  }, [job.id, job.status]);
+  }, [job.id, jobs]);
   const ran = job.queue_wait_ms != null && job.end_to_end_ms > job.queue_wait_ms;
   const batch = ran ? job.end_to_end_ms - job.queue_wait_ms : null;
   const steps = [
@@ -164,6 +165,6 @@ function Details({ job, onCancel, onResend, onClose }) {
         <div class="span"><i style=${{ left: `${(start / whole) * 100}%`, width: `${Math.min(100, (took / whole) * 100)}%` }}></i></div>
         <span class="n">${ms(took)} ms</span>`)}</div>
     <details open><summary>Receipt and outcome</summary><pre>${document_ ? JSON.stringify(document_, null, 1) : "…"}</pre></details>
-    <details><summary>Calls</summary><pre>${`curl '${url}'\n\nfrom modelyard import Client\n\nprint(Client("${new URL(".", document.baseURI).href}").result("${job.id}"))`}</pre></details>
+    <details><summary>Calls</summary><pre>${`curl ${hasKey() ? '-H "Authorization: Bearer $MODELYARD_API_KEY" ' : ""}'${url}'\n\nfrom modelyard import Client\n\nprint(Client("${new URL(".", document.baseURI).href}").result("${job.id}"))`}</pre></details>
   </section>`;
 }
