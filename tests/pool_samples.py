@@ -19,6 +19,7 @@ from app.redis import keys
 from app.redis.client import ledger_error
 from app.redis.link import RedisLink
 from app.worker_record import WorkerRecord, encode_record
+from modelyard.inputs import read_input
 
 MODEL = "MNIST_PyTorch_Model"
 CONTRACT = TensorContract("float32", (1, 28, 28))
@@ -32,6 +33,12 @@ class RedisServer(Protocol):
 
     url: str
     process: subprocess.Popen[bytes]
+
+
+def encode_samples(samples: Any, params: dict[str, Any] | None = None) -> tuple[str, bytes]:
+    """Content type and body with which the client sends samples in one request."""
+    given = read_input(samples, params)
+    return given.encode(0, given.n_rows)
 
 
 def now_ms() -> float:

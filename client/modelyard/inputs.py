@@ -141,12 +141,6 @@ def read_input(samples: Any, params: Params | None = None) -> Input:
     return _Array(array[np.newaxis] if _is_image(samples) else array, params)
 
 
-def encode_samples(samples: Any, params: Params | None = None) -> Encoded:
-    """Encode samples as one request body; raises like `read_input` and `Input.encode`."""
-    given = read_input(samples, params)
-    return given.encode(0, given.n_rows)
-
-
 class _Array:
     """An array, one row for each index of its first dimension."""
 

@@ -82,21 +82,6 @@ def append_records(path: Path, records: Sequence[Record]) -> Path | None:
     return kept_aside
 
 
-def read_records(path: Path) -> list[StoredRecord]:
-    """Read every record of a file; none if it does not exist.
-
-    Raises:
-        RecordsError: The file is not a JSON list of objects, or it cannot be read.
-    """
-    try:
-        stored = _read(path)
-    except OSError as error:
-        raise RecordsError(f"cannot read {path}: {error.strerror or error}") from None
-    if stored is None:
-        raise RecordsError(f"{path} is not a JSON list of records")
-    return stored
-
-
 def _read(path: Path) -> list[StoredRecord] | None:
     """Records of a file, or None if it is not a records file; a missing or empty file has no records."""
     try:

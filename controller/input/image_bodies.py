@@ -41,7 +41,6 @@ PNG_BIT_DEPTH = 24  # its place in a PNG file
 OPAQUE = (255, 255)
 MAX_FIELDS = 64
 DATA_URL = re.compile(r"data:image/[a-z+.-]+;base64,", re.ASCII | re.IGNORECASE)
-DATA_URL_START = 64  # characters that its head may have
 
 
 class Images:

@@ -19,7 +19,7 @@ from modelyard.commands.benchmark_command import command as benchmark
 from modelyard.commands.predict_command import command as predict
 from modelyard.picture import half_blocks
 from modelyard.plot import draw_latencies
-from modelyard.records import Record, append_records, read_records
+from modelyard.records import Record, append_records
 from modelyard.samples import drawn_digits, dummies, heldout_digit
 from modelyard.summary import by_worker, summarise
 
@@ -149,7 +149,7 @@ def test_benchmark_command_records_draws_and_sums_up(
     output = run_benchmark(url, tmp_path, "--n", "12", "--concurrency", "4", "--data", "digits")
     assert "12 of 12" in output
     run_benchmark(url, tmp_path, "--n", "3", "--worker", "2")
-    records = read_records(tmp_path / "records.json")
+    records = json.loads((tmp_path / "records.json").read_text())
     assert [one["worker"] for one in records] == [1] * 12 + [2] * 3
     assert all(one["true_label"] is not None for one in records[:12])
     assert (tmp_path / "plot.png").stat().st_size > 10_000
@@ -163,7 +163,7 @@ def test_benchmark_command_sends_the_rows_of_a_file_and_tells_programs(
     files = ["--output", str(tmp_path / "records.json"), "--plot", str(tmp_path / "plot.png")]
     told = json.loads(CliRunner().invoke(benchmark, ["--url", url, *words, *files]).stdout)
     assert (told["n_succeeded"], told["workers"][0]["served_by"]) == (7, "MNIST_PyTorch_Model 1")
-    assert {one["predicted"] for one in read_records(tmp_path / "records.json")} == {4}
+    assert {one["predicted"] for one in json.loads((tmp_path / "records.json").read_text())} == {4}
 
 
 def test_benchmark_command_keeps_an_unreadable_file_aside(

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as npst
 from modelyard import Job, Prediction, RetryPolicy, errors
 from modelyard.calls import error_classes, error_of, result
 from modelyard.errors import ModelyardError, QueueFullError, UnavailableError
-from modelyard.inputs import encode_samples
 from tests.client.conftest import RECEIPT, data_of
+from tests.pool_samples import encode_samples
 
 
 def own_classes() -> list[type[ModelyardError]]:

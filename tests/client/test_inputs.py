@@ -19,7 +19,8 @@ from PIL import Image
 
 from modelyard import Body
 from modelyard.errors import InputNotFiniteError, InputNotNumericError, InputShapeError
-from modelyard.inputs import ARROW_ROWS, encode_samples, read_input
+from modelyard.inputs import ARROW_ROWS, read_input
+from tests.pool_samples import encode_samples
 
 AT = "2026-01-31T12:00:00.123456789"
 FRAME = pd.DataFrame(

@@ -27,11 +27,10 @@ from app.worker_record import decode_record
 from controller.http.job_json import job_json
 from controller.input import bodies, json_numbers
 from modelyard import AsyncClient
-from modelyard.inputs import encode_samples
 from modelyard.schemas import Job
 from tests.conftest import WaitUntil
 from tests.controller.conftest import serving, settings_for
-from tests.pool_samples import SIGNER, RedisServer, head, now_ms
+from tests.pool_samples import SIGNER, RedisServer, encode_samples, head, now_ms
 from tests.workers.model_versions import pt2
 from tests.workers.model_versions import settings as model_settings
 from tests.workers.runner_bench import Bench, Predict
