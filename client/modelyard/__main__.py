@@ -4,14 +4,17 @@ import sys
 
 
 def main() -> None:
-    """Run the command, or name the package that it lacks."""
+    """Run the command, or name the package that it lacks; Ctrl-C ends it quietly, also while it is imported."""
     try:
         from modelyard.commands.main import run
+
+        run()
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
         sys.exit("modelyard: the command needs click: pip install 'modelyard-client[commands]'")
-    run()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

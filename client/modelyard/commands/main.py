@@ -18,7 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from modelyard.client_errors import ControllerUnreachableError
-from modelyard.commands.exit_status import FAILED, exit_status
+from modelyard.commands.exit_status import FAILED, INTERRUPTED, exit_status
 from modelyard.errors import ModelyardError
 
 SERVER, GROUP = "modelyard", "modelyard.commands"  # its distribution, and the entry points in that
@@ -141,6 +141,13 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute or "command")
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command that was called; click itself would end with status 1 on Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the names of commands without importing them."""
