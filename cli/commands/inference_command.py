@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelyard.commands.console_output import examples
+from modelyard.commands.console_output import JSON_OPTION, examples, write_json
 from modelyard.commands.given_samples import chosen_sample
 
 if TYPE_CHECKING:
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 _BAR_WIDTH = 30
 
 
-@click.command(epilog=examples("modelyard inference models:/MNIST_PyTorch_Model@champion seven.png"))
+@click.command(
+    epilog=examples(
+        "modelyard inference models:/MNIST_PyTorch_Model@champion seven.png",
+        "modelyard inference models:/MNIST_PyTorch_Model/1 --digit 7 --json | jq .predicted",
+    )
+)
 @click.argument("model_uri")
 @click.argument("image", required=False, type=click.Path(path_type=Path))
 @click.option("--digit", type=int, metavar="I", help="Index of a held-out digit, instead of an image.")
-def command(model_uri: str, image: Path | None, digit: int | None) -> None:
+@JSON_OPTION
+def command(model_uri: str, image: Path | None, digit: int | None, as_json: bool) -> None:
     """Predict what digit IMAGE shows, with the model version MODEL_URI.
 
     MODEL_URI is models:/name/version, models:/name@alias or a run id; the registry is
@@ -35,12 +41,16 @@ def command(model_uri: str, image: Path | None, digit: int | None) -> None:
         raise click.UsageError("give either an IMAGE or --digit")
     sample, source, true_label = chosen_sample(image, digit)
     settings = load_settings(WorkerSettings)
-    console = Console()
+    console = Console(stderr=as_json)
     with console.status(f"loading {model_uri}"):
         from training.local_inference import load, scores
 
         model = load(model_uri, settings.mlflow_tracking_uri, settings.allow_pickle_models)
         row = scores(model, sample)[0]
+    if as_json:
+        facts = {"model": model_uri, "source": source, "true_label": true_label}
+        write_json(facts | {"predicted": int(row.argmax()), "scores": row.tolist()})
+        return
     console.print(_view(sample, row, f"{source}, by {model_uri}", true_label))
 
 

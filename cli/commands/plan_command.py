@@ -7,24 +7,25 @@ from collections import Counter
 import click
 
 from cli.commands.up_command import what_to_serve
-from modelyard.commands.console_output import examples, waiting
+from modelyard.commands.console_output import JSON_OPTION, examples, waiting, write_json
 
 
-@click.command("plan", epilog=examples("modelyard plan"))
+@click.command("plan", epilog=examples("modelyard plan", "modelyard plan --json | jq '.start[].worker'"))
 @what_to_serve
-def command(models: tuple[str, ...], versions: list[int], replicas: int) -> None:
+@JSON_OPTION
+def command(models: tuple[str, ...], versions: list[int], replicas: int, as_json: bool) -> None:
     """Compare modelyard.toml and the registry with the running pool, and print the difference."""
     from rich.console import Console
 
     from app.settings import Settings, load
     from cli.local_pool.desired_state import difference
-    from cli.local_pool.planning import first_state, print_plan, tell_of_left_out
+    from cli.local_pool.planning import first_state, plan_document, print_plan, tell_of_left_out
     from cli.local_pool.preflight import is_running
     from cli.local_pool.programs import present_workers
     from cli.local_pool.served_entries import ServedEntries, entries_given
     from training.registry_reader import RegistryReader
 
-    console = Console()
+    console = Console(stderr=as_json)
     settings = load(Settings)
     source = ServedEntries(settings, entries_given(settings, models, versions))
     with waiting("reading the registry"), RegistryReader(settings.mlflow_tracking_uri) as reader:
@@ -33,6 +34,10 @@ def command(models: tuple[str, ...], versions: list[int], replicas: int) -> None
     runs = is_running(settings)
     present = present_workers(settings) if runs else []
     counts = Counter(worker.named for worker in present)
-    print_plan(difference(desired.targets, counts, present), console)
+    plan = difference(desired.targets, counts, present)
+    if as_json:
+        write_json({"pool_runs": runs, **plan_document(plan, desired)})
+        return
+    print_plan(plan, console)
     if not runs:
         console.print(f"no pool runs in {settings.state_dir}", highlight=False, markup=False, soft_wrap=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
 
+from app.pool_file import NamedVersion
 from app.registry_database import others_beside
 from app.server_errors import ModelNotFoundError, ServiceError
 from app.settings import Settings, WorkerSettings, load
@@ -55,6 +57,20 @@ def print_plan(plan: Plan, console: Console) -> None:
     lines += [f"= keep {worker.name}" for worker in plan.keep]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def plan_document(plan: Plan, desired: Desired) -> dict[str, list[dict[str, Any]]]:
+    """The fields of a plan for programs, and the versions that are not served because nothing asks for them."""
+    return {
+        "start": [_named(worker.named, worker=worker.name, reason=reason) for worker, reason in plan.start],
+        "stop": [_named(worker.named, worker=worker.name, reason=reason) for worker, reason in plan.stop],
+        "keep": [_named(worker.named, worker=worker.name) for worker in plan.keep],
+        "left_out": [_named(target.named, reason=", ".join(target.reasons)) for target in desired.left_out],
+    }
+
+
+def _named(named: NamedVersion, **fields: str) -> dict[str, Any]:
+    return {"model_name": named.model, "model_version": named.version, **fields}
 
 
 def prepare_environments(targets: Iterable[Target]) -> None:

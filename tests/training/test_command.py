@@ -1,5 +1,6 @@
 """Training and inference as a person calls them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -87,6 +88,10 @@ def test_inference_tells_what_a_held_out_digit_truly_is(trained: Trained) -> Non
         cli, ["inference", "models:/Digits/1", "--digit", "7"], catch_exceptions=False
     )
     assert f"(it is {truth})" in result.output
+    result = CliRunner().invoke(cli, ["inference", "models:/Digits/1", "--digit", "7", "--json"])
+    told = json.loads(result.stdout)
+    assert (told["model"], told["true_label"]) == ("models:/Digits/1", truth)
+    assert told["predicted"] == np.argmax(told["scores"])
 
 
 @pytest.mark.parametrize("uri", ["models:/Digits/99", "models:/Digits@nobody", "models:/Nothing/1", "0" * 32])
