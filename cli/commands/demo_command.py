@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.pool_file import NamedVersion
+from app.pool_file import Serve
 from app.registry_database import sqlite_path
 from app.server_errors import ServiceError
 from app.settings import PREFIX, PoolSettings, Settings, load
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from cli.local_pool.desired_state import Worker
     from modelyard import Client, Job
     from modelyard.records import Record
+    from training.registry_reader import RegistryReader
 
 VERSIONS = 2
 RECORDS = Path("worker_benchmark_records.json")
@@ -61,17 +61,26 @@ def command(once: bool, here: bool) -> None:
     """
     from rich.console import Console
 
+    from cli.local_pool.desired_state import difference
     from cli.local_pool.local_pool import PoolPlan, claimed, open_pool, until_interrupted
+    from cli.local_pool.planning import first_state
     from cli.local_pool.preflight import check
+    from cli.local_pool.registry_watch import RegistryWatch
+    from cli.local_pool.served_entries import ServedEntries
+    from training.registry_reader import RegistryReader
 
     started_at = time.monotonic()
     console = Console()
     if not here:
         _move_in(console)
     settings = load(PoolSettings)
-    with until_interrupted(), claimed(settings, console):
+    uri = settings.mlflow_tracking_uri
+    with until_interrupted(), claimed(settings, console), RegistryReader(uri) as reader:
         check(settings, PoolPlan([]).services(settings))  # before minutes are spent on training
-        with open_pool(settings, PoolPlan(trained_workers(settings)), console) as pool:
+        source = ServedEntries(settings, [trained_versions(settings, reader)])
+        question, reading, desired = first_state(settings, source, reader, 1)
+        workers = [worker for worker, _ in difference(desired.targets, {}, []).start]
+        with open_pool(settings, PoolPlan(workers), console) as pool:
             pool.start_core()
             records = _show_predictions(pool.url, console)
             console.print(f"predicted {time.monotonic() - started_at:.1f} s after the start", highlight=False)
@@ -82,7 +91,7 @@ def command(once: bool, here: bool) -> None:
                 if not here:
                     _tell_how_to_join(settings, console)
                 console.print("Ctrl-C stops everything that was started, and nothing else")
-                pool.watch()
+                pool.follow(source, RegistryWatch(uri, question, reading, reader), 1)
 
 
 def _move_in(console: Console) -> None:
@@ -111,30 +120,28 @@ def _tell_how_to_join(settings: PoolSettings, console: Console) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def trained_workers(settings: PoolSettings) -> list[Worker]:
-    """Workers of the two newest versions of the registry; trains them first if there are fewer.
+def trained_versions(settings: PoolSettings, reader: RegistryReader) -> Serve:
+    """The two newest versions of the registry; trains them first if there are fewer.
 
     Raises:
         ServiceError: The training failed; its own output says why.
     """
-    from cli.local_pool.desired_state import Worker, service_name
     from cli.local_pool.programs import MODELYARD
 
-    newest = _newest_versions(settings)
+    newest = _newest_versions(settings, reader)
     if len(newest) < VERSIONS:
         # In a separate process, so that this one does not keep torch and MLflow in memory while the pool runs.
         _train([*MODELYARD, "train", "--arch", "mlp", "--arch", "cnn"], settings)
-        newest = _newest_versions(settings)
-    return [Worker(service_name(named), named) for named in newest]
+        newest = _newest_versions(settings, reader)
+    return Serve(model=settings.model_name, versions=tuple(newest))
 
 
-def _newest_versions(settings: PoolSettings) -> list[NamedVersion]:
-    from training.registry_reader import ModelReading, Question, RegistryReader
+def _newest_versions(settings: PoolSettings, reader: RegistryReader) -> list[int]:
+    from training.registry_reader import ModelReading, Question
 
     name = settings.model_name
-    with RegistryReader(settings.mlflow_tracking_uri) as reader:
-        model = reader.read(Question((name,))).models.get(name, ModelReading())
-    return [NamedVersion(name, version) for version in sorted(model.versions)[-VERSIONS:]]
+    model = reader.read(Question((name,))).models.get(name, ModelReading())
+    return sorted(model.versions)[-VERSIONS:]
 
 
 def _train(command: list[str], settings: PoolSettings) -> None:

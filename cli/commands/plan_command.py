@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import click
+from click.core import ParameterSource
 
 from cli.commands.up_command import what_to_serve
 from modelyard.commands.console_output import JSON_OPTION, examples, waiting, write_json
@@ -13,28 +14,39 @@ from modelyard.commands.console_output import JSON_OPTION, examples, waiting, wr
 @click.command("plan", epilog=examples("modelyard plan", "modelyard plan --json | jq '.start[].worker'"))
 @what_to_serve
 @JSON_OPTION
-def command(models: tuple[str, ...], versions: list[int], replicas: int, as_json: bool) -> None:
-    """Compare modelyard.toml and the registry with the running pool, and print the difference."""
+@click.pass_context
+def command(
+    ctx: click.Context, models: tuple[str, ...], versions: list[int], replicas: int, as_json: bool
+) -> None:
+    """Compare what is to be served with the running pool, and print the difference.
+
+    Without options it is what the running pool was asked for, or modelyard.toml.
+    """
     from rich.console import Console
 
     from app.settings import Settings, load
     from cli.local_pool.desired_state import difference
     from cli.local_pool.planning import first_state, plan_document, print_plan, tell_of_left_out
     from cli.local_pool.preflight import is_running
-    from cli.local_pool.programs import present_workers
-    from cli.local_pool.served_entries import ServedEntries, entries_given
+    from cli.local_pool.programs import controls, in_service, present_workers
+    from cli.local_pool.served_entries import ServedEntries, asked_of_pool, entries_given
     from training.registry_reader import RegistryReader
 
     console = Console(stderr=as_json)
     settings = load(Settings)
-    source = ServedEntries(settings, entries_given(settings, models, versions))
+    runs, given = is_running(settings), entries_given(settings, models, versions)
+    has_replicas = ctx.get_parameter_source("replicas") is not ParameterSource.DEFAULT
+    if runs and not given and not has_replicas:
+        given, replicas = asked_of_pool(settings)
+    source = ServedEntries(settings, given)
     with waiting("reading the registry"), RegistryReader(settings.mlflow_tracking_uri) as reader:
         _, _, desired = first_state(settings, source, reader, replicas)
     tell_of_left_out(desired, console)
-    runs = is_running(settings)
     present = present_workers(settings) if runs else []
     counts = Counter(worker.named for worker in present)
-    plan = difference(desired.targets, counts, present)
+    table = controls(settings) if runs else None
+    targets = in_service(desired.targets, table or {}, source.edited_at_ms)
+    plan = difference(targets, counts, present)
     if as_json:
         write_json({"pool_runs": runs, **plan_document(plan, desired)})
         return

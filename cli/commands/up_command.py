@@ -67,10 +67,8 @@ def command(
     """
     from rich.console import Console
 
-    from app.redis.registry_events import RegistryEvents
     from app.settings import PoolSettings, load
     from cli.local_pool.desired_state import difference
-    from cli.local_pool.follower import Follower
     from cli.local_pool.local_pool import PoolPlan, claimed, doing, open_pool, until_interrupted
     from cli.local_pool.planning import first_state, prepare_environments, print_plan, tell_of_left_out
     from cli.local_pool.registry_watch import RegistryWatch
@@ -94,15 +92,9 @@ def command(
         prepare_environments(desired.targets)
         workers = [worker for worker, _ in plan.start]
         watch = RegistryWatch(settings.mlflow_tracking_uri, question, reading, reader)
-        follower = Follower(settings, source, watch, workers, replicas)
         with open_pool(settings, PoolPlan(workers, controllers, views), console) as pool:
             pool.start_core()
             pool.start_views()
             pool.print_urls()
             console.print("Ctrl-C stops everything")
-            watch.start()
-            stack.callback(watch.close)
-            events = RegistryEvents(settings, lambda _: watch.look_now())
-            events.start()
-            stack.callback(events.close)
-            pool.watch(follower)
+            pool.follow(source, watch, replicas)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from app.pool_file import NamedVersion
@@ -148,7 +147,7 @@ class Follower:
         return self._in_service(desired.targets, tell)
 
     def _in_service(self, targets: tuple[Target, ...], tell: Callable[[str], None]) -> tuple[Target, ...]:
-        """The wanted versions without those that operators retired."""
+        """The wanted versions as operators left them; tells what they decided."""
         table = programs.controls(self._settings)
         if table is not None:
             self._table = table
@@ -156,22 +155,16 @@ class Follower:
         named = ", ".join(str(each.named) for each in targets if each.named in retired)
         again = "`modelyard enable` puts it back into service"
         self._once("retired", named and f"{named} is retired and not served; {again}", tell)
-        return self._scaled(tuple(each for each in targets if each.named not in retired), tell)
-
-    def _scaled(self, targets: tuple[Target, ...], tell: Callable[[str], None]) -> tuple[Target, ...]:
-        """The versions with the numbers of workers that operators asked for since the file was edited."""
-        asked = programs.scaled_versions(self._table)
-        scaled, told = [], []
-        for target in targets:
-            control = asked.get(target.named)
-            if control and control.at_ms <= self._source.edited_at_ms:
-                programs.forget_scale(self._settings, target.named)
-            elif control and control.replicas:
-                told.append(f"{target.named} is {control}")
-                target = replace(target, replicas=(control.replicas, control.replicas))
-            scaled.append(target)
+        asked, edited_at_ms = programs.scaled_versions(self._table), self._source.edited_at_ms
+        scaled = {each.named: asked[each.named] for each in targets if each.named in asked}
+        for version, control in scaled.items():
+            if control.at_ms <= edited_at_ms:
+                programs.forget_scale(self._settings, version)
+        told = [
+            f"{version} is {control}" for version, control in scaled.items() if control.at_ms > edited_at_ms
+        ]
         self._once("scaled", ", ".join(told), tell)
-        return tuple(scaled)
+        return programs.in_service(targets, self._table, edited_at_ms)
 
     def _start(self, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]) -> None:
         if not plan.start:

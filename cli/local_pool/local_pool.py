@@ -22,6 +22,8 @@ from cli.local_pool import leftovers, preflight, programs
 from cli.local_pool.desired_state import Worker
 from cli.local_pool.follower import Follower
 from cli.local_pool.programs import Service, Tier
+from cli.local_pool.registry_watch import RegistryWatch
+from cli.local_pool.served_entries import ServedEntries
 from cli.local_pool.supervisord import Supervisor
 
 POLL_S = 0.2
@@ -120,6 +122,29 @@ class Pool:
         self._console.print(table, soft_wrap=True)
         for name, why in self._unready.items():
             self._tell_unready(name, why)
+
+    def follow(self, source: ServedEntries, registry: RegistryWatch, replicas: int) -> None:
+        """Keep the pool equal to what it is asked for, until interrupted.
+
+        Args:
+            source: The entries that it follows.
+            registry: Watched from now on.
+            replicas: Workers of each version whose entry does not state a number.
+
+        Raises:
+            ServiceError: The supervisor is gone.
+        """
+        from app.redis.registry_events import RegistryEvents
+
+        source.write_for_plan(replicas)
+        events = RegistryEvents(self._settings, lambda _: registry.look_now())
+        registry.start()
+        events.start()
+        try:
+            self.watch(Follower(self._settings, source, registry, self._plan.workers, replicas))
+        finally:
+            events.close()
+            registry.close()
 
     def watch(self, follower: Follower | None = None) -> None:
         """Watch the pool until interrupted; report services that died and were restarted.

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -25,7 +25,7 @@ from app.whole_file import replace_file
 from app.worker_record import MANAGER, UP
 from cli.commands.flower_command import check_login
 from cli.local_pool import redis_server as pool_redis
-from cli.local_pool.desired_state import Worker
+from cli.local_pool.desired_state import Target, Worker
 from cli.local_pool.leash import SERVICES
 from modelyard.commands.controller_option import local_url
 from workers.process import fork_client
@@ -409,6 +409,23 @@ def scaled_versions(table: Table) -> dict[NamedVersion, Control]:
         for queue, control in scaled(table).items()
         if keys.is_queue(queue)
     }
+
+
+def in_service(targets: Iterable[Target], table: Table, edited_at_ms: float) -> tuple[Target, ...]:
+    """The versions that operators did not retire, with the numbers of workers that they asked for.
+
+    Args:
+        edited_at_ms: When the file was last edited, which ends what was asked for before; 0 without a file.
+    """
+    out, asked = retired(table), scaled_versions(table)
+    kept = []
+    for target in targets:
+        control = asked.get(target.named)
+        if control and control.replicas and control.at_ms > edited_at_ms:
+            target = replace(target, replicas=(control.replicas, control.replicas))
+        if target.named not in out:
+            kept.append(target)
+    return tuple(kept)
 
 
 def forget_scale(settings: Settings, named: NamedVersion) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from app.file_stamp import EditWatch
 from app.pool_file import PoolFile, Serve, find_pool_file, read_pool_file
 from app.server_errors import ConfigurationError
 from app.settings import Settings
+from app.whole_file import replace_file
 
+ASKED = "asked.json"
 MODEL_ARGUMENT = re.compile(r"([^/:@]+)(?:[:/@]([^/:@]+))?")
 
 
@@ -55,6 +59,12 @@ class ServedEntries:
             return (Serve(model=self._settings.model_name),)
         return None
 
+    def write_for_plan(self, replicas: int) -> None:
+        """Write entries that come from no file, and the number of replicas, for `asked_of_pool`."""
+        entries = [] if self.file else [_document(each) for each in self.entries or ()]
+        document = {"entries": entries, "replicas": replicas}
+        replace_file(self._settings.state_dir / ASKED, json.dumps(document).encode())
+
     def read(self) -> bool:
         """Read the file if it was edited; True if it was read.
 
@@ -80,6 +90,19 @@ class ServedEntries:
     def place(self, index: int) -> str:
         """The file and line of an entry, with a colon, for messages; empty for other entries."""
         return f"{self._file.place('serve', index, 'versions')}: " if self.file and self._file else ""
+
+
+def _document(entry: Serve) -> dict[str, Any]:
+    return entry.model_dump(mode="json", exclude_unset=True)
+
+
+def asked_of_pool(settings: Settings) -> tuple[list[Serve], int]:
+    """The entries that the running pool got from no file, and its replicas; none and 1 if it has said nothing."""
+    try:
+        document = json.loads((settings.state_dir / ASKED).read_bytes())
+        return [Serve.model_validate(each) for each in document["entries"]], int(document["replicas"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], 1
 
 
 def entries_given(settings: Settings, arguments: Sequence[str], numbers: Sequence[int]) -> list[Serve]:

@@ -167,6 +167,8 @@ def test_up_serves_what_can_be_served_says_what_cannot_and_why_and_ends_if_that_
             status = modelyard(environment, "status").stdout
             assert "failing" in status
             assert "does not start since" in status
+            planned = modelyard(environment, "plan").stdout.splitlines()
+            assert planned == ["= keep worker-Light-v2", "= keep worker-Light-v3"]
             client.control("retire", light_registry.MODEL, 3)
             wait_until(lambda: not failing(), timeout_s=START_S, what="it is not wanted any more")
     finally:
