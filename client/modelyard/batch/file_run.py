@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,18 +13,21 @@ from modelyard.batch.sources import Images, Source
 from modelyard.http import AsyncClient
 from modelyard.retries import RetryPolicy
 
+COLLECT_AFTER = 10_000  # new containers; a row's outputs are a list, kept until its chunk is written
 PATIENT = RetryPolicy(attempts=40, max_backoff_s=10)  # for some minutes without a controller or a worker
 
 
 async def predict_rows(
     client: AsyncClient, source: Source, part: PartFile, plan: BatchPlan, tell: Callable[[int], object]
 ) -> None:
-    """Predict the rows that the part file does not have yet; see `BatchRun`.
+    """Predict the rows that the part file does not have yet; see `BatchRun`. Tunes this process's garbage collector.
 
     Args:
         client: A client with the policy `PATIENT`.
         tell: Called with the number of rows whenever some are finished.
     """
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
     await BatchRun(client, source, part, plan, tell).run()
 
 

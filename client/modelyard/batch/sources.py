@@ -24,6 +24,7 @@ from modelyard.inputs import Body, Samples
 Rows: TypeAlias = Any  # a list, an array, arrays by name or a record batch: `count` and `cut` take each
 Encode: TypeAlias = Callable[[Rows], Samples]
 CHUNK_BYTES = 2 * 2**20  # below the default of MODELYARD_MAX_BODY_BYTES
+READ_CHUNKS = 16  # of a Parquet file at once: each read takes a while for each column
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 
@@ -181,11 +182,15 @@ class ParquetFile:
         fitting = max(1, CHUNK_BYTES * max(1, metadata.num_rows) // max(1, size))
         groups = range(first, metadata.num_row_groups)
         self._n_read = skipped
-        for batch in self._file.iter_batches(min(n_rows, fitting), row_groups=groups):
-            behind = max(0, start - self._n_read)
-            self._n_read += batch.num_rows
-            if behind < batch.num_rows:
-                yield batch.slice(behind)
+        chunk_rows = min(n_rows, fitting)
+        read_rows = min(READ_CHUNKS * chunk_rows, fitting)
+        for batch in self._file.iter_batches(read_rows, row_groups=groups, use_threads=False):
+            n_before = self._n_read
+            for place in range(max(0, start - n_before), batch.num_rows, chunk_rows):
+                chunk = batch.slice(place, chunk_rows)
+                self._n_read = n_before + place + chunk.num_rows
+                yield chunk
+            self._n_read = n_before + batch.num_rows
 
     def progress(self) -> float:
         """See `Source`."""
