@@ -22,6 +22,7 @@ from tests.e2e.conftest import Digits, Pool
 
 Served = tuple[Pool, str, Client]
 N_ROWS, BAD, MOST_BYTES = 150, 7, 100_000
+SLOW = "20/second"  # so that the first controller cannot end the batch before it is killed
 ASKED: BatchOptions = {"version": 2, "rows": 1, "idempotency_key": "once"}
 
 
@@ -38,6 +39,7 @@ def test_a_batch_is_continued_by_the_next_controller_and_is_its_owners_alone(
         "MODELYARD_BATCH_FOLDER": str(tmp_path / "batches"),
         "MODELYARD_API_KEYS": f"{ann.line()},{bob.line()},{carl.line()}",
         "MODELYARD_BATCH_MAX_OUTPUT_BYTES": str(MOST_BYTES),
+        "MODELYARD_RATE_LIMIT": SLOW,
     }
     try:
         first = pool.controller()
@@ -54,6 +56,7 @@ def test_a_batch_is_continued_by_the_next_controller_and_is_its_owners_alone(
         pool.processes.remove(killed)
         part = tmp_path / "batches" / batch.id / "output.ndjson.part"
         finished = [json.loads(line) for line in part.read_bytes().splitlines()[1:-1]]
+        del pool.environment["MODELYARD_RATE_LIMIT"]
         second = pool.controller()
     finally:
         pool.environment.clear()
