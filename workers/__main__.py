@@ -1,12 +1,16 @@
 """`python -m workers` is `modelyard worker`."""
 
-from app.logs import configure_logging, end
-from app.server_errors import ModelyardError, UnavailableError
-from app.settings import WorkerSettings, load
-from modelyard.redaction import redacted
-from workers.process import alias_follower, follower_files
+import sys
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Serve the version that the environment variables name, or become its follower."""
+    from app.logs import configure_logging, end
+    from app.server_errors import ModelyardError, UnavailableError
+    from app.settings import WorkerSettings, load
+    from modelyard.redaction import redacted
+    from workers.process import alias_follower, follower_files
+
     configure_logging()
     try:
         settings = load(WorkerSettings)
@@ -18,3 +22,10 @@ if __name__ == "__main__":
     except ModelyardError as error:
         follower_files.report_end(redacted(error.detail), is_away=isinstance(error, UnavailableError))
         end(f"modelyard worker: {error.detail}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:  # of a worker that does not serve yet
+        sys.exit(130)

@@ -33,10 +33,12 @@ def main() -> None:
             file.write(answer)
             return
     configure_logging()
-    from workers.main import run
-
     try:
+        from workers.main import run
+
         run(settings, handed)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ModelyardError as error:
         follower_files.report_end(redacted(error.detail), is_away=isinstance(error, UnavailableError))
         end(f"modelyard: {error.detail}")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -69,3 +74,23 @@ def test_redis_that_does_not_answer_is_named_without_its_password(command: list[
     told = done.stderr + str(done.exception)
     assert f"Redis does not answer at redis://127.0.0.1:{port}/2" in told
     assert "s3cret" not in told
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("command", "library"), [("status", "httpx"), ("worker", "celery")])
+def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback(
+    tmp_path: Path, command: str, library: str
+) -> None:
+    (tmp_path / f"{library}.py").write_text("print('importing', flush=True)\nwhile True:\n    pass\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "cli", command],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "MODEL_VERSION": "latest"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, "")

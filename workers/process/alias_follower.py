@@ -48,6 +48,7 @@ def become(settings: WorkerSettings) -> NoReturn:
     }
     # -P: a folder named workers may stand here
     command = [sys.executable, "-P", "-m", "workers.process.alias_follower"]
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # until the follower has handlers
     os.execve(sys.executable, command, os.environ | chosen)  # noqa: S606  (this Python)
 
 
@@ -116,6 +117,7 @@ class Follower:
         """Serve; returns the status with which the serving worker ended."""
         for number in FORWARDED:
             signal.signal(number, lambda received, _: self._received.append(received))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
         try:
             self._serving = self._start(self._alias)
             while self._workers:
