@@ -28,7 +28,7 @@ Served = tuple[Pool, str, Client]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
 MOST_PICTURE_BYTES = 150_000
-PICTURE_TRAFFIC_S = 25.0  # only where pictures are taken
+PICTURE_TRAFFIC_S = 90.0  # only where pictures are taken
 BEST, OTHER = "MNIST_PyTorch_Model 2", "MNIST_PyTorch_Model 1"
 
 

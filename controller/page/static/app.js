@@ -12,6 +12,9 @@ const TABS = { now: "Now", jobs: "Jobs", why: "Why", try: "Try it", pool: "Pool"
 const SERIES = ["jobs_per_s", "failed_per_s", "p50_ms", "p99_ms", "batch_samples", "backlog_jobs"];
 const STEP_S = { "15m": 5, "24h": 300 };
 const MOST_POINTS = { "15m": 180, "24h": 288 };
+const TICKS_S = [1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360].map((minutes) => minutes * 60); // labels say no seconds
+/** The span that a chart shows: from its first point on, at least a fifteenth of the whole. */
+const shownSpan = (first, last, whole_s) => [Math.max(last - whole_s, Math.min(first, last - whole_s / 15)), last];
 
 const clock = (at_s) => new Date(at_s * 1000).toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hour12: false });
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]]; // tell lines apart without colour; with six colours, twelve lines
@@ -203,10 +206,10 @@ function Chart({ name, of, unit, rows, points, span }) {
       drawn.current = new uPlot({
         width: place.current.clientWidth, height: 190, legend: { show: false }, cursor: { drag: { x: false, y: false }, sync: { key: "charts" } },
         hooks: { setCursor: [(chart) => setPointed(chart.cursor.idx ?? null)] },
-        scales: { x: { range: (_, low, high) => [(high ?? 0) - STEP_S[span] * MOST_POINTS[span], high ?? 1] }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.1] } },
-        axes: [{ ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en", { maximumFractionDigits: 6 })) }],
+        scales: { x: { range: (_, low, high) => shownSpan(low ?? 0, high ?? 1, STEP_S[span] * MOST_POINTS[span]) }, y: { range: (_, low, high) => [0, Math.max(high ?? 0, 1) * 1.1] } },
+        axes: [{ ...axis, size: 28, space: 70, incrs: TICKS_S, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 52, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en", { maximumFractionDigits: 6 })) }],
         series: [{}, ...rows.map((row, index) => ({ label: title(row), stroke: css(`--s${index % 6}`), width: 1.8, spanGaps: false,
-          dash: dash(index), points: { show: points.length < 3 } }))],
+          dash: dash(index), points: { show: (chart) => chart.data[0].length < 3 } }))],
       }, data, place.current);
     };
     make();
@@ -239,7 +242,7 @@ function Now({ pool, rows }) {
       <div><dt>Jobs per second</dt><dd>${number(total((row) => pool.rates[row.worker]?.done), 1)}</dd></div>
       <div><dt>Waiting or running</dt><dd>${number(total((row) => row.backlog_jobs))} <small>jobs</small></dd></div>
       <div><dt>Ready workers</dt><dd>${number(total((row) => row.live_workers))}</dd></div>
-      <div><dt>Failed since the workers' start</dt><dd>${number(total((row) => row.jobs_failed))} <small>of ${number(total((row) => row.jobs_done + row.jobs_failed))}</small></dd></div>
+      <div><dt>Failed since start</dt><dd>${number(total((row) => row.jobs_failed))} <small>of ${number(total((row) => row.jobs_done + row.jobs_failed))}</small></dd></div>
     </dl>
     <h2>Versions</h2>
     <${Versions} rows=${rows} rates=${pool.rates} history=${pool.history} />
