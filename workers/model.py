@@ -3,8 +3,10 @@
 PyTorch and MLflow take seconds to import. So only `preload` and `load` import them, and only for versions that need
 them: PyTorch for `pt2` files and pickled modules, MLflow for versions that are neither `pt2`, ONNX nor skops.
 
-Relies on: the private module `torch.export._trace`, imported early if it is there, which saves 0.2 s of each load.
-Breaks if: nothing; without it PyTorch imports its modules during the load.
+Relies on: the private module `torch.export._trace`, imported early if it is there, which saves 0.2 s of each load;
+`_MLFLOW_IS_IN_SERVING_ENVIRONMENT`, which MLflow's scoring server sets as well.
+Breaks if: nothing; without the module PyTorch imports its modules during the load, without the variable MLflow refuses
+text for the type hints `datetime` and `bytes` (a test holds it).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import inspect
 import logging
 import os
 import pickle
+import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +35,7 @@ from app.ledger.wire import Label
 from app.model_files import Loading, loading, pt2_file, refusal, require_safe
 from app.server_errors import (
     InputShapeError,
+    InputTypeError,
     ModelContractError,
     ModelError,
     ModelNotAllowedError,
@@ -53,8 +58,11 @@ logger = logging.getLogger(__name__)
 # PyTorch's own switch: all loading then uses an unpickler that creates only tensors and plain containers.
 TORCH_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 MLFLOW_SWITCH = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+# Makes MLflow read text as times and bytes where a model's type hints say so.
+MLFLOW_SERVES = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 TAKE_MISSING = ("xgboost", "lightgbm", "catboost")  # flavors whose trees handle missing values
 SKLEARN_METHODS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
+HINT_MISFIT = "match type hint, error: "  # MLflow's words before those of pydantic
 PT2_MODULES = ("torch.export.pt2_archive", "torch.export._trace", "workers.pt2_rehearsal")
 
 
@@ -336,6 +344,7 @@ def _load_pyfunc(
     import mlflow.pyfunc
 
     os.environ[MLFLOW_SWITCH] = str(may_unpickle).lower()
+    os.environ[MLFLOW_SERVES] = "true"
     mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
     model = mlflow.pyfunc.load_model(found.path)
     if isinstance(contract, ColumnsContract) and contract.is_flat and not contract.params:
@@ -376,9 +385,28 @@ def _from_document(predict: Predict, is_own: bool) -> Predict:
             raise InputShapeError(
                 f"the body cannot be read as {document.key}: {first_line(error)}"
             ) from error
-        return predict(data, params)
+        try:
+            return predict(data, params)
+        except MlflowException as error:
+            if is_own and _is_refusal(error):
+                raise InputTypeError(
+                    f"the input does not fit the model's type hint: {_misfit(error.message)}"
+                ) from error
+            raise
 
     return predict_document
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether MLflow refused the input before it called the model: then each frame below ours is MLflow's."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return all(name.startswith("mlflow.") for name in modules[1:])
+
+
+def _misfit(message: str) -> str:
+    """The part of MLflow's message that says what is wrong: a row, which may be long, stands before and after it."""
+    _, _, reason = message.partition(HINT_MISFIT)
+    return " ".join(re.sub(r"\\+n", " ", reason or message).split())[:300]
 
 
 def _warm(

@@ -191,6 +191,10 @@ class MalformedRequestError(InputError):
     code = "request_malformed"
 
 
+# A job whose error has one of these was refused: the model did not fail.
+INPUT_CODES = frozenset({InputError.code, *(each.code for each in InputError.__subclasses__())})
+
+
 class TooLargeError(ModelyardError):
     """More bytes or samples than the limits allow.
 

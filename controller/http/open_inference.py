@@ -22,7 +22,7 @@ from starlette.types import Message, Send
 from app.contract import FREE, Contract
 from app.ledger import ids
 from app.ledger.wire import CANCELLED, EXPIRED, BatchHead, JobOutcome
-from app.server_errors import NoCandidateError
+from app.server_errors import INPUT_CODES, NoCandidateError
 from controller.admission.authentication import require
 from controller.http import documentation as docs
 from controller.http import readiness
@@ -301,7 +301,8 @@ def _outputs(
     if own.status != "succeeded":
         document = {"error": own.error_detail, "code": own.error_code}
         location = {"location": result_url(job_id, _prefix(services))}
-        return json_response(document, FAILED_STATUS.get(own.error_code, 500), location)
+        status = BAD_REQUEST if own.error_code in INPUT_CODES else FAILED_STATUS.get(own.error_code, 500)
+        return json_response(document, status, location)
     members: dict[str, Any] = {
         "model_name": head.model_name,
         "model_version": str(head.model_version),

@@ -9,11 +9,14 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from app.contract import TensorContract, TensorsContract
+from app.contract.documents import Document
 from app.server_errors import (
+    InputTypeError,
     ModelContractError,
     ModelNotFoundError,
     ModelWarmUpError,
@@ -199,3 +202,63 @@ def test_a_model_on_text_tensors_gets_arrays_of_the_dtype_that_its_signature_sta
     loaded = model.load(found, WorkerSettings(allow_pickle_models=True))
     given = {"words": np.array([["a", "b"], ["ü", "c"]], object), "more": np.array(["x", "y"], object)}
     assert loaded.predict(given).tolist() == ["Ax", "Üy"]
+
+
+HINTS = """
+import datetime, mlflow, pydantic
+from mlflow.exceptions import MlflowException
+
+class Message(pydantic.BaseModel):
+    text: str
+
+class Row(pydantic.BaseModel):
+    id: int
+    messages: list[Message]
+
+def predict(model_input: list[HINT]) -> list[str]:
+    if model_input == ["fail"]:
+        raise MlflowException.invalid_parameter_value("of the model's own")
+    return [str(each) for each in model_input]
+
+mlflow.models.set_model(predict)
+"""
+
+
+def load_with_hint(folder: Path, hint: str) -> LoadedModel:
+    (folder / "code.py").write_text(HINTS.replace("HINT", hint))
+    mlflow.pyfunc.save_model(str(folder / "model"), python_model=str(folder / "code.py"), pip_requirements=[])
+    described = read_description(str(folder / "model"))
+    found = ModelVersion("Hints", 1, "", str(folder / "model"), described.flavors, described.signature)
+    return model.load(found, WorkerSettings(allow_pickle_models=True))
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "text"),
+    [
+        ("str", ["a", 1], r"invalid elements: \[\('1', 'Expected type str, but got int'\)\]"),
+        ("str", "a", "Expected list, but got str"),
+        ("datetime.datetime", ["noon"], "Invalid isoformat string: 'noon'"),
+        ("Row", [{"id": "x", "messages": []}], "for Row id Input should be a valid integer"),
+        ("Row", [{"id": 1, "messages": [{"text": "a"}, {}]}], r"for Row messages\.1\.text Field required"),
+        ("Row", [{"id": "x" * 1000, "messages": []}], "for Row id Input should be a valid integer"),
+        ("dict[str, Row]", [{"a": {"id": 1}}], "for Row messages Field required"),
+    ],
+)
+def test_input_that_does_not_fit_a_model_s_type_hint_is_refused_with_what_is_wrong(
+    tmp_path: Path, hint: str, given: Any, text: str
+) -> None:
+    loaded = load_with_hint(tmp_path, hint)
+    with pytest.raises(InputTypeError, match=f"does not fit the model's type hint: .*{text}"):
+        loaded.predict(Document("inputs", given))
+
+
+def test_text_becomes_a_time_where_a_model_s_type_hint_says_so(tmp_path: Path) -> None:
+    loaded = load_with_hint(tmp_path, "datetime.datetime")
+    assert loaded.predict(Document("inputs", ["2026-11-29T12:30:00"])) == ["2026-11-29 12:30:00"]
+
+
+def test_an_error_of_mlflow_that_a_model_with_type_hints_raises_itself_is_the_model_s(tmp_path: Path) -> None:
+    loaded = load_with_hint(tmp_path, "str")
+    assert loaded.predict(Document("inputs", ["a"])) == ["a"]
+    with pytest.raises(MlflowException, match="of the model's own"):
+        loaded.predict(Document("inputs", ["fail"]))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
+
 from app.ledger.wire import JobOutcome
+from app.server_errors import INPUT_CODES
 from tests.controller.conftest import HandWorker, Serve, Served
 from tests.pool_samples import outcome
 
@@ -80,6 +83,22 @@ async def test_a_failing_version_is_left_and_comes_back_with_its_example(
     best.finish(again)
     await chosen_once(served, BEST, best, other)
     assert await decisions(served, 2) == ["circuit_closed", "circuit_opened"]
+
+
+@pytest.mark.parametrize("code", sorted(INPUT_CODES))
+async def test_refused_input_neither_opens_a_circuit_nor_ends_a_row_of_failures(
+    serve: Serve, hand_worker: HandWorkers, code: str
+) -> None:
+    best, other = hand_worker(BEST, val_accuracy=0.9), hand_worker(OTHER, val_accuracy=0.8)
+    served = await serve(circuit_failures=3, circuit_pause_s=100.0, heartbeat_s=1.0)
+    refused = JobOutcome("failed", error_code=code, error_detail="…")
+    await run_jobs(served, best, 2, well=False)
+    await run_jobs(served, best, 4, well=False, failed=refused)
+    assert await choice(served) == BEST
+    await run_jobs(served, best, 1, well=False)
+    await chosen_once(served, OTHER, best, other)
+    rows = {each["model_version"]: each for each in (await served.http.get("/workers")).json()["workers"]}
+    assert rows[BEST]["excluded_why"] == "3 jobs in a row failed"
 
 
 async def test_a_version_that_kills_its_workers_is_left_after_fewer_jobs(
