@@ -62,7 +62,7 @@ def same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-@given(runs=st.lists(st.lists(records, max_size=4), max_size=3))
+@given(runs=st.lists(st.lists(records, max_size=4), min_size=1, max_size=3))
 @settings(deadline=None, max_examples=30)
 def test_what_is_appended_is_read_back_in_order(runs: list[list[Record]]) -> None:
     with TemporaryDirectory() as folder:

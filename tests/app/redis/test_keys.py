@@ -31,6 +31,7 @@ def test_every_key_and_channel_stands_in_the_table() -> None:
         keys.NUMBERS,
         keys.WORKERS,
         keys.LAST_RECORDS,
+        keys.START_FAILURES,
         keys.worker("<id>"),
         keys.once("<key>"),
         f"{keys.RATE}:{{<limit of client>}}",
