@@ -155,16 +155,16 @@ class Follower:
         named = ", ".join(str(each.named) for each in targets if each.named in retired)
         again = "`modelyard enable` puts it back into service"
         self._once("retired", named and f"{named} is retired and not served; {again}", tell)
-        asked, edited_at_ms = programs.scaled_versions(self._table), self._source.edited_at_ms
-        scaled = {each.named: asked[each.named] for each in targets if each.named in asked}
-        for version, control in scaled.items():
-            if control.at_ms <= edited_at_ms:
-                programs.forget_scale(self._settings, version)
-        told = [
-            f"{version} is {control}" for version, control in scaled.items() if control.at_ms > edited_at_ms
-        ]
+        edited_at_ms = self._source.edited_at_ms
+        served = programs.in_service(targets, self._table, edited_at_ms)
+        in_force = programs.scaled_versions(self._table, edited_at_ms)
+        outdated = programs.scaled_versions(self._table).keys() - in_force.keys()
+        for each in served:
+            if each.named in outdated:
+                programs.forget_scale(self._settings, each.named)
+        told = [f"{each.named} is {in_force[each.named]}" for each in served if each.named in in_force]
         self._once("scaled", ", ".join(told), tell)
-        return programs.in_service(targets, self._table, edited_at_ms)
+        return served
 
     def _start(self, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]) -> None:
         if not plan.start:

@@ -400,14 +400,14 @@ def retired(table: Table) -> frozenset[NamedVersion]:
     )
 
 
-def scaled_versions(table: Table) -> dict[NamedVersion, Control]:
-    """The numbers of workers that operators asked for."""
+def scaled_versions(table: Table, since_ms: float = 0) -> dict[NamedVersion, Control]:
+    """The numbers of workers that operators asked for after a time."""
     from app.redis import keys
 
     return {
         NamedVersion(*keys.model_of(queue)): control
         for queue, control in scaled(table).items()
-        if keys.is_queue(queue)
+        if keys.is_queue(queue) and control.at_ms > since_ms
     }
 
 
@@ -417,11 +417,11 @@ def in_service(targets: Iterable[Target], table: Table, edited_at_ms: float) -> 
     Args:
         edited_at_ms: When the file was last edited, which ends what was asked for before; 0 without a file.
     """
-    out, asked = retired(table), scaled_versions(table)
+    out, asked = retired(table), scaled_versions(table, edited_at_ms)
     kept = []
     for target in targets:
         control = asked.get(target.named)
-        if control and control.replicas and control.at_ms > edited_at_ms:
+        if control and control.replicas:
             target = replace(target, replicas=(control.replicas, control.replicas))
         if target.named not in out:
             kept.append(target)

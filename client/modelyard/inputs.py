@@ -283,18 +283,22 @@ def _can_be_sent(array: NDArray[Any]) -> bool:
     return array.dtype.kind in "fiubOUSM" and not is_wide
 
 
+def _with_brightness(image: Any) -> Any:
+    """The image itself, unless its values are a palette's indices or bits, which are no brightness."""
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode not in ("P", "PA"):
+        return image
+    has_alpha = image.mode == "PA" or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
 def _array(value: Any) -> NDArray[Any]:
     """The NumPy array of another library's array, tensor or image."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # torch
         value = value.detach().cpu()
-    if _is_image(value) and value.mode in ("P", "PA", "1"):  # a palette's indices and bits are no brightness
-        value = value.convert(
-            "L"
-            if value.mode == "1"
-            else "RGB"
-            if value.mode == "P" and "transparency" not in value.info
-            else "RGBA"
-        )
+    if _is_image(value):
+        value = _with_brightness(value)
     try:
         if np.ma.isMaskedArray(value):
             value = value.filled(np.nan)  # refused for integers, which have no missing value
