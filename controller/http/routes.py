@@ -129,6 +129,7 @@ async def cancel(request: Request, job_id: str) -> Response:
         if view.status != "cancelled":
             await services.ledger.cancel(view.ref, view.head)
             services.replay_buffer.cancelled(view.ref, view.head)
+            services.operate.job_history.cancelled(view.ref, view.head)
             if services.webhooks and view.ref.index in view.head.callbacks:
                 services.webhooks.ended([job_id])
     prefix = services.settings.prefix

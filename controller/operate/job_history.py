@@ -1,8 +1,8 @@
 """The jobs of the pool for operators: open jobs, and a history of recently finished ones.
 
-Each controller adds the outcomes that it hears. The history lasts as long as outcomes do and is bounded: Redis keeps
-the newest `MOST_KEPT` succeeded jobs and as many others, and a controller adds only the slowest of a busy second. A job
-is missing if its controller ended before its outcome; `GET /results` has it.
+Each controller adds the outcomes that it hears and the cancels that it writes. The history lasts as long as outcomes do
+and is bounded: Redis keeps the newest `MOST_KEPT` succeeded jobs and as many others, and a controller adds only the
+slowest of a busy second. A job is missing if its controller ended before its outcome; `GET /results` has it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 
 from app.clock import PoolClock
 from app.ledger import ids, wire
+from app.ledger.ids import JobRef
 from app.redis import keys
 from app.redis.client import AsyncClient, ledger_errors
 from app.server_errors import LedgerUnavailableError, ParameterError, WireError
@@ -97,6 +98,7 @@ class JobHistory:
         self._clock = clock
         self._retention_ms = int(retention_s * 1000)
         self._heard: list[Completed] = []
+        self._cancelled: list[tuple[JobRef, wire.BatchHead, float]] = []
 
     def completed(self, event: Completed) -> None:
         """Note a batch's outcome, unless this second has brought many."""
@@ -107,14 +109,20 @@ class JobHistory:
         ):
             self._heard.append(event)
 
+    def cancelled(self, ref: JobRef, head: wire.BatchHead) -> None:
+        """Note a cancelled job: the outcome of its batch may come much later."""
+        if len(self._cancelled) < OTHERS_PER_PAUSE:
+            self._cancelled.append((ref, head, self._clock.now_ms()))
+
     async def run(self) -> None:
-        """Write the noted jobs to Redis each second, until cancelled."""
+        """Write the noted jobs to Redis each second, until this task is cancelled."""
         while True:
             await asyncio.sleep(PAUSE_S)
             heard, self._heard = self._heard, []
-            if heard:
+            cancelled, self._cancelled = self._cancelled, []
+            if heard or cancelled:
                 with contextlib.suppress(LedgerUnavailableError), ledger_errors():  # a full Redis refuses it
-                    await self._keep(heard)
+                    await self._keep(heard, cancelled)
 
     async def page(self, wanted: JobFilter, limit: int, cursor: str) -> JobList:
         """One page of jobs: open ones oldest first, finished ones newest first.
@@ -135,16 +143,18 @@ class JobHistory:
                 return await self._finished(wanted, limit, place)
             return await self._open(wanted, limit, place)
 
-    async def _keep(self, heard: Sequence[Completed]) -> None:
+    async def _keep(
+        self, heard: Sequence[Completed], cancelled: Sequence[tuple[JobRef, wire.BatchHead, float]]
+    ) -> None:
+        ended = [event.batch_id for event in heard] + [ref.batch_id for ref, _, _ in cancelled]
         pipe = self._client.pipeline(transaction=False)
-        for event in heard:
-            pipe.hget(keys.batch(event.batch_id), "attempts")
-        attempts = await pipe.execute(raise_on_error=False)
-        done = [
-            job
-            for event, n in zip(heard, attempts, strict=True)
-            for job in _finished_jobs(event, int(n) if isinstance(n, bytes) else 0)
-        ]
+        for batch_id in ended:
+            pipe.hget(keys.batch(batch_id), "attempts")
+        found = await pipe.execute(raise_on_error=False)
+        attempts = [int(n) if isinstance(n, bytes) else 0 for n in found]
+        done = [_cancelled_job(*each, n) for each, n in zip(cancelled, attempts[len(heard) :], strict=True)]
+        for event, n in zip(heard, attempts, strict=False):
+            done += _finished_jobs(event, n)
         succeeded = [job for job in done if job.status == "succeeded"]
         others = [job for job in done if job.status != "succeeded"][:OTHERS_PER_PAUSE]
         slowest = nlargest(SUCCEEDED_PER_PAUSE, succeeded, key=lambda job: job.end_to_end_ms)
@@ -247,7 +257,21 @@ class JobHistory:
         ]
 
 
+def _cancelled_job(ref: JobRef, head: wire.BatchHead, now_ms: float, attempts: int) -> JobSummary:
+    age_ms = _ms(now_ms - head.jobs[ref.index].received_at_ms)
+    return JobSummary(
+        **_common(ref.batch_id, head, ref.index),
+        status="cancelled",
+        attempts=attempts,
+        finished_at_ms=now_ms,
+        queue_wait_ms=age_ms,
+        end_to_end_ms=age_ms,
+        error_code=wire.CANCELLED.error_code,
+    )
+
+
 def _finished_jobs(event: Completed, attempts: int) -> Iterator[JobSummary]:
+    """The jobs of a batch to keep; the cancelled ones were kept when they were cancelled."""
     head, outcome = event.head, event.outcome
     n_succeeded = 0
     for index, (entry, own) in enumerate(zip(head.jobs, outcome.jobs, strict=True)):
@@ -255,6 +279,8 @@ def _finished_jobs(event: Completed, attempts: int) -> Iterator[JobSummary]:
             n_succeeded += 1
             if n_succeeded > JOBS_PER_BATCH:
                 continue
+        if own.status == "cancelled":
+            continue
         ran = bool(outcome.worker_id)
         yield JobSummary(
             **_common(event.batch_id, head, index),

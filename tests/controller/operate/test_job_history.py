@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from app.ledger.wire import JobOutcome
+from app.ledger.wire import CANCELLED, JobOutcome
 from app.redis import keys
 from tests.controller.conftest import HandWorker, Serve, Served
 from tests.pool_samples import now_ms, outcome
@@ -93,6 +93,22 @@ async def test_finished_jobs_are_listed_newest_first_with_their_times_and_errors
         (f"since_ms={now_ms() + 100_000}", []),
     ):
         assert [job["id"] for job in await listed(served, query)] == found, query
+
+
+async def test_a_job_cancelled_while_it_waits_is_listed_once_before_and_after_its_batch_ends(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    served = await serve()
+    kept, cancelled = [answer.json()["id"] for answer in await asyncio.gather(served.post(), served.post())]
+    for _ in range(2):  # the second one changes nothing
+        assert (await served.http.delete(f"/results/{cancelled}")).status_code == 200
+    [job] = await listed_once(served, "status=cancelled", 1)
+    assert (job["id"], job["error_code"], job["attempts"]) == (cancelled, "job_cancelled", 0)
+    assert [each["id"] for each in await listed(served, "status=open")] == [kept]
+    jobs = [JobOutcome("succeeded", [1], b""), CANCELLED]
+    worker.finish(await worker.claimed(), outcome(jobs=jobs if kept.endswith(".0") else jobs[::-1]))
+    assert [each["id"] for each in await listed_once(served, "", 2)] == [kept, cancelled]
 
 
 async def test_pages_hold_every_job_once_even_where_many_finished_together(
