@@ -10,6 +10,7 @@ import msgspec
 
 from app.ledger.commands import Accept
 from app.ledger.wire import BatchHead, BatchOutcome
+from app.server_errors import INPUT_CODES
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -37,3 +38,8 @@ class Completed(msgspec.Struct, frozen=True):
     outcome: BatchOutcome
     heard_at_s: float
     all_received: bool
+
+    @property
+    def n_version_failures(self) -> int:
+        """Jobs that failed; not those whose input was refused, which tells nothing about the version."""
+        return sum(job.status == "failed" and job.error_code not in INPUT_CODES for job in self.outcome.jobs)

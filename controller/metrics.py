@@ -54,6 +54,7 @@ class _OfQueue:
     batch_jobs: Histogram
     dispatch: Histogram
     jobs: Mapping[Status, Counter]
+    failures: Counter
 
 
 class Metrics:
@@ -82,25 +83,22 @@ class Metrics:
             registry=registry,
         )
         counter = partial(Counter, registry=registry)
-        self._jobs = Counter(
-            "modelyard_jobs",
-            "Jobs by outcome, as received by this controller",
-            [*LABELS, "outcome"],
-            registry=registry,
+        self._jobs = counter(
+            "modelyard_jobs", "Jobs by outcome, as received by this controller", [*LABELS, "outcome"]
         )
-        self._batch_jobs = Histogram(
-            "modelyard_batch_jobs",
-            "Jobs per batch sent",
+        self._failures = counter(
+            "modelyard_version_failures",
+            "Failed jobs without those whose input was refused, as received by this controller",
             LABELS,
-            buckets=BATCH_BUCKETS_JOBS,
-            registry=registry,
         )
-        self._dispatch = Histogram(
+        histogram = partial(Histogram, labelnames=LABELS, registry=registry)
+        self._batch_jobs = histogram(
+            "modelyard_batch_jobs", "Jobs per batch sent", buckets=BATCH_BUCKETS_JOBS
+        )
+        self._dispatch = histogram(
             "modelyard_dispatch_latency_seconds",
             "Time from closing a batch to storing it",
-            LABELS,
             buckets=LATENCY_BUCKETS_S,
-            registry=registry,
         )
         self._rejected = counter(
             "modelyard_requests_rejected", "Requests answered with a problem document", ["code"]
@@ -142,6 +140,7 @@ class Metrics:
         statuses = [job.status for job in event.outcome.jobs]
         for status in set(statuses):
             own.jobs[status].inc(statuses.count(status))
+        own.failures.inc(event.n_version_failures)
 
     def _of(self, head: BatchHead) -> _OfQueue:
         labels = _labels(head.worker, head.queue)
@@ -150,6 +149,7 @@ class Metrics:
             batch_jobs=self._batch_jobs.labels(*labels),
             dispatch=self._dispatch.labels(*labels),
             jobs={status: self._jobs.labels(*labels, status) for status in FINAL_STATUSES},
+            failures=self._failures.labels(*labels),
         )
         return own
 
@@ -170,7 +170,13 @@ class Metrics:
         view = self._watcher.view
         for queue in self._seen.keys() - {record.queue for record in view.records} - view.backlog_jobs.keys():
             labels = self._seen.pop(queue).labels
-            for series in (self._end_to_end, self._end_to_end_last, self._batch_jobs, self._dispatch):
+            for series in (
+                self._end_to_end,
+                self._end_to_end_last,
+                self._failures,
+                self._batch_jobs,
+                self._dispatch,
+            ):
                 series.remove(*labels)
             for outcome in FINAL_STATUSES:
                 self._jobs.remove(*labels, outcome)

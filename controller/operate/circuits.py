@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from app.clock import PoolClock
 from app.redis import keys
-from app.server_errors import INPUT_CODES, ModelyardError
+from app.server_errors import ModelyardError
 from app.settings import ControllerSettings
 from controller.endpoints import CIRCUIT_OPEN, Exclusion
 from controller.events import Completed
@@ -67,9 +67,9 @@ class Circuits:
         self._opened: list[str] = []
 
     def completed(self, event: Completed) -> None:
-        """Count the failures of a batch; refused input tells nothing about the version."""
+        """Count the failures of a batch."""
         jobs = event.outcome.jobs
-        n_failed = sum(job.status == "failed" and job.error_code not in INPUT_CODES for job in jobs)
+        n_failed = event.n_version_failures
         circuit = self._circuits.get(event.head.queue)
         if circuit is None:
             if not n_failed:

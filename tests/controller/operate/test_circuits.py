@@ -99,6 +99,8 @@ async def test_refused_input_neither_opens_a_circuit_nor_ends_a_row_of_failures(
     await chosen_once(served, OTHER, best, other)
     rows = {each["model_version"]: each for each in (await served.http.get("/workers")).json()["workers"]}
     assert rows[BEST]["excluded_why"] == "3 jobs in a row failed"
+    labels = f'{{model="{rows[BEST]["model_name"]}",version="{BEST}",worker="{rows[BEST]["worker"]}"}}'
+    assert f"modelyard_version_failures_total{labels} 3.0" in (await served.http.get("/metrics")).text
 
 
 async def test_a_version_that_kills_its_workers_is_left_after_fewer_jobs(
