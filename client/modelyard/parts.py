@@ -116,9 +116,9 @@ def join(jobs: Sequence[Job], n_rows: Sequence[int]) -> Job:
     if not all(map(has_outcome, jobs)):
         return JoinedJob(**fields)
     predictions = [each for job in jobs for each in job.predictions]
-    outputs = [job.outputs for job in jobs]
+    outputs = [job.raw_outputs for job in jobs]
     for job, rows in zip(jobs, n_rows, strict=True):
-        counts = {len(each) for each in _lists(job.outputs)} | (
+        counts = {len(each) for each in _lists(job.raw_outputs)} | (
             {len(job.predictions)} if job.predictions else set()
         )
         if counts != {rows} and job.status == "succeeded":
@@ -131,7 +131,7 @@ def join(jobs: Sequence[Job], n_rows: Sequence[int]) -> Job:
         **fields
         | {
             "predictions": tuple(predictions),
-            "outputs": _joined(outputs),
+            "raw_outputs": _joined(outputs),
             "inference_ms": _sum([job.inference_ms for job in jobs]),
             "batch_samples": _sum([job.batch_samples for job in jobs]),
             "end_to_end_ms": max((job.end_to_end_ms or 0 for job in jobs), default=None),
@@ -142,7 +142,7 @@ def join(jobs: Sequence[Job], n_rows: Sequence[int]) -> Job:
 
 def has_outcome(job: Job) -> bool:
     """Whether it holds its outcome: the answer to a repeated post may only say that there is one."""
-    has_answer = bool(job.predictions) or job.outputs is not None
+    has_answer = bool(job.predictions) or job.raw_outputs is not None
     return job.done and (has_answer or job.error is not None or job.status in ("expired", "cancelled"))
 
 

@@ -70,6 +70,13 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
     @property
+    def answer(self) -> Any:
+        """What the model answered for the sample: its value or scores, else the class, else the label."""
+        if self.scores is not None:
+            return list(self.scores)
+        return next((each for each in (self.value, self.predicted) if each is not None), self.label)
+
+    @property
     def confidence(self) -> float | None:
         """Probability of the predicted class, a fraction; scores that are no distribution pass softmax.
 
@@ -233,14 +240,28 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     end_to_end_ms: Annotated[Later[float], says("time from the request's arrival to its outcome")] = None
     predictions: Annotated[tuple[Prediction, ...], says("one per sample; absent unless succeeded")] = ()
     scores_dtype: Annotated[str, says("NumPy name of the scores' dtype; absent for float32")] = "float32"
-    outputs: Annotated[
-        Any, says("what the model answered, as MLflow would; absent where `predictions` say it in full")
-    ] = None
+    raw_outputs: Annotated[
+        Any,
+        says(
+            "what the model answered, as MLflow would; absent for a version that takes one plain tensor and declares "
+            "its task, if `predictions` say it in full"
+        ),
+    ] = msgspec.field(name="outputs", default=None)
     outputs_dtype: Annotated[
         Later[str | dict[str, str]],
         says("NumPy names of the dtypes of `outputs`, where it is an array or named arrays"),
     ] = None
     error: Later[JobProblem] = None
+
+    @property
+    def outputs(self) -> Any:
+        """What the model answered, as MLflow's `predictions`: nested lists, a dict, a list of dicts, text.
+
+        None unless the job succeeded.
+        """
+        if self.raw_outputs is None and self.predictions:
+            return [each.answer for each in self.predictions]
+        return self.raw_outputs
 
     @property
     def done(self) -> bool:
@@ -262,8 +283,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         Where the answer is a classification: its scores, shape (n_samples, n_scores), or else its classes, shape
         (n_samples,). Times are text in ISO format and bytes are base64, as in JSON; None becomes NaN among floats.
         """
-        if self.outputs is not None:
-            return to_arrays(self.outputs, self.outputs_dtype)
+        if self.raw_outputs is not None:
+            return to_arrays(self.raw_outputs, self.outputs_dtype)
         return self.classes if self.scores is None else self.scores
 
     def to_frame(self) -> Any:
@@ -274,8 +295,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: Neither is installed.
         """
-        if self.outputs is not None:
-            return to_table(self.outputs, self.outputs_dtype)
+        if self.raw_outputs is not None:
+            return to_table(self.raw_outputs, self.outputs_dtype)
         scores = self.scores
         columns = {"class": self.classes}
         if scores is not None:

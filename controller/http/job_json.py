@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import repeat
 from types import NoneType
 from typing import Any, cast
 
@@ -167,6 +166,10 @@ def _result(own: JobOutcome, labels: Sequence[Label] = ()) -> dict[str, Any]:
                     prediction["label"] = _label(prediction["class"], labels)
         if not isinstance(own.scores, bytes):
             result["scores_dtype"] = own.scores[0]
+        if own.outputs is None and not own.task:  # `class` may be no class then
+            result["outputs"] = orjson.Fragment(predictions_json(own))
+            if own.scores:
+                result["outputs_dtype"] = result.get("scores_dtype", "float32")
     elif own.task == CLASSIFICATION and isinstance(own.outputs, bytes) and own.outputs[:1] == b"[":
         result["predictions"] = [{"label": each} for each in orjson.loads(own.outputs)]
     if own.outputs is not None:
@@ -193,18 +196,27 @@ def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefi
     written per job. A document per job would take twice as long.
     """
     jobs, entries = outcome.jobs, head.jobs
-    kinds = {(job.status, len(job.classes), len(job.scores), type(job.outputs)) for job in jobs}
-    status, n_samples, size, outputs = kinds.pop() if len(kinds) == 1 else ("", 0, 0, None)
+    kinds = {(job.status, len(job.classes), len(job.scores), type(job.outputs), job.task) for job in jobs}
+    status, n_samples, size, outputs, task = kinds.pop() if len(kinds) == 1 else ("", 0, 0, None, "")
     if status != "succeeded":
         return []
     if n_samples == 1 and size and outputs is NoneType and not outcome.labels:
         scores = _joined([job.scores for job in jobs])
         if scores is None:
             return []
-        classes: Iterable[str] = _json([job.classes[0] for job in jobs])[1:-1].split(",")
+        classes = _json([job.classes[0] for job in jobs])[1:-1].split(",")
         rows = _json(_table(scores, len(jobs)))[2:-2].split("],[")
-        dtype = "" if isinstance(scores, bytes) else f',"scores_dtype":"{scores[0]}"'
-        begin, between, end = '"predictions":[{"class":', ',"scores":[', f"]}}]{dtype}"
+        name = "float32" if isinstance(scores, bytes) else scores[0]
+        dtype = "" if isinstance(scores, bytes) else f',"scores_dtype":"{name}"'
+        results = [
+            f'"predictions":[{{"class":{each},"scores":[{row}]}}]{dtype}'
+            for each, row in zip(classes, rows, strict=True)
+        ]
+        if not task:
+            results = [
+                f'{each},"outputs":[[{row}]],"outputs_dtype":"{name}"'
+                for each, row in zip(results, rows, strict=True)
+            ]
     elif n_samples == 0 and outputs is Array:
         arrays = [cast(Array, job.outputs) for job in jobs]
         forms = {(each.dtype, tuple(each.shape)) for each in arrays}
@@ -213,11 +225,8 @@ def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefi
             return []
         whole = _array(Array(dtype, (len(jobs), *shape), b"".join([each.data for each in arrays])))
         opening, closing = "[" * len(shape), "]" * len(shape)
-        classes, rows = (
-            repeat("", len(jobs)),
-            whole[1 + len(shape) : -1 - len(shape)].split(f"{closing},{opening}"),
-        )
-        begin, between, end = f'"outputs":{opening}', "", f'{closing},"outputs_dtype":"{dtype}"'
+        rows = whole[1 + len(shape) : -1 - len(shape)].split(f"{closing},{opening}")
+        results = [f'"outputs":{opening}{row}{closing},"outputs_dtype":"{dtype}"' for row in rows]
     else:
         return []
     common = {(each.policy, each.forced, each.decision): "" for each in entries}
@@ -232,10 +241,8 @@ def _write_together(batch_id: str, head: BatchHead, outcome: BatchOutcome, prefi
     start, url = f'{{"id":"{batch_id}.', f'","status":"{status}","result_url":"{prefix}/results/{batch_id}.'
     return [
         f'{start}{index}{url}{index}",{common[entry.policy, entry.forced, entry.decision]},"queue_wait_ms":{wait},'
-        f'"end_to_end_ms":{took},{begin}{each}{between}{row}{end}}}'.encode()
-        for index, (entry, wait, took, each, row) in enumerate(
-            zip(entries, *times, classes, rows, strict=True)
-        )
+        f'"end_to_end_ms":{took},{result}}}'.encode()
+        for index, (entry, wait, took, result) in enumerate(zip(entries, *times, results, strict=True))
     ]
 
 

@@ -88,6 +88,22 @@ def test_a_classification_is_its_scores_or_classes() -> None:
     assert classes.to_frame().to_dict("list") == {"class": [3]}
 
 
+@pytest.mark.parametrize(
+    ("predictions", "outputs"),
+    [
+        (
+            [{"class": 1, "scores": [0.25, 0.75]}, {"class": None, "scores": [None, 1]}],
+            [[0.25, 0.75], [None, 1]],
+        ),
+        ([{"class": 3, "scores": None}, {"class": None, "scores": None}], [3, None]),
+        ([{"class": 0, "label": "low", "scores": None}], [0]),
+        ([{"value": 0.5}], [0.5]),
+    ],
+)
+def test_outputs_are_known_where_only_the_predictions_were_sent(predictions: Any, outputs: Any) -> None:
+    assert job(predictions=predictions).outputs == outputs
+
+
 def test_a_table_is_one_of_polars_where_pandas_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     frame = job(outputs=[{"n": 2**62 + 1, "t": "x"}, {"n": 2, "t": "y"}]).to_frame()

@@ -39,13 +39,13 @@ ANSWERS: list[tuple[Any, dict[str, list[Any]]]] = [
 
 def test_each_form_of_outputs_becomes_columns() -> None:
     for outputs, expected in ANSWERS:
-        assert output_columns(job(outputs=outputs), 2) == expected
-    assert output_columns(job(outputs={"mean": 3}), 1) == {"output": [{"mean": 3}]}
+        assert output_columns(job(raw_outputs=outputs), 2) == expected
+    assert output_columns(job(raw_outputs={"mean": 3}), 1) == {"output": [{"mean": 3}]}
     for outputs in ([1], {"mean": 3}, "text"):
         with pytest.raises(
             OutputsNotJoinableError, match="Prices version 3 does not answer a row for each row"
         ):
-            output_columns(job(outputs=outputs), 2)
+            output_columns(job(raw_outputs=outputs), 2)
 
 
 def test_predictions_become_classes_labels_values_and_scores() -> None:
@@ -55,6 +55,17 @@ def test_predictions_become_classes_labels_values_and_scores() -> None:
     named = (Prediction(label="high"), Prediction(label="low"))
     assert output_columns(job(predictions=named), 2) == {"label": ["high", "low"]}
     assert output_columns(job(predictions=(Prediction(value=2.5),)), 1) == {"value": [2.5]}
+
+
+def test_outputs_that_repeat_the_predictions_are_written_once() -> None:
+    scored = (Prediction(predicted=1, scores=(0.25, 0.75)),)
+    expected = {"class": [1], "score_0": [0.25], "score_1": [0.75]}
+    assert output_columns(job(predictions=scored, raw_outputs=[[0.25, 0.75]]), 1) == expected
+    named = [{"no": 0.25, "yes": 0.75}]
+    assert output_columns(job(predictions=scored, raw_outputs=named), 1) == expected | {
+        "no": [0.25],
+        "yes": [0.75],
+    }
 
 
 def test_a_slow_version_gets_fewer_rows_in_a_request() -> None:

@@ -13,12 +13,13 @@ from app.ledger.ids import JobRef
 from app.ledger.wire import CANCELLED, EXPIRED, Array, BatchOutcome, JobOutcome
 from app.server_errors import WireError
 from controller.http.documentation import schemas
-from controller.http.job_json import BatchJson, job_json
+from controller.http.job_json import BatchJson, job_json, predictions_json
 from modelyard.schemas import Job, Status
 from tests.pool_samples import head, outcome
 from tests.published import problems
 
 BATCH_ID = "batch"
+TIMES = dict.fromkeys(("queue_wait_ms", "end_to_end_ms"))
 FAILED = JobOutcome("failed", error_code="model_failed", error_detail='the model said "no"')
 SCORES = np.random.default_rng(0).random((3, 10), np.float32)
 ALIKE = [JobOutcome("succeeded", [n], row.tobytes()) for n, row in enumerate(SCORES)]
@@ -78,6 +79,19 @@ def test_a_job_reads_the_same_alone_and_with_its_batch(jobs: list[JobOutcome]) -
             assert np.array_equal(np.array(scores, name), expected)
         else:
             assert scores == [None] * len(own.classes)
+
+
+@pytest.mark.parametrize("jobs", BATCHES.values(), ids=list(BATCHES))
+def test_outputs_are_what_mlflow_would_answer_unless_a_task_says_that_the_predictions_are(
+    jobs: list[JobOutcome],
+) -> None:
+    declared = [msgspec.structs.replace(own, task="classification") for own in jobs]
+    for job, same, own in zip(written(jobs)[0], written(declared)[0], jobs, strict=True):
+        if own.status == "succeeded":
+            outputs, dtype = job.pop("outputs"), job.pop("outputs_dtype", None)
+            assert outputs == json.loads(predictions_json(own))
+            assert dtype == (job.get("scores_dtype", "float32") if own.scores else None)
+        assert {**job, **TIMES} == {**same, **TIMES}
 
 
 @pytest.mark.parametrize(
