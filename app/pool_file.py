@@ -29,6 +29,10 @@ Policy: TypeAlias = Literal["best", "champion", "newest"]
 Cold: TypeAlias = Literal["refuse", "accept"]
 KeyPath: TypeAlias = tuple[str | int, ...]  # such as ("serve", 0, "versions")
 Mistakes: TypeAlias = list[tuple[KeyPath, str]]
+SAID = {  # by pydantic's type of the mistake
+    "bool_type": "expected `true` or `false`",
+    "model_type": "this is not one table; expected [[serve]], or [endpoints.NAME] with single brackets",
+}
 
 
 class NamedVersion(NamedTuple):
@@ -59,7 +63,10 @@ class Serve(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    model: str = Field(min_length=1, pattern=r"^[^/:]+$")
+    model: str = Field(
+        pattern=r"^[^/:]+$",
+        description="expected the name of a registered model, which has no `/` and no `:`",
+    )
     versions: tuple[int | str, ...] = DEFAULT_VERSIONS
     replicas: tuple[int, int] = (1, 1)
     device: str | None = Field(
@@ -67,7 +74,7 @@ class Serve(BaseModel):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="expected `auto`, `cpu`, `cuda` or `cuda:N`",
     )
-    environment: Literal["local", "uv"] | None = None
+    environment: Literal["local", "uv"] | None = Field(default=None, description='expected "local" or "uv"')
     allow_pickle_models: bool | None = None
     allow_non_finite: bool | None = None
     metric: str | None = Field(
@@ -86,7 +93,7 @@ class Serve(BaseModel):
         given = _listed(value)
         if not given:
             raise ValueError("expected at least one version")
-        return tuple(map(_wanted_version, given))
+        return tuple(dict.fromkeys(map(_wanted_version, given)))
 
     @field_validator("replicas", mode="before")
     @classmethod
@@ -136,6 +143,12 @@ class Endpoint(BaseModel):
     def all_models(self) -> set[str]:
         """The models that it names, wholly or by version."""
         return {*self.models, *(each.model for each in self.versions)}
+
+    @property
+    def named_versions(self) -> dict[str, tuple[NamedVersion, ...]]:
+        """The single versions that it names, by key."""
+        single = {"pinned": self.pinned, "default_version": self.default_version}
+        return {"versions": self.versions} | {key: (each,) for key, each in single.items() if each}
 
     def holds(self, model: str, version: int) -> bool:
         """Whether a version belongs to it."""
@@ -198,7 +211,7 @@ def may_be_cold(endpoints: Mapping[str, Endpoint], model: str, version: int) -> 
 
 def is_listed(endpoints: Mapping[str, Endpoint], version: NamedVersion) -> bool:
     """Whether an endpoint names this very version."""
-    return any(version in (*each.versions, each.pinned, each.default_version) for each in endpoints.values())
+    return any(version in named for each in endpoints.values() for named in each.named_versions.values())
 
 
 TableT = TypeVar("TableT", bound=BaseModel)
@@ -248,7 +261,7 @@ def read_pool_file(path: Path) -> PoolFile:
         ConfigurationError: It cannot be read, or has mistakes; names all of them, one a line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         document = tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror})") from None
@@ -312,6 +325,7 @@ def _checked(kind: type[TableT], table: object, where: KeyPath, mistakes: Mistak
             else:
                 described = kind.model_fields.get(key)
                 text = (described and described.description) or item["msg"].removeprefix("Value error, ")
+                text = SAID.get(item["type"], text)
                 mistakes.append(((*where, key), f"`{key}` is {item['input']!r}: {text}" if key else text))
         return None
 
@@ -354,7 +368,7 @@ def _half_stated_metrics(document: Mapping[str, Any]) -> Mistakes:
     tables = _serve_tables(document)
     for index, table in enumerate(tables):
         metric, direction = table.get("metric"), table.get("direction")
-        if metric not in (None, VAL_ACCURACY) and direction is None:
+        if metric and metric != VAL_ACCURACY and direction is None:
             mistakes.append(
                 (("serve", index, "metric"), f'{metric} needs `direction` beside it: "higher" or "lower"')
             )
@@ -378,9 +392,10 @@ def _listed(value: object) -> list[Any]:
 
 
 def _wanted_version(value: object) -> int | str:
-    if isinstance(value, str) and value.strip() and not value.isdecimal():
-        return value.strip()
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    text = value.strip() if isinstance(value, str) else ""
+    if text and not text.isdecimal():
+        return text
+    number = int(text) if text else value
     if type(number) is int and number >= 1:
         return number
     raise ValueError("expected numbers from 1, aliases, `latest`, `best`, or tags such as `serve=true`")

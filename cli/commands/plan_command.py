@@ -20,13 +20,19 @@ def command(
 ) -> None:
     """Compare what is to be served with the running pool, and print the difference.
 
-    Without options it is what the running pool was asked for, or modelyard.toml.
+    What the options leave open is as the running pool was asked for, or as in modelyard.toml.
     """
     from rich.console import Console
 
     from app.settings import Settings, load
     from cli.local_pool.desired_state import difference
-    from cli.local_pool.planning import first_state, plan_document, print_plan, tell_of_left_out
+    from cli.local_pool.planning import (
+        first_state,
+        plan_document,
+        print_plan,
+        tell_of_left_out,
+        tell_of_unmatched,
+    )
     from cli.local_pool.preflight import is_running
     from cli.local_pool.programs import controls, in_service, present_workers
     from cli.local_pool.served_entries import ServedEntries, asked_of_pool, entries_given
@@ -35,13 +41,16 @@ def command(
     console = Console(stderr=as_json)
     settings = load(Settings)
     runs, given = is_running(settings), entries_given(settings, models, versions)
-    has_replicas = ctx.get_parameter_source("replicas") is not ParameterSource.DEFAULT
-    if runs and not given and not has_replicas:
-        given, replicas = asked_of_pool(settings)
+    if runs:
+        asked_entries, asked_replicas = asked_of_pool(settings)
+        given = given or asked_entries
+        if ctx.get_parameter_source("replicas") is ParameterSource.DEFAULT:
+            replicas = asked_replicas
     source = ServedEntries(settings, given)
     with waiting("reading the registry"), RegistryReader(settings.mlflow_tracking_uri) as reader:
         _, _, desired = first_state(settings, source, reader, replicas)
     tell_of_left_out(desired, console)
+    tell_of_unmatched(source, desired, console)
     present = present_workers(settings) if runs else []
     counts = Counter(worker.named for worker in present)
     table = controls(settings) if runs else None

@@ -70,7 +70,13 @@ def command(
     from app.settings import PoolSettings, load
     from cli.local_pool.desired_state import difference
     from cli.local_pool.local_pool import PoolPlan, claimed, doing, open_pool, until_interrupted
-    from cli.local_pool.planning import first_state, prepare_environments, print_plan, tell_of_left_out
+    from cli.local_pool.planning import (
+        first_state,
+        prepare_environments,
+        print_plan,
+        tell_of_left_out,
+        tell_of_unmatched,
+    )
     from cli.local_pool.registry_watch import RegistryWatch
     from cli.local_pool.served_entries import ServedEntries, entries_given
     from training.registry_reader import RegistryReader
@@ -87,6 +93,7 @@ def command(
         tell_of_left_out(desired, console)
         plan = difference(desired.targets, {}, [])
         if dry_run:
+            tell_of_unmatched(source, desired, console)
             print_plan(plan, console)
             return
         prepare_environments(desired.targets)

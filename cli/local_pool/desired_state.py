@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from app.nearest import NAMED, nearest
-from app.pool_file import BEST, CHAMPION, NamedVersion, Serve
+from app.pool_file import BEST, CHAMPION, Endpoint, KeyPath, Mistakes, NamedVersion, Serve
 from app.quality import VAL_ACCURACY
 from app.registry_database import LATEST
 from training.registry_reader import ModelReading, Question, Reading
@@ -42,12 +43,14 @@ class Desired:
 
     Attributes:
         targets: The versions to serve, in the order of the entries, and of the versions of a model.
-        problems: What the registry lacks, each with the index of the entry that names it.
+        problems: What the registry lacks, each with the key that names it.
+        unmatched: Keys that name no version now and may do so later, each with a text.
         left_out: Versions that were not chosen, because nothing says what to serve and they are too many.
     """
 
     targets: tuple[Target, ...] = ()
-    problems: tuple[tuple[int, str], ...] = ()
+    problems: tuple[tuple[KeyPath, str], ...] = ()
+    unmatched: tuple[tuple[KeyPath, str], ...] = ()
     left_out: tuple[Target, ...] = ()
 
 
@@ -84,37 +87,45 @@ def question_of(entries: Sequence[Serve] | None) -> Question:
     return Question(tuple(sorted({entry.model for entry in entries})), tuple(sorted(ranked)), metrics)
 
 
-def desired_state(entries: Sequence[Serve] | None, reading: Reading, replicas: int = 1) -> Desired:
+def desired_state(
+    entries: Sequence[Serve] | None,
+    reading: Reading,
+    replicas: int = 1,
+    endpoints: Mapping[str, Endpoint] = MappingProxyType({}),
+) -> Desired:
     """The versions to serve.
 
     Args:
         entries: What to serve; None for champion, best and newest version of every model, but few versions in all.
         reading: The registry's answer to `question_of(entries)`.
         replicas: Workers of each version whose entry states no number.
+        endpoints: By name; each version that they name must exist.
     """
     if entries is None:
-        every = desired_state([Serve(model=name) for name in sorted(reading.models)], reading, replicas)
-        return _few(every.targets)
-    problems: list[tuple[int, str]] = []
+        every = [Serve(model=name) for name in sorted(reading.models)]
+        return _few(desired_state(every, reading, replicas, endpoints))
+    problems: Mistakes = _lacking(endpoints, reading)
+    unmatched: Mistakes = []
     targets: dict[NamedVersion, Target] = {}
     for index, entry in enumerate(entries):
+        where: KeyPath = ("serve", index, "versions")
         model = reading.models.get(entry.model)
         if model is None or not model.versions:
-            problems.append((index, _no_model(entry.model, reading)))
+            problems.append((where, _no_model(entry.model, reading)))
             continue
         found: dict[int, list[str]] = {}
         for word in entry.versions:
             numbers = _versions_of(word, model, entry)
-            is_implied = "versions" not in entry.model_fields_set or (isinstance(word, str) and "=" in word)
-            if not numbers and not is_implied:
-                problems.append((index, _no_version(word, entry, model)))
+            is_tag = isinstance(word, str) and "=" in word
+            if not numbers and "versions" in entry.model_fields_set:
+                (unmatched if is_tag else problems).append((where, _no_version(word, entry, model)))
             for number in numbers:
                 found.setdefault(number, []).append(f"version {word}" if word == number else str(word))
         for number in sorted(found):
             named = NamedVersion(entry.model, number)
             count = entry.replicas if "replicas" in entry.model_fields_set else (replicas, replicas)
             targets.setdefault(named, Target(named, count, _variables(entry), tuple(found[number])))
-    return Desired(tuple(targets.values()), tuple(problems))
+    return Desired(tuple(targets.values()), tuple(problems), tuple(unmatched))
 
 
 def difference(
@@ -173,7 +184,18 @@ def _free_name(named: NamedVersion, taken: set[str]) -> str:
     return next(name for name in replicas if name not in taken)
 
 
-def _few(targets: Sequence[Target]) -> Desired:
+def _lacking(endpoints: Mapping[str, Endpoint], reading: Reading) -> Mistakes:
+    """Versions that endpoints name, and that models of this pool do not have."""
+    return [
+        (("endpoints", name, key), _no_number(named, reading.models[named.model]))
+        for name, each in endpoints.items()
+        for key, versions in each.named_versions.items()
+        for named in versions
+        if named.model in reading.models and named.version not in reading.models[named.model].versions
+    ]
+
+
+def _few(desired: Desired) -> Desired:
     """Some versions of every model first, and the preferred ones of a model first."""
 
     def preference(target: Target) -> int:
@@ -181,12 +203,13 @@ def _few(targets: Sequence[Target]) -> Desired:
 
     seen: dict[str, int] = {}
     rounds = []
-    for target in sorted(targets, key=preference):
+    for target in sorted(desired.targets, key=preference):
         seen[target.named.model] = seen.get(target.named.model, 0) + 1
         rounds.append((seen[target.named.model], target))
     chosen = {target.named for _, target in sorted(rounds, key=lambda each: each[0])[:MOST_VERSIONS]}
-    kept = tuple(target for target in targets if target.named in chosen)
-    return Desired(kept, (), tuple(target for target in targets if target.named not in chosen))
+    kept = tuple(target for target in desired.targets if target.named in chosen)
+    left_out = tuple(target for target in desired.targets if target.named not in chosen)
+    return replace(desired, targets=kept, left_out=left_out)
 
 
 def _versions_of(word: int | str, model: ModelReading, entry: Serve) -> list[int]:
@@ -233,12 +256,18 @@ def _no_model(name: str, reading: Reading) -> str:
 def _no_version(word: int | str, entry: Serve, model: ModelReading) -> str:
     name = entry.model
     if isinstance(word, int):
-        versions = sorted(model.versions)
-        shown = ", ".join(map(str, versions[-NAMED:]))
-        return f"there is no version {word} of {name}; it has {'…, ' * (len(versions) > NAMED)}{shown}"
+        return _no_number(NamedVersion(name, word), model)
+    if "=" in word:
+        return f"no version of {name} has the tag {word} yet"
     if word == BEST:
         return f"no version of {name} has a {entry.metric or VAL_ACCURACY}, so none is the best"
     aliases = (
         f"its aliases, nearest first: {nearest(word, model.aliases)}" if model.aliases else "it has none"
     )
     return f"there is no alias {word} of {name}; {aliases}"
+
+
+def _no_number(named: NamedVersion, model: ModelReading) -> str:
+    versions = sorted(model.versions)
+    shown = ", ".join(map(str, versions[-NAMED:])) or "none"
+    return f"there is no version {named.version} of {named.model}; it has {'…, ' * (len(versions) > NAMED)}{shown}"

@@ -138,8 +138,9 @@ class Follower:
         self._once("registry", look.problem and f"the pool stays as it is: {look.problem}", tell)
         if look.problem or look.question != question or look.reading is None:
             return None
-        desired = desired_state(self._source.entries, look.reading, self._replicas)
-        self._once("problems", "\n".join(self._source.place(i) + text for i, text in desired.problems), tell)
+        desired = desired_state(self._source.entries, look.reading, self._replicas, self._source.endpoints)
+        lacking = desired.problems + desired.unmatched
+        self._once("problems", "\n".join(self._source.lines(lacking)), tell)
         if not desired.targets and self._workers:
             self._once("empty", "the pool stays as it is: there is no version left to serve", tell)
             return None

@@ -30,15 +30,17 @@ def first_state(
     """
     question = question_of(source.entries)
     reading = reader.read(question)
-    desired = desired_state(source.entries, reading, replicas)
+    desired = desired_state(source.entries, reading, replicas, source.endpoints)
     place = f"{settings.shown_registry}{others_beside(settings.mlflow_tracking_uri)}"
     if desired.problems:
-        lines = [f"{source.place(index)}{text}; the registry is {place}" for index, text in desired.problems]
+        lines = [f"{line}; the registry is {place}" for line in source.lines(desired.problems)]
         raise ModelNotFoundError("\nmodelyard: ".join(lines))
     if not desired.targets:
-        raise ModelNotFoundError(
-            f"there is no version to serve in {place}; train one with `modelyard train`, or check MLFLOW_TRACKING_URI"
+        why = (
+            "; ".join(source.lines(desired.unmatched))
+            or "train one with `modelyard train`, or check MLFLOW_TRACKING_URI"
         )
+        raise ModelNotFoundError(f"there is no version to serve in {place}; {why}")
     return question, reading, desired
 
 
@@ -48,6 +50,12 @@ def tell_of_left_out(desired: Desired, console: Console) -> None:
         shown = ", ".join(f"{target.named} ({', '.join(target.reasons)})" for target in desired.left_out)
         text = f"not served: {shown}; name them with --model NAME:VERSION or in modelyard.toml"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def tell_of_unmatched(source: ServedEntries, desired: Desired, console: Console) -> None:
+    """Print the words of entries that name no version now."""
+    for line in source.lines(desired.unmatched):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from app.file_stamp import EditWatch
-from app.pool_file import PoolFile, Serve, find_pool_file, read_pool_file
+from app.pool_file import Endpoint, KeyPath, PoolFile, Serve, find_pool_file, read_pool_file
 from app.server_errors import ConfigurationError
 from app.settings import Settings
 from app.whole_file import replace_file
 
 ASKED = "asked.json"
-MODEL_ARGUMENT = re.compile(r"([^/:@]+)(?:[:/@]([^/:@]+))?")
+MODEL_ARGUMENT = re.compile(r"(?:models:/)?([^/:@]+)(?:[:/@](?![0\s]+$)([^/:@]+))?")
 
 
 class ServedEntries:
@@ -87,9 +87,18 @@ class ServedEntries:
         with suppress(OSError):  # it has just gone
             self.edited_at_ms = file.path.stat().st_mtime * 1000
 
-    def place(self, index: int) -> str:
-        """The file and line of an entry, with a colon, for messages; empty for other entries."""
-        return f"{self._file.place('serve', index, 'versions')}: " if self.file and self._file else ""
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """The endpoints of the file, by name."""
+        return self._file.endpoints if self._file else {}
+
+    def lines(self, problems: Iterable[tuple[KeyPath, str]]) -> list[str]:
+        """Texts about keys, each behind its file and line if the key is in the file."""
+        return [self._place(where) + text for where, text in problems]
+
+    def _place(self, where: KeyPath) -> str:
+        is_in_file = self.file or where[0] != "serve"
+        return f"{self._file.place(*where)}: " if self._file and is_in_file else ""
 
 
 def _document(entry: Serve) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Pat
         "15: `polcy` is unknown; did you mean `policy`?",
         "18: no [[serve]] entry serves digit; did you mean digits?",
         "19: 'a b' is not an endpoint's name; expected letters, digits and `_.-`",
-        "20: `default` is 'yes': Input should be a valid boolean",
+        "20: `default` is 'yes': expected `true` or `false`",
         "21: `endpoint` is unknown; expected [[serve]] or [endpoints.NAME]",
     ]
 
@@ -67,7 +67,10 @@ def test_all_mistakes_of_a_file_are_named_at_once_with_their_lines(tmp_path: Pat
     ("text", "told"),
     [
         ("[[serve]", "is not TOML"),
-        ("serve = [1]", ":1: Input should be a valid dictionary"),
+        ("serve = [1]", ":1: this is not one table; expected [[serve]]"),
+        ("[[endpoints.a]]\nmodels='a'", ":1: this is not one table; expected [[serve]], or [endpoints.NAME]"),
+        ("[[serve]]\nmodel='a/b'", ":2: `model` is 'a/b': expected the name of a registered model"),
+        ("[[serve]]\nmodel='a'\nenvironment='conda'", ":3: `environment` is 'conda': expected \"local\" or"),
         ("[[serve]]\nmodel='a'\nversions=[[1]]\n[[serve]]\nmodel='a'", ":3: `versions` is [[1]]: expected"),
         ("[endpoints.a]\nmodels='a'\ndeadline_s=0", ":3: `deadline_s` is 0: expected a number of seconds"),
         ("[endpoints.a]\nmodels='a'\npolicy='first'", ":3: `policy` is 'first': expected \"best\","),
@@ -132,6 +135,13 @@ def test_entries_and_endpoints_are_read_in_short_and_long_forms(tmp_path: Path) 
     assert file.endpoints["shop"] == Endpoint(models=("digits",), pinned=NamedVersion("digits", 3))
     assert file.endpoints["lab"].default_version == NamedVersion("flowers", 1)
     assert file.place("serve", 1, "versions").endswith("modelyard.toml:8")
+
+
+def test_file_that_begins_with_a_byte_order_mark_is_read_and_a_version_named_twice_counts_once(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path, "\ufeff[[serve]]\nmodel = 'digits'\nversions = [1, ' 1 ', '1', ' old']\n")
+    assert read_pool_file(path).serve == (Serve(model="digits", versions=(1, "old")),)
 
 
 def test_the_example_of_the_page_is_right(tmp_path: Path) -> None:

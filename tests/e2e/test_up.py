@@ -169,6 +169,10 @@ def test_up_serves_what_can_be_served_says_what_cannot_and_why_and_ends_if_that_
             assert "does not start since" in status
             planned = modelyard(environment, "plan").stdout.splitlines()
             assert planned == ["= keep worker-Light-v2", "= keep worker-Light-v3"]
+            more = modelyard(environment, "plan", "--replicas", "2").stdout.splitlines()
+            assert [line for line in more if "start" in line] == [
+                f"+ start worker-Light-v{version}-2: 2 of Light/{version} are wanted" for version in (2, 3)
+            ]
             client.control("retire", light_registry.MODEL, 3)
             wait_until(lambda: not failing(), timeout_s=START_S, what="it is not wanted any more")
     finally:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.pool_file import NamedVersion, Serve
+from app.pool_file import Endpoint, NamedVersion, Serve
 from cli.local_pool.desired_state import (
     MOST_VERSIONS,
     Target,
@@ -81,9 +81,30 @@ def test_first_entry_that_names_a_version_states_its_options() -> None:
     ],
 )
 def test_what_the_registry_lacks_is_a_problem_of_its_entry(wrong: Serve, told: str) -> None:
-    ((index, text),) = desired_state([entry(versions=[1]), wrong], READING).problems
-    assert index == 1
+    ((where, text),) = desired_state([entry(versions=[1]), wrong], READING).problems
+    assert where == ("serve", 1, "versions")
     assert told in text
+
+
+def test_tag_that_no_version_has_is_told_and_no_problem() -> None:
+    desired = desired_state([entry(versions=[1, "serve=ture"])], READING)
+    assert desired.unmatched == (
+        (("serve", 0, "versions"), "no version of digits has the tag serve=ture yet"),
+    )
+    assert not desired.problems
+
+
+def test_version_that_an_endpoint_names_and_its_model_lacks_is_a_problem() -> None:
+    seventh, elsewhere = NamedVersion("digits", 7), NamedVersion("other", 7)
+    endpoints = {
+        "front": Endpoint(models=("digits",), pinned=seventh, default_version=NamedVersion("digits", 1)),
+        "lab": Endpoint(versions=(NamedVersion("digits", 2), seventh, elsewhere)),
+    }
+    text = "there is no version 7 of digits; it has 1, 2, 3, 4"
+    assert desired_state([entry()], READING, endpoints=endpoints).problems == (
+        (("endpoints", "front", "pinned"), text),
+        (("endpoints", "lab", "versions"), text),
+    )
 
 
 def test_without_entries_each_model_is_served_but_few_versions_in_all() -> None:

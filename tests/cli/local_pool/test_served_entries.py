@@ -34,7 +34,7 @@ def test_command_line_comes_before_the_file_and_the_setting(tmp_path: Path) -> N
     path = tmp_path / "modelyard.toml"
     path.write_text(ENTRY.format("filed"))
     settings = Settings(pool_file=path, model_name="set")
-    given = entries_given(settings, ["digits:3", "digits@champion", "flowers"], [])
+    given = entries_given(settings, ["digits:3", "models:/digits@champion", "flowers"], [])
     assert given == [Serve(model="digits", versions=(3, "champion")), Serve(model="flowers")]
     assert ServedEntries(settings, given).entries == tuple(given)
     assert ServedEntries(settings, entries_given(settings, [], [2, 1])).entries == (
@@ -47,7 +47,13 @@ def test_command_line_comes_before_the_file_and_the_setting(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("models", "versions", "told"),
-    [(["a:b:c"], [], "expected NAME"), (["a"], [1], "--model NAME:3"), (["@champion"], [], "expected NAME")],
+    [
+        (["a:b:c"], [], "expected NAME"),
+        (["a"], [1], "--model NAME:3"),
+        (["@champion"], [], "expected NAME"),
+        (["a:0"], [], "expected NAME"),
+        (["a: "], [], "expected NAME"),
+    ],
 )
 def test_wrong_arguments_are_refused(models: list[str], versions: list[int], told: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
