@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, Literal
 
 import msgspec
 from numpy.lib import format as npy
 
-from app.contract.npy import read_npy
+from app.contract.npy import SHOWN, read_plain_npy
 from app.server_errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, UnsupportedTypeError
 
 # `strict` refuses conversions that change a value; `mlflow` accepts all input of MLflow's scoring server without loss.
@@ -27,10 +28,12 @@ UNIFIED = "unified"  # the key of a document in MLflow's form for chat models: t
 UNIFIED_KEYS = ("messages", "prompt", "input")
 UNIFIED_KEY = re.compile(rb'"(?:messages|prompt|input)"')
 PARAMS = "params"
+MSGPACK = (b"application/msgpack", b"application/x-msgpack")
 CSV = "csv"  # the key of a document in CSV format
 TABLE = "table"  # the key of a document whose value is columns, by name or in order, and the number of rows
 # Keys and images that only the general parser reads. A body of numbers alone has none of them.
 GENERAL = re.compile(rb'"(?:(?:dataframe_split|dataframe_records|params|b64)"|data:image\\?/)')
+HEADER_ABSENT = re.compile(rb";\s*header\s*=\s*\"?absent", re.IGNORECASE)  # of RFC 4180
 IMAGES = re.compile(rb'"(?:b64"|data:image\\?/)')
 
 
@@ -59,7 +62,34 @@ def read_json(body: bytes, rules: Rules) -> Document:
         BodyNotJsonError: It is not JSON.
         BodyKeyError: It is not an object with exactly one of the keys.
     """
-    return _document(_parsed(body, _decode), rules)
+    document = _parsed(body, _decode)
+    if rules == "strict":
+        _require_names_once(body, document)
+    return _document(document, rules)
+
+
+def _require_names_once(body: bytes, document: Any) -> None:
+    """Refuse a name that an object has twice, of which the decoder keeps the last.
+
+    Such a body has more colons than its document has names, and colons within text. Lists of numbers are not visited.
+    """
+    n_colons, n_found, level = body.count(b":"), 0, [document]
+    while level and n_found < n_colons:
+        objects = [each for each in level if type(each) is dict]
+        lists = [each for each in level if type(each) is list]
+        inner = [*chain.from_iterable(lists), *chain.from_iterable(each.values() for each in objects)]
+        n_found += sum(map(len, objects)) + sum(each.count(":") for each in inner if type(each) is str)
+        level = [each for each in inner if type(each) is dict or type(each) is list]
+    if n_found < n_colons:
+        read_python_json(body, _names_once)
+
+
+def _names_once(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise BodyKeyError(f"the body has the key {name[:SHOWN]!r} twice in one object; expected it once")
+        seen.add(name)
 
 
 def is_unified(body: bytes) -> bool:
@@ -81,32 +111,47 @@ def _parsed(body: bytes, decode: Callable[[bytes], Any]) -> Any:
         return read_python_json(body)
 
 
-def read_python_json(body: bytes) -> Any:
+def read_python_json(
+    body: bytes,
+    pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    expected: str = "a JSON object",
+) -> Any:
     """Read JSON as Python does, which knows `NaN` and infinities.
+
+    Args:
+        pairs_hook: Takes the members of each object, also those that are there twice.
 
     Raises:
         BodyNotJsonError: It is not JSON.
     """
     try:
-        return json.loads(body.decode("utf-8-sig"))
+        return json.loads(body.decode("utf-8-sig"), object_pairs_hook=pairs_hook)
     except (ValueError, RecursionError) as error:
-        said = f"{error.msg} at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-        reason = "nested too deeply" if isinstance(error, RecursionError) else said
-        raise BodyNotJsonError(f"the body is not JSON ({reason}); expected a JSON object") from None
+        raise BodyNotJsonError(f"the body is not JSON ({_reason(error)}); expected {expected}") from None
 
 
-def read_msgpack(body: bytes) -> Document:
-    """Read a MessagePack body with the same keys.
+def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at byte {error.pos}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number has too many digits"
+
+
+def read_msgpack(body: bytes) -> Any:
+    """Read MessagePack.
 
     Raises:
-        BodyNotArrayError: It is not MessagePack.
-        BodyKeyError: It is not a map with exactly one of the keys.
+        BodyNotArrayError: It is not MessagePack, or holds a value of a type that only its sender knows.
     """
     try:
-        document = msgspec.msgpack.decode(body)
+        return msgspec.msgpack.decode(body, ext_hook=_refuse_extension)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BodyNotArrayError(f"the body is not MessagePack ({error})") from None
-    return _document(document, "strict")
+
+
+def _refuse_extension(code: int, _: memoryview) -> Any:
+    raise BodyNotArrayError(f"the body holds a MessagePack extension of type {code}; expected plain values")
 
 
 def _document(document: Any, rules: Rules) -> Document:
@@ -133,9 +178,11 @@ def read(content_type: bytes, body: bytes, rules: Rules) -> Document:
         InputError: It does not match its content type.
     """
     kind = content_type.partition(b";")[0].strip().lower()
-    if kind == b"application/msgpack":
-        return read_msgpack(body)
+    if kind in MSGPACK:
+        return _document(read_msgpack(body), "strict")
     if kind == b"text/csv":
+        if HEADER_ABSENT.search(content_type):
+            raise UnsupportedTypeError("text/csv with header=absent is not supported; expected a header row")
         try:
             return Document(CSV, body.decode("utf-8-sig"))
         except UnicodeDecodeError:
@@ -143,9 +190,7 @@ def read(content_type: bytes, body: bytes, rules: Rules) -> Document:
     if kind == b"application/x-npy" or (
         kind == b"application/octet-stream" and body.startswith(npy.MAGIC_PREFIX)
     ):
-        return Document(KEYS["strict"][0], read_npy(body))
+        return Document(KEYS["strict"][0], read_plain_npy(body))
     if kind == b"application/octet-stream":
-        raise UnsupportedTypeError(
-            "raw numbers are read for a version that takes one plain tensor; send JSON or MessagePack"
-        )
+        return Document(KEYS["strict"][0], body)
     return read_json(body, rules)

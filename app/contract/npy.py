@@ -9,9 +9,32 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from app.server_errors import BodyNotArrayError
+from app.server_errors import BodyNotArrayError, InputTypeError
 
+KINDS = "biufU"  # booleans, numbers and text
+LARGEST_FLOAT_BYTES = 8
+SHOWN = 80  # characters of a dtype in an error
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+def read_plain_npy(body: bytes, what: str = "the file") -> NDArray[Any]:
+    """The array of a NumPy file, if JSON has its values: numbers of at most 64 bits, booleans or text.
+
+    Args:
+        what: What holds the array, for error messages.
+
+    Raises:
+        BodyNotArrayError: It is not such a file, or it is incomplete.
+        InputTypeError: Its dtype is another.
+    """
+    array = read_npy(body)
+    if array.dtype.kind not in KINDS or (
+        array.dtype.kind == "f" and array.dtype.itemsize > LARGEST_FLOAT_BYTES
+    ):
+        raise InputTypeError(
+            f"{what} holds {str(array.dtype)[:SHOWN]}; expected numbers of at most 64 bits, booleans or text"
+        )
+    return array
 
 
 def read_npy(body: bytes) -> NDArray[Any]:
@@ -28,5 +51,5 @@ def read_npy(body: bytes) -> NDArray[Any]:
         return array.reshape(shape, order="F" if is_fortran else "C")
     except Exception:  # a damaged header may raise any error of Python's own parser
         raise BodyNotArrayError(
-            "the body is not a complete NumPy file of numbers; write it with numpy.save"
+            "the body is not a complete NumPy file of numbers, or it holds objects; write it with numpy.save"
         ) from None

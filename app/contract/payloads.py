@@ -138,6 +138,8 @@ def _tensors(document: Document, contract: TensorsContract, params: bytes, rules
 
 def _anything(document: Document, contract: AnyContract, params: bytes) -> Payload:
     value = document.value
+    if type(value) is bytes:
+        raise InputTypeError("raw numbers are taken where a signature has their dtype and shape; send JSON")
     rows = value.get("data") if document.key == "dataframe_split" and isinstance(value, dict) else value
     n_rows = max(len(rows), 1) if isinstance(rows, list) else 1
     return Payload(JobForm("any", params, merges=False), _encode((document.key, value)), n_rows)

@@ -226,8 +226,9 @@ def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str, rules: 
 
 def _csv(text: str, contract: ColumnsContract, rules: Rules) -> tuple[Named | Sequence[Values], int]:
     """The columns of a CSV table. The column type determines the meaning of a cell: see `_cell`."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of the process; the body's size is limited
     try:
-        header, *rows = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
     except csv.Error as error:
         raise InputShapeError(
             f"the body is not CSV ({error}); expected a header row and one row each"
@@ -243,13 +244,21 @@ def _csv(text: str, contract: ColumnsContract, rules: Rules) -> tuple[Named | Se
                 f"CSV cannot represent a column of type {column.type.describe()}; send the rows as JSON"
             )
     if contract.has_names:
+        lacking = [each.name for each in contract.columns if each.required and each.name not in columns]
+        if lacking:
+            raise InputShapeError(
+                f"the first row names the columns {repr(header)[: SHOWN * 4]}, and {lacking[0]!r} is missing; expected "
+                f"{contract.describe()}, with commas between them"
+            )
         of = {str(each.name): each.type.kind for each in contract.columns}
         return {
-            name: [_cell(each, of[name]) for each in values] for name, values in columns.items() if name in of
+            name: [_cell(each, of[name], rules) for each in values]
+            for name, values in columns.items()
+            if name in of
         }, len(rows)
     ordered = _enough(list(columns.values()), contract)
     return [
-        [_cell(each, kind) for each in values] for kind, values in zip(kinds, ordered, strict=False)
+        [_cell(each, kind, rules) for each in values] for kind, values in zip(kinds, ordered, strict=False)
     ], len(rows)
 
 
@@ -266,12 +275,14 @@ GAPS = frozenset(
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
-def _cell(text: str | None, kind: str) -> Any:
-    if text is None or text in GAPS:
+def _cell(text: str | None, kind: str, rules: Rules) -> Any:
+    if text is None or not text or (text in GAPS and (kind != "string" or rules == "mlflow")):
         return None
     if kind == "boolean":
         return BOOLEANS.get(text, text)
     if kind in ("string", "datetime", "binary"):
+        return text
+    if not text.isascii():  # Python reads digits of other scripts, too
         return text
     try:
         return int(text) if text.lstrip("+-").isdigit() else float(text.replace("_", "?"))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import chain
+from math import prod
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from app.contract import FREE, TensorField, TensorsContract
+from app.contract import DTYPES, FREE, TensorField, TensorsContract
 from app.contract.documents import CSV, Document, Rules
+from app.contract.npy import read_plain_npy
 from app.server_errors import (
     InputEmptyError,
     InputError,
@@ -26,13 +29,6 @@ Tensor = Array | list[Any]  # a list of text
 MAX_DIMENSIONS = 32
 EXACT_INTEGERS = 2**53
 SHOWN = 80  # characters of a value in an error
-WORDS = {
-    "b": "true or false",
-    "i": "whole numbers",
-    "u": "whole numbers",
-    "f": "numbers",
-    "U": "text",
-}
 NONE = type(None)
 
 
@@ -76,7 +72,7 @@ def _values(document: Document, contract: TensorsContract) -> list[Any]:
             if field.name not in value:
                 raise InputShapeError(f"the tensor {field.name!r} is missing; expected {contract.describe()}")
         return [value[field.name] for field in fields]
-    if not others and isinstance(value, list | np.ndarray):
+    if not others and isinstance(value, list | np.ndarray | bytes):
         return [value]
     raise InputShapeError(
         f"{document.key} must hold an object of tensors, or a list of objects; expected {contract.describe()}"
@@ -151,13 +147,15 @@ def _reshaped(cells: list[Any], field: TensorField) -> Any:
 
 
 def _nested(flat: Any, shape: tuple[int, ...]) -> Any:
-    if type(flat) is not list or len(shape) < 2 or len(flat) != int(np.prod(shape)):
+    if type(flat) is not list or len(shape) < 2 or len(flat) != prod(shape):
         return flat
     step = len(flat) // shape[0]
     return [_nested(flat[at : at + step], shape[1:]) for at in range(0, len(flat), step)]
 
 
 def _array(value: Any, field: TensorField, allows_missing: bool, rules: Rules) -> Array:
+    if type(value) is bytes:
+        value = _from_bytes(value, field)
     if isinstance(value, np.ndarray):
         shape: tuple[int, ...] = value.shape
         flat: Any = value.reshape(-1)
@@ -181,6 +179,20 @@ def _array(value: Any, field: TensorField, allows_missing: bool, rules: Rules) -
         raise error(
             f"{named}row {int(at[0])}, value {place}: got {wrong!r:.{SHOWN}}; expected {misfit.expected}"
         ) from None
+
+
+def _from_bytes(data: bytes, field: TensorField) -> Array:
+    """A NumPy file, or rows in the tensor's dtype, C order, little-endian."""
+    if data.startswith(npy.MAGIC_PREFIX):
+        return read_plain_npy(data)
+    rows, row_shape = (FREE, *field.shape[1:]), field.shape[1:]
+    is_plain = field.dtype in DTYPES and FREE not in row_shape
+    if not is_plain or len(data) % (np.dtype(field.dtype).itemsize * prod(row_shape)):
+        raise InputShapeError(
+            f"{len(data)} bytes do not form whole rows; expected {field.describe()}, as a NumPy file, or as "
+            "little-endian numbers where only the first dimension is free"
+        )
+    return np.frombuffer(data, np.dtype(field.dtype).newbyteorder("<")).reshape(rows)
 
 
 class _Misfit(Exception):  # noqa: N818

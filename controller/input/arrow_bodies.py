@@ -113,6 +113,7 @@ class Table:
 
     def _tensor(self, name: str, field: TensorField) -> NDArray[Any] | Shaped:
         """The values of one column; an array where none is missing."""
+        of_type = self._columns[name].type
         array, shape = _storage(self._columns[name]), [self._n_rows]
         while _is_list(array.type):
             if len(shape) == MAX_DIMENSIONS:
@@ -132,6 +133,10 @@ class Table:
                 )
             shape.append(int(found[0]) if found.size else 0)
             array = _storage(array.flatten())
+        if isinstance(of_type, pa.FixedShapeTensorType):
+            if of_type.permutation and sorted(of_type.permutation) != [*of_type.permutation]:
+                raise InputTypeError(f"column {name!r} has permuted dimensions; expected row-major tensors")
+            shape = [self._n_rows, *of_type.shape]
         kind = array.type
         if not _is_number(kind) and not pa.types.is_boolean(kind) and not _is_text(kind):
             raise InputTypeError(
@@ -170,7 +175,7 @@ def read_table(kind: bytes, body: bytes, max_rows: int, max_bytes: int) -> Table
 
 def _read_ipc(kind: bytes, body: bytes, max_rows: int) -> pa.Table:
     options = pa.ipc.IpcReadOptions(use_threads=False)
-    source = pa.py_buffer(body)
+    source = pa.BufferReader(body)
     if kind == ARROW_STREAM:
         stream = pa.ipc.open_stream(source, options=options)
         schema, given = stream.schema, iter(stream)
@@ -184,6 +189,10 @@ def _read_ipc(kind: bytes, body: bytes, max_rows: int) -> pa.Table:
         _check_rows(n_rows, max_rows)
         batch.validate(full=True)
         batches.append(batch)
+    if kind == ARROW_STREAM and source.tell() < len(body):
+        raise BodyNotArrayError(
+            f"{len(body) - source.tell()} bytes follow the end of the Arrow IPC stream; expected one stream"
+        )
     return pa.Table.from_batches(batches, schema)
 
 

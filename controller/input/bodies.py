@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import msgspec
 import numpy as np
 import orjson
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from app.contract import TensorContract, skeleton, spellings
+from app.contract import TensorContract, documents, skeleton, spellings
+from app.contract.documents import read_msgpack
 from app.contract.npy import read_npy
 from app.server_errors import (
     BodyKeyError,
-    BodyNotArrayError,
     BodyNotJsonError,
     InputEmptyError,
     InputNotFiniteError,
@@ -32,7 +31,7 @@ from controller.input.json_numbers import SAMPLE_KEYS, Numbers, little_endian
 
 JSON = b"application/json"
 OCTETS = b"application/octet-stream"
-MSGPACK = b"application/msgpack"
+MSGPACK = documents.MSGPACK[0]
 NPY = b"application/x-npy"
 NPZ = b"application/x-npz"
 CSV = b"text/csv"
@@ -135,8 +134,18 @@ def parse(content_type: bytes, body: bytes) -> Body:
     try:
         return json_numbers.parse(body)
     except BodyNotJsonError:
-        if kind in ALSO_JSON or kind.endswith(b"+json"):
-            raise
+        require_json(content_type)
+        raise
+
+
+def require_json(content_type: bytes) -> None:
+    """Refuse the content type of a body that is not JSON, unless it says that it is JSON.
+
+    Raises:
+        UnsupportedTypeError: It says something else.
+    """
+    kind = media_type(content_type)
+    if kind != JSON and kind not in ALSO_JSON and not kind.endswith(b"+json"):
         raise UnsupportedTypeError(
             f"the body's content type is not supported; expected one of {ACCEPTED_TYPES}"
         ) from None
@@ -160,10 +169,7 @@ def _read_npy(body: bytes) -> Tensor:
 
 
 def _read_msgpack(body: bytes) -> Body:
-    try:
-        document = msgspec.msgpack.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BodyNotArrayError(f"the body is not MessagePack ({error})") from None
+    document = read_msgpack(body)
     if not isinstance(document, dict) or len(document) != 1 or not document.keys() <= set(SAMPLE_KEYS):
         raise BodyKeyError(f"expected a map with exactly one key, one of {', '.join(SAMPLE_KEYS)}")
     (value,) = document.values()
@@ -205,5 +211,5 @@ _READERS: dict[bytes, Callable[[bytes], Body]] = {
     JSON: json_numbers.parse,
     OCTETS: _read_octets,
     NPY: _read_npy,
-    MSGPACK: _read_msgpack,
+    **dict.fromkeys(documents.MSGPACK, _read_msgpack),
 }

@@ -182,6 +182,10 @@ def decode(files: Sequence[bytes], layout: Layout, max_bytes: int) -> Pixels:
 def _open(file: bytes, place: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(file), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise TooLargeError(
+            f"image {place} has more pixels than any image may have; send a smaller one"
+        ) from None
     except Exception:  # a damaged header may raise any error
         raise BodyNotArrayError(
             f"image {place} is not a PNG or JPEG image, or its header is damaged"

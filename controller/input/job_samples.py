@@ -166,6 +166,14 @@ def _given(content_type: bytes, body: bytes, max_samples: int, max_bytes: int) -
     return read_images(content_type, body, max_samples, max_bytes)
 
 
+def _read_document(content_type: bytes, body: bytes, rules: Rules) -> Document:
+    try:
+        return documents.read(content_type, body, rules)
+    except BodyNotJsonError:
+        bodies.require_json(content_type)
+        raise
+
+
 def _with_params(document: Document, params: str) -> Document:
     """The document with parameters beside its body, for bodies that have no place for them."""
     if not params:
@@ -228,7 +236,7 @@ def _read_any(
             request = request or (
                 read_inference_request(content_type, body)
                 if reading == "open_inference"
-                else documents.read(content_type, body, rules)
+                else _read_document(content_type, body, rules)
             )
             document = request if isinstance(request, Document) else request.document(contract)
             if isinstance(request, Document):

@@ -7,7 +7,6 @@ traverses Python objects, accepts the same bodies and reports the exact error fo
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import suppress
 from functools import lru_cache
@@ -19,6 +18,7 @@ import simdjson
 from numpy.typing import NDArray
 
 from app.contract import TensorContract, skeleton
+from app.contract.documents import read_python_json
 from app.server_errors import (
     BodyKeyError,
     BodyNotJsonError,
@@ -237,13 +237,7 @@ def _as_array(flat: list[float]) -> NDArray[Any]:
 
 
 def _sample_array(body: bytes) -> Any:
-    try:
-        pairs = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else _reason(error)
-        raise BodyNotJsonError(
-            f'the body is not JSON ({reason}); expected {{"data": [numbers]}} as application/json'
-        ) from None
+    pairs = read_python_json(body, _Pairs, '{"data": [numbers]} as application/json')
     names = [name for name, _ in pairs] if isinstance(pairs, _Pairs) else []
     if len(names) != 1 or names[0] not in SAMPLE_KEYS:
         raise _wrong_keys()
@@ -258,12 +252,6 @@ def _wrong_keys() -> BodyKeyError:
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object that keeps its duplicate keys."""
-
-
-def _reason(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at byte {error.pos}"
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number has too many digits"
 
 
 def _walk(node: Any, flat: list[float], depth: int) -> tuple[int, ...]:

@@ -11,20 +11,18 @@ from numpy.typing import NDArray
 
 from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract, spellings
 from app.contract.documents import TABLE, Document
-from app.contract.npy import read_npy
+from app.contract.npy import read_plain_npy
 from app.contract.tensors import SHOWN
 from app.server_errors import (
     BodyNotArrayError,
     InputEmptyError,
     InputShapeError,
-    InputTypeError,
     ModelyardError,
     TooLargeError,
 )
 
 MAX_ARRAYS = 1024
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-KINDS = "biufU"  # booleans, numbers and text
 
 
 class Arrays:
@@ -91,13 +89,9 @@ def read_npz(body: bytes, max_bytes: int) -> Arrays:
         ) from None
     if not files:
         raise InputEmptyError("the archive holds no array; expected at least one")
-    arrays = {name: read_npy(content) for name, content in files.items()}
-    for name, array in arrays.items():
-        if array.dtype.kind not in KINDS:
-            raise InputTypeError(
-                f"the array {name[:SHOWN]!r} holds {str(array.dtype)[:SHOWN]}; expected numbers, booleans or text"
-            )
-    return Arrays(arrays)
+    return Arrays(
+        {name: read_plain_npy(content, f"the array {name[:SHOWN]!r}") for name, content in files.items()}
+    )
 
 
 def _unpacked(body: bytes, max_bytes: int) -> dict[str, bytes]:

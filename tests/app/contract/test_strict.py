@@ -7,6 +7,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from app.contract import (
 )
 from app.contract.documents import read, read_json
 from app.contract.payloads import Payload, to_payload
-from app.server_errors import InputError, InputTypeError, ModelyardError, TooLargeError
+from app.server_errors import InputError, InputTypeError, ModelyardError, TooLargeError, UnsupportedTypeError
 from app.worker_record import decode_record, encode_record
 from tests.pool_samples import record
 from workers.job_inputs import decode
@@ -106,6 +107,7 @@ def test_a_missing_value_is_taken_where_the_column_is_optional_and_refused_where
         ('{"inputs": {"a": 1, "b": 2}, "params": {"x": 1}}', "takes no parameter 'x'"),
         ('{"inputs": {"a": 1, "b": 2}, "more": 1}', "exactly one key"),
         ('{"inputs": {"a": 1, "b": 2}', "not JSON"),
+        ('{"inputs": {"a": ' + "9" * 5000 + ', "b": 2}}', "a number has too many digits"),
         ('{"dataframe_records": [{"a": 1, "b": "\\ud800"}]}', "column 'b'"),
     ],
 )
@@ -252,3 +254,103 @@ def test_a_numpy_file_is_the_tensor_that_it_holds_or_refused_with_its_place() ->
         sent(np.array([[1, 0]]))
     with pytest.raises(InputError, match="shape"):
         sent(np.array([True, False]))
+
+
+@pytest.mark.parametrize("dtype", [complex, np.longdouble, "M8[s]", "V4", "S1", [("a", "f4"), ("b", "f4")]])
+def test_a_numpy_file_of_values_that_json_lacks_is_refused_without_a_signature_too(dtype: Any) -> None:
+    file = io.BytesIO()
+    np.save(file, np.zeros(2, dtype))
+    with pytest.raises(InputTypeError, match=r"the file holds .*; expected numbers"):
+        read(b"application/x-npy", file.getvalue(), "strict")
+
+
+def test_raw_bytes_are_the_rows_of_a_tensor_whose_rows_have_one_size() -> None:
+    contract = TensorsContract((TensorField("a", "float32", (-1, 2)), TensorField("b", "int16", (-1,))))
+    numbers = np.array([[1.5, 2], [3, 4]], "<f4").tobytes(), np.array([5, 6], "<i2").tobytes()
+    body = msgspec.msgpack.encode({"inputs": dict(zip("ab", numbers, strict=True))})
+    given = decode(to_payload(read(b"application/msgpack", body, "strict"), contract, 10, "strict").data)
+    assert given == [["float32", [2, 2], numbers[0]], ["int16", [2], numbers[1]]]
+
+    def sent(body: bytes, dtype: str, *shape: int) -> Any:
+        one = TensorsContract((TensorField(None, dtype, shape),))
+        document = read(b"application/octet-stream", body, "strict")
+        return decode(to_payload(document, one, 10, "strict").data)
+
+    assert sent(numbers[0], "float32", -1, 2) == [["float32", [2, 2], numbers[0]]]
+    for dtype, *shape in (("float32", -1, 3), ("float32", -1, -1), ("bool", -1), ("str", -1)):
+        with pytest.raises(InputError, match="16 bytes do not form whole rows"):
+            sent(numbers[0], str(dtype), *map(int, shape))
+    with pytest.raises(InputError, match="finite"):
+        sent(np.array([np.nan], "<f4").tobytes(), "float32", -1)
+    with pytest.raises(InputTypeError, match="signature"):
+        to_payload(read(b"application/octet-stream", b"1", "strict"), AnyContract(), 10, "strict")
+
+
+@pytest.mark.parametrize("content_type", [b"application/msgpack", b"application/x-msgpack"])
+def test_extensions_of_messagepack_are_refused_before_a_worker_reads_them(content_type: bytes) -> None:
+    body = msgspec.msgpack.encode({"inputs": [msgspec.msgpack.Ext(1, b"12345678")]})
+    with pytest.raises(InputError, match="a MessagePack extension of type 1"):
+        read(content_type, body, "strict")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"data": [1], "data": [2]}',
+        '{"inputs": [{"a": 1, "a": 2}]}',
+        '{"inputs": {"a": {"b": [{"c": 1, "c": "12:30"}]}}}',
+        '{"dataframe_split": {"columns": ["a"], "data": [[1]], "data": [[2]]}}',
+        r'{"d\u0061ta": [1], "data": [2]}',
+    ],
+)
+def test_a_key_that_an_object_has_twice_is_refused_unless_the_rules_are_mlflow_s(body: str) -> None:
+    with pytest.raises(InputError, match="twice in one object"):
+        read_json(body.encode(), "strict")
+    assert read_json(b'{"inputs": [1], "inputs": [2]}', "mlflow").value == [2]
+
+
+def test_colons_in_text_are_no_keys() -> None:
+    body = b'{"inputs": [{"a:b": "12:30", "c": ["x:y", {"d": ":"}]}], "params": {"e": ":::"}}'
+    assert read_json(body, "strict").value == [{"a:b": "12:30", "c": ["x:y", {"d": ":"}]}]
+
+
+CSV_COLUMNS = ColumnsContract((Column("n", ColumnType("long")), Column("t", ColumnType("string"))))
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("\ufeffn,t\r\n1,x\r\n", [[1], ["x"]]),
+        ("n,t\r1,x\r2,y\r", [[1, 2], ["x", "y"]]),
+        ('t,n\n"a\r\nb, ""c""",1\n\n', [[1], ['a\r\nb, "c"']]),
+        ("n,t,\n1,,\n", [[1], [None]]),
+        ("n,t\n1,NA\n2,null\n", [[1, 2], ["NA", "null"]]),
+        ("n,t\n1," + "x" * 200_000, [[1], ["x" * 200_000]]),
+    ],
+)
+def test_csv_is_read_in_each_usual_dialect_and_text_stays_text(text: str, rows: list[Any]) -> None:
+    document = read(b"text/csv", text.encode(), "strict")
+    assert decode(to_payload(document, CSV_COLUMNS, 10, "strict").data) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("n;t\n1;x\n", "the first row names the columns ['n;t'], and 'n' is missing"),
+        ("1,x\n", "the first row names the columns ['1', 'x'], and 'n' is missing"),
+        ("n, t\n1,x\n", "['n', ' t'], and 't' is missing"),
+        ("n,t\n1,x,\n", "row 0 has 3 values; expected 2"),
+        ("n,t,n\n1,x,2\n", "names a column twice"),
+        ("n,t\n\u0661,x\n", "row 0, column 'n': got '\u0661'"),
+        ('n,t\n1,"x\n', "not CSV"),
+    ],
+)
+def test_csv_that_does_not_fit_is_refused_and_the_error_shows_its_header(text: str, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        to_payload(read(b"text/csv", text.encode(), "strict"), CSV_COLUMNS, 10, "strict")
+    assert said in refused.value.detail
+
+
+def test_csv_without_a_header_is_refused_where_its_type_says_so() -> None:
+    with pytest.raises(UnsupportedTypeError, match="expected a header row"):
+        read(b"text/csv; header=absent", b"1,x\n", "strict")

@@ -222,6 +222,13 @@ def test_columns_of_numbers_or_one_column_of_lists_are_a_tensor() -> None:
     assert np.array_equal(np.frombuffer(values).tolist(), [1, 2, np.nan, 3], equal_nan=True)
 
 
+SIX = pa.FixedSizeListArray.from_arrays(pa.array(range(6), pa.float32()), 6)
+SHAPED = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [3, 2]), SIX)
+PERMUTED = pa.ExtensionArray.from_storage(
+    pa.fixed_shape_tensor(pa.float32(), [3, 2], permutation=[1, 0]), SIX
+)
+
+
 def test_a_table_that_spells_no_tensor_is_refused_by_row_and_column() -> None:
     pair, whole = TensorContract("float32", (2,)), TensorContract("uint8", (2,))
     refused: list[tuple[Any, Contract, type[ModelyardError], str]] = [
@@ -236,11 +243,19 @@ def test_a_table_that_spells_no_tensor_is_refused_by_row_and_column() -> None:
         ({"a": ["1"], "b": ["2"]}, pair, InputTypeError, "got '1'"),
         ({"a": [b"1"]}, pair, InputTypeError, "the Arrow type binary"),
         (pa.table({}), pair, InputShapeError, "no column"),
+        ({"x": SHAPED}, TensorContract("float32", (2, 3)), InputShapeError, "(1, 3, 2)"),
+        ({"x": PERMUTED}, TensorContract("float32", (3, 2)), InputTypeError, "permuted dimensions"),
     ]
     for table, contract, error, said in refused:
         with pytest.raises(error) as found:
             payload(ARROW_STREAM, table, contract)
         assert said in str(found.value)
+
+
+def test_what_follows_the_end_of_a_stream_is_refused_and_not_left_out() -> None:
+    stream = written(ARROW_STREAM, pa.table({"c": [1]}))
+    with pytest.raises(BodyNotArrayError, match=f"{len(stream)} bytes follow the end"):
+        read_table(ARROW_STREAM, stream + stream, 1000, MAX_BYTES)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 
+from app.contract import AnyContract
 from tests.controller.conftest import HandWorker, Serve, nothing_is_queued
 from tests.pool_samples import CONTRACT
 
@@ -97,6 +98,22 @@ async def test_a_bad_request_says_what_was_expected_and_reaches_no_queue(
     assert (
         f'modelyard_requests_rejected_total{{code="{code}"}} 1.0' in (await served.http.get("/metrics")).text
     )
+
+
+@pytest.mark.parametrize("contract", [CONTRACT, AnyContract()], ids=["tensor", "any"])
+async def test_a_body_of_another_type_is_415_and_names_the_types_for_every_contract(
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis, contract: Any
+) -> None:
+    hand_worker(input=contract)
+    served = await serve()
+    for content_type in ("image/webp", "application/xml"):
+        answer = await served.post(b"<a/>", content_type=content_type)
+        assert (answer.status_code, answer.json()["code"]) == (415, "media_type_unsupported")
+        assert "application/vnd.apache.parquet" in answer.json()["detail"]
+    for content_type in ("application/json", "text/plain", "application/vnd.a+json"):
+        answer = await served.post(b"<a/>", content_type=content_type)
+        assert (answer.status_code, answer.json()["code"]) == (400, "body_not_json")
+    assert nothing_is_queued(client)
 
 
 async def test_a_body_of_too_many_bytes_is_answered_without_reading_the_rest(
