@@ -32,19 +32,29 @@ class SentinelServers:
 
     Args:
         options: Further lines of each Redis's configuration.
-        password: Password of Redis; empty for none.
+        password: Password of Redis, and of each of its users; empty for none.
+        users: Lines of Redis's ACL file; among them are `replica`, `sentinel` and `operator`. Empty for no users.
         sentinel_password: Password of the Sentinels; empty for none.
     """
 
     def __init__(
-        self, folder: Path, options: Sequence[str] = (), password: str = "", sentinel_password: str = ""
+        self,
+        folder: Path,
+        options: Sequence[str] = (),
+        password: str = "",
+        sentinel_password: str = "",
+        users: Sequence[str] = (),
     ) -> None:
         self._folder = folder
+        self._user = "operator" if users else None
         self._password, self._sentinel_password = password, sentinel_password
         self._ports = [_free_port() for _ in range(3)]
         self.sentinel_ports = [_free_port() for _ in range(3)]
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         login = [f"requirepass {password}", f"masterauth {password}"] if password else []
+        if users:
+            (folder / "users.acl").write_text("\n".join([*users, ""]))
+            login = [f"aclfile {folder}/users.acl", "masteruser replica", f"masterauth {password}"]
         for port in self._ports:
             primary = [] if port == self._ports[0] else [f"replicaof {HOST} {self._ports[0]}"]
             durable = ["appendonly yes", 'save ""', "repl-diskless-sync-delay 0"]
@@ -53,6 +63,7 @@ class SentinelServers:
             watched = [f"monitor {NAME} {HOST} {self._ports[0]} {QUORUM}"]
             watched += [f"down-after-milliseconds {NAME} {DOWN_AFTER_MS}", f"failover-timeout {NAME} 6000"]
             watched += [f"auth-pass {NAME} {password}"] if password else []
+            watched += [f"auth-user {NAME} sentinel"] if users else []
             own = [f"requirepass {sentinel_password}"] if sentinel_password else []
             self._write(port, [*own, *(f"sentinel {line}" for line in watched)])
 
@@ -95,10 +106,12 @@ class SentinelServers:
 
     def client(self, port: int) -> Any:
         """A client of one server."""
-        password = self._sentinel_password if port in self.sentinel_ports else self._password
+        is_sentinel = port in self.sentinel_ports
+        password = self._sentinel_password if is_sentinel else self._password
         return redis.Redis(
             HOST,
             port,
+            username=None if is_sentinel else self._user,
             password=password or None,
             decode_responses=True,
             socket_timeout=1,

@@ -1,4 +1,7 @@
-"""Redis behind Sentinel: every kind of connection finds the primary, with passwords, and follows a failover."""
+"""Redis behind Sentinel: every kind of connection finds the primary, and follows a failover.
+
+All of them log in as users of the files in `deploy`.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,28 @@ from tests.controller.conftest import until
 pytestmark = pytest.mark.process
 PASSWORD, SENTINEL_PASSWORD = "p@ss,w:rd/1", "s3nt/nel"
 ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
-CALL = Call(ADD, ["sum"], [1])
+SUM = "modelyard:sum"
+CALL = Call(ADD, [SUM], [1])
+ACL_FILES = [
+    Path(__file__).parents[3] / "deploy" / name for name in ("redis-users.acl", "redis-sentinel-users.acl")
+]
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[SentinelServers]:
     with (
         tempfile.TemporaryDirectory(prefix="yard-") as folder,
-        SentinelServers(Path(folder), password=PASSWORD, sentinel_password=SENTINEL_PASSWORD) as started,
+        SentinelServers(
+            Path(folder), password=PASSWORD, sentinel_password=SENTINEL_PASSWORD, users=shipped_users()
+        ) as started,
     ):
         yield started
+
+
+def shipped_users() -> list[str]:
+    """The users of the files, each with the password."""
+    lines = [line for path in ACL_FILES for line in path.read_text().splitlines() if line.startswith("user ")]
+    return [line if line.startswith("user default ") else f"{line} >{PASSWORD}" for line in lines]
 
 
 @pytest.fixture
@@ -44,17 +59,24 @@ def settings(servers: SentinelServers, tmp_path: Path) -> Settings:
     files = {"redis_password_file": PASSWORD, "redis_sentinel_password_file": SENTINEL_PASSWORD}
     for name, password in files.items():
         (tmp_path / name).write_text(password)
-    return load(Settings, redis_url=servers.url, **{name: tmp_path / name for name in files})
+    paths = {name: tmp_path / name for name in files}
+    return load(Settings, redis_url=url_of(servers, "controller"), **paths)
+
+
+def url_of(servers: SentinelServers, user: str) -> str:
+    """What REDIS_URL takes for a process of this user."""
+    return servers.url.replace("://", f"://{user}@")
 
 
 def port_of(client: Any) -> int:
     """Port of the server that a client reaches."""
-    return int(client.config_get("port")["port"])
+    return int(client.info("server")["tcp_port"])
 
 
 def celery_port(settings: Settings) -> int:
-    """Port of the server that Flower and Celery's commands reach, with kombu's own transport."""
-    with create_celery(settings).connection_for_read() as broker:
+    """Port of the server that Celery's commands reach, with kombu's own transport, as an operator."""
+    url = settings.redis_url.replace("controller@", "operator@")
+    with create_celery(settings.model_copy(update={"redis_url": url})).connection_for_read() as broker:
         return port_of(broker.default_channel.client)
 
 
@@ -77,7 +99,7 @@ async def test_every_connection_follows_an_ordered_failover_before_the_former_pr
                 # It would still take a write, and lose it.
                 assert left.info("replication")["role"] == "master"
             scripts.run(CALL)  # the new primary has not seen the script
-            before = int(await async_client.get("sum") or 0)
+            before = int(await async_client.get(SUM) or 0)
 
             def link_adds() -> bool:
                 """Whether the link has answered; asks again, as a call fails if the link is being ended."""
