@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from math import isfinite
+import sys
+from math import isnan, nan
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -17,6 +18,8 @@ CORRECT = (
 )
 MOST_ROWS = 20_000  # of them: each worker publishes its own every second
 ROWS_TAG = "modelyard.eval_rows"  # of a version: the number of samples that its metric was measured on
+DATASET_TAG = "modelyard.eval_dataset"  # of a version: the digest of their data set
+CONTEXT = "mlflow.data.context"  # MLflow's tag of an input of a run: what the data set was used for
 LOGGED_MODEL = re.compile(r"models:/(m-\w+)$")
 VERSION = re.compile(r"models:/([^/]+)/(\d+)$")
 NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
@@ -27,7 +30,8 @@ class Quality(msgspec.Struct, frozen=True):
 
     Attributes:
         value: Value of the metric, of val_accuracy a fraction in [0, 1]; None if there is none.
-        source: `model` if it was logged for the version's logged model, `run` if it comes from its run.
+        source: `model` if it was logged for the version's logged model, `run` if it comes from its run, `tag` if it
+            is a tag of the version.
         dataset: Name of its data set, empty if none was logged with it.
         dataset_digest: MLflow's digest of that data set.
         dataset_rows: Its number of rows; 0 if unknown.
@@ -36,7 +40,7 @@ class Quality(msgspec.Struct, frozen=True):
     """
 
     value: float | None = None
-    source: Literal["", "model", "run"] = ""
+    source: Literal["", "model", "run", "tag"] = ""
     dataset: str = ""
     dataset_digest: str = ""
     dataset_rows: int = 0
@@ -69,7 +73,8 @@ def figure_problem(metric: str, value: float | None) -> str:
 
     Any other value would attract all requests, or none.
     """
-    if value is None or (0 <= value <= 1 if metric == VAL_ACCURACY else isfinite(value)):  # of NaN, false
+    # MLflow's databases keep infinity as the largest number. Each comparison with NaN is false.
+    if value is None or (0 <= value <= 1 if metric == VAL_ACCURACY else abs(value) < sys.float_info.max):
         return ""
     if metric != VAL_ACCURACY:
         return f"{metric} {value:g} is ignored: expected a finite number"
@@ -81,7 +86,8 @@ def read_quality(client: Any, version: Any, key: str = VAL_ACCURACY) -> Quality:
     """Read the quality of a registered version.
 
     A metric of the version's logged model comes first, then its run's, unless another model was registered from
-    that run: a run keeps one value per metric, whichever model it was logged for.
+    that run: a run keeps one value per metric, whichever model it was logged for. A version without a usable metric
+    has the value of its tag of that name.
 
     Args:
         client: An `mlflow.MlflowClient`.
@@ -91,6 +97,12 @@ def read_quality(client: Any, version: Any, key: str = VAL_ACCURACY) -> Quality:
     Raises:
         MlflowException: The registry does not answer.
     """
+    found = _logged_quality(client, version, key)
+    tagged = (version.tags or {}).get(key)
+    return found if found.value is not None or tagged is None else _tagged_quality(version, key, tagged)
+
+
+def _logged_quality(client: Any, version: Any, key: str) -> Quality:
     run = None
     if version.run_id:
         run = _or_none(client.get_run, version.run_id)
@@ -100,51 +112,118 @@ def read_quality(client: Any, version: Any, key: str = VAL_ACCURACY) -> Quality:
             restore = f"`mlflow runs restore --run-id {version.run_id}` brings it back"
             return _none(f"its run {version.run_id} was deleted, so its {key} is ignored; {restore}")
     source = _first_source(client, version)
-    metric = _own_metric(client, source, key)
-    if metric:
-        digest = metric.dataset_digest or ""
-        rows = _rows(version, run, digest)
-        return _checked(key, metric.value, "model", metric.dataset_name or "", digest, rows)
-    value = run.data.metrics.get(key) if run else None
-    if value is not None and _is_shared(client, version, source):
+    model = _logged_model(client, source)
+    metric = max(_own_metrics(model, key), key=_moment, default=None)
+    value = _value_of(client, metric) if metric else run.data.metrics.get(key) if run else None
+    is_of_several = value is not None and (
+        _may_be_of_another(client, run, model, metric) if metric else _is_shared(client, version, source)
+    )
+    if is_of_several:
         return _none(
             f"its run {version.run_id} logged {key} for several models, so it is ignored; log it with "
-            f"`model_id`, or register one model per run"
+            f"`model_id` for each of them, tag the version with {key}, or log one model per run"
         )
-    return _checked(key, value, "run")
+    if problem := figure_problem(key, value):
+        return _none(problem)
+    if value is None:
+        return Quality()
+    dataset, digest = _dataset(version, run, metric)
+    return Quality(value, "model" if metric else "run", dataset, digest, _rows(version, run, digest))
 
 
-def _checked(
-    key: str,
-    value: float | None,
-    source: Literal["model", "run"],
-    dataset: str = "",
-    digest: str = "",
-    rows: int = 0,
-) -> Quality:
-    problem = figure_problem(key, value)
-    if problem or value is None:
-        return _none(problem) if problem else Quality()
-    return Quality(value, source, dataset, digest, rows)
+def _tagged_quality(version: Any, key: str, tagged: str) -> Quality:
+    try:
+        value = float(tagged)
+    except ValueError:
+        return _none(f"its tag {key} is ignored: expected a number, not {tagged!r}")
+    if problem := figure_problem(key, value):
+        return _none(f"its tag {problem}")
+    digest = _dataset_tag(version)
+    return Quality(value, "tag", "", digest, _rows(version, None, digest))
 
 
 def _none(warning: str) -> Quality:
     return Quality(warnings=(warning,))
 
 
-def _own_metric(client: Any, source: str, key: str) -> Any:
-    """The last metric that was logged for the model itself, or None.
+def _logged_model(client: Any, source: str) -> Any:
+    found = LOGGED_MODEL.match(source)
+    return _or_none(client.get_logged_model, found[1]) if found else None
+
+
+def _own_metrics(model: Any, key: str) -> list[Any]:
+    """The metrics that were logged for the model itself.
 
     A new logged model starts with copies of its run's metrics, which are older than the model.
     """
-    found = LOGGED_MODEL.match(source)
-    model = _or_none(client.get_logged_model, found[1]) if found else None
-    if model is None:
-        return None
-    own = [
-        each for each in model.metrics or () if each.key == key and each.timestamp >= model.creation_timestamp
-    ]
-    return max(own, key=lambda each: (each.timestamp, each.step), default=None)
+    return [each for each in _metrics(model, key) if each.timestamp >= model.creation_timestamp]
+
+
+def _metrics(model: Any, key: str) -> list[Any]:
+    return [each for each in model.metrics or () if each.key == key] if model else []
+
+
+def _moment(metric: Any) -> tuple[int, int]:
+    return metric.timestamp, metric.step
+
+
+def _value_of(client: Any, metric: Any) -> float:
+    """The value of a logged model's metric. MLflow's databases keep NaN as 0 there; the run knows which it was."""
+    if metric.value == 0 and metric.run_id:
+        history = _or_none(client.get_metric_history, metric.run_id, metric.key) or ()
+        if any(isnan(each.value) and _moment(each) == _moment(metric) for each in history):
+            return nan
+    return float(metric.value)
+
+
+def _may_be_of_another(client: Any, run: Any, model: Any, metric: Any) -> bool:
+    """Whether the last metric of a logged model may have been measured on another model of its run.
+
+    Without `model_id`, MLflow adds a run's metric to one of the models that the run has logged, and not always to the
+    last one. So where a later model has no metric of its own, and the values before and after that differ, the last
+    value may be its.
+    """
+    if run is None or metric.run_id != run.info.run_id or not run.outputs:
+        return False
+    steps = {each.model_id: each.step for each in run.outputs.model_outputs}
+    own_step = steps.pop(model.model_id, None)
+    found = (_or_none(client.get_logged_model, name) for name, step in steps.items() if step == own_step)
+    others = [each for each in found if each is not None]
+    of_others = {_moment(each) for other in others for each in _own_metrics(other, metric.key)}
+    values = [each for each in _metrics(model, metric.key) if _moment(each) not in of_others]
+    for other in others:
+        if other.creation_timestamp > model.creation_timestamp and not _own_metrics(other, metric.key):
+            began_ms = (model.creation_timestamp, other.creation_timestamp)
+            since_ms = max(each for each in began_ms if each <= metric.timestamp)
+            if any(each.timestamp < since_ms and each.value != metric.value for each in values):
+                return True
+    return False
+
+
+def _dataset(version: Any, run: Any, metric: Any) -> tuple[str, str]:
+    """Name and digest of a figure's data set, of the metric, or else of its run or a tag of the version."""
+    if metric and metric.dataset_digest:
+        return metric.dataset_name or "", metric.dataset_digest
+    is_of_run = run and (metric is None or metric.run_id == run.info.run_id)
+    named = _dataset_of_run(run) if is_of_run else None
+    return named or ("", _dataset_tag(version))
+
+
+def _dataset_of_run(run: Any) -> tuple[str, str] | None:
+    """Name and digest of the only data set that a run names for its validation.
+
+    It is the input with the context `validation`, or else the one without a context: the `dataset=` of a metric.
+    """
+    by_context: dict[str, set[tuple[str, str]]] = {}
+    for each in run.inputs.dataset_inputs if run.inputs else ():
+        context = next((tag.value for tag in each.tags or () if tag.key == CONTEXT), "")
+        by_context.setdefault(context, set()).add((each.dataset.name or "", each.dataset.digest or ""))
+    found = by_context.get("validation") or by_context.get("") or set()
+    return found.pop() if len(found) == 1 else None
+
+
+def _dataset_tag(version: Any) -> str:
+    return str((version.tags or {}).get(DATASET_TAG, ""))
 
 
 def _rows(version: Any, run: Any, digest: str) -> int:

@@ -58,8 +58,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         metric: The metric that ranks the version.
         direction: Which value of that metric is better.
         metric_value: Value of that metric, if it is not val_accuracy.
-        val_accuracy_source: Where the metric was logged: `model` or `run`, empty without a value and in records of
-            older releases.
+        val_accuracy_source: Where the metric was logged: `model`, `run` or `tag`, empty without a value and in
+            records of older releases.
         dataset: Name of the data set of the metric, empty if MLflow does not have it.
         dataset_digest: MLflow's digest of that data set.
         dataset_rows: Its number of rows; 0 if unknown, and in records of older releases.

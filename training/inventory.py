@@ -142,6 +142,7 @@ class ReadInPages:
 
         self.get_model_version = client.get_model_version
         self.search_model_versions = client.search_model_versions
+        self.get_metric_history = client.get_metric_history
         self._client = client
         experiments = all_pages(
             lambda token: client.search_experiments(view_type=ViewType.ALL, page_token=token)

@@ -105,7 +105,9 @@ class RankedVersion(msgspec.Struct, frozen=True, kw_only=True):
     model_name: str
     model_version: int
     val_accuracy: Annotated[float | None, says("fraction in [0, 1]")]
-    val_accuracy_source: Annotated[str, says("where it was logged: `model`, `run`, or empty without one")]
+    val_accuracy_source: Annotated[
+        str, says("where it was logged: `model`, `run` or `tag`; empty without one")
+    ]
     dataset: Annotated[str, says("name of its data set; empty if none was logged")]
     dataset_digest: Annotated[str, says("digest of that data set; empty if it was not declared")]
     dataset_rows: Annotated[int, says("rows of that data set; 0 if unknown")]
@@ -432,7 +434,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     aliases: Annotated[tuple[str, ...], says("the registry's aliases of this version")] = ()
     val_accuracy_source: Annotated[
-        str, says("where the metric was logged: `model`, `run`, or empty without a value")
+        str, says("where the metric was logged: `model`, `run` or `tag`; empty without a value")
     ] = ""
     dataset: Annotated[str, says("name of the data set of the metric; empty if none was logged")] = ""
     dataset_rows: Annotated[int, says("rows of that data set; 0 if unknown")] = 0

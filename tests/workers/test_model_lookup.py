@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 
 import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mlflow.data.numpy_dataset import NumpyDataset
 from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
 
-from app.quality import packed_rows
+from app.quality import Quality, packed_rows
 from app.server_errors import ModelNotFoundError
 from training.inventory import registered_versions
 from workers.model_lookup import look_up
 
 MODEL, SHARED = "Impossible", "Shared"
+VALIDATION = ("digits", "d1", 2)  # name, digest and rows of `digits`
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +102,37 @@ def test_what_is_not_found_is_answered_with_what_there_is(
     assert named in raised.value.detail
 
 
+def logged(model: str | None = None) -> ModelInfo:
+    """Log a model of one number, and register it as a version of `model`."""
+    from sklearn.linear_model import LogisticRegression
+
+    inputs = np.array([[0.0], [1.0]])
+    return mlflow.sklearn.log_model(
+        LogisticRegression().fit(inputs, [0, 1]),
+        name="model",
+        signature=ModelSignature(inputs=Schema([TensorSpec(inputs.dtype, (-1, 1))])),
+        pip_requirements=["scikit-learn"],
+        registered_model_name=model,
+    )
+
+
+def digits() -> NumpyDataset:
+    """A data set of two rows."""
+    return mlflow.data.from_numpy(
+        np.array([[0.0], [1.0]]), name="digits", digest="d1", source="http://localhost/digits"
+    )
+
+
 @pytest.fixture(scope="module")
 def shared_run(registry: str) -> str:
     """The registry, with two models of one run, 0.9 and 0.7, a third without a metric, and a model without a run."""
     mlflow.set_tracking_uri(registry)
     client = mlflow.MlflowClient()
     client.create_registered_model(SHARED)
-    from sklearn.linear_model import LogisticRegression
-
-    inputs = np.array([[0.0], [1.0]])
-    fitted = LogisticRegression().fit(inputs, [0, 1])
-    takes = ModelSignature(inputs=Schema([TensorSpec(inputs.dtype, (-1, 1))]))
-    data = mlflow.data.from_numpy(inputs, name="digits", digest="d1", source="http://localhost/digits")
+    data = digits()
 
     def log(quality: float | None, run_id: str | None = None) -> None:
-        info = mlflow.sklearn.log_model(
-            fitted, name="model", signature=takes, pip_requirements=["scikit-learn"]
-        )
+        info = logged()
         if quality is not None:
             values = {"val_accuracy": quality, "rmse": 10 * quality}
             mlflow.log_metrics(values, model_id=info.model_id, dataset=data)
@@ -171,3 +189,74 @@ def test_a_copied_version_has_the_quality_of_its_original(shared_run: str) -> No
 def test_a_run_of_one_model_gives_it_its_quality(shared_run: str) -> None:
     found = look_up(shared_run, SHARED, "5").quality
     assert (found.value, found.source, found.warnings) == (0.5, "run", ())
+
+
+def test_a_figure_that_mlflow_may_have_given_to_the_wrong_model_of_a_run_is_ignored(registry: str) -> None:
+    mlflow.set_tracking_uri(registry)
+    with mlflow.start_run():  # the metrics after the models: MLflow adds 0.7 to either of them
+        logged("MetricLast")
+        mlflow.log_metric("val_accuracy", 0.9)
+        logged("MetricLast")
+        mlflow.log_metric("val_accuracy", 0.7)
+    with mlflow.start_run():  # and before them: it adds 0.6 to the first
+        mlflow.log_metric("val_accuracy", 0.9)
+        first = logged("MetricFirst")
+        mlflow.log_metric("val_accuracy", 0.6)
+        logged()
+    assert look_up(registry, "MetricLast", "1").quality.value in (None, 0.9)
+    assert look_up(registry, "MetricLast", "2").quality.value in (None, 0.7)
+    found = look_up(registry, "MetricFirst", "1").quality
+    assert found.value is None
+    assert "for several models, so it is ignored; log it with `model_id`" in found.warnings[0]
+    mlflow.log_metric("val_accuracy", 0.9, model_id=first.model_id)
+    mlflow.end_run()  # that the metric was logged in
+    assert look_up(registry, "MetricFirst", "1").quality.value == 0.9
+
+
+@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, r"1\.79769e\+308"), (0.0, "")])
+def test_a_figure_that_is_no_number_is_no_best_one_although_mlflow_keeps_it_as_one(
+    registry: str, value: float, shown: str
+) -> None:
+    mlflow.set_tracking_uri(registry)
+    with mlflow.start_run():
+        info = logged("NoNumber")
+        for step, rmse in enumerate((0.5, value)):
+            mlflow.log_metric("rmse", rmse, step=step, model_id=info.model_id)
+    found = look_up(registry, "NoNumber", str(info.registered_model_version), metric="rmse").quality
+    assert found.value == (None if shown else 0.0)
+    assert not shown or re.match(f"rmse {shown} is ignored: expected a finite number", found.warnings[0])
+
+
+def test_a_version_without_a_metric_has_the_figure_of_its_tag(registry: str) -> None:
+    mlflow.set_tracking_uri(registry)
+    client = mlflow.MlflowClient()
+    with mlflow.start_run():
+        logged("Tagged")
+
+    def tagged(key: str, value: str) -> Quality:
+        client.set_model_version_tag("Tagged", "1", key, value)
+        return look_up(registry, "Tagged", "1").quality
+
+    assert tagged("val_accuracy", "good").warnings == (
+        "its tag val_accuracy is ignored: expected a number, not 'good'",
+    )
+    assert tagged("val_accuracy", "92").warnings[0].startswith("its tag val_accuracy 92 is ignored")
+    tagged("val_accuracy", "0.92")
+    tagged("modelyard.eval_rows", "400")
+    found = tagged("modelyard.eval_dataset", "d1")
+    assert (found.value, found.source, found.dataset_digest, found.dataset_rows) == (0.92, "tag", "d1", 400)
+
+
+@pytest.mark.parametrize("how", ["dataset of the metric", "input of the run"])
+def test_a_figure_of_a_run_is_of_the_data_set_that_the_run_names_for_it(registry: str, how: str) -> None:
+    mlflow.set_tracking_uri(registry)
+    training = mlflow.data.from_numpy(np.zeros((9, 1)), digest="d0", source="http://localhost/training")
+    with mlflow.start_run():
+        mlflow.log_input(training, context="training")
+        if how == "input of the run":
+            mlflow.log_input(digits(), context="validation")
+        mlflow.log_metric("val_accuracy", 0.8, dataset=digits() if how == "dataset of the metric" else None)
+        version = logged("OfRun").registered_model_version
+    found = look_up(registry, "OfRun", str(version)).quality
+    assert (found.value, found.source) == (0.8, "run")
+    assert (found.dataset, found.dataset_digest, found.dataset_rows) == VALIDATION

@@ -140,7 +140,7 @@ function ranked(rows) {
 
 /** Where the figure of a version comes from. */
 function origin(row) {
-  const where = { model: "of the model", run: "of its run" }[row.val_accuracy_source];
+  const where = { model: "of the model", run: "of its run", tag: "of its tag" }[row.val_accuracy_source];
   const rows = row.dataset_rows ? `, ${number(row.dataset_rows)} rows` : "";
   return where ? `${where}${row.dataset ? ` on ${row.dataset}` : ""}${rows}` : "";
 }

@@ -30,7 +30,7 @@ export function Why({ rows }) {
         <td><b>${row.model_name} ${row.model_version}</b></td>
         <td class="n" data-label="Rank">${number(row.rank)}</td>
         <td class="n" data-label="val_accuracy">${figure(row)}</td>
-        <td data-label="Logged for">${{ model: "the model", run: "its run" }[row.val_accuracy_source] ?? "–"}</td>
+        <td data-label="Logged for">${{ model: "the model", run: "its run", tag: "the version (tag)" }[row.val_accuracy_source] ?? "–"}</td>
         <td data-label="Data set">${row.dataset || "undeclared"}</td>
         <td data-label="Aliases">${row.aliases.join(", ") || "–"}</td>
         <td data-label="Routing">${row.excluded ? row.excluded_why : row.chosen ? "chosen" : row.rank ? "after the chosen one" : "no worker is ready"}</td>
