@@ -246,6 +246,8 @@ class AnyContract(msgspec.Struct, frozen=True, tag_field="kind", tag="any"):
 
     def describe(self) -> str:
         """The contract in words, for error messages."""
+        if self.is_own:
+            return "a list of what the model's type hints say"
         return "what the model itself takes: the version has no signature that says more"
 
 

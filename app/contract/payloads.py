@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import AnyContract, ColumnsContract, Contract, TensorContract, TensorsContract
-from app.contract.documents import Document, Rules
+from app.contract.documents import UNIFIED, Document, Rules
 from app.contract.packed_columns import pack
 from app.contract.params import read_params
 from app.contract.tables import read_columns
@@ -138,6 +138,8 @@ def _tensors(document: Document, contract: TensorsContract, params: bytes, rules
 
 def _anything(document: Document, contract: AnyContract, params: bytes) -> Payload:
     value = document.value
+    if contract.is_own and document.key != UNIFIED and type(value) is not list:
+        raise InputShapeError(f"got a value that is not a list; expected {contract.describe()}")
     if type(value) is bytes:
         raise InputTypeError("raw numbers are taken where a signature has their dtype and shape; send JSON")
     rows = value.get("data") if document.key == "dataframe_split" and isinstance(value, dict) else value

@@ -74,6 +74,7 @@ KINDS = {
     "one_answer_for_all_rows": Kind("columns", merges=False, settings=PICKLED),
     "pickled_without_signature": Kind("any", merges=False, settings=PICKLED),
     "no_signature": Kind("any", merges=False, settings=PICKLED),
+    "type_hints": Kind("any", merges=False, settings=PICKLED),
 }
 
 

@@ -22,6 +22,7 @@ ANSWERS: dict[str, Any] = {
     "pipeline_on_mixed_columns": ["no", "yes"],
     "onnx_with_two_inputs": {"kept": [[1.0, 2.0, 0.0], [3.0, 0.0, 8.0]], "largest": [1, 2]},
     "no_signature": [{"n": 2, "t": "x!"}, {"n": 4, "t": "y!"}],
+    "type_hints": [{"label": "2 for 1"}, {"label": "0 for 2"}],
 }
 
 

@@ -286,6 +286,14 @@ def test_raw_bytes_are_the_rows_of_a_tensor_whose_rows_have_one_size() -> None:
         to_payload(read(b"application/octet-stream", b"1", "strict"), AnyContract(), 10, "strict")
 
 
+@pytest.mark.parametrize(
+    "body", ['{"inputs": {"a": 1}}', '{"dataframe_split": {"data": [[1]]}}', '{"data": "a"}']
+)
+def test_what_is_no_list_is_refused_before_the_queue_where_type_hints_take_lists(body: str) -> None:
+    with pytest.raises(InputError, match="not a list; expected a list of what the model's type hints say"):
+        to_payload(read_json(body.encode(), "strict"), AnyContract(is_own=True), 10, "strict")
+
+
 @pytest.mark.parametrize("content_type", [b"application/msgpack", b"application/x-msgpack"])
 def test_extensions_of_messagepack_are_refused_before_a_worker_reads_them(content_type: bytes) -> None:
     body = msgspec.msgpack.encode({"inputs": [msgspec.msgpack.Ext(1, b"12345678")]})
