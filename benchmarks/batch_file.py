@@ -147,7 +147,7 @@ def _drain(pool: Pool, worker: int, rows: pa.Table) -> tuple[float, float]:
         status, answer = processes.post(url, body, "application/vnd.apache.arrow.stream")
         if status != 202:
             raise SystemExit(f"batch_file: {answer}")
-    before_s, started_s = _cpu_of(worker), time.monotonic()
+    before_s, started_s = machine.cpu_of(worker), time.monotonic()
     os.kill(worker, signal.SIGCONT)
     with pool.client() as client:
         while sum(map(int, client.hvals(keys.BACKLOG))):
@@ -155,7 +155,7 @@ def _drain(pool: Pool, worker: int, rows: pa.Table) -> tuple[float, float]:
                 raise SystemExit("batch_file: the worker has stopped")
             time.sleep(POLL_S)
     n_rows = WAITING_REQUESTS * rows.num_rows
-    return (time.monotonic() - started_s) / n_rows, (_cpu_of(worker) - before_s) / n_rows
+    return (time.monotonic() - started_s) / n_rows, (machine.cpu_of(worker) - before_s) / n_rows
 
 
 def _run(pool: Pool, source: Path) -> Run:
@@ -178,12 +178,6 @@ def _run(pool: Pool, source: Path) -> Run:
 
 def _cpu_s() -> dict[str, float]:
     return machine.cpu_by_label(machine.descendants(os.getpid()), SYSTEMS[0].labels)
-
-
-def _cpu_of(pid: int) -> float:
-    """CPU seconds of a process, in user and kernel code of all its threads."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 if __name__ == "__main__":

@@ -95,6 +95,12 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def cpu_of(pid: int) -> float:
+    """CPU seconds of one process, in user and kernel code of all its threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
 def cpu_by_label(pids: Sequence[int], labels: Sequence[tuple[str, str]]) -> dict[str, float]:
     """CPU seconds of processes and their reaped children, summed by label.
 

@@ -632,7 +632,10 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ModelyardE
     except (msgspec.DecodeError, UnicodeDecodeError):  # for example a proxy's error page
         problem = _Told()
     kind = error_classes().get(problem.code) or STATUS_ERRORS.get(status, ModelyardError)
-    detail = problem.detail or f"the controller's address answered {status} without saying why"
+    detail = problem.detail or (
+        f"the address answered {status} without a reason, which controllers always give; check the address, and "
+        "proxies on the way"
+    )
     error = kind(detail, retry_after_s=_retry_after_s(headers.get("retry-after")))
     error.code = problem.code or error.code  # also a code that only newer controllers know
     if isinstance(error, TooLargeError):

@@ -1,4 +1,4 @@
-"""Streams changes of the pool to every open page: encoded once per heartbeat, independent of the number of pages."""
+"""Streams the pool to every open page: encoded once per heartbeat, independent of the number of pages."""
 
 from __future__ import annotations
 
@@ -15,13 +15,26 @@ from app.redis import keys
 from app.redis.client import ledger_errors
 from app.server_errors import LedgerUnavailableError, TooManyPagesError
 from controller.http.pool_document import pool_document
-from controller.page.history import History
+from controller.page.history import History, Newest
 from controller.pool_watcher import PoolWatcher
+from modelyard.schemas import WorkerInfo
 
 logger = logging.getLogger(__name__)
 MOST_PAGES = 200
 KEEP_EVERY_S = 30.0
 KEPT_FOR_S = 86_400
+
+
+class PoolNow(msgspec.Struct):
+    """The event `pool`.
+
+    Attributes:
+        workers: Those of `GET /workers`, without their examples: these are large, do not change, and one section needs
+            them.
+    """
+
+    workers: list[WorkerInfo]
+    newest: Newest
 
 
 class Feed:
@@ -103,7 +116,8 @@ class Feed:
 
     def _pool(self) -> bytes:
         document = pool_document(self._watcher.view, self._clock.now_ms())
-        return _event("pool", msgspec.json.encode(document))
+        workers = [msgspec.structs.replace(row, example=None) for row in document.workers]
+        return _event("pool", msgspec.json.encode(PoolNow(workers, self._history.newest())))
 
     def _tell(self, event: bytes) -> None:
         self._event = event

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import redis
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -23,6 +24,7 @@ from app.api_keys import new_key
 from modelyard import Body, Client
 from tests.e2e.conftest import MODEL, Digits, Pool
 from tests.e2e.orders import register_orders
+from tests.pool_samples import publish, record, unpublish
 
 Served = tuple[Pool, str, Client]
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
@@ -363,6 +365,40 @@ def test_the_page_fits_the_width_of_the_screen(served: Served, browser: Browser,
             assert table.evaluate("each => each.scrollWidth - each.clientWidth") <= 0, section
     page.close()
     assert max(widths.values()) <= width, widths
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    enumerate(
+        [
+            "no_break_" + "x" * 150,
+            ("words " * 30).strip(),
+            "<img src=x onerror=alert(1)>",
+            "نموذج_الصور_الكبيرة",
+            "🦄 名前",
+        ],
+        start=90,
+    ),
+)
+def test_an_odd_name_of_a_model_leaves_every_column_in_sight(
+    served: Served, page: Page, number: int, name: str
+) -> None:
+    pool, url, _ = served
+    with redis.Redis.from_url(pool.redis_url) as client:
+        worker = record(3, worker=number, model_name=name, warnings=["<b>" + "w" * 300])
+        publish(client, worker, ttl_s=60)
+        try:
+            page.set_viewport_size({"width": 1280, "height": 800})
+            for section in ("now", "why", "pool"):
+                page.goto(f"{url}/#{section}")
+                row = page.get_by_role("row").filter(has_text=name)
+                expect(row.locator(".name").first).to_have_text(
+                    re.compile(f"^\\W?\\s*{re.escape(name)}\\W? 3")
+                )
+                for table in page.locator(".scroll").all():
+                    assert table.evaluate("each => each.scrollWidth - each.clientWidth") <= 0, section
+        finally:
+            unpublish(client, worker)
 
 
 def test_the_page_says_that_its_controller_is_gone_and_recovers(served: Served, page: Page) -> None:

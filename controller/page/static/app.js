@@ -41,9 +41,9 @@ async function readEvents(signal, hear) {
 
 /** The pool, its history and the state of the connection, kept current while the page is shown. */
 function usePool(signedIn) {
-  const [pool, setPool] = useState({ rows: null, rates: {}, history: null, links: {}, state: "connecting", error: "", at: 0 });
+  const [pool, setPool] = useState({ rows: null, rates: {}, history: {}, open: {}, links: {}, state: "connecting", error: "", at: 0 });
   useEffect(() => {
-    let tries = 0, timer = 0, stop = null, before = null;
+    let tries = 0, timer = 0, stop = null;
     const update = (more) => setPool((old) => ({ ...old, ...more }));
     const hear = (event, data) => {
       tries = 0;
@@ -51,11 +51,10 @@ function usePool(signedIn) {
       else if (event === "links") update({ links: data });
       else if (event === "away") update({ state: "away", error: "Redis does not answer. The figures are as last seen." });
       else {
-        const rates = ratesBetween(before, data.workers);
-        before = data.workers;
+        const { rates, closed, open } = data.newest;
         setPool((old) => ({
-          ...old, rows: data.workers, rates, state: "live", error: "", at: Date.now(),
-          history: extended(old.history, data.workers, rates),
+          ...old, rows: data.workers, rates, open, state: "live", error: "", at: Date.now(),
+          history: extended(old.history, closed),
         }));
       }
     };
@@ -75,7 +74,7 @@ function usePool(signedIn) {
     const pause = () => {
       clearTimeout(timer);
       stop?.abort();
-      if (!document.hidden) { before = null; connect(); }
+      if (!document.hidden) connect();
     };
     document.addEventListener("visibilitychange", pause);
     connect();
@@ -84,48 +83,19 @@ function usePool(signedIn) {
   return pool;
 }
 
-/** Jobs per second of each worker number, from two readings: done and failed. */
-function ratesBetween(before, rows) {
-  const seen = {};
-  for (const row of before ?? []) for (const each of row.replicas) seen[each.worker_id] = each;
-  const rates = {};
-  for (const row of rows) {
-    let done = 0, failed = 0, known = false;
-    for (const each of row.replicas) {
-      const old = seen[each.worker_id];
-      if (!old) continue;
-      const seconds = (each.heartbeat_at_ms - old.heartbeat_at_ms) / 1000;
-      if (seconds <= 0) continue;
-      known = true;
-      done += (each.jobs_done - old.jobs_done) / seconds;
-      failed += (each.jobs_failed - old.jobs_failed) / seconds;
-    }
-    if (known) rates[row.worker] = { done, failed };
-  }
-  return rates;
-}
-
-/** The history with a point more, where its last one is a step old. */
-function extended(history, rows, rates) {
-  if (!history) return history;
-  const now = Math.floor(Date.now() / 1000);
+/** The closed points of each window with the last one that closed. */
+function extended(history, closed) {
   const result = { ...history };
-  for (const name of Object.keys(STEP_S)) {
+  for (const [name, point] of Object.entries(closed)) {
     const points = history[name] ?? [];
-    const last = points.at(-1)?.[0] ?? 0;
-    if (now - last < STEP_S[name]) continue;
-    const values = {};
-    for (const row of rows) {
-      const newest = row.replicas.reduce((a, b) => (!a || b.heartbeat_at_ms > a.heartbeat_at_ms ? b : a), null);
-      values[row.worker] = [
-        rates[row.worker]?.done ?? null, rates[row.worker]?.failed ?? null,
-        row.inference_ms.p50, row.inference_ms.p99, newest?.batch_samples_mean ?? null, row.backlog_jobs,
-      ];
-    }
-    result[name] = [...points, [now, values]].slice(-MOST_POINTS[name]);
+    if ((points.at(-1)?.[0] ?? 0) < point[0]) result[name] = [...points, point].slice(-MOST_POINTS[name]);
   }
   return result;
 }
+
+/** The points of a window; the last one has not ended. */
+const pointsOf = (pool, name) => [...(pool.history[name] ?? []), ...(pool.open[name] ? [pool.open[name]] : [])];
+const doneRate = (rates, row) => rates[row.worker]?.[0] ?? 0;
 
 function stateOf(row) {
   if (row.excluded) return row.excluded.replace("_", " ");
@@ -160,8 +130,8 @@ function Spark({ points, worker, of, label, stroke }) {
     <polyline points=${path.join(" ")} fill="none" stroke=${stroke} stroke-width="1.6" /></svg>`;
 }
 
-function Versions({ rows, rates, history }) {
-  const total = rows.reduce((sum, row) => sum + (rates[row.worker]?.done ?? 0), 0);
+function Versions({ rows, rates, points }) {
+  const total = rows.reduce((sum, row) => sum + doneRate(rates, row), 0);
   return html`<div class="card scroll" tabindex="0" role="region" aria-label="Versions"><table class="fold">
     <caption class="visually-hidden">Model versions, best first</caption>
     <thead><tr><th scope="col">Version</th><th scope="col">State</th><th scope="col" class="n">val_accuracy</th>
@@ -170,7 +140,7 @@ function Versions({ rows, rates, history }) {
       <th scope="col" class="n">Expected wait, s</th><th scope="col" class="n">Backlog</th>
       <th scope="col" class="n">Replicas</th><th scope="col">15 min</th></tr></thead>
     <tbody>${rows.map((row, index) => {
-      const rate = rates[row.worker]?.done;
+      const rate = rates[row.worker]?.[0];
       return html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
         <td><span class="name"><${Swatch} index=${index} /><b>${title(row)}</b></span> <span class="why">${row.rank ? `rank ${row.rank}, ` : ""}worker ${row.worker}</span>
           ${row.chosen && html`<span class="why">★ chosen: ${row.direction === "lower" ? "lowest" : "highest"} ${row.metric} of the ready versions with this input</span>`}
@@ -187,7 +157,7 @@ function Versions({ rows, rates, history }) {
         <td class="n" data-label="Expected wait, s">${number(row.expected_wait_s, 2)}</td>
         <td class="n" data-label="Backlog">${number(row.backlog_jobs)}</td>
         <td class="n" data-label="Replicas">${number(row.live_workers)}</td>
-        <td data-label="15 min"><${Spark} points=${history?.["15m"] ?? []} worker=${row.worker} of="jobs_per_s"
+        <td data-label="15 min"><${Spark} points=${points} worker=${row.worker} of="jobs_per_s"
           stroke=${colour(index)} label="Jobs per second of ${title(row)} over 15 minutes" /></td></tr>`;
     })}</tbody></table></div>`;
 }
@@ -232,20 +202,20 @@ function Chart({ name, of, unit, rows, points, span }) {
 
 function Now({ pool, rows }) {
   const [span, setSpan] = useState("15m");
-  const points = pool.history?.[span] ?? [];
+  const points = pointsOf(pool, span);
   const total = (of) => rows.reduce((sum, row) => sum + (of(row) ?? 0), 0);
   const chosen = rows.find((row) => row.chosen);
   const shown = [...rows].slice(0, 12);
   return html`
     <dl class="facts card">
       <div><dt>Answers now</dt><dd>${chosen ? title(chosen) : "none"} <small>${chosen ? `${chosen.metric === "val_accuracy" ? "val_accuracy " : ""}${figure(chosen)}` : ""}</small></dd></div>
-      <div><dt>Jobs per second</dt><dd>${number(total((row) => pool.rates[row.worker]?.done), 1)}</dd></div>
+      <div><dt>Jobs per second</dt><dd>${number(total((row) => doneRate(pool.rates, row)), 1)}</dd></div>
       <div><dt>Waiting or running</dt><dd>${number(total((row) => row.backlog_jobs))} <small>jobs</small></dd></div>
       <div><dt>Ready workers</dt><dd>${number(total((row) => row.live_workers))}</dd></div>
       <div><dt>Failed since start</dt><dd>${number(total((row) => row.jobs_failed))} <small>of ${number(total((row) => row.jobs_done + row.jobs_failed))}</small></dd></div>
     </dl>
     <h2>Versions</h2>
-    <${Versions} rows=${rows} rates=${pool.rates} history=${pool.history} />
+    <${Versions} rows=${rows} rates=${pool.rates} points=${pointsOf(pool, "15m")} />
     <div class="row spread"><h2>Over time</h2><div class="row" role="group" aria-label="Span of the charts">
       ${Object.entries({ "15m": "15 minutes", "24h": "24 hours" }).map(([name, label]) =>
         html`<button key=${name} aria-pressed=${span === name} onClick=${() => setSpan(name)}>${label}</button>`)}</div></div>

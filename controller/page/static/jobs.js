@@ -122,7 +122,7 @@ function Table({ jobs, marked, mark, chosen, choose }) {
     <tbody>${jobs.map((job) => html`<tr key=${job.id} class=${chosen?.id === job.id ? "chosen" : ""}>
       <td class="pick"><input type="checkbox" aria-label="Choose job ${job.id}" checked=${marked.has(job.id)} onChange=${() => mark(job.id)} />
         <button class="link" onClick=${(event) => choose(job, event)}>${job.id}</button></td>
-      <td data-label="Version">${title(job)}</td>
+      <td data-label="Version"><span class="name">${title(job)}</span></td>
       <td data-label="Status"><span class="tag ${job.status}">${job.status}</span>${job.error_code && html`<span class="why">${job.error_code}</span>`}</td>
       <td data-label="Arrived">${when(job.received_at_ms)}</td>
       <td class="n" data-label="Attempts">${number(job.attempts)}</td>

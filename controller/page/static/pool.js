@@ -65,7 +65,7 @@ export function Pool({ pool, rows }) {
       <div class="card scroll" tabindex="0" role="region" aria-labelledby="packages"><table class="fold">
       <thead><tr>${["Version", "Worker", "Package", "Model asks for", "Installed"].map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
       <tbody>${differing.map(({ row, each, one }) => html`<tr key=${each.worker_id + one.package}>
-        <td><b>${title(row)}</b></td><td data-label="Worker">${each.worker_id}</td><td data-label="Package">${one.package}</td>
+        <td><b class="name">${title(row)}</b></td><td data-label="Worker">${each.worker_id}</td><td data-label="Package">${one.package}</td>
         <td data-label="Model asks for">${one.required || "any"}</td><td data-label="Installed">${one.installed ?? "missing"}</td></tr>`)}</tbody></table></div>`}
     <h2>Elsewhere</h2>
     <p class="row">${mlflow && html`<a href=${mlflow}>MLflow</a>`} ${flower && html`<a href=${flower}>Flower</a>`}

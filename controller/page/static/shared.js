@@ -17,7 +17,10 @@ export const halfWidth = (row) => (row.val_accuracy_half_width == null ? "" : ` 
 export const ms = (value) => (value == null ? "–" : number(value, value < 10 ? 2 : value < 100 ? 1 : 0));
 /** Since when and why no worker of a version starts. */
 export const startFailure = (row) => `does not start since ${new Date(row.start_failure.since_ms).toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit", hour12: false })}: ${row.start_failure.reason}`;
-export const title = (row) => `${row.model_name} ${row.model_version}`;
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\u202a-\u202e\ufb1d-\ufdff\ufe70-\ufeff]/;
+/** Name and version; a name that is written from right to left is isolated, so that it does not move the version. */
+export const title = (row) =>
+  `${RIGHT_TO_LEFT.test(row.model_name) ? `\u2068${row.model_name}\u2069` : row.model_name} ${row.model_version ?? ""}`.trim();
 
 /** The document of an answer; a problem if the answer holds none. */
 export async function problem(answer) {

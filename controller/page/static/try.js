@@ -1,6 +1,6 @@
 // The section of trials: a form made from a version's contract, and the answers of one version or of all.
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
-import { headers, ms, number, problem, title } from "./shared.js";
+import { ask, headers, ms, number, problem, title } from "./shared.js";
 
 const NUMBERS = ["integer", "long", "float", "double"];
 
@@ -117,6 +117,11 @@ export function Try({ rows }) {
   const [file, setFile] = useState(null);
   const [answers, setAnswers] = useState([]);
   const [busy, setBusy] = useState(false);
+  const [examples, setExamples] = useState({}); // by worker number; the stream of the pool leaves them out
+  const numbers = ready.map((each) => each.worker).join();
+  useEffect(() => {
+    ask("workers").then((said) => setExamples(Object.fromEntries(said.workers.map((each) => [each.worker, each.example]))), () => {});
+  }, [numbers]);
   const row = ready.find((each) => String(each.worker) === target) ?? ready[0];
   if (!row) return html`<p class="card">No worker is ready. Start one with <code>modelyard worker</code>.</p>`;
   const input = row.input ?? {};
@@ -124,9 +129,9 @@ export function Try({ rows }) {
   const canDraw = input.dtype?.startsWith("float") && shape.length >= 2 && shape.slice(0, -2).every((n) => n === 1) &&
     shape.at(-1) <= 64 && shape.at(-2) <= 64;
   const hasForm = input.columns?.length > 0 && input.columns.every((each) => each.name);
-  const body = text ?? JSON.stringify(row.example ?? { data: [zeros(shape.map((size) => (size < 0 ? 1 : size)))] });
+  const body = text ?? JSON.stringify(examples[row.worker] ?? { data: [zeros(shape.map((size) => (size < 0 ? 1 : size)))] });
   const turn = (event) => { setTarget(event.target.value); setText(null); setFile(null); };
-  const ask = async (query, label) => {
+  const predict = async (query, label) => {
     const answer = await fetch(`predict?wait=10${query}`, {
       method: "POST", headers: headers({ "Content-Type": file?.type ?? "application/json" }), body: file ?? body });
     return { label, status: answer.status, document: await problem(answer) };
@@ -134,8 +139,8 @@ export function Try({ rows }) {
   const send = async (everyone) => {
     setBusy(true);
     const same = ready.filter((each) => JSON.stringify(each.input) === JSON.stringify(row.input));
-    const asked = everyone ? same.map((each) => ask(`&worker=${each.worker}`, title(each)))
-      : [ask(target ? `&worker=${target}` : "", target ? title(row) : "the routed version")];
+    const asked = everyone ? same.map((each) => predict(`&worker=${each.worker}`, title(each)))
+      : [predict(target ? `&worker=${target}` : "", target ? title(row) : "the routed version")];
     const settled = await Promise.allSettled(asked);
     setAnswers(settled.map((each) => each.value ?? { label: "", status: 0, document: { detail: "The controller does not answer." } }));
     setBusy(false);

@@ -1,6 +1,6 @@
 // The section of reasons: why one job went where it did, and what was decided about versions.
 import { html, useEffect, useState } from "./vendor/preact-htm.js";
-import { ask, figure, number } from "./shared.js";
+import { ask, figure, number, title } from "./shared.js";
 
 const AGAIN_MS = 5000;
 const KINDS = {
@@ -27,7 +27,7 @@ export function Why({ rows }) {
       <thead><tr><th scope="col">Version</th><th scope="col" class="n">Rank</th><th scope="col" class="n">val_accuracy</th>
         <th scope="col">Logged for</th><th scope="col">Data set</th><th scope="col">Aliases</th><th scope="col">Routing</th></tr></thead>
       <tbody>${rows.map((row) => html`<tr key=${row.worker} class=${row.chosen ? "chosen" : ""}>
-        <td><b>${row.model_name} ${row.model_version}</b></td>
+        <td><b class="name">${title(row)}</b></td>
         <td class="n" data-label="Rank">${number(row.rank)}</td>
         <td class="n" data-label="val_accuracy">${figure(row)}</td>
         <td data-label="Logged for">${{ model: "the model", run: "its run", tag: "the version (tag)" }[row.val_accuracy_source] ?? "–"}</td>
@@ -42,10 +42,10 @@ export function Why({ rows }) {
       : html`<div class="card scroll" tabindex="0" role="region" aria-label="Decisions"><table class="fold">
         <thead><tr><th scope="col">When</th><th scope="col">Version</th><th scope="col">Decision</th><th scope="col">By</th><th scope="col">Why</th></tr></thead>
         <tbody>${decisions.map((each) => html`<tr key=${each.at_ms + each.kind + each.endpoint}>
-          <td>${when(each.at_ms)}</td>
-          <td data-label="Version">${each.model_name} ${each.model_version ?? ""}</td>
+          <td class="when">${when(each.at_ms)}</td>
+          <td data-label="Version"><span class="name">${title(each)}</span></td>
           <td data-label="Decision">${KINDS[each.kind] ?? each.kind}${each.endpoint && each.endpoint !== each.model_name ? ` by ${each.endpoint}` : ""}</td>
-          <td data-label="By">${each.by || "–"}</td><td data-label="Why">${each.reason || "–"}</td></tr>`)}</tbody></table></div>`}`;
+          <td data-label="By">${each.by || "–"}</td><td data-label="Why" class="long">${each.reason || "–"}</td></tr>`)}</tbody></table></div>`}`;
 }
 
 /** A form that explains the route of one job. */
@@ -60,6 +60,6 @@ function Explained() {
     <p class="row"><label>Why did job <input value=${id} onInput=${(event) => setId(event.target.value)} size="36" required spellcheck="false" /> go where it did?</label>
       <button class="main">Explain</button></p>
     <div aria-live="polite">${said?.detail && html`<p>${said.detail}</p>`}
-      ${said?.id && html`<p>${said.model_name} ${said.model_version}: ${said.forced ? "its request named it" : `chosen by ${said.policy}`},
+      ${said?.id && html`<p>${title(said)}: ${said.forced ? "its request named it" : `chosen by ${said.policy}`},
         ${said.metric ? "" : "val_accuracy "}${figure(said)}.</p><pre>${JSON.stringify(said, null, 1)}</pre>`}</div></form>`;
 }

@@ -40,6 +40,23 @@ def test_a_worker_that_has_published_once_has_no_rate() -> None:
     assert points(history)[0][1]["1"][:2] == [None, None]
 
 
+def test_a_rate_stands_until_the_next_heartbeat() -> None:
+    history = History()
+    for at_ms, heartbeat_ms in ((0.0, 0.0), (1000.0, 1000.0), (2000.0, 1000.0), (3000.0, 3000.0)):
+        history.add(view(heartbeat_ms, done=int(heartbeat_ms / 100)), at_ms)
+        assert history.newest().rates["1"] == ((10, 0) if at_ms else (None, None))
+
+
+def test_the_point_that_is_open_holds_the_mean_so_far() -> None:
+    history = History()
+    for second in range(8):
+        history.add(view(second * 1000.0, done=second * second), second * 1000.0)
+    newest = history.newest()
+    assert (newest.closed["15m"].at_s, newest.open["15m"].at_s, newest.open["24h"].at_s) == (5, 7, 7)
+    assert newest.open["15m"].values["1"][0] == 11  # of 9, 11 and 13
+    assert "24h" not in newest.closed
+
+
 def test_a_restart_keeps_the_points_that_are_not_too_old() -> None:
     history, later = History(), History()
     for second in range(0, 30, 5):
