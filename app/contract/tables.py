@@ -239,7 +239,8 @@ def _csv(text: str, contract: ColumnsContract, rules: Rules) -> tuple[Named | Se
         raise InputShapeError("the header names a column twice; expected each of them once")
     kinds = [each.type.kind for each in contract.columns]
     for column in contract.columns:
-        if column.type.kind not in SPELLED[rules]:
+        is_needed = column.required or str(column.name) in columns
+        if is_needed and column.type.kind not in SPELLED[rules]:
             raise InputShapeError(
                 f"CSV cannot represent a column of type {column.type.describe()}; send the rows as JSON"
             )

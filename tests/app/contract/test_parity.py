@@ -182,6 +182,8 @@ SIGNATURES: dict[str, ModelSignature | None] = {
     "columns": ModelSignature(inputs=Schema([A, B])),
     "text": ModelSignature(inputs=Schema([ColSpec("string", "t")])),
     "positional": ModelSignature(inputs=Schema([ColSpec("long"), ColSpec("double")])),
+    "attached": ModelSignature(inputs=Schema([A, ColSpec("binary", "raw", required=False)])),
+    "lists": ModelSignature(inputs=Schema([A, ColSpec(Array(DataType.long), "xs", required=False)])),
     "nested": ModelSignature(
         inputs=Schema(
             [ColSpec(Array(DataType.long), "xs"), ColSpec(PERSON, "p"), ColSpec(Map(DataType.double), "m")]
@@ -517,6 +519,10 @@ def test_a_type_that_json_lacks_reaches_the_model_within_objects_although_mlflow
         ("columns", "a,b\n1,2,3\n", False),  # MLflow takes the first cell as the name of the row
         ("text", "t\nNA\n", False),  # a missing text is None, as in JSON, and not NaN
         ("times", "at,raw\n2026-01-31,aGk=\n", True),
+        ("attached", "a\n1\n", True),
+        ("attached", "a,raw\n1,aGk=\n", True),
+        ("lists", "a\n1\n", False),  # MLflow reads no CSV for them, even without the optional column
+        ("lists", "a,xs\n1,[1]\n", True),
         ("positional", "x,y\n1,2\n", False),  # columns without names keep no names of the request
     ],
 )

@@ -96,10 +96,11 @@ async def test_the_predictions_of_a_plain_tensor_are_its_scores_or_values(
     [
         (
             "application/json",
-            b'{"dataframe_split": {"columns": ["a"], "data": [[1.5]]}}',
+            b'{"dataframe_split": {"columns": ["b"], "data": [[1]]}}',
             400,
             "INVALID_PARAMETER_VALUE",
         ),
+        ("application/json", b'{"dataframe_split": {"columns": ["a"], "data": [["x"]]}}', 400, "BAD_REQUEST"),
         ("application/json", b"[1]", 400, "BAD_REQUEST"),
         ("application/json", b"{", 400, "BAD_REQUEST"),
         ("application/json", b'{"data": [1]}', 400, "BAD_REQUEST"),
