@@ -5,7 +5,7 @@ Bodies are read as in MLflow, unless that would change or lose a value; docs/mod
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib import metadata
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -32,6 +32,7 @@ from controller.admission.authentication import require
 from controller.http import documentation as docs
 from controller.http import readiness
 from controller.http.job_json import predictions_json, result_url
+from controller.http.prediction_request import version_of
 from controller.http.problems import problem, status_of
 from controller.http.responses import JSON
 from controller.http.waiting_post import is_pending, later, no_outcome, read_post
@@ -65,21 +66,21 @@ FAILED_STATUS = {"timed_out": 504, "job_expired": 504, "job_cancelled": 409, "jo
 @router.post("/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
 async def invocations(request: Request) -> Response:
     """Predict as MLflow's scoring server does; the version is routed, or the one that the query names."""
-    return await _invoke(request, None)
+    return await _invoke(request)
 
 
 @router.post("/models/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
 async def model_invocations(request: Request, name: str) -> Response:
     """The same, for the versions of a model."""
-    return await _invoke(request, Selector(model=name))
+    return await _invoke(request, name)
 
 
 @router.post(
-    "/models/{name}/versions/{number}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS
+    "/models/{name}/versions/{version}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS
 )
-async def version_invocations(request: Request, name: str, number: int) -> Response:
+async def version_invocations(request: Request, name: str, version: str) -> Response:
     """The same, for one version."""
-    return await _invoke(request, Selector(model=name, version=number))
+    return await _invoke(request, name, version)
 
 
 @router.get("/ping", **docs.PING)
@@ -94,12 +95,13 @@ async def ping(request: Request) -> Response:
 @router.get("/version", **docs.VERSION)
 async def server_version() -> Response:
     """The release of this server."""
-    return Response(version("modelyard"), media_type=JSON)
+    return Response(metadata.version("modelyard"), media_type=JSON)
 
 
-async def _invoke(request: Request, selector: Selector | None) -> Response:
+async def _invoke(request: Request, model: str | None = None, version: str | None = None) -> Response:
     services: Services = request.state.services
     try:
+        selector = Selector(model=model, version=None if version is None else version_of(version))
         refused = _refused_type(request.headers.get("content-type", JSON))
         return refused or await _predict(request, services, selector)
     except ModelyardError as error:
@@ -122,7 +124,7 @@ def _refused_type(content_type: str) -> Response | None:
     return None
 
 
-async def _predict(request: Request, services: Services, selector: Selector | None) -> Response:
+async def _predict(request: Request, services: Services, selector: Selector) -> Response:
     post = await read_post(request, services, selector)
     job = await services.predict.submit_and_wait(post.request, post.body, reading="mlflow")
     if job.error:

@@ -10,7 +10,7 @@ import gzip
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
+from importlib import metadata
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -29,7 +29,7 @@ from controller.http import readiness
 from controller.http.caller_presence import while_present
 from controller.http.inference_response import encode_response, output_tensors
 from controller.http.job_json import job_json, result_url
-from controller.http.prediction_request import in_range
+from controller.http.prediction_request import in_range, version_of
 from controller.http.problems import PROBLEM_JSON
 from controller.http.responses import JSON, json_response
 from controller.http.waiting_post import is_pending, later, no_outcome, read_post
@@ -63,7 +63,9 @@ PROBLEM_MEMBERS = ("type", "title", "status", "code", "detail")
 @router.get("", **docs.V2_SERVER)
 async def server_metadata() -> Response:
     """Name and release of this server."""
-    return json_response({"name": "modelyard", "version": version("modelyard"), "extensions": EXTENSIONS})
+    return json_response(
+        {"name": "modelyard", "version": metadata.version("modelyard"), "extensions": EXTENSIONS}
+    )
 
 
 @router.get("/health/live", **docs.V2_LIVE)
@@ -86,10 +88,10 @@ async def model_metadata(request: Request, name: str) -> Response:
     return _metadata(request, Selector(model=name))
 
 
-@router.get("/models/{name}/versions/{number}", dependencies=[require("predict")], **docs.V2_MODEL)
-async def version_metadata(request: Request, name: str, number: int) -> Response:
+@router.get("/models/{name}/versions/{version}", dependencies=[require("predict")], **docs.V2_MODEL)
+async def version_metadata(request: Request, name: str, version: str) -> Response:
     """Inputs of a version."""
-    return _metadata(request, Selector(model=name, version=number))
+    return _metadata(request, Selector(model=name, version=version_of(version)))
 
 
 @router.get("/models/{name}/ready", dependencies=[require("predict")], **docs.V2_MODEL_READY)
@@ -99,11 +101,11 @@ async def model_ready(request: Request, name: str) -> Response:
 
 
 @router.get(
-    "/models/{name}/versions/{number}/ready", dependencies=[require("predict")], **docs.V2_MODEL_READY
+    "/models/{name}/versions/{version}/ready", dependencies=[require("predict")], **docs.V2_MODEL_READY
 )
-async def version_ready(request: Request, name: str, number: int) -> Response:
+async def version_ready(request: Request, name: str, version: str) -> Response:
     """Whether the version has a worker that is ready."""
-    return _ready(request, Selector(model=name, version=number))
+    return _ready(request, Selector(model=name, version=version_of(version)))
 
 
 @router.get("/models/{name}/config", dependencies=[require("predict")], **docs.V2_CONFIG)
@@ -112,10 +114,10 @@ async def model_config(request: Request, name: str) -> Response:
     return _config(request, Selector(model=name))
 
 
-@router.get("/models/{name}/versions/{number}/config", dependencies=[require("predict")], **docs.V2_CONFIG)
-async def version_config(request: Request, name: str, number: int) -> Response:
+@router.get("/models/{name}/versions/{version}/config", dependencies=[require("predict")], **docs.V2_CONFIG)
+async def version_config(request: Request, name: str, version: str) -> Response:
     """Triton's configuration of a version."""
-    return _config(request, Selector(model=name, version=number))
+    return _config(request, Selector(model=name, version=version_of(version)))
 
 
 @router.post("/repository/index", dependencies=[require("predict")], **docs.V2_INDEX)
@@ -133,10 +135,10 @@ async def model_infer(request: Request, name: str) -> Response:
     return await _infer(request, Selector(model=name))
 
 
-@router.post("/models/{name}/versions/{number}/infer", dependencies=[require("predict")], **docs.V2_INFER)
-async def version_infer(request: Request, name: str, number: int) -> Response:
+@router.post("/models/{name}/versions/{version}/infer", dependencies=[require("predict")], **docs.V2_INFER)
+async def version_infer(request: Request, name: str, version: str) -> Response:
     """Predict with one version."""
-    return await _infer(request, Selector(model=name, version=number))
+    return await _infer(request, Selector(model=name, version=version_of(version)))
 
 
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.V2_RESULT)

@@ -158,7 +158,7 @@ def read_head(
         WebhookNotAllowedError: Its job may not be delivered to its `callback_url`.
     """
     query = parse_query(query_string)
-    selector = query.selector if of_path == ANY else _joined(of_path, query.selector)
+    selector = query.selector if of_path == ANY else joined(of_path, query.selector)
     if query.wait_s is not None:
         in_range("wait", query.wait_s, 0, settings.max_wait_s)
     wait_s, deadline_s = stated_wait_s(query, headers.get(b"prefer", b"")), query.deadline_s
@@ -273,7 +273,7 @@ def selector_of(path: str) -> Selector | None:
     return Selector(model=named[1], version=None if named[2] is None else version_of(named[2]))
 
 
-def _joined(of_path: Selector, of_query: Selector) -> Selector:
+def joined(of_path: Selector, of_query: Selector) -> Selector:
     """The selector of a request; its query may repeat what its path says.
 
     Raises:

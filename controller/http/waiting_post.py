@@ -15,7 +15,7 @@ from app.server_errors import InputError
 from controller import predict
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
-from controller.http.prediction_request import parse_query, stated_wait_s
+from controller.http.prediction_request import ANY, joined, parse_query, stated_wait_s
 from controller.input.content_coding import IDENTITY, unpack
 from controller.jobs import Job
 from controller.selector import Selector
@@ -34,11 +34,11 @@ class WaitingPost(msgspec.Struct, frozen=True):
     is_async: bool
 
 
-async def read_post(request: Request, services: Services, selector: Selector | None) -> WaitingPost:
+async def read_post(request: Request, services: Services, of_path: Selector) -> WaitingPost:
     """Admit a POST request and read its body; without a stated wait it waits as long as the settings allow.
 
     Args:
-        selector: The selector in its path; None if the query determines it.
+        of_path: The selector in its path.
 
     Raises:
         ModelyardError: The request is refused.
@@ -53,7 +53,8 @@ async def read_post(request: Request, services: Services, selector: Selector | N
     is_async = "respond-async" in prefer
     if not is_async and not stated_wait_s(query, prefer.encode()):
         asked = replace(asked, wait_s=services.settings.max_wait_s)
-    if selector is not None:
+    if of_path != ANY:
+        selector = joined(of_path, asked.selector)
         deadline_s = services.endpoints.deadline_s(selector) if query.deadline_s is None else query.deadline_s
         asked = replace(asked, selector=selector, deadline_s=deadline_s)
     body = await _read_body(request, services)

@@ -67,6 +67,10 @@ class WantedOutput(msgspec.Struct, frozen=True):
     parameters: dict[str, Any] | None = None
 
 
+# Parameters of tensors that ask for extensions which this server lacks. Without them the answer would be another one.
+LACKING = ("shared_memory_region", "classification")
+
+
 class RequestHead(msgspec.Struct, frozen=True):
     """A request without its tensors."""
 
@@ -164,8 +168,15 @@ def _fields(contract: Contract) -> tuple[TensorField, ...]:
 
 
 def read_request_head(json_length: bytes, body: bytes) -> RequestHead:
-    """Read a request without its tensors. Arguments and errors are those of `read_inference_request`."""
-    return _decode(_json_part(json_length, body), RequestHead)
+    """Read a request without its tensors.
+
+    Arguments and errors are those of `read_inference_request`. `ParameterError` also says that an output is asked for
+    in a form of an extension that this server lacks.
+    """
+    head = _decode(_json_part(json_length, body), RequestHead)
+    for each in head.outputs or ():
+        _check_extensions("output", each.name, each.parameters)
+    return head
 
 
 def read_inference_request(json_length: bytes, body: bytes) -> InferenceRequest:
@@ -196,6 +207,7 @@ def read_inference_request(json_length: bytes, body: bytes) -> InferenceRequest:
             )
         if not all(0 <= size < MAX_DIMENSION for size in each.shape):
             raise InputShapeError(f"input {each.name!r} has the shape {each.shape}; expected sizes from 0")
+        _check_extensions("input", each.name, each.parameters)
         size = (each.parameters or {}).get("binary_data_size")
         if size is None:
             _read_json(each)
@@ -238,6 +250,15 @@ def _decode(text: bytes, kind: type[T]) -> T:
         raise BodyKeyError(f"the body is not a request of the Open Inference Protocol: {error}") from None
     except UnicodeEncodeError:
         raise BodyKeyError("text holds half of a surrogate pair; expected valid Unicode") from None
+
+
+def _check_extensions(kind: str, name: str, parameters: dict[str, Any] | None) -> None:
+    for each in LACKING:
+        if each in (parameters or {}):
+            raise ParameterError(
+                f"{kind} {name[:SHOWN]!r} has the parameter {each}, an extension that this server lacks; expected the "
+                "tensor itself, as JSON or as bytes"
+            )
 
 
 def _read_json(tensor: GivenTensor) -> None:

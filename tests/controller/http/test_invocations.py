@@ -52,6 +52,8 @@ async def test_a_client_of_mlflow_is_answered_as_by_mlflow(serve: Serve, hand_wo
         f"/models/{worker.record.model_name}/invocations",
         f"/models/{worker.record.model_name}/versions/1/invocations",
         f"/models/{worker.record.model_name}@champion/invocations",
+        f"/models/{worker.record.model_name}/versions/champion/invocations",
+        f"/models/{worker.record.model_name}/invocations?version=1",
         "/invocations?worker=1",
     ):
         answer = await invoke(served, worker, path, json=body)
@@ -71,6 +73,26 @@ async def test_a_client_of_mlflow_is_answered_as_by_mlflow(serve: Serve, hand_wo
     assert (answer.status_code, answer.json()) == (200, {"x": 1})
     for path, status in (("/ping", 200), ("/health", 200), ("/version", 200)):
         assert (await served.http.get(path)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/models/{}/versions/1/invocations?version=2", 400, "INVALID_PARAMETER_VALUE"),
+        ("/models/{}/invocations?model=Other", 400, "INVALID_PARAMETER_VALUE"),
+        ("/models/{}/invocations?version=7", 404, "RESOURCE_DOES_NOT_EXIST"),
+        ("/models/{}/versions/nobody/invocations", 404, "RESOURCE_DOES_NOT_EXIST"),
+        ("/models/{}/versions/0/invocations", 400, "INVALID_PARAMETER_VALUE"),
+    ],
+)
+async def test_a_path_and_a_query_that_name_no_version_together_are_refused(
+    serve: Serve, hand_worker: Any, client: Any, path: str, status: int, code: str
+) -> None:
+    worker: HandWorker = hand_worker(input=ROW)
+    served = await serve()
+    answer = await served.http.post(path.format(worker.record.model_name), json={"inputs": {"a": [1]}})
+    assert (answer.status_code, answer.json()["error_code"]) == (status, code), answer.text
+    assert nothing_is_queued(client)
 
 
 async def test_the_predictions_of_a_plain_tensor_are_its_scores_or_values(

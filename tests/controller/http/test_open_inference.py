@@ -87,7 +87,10 @@ async def test_a_server_tells_that_it_lives_and_what_its_models_take(serve: Serv
     for path in (f"/v2/models/{MODEL}/ready", f"/v2/models/{MODEL}/versions/1/ready"):
         assert (await get(path)).json() == {"name": MODEL, "ready": True}
     routed, first = await get(f"/v2/models/{MODEL}"), await get(f"/v2/models/{MODEL}/versions/1")
-    assert (await get(f"/v2/models/{MODEL}@champion")).json() == first.json()
+    for path in (f"/v2/models/{MODEL}@champion", f"/v2/models/{MODEL}/versions/champion"):
+        assert (await get(path)).json() == first.json()
+    nobody = await get(f"/v2/models/{MODEL}/versions/nobody")
+    assert (nobody.status_code, nobody.headers["content-type"]) == (404, "application/json")
     assert routed.json()["versions"] == ["1", "2"]
     assert [(each["name"], each["datatype"], each["shape"]) for each in routed.json()["inputs"]] == [
         ("a", "INT64", [-1, 1]),
@@ -280,6 +283,7 @@ async def test_an_output_without_a_name_has_the_declared_name_datatype_and_shape
 
 
 PAIRS = [tensor("input-0", "FP32", [1, 2], [1, 2])]
+IN_SHARED_MEMORY = {"shared_memory_region": "r", "shared_memory_byte_size": 8}  # as tritonclient asks for it
 
 
 BAD_REQUESTS: list[tuple[int, Any, tuple[bytes, ...], str]] = [  # version, JSON, bytes after it, code
@@ -299,6 +303,24 @@ BAD_REQUESTS: list[tuple[int, Any, tuple[bytes, ...], str]] = [  # version, JSON
     (1, {"inputs": [tensor("input-0", "FP32", [1, 2], size=8)]}, (b"1234567",), "input_wrong_shape"),
     (1, {"inputs": [tensor("input-0", "FP32", [1, 2], size=8)]}, (b"123456789",), "input_wrong_shape"),
     (1, {"inputs": PAIRS, "parameters": {"k": 1}}, (), "params_invalid"),
+    (
+        1,
+        {"inputs": [tensor("input-0", "FP32", [1, 2]) | {"parameters": IN_SHARED_MEMORY}]},
+        (),
+        "parameter_invalid",
+    ),
+    (
+        1,
+        {"inputs": PAIRS, "outputs": [{"name": "output-0", "parameters": IN_SHARED_MEMORY}]},
+        (),
+        "parameter_invalid",
+    ),
+    (
+        1,
+        {"inputs": PAIRS, "outputs": [{"name": "y", "parameters": {"classification": 2}}]},
+        (),
+        "parameter_invalid",
+    ),
     (2, {"inputs": [tensor("ids", "INT64", [1, 1], [2**63])]}, (), "input_wrong_shape"),
     (2, {"inputs": [tensor("text", "BYTES", [1], size=6)]}, (b"\x09\0\0\0ab",), "input_wrong_shape"),
     (3, {"inputs": [tensor("c", "INT64", [1], [1])]}, (), "input_wrong_shape"),
