@@ -35,7 +35,7 @@ from controller.http.job_json import predictions_json, result_url
 from controller.http.prediction_request import version_of
 from controller.http.problems import problem, status_of
 from controller.http.responses import JSON
-from controller.http.waiting_post import is_pending, later, no_outcome, read_post
+from controller.http.waiting_post import later, no_outcome, read_post
 from controller.jobs import Job
 from controller.selector import Selector
 from controller.services import Services
@@ -129,7 +129,7 @@ async def _predict(request: Request, services: Services, selector: Selector) -> 
     job = await services.predict.submit_and_wait(post.request, post.body, reading="mlflow")
     if job.error:
         raise job.error
-    if post.is_async and is_pending(job):
+    if post.gets_job(job):
         return later(job, services.settings.prefix)
     return _answer(services, job, post.body)
 

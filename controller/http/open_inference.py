@@ -32,7 +32,7 @@ from controller.http.job_json import job_json, result_url
 from controller.http.prediction_request import in_range, version_of
 from controller.http.problems import PROBLEM_JSON
 from controller.http.responses import JSON, json_response
-from controller.http.waiting_post import is_pending, later, no_outcome, read_post
+from controller.http.waiting_post import later, no_outcome, read_post
 from controller.input.inference_request import (
     RequestHead,
     TensorMetadata,
@@ -263,7 +263,7 @@ async def _infer(request: Request, selector: Selector) -> Response:
     job = await services.predict.submit_and_wait(entered, post.body, reading="open_inference")
     if job.error:
         raise job.error
-    if post.is_async and is_pending(job):
+    if post.gets_job(job):
         return _with_id(later(job, _prefix(services)), asked.id)
     return await _packed(_answer(services, job, asked), request.headers.get("accept-encoding", ""))
 

@@ -33,6 +33,12 @@ class WaitingPost(msgspec.Struct, frozen=True):
     body: bytes
     is_async: bool
 
+    def gets_job(self, job: Job) -> bool:
+        """Whether its answer is the accepted job: if it does not wait, also where the outcome has come meanwhile."""
+        assert job.batch
+        is_pending = job.batch.outcome is None and not job.expired
+        return self.is_async and (is_pending or not self.request.asked.wait_s)
+
 
 async def read_post(request: Request, services: Services, of_path: Selector) -> WaitingPost:
     """Admit a POST request and read its body; without a stated wait it waits as long as the settings allow.
@@ -76,12 +82,6 @@ async def _read_body(request: Request, services: Services) -> bytes:
     if coding in IDENTITY:
         return body
     return await asyncio.to_thread(unpack, coding, body, services.settings.max_body_bytes)
-
-
-def is_pending(job: Job) -> bool:
-    """Whether an accepted job has no outcome yet."""
-    assert job.batch
-    return job.batch.outcome is None and not job.expired
 
 
 def later(job: Job, prefix: str) -> Response:

@@ -223,10 +223,10 @@ def record_jobs(to: Recording) -> None:
 def record_predictions(to: Recording) -> None:
     for path in ("", "/endpoints/{name}", "/models/{name}", "/models/{name}/versions/{version}"):
         to.ask(f"POST {path}/predict?wait=20", json=PAIR)
-    for path in ("", "/models/{name}", "/models/{name}/versions/{number}"):
+    for path in ("", "/models/{name}", "/models/{name}/versions/{version}"):
         to.ask(f"POST {path}/invocations", json={"inputs": [PAIR["data"]]})
     tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": PAIR["data"]}
-    for path in ("", "/versions/{number}"):
+    for path in ("", "/versions/{version}"):
         to.ask(f"POST /v2/models/{{name}}{path}/infer", json={"inputs": [tensor]})
     to.ask("POST /predict", "not JSON", content=b"{")
     to.ask("POST /predict", "a wrong shape", json={"data": [1, 2, 3]})
@@ -235,7 +235,7 @@ def record_predictions(to: Recording) -> None:
 
 
 def record_pool(to: Recording) -> None:
-    for path in ("", "/versions/{number}"):
+    for path in ("", "/versions/{version}"):
         for kind in ("", "/config", "/ready"):
             to.ask(f"GET /v2/models/{{name}}{path}{kind}")
     for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/health", "/healthz", "/ping", "/version"):
