@@ -26,7 +26,8 @@ from app.worker_record import WorkerRecord
 from benchmarks.machine import TICKS_PER_S
 from benchmarks.processes import free_port
 from cli.local_pool import leftovers
-from cli.local_pool.programs import http_answers, local_workers
+from cli.local_pool.present_state import local_workers
+from cli.local_pool.programs import http_answers
 from faults.fault_pool import MODELYARD, Supervised, wait_until
 from faults.fault_registry import tracking_uri
 from faults.job_load import http_client

@@ -23,7 +23,8 @@ from app.redis.sentinel import watch
 from app.settings import Settings
 from app.worker_record import WorkerRecord, decode_record
 from cli.local_pool import redis_server as pool_redis
-from cli.local_pool.programs import http_answers, redis_answers
+from cli.local_pool.present_state import redis_answers
+from cli.local_pool.programs import http_answers
 from faults.fault_registry import MODEL, tracking_uri
 from faults.proxy import Proxy
 from faults.sentinel_servers import SentinelServers

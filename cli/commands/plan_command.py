@@ -34,7 +34,8 @@ def command(
         tell_of_unmatched,
     )
     from cli.local_pool.preflight import is_running
-    from cli.local_pool.programs import controls, in_service, present_workers
+    from cli.local_pool.present_state import controls, in_service
+    from cli.local_pool.programs import present_workers
     from cli.local_pool.served_entries import ServedEntries, asked_of_pool, entries_given
     from training.registry_reader import RegistryReader
 

@@ -14,7 +14,7 @@ from app.pool_file import NamedVersion
 from app.server_errors import ConfigurationError
 from app.settings import PoolSettings
 from app.version_controls import Table
-from cli.local_pool import programs
+from cli.local_pool import present_state, programs
 from cli.local_pool.desired_state import Plan, Target, Worker, desired_state, difference, question_of
 from cli.local_pool.registry_watch import RegistryWatch
 from cli.local_pool.scaling import Scaler
@@ -75,7 +75,7 @@ class Follower:
         Args:
             supervisor: Runs the workers.
             statuses: Status by name of service.
-            records: Live workers, as `programs.local_workers` returns them.
+            records: Live workers, as `present_state.local_workers` returns them.
             tell: Prints a line.
 
         Returns:
@@ -85,7 +85,7 @@ class Follower:
             ServiceError: The supervisor is gone.
         """
         self._reap(supervisor, statuses)
-        serving = programs.ready_pids(records)
+        serving = present_state.ready_pids(records)
         ready = {name for name in self._workers if name in statuses and statuses[name].pid in serving}
         self._tell_ready(ready, tell)
         self._publish_failures()
@@ -121,7 +121,7 @@ class Follower:
         """Tell the controllers, again and again, why versions do not start."""
         failures = {self._workers[name].named: each for name, each in self._failures.items()}
         if failures or self._published:
-            programs.write_start_failures(self._settings, failures, self._published - failures.keys())
+            present_state.write_start_failures(self._settings, failures, self._published - failures.keys())
         self._published = set(failures)
 
     def _targets(self, tell: Callable[[str], None]) -> tuple[Target, ...] | None:
@@ -149,20 +149,20 @@ class Follower:
 
     def _in_service(self, targets: tuple[Target, ...], tell: Callable[[str], None]) -> tuple[Target, ...]:
         """The wanted versions as operators left them; tells what they decided."""
-        table = programs.controls(self._settings)
+        table = present_state.controls(self._settings)
         if table is not None:
             self._table = table
-        retired = programs.retired(self._table)
+        retired = present_state.retired(self._table)
         named = ", ".join(str(each.named) for each in targets if each.named in retired)
         again = "`modelyard enable` puts it back into service"
         self._once("retired", named and f"{named} is retired and not served; {again}", tell)
         edited_at_ms = self._source.edited_at_ms
-        served = programs.in_service(targets, self._table, edited_at_ms)
-        in_force = programs.scaled_versions(self._table, edited_at_ms)
-        outdated = programs.scaled_versions(self._table).keys() - in_force.keys()
+        served = present_state.in_service(targets, self._table, edited_at_ms)
+        in_force = present_state.scaled_versions(self._table, edited_at_ms)
+        outdated = present_state.scaled_versions(self._table).keys() - in_force.keys()
         for each in served:
             if each.named in outdated:
-                programs.forget_scale(self._settings, each.named)
+                present_state.forget_scale(self._settings, each.named)
         told = [f"{each.named} is {in_force[each.named]}" for each in served if each.named in in_force]
         self._once("scaled", ", ".join(told), tell)
         return served
@@ -226,7 +226,7 @@ class Follower:
     def _is_needed(self, worker: Worker, ready: set[str]) -> bool:
         """Whether the queue of a leaving worker may hold jobs that no other worker takes."""
         has_others = any(each.named == worker.named and each.name in ready for each in self._workers.values())
-        return not has_others and programs.open_jobs(self._settings, worker.named) != 0
+        return not has_others and present_state.open_jobs(self._settings, worker.named) != 0
 
     def _end(self, name: str, supervisor: Supervisor) -> None:
         supervisor.end(name)

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from app.server_errors import LedgerUnavailableError, ServiceError
 from app.settings import ControllerSettings, PoolSettings
-from cli.local_pool import leftovers, preflight, programs
+from cli.local_pool import leftovers, preflight, present_state, programs
 from cli.local_pool.desired_state import Worker
 from cli.local_pool.follower import Follower
 from cli.local_pool.programs import Service, Tier
@@ -160,8 +160,8 @@ class Pool:
             for name, why in self._unready.items():
                 follower.note_failure(name, why)
         while True:
-            workers = programs.local_workers(self._settings.effective_redis_url)
-            serving = programs.ready_pids(workers)
+            workers = present_state.local_workers(self._settings.effective_redis_url)
+            serving = present_state.ready_pids(workers)
             statuses = self._supervisor.statuses()
             for name, status in statuses.items():
                 if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
@@ -206,8 +206,8 @@ class Pool:
 
     def _leave_out_retired(self) -> None:
         """Start no worker of a retired version without open jobs; the follower says so, and removes it."""
-        retired = programs.retired_versions(self._settings)
-        left_out = {named for named in retired if programs.open_jobs(self._settings, named) == 0}
+        retired = present_state.retired(present_state.controls(self._settings) or {})
+        left_out = {named for named in retired if present_state.open_jobs(self._settings, named) == 0}
         names = {worker.name for worker in self._plan.workers if worker.named in left_out}
         self._services = [service for service in self._services if service.name not in names]
 

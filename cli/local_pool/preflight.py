@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from app.server_errors import ConfigurationError
 from app.settings import Settings
 from cli.local_pool.listening import refusal
-from cli.local_pool.programs import Service, redis_answers
+from cli.local_pool.present_state import redis_answers
+from cli.local_pool.programs import Service
 from cli.local_pool.redis_server import unwritable
 from modelyard.commands.controller_option import local_url
 

@@ -18,7 +18,7 @@ import httpx
 
 from app.clock import to_ms
 from app.redis import keys
-from cli.local_pool.programs import redis_answers
+from cli.local_pool.present_state import redis_answers
 from faults import fault_models
 from faults.fault_pool import PoolPlan, rss_mib, wait_until
 from faults.job_load import Recipe, account, good_jobs, http_client, job

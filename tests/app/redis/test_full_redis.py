@@ -25,7 +25,7 @@ from app.ledger.worker_ledger import WorkerLedger
 from app.redis import keys
 from app.server_errors import LedgerFullError
 from app.settings import ControllerSettings, Settings
-from cli.local_pool.programs import redis_answers
+from cli.local_pool.present_state import redis_answers
 from controller.admission.idempotency import Idempotency, Reservation
 from tests.conftest import wait_until_true
 from tests.pool_samples import MODEL, accept, new_batch, outcome, record
