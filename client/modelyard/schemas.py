@@ -266,6 +266,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return self.raw_outputs
 
     @property
+    def has_further_outputs(self) -> bool:
+        """Whether `outputs` hold more than the predictions."""
+        return self.raw_outputs is not None and self.raw_outputs != [each.answer for each in self.predictions]
+
+    @property
     def done(self) -> bool:
         """Whether it has its outcome."""
         return self.status in FINAL_STATUSES
@@ -297,9 +302,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigurationError: Neither is installed.
         """
-        if self.raw_outputs is not None:
-            return to_table(self.raw_outputs, self.outputs_dtype)
         scores = self.scores
+        if self.has_further_outputs or (self.raw_outputs is not None and scores is None):
+            return to_table(self.raw_outputs, self.outputs_dtype)
         columns = {"class": self.classes}
         if scores is not None:
             columns |= {f"score_{place}": scores[:, place] for place in range(scores.shape[1])}

@@ -74,15 +74,20 @@ def test_outputs_become_a_table() -> None:
 
 
 def test_a_classification_is_its_scores_or_classes() -> None:
-    scored = job(predictions=[{"class": 1, "scores": [0.25, 0.75]}, {"class": 0, "scores": [1, 0]}])
-    array = scored.to_numpy()
-    assert isinstance(array, np.ndarray)
-    assert (array.dtype.name, array.tolist()) == ("float32", [[0.25, 0.75], [1, 0]])
-    assert scored.to_frame().to_dict("list") == {
-        "class": [1, 0],
-        "score_0": [0.25, 1.0],
-        "score_1": [0.75, 0.0],
-    }
+    predictions, rows = (
+        [{"class": 1, "scores": [0.25, 0.75]}, {"class": 0, "scores": [1, 0]}],
+        [[0.25, 0.75], [1, 0]],
+    )
+    repeated = {"outputs": rows, "outputs_dtype": "float32"}  # as for a version without a task
+    for scored in (job(predictions=predictions), job(predictions=predictions, **repeated)):
+        array = scored.to_numpy()
+        assert isinstance(array, np.ndarray)
+        assert (array.dtype.name, array.tolist()) == ("float32", rows)
+        assert scored.to_frame().to_dict("list") == {
+            "class": [1, 0],
+            "score_0": [0.25, 1.0],
+            "score_1": [0.75, 0.0],
+        }
     classes = job(predictions=[{"class": 3}])
     assert np.asarray(classes.to_numpy()).tolist() == [3]
     assert classes.to_frame().to_dict("list") == {"class": [3]}

@@ -26,7 +26,7 @@ def output_columns(job: Job, n_rows: int) -> Columns:
     if job.predictions:
         _check(job, len(job.predictions), n_rows)
         columns = _predictions(job.predictions)
-    if job.outputs is None or job.outputs == [each.answer for each in job.predictions]:
+    if not job.has_further_outputs:
         return columns
     if isinstance(job.outputs, dict) and all(_is_rows(each, n_rows) for each in job.outputs.values()):
         return columns | job.outputs
