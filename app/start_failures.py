@@ -36,24 +36,23 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Entry).decode
 
 
-def write(redis: Any, failures: Mapping[str, StartFailure], over: Iterable[str] = ()) -> None:
+def write(redis: Any, failures: Mapping[str, StartFailure], over: Iterable[str], now_ms: float) -> None:
     """Write failures again, and give their queues worker numbers, by which they are listed.
 
     Args:
         redis: A synchronous Redis client.
         failures: Failures by queue.
         over: Queues whose failures are over.
+        now_ms: Time by Redis's clock.
 
     Raises:
         RedisError: Redis does not answer or refuses the write.
     """
     for queue in failures:
         assign_number(redis, queue, None)
-    seconds, microseconds = redis.time()
-    until_ms = seconds * 1000 + microseconds / 1000 + LIVES_MS
     pipe = redis.pipeline()
     for queue, each in failures.items():
-        entry = _Entry(each.reason[:LONGEST_REASON], each.since_ms, until_ms)
+        entry = _Entry(each.reason[:LONGEST_REASON], each.since_ms, now_ms + LIVES_MS)
         pipe.hset(keys.START_FAILURES, queue, _encode(entry))
     for queue in over:
         pipe.hdel(keys.START_FAILURES, queue)

@@ -141,24 +141,16 @@ class Pool:
         registry.start()
         events.start()
         try:
-            self.watch(Follower(self._settings, source, registry, self._plan.workers, replicas))
+            self._watch(Follower(self._settings, source, registry, self._plan.workers, replicas))
         finally:
             events.close()
             registry.close()
 
-    def watch(self, follower: Follower | None = None) -> None:
-        """Watch the pool until interrupted; report services that died and were restarted.
-
-        Args:
-            follower: Starts and stops workers, if the pool follows a file or the registry.
-
-        Raises:
-            ServiceError: The supervisor is gone.
-        """
-        if follower:
-            follower.starting |= self._unready.keys()
-            for name, why in self._unready.items():
-                follower.note_failure(name, why)
+    def _watch(self, follower: Follower) -> None:
+        """Have workers started and stopped; report services that died and were restarted."""
+        follower.starting |= self._unready.keys()
+        for name, why in self._unready.items():
+            follower.note_failure(name, why)
         while True:
             workers = present_state.local_workers(self._settings.effective_redis_url)
             serving = present_state.ready_pids(workers)
@@ -170,14 +162,13 @@ class Pool:
                     self._pids[name] = status.pid
             self._serving_pids |= serving
             self._pids = {name: pid for name, pid in self._pids.items() if name in statuses}
-            if follower:
-                for name in follower.step(self._supervisor, statuses, workers, self._tell):
-                    self._pids.pop(name, None)  # an earlier worker had this name
+            for name in follower.step(self._supervisor, statuses, workers, self._tell):
+                self._pids.pop(name, None)  # an earlier worker had this name
             time.sleep(WATCH_S)
 
-    def _note_restart(self, name: str, follower: Follower | None) -> None:
+    def _note_restart(self, name: str, follower: Follower) -> None:
         has_served = self._pids[name] in self._serving_pids
-        if has_served or not follower or not follower.wants(name):
+        if has_served or not follower.wants(name):
             self._tell(f"{name} stopped and was restarted; its log: {self._supervisor.log_path(name)}")
         elif follower.note_failure(name, why := self._reason(name)):
             self._tell_unready(name, why)

@@ -136,8 +136,10 @@ def write_start_failures(
 ) -> None:
     """Tell the controllers why wanted versions do not start, and which ones do, or are not wanted any more."""
     from app import start_failures
+    from app.clock import to_ms
     from app.redis import keys
 
     by_queue = {keys.queue_name(*named): each for named, each in failures.items()}
     with suppress(ModelyardError, ValueError), _connected(settings.effective_redis_url) as connection:
-        start_failures.write(connection, by_queue, [keys.queue_name(*named) for named in over])
+        now_ms = to_ms(*connection.time())
+        start_failures.write(connection, by_queue, [keys.queue_name(*named) for named in over], now_ms)

@@ -1,7 +1,7 @@
 """Number of workers that the load of a version needs: pure functions, and the readings for them.
 
-More workers are started as soon as jobs would wait too long. One worker at a time is stopped, when fewer have been
-enough for a while.
+More workers are started as soon as jobs would wait too long. At most half of them are stopped at a time, when fewer
+have been enough for a while.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from app.settings import PoolSettings
 from app.worker_record import ready_by_queue, records_of_host
 from cli.local_pool import leftovers
 from cli.local_pool.desired_state import Target
+from cli.local_pool.free_memory import free_bytes
 
 BUSY_SHARE = 0.7  # of the time; workers that are busier than that are not stopped
 RATE_S = 5.0  # over which throughput is measured
@@ -196,18 +197,4 @@ def has_room(folder: Path, name: str) -> bool:
         name: Name of the service.
     """
     size_bytes = leftovers.memory_bytes(folder, name)
-    return _free_bytes() >= ROOM * size_bytes
-
-
-def _free_bytes() -> float:
-    """Free memory of the machine, or of the container if that has less; infinite if unknown."""
-    try:
-        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = float(rows["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return math.inf
-    try:
-        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        return min(free, float(limit) - float(used))
-    except (OSError, ValueError):  # no such control group, or no limit ("max")
-        return free
+    return free_bytes() >= ROOM * size_bytes

@@ -274,7 +274,7 @@ class Heartbeat:
             failures, over, self._over_failures = self._start_failures, self._over_failures, set()
         if failures or over:
             with suppress(RedisError):  # it is full, or its users are of an older release
-                start_failures.write(self._client, failures, over)
+                start_failures.write(self._client, failures, over, self._clock.now_ms())
 
     def _tell_health(self, state: WorkerState) -> None:
         if not self._ready_file:

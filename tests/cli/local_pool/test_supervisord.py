@@ -216,7 +216,7 @@ def test_next_pool_starts_and_has_the_data_of_one_whose_supervisor_was_killed(
             client.set("job", "accepted")
             os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
         with pytest.raises(ServiceError, match="was ended by signal 9"):
-            pool.watch()
+            pool.start_views()
     assert leftovers.processes(folder) == []
     assert "stopped all processes" in capsys.readouterr().out
     with claimed(settings, console), open_pool(settings, plan, console) as pool:
