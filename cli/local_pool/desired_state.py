@@ -92,6 +92,7 @@ def desired_state(
     reading: Reading,
     replicas: int = 1,
     endpoints: Mapping[str, Endpoint] = MappingProxyType({}),
+    before: Sequence[Target] = (),
 ) -> Desired:
     """The versions to serve.
 
@@ -100,11 +101,13 @@ def desired_state(
         reading: The registry's answer to `question_of(entries)`.
         replicas: Workers of each version whose entry states no number.
         endpoints: By name; each version that they name must exist.
+        before: The targets so far. Those of a model are kept while its entries name something that it lacks: an alias
+            may be misspelt, or be set again in a moment.
     """
     if entries is None:
         every = [Serve(model=name) for name in sorted(reading.models)]
         return _few(desired_state(every, reading, replicas, endpoints))
-    problems: Mistakes = _lacking(endpoints, reading)
+    problems: Mistakes = []
     unmatched: Mistakes = []
     targets: dict[NamedVersion, Target] = {}
     for index, entry in enumerate(entries):
@@ -125,6 +128,12 @@ def desired_state(
             named = NamedVersion(entry.model, number)
             count = entry.replicas if "replicas" in entry.model_fields_set else (replicas, replicas)
             targets.setdefault(named, Target(named, count, _variables(entry), tuple(found[number])))
+    unsettled = {entries[index].model for (_, index, _), _ in problems if isinstance(index, int)}
+    for target in before:
+        model = reading.models.get(target.named.model, ModelReading())
+        if target.named.model in unsettled and target.named.version in model.versions:
+            targets.setdefault(target.named, target)
+    problems += _lacking(endpoints, reading)
     return Desired(tuple(targets.values()), tuple(problems), tuple(unmatched))
 
 

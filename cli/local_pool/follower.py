@@ -62,6 +62,7 @@ class Follower:
         self._published: set[NamedVersion] = set()
         self._told: dict[str, str] = {}
         self._table: Table = {}
+        self._before: tuple[Target, ...] = ()
 
     def step(
         self,
@@ -138,12 +139,14 @@ class Follower:
         self._once("registry", look.problem and f"the pool stays as it is: {look.problem}", tell)
         if look.problem or look.question != question or look.reading is None:
             return None
-        desired = desired_state(self._source.entries, look.reading, self._replicas, self._source.endpoints)
+        entries, endpoints = self._source.entries, self._source.endpoints
+        desired = desired_state(entries, look.reading, self._replicas, endpoints, self._before)
         lacking = desired.problems + desired.unmatched
         self._once("problems", "\n".join(self._source.lines(lacking)), tell)
         if not desired.targets and self._workers:
             self._once("empty", "the pool stays as it is: there is no version left to serve", tell)
             return None
+        self._before = desired.targets
         self._once("empty", "", tell)
         return self._in_service(desired.targets, tell)
 

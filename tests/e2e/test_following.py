@@ -106,12 +106,12 @@ def test_pool_follows_file_and_registry_without_a_failed_request(
         wait_for("Ctrl-C stops")
         with Load(f"http://127.0.0.1:{environment['MODELYARD_PORT']}") as load:
             wait_until(lambda: load.versions == {2})
-            serve('["champion", "newest"]')
+            serve('[1, "newest"]')
             wait_for(f"{file}:3: there is no alias newest of {MODEL}")
+            wait_for(f"worker-{MODEL}-v1 is ready")
             serve('["champion", 1')
             wait_for("is not TOML")
             serve('["champion", 1]')
-            wait_for(f"worker-{MODEL}-v1 is ready")
             registry.create_model_version(MODEL, registry.get_model_version(MODEL, "1").source)
             registry.set_registered_model_alias(MODEL, "champion", "3")
             wait_for(f"worker-{MODEL}-v3 is ready")
@@ -142,6 +142,7 @@ def test_pool_follows_file_and_registry_without_a_failed_request(
             wait_for(f"worker-{MODEL}-v3-2 is ready")
         wait_for(f"worker-{MODEL}-v3-2 stops: 1 of {MODEL}/3 are wanted")
         assert f"= keep worker-{MODEL}-v3" in planned.stdout
+        assert printed().count(f"worker-{MODEL}-v2 stops") == 1
         assert load.failures == []
     assert "stopped and was restarted" not in printed()
 

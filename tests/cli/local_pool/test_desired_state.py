@@ -94,6 +94,19 @@ def test_tag_that_no_version_has_is_told_and_no_problem() -> None:
     assert not desired.problems
 
 
+def test_model_keeps_its_versions_while_its_entries_name_what_it_lacks_until_they_are_deleted() -> None:
+    before = [target(1), target(2, 2, 2), target(9), Target(NamedVersion("flowers", 1))]
+    for words, numbers in (
+        ([3, "campion"], [3, 1, 2]),
+        ([3, 7], [3, 1, 2]),
+        ([3], [3]),
+        (["serve=ture", 3], [3]),
+    ):
+        desired = desired_state([entry(versions=words)], READING, before=before)
+        assert [str(each.named) for each in desired.targets] == [f"digits/{number}" for number in numbers]
+        assert all(each.replicas == (2, 2) for each in desired.targets if each.named.version == 2)
+
+
 def test_version_that_an_endpoint_names_and_its_model_lacks_is_a_problem() -> None:
     seventh, elsewhere = NamedVersion("digits", 7), NamedVersion("other", 7)
     endpoints = {
