@@ -21,9 +21,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from app.ledger import wire
+from app.pool_file import NamedVersion
 from app.redis import keys
 from app.settings import WorkerSettings
 from cli.commands.check_command import command
+from cli.local_pool.desired_state import Target
+from cli.local_pool.planning import prepare_environments
 from tests.conftest import WaitUntil
 from tests.pool_samples import RedisServer
 from tests.workers.worker_processes import Start, accept, ready_pids, records
@@ -140,6 +143,17 @@ def test_an_environment_that_cannot_be_built_is_one_line_and_leaves_nothing(
     environments = Path(old_registry["MODELYARD_ENVIRONMENTS_DIR"])
     assert all((each / "built.json").exists() for each in environments.iterdir() if each.is_dir())
     assert not list(tmp_path.glob("modelyard-*"))
+
+
+def test_a_pool_builds_the_other_environments_where_one_cannot_be_built(
+    old_registry: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (old_registry | PICKLED).items():
+        monkeypatch.setenv(name, value)
+    prepare_environments([Target(NamedVersion("Old", 2)), Target(NamedVersion("Old", 1))])
+    said = capfd.readouterr().err
+    assert "the environment of models:/Old/2 cannot be built" in said
+    assert "models:/Old/1 has its environment in" in said
 
 
 @pytest.mark.parametrize(
