@@ -69,6 +69,12 @@ async def invocations(request: Request) -> Response:
     return await _invoke(request)
 
 
+@router.post("/endpoints/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
+async def endpoint_invocations(request: Request, name: str) -> Response:
+    """The same, for the versions of an endpoint, as MLflow's deployment clients call it."""
+    return await _invoke(request, endpoint=name)
+
+
 @router.post("/models/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
 async def model_invocations(request: Request, name: str) -> Response:
     """The same, for the versions of a model."""
@@ -98,10 +104,13 @@ async def server_version() -> Response:
     return Response(metadata.version("modelyard"), media_type=JSON)
 
 
-async def _invoke(request: Request, model: str | None = None, version: str | None = None) -> Response:
+async def _invoke(
+    request: Request, model: str | None = None, version: str | None = None, endpoint: str | None = None
+) -> Response:
     services: Services = request.state.services
     try:
-        selector = Selector(model=model, version=None if version is None else version_of(version))
+        number = None if version is None else version_of(version)
+        selector = Selector(model=model, version=number, endpoint=endpoint)
         refused = _refused_type(request.headers.get("content-type", JSON))
         return refused or await _predict(request, services, selector)
     except ModelyardError as error:

@@ -17,6 +17,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import strategies as st
+from mlflow.deployments import get_deploy_client
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
@@ -133,6 +134,10 @@ def test_requests_and_mlflow_s_own_client_work_as_with_mlflow_s_scoring_server(t
     scores = requests.post(f"{target.url}/models/{MODEL}/versions/1/invocations", json=asked, timeout=60)
     found = np.argmax(scores.json()["predictions"], axis=1).tolist()
     assert found == json.loads((target.folder / "classes.json").read_text())
+    deployed = get_deploy_client(target.url)
+    assert deployed is not None
+    answer = deployed.predict(endpoint=ORDERS, inputs={"dataframe_records": ROWS})
+    assert answer["predictions"] == ANSWER
     address = urlsplit(target.url)
     own = ScoringServerClient(address.hostname, address.port)
     own.ping()

@@ -223,7 +223,7 @@ def record_jobs(to: Recording) -> None:
 def record_predictions(to: Recording) -> None:
     for path in ("", "/endpoints/{name}", "/models/{name}", "/models/{name}/versions/{version}"):
         to.ask(f"POST {path}/predict?wait=20", json=PAIR)
-    for path in ("", "/models/{name}", "/models/{name}/versions/{version}"):
+    for path in ("", "/endpoints/{name}", "/models/{name}", "/models/{name}/versions/{version}"):
         to.ask(f"POST {path}/invocations", json={"inputs": [PAIR["data"]]})
     tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": PAIR["data"]}
     for path in ("", "/versions/{version}"):

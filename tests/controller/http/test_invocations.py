@@ -52,6 +52,7 @@ async def test_a_client_of_mlflow_is_answered_as_by_mlflow(serve: Serve, hand_wo
         f"/models/{worker.record.model_name}/invocations",
         f"/models/{worker.record.model_name}/versions/1/invocations",
         f"/models/{worker.record.model_name}@champion/invocations",
+        f"/endpoints/{worker.record.model_name}/invocations",
         f"/models/{worker.record.model_name}/versions/champion/invocations",
         f"/models/{worker.record.model_name}/invocations?version=1",
         "/invocations?worker=1",
@@ -83,6 +84,8 @@ async def test_a_client_of_mlflow_is_answered_as_by_mlflow(serve: Serve, hand_wo
         ("/models/{}/invocations?version=7", 404, "RESOURCE_DOES_NOT_EXIST"),
         ("/models/{}/versions/nobody/invocations", 404, "RESOURCE_DOES_NOT_EXIST"),
         ("/models/{}/versions/0/invocations", 400, "INVALID_PARAMETER_VALUE"),
+        ("/endpoints/{}/invocations?endpoint=Other", 400, "INVALID_PARAMETER_VALUE"),
+        ("/endpoints/Nobody/invocations", 404, "RESOURCE_DOES_NOT_EXIST"),
     ],
 )
 async def test_a_path_and_a_query_that_name_no_version_together_are_refused(
