@@ -194,6 +194,13 @@ def test_deletions_are_followed_and_a_version_that_cannot_load_replaces_none(
                 registry.create_model_version(MODEL, str(tmp_path / "nothing"), run)
                 wait_for(f"worker-{MODEL}-v3 starts: best, latest")
                 wait_for(f"worker-{MODEL}-v3 cannot serve and is tried again; no version is replaced by it: ")
+                for count in (
+                    2,
+                    1,
+                ):  # a surplus worker stops although another version of the model is not ready
+                    with Client(load.url) as client:
+                        client.scale(MODEL, 2, count)
+                    wait_for(f"worker-{MODEL}-v2-2 {'is ready' if count == 2 else 'stops: 1 of'}")
                 registry.delete_model_version(MODEL, "3")
                 wait_for(f"worker-{MODEL}-v3 stops: {MODEL}/3 is no longer wanted")
                 registry.delete_registered_model_alias(MODEL, "champion")
