@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +35,13 @@ from workers.batch_runner import FINISH_RETRY_S, TIMED_OUT, BatchRunner
 from workers.batch_traces import open_traces
 from workers.consumer.celery_worker import consume
 from workers.model_lookup import Aliases, ModelVersion
-from workers.process import alias_watch, follower_files, fork_client, prefork_supervisor
+from workers.process import (
+    alias_watch,
+    follower_files,
+    fork_client,
+    prefork_supervisor,
+    temporary_folder,
+)
 from workers.process.alias_watch import AliasWatch
 from workers.process.drain import Drain
 from workers.process.followed_worker import FollowedWorker
@@ -89,7 +94,7 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     _require_redis(settings)
     if settings.model_version.isdigit():
         _wait_while_retired(settings, int(settings.model_version), lambda: None)
-    folder = handed.folder if handed else tempfile.mkdtemp(prefix="modelyard-")
+    folder = handed.folder if handed else temporary_folder.make()
     remove = partial(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(remove)
     found = handed.found if handed else model.find(settings, folder)

@@ -210,7 +210,7 @@ def test_a_moved_alias_is_followed_without_a_failed_request_and_nothing_is_left_
     [replica] = pool.workers()[4]["replicas"]
     assert (replica["follows"], replica["main_pid"], replica["warnings"]) == ("champion", pool.worker.pid, [])
     [follower] = [each for each in Path(pool.folder, "tmp").glob("modelyard-*") if "follower" in each.name]
-    assert len([*follower.iterdir()]) == 1
+    assert len([each for each in follower.iterdir() if each.is_dir()]) == 1
     pool.worker.send_signal(signal.SIGTERM)
     assert pool.worker.wait(60) == 0
     assert not runs(replica["pid"])

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,6 +101,28 @@ def test_an_onnx_worker_loads_no_pytorch_and_takes_its_serving_process_along_whe
         assert "libtorch" not in libraries
         worker.kill()
         wait_until(lambda: not runs(serving), what="the process that served is gone")
+
+
+def test_a_worker_removes_the_folders_that_killed_workers_left_and_no_others(
+    start_worker: Start, redis_server: RedisServer, wait_until: WaitUntil, tmp_path: Path
+) -> None:
+    def started() -> tuple[subprocess.Popen[str], Path]:
+        n_before, before = len(ready_pids(client)), set(tmp_path.glob("modelyard-*"))
+        worker = start_worker("1", **LIGHT, TMPDIR=str(tmp_path))
+        wait_until(lambda: len(ready_pids(client)) > n_before, timeout_s=60, what="a worker is ready")
+        [folder] = set(tmp_path.glob("modelyard-*")) - before
+        return worker, folder
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        killed, left = started()
+        killed.kill()
+        killed.wait(30)
+        wait_until(lambda: not ready_pids(client), timeout_s=60, what="its record has expired")
+        _, folder = started()
+        assert not left.exists()
+        _, other = started()
+        assert folder.exists()
+        assert other.exists()
 
 
 def test_ctrl_c_drains_a_worker_and_a_second_one_would_end_it(

@@ -13,13 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from workers.process import follower_files, fork_client, health
+from workers.process import follower_files, fork_client, health, temporary_folder
 from workers.process.follower_files import Said, Told
 from workers.process.prefork_supervisor import LEAVE_ROUTING, signal_at_parents_death
 
@@ -102,7 +101,7 @@ class Follower:
     def __init__(self, alias: str, ready_file: str) -> None:
         self._alias = alias
         self._ready_file = ready_file
-        self._folder = Path(tempfile.mkdtemp(prefix="modelyard-follower-"))
+        self._folder = Path(temporary_folder.make("modelyard-follower-"))
         self._received: list[int] = []
         self._workers: list[_Worker] = []
         self._n_started = 0
