@@ -89,8 +89,15 @@ async def test_an_autoscaler_that_reads_only_scale_follows_a_burst_and_loses_not
         )
         scaling = asyncio.create_task(autoscaler.run())
         callers = [asyncio.create_task(burst.call()) for _ in range(CALLERS)]
-        await until(lambda: autoscaler.live == MOST, "the burst has started a second worker", LIMIT_S)
-        burst.is_over = True
+        try:
+            await until(
+                lambda: autoscaler.live == MOST or scaling.done(),
+                "the burst has started a second worker",
+                LIMIT_S,
+            )
+        finally:
+            burst.is_over = True  # otherwise the controller would never stop
+        assert not scaling.done(), scaling.exception()
         await asyncio.gather(*callers)
         await until(lambda: autoscaler.stopped, "a worker is stopped after the burst", LIMIT_S)
         await until(lambda: autoscaler.stopped[0].poll() is not None, "it has ended", LIMIT_S)
