@@ -51,6 +51,10 @@ class Window:
         """All points, oldest first."""
         return list(self._points)
 
+    def last_point(self) -> Point | None:
+        """The last interval that has ended."""
+        return self._points[-1] if self._points else None
+
     def open_point(self) -> Point:
         """The interval that has not ended, so far."""
         return self._point(int(self._now_s))
@@ -110,8 +114,7 @@ class History:
 
     def newest(self) -> Newest:
         """What pages need besides `encode` of their start."""
-        points = {name: window.points() for name, window in self._windows.items()}
-        closed = {name: own[-1] for name, own in points.items() if own}
+        closed = {name: last for name, window in self._windows.items() if (last := window.last_point())}
         return Newest(
             self._rates, closed, {name: window.open_point() for name, window in self._windows.items()}
         )
