@@ -30,6 +30,7 @@ TENSOR_DTYPES = (*OUTPUT_DTYPES, "str")
 SCALARS = ("boolean", "integer", "long", "float", "double", "string", "binary", "datetime")
 NESTED = ("array", "object", "map", "any")
 SKELETON_CACHE_SAMPLES = 16
+SHOWN = 80  # characters of a value in an error
 FREE = -1  # a dimension of any size
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.contract import ColumnType
+from app.contract import SHOWN, ColumnType
 from app.contract.documents import Rules
 
 Values = list[Any]
@@ -31,7 +31,6 @@ TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d(?::\d\d(?::\d\d(?:\.\d{1,9})?)
 WHOLE = re.compile(r"\s*[+-]?\d{1,19}\s*", re.ASCII)
 YEARS = range(1678, 2262)  # years that 64-bit nanoseconds cover completely
 NAT = -(2**63)
-SHOWN = 80  # characters of a value in an error
 # MessagePack's codes, and the NumPy type, of values within lists and objects whose Python type MLflow refuses.
 EXTENSIONS = {"datetime": (1, "<M8[ns]"), "float": (2, "<f4"), "integer": (3, "<i4")}
 _TYPES: dict[str, set[type]] = {

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import msgspec
 from numpy.lib import format as npy
 
-from app.contract.npy import SHOWN, read_plain_npy
+from app.contract import SHOWN
+from app.contract.npy import read_plain_npy
 from app.server_errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, UnsupportedTypeError
 
 # `strict` refuses conversions that change a value; `mlflow` accepts all input of MLflow's scoring server without loss.

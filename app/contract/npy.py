@@ -9,11 +9,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from app.contract import SHOWN
 from app.server_errors import BodyNotArrayError, InputTypeError
 
 KINDS = "biufU"  # booleans, numbers and text
 LARGEST_FLOAT_BYTES = 8
-SHOWN = 80  # characters of a dtype in an error
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 

@@ -7,10 +7,9 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.contract import Column, ColumnsContract
+from app.contract import SHOWN, Column, ColumnsContract
 from app.contract.column_values import (
     HAVE_MISSING,
-    SHOWN,
     Misfit,
     Values,
     convert,

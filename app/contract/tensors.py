@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from app.contract import DTYPES, FREE, TensorField, TensorsContract
+from app.contract import DTYPES, FREE, SHOWN, TensorField, TensorsContract
 from app.contract.documents import CSV, Document, Rules
 from app.contract.npy import read_plain_npy
 from app.server_errors import (
@@ -28,7 +28,6 @@ Array = NDArray[Any]
 Tensor = Array | list[Any]  # a list of text
 MAX_DIMENSIONS = 32
 EXACT_INTEGERS = 2**53
-SHOWN = 80  # characters of a value in an error
 NONE = type(None)
 
 

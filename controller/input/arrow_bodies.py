@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.contract import FREE, AnyContract, ColumnsContract, Contract, TensorContract, TensorField
+from app.contract import FREE, SHOWN, AnyContract, ColumnsContract, Contract, TensorContract, TensorField
 from app.contract.documents import TABLE, Document
-from app.contract.tensors import MAX_DIMENSIONS, SHOWN, Shaped
+from app.contract.tensors import MAX_DIMENSIONS, Shaped
 from app.server_errors import (
     BodyNotArrayError,
     InputShapeError,

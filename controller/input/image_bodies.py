@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.contract import FREE, ColumnsContract, Contract, Param
+from app.contract import FREE, SHOWN, ColumnsContract, Contract, Param
 from app.contract.documents import TABLE, Document
-from app.contract.tensors import SHOWN
 from app.server_errors import (
     BodyKeyError,
     BodyNotArrayError,

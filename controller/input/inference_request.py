@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from app.contract import (
     FREE,
     SCALARS,
+    SHOWN,
     AnyContract,
     Column,
     ColumnsContract,
@@ -25,7 +26,7 @@ from app.contract import (
     TensorField,
 )
 from app.contract.documents import TABLE, Document, read_python_json
-from app.contract.tensors import SHOWN, Array, Shaped, flattened
+from app.contract.tensors import Array, Shaped, flattened
 from app.server_errors import BodyKeyError, InputShapeError, InputTypeError, ParameterError
 
 # Datatypes of the protocol by NumPy name. BF16 is missing because NumPy has no such type.

@@ -9,10 +9,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract, spellings
+from app.contract import SHOWN, ColumnsContract, Contract, TensorContract, TensorsContract, spellings
 from app.contract.documents import TABLE, Document
 from app.contract.npy import read_plain_npy
-from app.contract.tensors import SHOWN
 from app.server_errors import (
     BodyNotArrayError,
     InputEmptyError,
