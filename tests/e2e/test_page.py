@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from app.api_keys import new_key
 from modelyard import Body, Client
+from tests.conftest import WaitUntil
 from tests.e2e.conftest import MODEL, Digits, Pool
 from tests.e2e.orders import register_orders
 from tests.pool_samples import publish, record, unpublish
@@ -378,9 +379,10 @@ def test_the_page_fits_the_width_of_the_screen(served: Served, browser: Browser,
     ],
 )
 def test_an_odd_name_of_a_model_leaves_every_column_in_sight(
-    served: Served, page: Page, number: int, name: str
+    served: Served, page: Page, wait_until: WaitUntil, number: int, name: str
 ) -> None:
     pool, url, _ = served
+    version = f"{url}/models/{quote(name, safe='')}/versions/3"
     with redis.Redis.from_url(pool.redis_url) as client:
         worker = record(3, worker=number, model_name=name, warnings=["<b>" + "w" * 300])
         publish(client, worker, ttl_s=60)
@@ -396,6 +398,7 @@ def test_an_odd_name_of_a_model_leaves_every_column_in_sight(
                     assert table.evaluate("each => each.scrollWidth - each.clientWidth") <= 0, section
         finally:
             unpublish(client, worker)
+            wait_until(lambda: httpx.delete(version).is_success, what="the version can be forgotten")
 
 
 def test_the_page_says_that_its_controller_is_gone_and_recovers(served: Served, page: Page) -> None:
