@@ -95,14 +95,16 @@ def end(folder: Path, patience_s: float, tell: Callable[[Sequence[Leftover]], ob
     Args:
         folder: State directory.
         patience_s: Seconds until the rest is killed.
-        tell: Called with the remaining processes while there are any.
+        tell: Called with the remaining processes while there are any, at least once before they are killed.
 
     Returns:
         The processes that could not be ended.
     """
     give_up_at = time.monotonic() + patience_s
-    while (left := processes(folder)) and time.monotonic() < give_up_at:
+    while left := processes(folder):
         tell(left)
+        if time.monotonic() >= give_up_at:
+            break
         time.sleep(POLL_S)
     for each in left:
         with suppress(OSError):
