@@ -67,6 +67,8 @@ from __future__ import annotations
 
 from modelyard.redaction import redacted
 
+SHOWN = 300  # characters of a foreign error's text
+
 
 class ModelyardError(Exception):
     """Root of the tree.
@@ -85,8 +87,17 @@ class ModelyardError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a foreign error's text; the rest is for its developers."""
-    return redacted((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
+    """The first line of a foreign error's text; the rest is for its developers.
+
+    Libraries put errors into errors: a text that is too long gives way to that of the system's error at its bottom.
+    """
+    line = redacted((str(error).strip() or type(error).__name__).splitlines()[0])
+    if len(line) <= SHOWN:
+        return line
+    cause: BaseException | None = error
+    while cause and not (isinstance(cause, OSError) and cause.strerror):
+        cause = cause.__cause__ or cause.__context__
+    return (redacted(str(cause)) if cause else line)[:SHOWN]
 
 
 class ConfigurationError(ModelyardError):

@@ -6,6 +6,7 @@ FastAPI documents predictions as well, but never receives one.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
@@ -34,6 +35,16 @@ PREDICT = "/predict"
 LEFT = 499  # nobody receives it; proxies log this status for callers who have left
 REQUEST_ID_LENGTH = 128  # of a caller's text that is logged
 V2 = open_inference.router.prefix
+# pydantic's words -> those of this API
+WORDS = {
+    "Input should be ": "",
+    "less than or equal to": "at most",
+    "greater than or equal to": "at least",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    ", unable to interpret input": "",
+}
+EXPECTED = re.compile("|".join(map(re.escape, WORDS)))
 CORS_HEADERS = ("authorization", "content-type", "content-encoding", "idempotency-key", "prefer")
 
 
@@ -222,9 +233,14 @@ async def _on_modelyard_error(request: Request, error: Exception) -> Response:
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][1:])
-    return await _on_modelyard_error(request, ParameterError(f"{name}: {first['msg']}"))
+    found = error.errors()
+    name = found[0]["loc"][1]
+    own = [each for each in found if each["loc"][1] == name]  # of a union, one for each of its types
+    if own[0]["type"] == "missing":
+        return await _on_modelyard_error(request, ParameterError(f"the parameter {name} is missing"))
+    expected = " or ".join(EXPECTED.sub(lambda match: WORDS[match[0]], each["msg"]) for each in own)
+    text = f"got {str(own[0]['input'])!r:.80} for {name}; expected {expected}"
+    return await _on_modelyard_error(request, ParameterError(text))
 
 
 async def _on_leaving(_: Request, __: Exception) -> Response:

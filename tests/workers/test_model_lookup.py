@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import mlflow
 import numpy as np
@@ -15,7 +16,7 @@ from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
 
 from app.quality import Quality, packed_rows
-from app.server_errors import ModelNotFoundError
+from app.server_errors import ModelNotFoundError, RegistryUnavailableError
 from training.inventory import registered_versions
 from workers.model_lookup import look_up
 
@@ -66,6 +67,16 @@ def test_a_quality_that_is_none_is_served_as_none_with_one_warning(
     assert found.quality.value is None
     [said] = found.warnings
     assert warning in said
+
+
+def test_a_registry_that_does_not_answer_is_named_with_the_systems_reason(
+    monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = f"http://127.0.0.1:{free_port()}"
+    reason = rf"the MLflow registry at {uri} does not answer \(\[Errno \d+\] Connection refused\); check"
+    with pytest.raises(RegistryUnavailableError, match=reason):
+        look_up(uri, MODEL, "1")
 
 
 def test_the_list_of_versions_takes_no_such_quality_either(odd: str) -> None:
