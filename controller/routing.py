@@ -152,7 +152,8 @@ def _no_candidate() -> NoCandidateError:
 def _endpoint_required(snapshot: Snapshot) -> EndpointRequiredError:
     names = ", ".join(snapshot.endpoints)
     return EndpointRequiredError(
-        f"several endpoints are served, and the request names none; add ?endpoint=NAME with one of: {names}"
+        "several endpoints are served, and the request names none; add ?endpoint=NAME, or --endpoint NAME to a "
+        f"command, with one of: {names}"
     )
 
 

@@ -129,7 +129,7 @@ def test_a_request_goes_where_it_says_or_to_the_best(selector: Selector, worker:
 @pytest.mark.parametrize(
     ("selector", "error", "text"),
     [
-        (Selector(), EndpointRequiredError, f"add .endpoint=NAME with one of: {MODEL}, {OTHER}"),
+        (Selector(), EndpointRequiredError, f"--endpoint NAME to a command, with one of: {MODEL}, {OTHER}"),
         (Selector(endpoint="Othr"), UnknownEndpointError, f"known endpoints: {OTHER}, {MODEL}"),
         (Selector(endpoint=OTHER, model=MODEL), ContradictionError, "leave one of them out"),
         (Selector(worker=4), UnknownWorkerError, "known numbers: 1, 2, 3, 5"),

@@ -19,7 +19,9 @@ def show_route(route: RouteExplanation) -> None:
     """Write the reason, the candidates with their figures, and the versions that were excluded."""
     click.echo(f"{route.model_name}/{route.model_version} (worker {route.worker}), because {route.why}.")
     facts = [f"endpoint {route.endpoint}", f"policy {route.policy}", f"decided by {route.decided_by}"]
-    if route.tie_band is not None:
+    if route.tie_band == 0:
+        facts.append("only equal figures are a tie")
+    elif route.tie_band is not None:
         facts.append(f"differences up to {route.tie_band:.4f} are a tie")
     if route.tie_p is not None:
         facts.append(
