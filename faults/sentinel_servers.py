@@ -19,6 +19,7 @@ from redis.retry import Retry
 from cli.local_pool.redis_server import find_server
 
 HOST = "127.0.0.1"
+NAMED = "localhost"  # with TLS, as certificates name hosts
 NAME = "mymaster"
 QUORUM = 2
 DOWN_AFTER_MS = 1000
@@ -35,6 +36,9 @@ class SentinelServers:
         password: Password of Redis, and of each of its users; empty for none.
         users: Lines of Redis's ACL file; among them are `replica`, `sentinel` and `operator`. Empty for no users.
         sentinel_password: Password of the Sentinels; empty for none.
+        certificates: Folder with `ca.pem`, and a certificate for `localhost` with its key in `own.pem`: all connections
+            are TLS. None for no TLS.
+        program: The server program; by default that of `modelyard up`.
     """
 
     def __init__(
@@ -44,23 +48,30 @@ class SentinelServers:
         password: str = "",
         sentinel_password: str = "",
         users: Sequence[str] = (),
+        certificates: Path | None = None,
+        program: str = "",
     ) -> None:
-        self._folder = folder
+        self._folder, self._certificates = folder, certificates
+        self._program = program or str(find_server())
+        self._host = HOST if certificates is None else NAMED
         self._user = "operator" if users else None
         self._password, self._sentinel_password = password, sentinel_password
         self._ports = [_free_port() for _ in range(3)]
         self.sentinel_ports = [_free_port() for _ in range(3)]
         self._running: dict[int, subprocess.Popen[bytes]] = {}
+        names = [] if certificates is None else ["resolve-hostnames yes", "announce-hostnames yes"]
         login = [f"requirepass {password}", f"masterauth {password}"] if password else []
         if users:
             (folder / "users.acl").write_text("\n".join([*users, ""]))
             login = [f"aclfile {folder}/users.acl", "masteruser replica", f"masterauth {password}"]
         for port in self._ports:
-            primary = [] if port == self._ports[0] else [f"replicaof {HOST} {self._ports[0]}"]
+            primary = [] if port == self._ports[0] else [f"replicaof {self._host} {self._ports[0]}"]
+            if certificates:
+                primary.append(f"replica-announce-ip {self._host}")
             durable = ["appendonly yes", 'save ""', "repl-diskless-sync-delay 0"]
             self._write(port, [*durable, *login, *primary, *options])
         for port in self.sentinel_ports:
-            watched = [f"monitor {NAME} {HOST} {self._ports[0]} {QUORUM}"]
+            watched = [*names, f"monitor {NAME} {self._host} {self._ports[0]} {QUORUM}"]
             watched += [f"down-after-milliseconds {NAME} {DOWN_AFTER_MS}", f"failover-timeout {NAME} 6000"]
             watched += [f"auth-pass {NAME} {password}"] if password else []
             watched += [f"auth-user {NAME} sentinel"] if users else []
@@ -70,7 +81,9 @@ class SentinelServers:
     @property
     def url(self) -> str:
         """What REDIS_URL takes, without passwords."""
-        hosts = ",".join(f"{HOST}:{port}" for port in self.sentinel_ports)
+        hosts = ",".join(f"{self._host}:{port}" for port in self.sentinel_ports)
+        if self._certificates:
+            return f"sentinels://{hosts}/{NAME}/0?ssl_ca_certs={self._certificates}/ca.pem"
         return f"sentinel://{hosts}/{NAME}/0"
 
     def __enter__(self) -> SentinelServers:
@@ -90,7 +103,7 @@ class SentinelServers:
 
     def start(self, port: int, *arguments: str) -> None:
         """Start a server with its configuration."""
-        command = [str(find_server()), str(self._config(port)), *arguments]
+        command = [self._program, str(self._config(port)), *arguments]
         self._running[port] = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _until(lambda: self._answers(port))
 
@@ -109,13 +122,15 @@ class SentinelServers:
         is_sentinel = port in self.sentinel_ports
         password = self._sentinel_password if is_sentinel else self._password
         return redis.Redis(
-            HOST,
+            self._host,
             port,
             username=None if is_sentinel else self._user,
             password=password or None,
             decode_responses=True,
             socket_timeout=1,
             retry=Retry(NoBackoff(), 0),
+            ssl=self._certificates is not None,
+            ssl_ca_certs=f"{self._certificates}/ca.pem",
         )
 
     def primary(self) -> int:
@@ -172,7 +187,13 @@ class SentinelServers:
     def _write(self, port: int, lines: Sequence[str]) -> None:
         config = self._config(port)
         config.parent.mkdir(parents=True)
-        general = [f"port {port}", f"bind {HOST}", f"dir {config.parent}", "daemonize no"]
+        general = [f"bind {HOST}", f"dir {config.parent}", "daemonize no"]
+        if folder := self._certificates:
+            general += ["port 0", f"tls-port {port}", "tls-replication yes", "tls-auth-clients no"]
+            general += [f"tls-cert-file {folder}/own.pem", f"tls-key-file {folder}/own.pem"]
+            general += [f"tls-ca-cert-file {folder}/ca.pem"]
+        else:
+            general += [f"port {port}"]
         config.write_text("\n".join([*general, *lines, ""]))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -33,9 +32,9 @@ from tests import light_registry
 from tests.conftest import WaitUntil
 from tests.e2e.conftest import Pool, queues_in
 from tests.light_registry import DOUBLED, MODEL, PAIR
+from tests.redis_users import issue_certificates, shipped_users
 
 pytestmark = pytest.mark.timeout(400)  # the first test here starts a whole pool
-ACL = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
 USERS = ("controller", "worker", "flower", "operator")
 
 
@@ -70,17 +69,13 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded(free_port: Callable[[], int], wait_until: WaitUntil) -> Iterator[Guarded]:
-    server = shutil.which("redis-server")
-    if server is None:
-        pytest.skip("needs redis-server with TLS: install the system package redis-server")
+def guarded(
+    free_port: Callable[[], int], wait_until: WaitUntil, system_tool: Callable[[str, str], str]
+) -> Iterator[Guarded]:
+    server = system_tool("redis-server", "redis-server")  # that of the package of Valkey speaks no TLS
     with tempfile.TemporaryDirectory(prefix="yard-") as name:
         folder = Path(name)
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
-            str(folder / "own.pem")
-        )
+        issue_certificates(folder)
         made = Guarded(free_port(), folder, subprocess.Popen(["true"]))
         made.process.wait()
         write_users(made)
@@ -100,16 +95,10 @@ def guarded(free_port: Callable[[], int], wait_until: WaitUntil) -> Iterator[Gua
 
 
 def write_users(server: Guarded) -> None:
-    """The file as it is shipped, and a password for each user."""
-    lines = []
-    for line in ACL.read_text().splitlines():
-        words = line.split()
-        if words[:1] == ["user"] and words[1] in USERS:
-            server.password_file(words[1]).write_text(server.password(words[1]) + "\n")
-            line += f" >{server.password(words[1])}"
-        if words[:1] == ["user"]:
-            lines.append(line)
-    (server.folder / "users.acl").write_text("\n".join(lines) + "\n")
+    """Their file, and a file with the password of each."""
+    for user in USERS:
+        server.password_file(user).write_text(server.password(user) + "\n")
+    (server.folder / "users.acl").write_text("\n".join([*shipped_users(server.password), ""]))
 
 
 def answers(server: Guarded) -> bool:

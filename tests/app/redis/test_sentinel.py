@@ -26,15 +26,13 @@ from app.server_errors import LedgerUnavailableError
 from app.settings import Settings, load
 from faults.sentinel_servers import SentinelServers
 from tests.controller.conftest import until
+from tests.redis_users import shipped_users
 
 pytestmark = pytest.mark.process
 PASSWORD, SENTINEL_PASSWORD = "p@ss,w:rd/1", "s3nt/nel"
 ADD = Script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 SUM = "modelyard:sum"
 CALL = Call(ADD, [SUM], [1])
-ACL_FILES = [
-    Path(__file__).parents[3] / "deploy" / name for name in ("redis-users.acl", "redis-sentinel-users.acl")
-]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +40,13 @@ def servers() -> Iterator[SentinelServers]:
     with (
         tempfile.TemporaryDirectory(prefix="yard-") as folder,
         SentinelServers(
-            Path(folder), password=PASSWORD, sentinel_password=SENTINEL_PASSWORD, users=shipped_users()
+            Path(folder),
+            password=PASSWORD,
+            sentinel_password=SENTINEL_PASSWORD,
+            users=shipped_users(lambda _: PASSWORD),
         ) as started,
     ):
         yield started
-
-
-def shipped_users() -> list[str]:
-    """The users of the files, each with the password."""
-    lines = [line for path in ACL_FILES for line in path.read_text().splitlines() if line.startswith("user ")]
-    return [line if line.startswith("user default ") else f"{line} >{PASSWORD}" for line in lines]
 
 
 @pytest.fixture
