@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from app.contract import TensorContract
 from configuration_page import PAGE, page
 from controller.input.json_numbers import parse
-from modelyard.commands import exit_status
+from modelyard.commands import exit_status, interrupts
 from modelyard.commands.main import cli, known_commands
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def test_every_command_that_the_pages_name_exists() -> None:
 def test_the_page_of_commands_lists_each_of_them_and_every_exit_status() -> None:
     text = (ROOT / "docs" / "commands.md").read_text()
     assert set(re.findall(r"^\| `modelyard ([a-z]+)` \|", text, re.MULTILINE)) == known_commands().keys()
-    statuses = {*exit_status.STATUSES.values(), exit_status.FAILED, exit_status.INTERRUPTED, 0, 2}
+    statuses = {*exit_status.STATUSES.values(), exit_status.FAILED, interrupts.INTERRUPTED, 0, 2}
     assert {int(each) for each in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == statuses
 
 

@@ -6,6 +6,9 @@ import sys
 def main() -> None:
     """Run the command, or name the package that it lacks; Ctrl-C ends it quietly, also while it is imported."""
     try:
+        from modelyard.commands.interrupts import end_on_interrupt
+
+        end_on_interrupt()
         from modelyard.commands.main import run
 
         run()

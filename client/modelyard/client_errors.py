@@ -19,8 +19,12 @@ ModelyardError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from modelyard.errors import ModelyardError, UnavailableError
-from modelyard.schemas import BatchFile, Job
+
+if TYPE_CHECKING:
+    from modelyard.schemas import BatchFile, Job
 
 
 class ControllerUnreachableError(UnavailableError):

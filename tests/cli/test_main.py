@@ -77,13 +77,21 @@ def test_redis_that_does_not_answer_is_named_without_its_password(command: list[
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("command", "library"), [("status", "httpx"), ("worker", "celery")])
+@pytest.mark.parametrize(
+    ("program", "command", "library"),
+    [
+        ("cli", "status", "httpx"),
+        ("cli", "worker", "celery"),
+        ("modelyard", "--help", "click"),
+        ("modelyard", "status", "numpy"),
+    ],
+)
 def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback(
-    tmp_path: Path, command: str, library: str
+    tmp_path: Path, program: str, command: str, library: str
 ) -> None:
     (tmp_path / f"{library}.py").write_text("print('importing', flush=True)\nwhile True:\n    pass\n")
     with subprocess.Popen(
-        [sys.executable, "-m", "cli", command],
+        [sys.executable, "-m", program, command],
         env=os.environ | {"PYTHONPATH": str(tmp_path), "MODEL_VERSION": "latest"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

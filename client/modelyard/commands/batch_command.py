@@ -16,7 +16,8 @@ import click
 from modelyard.commands.batch_progress import rows_progress
 from modelyard.commands.console_output import JSON_OPTION, examples, number, waiting, write_json
 from modelyard.commands.controller_option import URL_OPTION, controller_url
-from modelyard.commands.exit_status import FAILED, INTERRUPTED
+from modelyard.commands.exit_status import FAILED
+from modelyard.commands.interrupts import INTERRUPTED
 from modelyard.commands.version_options import version_options
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ FAILED = 1  # status 2 is click's, for a wrong use of the command line
 UNAVAILABLE = 3
 JOB_UNSUCCESSFUL = 4
 NO_OUTCOME = 5
-INTERRUPTED = 130
 STATUSES: dict[type[ModelyardError], int] = {
     UnavailableError: UNAVAILABLE,
     QueueFullError: UNAVAILABLE,

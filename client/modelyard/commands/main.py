@@ -18,7 +18,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from modelyard.client_errors import ControllerUnreachableError
-from modelyard.commands.exit_status import FAILED, INTERRUPTED, exit_status
+from modelyard.commands.exit_status import FAILED, exit_status
+from modelyard.commands.interrupts import INTERRUPTED, end_on_interrupt, raise_on_interrupt
 from modelyard.errors import ModelyardError
 
 SERVER, GROUP = "modelyard", "modelyard.commands"  # its distribution, and the entry points in that
@@ -139,6 +140,7 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = found.module.partition(":")
         command = getattr(importlib.import_module(module), attribute or "command")
+        raise_on_interrupt()
         assert isinstance(command, click.Command)
         return command
 
@@ -148,6 +150,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        finally:
+            end_on_interrupt()
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the names of commands without importing them."""
