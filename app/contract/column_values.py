@@ -151,6 +151,17 @@ def _integer(value: Any, kind: ColumnType, rules: Rules) -> Any:
     return number
 
 
+def read_number(text: str) -> float:
+    """A number in text, in the spelling of JSON or CSV. Python also reads `1_0` as 10, and digits of other scripts.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
 def _float(value: Any, kind: ColumnType, rules: Rules) -> Any:
     number = value
     if rules == "mlflow":
@@ -158,7 +169,7 @@ def _float(value: Any, kind: ColumnType, rules: Rules) -> Any:
             number = float(value)
         elif type(value) is str:
             try:
-                number = float(value)
+                number = read_number(value)
             except ValueError:
                 raise _misfit(value, kind) from None
     if type(number) not in NUMBERS:
@@ -167,7 +178,7 @@ def _float(value: Any, kind: ColumnType, rules: Rules) -> Any:
         as_float = float(number)
     except OverflowError:
         raise _misfit(value, kind) from None
-    if rules == "mlflow" and kind.kind == "double":
+    if rules == "mlflow" and (kind.kind == "double" or not math.isfinite(as_float)):
         return as_float
     if not math.isfinite(as_float) or (kind.kind == "float" and abs(as_float) >= FLOAT32_OVERFLOW):
         raise _misfit(value, kind)

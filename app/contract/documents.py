@@ -13,7 +13,14 @@ from numpy.lib import format as npy
 
 from app.contract import SHOWN
 from app.contract.npy import read_plain_npy
-from app.server_errors import BodyKeyError, BodyNotArrayError, BodyNotJsonError, UnsupportedTypeError
+from app.server_errors import (
+    BodyKeyError,
+    BodyNotArrayError,
+    BodyNotJsonError,
+    InputError,
+    InputShapeError,
+    UnsupportedTypeError,
+)
 
 # `strict` refuses conversions that change a value; `mlflow` accepts all input of MLflow's scoring server without loss.
 Rules = Literal["strict", "mlflow"]
@@ -24,6 +31,7 @@ KEYS: dict[Rules, tuple[str, ...]] = {
     "strict": ("data", "inputs", "instances", *FRAMES),
     "mlflow": ("inputs", "instances", *FRAMES),
 }
+SPLIT_KEYS = frozenset({"columns", "data", "index"})
 UNIFIED = "unified"  # the key of a document in MLflow's form for chat models: the body is the data, with its parameters
 # Each of them marks this form, whose answer is not wrapped either.
 UNIFIED_KEYS = ("messages", "prompt", "input")
@@ -169,6 +177,31 @@ def _document(document: Any, rules: Rules) -> Document:
             + (", ".join(repr(key)[:40] for key in list(given)[:5]) or "none of them")
         )
     return Document(found[0], given[found[0]], given.get(PARAMS))
+
+
+def malformed(detail: str, rules: Rules) -> InputError:
+    """The error for a value that is no table or array at all. MLflow has another error code where one does not fit."""
+    return (BodyNotArrayError if rules == "mlflow" else InputShapeError)(detail)
+
+
+def check_frame(document: Document, rules: Rules) -> None:
+    """Refuse the value of a DataFrame form that no contract takes.
+
+    Raises:
+        InputError: It has another structure.
+    """
+    key, value = document.key, document.value
+    if key == "dataframe_records" and type(value) is not list:
+        raise malformed("dataframe_records must hold a list of objects, one a row", rules)
+    if key != "dataframe_split":
+        return
+    if type(value) is not dict or "data" not in value or value.keys() - SPLIT_KEYS:
+        raise malformed(
+            'dataframe_split must hold an object with "data", optionally "columns" and "index", and nothing else',
+            rules,
+        )
+    if type(value["data"]) is not list or type(value.get("columns")) not in (list, type(None)):
+        raise malformed("data and columns of dataframe_split must be lists", rules)
 
 
 def read(content_type: bytes, body: bytes, rules: Rules) -> Document:

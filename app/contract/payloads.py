@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.contract import AnyContract, ColumnsContract, Contract, TensorContract, TensorsContract
-from app.contract.documents import UNIFIED, Document, Rules
+from app.contract.documents import UNIFIED, Document, Rules, check_frame
 from app.contract.packed_columns import pack
 from app.contract.params import read_params
 from app.contract.tables import read_columns
@@ -74,6 +74,7 @@ def to_payload(document: Document, contract: Contract, max_samples: int, rules: 
     """
     if isinstance(document.value, np.ndarray) and not isinstance(contract, TensorContract | TensorsContract):
         document = msgspec.structs.replace(document, value=document.value.tolist())
+    check_frame(document, rules)
     try:
         params = read_params(document.params, contract.params, rules)
         payload = _payload(document, contract, params, rules)

@@ -10,12 +10,14 @@ from typing import Any
 from app.contract import SHOWN, Column, ColumnsContract
 from app.contract.column_values import (
     HAVE_MISSING,
+    RANGES,
     Misfit,
     Values,
     convert,
     is_as_it_travels,
+    read_number,
 )
-from app.contract.documents import CSV, TABLE, Document, Rules
+from app.contract.documents import CSV, TABLE, Document, Rules, malformed
 from app.server_errors import InputEmptyError, InputError, InputShapeError, InputTypeError
 
 Named = Mapping[str, Values]
@@ -137,13 +139,7 @@ def _wrong_form(key: str, contract: ColumnsContract) -> InputError:
 
 
 def _split(value: Any, contract: ColumnsContract, rules: Rules) -> tuple[Named | Sequence[Values], int]:
-    if type(value) is not dict or "data" not in value or value.keys() - {"columns", "data", "index"}:
-        raise InputShapeError(
-            'dataframe_split must hold an object with "data", optionally "columns" and "index", and nothing else'
-        )
     names, rows = value.get("columns"), value["data"]
-    if type(rows) is not list or not (names is None or type(names) is list):
-        raise InputShapeError("data and columns of dataframe_split must be lists")
     if rows and type(rows[0]) is not list:
         rows = [[each] for each in rows]
     if names is None:
@@ -179,11 +175,11 @@ def _transposed(rows: list[Any], n_columns: int, rules: Rules) -> list[Values]:
     for row, each in enumerate(rows):
         if type(each) is not list or len(each) > n_columns or (len(each) < n_columns and rules == "strict"):
             got = f"{len(each)} values" if type(each) is list else "no list"
-            raise InputShapeError(f"row {row} has {got}; expected {n_columns}, one a column")
+            raise malformed(f"row {row} has {got}; expected {n_columns}, one a column", rules)
     lengths = set(map(len, rows))
     if max(lengths) < n_columns:
-        raise InputShapeError(
-            f"no row has more than {max(lengths)} values; expected {n_columns}, one a column"
+        raise malformed(
+            f"no row has more than {max(lengths)} values; expected {n_columns}, one a column", rules
         )
     if len(lengths) > 1:
         rows = [[*each, *[None] * (n_columns - len(each))] for each in rows]
@@ -191,7 +187,7 @@ def _transposed(rows: list[Any], n_columns: int, rules: Rules) -> list[Values]:
 
 
 def _records(value: Any, contract: ColumnsContract, key: str) -> tuple[Named | Sequence[Values], int]:
-    if type(value) is not list or not all(type(each) is dict for each in value):
+    if not all(type(each) is dict for each in value):
         raise InputShapeError(f"{key} must hold a list of objects, one a row; expected {contract.describe()}")
     names = (
         [str(each.name) for each in contract.columns]
@@ -227,12 +223,14 @@ def _csv(text: str, contract: ColumnsContract, rules: Rules) -> tuple[Named | Se
     """The columns of a CSV table. The column type determines the meaning of a cell: see `_cell`."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of the process; the body's size is limited
     try:
-        header, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
     except csv.Error as error:
-        raise InputShapeError(
-            f"the body is not CSV ({error}); expected a header row and one row each"
+        raise malformed(
+            f"the body is not CSV ({error}); expected a header row and one row each", rules
         ) from None
-    rows = [row for row in rows if row]
+    if not lines:
+        raise malformed("the body holds no line; expected CSV with a header row and one row each", rules)
+    header, *rows = lines
     columns = dict(zip(header, _transposed(rows, len(header), rules), strict=True))
     if len(columns) < len(header):
         raise InputShapeError("the header names a column twice; expected each of them once")
@@ -282,9 +280,8 @@ def _cell(text: str | None, kind: str, rules: Rules) -> Any:
         return BOOLEANS.get(text, text)
     if kind in ("string", "datetime", "binary"):
         return text
-    if not text.isascii():  # Python reads digits of other scripts, too
-        return text
     try:
-        return int(text) if text.lstrip("+-").isdigit() else float(text.replace("_", "?"))
+        number = read_number(text)
+        return int(text) if kind in RANGES and text.lstrip("+-").isdigit() else number
     except ValueError:
         return text

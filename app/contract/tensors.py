@@ -14,7 +14,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from app.contract import DTYPES, FREE, SHOWN, TensorField, TensorsContract
-from app.contract.documents import CSV, Document, Rules
+from app.contract.column_values import read_number
+from app.contract.documents import CSV, Document, Rules, malformed
 from app.contract.npy import read_plain_npy
 from app.server_errors import (
     InputEmptyError,
@@ -103,7 +104,7 @@ def _from_frame(document: Document, fields: tuple[TensorField, ...]) -> list[Any
 def _frame(document: Document) -> tuple[list[str], list[list[Any]]]:
     value = document.value
     if document.key == "dataframe_records":
-        if type(value) is not list or not value or not all(type(each) is dict for each in value):
+        if not value or not all(type(each) is dict for each in value):
             raise InputShapeError("dataframe_records must hold a list of objects, one a row")
         names = list(value[0])
         if any(each.keys() != value[0].keys() for each in value):
@@ -111,15 +112,6 @@ def _frame(document: Document) -> tuple[list[str], list[list[Any]]]:
                 "the rows of dataframe_records differ in their keys; expected the same in each"
             )
         return names, [[each[name] for name in names] for each in value]
-    if (
-        type(value) is not dict
-        or type(value.get("data")) is not list
-        or type(value.get("columns")) not in (list, NONE)
-        or value.keys() - {"columns", "data", "index"}
-    ):
-        raise InputShapeError(
-            'dataframe_split must hold an object with the lists "data" and optionally "columns" and "index"'
-        )
     rows = value["data"]
     rows = [[each] for each in rows] if rows and type(rows[0]) is not list else rows
     given = value.get("columns")
@@ -159,7 +151,10 @@ def _array(value: Any, field: TensorField, allows_missing: bool, rules: Rules) -
         shape: tuple[int, ...] = value.shape
         flat: Any = value.reshape(-1)
     else:
-        shape, flat = flattened(value, field)
+        try:
+            shape, flat = flattened(value, field)
+        except InputShapeError as ragged:
+            raise malformed(ragged.detail, rules) from None
     if len(shape) != len(field.shape) or any(
         size not in (FREE, got) for size, got in zip(field.shape, shape, strict=True)
     ):
@@ -264,7 +259,7 @@ def _lenient(value: Any, dtype: np.dtype[Any]) -> Any:
         return int(value)
     if type(value) is str and dtype.kind == "f":
         try:
-            return float(value)
+            return read_number(value)
         except ValueError:
             return value
     return value

@@ -200,6 +200,7 @@ SIGNATURES: dict[str, ModelSignature | None] = {
     ),
     "one": ModelSignature(inputs=Schema([TensorSpec(np.dtype("float64"), (-1, 3), "x")])),
     "flags": ModelSignature(inputs=Schema([TensorSpec(np.dtype("bool"), (-1, 2))])),
+    "narrow": ModelSignature(inputs=Schema([ColSpec("float", "x")])),
     "single": ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1))])),
     "unnamed text": ModelSignature(inputs=Schema([ColSpec("string")])),
     "times": ModelSignature(inputs=Schema([ColSpec("datetime", "at"), ColSpec("binary", "raw", False)])),
@@ -246,6 +247,7 @@ AGREE: list[tuple[str, str]] = [
     ("columns", ""),
     ("columns", '{"inputs": {"a": [1], "b": [NaN]}}'),
     ("columns", '{"inputs": {"a": [1], "b": [-Infinity]}}'),
+    ("narrow", '{"inputs": {"x": [Infinity, "-inf", "nan"]}}'),
     ("columns", '{"inputs": {"a": [NaN]}}'),
     ("columns", "{}"),
     ("columns", "{"),
@@ -402,6 +404,10 @@ DIFFER: list[tuple[str, str, bool]] = [
     ("flags", '{"inputs": [["false", "true"]]}', False),
     ("flags", '{"inputs": [[2, 0]]}', False),
     ("flags", '{"inputs": [[null, true]]}', False),
+    # Python reads these texts as 10 and 12; in CSV and in columns of integers, neither server does.
+    ("columns", '{"inputs": {"a": [1], "b": ["1_0"]}}', False),
+    ("columns", '{"inputs": {"a": [1], "b": ["\u0661\u0662"]}}', False),
+    ("single", '{"inputs": [["1_0"]]}', False),
     # A finite number does not become an infinite one.
     ("single", '{"inputs": [[1e300]]}', False),
     # A sample without a value is none.
@@ -504,6 +510,10 @@ def test_a_type_that_json_lacks_reaches_the_model_within_objects_although_mlflow
         ("columns", "a,b\nx,1\n", True),
         ("columns", 'a,b\n"1",NA\n', True),
         ("columns", "a,b\n1,inf\n", True),
+        ("columns", "a,b\n1,-0\n", True),
+        ("columns", "a,b\n1,1_0\n", True),
+        ("columns", "a,b\n1,\u0661\n", True),
+        ("columns", "\n\na,b\n1,2\n", True),
         ("columns", "a,b\n1_000,1\n", True),
         ("columns", "a,b\n9223372036854775808,1\n", True),
         ("columns", "a,b,z\n1,2,3\n", True),

@@ -177,8 +177,14 @@ def test_tensors_are_refused_with_their_place_and_more_rows_than_the_limit() -> 
         (b'{"inputs": {"ids": [[1, 2]], "on": [true, false]}}', "differ in their first dimension"),
         (b'{"inputs": {"ids": [[1, 2, 3]], "on": [true]}}', "shape (1, 3)"),
         (b'{"inputs": {"ids": [[1, 2]]}}', "'on' is missing"),
-        (b'{"dataframe_split": {"columns": 1.5, "data": [[1, true]]}}', 'the lists "data"'),
-        (b'{"dataframe_split": {"columns": "ab", "data": [[1, true]]}}', 'the lists "data"'),
+        (
+            b'{"dataframe_split": {"columns": 1.5, "data": [[1, true]]}}',
+            "columns of dataframe_split must be lists",
+        ),
+        (
+            b'{"dataframe_split": {"columns": "ab", "data": [[1, true]]}}',
+            "columns of dataframe_split must be lists",
+        ),
     ):
         with pytest.raises(InputError) as refused:
             to_payload(read_json(body, "strict"), contract, 10, "strict")

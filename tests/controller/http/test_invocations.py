@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import PyFuncModel, scoring_server
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 from app.contract import AnyContract, Column, ColumnsContract, ColumnType, Param
 from app.contract.packed_columns import unpack
@@ -17,7 +21,13 @@ from app.ledger.worker_ledger import ClaimedBatch
 from tests.controller.conftest import HandWorker, Serve, Served, nothing_is_queued
 from tests.pool_samples import PAIR, outcome
 from workers.job_inputs import decode
+from workers.signature import read_contract
 
+TWO_COLUMNS = ModelSignature(inputs=Schema([ColSpec("string", "t"), ColSpec("double", "x")]))
+TENSOR = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2))]))
+NAMED = ModelSignature(
+    inputs=Schema([TensorSpec(np.dtype("int64"), (-1, 2), "ids"), TensorSpec(np.dtype("bool"), (-1,), "on")])
+)
 ROW = ColumnsContract(
     (Column("a", ColumnType("long")), Column("t", ColumnType("string"), False)), (Param("k", "long"),)
 )
@@ -145,6 +155,111 @@ async def test_a_bad_request_is_refused_as_by_mlflow_and_nothing_is_queued(
     if code:
         assert answer.json()["error_code"] == code
         assert answer.json()["message"]
+    assert nothing_is_queued(client)
+
+
+class Unasked:
+    """A model that no request may reach."""
+
+    def predict(self, data: Any, params: Any = None) -> Any:
+        raise AssertionError(data)
+
+
+def error_code_of_mlflow(signature: ModelSignature | None, body: bytes, content_type: str) -> str:
+    model = PyFuncModel(Model(signature=signature), Unasked())
+    with pytest.raises(MlflowException) as refused:
+        scoring_server.invocations(body, content_type, model, signature and signature.inputs)
+    return str(refused.value.error_code)
+
+
+MALFORMED = [
+    "",
+    "{",
+    "null",
+    "[1]",
+    "{}",
+    '{"data": [1]}',
+    '{"inputs": [1], "instances": [1]}',
+    '{"dataframe_split": null}',
+    '{"dataframe_split": []}',
+    '{"dataframe_split": {}}',
+    '{"dataframe_split": {"columns": ["t", "x"]}}',
+    '{"dataframe_split": {"data": 5, "columns": ["t", "x"]}}',
+    '{"dataframe_split": {"data": [["a", 1]], "columns": "tx"}}',
+    '{"dataframe_split": {"data": [["a", 1]], "columns": 5}}',
+    '{"dataframe_split": {"data": [["a", 1]], "columns": ["t", "x"], "dtype": 1}}',
+    '{"dataframe_split": {"data": [["a", 1, 2]], "columns": ["t", "x"]}}',
+    '{"dataframe_split": {"data": [["a"]], "columns": ["t", "x"]}}',
+    '{"dataframe_split": {"data": [[]], "columns": ["t", "x"]}}',
+    '{"dataframe_split": {"data": [["a", 1], 5], "columns": ["t", "x"]}}',
+    '{"dataframe_split": {"data": ["a", "b"], "columns": ["t", "x"]}}',
+    '{"dataframe_records": null}',
+    '{"dataframe_records": {"t": "a", "x": 1}}',
+    '{"dataframe_records": "x"}',
+]
+UNFIT = [
+    '{"dataframe_split": {"data": [["a", 1]], "columns": ["t", "y"]}}',
+    '{"dataframe_split": {"data": [["a", 1]]}}',
+    '{"dataframe_split": {"data": [["a", "q"]], "columns": ["t", "x"]}}',
+    '{"dataframe_records": [{"t": "a"}]}',
+    '{"dataframe_records": [5]}',
+    '{"inputs": [["a", 1]]}',
+    '{"inputs": {"t": ["a", "b"], "x": [1]}}',
+    '{"instances": [{"t": "a"}]}',
+]
+
+
+@pytest.mark.parametrize(
+    ("signature", "content_type", "bodies"),
+    [
+        (TWO_COLUMNS, "application/json", [*MALFORMED, *UNFIT]),
+        (None, "application/json", MALFORMED[:10] + MALFORMED[-3:]),
+        (TWO_COLUMNS, "text/csv", ["", "\n\n", 't,x\n"a,1\n', "t;x\na;1\n", "t\na\n", "t,x\na,q\n"]),
+        (
+            TENSOR,
+            "application/json",
+            [
+                '{"inputs": [[1, 2], [3]]}',
+                '{"instances": [[1, 2], [3]]}',
+                '{"inputs": {"a": [1, 2]}}',
+                '{"inputs": null}',
+                '{"inputs": [[1, 2, 3]]}',
+                '{"inputs": [1, 2]}',
+                '{"inputs": [["q", 1]]}',
+                '{"dataframe_records": 5}',
+                '{"dataframe_split": {"columns": "ab", "data": [[1, 2]]}}',
+            ],
+        ),
+        (
+            NAMED,
+            "application/json",
+            [
+                '{"inputs": {"ids": [[1, 2], [3]], "on": [true, true]}}',
+                '{"inputs": {"ids": [[1, 2]]}}',
+                '{"inputs": {"ids": [1, 2], "on": [true]}}',
+                '{"inputs": {"ids": [["a", 2]], "on": [true]}}',
+            ],
+        ),
+    ],
+    ids=["columns", "none", "csv", "tensor", "tensors"],
+)
+async def test_a_refused_body_has_the_error_code_of_mlflow(
+    serve: Serve,
+    hand_worker: Any,
+    client: Any,
+    signature: ModelSignature | None,
+    content_type: str,
+    bodies: list[str],
+) -> None:
+    written = signature.to_dict() if signature else {}
+    hand_worker(input=read_contract({"inputs": json.loads(written["inputs"])} if signature else {}))
+    served = await serve()
+    for body in bodies:
+        answer = await served.http.post(
+            "/invocations", content=body.encode(), headers={"content-type": content_type}
+        )
+        code = error_code_of_mlflow(signature, body.encode(), content_type)
+        assert (answer.status_code, answer.json()["error_code"]) == (400, code), f"{body}: {answer.text}"
     assert nothing_is_queued(client)
 
 
