@@ -47,6 +47,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         heartbeat_at_ms: When this record was written, Redis's clock.
         running_batch: Running batch, or empty.
         batch_samples_mean: Mean samples per forward pass over the window.
+        recent_pass_ms: Median of its last few forward passes; 0 before the first, and in records of older releases.
         pid: Process id of the serving process.
         main_pid: Process id of the supervisor, or of its alias follower, which receives signals.
         device: `cpu` or `cuda:N`.
@@ -117,6 +118,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     follows: str = ""
     managed_by: str = ""
     memory_bytes: int = 0
+    recent_pass_ms: float = 0.0
     schema_version: int = SCHEMA_VERSION
 
     @property

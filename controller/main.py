@@ -31,7 +31,7 @@ from controller.configured_endpoints import ConfiguredEndpoints
 from controller.http import documentation, invocations, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
 from controller.http.version_document import served_examples
-from controller.operate import operator_routes
+from controller.operate import late_versions, operator_routes
 from controller.page import pages
 from controller.services import Services
 from controller.webhooks.delivery import keys_of
@@ -128,6 +128,7 @@ async def open_services(
                 lambda: services.watcher.view.snapshot, lambda: services.reconciler.holds_lease
             ),
             services.operate.circuits.run(services.watcher.refresh_soon, services.try_example),
+            late_versions.measure(services.watcher.late, services.try_example),
         ]
         if services.batch_files:
             stack.callback(services.batch_files.close)

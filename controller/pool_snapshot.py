@@ -210,8 +210,7 @@ def _candidate(
     aliases: Mapping[str, int],
 ) -> Candidate:
     newest = group[0]
-    # The median: a version that gets no requests could not correct a percentile that one slow pass has raised.
-    pass_ms = max((record.inference_ms.p50 or 0.0 for record in group), default=0.0)
+    passes_ms = [record.recent_pass_ms or record.inference_ms.p50 or 0.0 for record in group]
     return Candidate(
         queue=newest.queue,
         worker=numbers.get(newest.queue, newest.worker),
@@ -224,7 +223,7 @@ def _candidate(
         live_workers=len(group),
         expected_wait_ms=wait_ms,
         outputs=newest.outputs,
-        answers_ms=(wait_ms + pass_ms, *answers_ms)[:READINGS],
+        answers_ms=(wait_ms + max(passes_ms), *answers_ms)[:READINGS],
         is_champion=aliases.get(pool_file.CHAMPION) == newest.model_version,
         source=newest.val_accuracy_source,
         dataset=newest.dataset,

@@ -36,6 +36,7 @@ from controller.decisions import DecisionWriter
 from controller.last_records import LastRecords
 from controller.operate.circuits import Circuits
 from controller.operate.controls import exclusions, merged
+from controller.operate.late_versions import passed_over
 from controller.pool_snapshot import Snapshot, build_snapshot
 from controller.recovery.replay_buffer import ReplayBuffer
 from modelyard.schemas import StartFailure
@@ -92,6 +93,7 @@ class PoolWatcher:
         refusal: Redis's error text, if it answers but refuses.
         memory_bytes: Memory that Redis uses.
         max_memory_bytes: Memory that Redis may use; 0 if it has no limit.
+        late: Queues of versions that requests were not given, for `operate.late_versions`.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class PoolWatcher:
         endpoints: ConfiguredEndpoints,
     ) -> None:
         self.view = PoolView()
+        self.late: set[str] = set()
         self.reachable = False
         self.refusal = ""
         self.memory_bytes = self.max_memory_bytes = 0
@@ -326,6 +329,7 @@ class PoolWatcher:
             start_failures=failures,
             snapshot=snapshot,
         )
+        self.late |= passed_over(before)
         await self._write_decisions(before)
 
     async def _write_decisions(self, before: Snapshot) -> None:

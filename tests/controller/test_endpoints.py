@@ -103,6 +103,22 @@ async def test_a_request_in_a_hurry_gets_the_best_version_that_is_in_time(
     assert [each.expected_answer_s for each in route.candidates] == [4.0, 0.0]
 
 
+async def test_a_version_that_was_too_late_is_measured_with_its_example_and_comes_back(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    hand_worker(1, val_accuracy=0.8)
+    best = hand_worker(2, val_accuracy=0.9, example='{"data":[[1,2]]}', recent_pass_ms=4_000.0)
+    served = await serve()
+    assert (await served.post(query="?deadline=60")).json()["worker"] == 2
+    best.finish(await best.claimed())
+    assert (await served.post(query="?deadline=2")).json()["worker"] == 1
+    best.finish(await best.claimed())  # its example: no request was given to it
+    hand_worker(2, val_accuracy=0.9, recent_pass_ms=1.0)
+    await served.services.watcher.refresh()
+    receipt = (await served.post(query="?deadline=2")).json()
+    assert (receipt["worker"], receipt.get("degraded")) == (2, None)
+
+
 async def test_a_receipt_and_the_pool_name_the_metric_that_ranks_a_version(
     serve: Serve, hand_worker: HandWorkers
 ) -> None:

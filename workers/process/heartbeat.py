@@ -41,6 +41,7 @@ from workers.process.consumer_progress import Progress
 logger = logging.getLogger(__name__)
 PAGES = Path("/proc/self/statm")  # of this process: total, resident, …
 WINDOW_BATCHES = 512
+RECENT_BATCHES = 5  # one slow pass among them does not move their median
 MOST_ALIASES = 1000  # limits the size of a record, which is written each second
 
 
@@ -310,11 +311,13 @@ class Heartbeat:
         if not latencies:
             return record
         p50, p99 = np.percentile(latencies, (50, 99))
+        recent_ms = float(np.median(latencies[-RECENT_BATCHES:]))
         return msgspec.structs.replace(
             record,
             batch_samples_last=samples[-1],
             batch_samples_mean=round(sum(samples) / len(samples), 2),
             inference_ms=Latency(round(latencies[-1], 3), round(float(p50), 3), round(float(p99), 3)),
+            recent_pass_ms=round(recent_ms, 3),
         )
 
 

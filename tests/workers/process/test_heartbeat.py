@@ -110,6 +110,24 @@ def test_the_running_batch_is_named_until_it_ends(client: redis.Redis, wait_unti
     assert (now.jobs_done, now.jobs_failed, now.batch_samples_mean, now.inference_ms.last) == (2, 1, 3.0, 4.0)
 
 
+def test_a_version_that_turns_slow_or_fast_says_so_after_a_few_passes(
+    client: redis.Redis, wait_until: WaitUntil
+) -> None:
+    heartbeat = Heartbeat(client, record(), PoolClock(), 0.05)
+    heartbeat.start()
+    seen: list[WorkerRecord] = []
+    for pass_ms, count in ((1.0, 500), (900.0, 1), (900.0, 2), (1.0, 3)):
+        for _ in range(count):
+            heartbeat.batch_ended(1, 0, 1, pass_ms)
+        done = count + (seen[-1].batches_done if seen else 0)
+        wait_until(lambda done=done: (now := published(client)) and now.batches_done == done)
+        now = published(client)
+        assert now
+        seen.append(now)
+    heartbeat.close()
+    assert [each.recent_pass_ms for each in seen] == [1.0, 1.0, 900.0, 1.0]
+
+
 def test_a_worker_asks_for_its_number_again_where_redis_has_lost_it(
     client: redis.Redis, wait_until: WaitUntil
 ) -> None:
