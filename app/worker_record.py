@@ -71,6 +71,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         aliases_read_at_ms: When they were read, Redis's clock; 0 if they were not.
         follows: The alias that its worker follows, or `latest`; empty if its version is fixed.
         memory_bytes: Resident memory of the serving process; 0 if unknown, and in records of older releases.
+        deaths_in_a_row: Serving processes of this worker that died while they ran a batch, since a forward pass last
+            ended well; 0 in records of older releases.
         managed_by: `up` if `modelyard up` starts and stops it; otherwise empty.
         schema_version: Result of `record_version` for the contract.
     """
@@ -119,6 +121,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     managed_by: str = ""
     memory_bytes: int = 0
     recent_pass_ms: float = 0.0
+    deaths_in_a_row: int = 0
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -303,6 +303,7 @@ class PoolWatcher:
     ) -> None:
         waits_ms = self._backlogs.refresh(records, backlog)
         ready = {record.queue for record in records if record.state == "ready"}
+        self._circuits.read(records)
         circuits = dict(self._circuits.exclusions(ready))
         controlled = dict(exclusions(table, {*numbers, *ready}))
         before, configured = self.view.snapshot, self._endpoints.read()

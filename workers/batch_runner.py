@@ -76,7 +76,7 @@ class BatchRunner:
 
     Args:
         limit: Ends a forward pass that takes too long.
-        marker: Records each job that runs alone.
+        marker: Records each batch, and each job that runs alone.
         max_attempts: Number of worker deaths after which a job is quarantined.
         traces: Told of each batch that was run; None if traces are off.
     """
@@ -190,6 +190,7 @@ class BatchRunner:
 
     def _run_claimed(self, batch: ClaimedBatch, take_until_s: float) -> str:
         self._running = batch
+        self._marker.batch_started()
         self._heartbeat.batch_started(batch.batch_id)
         outcome = BatchOutcome(
             worker_id=self._ledger.worker_id,
@@ -211,6 +212,7 @@ class BatchRunner:
             raise
         finally:
             self._running = None
+            self._marker.batch_ended()
             statuses = [job.status for job in outcome.jobs]
             succeeded, failed = statuses.count("succeeded"), statuses.count("failed")
             self._heartbeat.batch_ended(succeeded, failed, outcome.n_samples, outcome.inference_ms)
@@ -318,6 +320,7 @@ class BatchRunner:
         given = model_input(batch, indexes, model.contract, model.takes_matrix)
         predict = partial(model.predict, params=decode(head.params)) if head.params else model.predict
         output: Any = self._limit.run(predict, given)
+        self._marker.passed()
         counts = [head.jobs[index].n_samples for index in indexes]
         return to_outcomes(output, counts, model.contract, model.task, model.allows_non_finite)
 

@@ -133,11 +133,7 @@ def _serve(
     told = follower_files.read(folder, Told) if folder else None
     record = _new_record(settings, found, loaded, told)
     clock = PoolClock()
-    # A heartbeat on a half-open connection times out early enough for the next heartbeat to be in time.
-    pulse = connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
-    heartbeat = Heartbeat(
-        pulse, record, clock, settings.heartbeat_s, predecessor=predecessor, ready_file=settings.ready_file
-    )
+    heartbeat = _new_heartbeat(settings, record, clock, marker, predecessor)
     # A separate connection: the heartbeat never waits for the ledger, and the ledger never for a free connection.
     jobs = WorkerLedger(
         connect(settings),
@@ -183,6 +179,22 @@ def _serve(
         heartbeat.close()
         if traces:
             traces.close()
+
+
+def _new_heartbeat(
+    settings: WorkerSettings, record: WorkerRecord, clock: PoolClock, marker: InFlightMarker, predecessor: str
+) -> Heartbeat:
+    # A heartbeat on a half-open connection times out early enough for the next heartbeat to be in time.
+    pulse = connect(settings, timeout_s=min(settings.redis_timeout_s, settings.heartbeat_s))
+    return Heartbeat(
+        pulse,
+        record,
+        clock,
+        settings.heartbeat_s,
+        predecessor=predecessor,
+        ready_file=settings.ready_file,
+        marker=marker,
+    )
 
 
 def _spare_collections() -> None:

@@ -1,7 +1,7 @@
 """The circuit breaker: a version whose jobs keep failing is not chosen until its example succeeds again.
 
-Each controller judges by the outcomes of its own jobs, so no decision has to be agreed on. Requests that name the
-version or its worker still reach it.
+Each controller judges by the outcomes of its own jobs and by the records of workers, so no decision has to be agreed
+on. Requests that name the version or its worker still reach it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from app.clock import PoolClock
 from app.redis import keys
 from app.server_errors import ModelyardError
 from app.settings import ControllerSettings
+from app.worker_record import WorkerRecord
 from controller.endpoints import CIRCUIT_OPEN, Exclusion
 from controller.events import Completed
 from controller.operate.decision_log import DecisionLog
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5
 LONGEST_PAUSE_S = 300.0
 LEAST_JOBS = 20  # of a window, before its rate of failures counts
+# Serving processes of every worker of a version, since a forward pass last ended well: what `MOST_QUARANTINED` jobs of
+# one batch cost. It is counted besides, as jobs that wait behind them expire, and a batch ends with its last job.
+MOST_DEATHS = 7
+MOST_DEATHS_ON_TRIAL = 3
 MOST_QUARANTINED = 3  # jobs in a row: each one has cost several workers their lives, and its caller the time
 
 
@@ -43,6 +48,7 @@ class Circuit:
             again after one quarantined job, for twice the time, until `LEAST_JOBS` jobs have not opened it.
         probe_at_s: When the next probe is due, `time.monotonic()`.
         why: What opened it, for people; empty while it is closed.
+        closed_at_ms: When its example succeeded, Redis's clock; 0 if it has not been open.
     """
 
     in_a_row: int = 0
@@ -51,6 +57,7 @@ class Circuit:
     pause_s: float = 0.0
     probe_at_s: float = 0.0
     why: str = ""
+    closed_at_ms: float = 0.0
 
 
 class Circuits:
@@ -97,6 +104,20 @@ class Circuits:
         elif n_jobs >= LEAST_JOBS:
             circuit.pause_s = 0.0
 
+    def read(self, records: Iterable[WorkerRecord]) -> None:
+        """Count the deaths of serving processes that the records of workers tell of."""
+        deaths: dict[str, int] = {}
+        for each in records:
+            circuit = self._circuits.get(each.queue)
+            if each.state == "ready" and not (circuit and each.heartbeat_at_ms <= circuit.closed_at_ms):
+                deaths[each.queue] = min(deaths.get(each.queue, each.deaths_in_a_row), each.deaths_in_a_row)
+        for queue, n_deaths in deaths.items():
+            if n_deaths < MOST_DEATHS_ON_TRIAL:
+                continue
+            circuit = self._circuits.setdefault(queue, Circuit())
+            if not circuit.why and n_deaths >= (MOST_DEATHS_ON_TRIAL if circuit.pause_s else MOST_DEATHS):
+                self._open(queue, circuit, f"its workers died {n_deaths} times in a row while they ran jobs")
+
     def exclusions(self, queues: Iterable[str]) -> Iterator[tuple[str, Exclusion]]:
         """Queues with an open circuit, and why."""
         for queue in queues:
@@ -123,7 +144,9 @@ class Circuits:
                     and circuit.probe_at_s <= time.monotonic()
                     and await self._try(circuit, probe(queue))
                 ):
-                    self._circuits[queue] = Circuit(pause_s=circuit.pause_s)
+                    self._circuits[queue] = Circuit(
+                        pause_s=circuit.pause_s, closed_at_ms=self._clock.now_ms()
+                    )
                     refresh()
                     await self._log(queue, "circuit_closed", "its example succeeded")
 

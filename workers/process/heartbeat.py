@@ -37,6 +37,7 @@ from modelyard.schemas import Latency, StartFailure
 from workers.model_lookup import Aliases
 from workers.process import health
 from workers.process.consumer_progress import Progress
+from workers.process.in_flight_marker import InFlightMarker
 
 logger = logging.getLogger(__name__)
 PAGES = Path("/proc/self/statm")  # of this process: total, resident, …
@@ -63,6 +64,7 @@ class Heartbeat:
         on_stall: Called from that thread when the idle worker does not ask for work, or when another model has taken
             its queue; must end the worker.
         ready_file: File for the container's health check; kept while Redis has the record of the ready worker.
+        marker: Knows how many serving processes in a row died; None if the worker has none.
 
     Attributes:
         progress: Updated by the consumer each time that it asks for a message.
@@ -80,12 +82,14 @@ class Heartbeat:
         predecessor: str = "",
         on_stall: Callable[[], None] = end_process,
         ready_file: Path | None = None,
+        marker: InFlightMarker | None = None,
     ) -> None:
         self.progress = Progress(heartbeat_s)
         self._on_stall = on_stall
         self._failed_heartbeats = 0
         self._client = client
         self._ready_file = ready_file
+        self._marker = marker
         self._record = record
         self.state = record.state
         self.takes_batches = True
@@ -306,6 +310,7 @@ class Heartbeat:
                 state=self.state,
                 heartbeat_at_ms=self._clock.now_ms(),
                 memory_bytes=resident_bytes(),
+                deaths_in_a_row=self._marker.n_deaths if self._marker else 0,
             )
             latencies, samples = list(self._latencies_ms), list(self._samples)
         if not latencies:

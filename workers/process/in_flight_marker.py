@@ -1,6 +1,7 @@
 """The in-flight marker: the job that a serving process ran when it died, for the next forked process.
 
-It also holds whether the worker was told to leave the routing, which the next process must do as well.
+It also holds whether the worker was told to leave the routing, which the next process must do as well, and how many
+processes in a row have died while they ran a batch.
 
 A process may die at any instruction, and while native code holds the GIL, no thread can report anything. So the process
 records in advance which job it starts, in memory that is shared with the supervisor and all later forks.
@@ -17,6 +18,9 @@ import msgspec
 SIZE_BYTES = 4096
 LENGTH_BYTES = 4
 LEAVING = SIZE_BYTES - 1
+DEATHS = SIZE_BYTES - 2
+BUSY = SIZE_BYTES - 3
+MOST_DEATHS = 255  # fits into a byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,23 @@ class InFlightMarker:
         """Record that no job runs alone."""
         self._memory[: len(self._idle)] = self._idle
 
+    def batch_started(self) -> None:
+        """Record that a batch runs."""
+        self._memory[BUSY] = True
+
+    def batch_ended(self) -> None:
+        """Record that no batch runs."""
+        self._memory[BUSY] = False
+
+    def passed(self) -> None:
+        """Forget the deaths: a forward pass has ended well."""
+        self._memory[DEATHS] = 0
+
+    @property
+    def n_deaths(self) -> int:
+        """Processes in a row that died while they ran a batch, since a forward pass last ended well."""
+        return self._memory[DEATHS]
+
     def leave(self) -> None:
         """Record that the worker was told to leave the routing. Safe in a signal handler."""
         self._memory[LEAVING] = True
@@ -79,6 +100,8 @@ class InFlightMarker:
     def end(self) -> None:
         """Record in the supervisor that the process is dead."""
         self.ended_at_s = time.monotonic()
+        self._memory[DEATHS] = min(self.n_deaths + self._memory[BUSY], MOST_DEATHS)
+        self.batch_ended()
 
     def read(self) -> InFlight | None:
         """The last recorded state; None if there is none, or if the process died while writing it."""

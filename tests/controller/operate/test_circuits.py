@@ -9,6 +9,7 @@ import pytest
 
 from app.ledger.wire import JobOutcome
 from app.server_errors import INPUT_CODES
+from controller.operate.circuits import MOST_DEATHS, MOST_DEATHS_ON_TRIAL
 from tests.controller.conftest import HandWorker, Serve, Served
 from tests.pool_samples import outcome
 
@@ -138,6 +139,38 @@ async def test_a_version_whose_example_succeeds_but_whose_jobs_still_kill_worker
     await run_jobs(served, best, 20, well=True)
     await run_jobs(served, best, 1, well=False, failed=killed)
     assert await choice(served) == BEST  # it is trusted again
+
+
+async def test_a_version_whose_workers_all_keep_dying_is_left_before_any_of_its_jobs_has_ended(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    well = hand_worker(BEST, val_accuracy=0.9, worker_id="well", deaths_in_a_row=MOST_DEATHS - 1)
+    dying = hand_worker(BEST, val_accuracy=0.9, worker_id="dying", deaths_in_a_row=MOST_DEATHS)
+    other = hand_worker(OTHER, val_accuracy=0.8)
+    served = await serve(circuit_pause_s=100.0, heartbeat_s=1.0)
+    assert await choice(served) == BEST
+    well.stop()
+    await chosen_once(served, OTHER, dying, other)
+    rows = {each["model_version"]: each for each in (await served.http.get("/workers")).json()["workers"]}
+    assert rows[BEST]["excluded_why"] == "its workers died 7 times in a row while they ran jobs"
+    assert (await served.post(query="?worker=2")).status_code == 202
+    dying.finish(await dying.claimed())  # a request that names the version reaches it
+
+
+async def test_after_its_example_has_succeeded_only_new_deaths_open_the_circuit_again(
+    serve: Serve, hand_worker: HandWorkers
+) -> None:
+    fields = {"val_accuracy": 0.9, "example": EXAMPLE}
+    dying = hand_worker(BEST, deaths_in_a_row=MOST_DEATHS, **fields)
+    other = hand_worker(OTHER, val_accuracy=0.8)
+    served = await serve(circuit_pause_s=0.2, heartbeat_s=1.0)
+    await chosen_once(served, OTHER, dying, other)
+    dying.finish(await dying.claimed())
+    assert await decisions(served, 2) == ["circuit_closed", "circuit_opened"]
+    assert await choice(served) == BEST  # its last record is older
+    later_ms = dying.record.heartbeat_at_ms + 60_000
+    dying = hand_worker(BEST, deaths_in_a_row=MOST_DEATHS_ON_TRIAL, heartbeat_at_ms=later_ms, **fields)
+    await chosen_once(served, OTHER, dying, other)
 
 
 async def test_half_of_many_jobs_failing_opens_a_circuit_too(serve: Serve, hand_worker: HandWorkers) -> None:

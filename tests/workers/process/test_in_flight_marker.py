@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from workers.process.in_flight_marker import SIZE_BYTES, InFlight, InFlightMarker
+from workers.process.in_flight_marker import MOST_DEATHS, SIZE_BYTES, InFlight, InFlightMarker
 
 
 def die_after(words: InFlightMarker, notes: Callable[[], None]) -> None:
@@ -45,6 +45,28 @@ def test_a_job_that_ended_is_not_named() -> None:
 
     die_after(words, run_a_job)
     assert words.read() == InFlight("dead")
+
+
+def test_deaths_in_a_row_are_those_with_a_batch_since_a_pass_ended_well() -> None:
+    words = InFlightMarker()
+
+    def run_two_batches() -> None:
+        words.batch_started()
+        words.passed()
+        words.batch_ended()
+        words.batch_started()
+
+    for _ in range(3):
+        die_after(words, words.batch_started)
+    assert words.n_deaths == 3
+    die_after(words, lambda: None)  # it was idle
+    assert words.n_deaths == 3
+    die_after(words, run_two_batches)
+    assert words.n_deaths == 1
+    for _ in range(300):
+        words.batch_started()
+        words.end()
+    assert words.n_deaths == MOST_DEATHS
 
 
 def test_where_nothing_was_noted_there_is_nothing_to_read() -> None:
