@@ -98,6 +98,7 @@ class Follower:
         for worker in self._workers.values():
             names.setdefault(worker.named, []).append(worker.name)
         counts = self._scaler.counts(targets, names, ready)
+        self._tell_held(tell)
         plan = difference(targets, counts, list(self._workers.values()), {*self._leaving, *self._stopping})
         self._start(plan, supervisor, tell)
         self._stop(plan, ready, supervisor, tell)
@@ -204,6 +205,10 @@ class Follower:
             self.starting.remove(name)
             tell(f"{name} is ready")
         self._failures = {name: why for name, why in self._failures.items() if name not in ready}
+
+    def _tell_held(self, tell: Callable[[str], None]) -> None:
+        held = ", ".join(sorted(str(named) for named in self._scaler.held))
+        self._once("memory", held and f"{held} needs more workers than there is memory for", tell)
 
     def _see_off(
         self,

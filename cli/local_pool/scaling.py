@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 from app.pool_file import NamedVersion
@@ -99,6 +98,19 @@ def wanted_workers(needs: Sequence[Need], present: int, bounds: tuple[int, int],
     return min(max(wanted, low), high)
 
 
+def within_memory(wanted: int, present: int, n_starting: int, free_bytes: float, size_bytes: int) -> int:
+    """The wanted workers as far as there is memory for them, and at least the present ones.
+
+    Args:
+        n_starting: Those of the present ones that have not yet taken their memory.
+        free_bytes: Free memory; infinite if unknown.
+        size_bytes: Memory of a present worker; 0 if unknown.
+    """
+    if not size_bytes or math.isinf(free_bytes):
+        return wanted
+    return min(wanted, max(present, present + int(free_bytes / (ROOM * size_bytes)) - n_starting))
+
+
 @dataclass
 class _History:
     samples: deque[Sample] = field(default_factory=deque)
@@ -107,10 +119,15 @@ class _History:
 
 
 class Scaler:
-    """Decides how many workers each version has; remembers the load of the last minutes."""
+    """Decides how many workers each version has; remembers the load of the last minutes.
+
+    Attributes:
+        held: Workers of the versions that need more than the machine has memory for.
+    """
 
     def __init__(self, settings: PoolSettings) -> None:
         self._settings = settings
+        self.held: dict[NamedVersion, int] = {}
         self._histories: dict[NamedVersion, _History] = {}
 
     def counts(
@@ -140,10 +157,29 @@ class Scaler:
                 if not all(name in ready for name in names):
                     wanted = max(wanted, min(len(names), target.replicas[1]))
                     history.needs.clear()
-            if wanted > len(names) and names and not has_room(self._settings.state_dir, names[0]):
-                wanted = len(names)
             counts[named] = wanted
-        return counts
+        self.held = self._held_by_memory(counts, present, ready)
+        return counts | self.held
+
+    def _held_by_memory(
+        self,
+        counts: Mapping[NamedVersion, int],
+        present: Mapping[NamedVersion, Sequence[str]],
+        ready: Container[str],
+    ) -> dict[NamedVersion, int]:
+        """The workers of the versions that get fewer than they need."""
+        growing = [named for named in counts if 0 < len(present.get(named, ())) < counts[named]]
+        free = free_bytes() if growing else 0
+        held = {}
+        for named in growing:
+            names = present[named]
+            n_starting = sum(name not in ready for name in names)
+            sizes_bytes = [leftovers.memory_bytes(self._settings.state_dir, name) for name in names]
+            fitting = within_memory(counts[named], len(names), n_starting, free, max(sizes_bytes))
+            free -= (fitting - len(names) + n_starting) * ROOM * max(sizes_bytes)
+            if fitting < counts[named]:
+                held[named] = fitting
+        return held
 
     def _wanted(self, history: _History, sample: Sample, present: int, bounds: tuple[int, int]) -> int:
         samples, needs = history.samples, history.needs
@@ -187,14 +223,3 @@ class Scaler:
             )
             for queue, backlog in zip(queues, backlogs, strict=True)
         }
-
-
-def has_room(folder: Path, name: str) -> bool:
-    """Whether the machine has memory for another worker like the one of a service.
-
-    Args:
-        folder: State directory of the pool.
-        name: Name of the service.
-    """
-    size_bytes = leftovers.memory_bytes(folder, name)
-    return free_bytes() >= ROOM * size_bytes

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
 
-from cli.local_pool.scaling import Need, Sample, jobs_per_worker_s, needed_workers, wanted_workers
+from cli.local_pool.scaling import (
+    Need,
+    Sample,
+    jobs_per_worker_s,
+    needed_workers,
+    wanted_workers,
+    within_memory,
+)
 
 CALM_S = 60.0
 
@@ -68,3 +76,26 @@ def test_workers_start_at_once_and_stop_after_a_calm_time(
     needs: Sequence[tuple[float, int]], present: int, wanted: int
 ) -> None:
     assert wanted_workers([Need(*each) for each in needs], present, (1, 4), CALM_S) == wanted
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "n_starting", "workers"),
+    [
+        (1499, 0, 2),
+        (1500, 0, 3),  # 1.5 times the size of a present one
+        (4000, 0, 4),
+        (4000, 1, 3),  # the one that starts will take its part
+        (4000, 2, 2),
+        (-500, 0, 2),  # none is stopped
+        (99_000, 0, 8),
+        (math.inf, 2, 8),
+    ],
+)
+def test_only_as_many_workers_start_as_memory_has_room_for(
+    free_bytes: float, n_starting: int, workers: int
+) -> None:
+    assert within_memory(8, 2, n_starting, free_bytes, size_bytes=1000) == workers
+
+
+def test_a_size_that_is_unknown_holds_no_worker_back() -> None:
+    assert within_memory(8, 2, 0, free_bytes=1, size_bytes=0) == 8
