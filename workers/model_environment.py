@@ -57,7 +57,7 @@ TORCH_BACKEND = "UV_TORCH_BACKEND"
 # First words of uv's error messages, and the decoration of their lines.
 ERROR, DECORATION = ("error", "\N{MULTIPLICATION SIGN}"), "\N{MULTIPLICATION SIGN}╰─▶│ "
 NARRATION = re.compile(r"^\s*[+~-] ")  # one line per package that uv installs
-SAID_BYTES = 1500
+SAID_CHARACTERS = 300  # of uv's reason; all of it is in the log
 
 
 @dataclass(frozen=True)
@@ -281,14 +281,17 @@ def _run(command: list[str], folder: str, variables: dict[str, str]) -> str:
         except BaseException:
             process.kill()
             raise
-    return "" if process.returncode == 0 else _in_a_line(said) or f"uv ended with status {process.returncode}"
+    return "" if process.returncode == 0 else reason_of(said) or f"uv ended with status {process.returncode}"
 
 
-def _in_a_line(said: Sequence[str]) -> str:
-    """The error message in uv's output, in one line."""
+def reason_of(said: Sequence[str]) -> str:
+    """The error message in uv's output, in one line of limited length."""
     begin = next((n for n, line in enumerate(said) if line.startswith(ERROR)), 0)
     text = " ".join(line.lstrip(DECORATION).removeprefix("error: ") for line in said[begin:] if line)
-    return " ".join(text.split()).replace(" cause: ", ": ")[:SAID_BYTES].rstrip(".")
+    line = " ".join(text.split()).replace(" cause: ", ": ").rstrip(".")
+    return (
+        line if len(line) <= SAID_CHARACTERS else f"{line[:SAID_CHARACTERS]} … (the log above has all of it)"
+    )
 
 
 def _uv() -> str:

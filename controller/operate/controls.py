@@ -187,8 +187,10 @@ class Controls:
         )
         n_workers = sum(_is_of_queue(record, queue) for record in records if record)
         if n_workers or int(jobs or 0) > 0:
+            name, version = keys.model_of(queue)
             raise VersionInUseError(
-                f"{n_workers} workers and {max(0, int(jobs or 0))} open jobs; stop its workers, and wait for its jobs"
+                f"{name}/{version} is in use: live workers {n_workers}, open jobs {max(0, int(jobs or 0))}; "
+                f"`modelyard retire {name}/{version}` ends both"
             )
 
     async def _forget(self, queue: str) -> None:

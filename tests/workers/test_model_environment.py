@@ -32,6 +32,7 @@ from tests.pool_samples import RedisServer
 from tests.workers.worker_processes import Start, accept, ready_pids, records
 from workers import in_environment
 from workers.handover import Handover, Refusal
+from workers.model_environment import reason_of
 from workers.model_lookup import look_up
 
 LIBRARY, OLD = "iniconfig", "0.0.8"  # a small package that the tests have in another version
@@ -143,6 +144,22 @@ def test_an_environment_that_cannot_be_built_is_one_line_and_leaves_nothing(
     environments = Path(old_registry["MODELYARD_ENVIRONMENTS_DIR"])
     assert all((each / "built.json").exists() for each in environments.iterdir() if each.is_dir())
     assert not list(tmp_path.glob("modelyard-*"))
+
+
+def test_a_long_reason_of_uv_is_cut_after_what_contradicts_what() -> None:
+    chain = [f"│ and package-{n}>=1 depends on another=={n}," for n in range(40)]
+    said = [
+        "Using CPython",
+        "\N{MULTIPLICATION SIGN} No solution found:",
+        "╰─▶ Because you require redis==5.0.0",
+        *chain,
+    ]
+    reason = reason_of(said)
+    assert reason.startswith(
+        "No solution found: Because you require redis==5.0.0 and package-0>=1 depends on"
+    )
+    assert reason.endswith(" … (the log above has all of it)")
+    assert len(reason) < 350
 
 
 def test_a_pool_builds_the_other_environments_where_one_cannot_be_built(

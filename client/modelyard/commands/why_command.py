@@ -27,3 +27,7 @@ def command(job_id: str, as_json: bool, url: str | None) -> None:
         write_json(job.route)
     else:
         show_route(job.route)
+        if job.rerouted_from:
+            click.echo(
+                f"moved: {job.rerouted_from} was retired, and {job.model_name}/{job.model_version} got its waiting jobs"
+            )

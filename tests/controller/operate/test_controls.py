@@ -101,7 +101,7 @@ async def test_a_version_is_forgotten_once_it_has_no_worker_and_no_job(
     path = f"/models/{MODEL}/versions/7"
     refused = await served.http.delete(path)
     assert (refused.status_code, refused.json()["code"]) == (409, "version_in_use")
-    assert "1 workers and 0 open jobs" in refused.json()["detail"]
+    assert "live workers 1, open jobs 0" in refused.json()["detail"]
     gone.stop()
     assert (await served.http.delete(path)).json()["state"] == "forgotten"
     assert client.hget(keys.NUMBERS, gone.record.queue) is None
