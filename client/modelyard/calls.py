@@ -163,7 +163,13 @@ class Call(Generic[T]):
             AnswerUnreadableError: The body does not match the expected type.
         """
         if not 200 <= status < 300 and status not in self.answered_with:
-            raise error_of(status, headers, body)
+            error = error_of(status, headers, body)
+            if error.code == NotFoundError.code:  # the path itself; what a request names has codes of its own
+                raise NotFoundError(
+                    f"nothing answers {self.method} {self.path} at this address: the URL has another path, or belongs "
+                    "to another server or to an older controller"
+                )
+            raise error
         try:
             return decoder(self.answer).decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

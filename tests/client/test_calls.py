@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from modelyard import Job, Prediction, RetryPolicy, errors
-from modelyard.calls import error_classes, error_of, result
-from modelyard.errors import ModelyardError, QueueFullError, UnavailableError
+from modelyard.calls import error_classes, error_of, result, workers
+from modelyard.errors import ModelyardError, NotFoundError, QueueFullError, UnavailableError
 from tests.client.conftest import RECEIPT, data_of
 from tests.pool_samples import encode_samples
 
@@ -49,6 +49,14 @@ def test_unknown_code_falls_back_to_the_status(status: int, kind: type[Modelyard
     error = error_of(status, {}, body)
     assert type(error) is kind
     assert error.detail
+
+
+@pytest.mark.parametrize("body", [b"<h1>Not Found</h1>", b'{"code": "not_found", "detail": "Not Found"}'])
+def test_path_that_nothing_answers_is_named_with_what_may_be_wrong(body: bytes) -> None:
+    with pytest.raises(
+        NotFoundError, match=r"nothing answers GET /workers at this address: .* older controller"
+    ):
+        workers().read(404, {}, body)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,14 @@ def test_status_marks_the_version_that_answers_and_orders_by_rank(call: Call) ->
     assert {each["worker"]: each["chosen"] for each in told["workers"]} == {1: False, 2: True}
 
 
+def test_a_password_in_the_address_of_the_controller_is_not_shown(call: Call, served: Served) -> None:
+    address = served[1].replace("://", "://user:pass@")
+    for words in (["status"], ["status", "--json"], ["submit", "--digit", "0"]):
+        shown = call(*words, "--url", address).output
+        assert "pass@" not in shown
+        assert "***@" in shown
+
+
 def test_workers_lists_every_process_and_its_json_is_the_document_of_the_api(
     call: Call, served: Served
 ) -> None:

@@ -33,6 +33,16 @@ PICTURES = Path(__file__).parents[2] / "docs" / "images"
 MOST_PICTURE_BYTES = 150_000
 PICTURE_TRAFFIC_S = 90.0  # only where pictures are taken
 BEST, OTHER = "MNIST_PyTorch_Model 2", "MNIST_PyTorch_Model 1"
+BROKEN_LINES = """text => {
+    const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+    const range = new Range();
+    let broken = 0;
+    while (texts.nextNode()) {
+        range.selectNode(texts.currentNode);
+        broken += texts.currentNode.data.trim() === text && range.getClientRects().length > 1;
+    }
+    return broken;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -364,6 +374,7 @@ def test_the_page_fits_the_width_of_the_screen(served: Served, browser: Browser,
         widths[section] = page.evaluate("document.documentElement.scrollWidth")
         for table in page.locator(".scroll").all():
             assert table.evaluate("each => each.scrollWidth - each.clientWidth") <= 0, section
+        assert page.evaluate(BROKEN_LINES, BEST) == 0, section
     page.close()
     assert max(widths.values()) <= width, widths
 

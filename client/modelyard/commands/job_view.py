@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from modelyard.commands.console_output import Listing, figure_of, write_listing
+from modelyard.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +36,7 @@ def show_job(job: Job, url: str, sample: Sample | None = None, latency_ms: float
     if job.done and digit is None:
         _show_outputs(job)
     if not job.done:
-        click.echo(f"result: {url.rstrip('/')}/results/{job.id}")  # in one piece, to be copied
+        click.echo(redacted(f"result: {url.rstrip('/')}/results/{job.id}"))  # in one piece, to be copied
 
 
 def _show_outputs(job: Job) -> None:

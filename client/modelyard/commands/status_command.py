@@ -22,6 +22,7 @@ from modelyard.commands.console_output import (
 )
 from modelyard.commands.controller_option import URL_OPTION, controller_url
 from modelyard.commands.exit_status import FAILED
+from modelyard.redaction import redacted
 
 if TYPE_CHECKING:
     from modelyard import Client, WorkerInfo
@@ -53,8 +54,9 @@ def command(watch_s: float | None, as_json: bool, url: str | None) -> None:
     from modelyard import Client, RetryPolicy
 
     refuse_watched_json(watch_s, as_json=as_json)
-    url = controller_url(url)
-    with Client(url, retry=RetryPolicy(attempts=1)) as client:
+    address = controller_url(url)
+    url = redacted(address)
+    with Client(address, retry=RetryPolicy(attempts=1)) as client:
         if watch_s:
             watch(lambda: versions(url, client.ready(), _workers(client)), watch_s)
             return

@@ -9,6 +9,7 @@ import click
 from modelyard.commands.console_output import JSON_OPTION, examples, write_json
 from modelyard.commands.controller_option import URL_OPTION, controller_url
 from modelyard.commands.given_samples import given_sample, sample_options, selector
+from modelyard.redaction import redacted
 
 if TYPE_CHECKING:
     from modelyard.calls import SubmitOptions
@@ -64,4 +65,4 @@ def command(
         return
     for each in job.parts if isinstance(job, JoinedJob) else (job,):
         click.echo(each.id)
-        click.echo(f"result: {url.rstrip('/')}/results/{each.id}", err=True)
+        click.echo(redacted(f"result: {url.rstrip('/')}/results/{each.id}"), err=True)
