@@ -57,6 +57,7 @@ ModelyardError
 │   ├── IdempotencyPendingError   another post with the key is being accepted
 │   └── LedgerUnavailableError    Redis does not answer
 │       └── LedgerFullError       Redis has no room for new jobs
+├── OutputsMissingError           an array or a table of a job that has not succeeded
 └── DatasetError                  a data set is missing, corrupt or not what it claims to be
 ```
 
@@ -439,6 +440,12 @@ class LedgerFullError(LedgerUnavailableError):
     """Redis has reached its `maxmemory`: it accepts no new jobs and continues with existing ones."""
 
     code = "ledger_full"
+
+
+class OutputsMissingError(ModelyardError):
+    """The job has no outputs: it has not ended, or it did not succeed."""
+
+    code = "outputs_missing"
 
 
 class DatasetError(ModelyardError):

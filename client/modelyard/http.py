@@ -683,7 +683,7 @@ def _connection(url: str | None, api_key: str | None) -> dict[str, Any]:
         "base_url": base,
         "headers": _authorization(api_key),
         # Creating a TLS context can take longer than a prediction; redirects, which could need one, are refused.
-        "verify": base.scheme == "https",
+        "verify": base.scheme == "https" and httpx.create_ssl_context(),
         "limits": httpx.Limits(max_connections=None),
         # A configured proxy cannot reach this machine's loopback address.
         "trust_env": base.host not in LOOPBACK_HOSTS,
@@ -757,6 +757,13 @@ def _has_proxy(url: httpx.URL) -> bool:
     return has_one and url.host not in LOOPBACK_HOSTS and not proxy_bypass(url.host)
 
 
+def _remedy(url: httpx.URL, error: httpx.TransportError) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "SSL_CERT_FILE names the file with the certificates of other authorities"
+    proxy = ", and does the proxy of the environment reach it" if _has_proxy(url) else ""
+    return f"is the controller running there{proxy}?"
+
+
 @contextmanager
 def _transport_errors(url: httpx.URL) -> Iterator[None]:
     """Map every error of httpx to an error of `modelyard.errors`."""
@@ -764,8 +771,7 @@ def _transport_errors(url: httpx.URL) -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         raise ControllerUnreachableError(
-            f"no answer from {url}: {str(error) or type(error).__name__}; is the controller running there"
-            f"{', and does the proxy of the environment reach it' if _has_proxy(url) else ''}?"
+            f"no answer from {url}: {str(error) or type(error).__name__}; {_remedy(url, error)}"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise AnswerUnreadableError(f"cannot read what {url} answers: {error}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -136,9 +136,20 @@ def read_input(samples: Any, params: Params | None = None) -> Input:
     if not _is_array(samples):
         raise InputNotNumericError(
             f"{type(samples).__name__} is no samples; give an array, lists, a dict of columns or a table"
+            + _conversion(samples)
         )
     array = _array(samples)
+    if array.dtype.names:
+        return _columns({name: array[name] for name in array.dtype.names}, params)
     return _Array(array[np.newaxis] if _is_image(samples) else array, params)
+
+
+def _conversion(samples: Any) -> str:
+    """How to make samples of what is none yet, for error messages."""
+    for method in ("collect", "toarray"):  # of lazy tables and sparse matrices
+        if hasattr(samples, method):
+            return f": .{method}() makes one"
+    return ": list() makes one; map() predicts many inputs" if isinstance(samples, Iterable) else ""
 
 
 class _Array:
@@ -313,7 +324,7 @@ def _json(document: Any, params: Params | None) -> Encoded:
     if params:
         document = {**document, "params": params}
     try:
-        body = msgspec.json.encode(document, enc_hook=_plain)
+        body = _encode_json(document)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputNotNumericError(
             f"cannot write the samples as JSON: {error}; give an array, lists, a dict of columns or a table"
@@ -344,6 +355,9 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "model_dump"):  # pydantic
         return value.model_dump(mode="json")
     raise TypeError(f"a {type(value).__name__} is no kind of value")
+
+
+_encode_json = msgspec.json.Encoder(enc_hook=_plain, decimal_format="number").encode
 
 
 def _has_infinity(value: Any) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from modelyard.errors import OutputsMissingError
 from modelyard.outputs import Arrays, make_frame, to_arrays, to_table
 
 T = TypeVar("T")
@@ -289,7 +290,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
         Where the answer is a classification: its scores, shape (n_samples, n_scores), or else its classes, shape
         (n_samples,). Times are text in ISO format and bytes are base64, as in JSON; None becomes NaN among floats.
+
+        Raises:
+            OutputsMissingError: The job has not succeeded.
         """
+        self._require_success()
         if self.raw_outputs is not None:
             return to_arrays(self.raw_outputs, self.outputs_dtype)
         return self.classes if self.scores is None else self.scores
@@ -300,8 +305,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         Columns without names are numbered from "0"; a classification has `class`, and `score_0` and on.
 
         Raises:
+            OutputsMissingError: The job has not succeeded.
             ConfigurationError: Neither is installed.
         """
+        self._require_success()
         scores = self.scores
         if self.has_further_outputs or (self.raw_outputs is not None and scores is None):
             return to_table(self.raw_outputs, self.outputs_dtype)
@@ -309,6 +316,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         if scores is not None:
             columns |= {f"score_{place}": scores[:, place] for place in range(scores.shape[1])}
         return make_frame(columns)
+
+    def _require_success(self) -> None:
+        if self.status != "succeeded":
+            remedy = "" if self.done else "; wait for its outcome first"
+            raise OutputsMissingError(f"job {self.id} is {self.status} and has no outputs{remedy}")
 
     @property
     def scores(self) -> NDArray[Any] | None:

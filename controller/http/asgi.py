@@ -21,7 +21,7 @@ from app.server_errors import InputError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
 from controller.admission.authentication import PAGE_FILES, PAGES
 from controller.admission.gate import listed
-from controller.http import open_inference
+from controller.http import invocations, open_inference
 from controller.http.draining import Drain
 from controller.http.prediction_request import selector_of
 from controller.http.problems import PROBLEM_JSON, problem_body
@@ -130,7 +130,11 @@ class Controller:
                 send = open_inference.on_errors(send)
             caller = services.gate.enter(written, scope["headers"])
         except Exception as error:
-            await self._send(services.refusals.reply_to(error, scope.get("client"), method, path), send)
+            reply = services.refusals.reply_to(error, scope.get("client"), method, path)
+            if path.endswith(invocations.PATH) and isinstance(error, ModelyardError):
+                await invocations.refusal(error)(scope, receive, _on_answers(send, services.drain))
+            else:
+                await self._send(reply, send)
             return
         state = {**scope.get("state", {}), "services": services, "caller": caller}
         scope = {**scope, "root_path": prefix, "path": prefix + path, "method": method, "state": state}

@@ -17,10 +17,12 @@ from app.server_errors import (
     BodyNotArrayError,
     BodyNotJsonError,
     ForbiddenError,
+    HostNotAllowedError,
     InputError,
     InputTypeError,
     ModelyardError,
     NotFoundError,
+    OriginNotAllowedError,
     ParamsError,
     QueueFullError,
     RateLimitError,
@@ -41,6 +43,7 @@ from controller.selector import Selector
 from controller.services import Services
 
 router = APIRouter()
+PATH = "/invocations"  # the end of each path of the protocol that predicts
 CONTENT_TYPES = ("application/json", "text/csv", "application/vnd.apache.parquet")
 # MLflow's error codes; the first listed class of an error's MRO counts.
 ERROR_CODES: dict[type[ModelyardError], str] = {
@@ -53,6 +56,8 @@ ERROR_CODES: dict[type[ModelyardError], str] = {
     TooLargeError: "BAD_REQUEST",
     UnauthenticatedError: "UNAUTHENTICATED",
     ForbiddenError: "PERMISSION_DENIED",
+    HostNotAllowedError: "PERMISSION_DENIED",
+    OriginNotAllowedError: "PERMISSION_DENIED",
     NotFoundError: "RESOURCE_DOES_NOT_EXIST",
     QueueFullError: "REQUEST_LIMIT_EXCEEDED",
     RateLimitError: "REQUEST_LIMIT_EXCEEDED",
@@ -115,7 +120,7 @@ async def _invoke(
         return refused or await _predict(request, services, selector)
     except ModelyardError as error:
         services.refusals.reply_to(error, request.client, "POST", "/invocations")
-        return _error(error)
+        return refusal(error)
 
 
 def _refused_type(content_type: str) -> Response | None:
@@ -162,7 +167,8 @@ def _answer(services: Services, job: Job, body: bytes) -> Response:
     return _document(status, code, own.error_detail, own.error_code)
 
 
-def _error(error: ModelyardError) -> Response:
+def refusal(error: ModelyardError) -> Response:
+    """The answer to an error, as MLflow's clients read it."""
     code = next(ERROR_CODES[kind] for kind in type(error).__mro__ if kind in ERROR_CODES)
     _, headers, _ = problem(error)
     kept = {

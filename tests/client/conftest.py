@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -218,12 +219,14 @@ def data_of(content_type: str, body: bytes) -> Any:
     return orjson.loads(body)["data"]
 
 
-@pytest.fixture(scope="session")
-def served_double() -> Iterator[tuple[ControllerDouble, str]]:
-    double = ControllerDouble()
+@contextmanager
+def serving(double: ControllerDouble, **options: Any) -> Iterator[int]:
+    """The port of a server of the double; it has stopped afterwards. `options` are uvicorn's."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(double.app, log_level="warning", ws="none", lifespan="off", loop="asyncio")
+        config = uvicorn.Config(
+            double.app, log_level="warning", ws="none", lifespan="off", loop="asyncio", **options
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -232,9 +235,16 @@ def served_double() -> Iterator[tuple[ControllerDouble, str]]:
             assert thread.is_alive()
             assert time.monotonic() < ends_at_s
             time.sleep(0.01)
-        yield double, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield listener.getsockname()[1]
         server.should_exit = True
         thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def served_double() -> Iterator[tuple[ControllerDouble, str]]:
+    double = ControllerDouble()
+    with serving(double) as port:
+        yield double, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
+import trustme
 from starlette.responses import Response
 
 from app.server_errors import (
@@ -42,7 +44,7 @@ from modelyard.client_errors import (
     JobUnsuccessfulError,
     WaitTimeoutError,
 )
-from tests.client.conftest import RECEIPT
+from tests.client.conftest import RECEIPT, serving
 
 if TYPE_CHECKING:
     from tests.client.conftest import Ask, ControllerDouble
@@ -494,3 +496,17 @@ def test_many_jobs_are_read_together_each_in_its_place(ask: Ask, double: Control
     asked = [query["ids"].split(",") for _, path, query, _ in double.requests if path == "/results"]
     assert asked == [[sent[1].id, "none", sent[0].id], [sent[1].id, sent[0].id]]
     assert ask("jobs", []) == []
+
+
+def test_a_certificate_of_an_own_authority_is_known_by_ssl_cert_file_on_loopback_too(
+    double: ControllerDouble, ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "own.pem"))
+    with serving(double, ssl_certfile=tmp_path / "own.pem") as port:
+        with pytest.raises(ControllerUnreachableError, match="SSL_CERT_FILE names"):
+            ask("workers", at=f"https://127.0.0.1:{port}")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert ask("workers", at=f"https://127.0.0.1:{port}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import io
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import polars
 import pyarrow as pa
 import pydantic
 import pytest
+import scipy.sparse
 import torch
 from PIL import Image
 
@@ -130,6 +132,34 @@ def test_a_dict_is_columns_tensors_or_one_row() -> None:
     for uneven in ({"a": [1], "b": [1, 2]}, {"a": [1], "b": 1}):
         with pytest.raises(InputShapeError, match="a: 1, b: "):
             sent(uneven)
+
+
+def test_a_structured_array_is_columns() -> None:
+    rows = np.array([(1, "a", AT), (2, "b", "NaT")], [("n", "i8"), ("t", "U2"), ("at", "M8[ns]")])
+    split = {"columns": ["n", "t", "at"], "data": [[1, "a", AT], [2, "b", None]]}
+    assert sent(rows) == sent(rows.view(np.recarray)) == {"dataframe_split": split}
+
+
+@pytest.mark.parametrize("column", [pd.Series, polars.Series, pa.array, list])
+def test_decimals_are_numbers_with_all_of_their_digits(column: Any) -> None:
+    _, body = encode_samples({"x": column([Decimal("0.10"), Decimal("-3")])})
+    assert b'"data":[[0.10],[-3.00]]' in body or b'"data":[[0.10],[-3]]' in body
+
+
+@pytest.mark.parametrize(
+    ("samples", "remedy"),
+    [
+        (polars.LazyFrame({"a": [1]}), r"\.collect\(\)"),
+        (scipy.sparse.csr_matrix([[1.0, 0.0]]), r"\.toarray\(\)"),
+        (scipy.sparse.csr_array([[1.0, 0.0]]), r"\.toarray\(\)"),
+        ((row for row in [[1.0]]), r"list\(\).*map\(\)"),
+        ({1.0, 2.0}, r"list\(\)"),
+    ],
+    ids=["lazy", "sparse matrix", "sparse array", "generator", "set"],
+)
+def test_the_error_for_what_is_no_samples_yet_says_how_to_make_them(samples: Any, remedy: str) -> None:
+    with pytest.raises(InputNotNumericError, match=f"is no samples; .*{remedy}"):
+        encode_samples(samples)
 
 
 def test_masked_values_are_missing_where_the_dtype_has_them_and_else_refused() -> None:

@@ -12,7 +12,7 @@ import polars
 import pytest
 
 from modelyard import Job
-from modelyard.errors import ConfigurationError
+from modelyard.errors import ConfigurationError, OutputsMissingError
 from tests.client.conftest import RECEIPT
 
 
@@ -43,6 +43,15 @@ def test_outputs_become_an_array_that_holds_them_exactly(
     assert isinstance(array, np.ndarray)
     assert array.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(array, np.array(values, dtype))
+
+
+@pytest.mark.parametrize("status", ["queued", "running", "failed", "expired", "cancelled"])
+def test_a_job_without_outputs_gives_no_array_and_no_table(status: str) -> None:
+    unsuccessful = job(status=status)
+    for read in (unsuccessful.to_numpy, unsuccessful.to_frame):
+        with pytest.raises(OutputsMissingError, match=f"is {status} and has no outputs"):
+            read()
+    assert unsuccessful.outputs is None
 
 
 def test_ragged_outputs_are_an_array_of_lists() -> None:

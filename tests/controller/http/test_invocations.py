@@ -14,6 +14,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from mlflow.types import ColSpec, Schema, TensorSpec
 
+from app.api_keys import new_key
 from app.contract import AnyContract, Column, ColumnsContract, ColumnType, Param
 from app.contract.packed_columns import unpack
 from app.ledger.wire import Array, JobOutcome
@@ -370,3 +371,19 @@ async def test_a_large_table_is_read_beside_small_ones(serve: Serve, hand_worker
     [column] = decode(batch.data)
     assert unpack(column, "double")[:2].tolist() == [0.0, 1 / 7]
     worker.finish(batch, answered(batch, outputs=b"[]"))
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/models/Any/invocations", "/endpoints/Any/invocations/"])
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer nobody"}])
+async def test_a_request_without_a_valid_key_has_the_error_document_of_mlflow(
+    serve: Serve, hand_worker: Any, client: Any, path: str, headers: dict[str, str]
+) -> None:
+    hand_worker(input=ROW)
+    served = await serve(api_keys=new_key("shop", "predict")[1].line())
+    answer = await served.http.post(path, json={"inputs": {"a": [1]}}, headers=headers)
+    document = answer.json()
+    assert (answer.status_code, document["error_code"]) == (401, "UNAUTHENTICATED")
+    assert document["message"].startswith("the API key is ")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["www-authenticate"] == 'Bearer realm="modelyard"'
+    assert nothing_is_queued(client)
