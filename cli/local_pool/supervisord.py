@@ -28,9 +28,7 @@ from cli.local_pool.leftovers import CONTROL_SOCKET, Leftover
 from cli.local_pool.programs import Service, Tier, write_services
 from workers.process.prefork_supervisor import signal_at_parents_death
 
-# A service that dies sooner is restarted after 1, 2, 3, … s; later, immediately. A worker's attempt to look up its
-# version and to build its environment takes many seconds itself.
-STARTED_AFTER_S, WORKER_STARTED_AFTER_S = 10, 60
+STARTED_AFTER_S = 10  # a service that dies sooner is restarted after 1, 2, 3, … s; later, immediately
 POLL_S = 0.05
 START_TIMEOUT_S = 15
 CALL_TIMEOUT_S = 10
@@ -390,7 +388,7 @@ def _program(service: Service) -> str:
         autostart="false",
         priority=str(service.tier.value),
         autorestart="unexpected" if service.tier is Tier.WORKERS else "true",
-        startsecs=str(WORKER_STARTED_AFTER_S if service.tier is Tier.WORKERS else STARTED_AFTER_S),
+        startsecs=str(STARTED_AFTER_S),
         startretries="1000000",
         stopsignal="TERM",
         stopasgroup="true",

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from app.settings import PoolSettings
 from cli.local_pool import leftovers
 from cli.local_pool.local_pool import Pool, PoolPlan, claimed, open_pool
 from cli.local_pool.programs import Service, Tier
-from cli.local_pool.supervisord import Supervisor, config_text
+from cli.local_pool.supervisord import Supervisor
 from tests.conftest import WaitUntil
 
 # says that it runs, and on SIGTERM says so in the journal and goes
@@ -100,15 +99,6 @@ def test_killed_service_is_started_again(folder: Path, wait_until: WaitUntil) ->
             lambda: (now := supervisor.statuses()["worker"]).is_alive and now.pid != first,
             what="a new process",
         )
-
-
-def test_a_worker_that_ends_within_a_minute_again_and_again_is_started_after_growing_pauses(
-    folder: Path,
-) -> None:
-    parser = ConfigParser(interpolation=None)
-    parser.read_string(config_text([service("worker", Tier.WORKERS, folder / "journal")]))
-    # supervisord waits one second more after each end within so many seconds
-    assert parser["program:worker"].getint("startsecs") == 60
 
 
 def test_nothing_starts_that_was_not_asked_for(folder: Path) -> None:
