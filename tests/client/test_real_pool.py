@@ -6,6 +6,8 @@ import base64
 import csv
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -313,6 +315,28 @@ def test_a_batch_writes_a_row_for_each_row_and_sets_bad_ones_aside(url: str, tmp
     assert bad[1]["reason"].startswith("row 45, column 'at': got 'yesterday'")
     assert "--restart" in batch(url, *words, status=2).stderr
     assert {each.name for each in tmp_path.iterdir()} == {"rows.csv", "out.csv", "out.bad.ndjson"}
+
+
+@pytest.mark.parametrize("name", ["out.ndjson", "out.parquet"])
+def test_a_batch_without_room_for_its_output_names_it_and_continues_later(
+    url: str, tmp_path: Path, name: str
+) -> None:
+    source = write_csv(tmp_path / "rows.csv", [ROW | {"n": place} for place in range(600)])
+    words = [str(source), "--output", str(tmp_path / name), "--model", "Same", "--rows", "10"]
+    limited = subprocess.run(
+        [sys.executable, "-m", "modelyard", "batch", *words, "--url", url],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (limited.returncode, limited.stdout) == (1, "")
+    assert re.fullmatch(
+        rf"modelyard: .*/{name}: File too large; [\d,]+ rows are finished; the same command continues\n",
+        limited.stderr,
+    )
+    assert {each.name for each in tmp_path.iterdir()} == {"rows.csv", f"{name}.part"}
+    assert "of them earlier" in batch(url, *words).stdout
 
 
 def test_a_row_that_the_model_fails_on_is_found_by_halving(url: str, tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ class PartFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # the disk is full; what counts as finished was flushed before
+            self._file.close()
         if self.head is None:  # nothing was finished
             self.path.unlink(missing_ok=True)
         with suppress(FileNotFoundError):

@@ -33,7 +33,11 @@ def write_results(part: PartFile, output: Path, names: Sequence[str] | None) -> 
     columns |= {"model_version": {int}, "latency_ms": {float}}
     unfinished = output.with_name(output.name + ".tmp")
     groups = (_columns(each, part.kinds, names) for each in part.finished())
-    WRITERS[output.suffix.lower()](unfinished, groups, columns)
+    try:
+        WRITERS[output.suffix.lower()](unfinished, groups, columns)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     bad = bad_path_of(output)
     bad.unlink(missing_ok=True)
     if part.n_bad:

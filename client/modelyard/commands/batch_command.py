@@ -97,12 +97,15 @@ def command(
         try:
             with rows_progress(opened) as tell:
                 asyncio.run(_run(controller_url(url), opened, part, plan, tell))
+            duration_s = time.perf_counter() - started_s
+            with waiting(f"writing {output}"):
+                bad = write_output(opened, part, output)
         except KeyboardInterrupt:
-            click.echo(f"modelyard: {part.n_rows:,} rows are finished; the same command continues", err=True)
+            click.echo(f"modelyard: {_left(part)}", err=True)
             sys.exit(INTERRUPTED)
-        duration_s = time.perf_counter() - started_s
-        with waiting(f"writing {output}"):
-            bad = write_output(opened, part, output)
+        except OSError as error:  # a full disk, mostly
+            reason = f"{error.strerror or error}; {_left(part)}"
+            raise OSError(error.errno, reason, error.filename or str(output)) from error
     _report(part, output, bad, n_before, duration_s, as_json)
     sys.exit(FAILED if bad else 0)
 
@@ -117,6 +120,10 @@ async def _run(
         await client.ready()  # no controller: say so at once
     async with AsyncClient(url, retry=PATIENT) as client:
         await predict_rows(client, source, part, plan, tell)
+
+
+def _left(part: PartFile) -> str:
+    return f"{part.n_rows:,} rows are finished; the same command continues"
 
 
 def _fingerprint(source: Path, selector: SubmitOptions, params: dict[str, Any] | None) -> str:
