@@ -85,7 +85,7 @@ def command(
     run = Benchmark(lambda: AsyncClient(url), samples, options=selector, params=params)
     started_s = time.perf_counter()
     try:
-        _run(run, n, concurrency, as_json)
+        _run(run, n, concurrency)
     finally:
         duration_s = time.perf_counter() - started_s
         _append(output, run.records)
@@ -96,13 +96,14 @@ def command(
     _plot(run.records, output, plot, as_json)
 
 
-def _run(run: Benchmark, n: int, concurrency: int, as_json: bool) -> None:
-    """Send all samples with a progress bar, on standard error if programs read the output."""
+def _run(run: Benchmark, n: int, concurrency: int) -> None:
+    """Send all samples, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=as_json)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("predicting", total=n)
         asyncio.run(run.run(concurrency, lambda record: progress.advance(bar)))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from modelyard.commands.console_output import Listing, write_listing
 from modelyard.summary import by_worker, served_by, summarise
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from modelyard.records import Record
     from modelyard.summary import Summary
 
@@ -27,30 +28,18 @@ def summary_document(records: list[Record], duration_s: float) -> dict[str, Any]
 
 
 def write_summary(records: list[Record], duration_s: float) -> None:
-    """Write a table with a column for each worker number."""
-    from rich.console import Console
-
-    Console().print(_table(records, duration_s))
-
-
-def _table(records: list[Record], duration_s: float) -> Table:
-    """Sum the run up: a column per worker number, and one for all where there are several."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    """Write a table with a column for each worker number, and one for all where there are several."""
     groups = by_worker(records)
     columns = [(f"worker {worker}" if worker else "refused", group) for worker, group in groups.items()]
     if len(columns) > 1:
         columns.append(("all", records))
-    table = Table(title=f"{len(records)} requests in {duration_s:.2f} s", title_justify="left")
-    table.add_column(no_wrap=True)
-    for name, _ in columns:
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_row("model version", *(escape(served_by(group)) for _, group in columns))
-    cells = [_cells(summarise(group, duration_s)) for _, group in columns]
-    for name in cells[0] if cells else ():
-        table.add_row(name, *(column[name] for column in cells))
-    return table
+    cells = [
+        {"model version": served_by(group), **_cells(summarise(group, duration_s))} for _, group in columns
+    ]
+    names = [name for name, _ in columns]
+    rows = [[figure, *(column[figure] for column in cells)] for figure in cells[0]] if cells else []
+    click.echo(f"{len(records)} requests in {duration_s:.2f} s")
+    write_listing(Listing(("figure", *names), rows, right=names))
 
 
 def _cells(summary: Summary) -> dict[str, str]:
