@@ -20,12 +20,12 @@ from app.contract import (
     Contract,
     TensorContract,
 )
-from app.ledger.wire import ANY_CONTRACT_VERSION, SCHEMA_VERSION, unreadable
+from app.ledger.wire import ANY_CONTRACT_VERSION, SCHEMA_VERSION, newer, unreadable
 from app.quality import VAL_ACCURACY, Direction
 from app.redis import keys
 from app.redis.script import Call, load, run_now
 from app.registry_database import LATEST
-from app.server_errors import NewerWireError, WireError, WorkerNumberTakenError
+from app.server_errors import WireError, WorkerNumberTakenError
 from modelyard.schemas import Latency, RequirementDifference
 
 MANAGER = "_MODELYARD_MANAGER"  # variable that `modelyard up` sets for its workers; not a setting
@@ -158,7 +158,7 @@ def decode_record(data: bytes) -> WorkerRecord:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unreadable("worker record", error, data, "json", ANY_CONTRACT_VERSION) from None
     if record.schema_version > ANY_CONTRACT_VERSION:
-        raise NewerWireError(f"worker record of schema version {record.schema_version}")
+        raise newer(record.schema_version, ANY_CONTRACT_VERSION)
     if record.schema_version < SCHEMA_VERSION:
         raise WireError(f"worker record of schema version {record.schema_version}")
     _check(record)

@@ -269,16 +269,20 @@ def unreadable(
     except (msgspec.DecodeError, UnicodeDecodeError):
         version = 0
     if version > newest:
-        return _newer(version, newest)
+        return newer(version, newest)
     return WireError(f"unreadable {what}: {error}")
 
 
 def _check_version(version: int, newest: int) -> None:
     if version > newest:
-        raise _newer(version, newest)
+        raise newer(version, newest)
     if version < SCHEMA_VERSION:
         raise WireError(f"schema version {version}, this process reads {SCHEMA_VERSION}")
 
 
-def _newer(version: int, newest: int) -> NewerWireError:
-    return NewerWireError(f"schema version {version}, this process reads {newest}")
+def newer(version: int, newest: int) -> NewerWireError:
+    """The error for data of a schema version above `newest`, the newest that this process reads."""
+    return NewerWireError(
+        f"schema version {version}, of a newer release; this process reads {newest}: update it, "
+        "or ask one of that release"
+    )
