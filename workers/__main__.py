@@ -2,6 +2,8 @@
 
 import sys
 
+from workers.process import fork_client
+
 
 def main() -> None:
     """Serve the version that the environment variables name, or become its follower."""
@@ -26,6 +28,10 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
+        if fork_client.client_pid():
+            from workers.process import supervised_fork
+
+            supervised_fork.supervise(main)
         main()
     except KeyboardInterrupt:  # of a worker that does not serve yet
         sys.exit(130)

@@ -40,6 +40,7 @@ from workers.process import (
     follower_files,
     fork_client,
     prefork_supervisor,
+    supervised_fork,
     temporary_folder,
 )
 from workers.process.alias_watch import AliasWatch
@@ -48,6 +49,7 @@ from workers.process.followed_worker import FollowedWorker
 from workers.process.follower_files import Said, Told
 from workers.process.heartbeat import Heartbeat
 from workers.process.in_flight_marker import InFlightMarker
+from workers.process.prefork_supervisor import TellReady
 from workers.process.time_limit import TimeLimit, Watchdog
 from workers.signature import read_outputs
 from workers.warm_up import LoadedModel
@@ -89,39 +91,57 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if settings.env_manager == "uv":
         fork_client.require_own_process()  # it becomes another Python
-    marker = InFlightMarker()
-    signal.signal(prefork_supervisor.LEAVE_ROUTING, lambda *_: marker.leave())  # serving processes inherit it
+    above = supervised_fork.above()
+    marker = above.marker if above else InFlightMarker()
+    if not above:
+        signal.signal(
+            prefork_supervisor.LEAVE_ROUTING, lambda *_: marker.leave()
+        )  # serving processes inherit it
+    folder = handed.folder if handed else above.folder if above else temporary_folder.make()
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    if not above:
+        atexit.register(remove)
+    found = handed.found if handed else above.found(ModelVersion) if above else None
+    if not found:
+        found = _prepare(settings, folder)
+    model.preload(found)
+    if above:
+        above.keep(found)
+    differing = requirements_check.differences(found.path)
+    if differing:
+        logger.warning("%s was logged with %s", found.uri, requirements_check.described(differing))
+    for warning in found.warnings:
+        logger.warning("%s: %s", found.uri, warning)
+
+    def serve(tell_ready: TellReady) -> None:
+        gc.enable()
+        atexit.unregister(remove)  # the next serving process reads the files again
+        # Not an exception: the model's loading code may catch it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(0))
+        # A running pass may use its full time limit, and its outcome may have to wait for Redis.
+        stop_limit_s = settings.inference_timeout_s + FINISH_RETRY_S + STOP_GRACE_S
+        _serve(settings, found, marker, partial(tell_ready, stop_limit_s))
+
+    if above:
+        serve(above.tell_ready)
+        prefork_supervisor.leave(0)
+    prefork_supervisor.supervise(serve, remove, marker.end)
+
+
+def _prepare(settings: WorkerSettings, folder: str) -> ModelVersion:
+    """Look the version up, and wait while it is retired; with an environment of its own, become a process in it."""
     _require_redis(settings)
     if settings.model_version.isdigit():
         _wait_while_retired(settings, int(settings.model_version), lambda: None)
-    folder = handed.folder if handed else temporary_folder.make()
-    remove = partial(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(remove)
-    found = handed.found if handed else model.find(settings, folder)
+    found = model.find(settings, folder)
     if not settings.model_version.isdigit():
         _wait_while_retired(settings, found.version, _alias_look(settings, found))
     if settings.env_manager == "uv":
         from workers import model_environment
 
         model_environment.become(found, settings, folder)
-    model.preload(found)
-    differing = requirements_check.differences(found.path)
-    if differing:
-        logger.warning("%s was logged with %s", found.uri, requirements_check.described(differing))
-    for warning in found.warnings:
-        logger.warning("%s: %s", found.uri, warning)
-    # A running pass may use its full time limit, and its outcome may have to wait for Redis.
-    stop_limit_s = settings.inference_timeout_s + FINISH_RETRY_S + STOP_GRACE_S
-
-    def serve(tell_ready: Callable[[], None]) -> None:
-        gc.enable()
-        atexit.unregister(remove)  # the next serving process reads the files again
-        # Not an exception: the model's loading code may catch it.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: os._exit(0))
-        _serve(settings, found, marker, tell_ready)
-
-    prefork_supervisor.supervise(serve, remove, marker.end, stop_limit_s)
+    return found
 
 
 def _serve(
@@ -313,7 +333,7 @@ def _wait_while_retired(settings: WorkerSettings, version: int, look: Callable[[
     logger.warning("%s", text)
     if is_managed:
         follower_files.report_end(text, is_away=False)
-        sys.exit(0)
+        fork_client.leave()
     while _retirement(settings, version) != "":
         look()
         time.sleep(RETIRED_POLL_S)
@@ -335,7 +355,7 @@ def _alias_look(settings: WorkerSettings, found: ModelVersion) -> Callable[[], N
         told = follower_files.read(folder, Told)
         if told and told.successor:
             logger.info("%s is version %d now, whose worker is ready", settings.model_version, told.successor)
-            sys.exit(0)
+            fork_client.leave()
         if time.monotonic() >= next_s:
             watch.look()
             next_s = time.monotonic() + alias_watch.FOLLOWED_S

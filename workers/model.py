@@ -202,7 +202,6 @@ def _on_first_device(
 
 def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Built:
     import torch
-    from torch.export.passes import move_to_device_pass
 
     written_by = found.flavors["pytorch"].get("pytorch_version")
     if written_by != torch.__version__:
@@ -215,6 +214,8 @@ def _load_pt2(found: ModelVersion, device: str, settings: WorkerSettings) -> Bui
         raise refusal(found.uri, "is a pt2 file with a pickle inside") from error
     # `Module.to` would not move the graph's constants and the tensors that the graph creates.
     if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
         program = move_to_device_pass(program, device)
     names = _input_names(program.call_spec.in_spec, iter(program.graph_signature.user_inputs))
     return _torch_predict(device, _checked_once(program), names), None

@@ -42,11 +42,12 @@ COMMON_VARIABLES = (
 )
 # Imported once for all workers: what each of them needs, and look-ups. Libraries of models follow on demand.
 FORKED_IMPORTS = (
-    *("modelyard.commands.main", "cli.commands.worker_command", "workers.main", "mlflow"),
+    *("workers.main", "workers.process.supervised_fork", "mlflow"),
     # imported by Celery when it starts
     *("celery.apps.worker", "celery.worker.components", "celery.worker.autoscale", "celery.concurrency.solo"),
     *("celery.app.control", "celery.events.receiver", "celery.fixups.django", "celery.loaders.app"),
     *("celery.worker.consumer.delayed_delivery", "kombu.pidbox"),
+    *("celery.app.events", "celery.app.log", "celery.backends.base", "billiard.dummy", "billiard.pool"),
 )
 DATABASE_IMPORTS = (
     "mlflow.store.tracking.sqlalchemy_store",
@@ -199,7 +200,7 @@ def worker_service(settings: PoolSettings, worker: Worker) -> Service:
     return Service(
         worker.name,
         Tier.WORKERS,
-        tuple(fork_client.client_command("cli", "worker")) if forks(settings) else (*MODELYARD, "worker"),
+        tuple(fork_client.client_command("workers")) if forks(settings) else (*MODELYARD, "worker"),
         # a worker of a retired version that still has jobs is ready for a moment only
         is_ready=lambda pid: (
             (record := local_workers(settings.effective_redis_url).get(pid)) is not None

@@ -23,7 +23,8 @@ VARIABLE = "_MODELYARD_FORK_SERVER"  # the server's socket; not a setting
 CLIENT = "_MODELYARD_FORK_CLIENT"  # process id of the client, in the environment of its fork
 FORK, IMPORT = b"F", b"I"  # the first byte of a connection
 WORD = struct.Struct("=i")
-AGAIN, ALONE = 198, 199  # statuses with which a fork asks for another start; no program uses them
+# Statuses of a fork that no program uses: it asks for another start, or has ended well without having served.
+AGAIN, ALONE, DONE = 198, 199, 200
 MOST_FORKS = 4  # each one but the first after an import that the server lacked
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR2)
 IMPORT_LIMIT_S = 120.0  # so long a server may import; later this process starts the program itself
@@ -57,6 +58,11 @@ def require_own_process() -> None:
     """
     if client_pid():
         sys.exit(ALONE)
+
+
+def leave() -> NoReturn:
+    """End a program that has nothing to serve, with status 0; to a supervisor a fork's own 0 would be a failure."""
+    sys.exit(DONE if client_pid() else 0)
 
 
 def require_imports(modules: Sequence[str]) -> None:
@@ -154,6 +160,8 @@ def main() -> NoReturn:
         status = _fork(sys.argv[1:])
         if status is None or status == ALONE:
             break
+        if status == DONE:
+            sys.exit(0)
         if status != AGAIN:
             sys.exit(status if status >= 0 else 128 - status)
     for name in (VARIABLE, CLIENT):

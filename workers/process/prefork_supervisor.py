@@ -31,17 +31,19 @@ SHORT_LIFE_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 ORPHAN_POLL_S = 1.0
 STANDSTILL_S = 60.0
+STOP_LIMIT_S = 25.0  # of a child that is not ready
 EX_SOFTWARE = 70  # sysexits.h
 UNTOLD = " without having been told to stop"
 HINT = "; a model must not end its process while it loads"
 PR_SET_PDEATHSIG = 1  # prctl(2)
+# Tells the supervisor that a child is ready, and the seconds that it may take to stop; then it is killed.
+TellReady = Callable[[float], None]
 
 
 def supervise(
-    serve: Callable[[Callable[[], None]], None],
+    serve: Callable[[TellReady], None],
     clean_up: Callable[[], None],
     on_death: Callable[[], None],
-    stop_limit_s: float,
     standstill_s: float = STANDSTILL_S,
 ) -> NoReturn:
     """Fork a serving process, and fork another one whenever it ends without having been told to stop.
@@ -55,7 +57,6 @@ def supervise(
         serve: Called in each child with a callback for readiness. The child ends when it returns.
         clean_up: Called in the supervisor when it ends, unless it is killed.
         on_death: Called in the supervisor when a child has died, before it forks the next one.
-        stop_limit_s: Seconds that a child may take to stop; then it is killed.
         standstill_s: Seconds that a child may be suspended (SIGSTOP); then it is killed.
     """
     supervisor, ask_for_signal = os.getpid(), signal_at_parents_death(signal.SIGKILL)
@@ -74,7 +75,7 @@ def supervise(
             leave(0)
         # the supervisor
         os.close(tell)
-        end = _Child(pid, told, stop_limit_s, standstill_s).wait()
+        end = _Child(pid, told, standstill_s).wait()
         has_served = has_served or end.served_s is not None
         if end.was_stopped or not has_served:
             _end_like(end, clean_up)
@@ -165,8 +166,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _tell(pipe: int) -> None:
-    os.write(pipe, b"%f" % time.monotonic())  # both processes have the same clock
+def _tell(pipe: int, stop_limit_s: float) -> None:
+    os.write(pipe, b"%f %f" % (time.monotonic(), stop_limit_s))  # both processes have the same clock
     os.close(pipe)
 
 
@@ -175,19 +176,21 @@ class _Child:
     """A child process, and the signals forwarded to it.
 
     Attributes:
-        told: Read end of a pipe over which the child reports when it was ready.
-        stop_limit_s: Seconds that it may take to stop.
+        told: Read end of a pipe over which the child reports that it is ready.
         standstill_s: Seconds that it may be suspended.
         was_stopped: Whether it was told to stop.
         kill_at_s: When it is killed if it is still running, `time.monotonic()`.
+        ready_at_s: When it was ready, `time.monotonic()`; 0 if it was not, as far as is known.
+        stop_limit_s: Seconds that it may take to stop.
     """
 
     pid: int
     told: int
-    stop_limit_s: float
     standstill_s: float
     was_stopped: bool = False
     kill_at_s: float = math.inf
+    ready_at_s: float = 0.0
+    stop_limit_s: float = STOP_LIMIT_S
 
     def wait(self) -> _End:
         """Forward signals until the child has ended."""
@@ -210,12 +213,14 @@ class _Child:
                     self._kill_in(0)
             else:
                 self._kill_in(0)
-                ready_at_s = _hear(self.told)
-                served_s = time.monotonic() - ready_at_s if ready_at_s else None
+                self._hear()
+                os.close(self.told)
+                served_s = time.monotonic() - self.ready_at_s if self.ready_at_s else None
                 return _End(os.waitstatus_to_exitcode(status), served_s, self.was_stopped)
 
     def _stop(self, number: int) -> None:
         if not self.was_stopped:
+            self._hear()
             self._kill_in(self.stop_limit_s)
         self.was_stopped = True
         os.kill(self.pid, number)
@@ -232,21 +237,16 @@ class _Child:
         )
         self._kill_in(self.standstill_s)
 
+    def _hear(self) -> None:
+        os.set_blocking(self.told, False)  # a process started by the model may still hold the write end
+        with suppress(BlockingIOError):
+            if said := os.read(self.told, 64):
+                self.ready_at_s, self.stop_limit_s = map(float, said.split())
+
     def _kill_in(self, limit_s: float) -> None:
         """Kill the child after `limit_s` seconds; 0 means never."""
         self.kill_at_s = time.monotonic() + limit_s if limit_s else math.inf
         signal.setitimer(signal.ITIMER_REAL, limit_s)
-
-
-def _hear(pipe: int) -> float:
-    """When the child that has ended was ready (`time.monotonic()`), or 0."""
-    os.set_blocking(pipe, False)  # a process started by the model may still hold the write end
-    try:
-        return float(os.read(pipe, 64) or 0)
-    except BlockingIOError:
-        return 0.0
-    finally:
-        os.close(pipe)
 
 
 def _next_pause_s(pause_s: float, served_s: float) -> float:

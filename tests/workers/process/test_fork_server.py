@@ -173,3 +173,45 @@ def test_a_program_that_must_not_be_a_fork_starts_by_itself(forks: Forks) -> Non
     )
     printed, _ = client.communicate(timeout=60)
     assert int(printed) == client.pid
+
+
+def test_a_supervised_program_runs_again_with_what_it_has_found_and_was_told(forks: Forks) -> None:
+    client = forks.run(
+        """
+        import os, signal
+        from workers.process import supervised_fork
+        def main():
+            above = supervised_fork.above()
+            found = above.found(str)
+            above.keep("version 3")
+            above.tell_ready(5)
+            if not found:
+                above.marker.leave()
+                os.kill(os.getpid(), signal.SIGKILL)
+            print(found, above.marker.is_leaving, above.folder, sep="|", flush=True)
+            signal.pause()
+        supervised_fork.supervise(main)
+        """
+    )
+    assert client.stdout
+    found, is_leaving, folder = client.stdout.readline().strip().split("|")
+    assert (found, is_leaving, Path(folder).is_dir()) == ("version 3", "True", True)
+    client.terminate()
+    assert client.wait(60) == 128 + signal.SIGTERM
+    assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("last_words", "status"), [("fork_client.leave()", 0), ("sys.exit(0)", 70), ("sys.exit(7)", 7)]
+)
+def test_a_supervised_program_that_never_was_ready_ends_its_client(
+    forks: Forks, last_words: str, status: int
+) -> None:
+    client = forks.run(
+        f"""
+        import sys
+        from workers.process import fork_client, supervised_fork
+        supervised_fork.supervise(lambda: {last_words})
+        """
+    )
+    assert client.wait(60) == status

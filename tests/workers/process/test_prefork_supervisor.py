@@ -30,7 +30,7 @@ def serve(tell_ready):
         print(os.getpid(), file=file)
     n = len(children.read_text().split())
 {lines}
-parent.supervise(serve, Path("cleaned").touch, Path("died").touch, stop_limit_s=1, standstill_s=0.5)
+parent.supervise(serve, Path("cleaned").touch, Path("died").touch, standstill_s=0.5)
 """
 
 
@@ -87,7 +87,7 @@ def test_a_child_that_ends_though_nobody_told_it_to_is_followed_by_another(
 ) -> None:
     process = start(
         f"""
-        tell_ready()
+        tell_ready(1)
         if n == 1:
             time.sleep(parent.SHORT_LIFE_S + 0.1)
             {dies}
@@ -141,7 +141,7 @@ def test_a_first_child_that_is_never_ready_ends_its_parent_with_a_status_that_te
 def test_a_later_child_that_is_not_ready_in_its_turn_is_followed_too(
     start: Start, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
-    process = start("n == 2 and sys.exit('Redis refuses'); tell_ready(); n == 3 and time.sleep(60)")
+    process = start("n == 2 and sys.exit('Redis refuses'); tell_ready(1); n == 3 and time.sleep(60)")
     wait_until(lambda: len(children(tmp_path)) == 3, what="a third child runs")
     process.terminate()
     _, log = process.communicate(timeout=30)
@@ -155,7 +155,7 @@ def test_a_later_child_that_is_not_ready_in_its_turn_is_followed_too(
 def test_a_child_that_does_not_hear_that_it_is_to_stop_ends_nevertheless(
     start: Start, tmp_path: Path, wait_until: WaitUntil, deaf: str
 ) -> None:
-    process = start(f"tell_ready(); Path('ready').touch(); {deaf}; time.sleep(60)")
+    process = start(f"tell_ready(1); Path('ready').touch(); {deaf}; time.sleep(60)")
     wait_until((tmp_path / "ready").exists, what="the child is ready")
     process.terminate()
     assert process.wait(30) in (0, 128 + signal.SIGKILL)
@@ -165,7 +165,7 @@ def test_a_child_that_does_not_hear_that_it_is_to_stop_ends_nevertheless(
 def test_children_that_die_as_soon_as_they_are_ready_are_followed_after_growing_pauses(
     start: Start, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
-    process = start("tell_ready(); (tmp := Path('at')).open('a').write(f'{time.monotonic()} '); os.abort()")
+    process = start("tell_ready(1); (tmp := Path('at')).open('a').write(f'{time.monotonic()} '); os.abort()")
     at = tmp_path / "at"
     wait_until(lambda: at.exists() and at.read_text().count(" ") >= 4, what="four children were ready")
     first, second, third, fourth, *_ = map(float, at.read_text().split())
@@ -186,7 +186,7 @@ def test_a_signal_reaches_the_child_once_whose_status_is_the_parents(
         f"""
         heard = []
         signal.signal({int(number)}, lambda *_: heard.append(1))
-        tell_ready()
+        tell_ready(1)
         Path("ready").touch()
         while not heard:
             time.sleep(0.01)
@@ -213,7 +213,7 @@ def test_a_parent_that_is_told_to_end_before_its_child_listens_ends_with_status_
 def test_a_parent_that_is_killed_takes_its_child_along(
     start: Start, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
-    process = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); tell_ready(); time.sleep(60)")
+    process = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); tell_ready(1); time.sleep(60)")
     wait_until(lambda: children(tmp_path), what="there is a child")
     [child] = children(tmp_path)
     assert runs(child)
