@@ -92,17 +92,19 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
     if settings.env_manager == "uv":
         fork_client.require_own_process()  # it becomes another Python
     above = supervised_fork.above()
-    marker = above.marker if above else InFlightMarker()
+    if above:
+        marker, folder, found = above.marker, above.folder, above.found(ModelVersion)
+    elif handed:
+        marker, folder, found = InFlightMarker(), handed.folder, handed.found
+    else:
+        marker, folder, found = InFlightMarker(), temporary_folder.make(), None
+    remove = partial(shutil.rmtree, folder, ignore_errors=True)
     if not above:
         signal.signal(
             prefork_supervisor.LEAVE_ROUTING, lambda *_: marker.leave()
         )  # serving processes inherit it
-    folder = handed.folder if handed else above.folder if above else temporary_folder.make()
-    remove = partial(shutil.rmtree, folder, ignore_errors=True)
-    if not above:
         atexit.register(remove)
-    found = handed.found if handed else above.found(ModelVersion) if above else None
-    if not found:
+    if found is None:
         found = _prepare(settings, folder)
     model.preload(found)
     if above:

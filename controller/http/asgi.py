@@ -243,8 +243,8 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     if own[0]["type"] == "missing":
         return await _on_modelyard_error(request, ParameterError(f"the parameter {name} is missing"))
     expected = " or ".join(EXPECTED.sub(lambda match: WORDS[match[0]], each["msg"]) for each in own)
-    text = f"got {str(own[0]['input'])!r:.80} for {name}; expected {expected}"
-    return await _on_modelyard_error(request, ParameterError(text))
+    # The value is not repeated: a page could show it.
+    return await _on_modelyard_error(request, ParameterError(f"wrong value of {name}; expected {expected}"))
 
 
 async def _on_leaving(_: Request, __: Exception) -> Response:

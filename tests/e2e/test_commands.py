@@ -248,7 +248,7 @@ def test_versions_are_taken_out_of_service_and_put_back(call: Call, digits: Digi
     assert "takes no more jobs" in call("retire", best, "--no-wait").stdout
     assert answering() == 1
     call("enable", best)
-    assert "stop its workers" in str(call("forget", best, status=1).exception)
+    assert f"{best} is in use" in str(call("forget", best, status=1).exception)
     [retired] = [each.main_pid for row in client.workers() if row.model_version == 2 for each in row.replicas]
     [worker] = [each for each in pool.processes if each.pid == retired]
     assert "and its workers have ended" in call("retire", best).stdout

@@ -190,14 +190,14 @@ async def test_a_version_is_scaled_by_hand_only_where_its_workers_run_under_up(
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
-        ("?replicas=65", "got '65' for replicas; expected at most 64 or 'auto'"),
-        ("?replicas=0", "got '0' for replicas; expected at least 1 or 'auto'"),
-        ("?replicas=x", "got 'x' for replicas; expected a valid integer or 'auto'"),
-        ("?replicas=2&dry_run=perhaps", "got 'perhaps' for dry_run; expected a valid boolean"),
+        ("?replicas=65", "wrong value of replicas; expected at most 64 or 'auto'"),
+        ("?replicas=0", "wrong value of replicas; expected at least 1 or 'auto'"),
+        ("?replicas=x", "wrong value of replicas; expected a valid integer or 'auto'"),
+        ("?replicas=2&dry_run=perhaps", "wrong value of dry_run; expected a valid boolean"),
         ("", "the parameter replicas is missing"),
     ],
 )
-async def test_a_wrong_parameter_is_answered_with_its_value_and_what_is_expected(
+async def test_a_wrong_parameter_is_answered_with_its_name_and_what_is_expected(
     served: Served, query: str, detail: str
 ) -> None:
     answer = await served.http.post(f"/models/{MODEL}/versions/{BEST}/scale{query}")
