@@ -92,7 +92,7 @@ def versions(url: str, ready: Readiness, workers: tuple[WorkerInfo, ...] | None)
             sum(each.live_workers for each in workers),
             sum(each.backlog_jobs for each in workers),
         )
-        title += f"; {n_workers} of {sum(len(each.replicas) for each in workers)} workers ready, {backlog} jobs waiting"
+        title += f"; {n_workers} of {sum(len(each.replicas) for each in workers)} workers ready, waiting jobs: {backlog}"
     marked = [place for place, each in enumerate(ranked) if each.chosen]
     return Listing(COLUMNS, [_row(each) for each in ranked], NUMBERS, title, title, marked)
 

@@ -93,8 +93,12 @@ function extended(history, closed) {
   return result;
 }
 
-/** The points of a window; the last one has not ended. */
-const pointsOf = (pool, name) => [...(pool.history[name] ?? []), ...(pool.open[name] ? [pool.open[name]] : [])];
+/** The points of a window; the last one may not have ended. */
+function pointsOf(pool, name) {
+  const closed = pool.history[name] ?? [], open = pool.open[name];
+  return open?.[0] > (closed.at(-1)?.[0] ?? 0) ? [...closed, open] : closed;
+}
+
 const doneRate = (rates, row) => rates[row.worker]?.[0] ?? 0;
 
 function stateOf(row) {
@@ -210,7 +214,7 @@ function Now({ pool, rows }) {
     <dl class="facts card">
       <div><dt>Answers now</dt><dd>${chosen ? title(chosen) : "none"} <small>${chosen ? `${chosen.metric === "val_accuracy" ? "val_accuracy " : ""}${figure(chosen)}` : ""}</small></dd></div>
       <div><dt>Jobs per second</dt><dd>${number(total((row) => doneRate(pool.rates, row)), 1)}</dd></div>
-      <div><dt>Waiting or running</dt><dd>${number(total((row) => row.backlog_jobs))} <small>jobs</small></dd></div>
+      <div><dt>Jobs waiting or running</dt><dd>${number(total((row) => row.backlog_jobs))}</dd></div>
       <div><dt>Ready workers</dt><dd>${number(total((row) => row.live_workers))}</dd></div>
       <div><dt>Failed since start</dt><dd>${number(total((row) => row.jobs_failed))} <small>of ${number(total((row) => row.jobs_done + row.jobs_failed))}</small></dd></div>
     </dl>
