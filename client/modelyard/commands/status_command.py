@@ -88,11 +88,12 @@ def versions(url: str, ready: Readiness, workers: tuple[WorkerInfo, ...] | None)
     if workers is None:
         title += "; the API key needs the role operate to see the pool"
     else:
-        n_workers, backlog = (
+        n_live, n_ready = (
+            sum(len(each.replicas) for each in workers),
             sum(each.live_workers for each in workers),
-            sum(each.backlog_jobs for each in workers),
         )
-        title += f"; {n_workers} of {sum(len(each.replicas) for each in workers)} workers ready, waiting jobs: {backlog}"
+        n_jobs = sum(each.backlog_jobs for each in workers)
+        title += f"; {n_ready} of {n_live} workers ready, waiting jobs: {n_jobs}"
     marked = [place for place, each in enumerate(ranked) if each.chosen]
     return Listing(COLUMNS, [_row(each) for each in ranked], NUMBERS, title, title, marked)
 
