@@ -54,7 +54,7 @@ async def create_batch(
     endpoint: Annotated[str | None, Query(description="use the best version of this endpoint")] = None,
     params: Annotated[str, Query(description="parameters of the model, a JSON object")] = "",
     output: Output = None,
-    rows: Annotated[int, Query(ge=1, le=65535, description="rows in one request, at most")] = 1000,
+    rows: Annotated[int, Query(ge=1, le=65535, description="rows in one request, at most")] = 8000,
 ) -> Response:
     """Predict the rows of a file into another file. All rows go to the version that the first ones are routed to."""
     services: Services = request.state.services

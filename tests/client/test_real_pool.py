@@ -290,6 +290,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+MOST_ROWS = 1024  # of a request, by default
 ROW = {"n": 0, "x": 0.5, "t": "ä, ö", "b": "AP8=", "at": "2026-01-31T12:00:00.123456789", "ok": True}
 
 
@@ -315,6 +316,19 @@ def test_a_batch_writes_a_row_for_each_row_and_sets_bad_ones_aside(url: str, tmp
     assert bad[1]["reason"].startswith("row 45, column 'at': got 'yesterday'")
     assert "--restart" in batch(url, *words, status=2).stderr
     assert {each.name for each in tmp_path.iterdir()} == {"rows.csv", "out.csv", "out.bad.ndjson"}
+
+
+def test_a_batch_sends_no_more_rows_in_a_request_than_the_controller_takes(url: str, tmp_path: Path) -> None:
+    n_rows = 2 * MOST_ROWS + 100
+    block = np.zeros((n_rows, 2, 3), np.float32)
+    block[-1] = 2000  # the model fails on this row
+    np.savez_compressed(tmp_path / "rows.npz", x=block, y=block)
+    output = tmp_path / "out.csv"
+    words = (tmp_path / "rows.npz", "--output", output, "--model", "Blocks", "--rows", MOST_ROWS + 200)
+    batch(url, *words, status=1)
+    assert [int(row["row"]) for row in read_csv(output)] == list(range(n_rows))
+    [bad] = (tmp_path / "out.bad.ndjson").read_text().splitlines()
+    assert json.loads(bad)["row"] == n_rows - 1
 
 
 @pytest.mark.parametrize("name", ["out.ndjson", "out.parquet"])

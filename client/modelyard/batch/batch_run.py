@@ -63,7 +63,7 @@ class BatchPlan:
         asked: Fingerprint of the input and of the options that decide about the outcomes.
         options: Which version to use.
         params: Parameters of the version.
-        n_rows: Rows in a request, at most: of a slow version, fewer.
+        n_rows: Rows in a request, at most: fewer if the version is slow, or if the controller takes fewer.
         concurrency: Requests at the same time.
         deadline_s: Seconds until the job of a request expires.
     """
@@ -102,6 +102,7 @@ class BatchRun:
         head = part.head or Head(asked=plan.asked, rows=plan.n_rows, options={**plan.options})
         self._run_id, self._encoding, self._options = head.run_id, head.encoding, dict(head.options)
         self._n_rows = head.rows
+        self._most_rows = sys.maxsize  # that the controller takes
 
     async def run(self) -> None:
         """Predict the rows that are left.
@@ -143,8 +144,17 @@ class BatchRun:
         """The rows that are left."""
         start = self._part.n_rows
         for rows in self._source.chunks(start, self._n_rows):
-            yield Chunk(start, rows)
+            yield from self._pieces(Chunk(start, rows))
             start += count(rows)
+
+    def _pieces(self, chunk: Chunk) -> Iterator[Chunk]:
+        """Consecutive parts of a chunk that have no more rows than the controller takes."""
+        start, rows = chunk
+        place = 0
+        while place < count(rows):
+            part = cut(rows, place, min(place + self._most_rows, count(rows)))
+            yield Chunk(start + place, part)
+            place += count(part)
 
     async def _first(self, chunk: Chunk) -> list[Finished]:
         """Send the first rows in each way, until some are taken."""
@@ -180,6 +190,9 @@ class BatchRun:
             raise
         except (InputError, TooLargeError, JobFailedError) as error:
             code, reason = _reason(error)
+            if isinstance(error, TooLargeError) and error.max_samples and error.max_samples < size:
+                self._most_rows = error.max_samples
+                return [each for piece in self._pieces(chunk) for each in await self._finish(piece)]
             if size == 1 or code in FATAL_CODES:
                 return [Finished(start=start, rows=size, code=code, reason=reason)]
             named = NAMED_ROW.match(reason)

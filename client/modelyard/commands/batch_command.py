@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from modelyard.batch.sources import Source
     from modelyard.calls import SubmitOptions
 
-ROWS, CONCURRENCY = 1000, 8
+ROWS, CONCURRENCY = 8000, 8
 EXAMPLES = examples(
     "modelyard batch rows.csv --output predictions.csv --model Prices",
     "modelyard batch rows.parquet --output predictions.parquet --model Prices@champion",
