@@ -106,9 +106,9 @@ def run(settings: WorkerSettings, handed: Handover | None = None) -> NoReturn:
         atexit.register(remove)
     if found is None:
         found = _prepare(settings, folder)
+        if above:
+            above.keep(found)
     model.preload(found)
-    if above:
-        above.keep(found)
     differing = requirements_check.differences(found.path)
     if differing:
         logger.warning("%s was logged with %s", found.uri, requirements_check.described(differing))

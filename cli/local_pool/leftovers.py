@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,9 +76,13 @@ def processor_s(folder: Path, names: Container[str]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def memory_bytes(folder: Path, name: str) -> int:
-    """Memory of the processes of a service, with their share of what they share with others; 0 if unknown."""
-    return sum(proportional_bytes(process.pid) for process in processes(folder) if process.name == name)
+def memory_bytes(folder: Path, names: Container[str]) -> Counter[str]:
+    """Memory of the processes of each service, with their share of what they share with others; 0 if unknown."""
+    total: Counter[str] = Counter()
+    for process in processes(folder):
+        if process.name in names:
+            total[process.name] += proportional_bytes(process.pid)
+    return total
 
 
 def proportional_bytes(pid: int) -> int:

@@ -169,14 +169,19 @@ class Scaler:
     ) -> dict[NamedVersion, int]:
         """The workers of the versions that get fewer than they need."""
         growing = [named for named in counts if 0 < len(present.get(named, ())) < counts[named]]
-        free = free_bytes() if growing else 0
-        held = {}
+        held: dict[NamedVersion, int] = {}
+        if not growing:
+            return held
+        free = free_bytes()
+        size_of = leftovers.memory_bytes(
+            self._settings.state_dir, {name for named in growing for name in present[named]}
+        )
         for named in growing:
             names = present[named]
             n_starting = sum(name not in ready for name in names)
-            sizes_bytes = [leftovers.memory_bytes(self._settings.state_dir, name) for name in names]
-            fitting = within_memory(counts[named], len(names), n_starting, free, max(sizes_bytes))
-            free -= (fitting - len(names) + n_starting) * ROOM * max(sizes_bytes)
+            size_bytes = max(size_of[name] for name in names)
+            fitting = within_memory(counts[named], len(names), n_starting, free, size_bytes)
+            free -= (fitting - len(names) + n_starting) * ROOM * size_bytes
             if fitting < counts[named]:
                 held[named] = fitting
         return held

@@ -21,7 +21,6 @@ def _end(signum: int, frame: object) -> None:
 
 
 def _replace(old: object, new: object) -> None:
-    if (
-        signal.getsignal(signal.SIGINT) is old
-    ):  # a process in the background ignores the signal, and goes on so
+    # A process in the background ignores the signal, and goes on so.
+    if signal.getsignal(signal.SIGINT) is old:
         signal.signal(signal.SIGINT, new)  # type: ignore[arg-type]

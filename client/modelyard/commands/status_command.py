@@ -88,12 +88,10 @@ def versions(url: str, ready: Readiness, workers: tuple[WorkerInfo, ...] | None)
     if workers is None:
         title += "; the API key needs the role operate to see the pool"
     else:
-        n_live, n_ready = (
-            sum(len(each.replicas) for each in workers),
-            sum(each.live_workers for each in workers),
-        )
+        n_workers = sum(len(each.replicas) for each in workers)
+        n_ready = sum(each.live_workers for each in workers)
         n_jobs = sum(each.backlog_jobs for each in workers)
-        title += f"; {n_ready} of {n_live} workers ready, waiting jobs: {n_jobs}"
+        title += f"; {n_ready} of {n_workers} workers ready, waiting jobs: {n_jobs}"
     marked = [place for place, each in enumerate(ranked) if each.chosen]
     return Listing(COLUMNS, [_row(each) for each in ranked], NUMBERS, title, title, marked)
 
