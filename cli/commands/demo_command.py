@@ -70,7 +70,7 @@ def command(once: bool, here: bool) -> None:
     from training.registry_reader import RegistryReader
 
     started_at = time.monotonic()
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     if not here:
         _move_in(console)
     settings = load(PoolSettings)
@@ -83,7 +83,7 @@ def command(once: bool, here: bool) -> None:
         with open_pool(settings, PoolPlan(workers), console) as pool:
             pool.start_core()
             records = _show_predictions(pool.url, console)
-            console.print(f"predicted {time.monotonic() - started_at:.1f} s after the start", highlight=False)
+            console.print(f"predicted {time.monotonic() - started_at:.1f} s after the start")
             _write(records, console)
             pool.start_views()
             pool.print_urls()
@@ -107,7 +107,7 @@ def _move_in(console: Console) -> None:
     if ignored:
         verb = "is" if len(ignored) == 1 else "are"
         text = f"{', '.join(ignored)} {verb} not used: the demo has its own registry and Redis in {folder}; "
-        console.print(f"{text}--here uses yours", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{text}--here uses yours", markup=False)
 
 
 def _tell_how_to_join(settings: PoolSettings, console: Console) -> None:
@@ -117,7 +117,7 @@ def _tell_how_to_join(settings: PoolSettings, console: Console) -> None:
     }
     joined = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     text = f"other commands join it after: export {joined}"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, markup=False)
 
 
 def trained_versions(settings: PoolSettings, reader: RegistryReader) -> Serve:
@@ -169,7 +169,7 @@ def _show_predictions(url: str, console: Console) -> list[Record]:
             records.append(record)
     console.print(table)
     right = sum(record.predicted == record.true_label for record in records)
-    console.print(f"{right} of {len(records)} right", highlight=False)
+    console.print(f"{right} of {len(records)} right")
     return records
 
 
@@ -209,5 +209,5 @@ def _write(records: Sequence[Record], console: Console) -> None:
 
     kept_aside = append_records(RECORDS, records)
     if kept_aside:
-        console.print(f"{RECORDS} was unreadable and is now {kept_aside}", highlight=False, soft_wrap=True)
-    console.print(f"appended {len(records)} records to {RECORDS}", highlight=False)
+        console.print(f"{RECORDS} was unreadable and is now {kept_aside}")
+    console.print(f"appended {len(records)} records to {RECORDS}")

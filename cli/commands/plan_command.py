@@ -39,7 +39,7 @@ def command(
     from cli.local_pool.served_entries import ServedEntries, asked_of_pool, entries_given
     from training.registry_reader import RegistryReader
 
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
     settings = load(Settings)
     runs, given = is_running(settings), entries_given(settings, models, versions)
     if runs:
@@ -62,4 +62,4 @@ def command(
         return
     print_plan(plan, console)
     if not runs:
-        console.print(f"no pool runs in {settings.state_dir}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"no pool runs in {settings.state_dir}", markup=False)

@@ -81,7 +81,8 @@ def command(
     from cli.local_pool.served_entries import ServedEntries, entries_given
     from training.registry_reader import RegistryReader
 
-    console = Console(force_terminal=sys.stdout.isatty())  # FORCE_COLOR is set in notebooks
+    is_terminal = sys.stdout.isatty()  # asked here, because notebooks set FORCE_COLOR
+    console = Console(force_terminal=is_terminal, highlight=False, soft_wrap=True)
     settings = load(PoolSettings)
     source = ServedEntries(settings, entries_given(settings, models, versions))
     with until_interrupted(), ExitStack() as stack:

@@ -208,7 +208,7 @@ class Follower:
 
     def _tell_held(self, tell: Callable[[str], None]) -> None:
         held = ", ".join(sorted(str(named) for named in self._scaler.held))
-        self._once("memory", held and f"{held} needs more workers than there is memory for", tell)
+        self._once("memory", held and f"there is no memory for more workers of {held}", tell)
 
     def _see_off(
         self,

@@ -119,7 +119,7 @@ class Pool:
         rows.append(("logs", str(self._supervisor.log_path("*"))))
         for name, place in rows:
             table.add_row(escape(name), escape(place))
-        self._console.print(table, soft_wrap=True)
+        self._console.print(table)
         for name, why in self._unready.items():
             self._tell_unready(name, why)
 
@@ -188,7 +188,7 @@ class Pool:
         )
 
     def _tell(self, line: str) -> None:
-        self._console.print(escape(line), highlight=False, soft_wrap=True)
+        self._console.print(escape(line))
 
     def _is_another(self, name: str, pid: int, serving_pid: int | None) -> bool:
         """Whether a service, or the child of a worker, is another process than at the last check."""
@@ -225,7 +225,7 @@ class Pool:
         waiting = {service.name: service for service in services}
         progress = _Progress(self._settings.state_dir, self._supervisor)
         if not self._console.is_terminal and waiting:
-            self._console.print("starting " + ", ".join(waiting), highlight=False)
+            self._console.print("starting " + ", ".join(waiting))
         with self._console.status("") as spinner:
             while waiting:
                 spinner.update("waiting for " + ", ".join(waiting))
@@ -242,8 +242,6 @@ class Pool:
         width = max(len(each.name) for each in self._services)
         self._console.print(
             f"[green]✓[/green] {service.name:<{width}} ready after {took_s:4.1f} s  {escape(service.url)}",
-            highlight=False,
-            soft_wrap=True,
         )
 
     def _pass_over_dead(self, waiting: dict[str, Service]) -> None:
@@ -261,9 +259,9 @@ class Pool:
             ServiceError: The pool cannot do without it.
         """
         name = service.name
-        self._console.print(f"[red]✗[/red] {name} {what_happened}; its last lines:", highlight=False)
+        self._console.print(f"[red]✗[/red] {name} {what_happened}; its last lines:")
         for line in self._supervisor.log_tail(name, TAIL_LINES):
-            self._console.print("  " + escape(line), highlight=False, soft_wrap=True)
+            self._console.print("  " + escape(line))
         if service.tier is Tier.WORKERS:
             self._unready[name] = self._reason(name)
         workers = {each.name for each in self._services if each.tier is Tier.WORKERS}
@@ -313,7 +311,6 @@ def _end_leftovers(settings: ControllerSettings, console: Console) -> None:
     listed = ", ".join(map(str, found))
     console.print(
         f"stopping processes that a killed pool left in {escape(str(settings.state_dir))}: {listed}",
-        highlight=False,
     )
     patience_s = LEFTOVER_WAIT_S + settings.drain_s
     with console.status("") as spinner:
@@ -345,7 +342,7 @@ def open_pool(settings: PoolSettings, plan: PoolPlan, console: Console) -> Itera
             with _signals_ignored(), doing("stopping", console):
                 left = supervisor.stop()
             if left:
-                console.print(f"[red]✗[/red] not stopped: {', '.join(map(str, left))}", highlight=False)
+                console.print(f"[red]✗[/red] not stopped: {', '.join(map(str, left))}")
             else:
                 console.print("stopped all processes")
 
@@ -357,7 +354,7 @@ def doing(what: str, console: Console) -> Iterator[None]:
         with console.status(what):
             yield
     else:
-        console.print(what, highlight=False)
+        console.print(what)
         yield
 
 

@@ -49,13 +49,13 @@ def tell_of_left_out(desired: Desired, console: Console) -> None:
     if desired.left_out:
         shown = ", ".join(f"{target.named} ({', '.join(target.reasons)})" for target in desired.left_out)
         text = f"not served: {shown}; name them with --model NAME:VERSION or in modelyard.toml"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, markup=False)
 
 
 def tell_of_unmatched(source: ServedEntries, desired: Desired, console: Console) -> None:
     """Print the words of entries that name no version now."""
     for line in source.lines(desired.unmatched):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, markup=False)
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -64,7 +64,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     lines += [f"- stop {worker.name}: {reason}" for worker, reason in plan.stop]
     lines += [f"= keep {worker.name}" for worker in plan.keep]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, markup=False)
 
 
 def plan_document(plan: Plan, desired: Desired) -> dict[str, list[dict[str, Any]]]:

@@ -33,6 +33,7 @@ POLL_S = 0.05
 START_TIMEOUT_S = 15
 CALL_TIMEOUT_S = 10
 DEATH_WAIT_S = 0.5
+IS_STOPPING = 6  # code of the fault that answers every call while supervisord stops its services
 CONFIG = "supervisord.conf"
 PYTHON = "POOL_PYTHON"  # variable with the interpreter's path for supervisord, quoted for a shell
 
@@ -296,6 +297,11 @@ class Supervisor:
                 "http://localhost", transport=_UnixTransport(self._folder / CONTROL_SOCKET)
             ) as proxy:
                 return getattr(proxy.supervisor, method)(*arguments)
+        except Fault as fault:
+            if fault.faultCode != IS_STOPPING:
+                raise
+            why = "was stopped by another program"
+            raise ServiceError(f"the supervisor of the pool {why}; its log: {self._log}") from None
         except (OSError, HTTPException, ExpatError) as error:
             raise ServiceError(self._what_is_wrong(error)) from None
 

@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelyard.commands.given_samples import NO_EXAMPLE, selected_version
-from modelyard.errors import ForbiddenError, InputError, NoCandidateError
+from modelyard.commands.given_samples import example_of, selected_version
+from modelyard.errors import ForbiddenError, InputError
 from modelyard.inputs import Body, Samples
 from modelyard.samples import DrawnSamples, RepeatedSamples, drawn_digits, dummies
 
@@ -41,9 +41,8 @@ def benchmark_samples(
     version = _version(client, selector, is_needed=data == "example")
     if data is None and (version is None or not version.input or version.input.shape == DIGIT_SHAPE):
         return dummies(n, seed)
-    if version is None or version.example is None:
-        raise NoCandidateError(NO_EXAMPLE)
-    return RepeatedSamples([Body(version.example)], n)
+    example, _ = example_of(version)
+    return RepeatedSamples([Body(example)], n)
 
 
 def _version(client: Client, selector: SubmitOptions, *, is_needed: bool) -> WorkerInfo | None:

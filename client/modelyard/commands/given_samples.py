@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from modelyard.calls import SubmitOptions
     from modelyard.inputs import Samples
 
-NO_EXAMPLE = "no such version is served, or its example is unknown or larger than 4 KiB; give --data FILE"
 F = TypeVar("F", bound=Callable[..., Any])
 DATA_KEYS = frozenset({"data", "inputs", "instances", "dataframe_split", "dataframe_records"})
 SUFFIXES = {
@@ -185,11 +184,23 @@ def _example(given: Given, client: Client) -> Sample:
     """The example of the version that the options select, or of the one that answers."""
     from modelyard import Body
 
-    info = selected_version(client, selector(given))
-    if info is None or info.example is None:
-        raise NoCandidateError(NO_EXAMPLE)
-    body = {**info.example, "params": given["params"]} if given["params"] else info.example
-    return Sample(Body(body), f"example of {info.model_name} version {info.model_version}")
+    example, version = example_of(selected_version(client, selector(given)))
+    body = {**example, "params": given["params"]} if given["params"] else example
+    return Sample(Body(body), f"example of {version}")
+
+
+def example_of(info: WorkerInfo | None) -> tuple[dict[str, Any], str]:
+    """The request that is a version's example, and the version in words.
+
+    Raises:
+        NoCandidateError: There is no such version, or it has no example.
+    """
+    if info is None:
+        raise NoCandidateError("no such version is served; `modelyard status` lists those that are")
+    version = f"{info.model_name} version {info.model_version}"
+    if info.example is None:
+        raise NoCandidateError(f"{version} has no example, or one larger than 4 KiB; give --data FILE")
+    return info.example, version
 
 
 def selected_version(client: Client, selector: SubmitOptions) -> WorkerInfo | None:

@@ -177,6 +177,26 @@ def test_services_go_when_the_supervisor_was_killed(folder: Path, wait_until: Wa
     assert leftovers.processes(folder) == []
 
 
+def test_supervisor_that_another_program_stops_says_so(folder: Path, wait_until: WaitUntil) -> None:
+    stubborn = Service(
+        "stubborn", Tier.WORKERS, (sys.executable, "-c", STUBBORN), is_ready=lambda pid: True, stop_wait_s=3
+    )
+    with Supervisor(folder, [stubborn]) as supervisor:
+        supervisor.start([stubborn])
+        wait_until(lambda: says(supervisor, "stubborn", "running"))
+        os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGTERM)
+
+        def is_stopping() -> bool:
+            try:
+                return not supervisor.statuses()
+            except ServiceError as error:
+                return "was stopped by another program" in str(error)
+
+        wait_until(is_stopping)
+        assert supervisor.stop() == []
+    assert leftovers.processes(folder) == []
+
+
 def test_services_go_when_the_supervisor_and_its_host_were_killed(
     folder: Path, wait_until: WaitUntil
 ) -> None:
