@@ -43,6 +43,7 @@ TABLE = "table"  # the key of a document whose value is columns, by name or in o
 # Keys and images that only the general parser reads. A body of numbers alone has none of them.
 GENERAL = re.compile(rb'"(?:(?:dataframe_split|dataframe_records|params|b64)"|data:image\\?/)')
 HEADER_ABSENT = re.compile(rb";\s*header\s*=\s*\"?absent", re.IGNORECASE)  # of RFC 4180
+ESCAPED_COLON, ESCAPED_COLON_START = re.compile(rb"\\u003[aA]"), rb"\u003"
 IMAGES = re.compile(rb'"(?:b64"|data:image\\?/)')
 
 
@@ -82,7 +83,7 @@ def _require_names_once(body: bytes, document: Any) -> None:
 
     Such a body has more colons than its document has names, and colons within text. Lists of numbers are not visited.
     """
-    n_colons, n_found, level = body.count(b":"), 0, [document]
+    n_colons, n_found, level = count_colons(body), 0, [document]
     while level and n_found < n_colons:
         objects = [each for each in level if type(each) is dict]
         lists = [each for each in level if type(each) is list]
@@ -91,6 +92,12 @@ def _require_names_once(body: bytes, document: Any) -> None:
         level = [each for each in inner if type(each) is dict or type(each) is list]
     if n_found < n_colons:
         read_python_json(body, _names_once)
+
+
+def count_colons(body: bytes) -> int:
+    """At least the number of colons of a JSON body: those between a name and its value, and those within text."""
+    n_escaped = len(ESCAPED_COLON.findall(body)) if ESCAPED_COLON_START in body else 0
+    return body.count(b":") + n_escaped
 
 
 def _names_once(pairs: list[tuple[str, Any]]) -> None:
