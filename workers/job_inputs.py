@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from app.contract import Column, ColumnsContract, Contract, TensorsContract
+from app.contract import Column, ColumnsContract, ColumnType, Contract, TensorsContract
 from app.contract.column_values import EXTENSIONS, NAT
 from app.contract.documents import CSV, UNIFIED, Document
 from app.contract.packed_columns import DTYPES, PACKED_ROWS, unpack
@@ -192,9 +192,29 @@ def _column(values: list[Any], column: Column, pd: Any) -> Any:
         return np.array([NAT if each is None else each for each in values], "datetime64[ns]")
     if kind in DTYPES and not (kind == "boolean" and None in values):
         return np.array(values, DTYPES[kind])
+    if _has_lists_of_times(column.type):
+        values = [_as_arrays_of_times(each) for each in values]
     series = pd.Series(values, dtype=None if kind == "string" and values else object)
     # Text has pandas's string type; other values that MLflow's lenient checks accepted stay unchanged.
     return series if isinstance(series.dtype, pd.StringDtype) else series.astype(object)
+
+
+def _has_lists_of_times(kind: ColumnType) -> bool:
+    inner = [kind.items] if kind.items else [each.type for each in kind.properties]
+    return any(
+        (kind.kind == "array" and each.kind == "datetime") or _has_lists_of_times(each) for each in inner
+    )
+
+
+def _as_arrays_of_times(value: Any) -> Any:
+    """Lists of times as arrays: MLflow would turn the lists into whole numbers."""
+    if isinstance(value, dict):
+        return {name: _as_arrays_of_times(each) for name, each in value.items()}
+    if not isinstance(value, list):
+        return value
+    if value and all(isinstance(each, np.datetime64) for each in value):
+        return np.array(value)
+    return [_as_arrays_of_times(each) for each in value]
 
 
 def read_unread(document: Document, is_own: bool) -> Any:

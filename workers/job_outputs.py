@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -233,11 +234,17 @@ def is_finite(output: Any) -> bool:
         return output.dtype.kind not in "fc" or bool(np.isfinite(output).all())
     if hasattr(output, "iloc"):
         columns = [each for _, each in output.items()] if hasattr(output, "columns") else [output]
-        return all(is_finite(each.to_numpy()) for each in columns if each.dtype.kind in "fc")
+        return all(is_finite(_without_gaps(each)) for each in columns if each.dtype.kind in "fc")
     listed = _listed(output)
     if listed is not output:
         return is_finite(listed)
     return not isinstance(output, list | tuple) or all(map(is_finite, output))
+
+
+def _without_gaps(series: Any) -> NDArray[Any]:
+    """The values of a column. pandas's own types, such as `Float64`, tell a missing value from NaN."""
+    numbers: NDArray[Any] = (series if isinstance(series.dtype, np.dtype) else series.dropna()).to_numpy()
+    return numbers
 
 
 def _listed(output: Any) -> Any:
@@ -263,7 +270,7 @@ def to_outputs(output: Any) -> Outputs:
     ):
         return {name: _array(each) for name, each in output.items()}
     try:
-        return msgspec.json.encode(_plain(output), enc_hook=_plain)
+        return msgspec.json.encode(_plain(output), enc_hook=_encoded)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ModelContractError(
             f"the model answered {type(output).__name__}, which JSON cannot represent: {error}"
@@ -279,6 +286,16 @@ def _is_array(output: Any) -> bool:
 def _array(output: NDArray[Any]) -> Array:
     little = output.astype(output.dtype.newbyteorder("<"), copy=False)
     return Array(output.dtype.name, output.shape, little.tobytes())
+
+
+def _encoded(output: Any) -> Any:
+    """What the JSON encoder cannot write itself: None and booleans only where they are keys."""
+    return _name(output) if output is None or isinstance(output, bool) else _plain(output)
+
+
+def _name(key: Any) -> str:
+    """A key or a column's label as JSON names it."""
+    return json.dumps(key) if key is None or isinstance(key, bool | float) else str(key)
 
 
 def _plain(output: Any) -> Any:
@@ -297,7 +314,7 @@ def _plain(output: Any) -> Any:
     if isinstance(output, bytes | bytearray):
         return base64.b64encode(output).decode()
     if isinstance(output, Mapping):
-        return {str(name): each for name, each in output.items()}
+        return {_name(name): each for name, each in output.items()}
     if hasattr(output, "model_dump"):  # pydantic's
         return output.model_dump()
     if output is None or isinstance(output, str | int | float | list | tuple | set | frozenset):
@@ -315,7 +332,7 @@ def _plain(output: Any) -> Any:
 def _times(output: NDArray[Any]) -> NDArray[Any]:
     if output.dtype.kind != "M":
         return output
-    texts = np.datetime_as_string(output).astype(object)
+    texts = np.array(np.datetime_as_string(output), object)  # of an array without dimensions it is one text
     texts[np.isnat(output)] = None
     return texts
 
@@ -323,7 +340,7 @@ def _times(output: NDArray[Any]) -> NDArray[Any]:
 def _records(output: Any) -> Any:
     """A DataFrame as one object per row; a Series is treated as a DataFrame, as MLflow does."""
     frame = output if hasattr(output, "columns") else output.to_frame()
-    columns = {str(name): _column(each) for name, each in frame.items()}
+    columns = {_name(name): _column(each) for name, each in frame.items()}
     if len(columns) < frame.shape[1]:  # MLflow answers only the last of them
         raise ModelContractError(
             f"the model answered a DataFrame with the columns {[*map(str, frame.columns)]}; expected different names"
@@ -332,7 +349,8 @@ def _records(output: Any) -> Any:
 
 
 def _column(series: Any) -> list[Any]:
-    values = series.to_numpy()
+    # pandas's own types would give integers beside a missing value as floats.
+    values = series.to_numpy(None if isinstance(series.dtype, np.dtype) else object)
     if values.dtype.kind == "M":
         return list(series)  # as pandas's times, whose text is MLflow's
     if values.dtype.kind == "O":  # columns with text or missing values

@@ -221,8 +221,8 @@ class ColumnsContract(
 
     @cached_property
     def has_nested(self) -> bool:
-        """Whether a column holds lists or objects."""
-        return any(each.type.kind in NESTED[:3] for each in self.columns)
+        """Whether a column holds lists or objects: an object of columns then is one row, as in MLflow."""
+        return any(each.type.kind in ("array", "object") for each in self.columns)
 
     def describe(self) -> str:
         """The contract in words, for error messages."""

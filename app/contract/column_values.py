@@ -33,6 +33,8 @@ YEARS = range(1678, 2262)  # years that 64-bit nanoseconds cover completely
 NAT = -(2**63)
 # MessagePack's codes, and the NumPy type, of values within lists and objects whose Python type MLflow refuses.
 EXTENSIONS = {"datetime": (1, "<M8[ns]"), "float": (2, "<f4"), "integer": (3, "<i4")}
+# Characters that NumPy, through which MLflow passes lists, cuts off at the end of a value.
+CUT: dict[str, str | bytes] = {"string": "\0", "binary": b"\0"}
 _TYPES: dict[str, set[type]] = {
     "boolean": {bool},
     "integer": {int},
@@ -229,10 +231,18 @@ def _array(value: Any, kind: ColumnType, rules: Rules) -> Any:
 def _nested(values: Values, kind: ColumnType, rules: Rules) -> Values:
     try:
         converted = convert(values, kind, allows_missing=False, rules=_within(kind, rules))
+        if kind.kind in CUT:
+            _require_no_end_in_nul(converted, kind)
     except Misfit as misfit:
         misfit.place = f"[{misfit.row}]{misfit.place}"
         raise
     return [_nested_leaf(each, kind) for each in converted] if kind.kind in EXTENSIONS else converted
+
+
+def _require_no_end_in_nul(values: Values, kind: ColumnType) -> None:
+    for row, value in enumerate(values):
+        if value[-1:] == CUT[kind.kind]:
+            raise Misfit(value, f"{WORDS[kind.kind]} ({kind.kind}) that does not end in NUL", row=row)
 
 
 def _within(kind: ColumnType, rules: Rules) -> Rules:

@@ -204,7 +204,6 @@ def _by_name(value: dict[str, Any], contract: ColumnsContract, key: str, rules: 
         raise _wrong_form(key, contract)
     known = {str(each.name) for each in contract.columns}
     given = {name: each for name, each in value.items() if name in known}
-    # As in MLflow: if a column contains lists or objects, the whole object is one row.
     if contract.has_nested or not any(type(each) is list for each in given.values()):
         return {name: [each] for name, each in given.items()}, 1
     lengths = {name: len(each) for name, each in given.items() if type(each) is list}

@@ -17,7 +17,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.contract import FREE, SHOWN, AnyContract, ColumnsContract, Contract, TensorContract, TensorField
+from app.contract import (
+    FREE,
+    NESTED,
+    SHOWN,
+    AnyContract,
+    Column,
+    ColumnsContract,
+    Contract,
+    TensorContract,
+    TensorField,
+)
 from app.contract.documents import TABLE, Document
 from app.contract.tensors import MAX_DIMENSIONS, Shaped
 from app.server_errors import (
@@ -76,13 +86,18 @@ class Table:
     def _selected(self, contract: ColumnsContract) -> dict[str, Values | bytes] | list[Values]:
         if not contract.has_names:
             columns = [*self._columns.items()][: len(contract.columns)]
-            return [_values(each, name) for name, each in columns]
+            return [
+                _column_values(each, name, column)
+                for (name, each), column in zip(columns, contract.columns, strict=False)
+            ]
         found: dict[str, Values | bytes] = {}
         for column in contract.columns:
             name = str(column.name)
             if name in self._columns:
                 array = _storage(self._columns[name])
-                found[name] = packed(array, column, contract.allows_missing) or _values(array, name)
+                found[name] = packed(array, column, contract.allows_missing) or _column_values(
+                    array, name, column
+                )
         return found
 
     def _only_tensor(self, field: TensorField) -> NDArray[Any] | Shaped:
@@ -290,6 +305,11 @@ def _values(array: Any, name: str) -> Values:
     raise InputTypeError(
         f"column {name!r} has the Arrow type {str(kind)[:SHOWN]}, which no model takes; expected another"
     )
+
+
+def _column_values(array: Any, name: str, column: Column) -> Values:
+    values = _values(array, name)
+    return [_as_json(each) for each in values] if column.type.kind in NESTED else values
 
 
 def _is_bytes(kind: Any) -> bool:

@@ -41,7 +41,23 @@ def outcomes(output: Any, counts: list[int]) -> list[JobOutcome]:
         ([dt.datetime(2026, 1, 2, 3, 4), pd.NaT], ["2026-01-02T03:04:00", None]),
         ([np.datetime64("2026-01-02"), np.datetime64("NaT")], ["2026-01-02", None]),
         (np.array(["2026-01-02", "NaT"], "datetime64[s]"), ["2026-01-02T00:00:00", None]),
+        (np.array("2026-01-02", "datetime64[D]"), "2026-01-02"),
+        ({"a": np.array("NaT", "datetime64[s]")}, {"a": None}),
         ([b"\x00\x01", bytearray(b"\x02")], ["AAE=", "Ag=="]),
+        ({True: 1, None: 2, 0.5: 3}, {"true": 1, "null": 2, "0.5": 3}),
+        ([{False: {None: [True, None]}}], [{"false": {"null": [True, None]}}]),
+        (pd.DataFrame([[1]], columns=[float("nan")]), [{"NaN": 1}]),
+        (
+            pd.DataFrame(
+                {
+                    "n": pd.array([2**53 + 1, None], "Int64"),
+                    "x": pd.array([0.5, None], "Float64"),
+                    "b": pd.array([True, None], "boolean"),
+                    "t": pd.Series(["a", None], dtype="category"),
+                }
+            ),
+            [{"n": 2**53 + 1, "x": 0.5, "b": True, "t": "a"}, {"n": None, "x": None, "b": None, "t": None}],
+        ),
         ([{1: np.int64(2)}, {"x": {3}}], [{"1": 2}, {"x": [3]}]),
         ([pd.NA, None], [None, None]),
         ([torch.tensor([1, 2]), [0.5]], [[1, 2], [0.5]]),

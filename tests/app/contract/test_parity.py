@@ -214,6 +214,7 @@ SIGNATURES: dict[str, ModelSignature | None] = {
             ]
         )
     ),
+    "map": ModelSignature(inputs=Schema([A, ColSpec(Map(DataType.double), "m", required=False)])),
     "any": ModelSignature(inputs=Schema([ColSpec(AnyType(), "v")])),
     "chat": ModelSignature(
         inputs=Schema([ColSpec(Array(PERSON), "messages")]),
@@ -311,6 +312,9 @@ AGREE: list[tuple[str, str]] = [
     ("optional", '{"dataframe_records": [{"a": 1, "p": null, "xs": null, "m": null}]}'),
     ("optional", '{"dataframe_split": {"columns": ["a", "p"], "data": [[1, null], [2, null]]}}'),
     ("optional", '{"dataframe_records": [{"a": 1}]}'),
+    ("map", '{"inputs": {"a": [1, 2]}}'),
+    ("map", '{"instances": {"a": [1, 2]}}'),
+    ("map", '{"inputs": {"a": 1}}'),
     ("any", '{"inputs": {"v": [1, "x"]}}'),
     ("any", '{"dataframe_records": [{"v": null}]}'),
     ("any", '{"dataframe_records": [{"v": {"a": 1}}]}'),
@@ -497,6 +501,36 @@ def test_a_type_that_json_lacks_reaches_the_model_within_objects_although_mlflow
     assert by_mlflow(signature, body) == REFUSED
     data, given = by_us(signature, body, "mlflow")
     assert (data["o"][0], given) == ({"x": value}, {"p": {"x": value}})
+
+
+def test_times_within_a_list_are_times_as_in_mlflow_s_parquet() -> None:
+    times = pa.array([["2026-01-31", "1999-12-31T23:59:59.5"]]).cast(pa.list_(pa.timestamp("ns")))
+    listed = ModelSignature(inputs=Schema([ColSpec(Array(DataType.datetime), "c")]))
+    body = b'{"dataframe_records": [{"c": ["2026-01-31", "1999-12-31T23:59:59.5"]}]}'
+    [theirs] = by_mlflow(listed, parquet(c=times), PARQUET)[0]["c"]
+    for own in (by_us(listed, parquet(c=times), "strict", PARQUET), by_us(listed, body, "mlflow")):
+        assert is_equal(own[0]["c"][0], theirs)
+    deep = ModelSignature(inputs=Schema([ColSpec(Map(Array(Array(DataType.datetime))), "c")]))
+    inner = by_us(deep, b'{"dataframe_records": [{"c": {"k": [["2026-01-31"], []]}}]}', "mlflow")[0]["c"][0]
+    assert (inner["k"][0].dtype, inner["k"][1]) == (np.dtype("datetime64[ns]"), [])
+
+
+@pytest.mark.parametrize(
+    ("signature", "body"),
+    [
+        (Schema([ColSpec(Array(DataType.string), "c")]), {"c": ["a", "b\0"]}),
+        (Schema([ColSpec(Array(DataType.binary), "c")]), {"c": ["aGk=", "AAA="]}),
+        (Schema([TensorSpec(np.dtype("O"), (-1,), "c")]), {"c": ["a", "b\0"]}),
+    ],
+    ids=["text", "bytes", "tensor"],
+)
+def test_a_value_whose_end_numpy_would_cut_off_is_refused(signature: Schema, body: Any) -> None:
+    for rules in ("strict", "mlflow"):
+        assert (
+            by_us(ModelSignature(inputs=signature), json.dumps({"inputs": body}).encode(), rules) == REFUSED
+        )
+    taken = json.dumps({"inputs": {"c": body["c"][:1]}}).encode()
+    assert by_us(ModelSignature(inputs=signature), taken, "strict") != REFUSED
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,8 @@ def test_whole_numbers_times_and_decimals_of_any_width_are_taken_exactly() -> No
         ("double", pa.array(["1.25", None]).cast(pa.decimal128(9, 2)), [1.25, None]),
         ("float", pa.array([0.1], pa.float32()), [float(np.float32(0.1))]),
         ("any", pa.array([None], pa.null()), [None]),
+        ("any", pa.array([None, dt.date(9999, 12, 31)]), [None, "9999-12-31"]),
+        ("any", pa.array([{"t": [dt.datetime(2026, 1, 31)]}]), [{"t": ["2026-01-31T00:00:00.000000"]}]),
         ("string", pa.array(["ä"], pa.large_string()), ["ä"]),
         ("binary", pa.array(["aGk="]), [b"hi"]),
         ("datetime", pa.array([dt.date(1970, 1, 2)]), [86_400_000_000_000]),
