@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         WaitTimeoutError,
         WebhookInvalidError,
     )
-    from modelyard.errors import ModelyardError
+    from modelyard.errors import ModelyardError, OutputsNotTabularError
     from modelyard.http import AsyncClient, Client
     from modelyard.inputs import Body
     from modelyard.parts import JoinedJob
@@ -44,6 +44,7 @@ __all__ = [
     "JoinedJob",
     "ModelyardError",
     "OutputsNotJoinableError",
+    "OutputsNotTabularError",
     "Prediction",
     "Readiness",
     "Replica",

@@ -57,7 +57,8 @@ ModelyardError
 │   ├── IdempotencyPendingError   another post with the key is being accepted
 │   └── LedgerUnavailableError    Redis does not answer
 │       └── LedgerFullError       Redis has no room for new jobs
-├── OutputsMissingError           an array or a table of a job that has not succeeded
+├── OutputsMissingError           an array or a table of a job without outputs
+├── OutputsNotTabularError        a table of named outputs that have different numbers of rows
 └── DatasetError                  a data set is missing, corrupt or not what it claims to be
 ```
 
@@ -443,9 +444,15 @@ class LedgerFullError(LedgerUnavailableError):
 
 
 class OutputsMissingError(ModelyardError):
-    """The job has no outputs: it has not ended, or it did not succeed."""
+    """The job has no outputs: it has not ended, did not succeed, or its model answered null."""
 
     code = "outputs_missing"
+
+
+class OutputsNotTabularError(ModelyardError):
+    """The named outputs of a job have different numbers of rows."""
+
+    code = "outputs_not_tabular"
 
 
 class DatasetError(ModelyardError):

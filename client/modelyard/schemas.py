@@ -290,11 +290,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
         Where the answer is a classification: its scores, shape (n_samples, n_scores), or else its classes, shape
         (n_samples,). Times are text in ISO format and bytes are base64, as in JSON; None becomes NaN among floats.
+        Ragged lists, such as the parts of a tuple, are an array of lists.
 
         Raises:
-            OutputsMissingError: The job has not succeeded.
+            OutputsMissingError: The job has not succeeded, or the model answered null.
         """
-        self._require_success()
+        self._require_outputs()
         if self.raw_outputs is not None:
             return to_arrays(self.raw_outputs, self.outputs_dtype)
         return self.classes if self.scores is None else self.scores
@@ -305,10 +306,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         Columns without names are numbered from "0"; a classification has `class`, and `score_0` and on.
 
         Raises:
-            OutputsMissingError: The job has not succeeded.
+            OutputsMissingError: The job has not succeeded, or the model answered null.
+            OutputsNotTabularError: Its named outputs have different numbers of rows.
             ConfigurationError: Neither is installed.
         """
-        self._require_success()
+        self._require_outputs()
         scores = self.scores
         if self.has_further_outputs or (self.raw_outputs is not None and scores is None):
             return to_table(self.raw_outputs, self.outputs_dtype)
@@ -317,10 +319,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             columns |= {f"score_{place}": scores[:, place] for place in range(scores.shape[1])}
         return make_frame(columns)
 
-    def _require_success(self) -> None:
+    def _require_outputs(self) -> None:
         if self.status != "succeeded":
             remedy = "" if self.done else "; wait for its outcome first"
             raise OutputsMissingError(f"job {self.id} is {self.status} and has no outputs{remedy}")
+        if self.outputs is None:
+            raise OutputsMissingError(f"job {self.id} has no outputs: the model answered null")
 
     @property
     def scores(self) -> NDArray[Any] | None:

@@ -11,7 +11,7 @@ import pandas as pd
 import polars
 import pytest
 
-from modelyard import Job
+from modelyard import Job, OutputsNotTabularError
 from modelyard.errors import ConfigurationError, OutputsMissingError
 from tests.client.conftest import RECEIPT
 
@@ -33,6 +33,7 @@ def job(**members: Any) -> Job:
         (["a", "bc"], None, "<U2", ["a", "bc"]),
         ([1, "a", None], None, "object", [1, "a", None]),
         ([2**53 + 1, 0.5], None, "object", [2**53 + 1, 0.5]),
+        ([[1, 0.5], [-(2**53), 2]], None, "float64", [[1, 0.5], [-(2**53), 2]]),
         ([], "float32", "float32", []),
     ],
 )
@@ -54,10 +55,24 @@ def test_a_job_without_outputs_gives_no_array_and_no_table(status: str) -> None:
     assert unsuccessful.outputs is None
 
 
-def test_ragged_outputs_are_an_array_of_lists() -> None:
-    array = job(outputs=[[1, 2], [3]]).to_numpy()
+@pytest.mark.parametrize(
+    "outputs", [[[1, 2], [3]], [[0, 1], [[0.5, 0.5], [1, 0]]], [[[1], [2, 3]], [[4], [5]]]]
+)
+def test_ragged_outputs_are_an_array_of_lists(outputs: Any) -> None:
+    array = job(outputs=outputs).to_numpy()
     assert isinstance(array, np.ndarray)
-    assert array.tolist() == [[1, 2], [3]]
+    assert (array.shape, [*array]) == ((2,), outputs)
+    assert job(outputs=outputs).to_frame().to_dict("list") == {"0": outputs}
+
+
+def test_null_is_no_array_and_named_outputs_of_different_lengths_are_no_table() -> None:
+    for read in (job(outputs=None).to_numpy, job(outputs=None).to_frame):
+        with pytest.raises(OutputsMissingError, match="the model answered null"):
+            read()
+    uneven = job(outputs={"a": [1, 2], "loss": 0.5})
+    with pytest.raises(OutputsNotTabularError, match=r"differ \(a 2, loss 1\); use to_numpy"):
+        uneven.to_frame()
+    assert np.asarray(uneven.to_numpy()["loss"]).tolist() == 0.5
 
 
 def test_named_outputs_are_an_array_each() -> None:
@@ -123,6 +138,25 @@ def test_a_table_is_one_of_polars_where_pandas_is_not_installed(monkeypatch: pyt
     frame = job(outputs=[{"n": 2**62 + 1, "t": "x"}, {"n": 2, "t": "y"}]).to_frame()
     assert isinstance(frame, polars.DataFrame)
     assert frame.to_dict(as_series=False) == {"n": [2**62 + 1, 2], "t": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "dtype"),
+    [
+        ([1, None, 2**62 + 1], polars.Int64),
+        ([[1], [2, 3]], polars.List(polars.Int64)),
+        ([[[[0.5]]], [[[1.5]]]], polars.Array(polars.Float64, (1, 1, 1))),
+        ([1, "a", None], polars.Object),
+        ([[{"a": 1}], [{"b": 2}], []], polars.Object),
+    ],
+)
+def test_a_column_of_polars_has_a_type_that_holds_all_values(
+    outputs: list[Any], dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    [column] = job(outputs=outputs).to_frame()
+    assert column.dtype == dtype
+    assert column.to_list() == outputs
 
 
 def test_a_table_without_a_library_for_it_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
