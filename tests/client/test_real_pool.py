@@ -338,7 +338,8 @@ def test_a_batch_without_room_for_its_output_names_it_and_continues_later(
     source = write_csv(tmp_path / "rows.csv", [ROW | {"n": place} for place in range(600)])
     words = [str(source), "--output", str(tmp_path / name), "--model", "Same", "--rows", "10"]
     limited = subprocess.run(
-        [sys.executable, "-m", "modelyard", "batch", *words, "--url", url],
+        # -B: Python keeps the part of a module's bytecode that fits the limit, and no process could import it again.
+        [sys.executable, "-B", "-m", "modelyard", "batch", *words, "--url", url],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         capture_output=True,
         text=True,
