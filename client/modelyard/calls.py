@@ -62,6 +62,7 @@ VERSION_ACTIONS = ("disable", "enable", "retire", "pin", "forget")
 PARTS_AHEAD = 8  # parts of one input that wait for their outcome at the same time
 JOBS_PER_CALL = 200  # the controller reads 1,000, but proxies commonly limit a request's line to 8 KiB
 LONG_POLL_S = 20.0  # below the idle timeout of common proxies and below the controller's limit
+QUERY_NAMES = {"deadline_s": "deadline"}  # of options that the HTTP API names otherwise
 STATUS_ERRORS: dict[int, type[ModelyardError]] = {
     401: UnauthenticatedError,
     403: ForbiddenError,
@@ -79,26 +80,54 @@ UNSUCCESSFUL: dict[str, type[JobUnsuccessfulError]] = {
 }
 
 
-class SubmitOptions(TypedDict, total=False):
-    """Options of a prediction request in addition to its samples.
+class VersionOptions(TypedDict, total=False):
+    """Options that select the version.
 
     Attributes:
         worker: Worker number to use instead of the policy's choice.
         model: Name of the model to use.
         version: Version of that model to use: its number or an alias of the registry, such as "champion".
         endpoint: Name of the endpoint whose best version is to be used.
-        deadline_s: Seconds until the job expires; default: the controller's.
-        idempotency_key: POST requests with the same key are one job; default: a new key for each call.
-        callback_url: Where the controller delivers the job when it has ended, see `verify_webhook`.
     """
 
     worker: int | None
     model: str | None
     version: int | str | None
     endpoint: str | None
+
+
+class RouteOptions(VersionOptions, total=False):
+    """Options that decide where a request goes: those of `VersionOptions` and a deadline.
+
+    Attributes:
+        deadline_s: Seconds until the job expires; default: the controller's.
+    """
+
     deadline_s: float | None
+
+
+class SubmitOptions(RouteOptions, total=False):
+    """Options of a prediction request beside its samples: those of `RouteOptions` and these.
+
+    Attributes:
+        idempotency_key: POST requests with the same key are one job; default: a new key for each call.
+        callback_url: Where the controller delivers the job when it has ended, see `verify_webhook`.
+    """
+
     idempotency_key: str | None
     callback_url: str | None
+
+
+class BatchOptions(VersionOptions, total=False):
+    """Options of a batch: those of `VersionOptions` and these.
+
+    Attributes:
+        rows: Rows in one request, at most; default: the controller's.
+        idempotency_key: Posts with the same key are one batch; default: a new key for each call.
+    """
+
+    rows: int | None
+    idempotency_key: str | None
 
 
 class JobFilter(TypedDict, total=False):
@@ -182,36 +211,6 @@ class Call(Generic[T]):
 Flow: TypeAlias = Generator[Call[Any], Any, T]
 
 
-class RouteOptions(TypedDict, total=False):
-    """The options of `SubmitOptions` that decide where a request goes."""
-
-    worker: int | None
-    model: str | None
-    version: int | str | None
-    endpoint: str | None
-    deadline_s: float | None
-
-
-class BatchOptions(TypedDict, total=False):
-    """Options of a batch.
-
-    Attributes:
-        worker: Worker number to use instead of the policy's choice.
-        model: Name of the model to use.
-        version: Version of that model to use: its number or an alias.
-        endpoint: Name of the endpoint whose best version is to be used.
-        rows: Rows in one request; at most; default: 1000.
-        idempotency_key: Posts with the same key are one batch; default: a new key for each call.
-    """
-
-    worker: int | None
-    model: str | None
-    version: int | str | None
-    endpoint: str | None
-    rows: int | None
-    idempotency_key: str | None
-
-
 BATCH_TYPES = {
     ".csv": "text/csv",
     ".ndjson": "application/x-ndjson",
@@ -275,52 +274,19 @@ def _batch_path(batch: BatchFile | str) -> str:
     return f"/batches/{quote(_id(batch), safe='')}"
 
 
-def post(
-    samples: Encoded,
-    *,
-    wait_s: float = 0.0,
-    worker: int | None = None,
-    model: str | None = None,
-    version: int | str | None = None,
-    endpoint: str | None = None,
-    deadline_s: float | None = None,
-    idempotency_key: str | None = None,
-    callback_url: str | None = None,
-) -> Call[Job]:
+def post(samples: Encoded, wait_s: float, options: SubmitOptions) -> Call[Job]:
     """Post samples.
 
     Args:
-        samples: The request's body.
         wait_s: Seconds for which the answer may wait for the outcome.
-        worker: See `SubmitOptions`, also for the following options.
-        model: Name of the model to use.
-        version: Version of that model to use.
-        endpoint: Name of the endpoint to use.
-        deadline_s: Seconds until the job expires.
-        idempotency_key: POST requests with the same key are one job.
-        callback_url: Where the job is delivered when it has ended.
     """
-    asked = _query(
-        worker=worker,
-        model=model,
-        version=version,
-        endpoint=endpoint,
-        deadline=deadline_s,
-        callback_url=callback_url,
-    )
-    return Call(
-        method="POST",
-        path="/predict",
-        answer=Job,
-        query=asked | {"wait": round(wait_s, 3)},  # stated, because the endpoint may have another default
-        # Always with a key: without one, repeating a POST whose answer was lost would run it twice.
-        headers={
-            "Idempotency-Key": _key(idempotency_key),
-            "Content-Type": samples.content_type,
-        },
-        body=samples.body,
-        wait_s=wait_s,
-    )
+    asked: dict[str, Any] = {**options}
+    # Always with a key: without one, repeating a POST whose answer was lost would run it twice.
+    key = _key(asked.pop("idempotency_key", None))
+    # `wait` is stated, because the endpoint may have another default.
+    query = _query(**asked) | {"wait": round(wait_s, 3)}
+    headers = {"Idempotency-Key": key, "Content-Type": samples.content_type}
+    return Call("POST", "/predict", Job, query=query, headers=headers, body=samples.body, wait_s=wait_s)
 
 
 def result(job_id: str, wait_s: float = 0.0) -> Call[Job]:
@@ -336,9 +302,7 @@ def explained(job: Job | str) -> Call[Job]:
 def route(options: RouteOptions) -> Call[RoutePlan]:
     """Ask where a request would go now."""
     _only_known(options, RouteOptions)
-    asked: dict[str, Any] = {**options}
-    asked["deadline"] = asked.pop("deadline_s", None)
-    return Call("GET", "/route", RoutePlan, query=_query(**asked))
+    return Call("GET", "/route", RoutePlan, query=_query(**options))
 
 
 def results(job_ids: Sequence[str], wait_s: float = 0.0) -> Call[Jobs]:
@@ -534,7 +498,7 @@ def _posted(
         own_wait_s = min(wait_s, LONG_POLL_S) if is_whole else 0.0
         own_options = options if is_whole else _of_part(options, part)
         try:
-            job = yield post(part.encoded, wait_s=own_wait_s, **own_options)
+            job = yield post(part.encoded, own_wait_s, own_options)
         except TooLargeError as error:
             if part.n_rows < 2:
                 raise
@@ -603,7 +567,7 @@ def _key(given: str | None) -> str:
 
 
 def _query(**asked: Any) -> dict[str, str | float]:
-    return {name: value for name, value in asked.items() if value is not None}
+    return {QUERY_NAMES.get(name, name): value for name, value in asked.items() if value is not None}
 
 
 def _wait(wait_s: float) -> dict[str, float]:
