@@ -45,6 +45,7 @@ class Job(msgspec.Struct, eq=False):
         expired: Whether its deadline has passed before a worker took it.
         error: Why it was refused: it was not accepted, or Redis lost it.
         form: Properties that all jobs of a batch must share; None if the version takes a plain tensor.
+        is_unified: Whether its request has MLflow's unified form, whose answer has no `predictions`.
         trace: Its W3C `traceparent`, or empty.
         callback: URL of its webhook, or empty.
     """
@@ -63,6 +64,7 @@ class Job(msgspec.Struct, eq=False):
     is_answered: bool = False
     error: ModelyardError | None = None
     form: JobForm | None = None
+    is_unified: bool = False
     trace: str = ""
     callback: str = ""
 

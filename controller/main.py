@@ -28,7 +28,7 @@ from controller.batch_files import batch_routes
 from controller.batch_files.batch_files import check_folder
 from controller.cancelling import cancel
 from controller.configured_endpoints import ConfiguredEndpoints
-from controller.http import documentation, invocations, open_inference, routes
+from controller.http import documentation, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
 from controller.http.version_document import served_examples
 from controller.operate import late_versions, operator_routes
@@ -77,7 +77,6 @@ def create_app(settings: ControllerSettings) -> Controller:
     fastapi.include_router(operator_routes.router)
     fastapi.include_router(batch_routes.router)
     fastapi.include_router(pages.router)
-    fastapi.include_router(invocations.router)
     fastapi.include_router(open_inference.router)
     app = Controller(fastapi, settings)
 

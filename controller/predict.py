@@ -1,7 +1,8 @@
-"""The handler of `POST /predict`: admit, route, decode, submit, wait, reply. Each step has its own module.
+"""The handler of predictions: admit, route, decode, submit, wait, reply. Each step has its own module.
 
-Two adapters send its replies: `http/connection` for a plain request that arrived completely, `http/asgi` for all other
-requests. Other protocols (`http/invocations`, `http/open_inference`) and probes wait for the job itself.
+It answers `POST /predict`, and `/invocations` as MLflow does (`http/invocations`). Two adapters send its replies:
+`http/connection` for a plain request that arrived completely, `http/asgi` for all other requests. The Open Inference
+Protocol (`http/open_inference`) and probes wait for the job itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import msgspec
 
 from app import tracing
 from app.clock import PoolClock
-from app.contract.documents import Reading
 from app.ledger import ids
 from app.ledger.wire import JobEntry
 from app.server_errors import DrainingError, InputError, ModelyardError, TooLargeError
@@ -32,22 +32,20 @@ from controller.admission.wait_estimate import Backlogs
 from controller.configured_endpoints import ConfiguredEndpoints
 from controller.dispatch import Dispatcher
 from controller.endpoints import Route
+from controller.http import invocations
 from controller.http.draining import Drain
 from controller.http.job_json import job_json, result_url
-from controller.http.prediction_request import ANY, Asked, read_head
-from controller.http.replies import Refusals, Reply
+from controller.http.prediction_request import PREDICT, Address, Asked, read_head
+from controller.http.replies import JSON, Refusals, Reply
 from controller.http.response_headers import Headers
-from controller.input import bodies
 from controller.input.job_samples import NeedsReader, Samples, read_samples
 from controller.input.large_bodies import LARGE_BODY_BYTES, LargeBodies
 from controller.jobs import Job
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
 from controller.routing import routes
-from controller.selector import Selector
 from modelyard.schemas import FINAL_STATUSES
 
-JSON = (b"content-type", bodies.JSON)
 DECODED_TIMES = 4  # by how much a table or an image may grow: as much as JSON numbers grow as float64
 EXPIRY_POLL_S = 0.2  # Redis's clock is authoritative and may lag behind this process's clock
 
@@ -83,9 +81,9 @@ class Exchange(msgspec.Struct):
     def answer(self, job: Job) -> None:
         """Send the reply to the caller of a job; errors become replies."""
         try:
-            reply = self.predict.reply(job, self.asked.wait_s)
+            reply = self.predict.reply(job, self.asked)
         except Exception as error:
-            reply = self.predict.refusals.reply(error)
+            reply = self.predict.refuse(error, self.asked)
         self.to.answer(reply)
 
 
@@ -137,24 +135,23 @@ class Predict:
             self.check_size(len(body))
             request = Request(asked, caller, client, received_at_ms)
             possible = self._routes(request)
-            samples = read_samples(asked.content_type, body, possible, self.settings.max_samples)
+            samples = read_samples(
+                asked.content_type, body, possible, self.settings.max_samples, asked.reading
+            )
             if len(possible) > 1:
                 self._check_room(samples.route, request)
             job = self._job(samples, request, Exchange(self, asked, to).answer)
         except NeedsReader:
             self._keep(asyncio.create_task(self._answer_with_reader(request, body, to)))
         except Exception as error:
-            to.answer(self.refusals.reply_to(error, client, "POST", "/predict"))
+            to.answer(self.refuse(error, asked, client))
         else:
             self._submit(job, asked.wait_s)
 
     def enter(
-        self, headers: HeaderList, query_string: bytes, client: Client, of_path: Selector = ANY
+        self, headers: HeaderList, query_string: bytes, client: Client, address: Address = PREDICT
     ) -> Request:
         """Admit a request whose body has not arrived yet.
-
-        Args:
-            of_path: The selector in its path.
 
         Raises:
             ModelyardError: The request is refused.
@@ -163,7 +160,7 @@ class Predict:
         self.gate.check_site(headers)
         by_name = dict(headers)
         caller = self.gate.admit(by_name.get(b"authorization", b""), client)
-        asked = read_head(by_name, query_string, self.settings, self.endpoints, of_path)
+        asked = read_head(by_name, query_string, self.settings, self.endpoints, address)
         return Request(asked, caller, client, received_at_ms)
 
     async def respond(self, request: Request, body: bytes, key: bytes | None = None) -> Reply:
@@ -212,23 +209,20 @@ class Predict:
         self, request: Request, body: bytes, once: Reservation | None = None
     ) -> Reply:
         job = await self.submit_and_wait(request, body, once)
-        return self.reply(job, request.asked.wait_s)
+        return self.reply(job, request.asked)
 
     async def _answer_with_reader(self, request: Request, body: bytes, to: Addressee) -> None:
         try:
             reply = await self._submit_and_reply(request, body)
         except Exception as error:
-            reply = self.refusals.reply_to(error, request.client, "POST", "/predict")
+            reply = self.refuse(error, request.asked, request.client)
         to.answer(reply)
 
-    async def submit_and_wait(
-        self, request: Request, body: bytes, once: Reservation | None = None, reading: Reading = "strict"
-    ) -> Job:
+    async def submit_and_wait(self, request: Request, body: bytes, once: Reservation | None = None) -> Job:
         """Submit an admitted request and wait; the job then has its acceptance, its outcome or an error.
 
         Args:
             once: Its idempotency key, if it has one.
-            reading: The protocol whose rules apply to its body.
 
         Raises:
             ModelyardError: The request is refused.
@@ -236,7 +230,7 @@ class Predict:
         asked, answerable = request.asked, Answerable()
         try:
             possible = self._routes(request)
-            samples = await self._read(asked, body, possible, reading)
+            samples = await self._read(asked, body, possible)
             if len(possible) > 1:
                 self._check_room(samples.route, request)
             job = self._job(samples, request, answerable.note)
@@ -264,15 +258,13 @@ class Predict:
             self._check_room(possible[0], request)
         return possible
 
-    async def _read(
-        self, asked: Asked, body: bytes, possible: tuple[Route, ...], reading: Reading
-    ) -> Samples:
+    async def _read(self, asked: Asked, body: bytes, possible: tuple[Route, ...]) -> Samples:
         """The samples of a body. Another process reads tables, images and large bodies.
 
         Raises:
             ModelyardError: The body is refused.
         """
-        question = (asked.content_type, body, possible, self.settings.max_samples, reading)
+        question = (asked.content_type, body, possible, self.settings.max_samples, asked.reading)
         if len(body) < LARGE_BODY_BYTES:
             with suppress(NeedsReader):
                 return read_samples(*question, params=asked.params)
@@ -302,6 +294,7 @@ class Predict:
             waits_until_s=time.monotonic() + asked.wait_s,
             on_answerable=on_answerable,
             form=samples.form,
+            is_unified=samples.is_unified,
         )
 
     def _submit(self, job: Job, wait_s: float) -> None:
@@ -310,7 +303,7 @@ class Predict:
         if lives_ms < wait_s * 1000 and not job.is_answered:
             asyncio.get_running_loop().call_later(lives_ms / 1000, self._at_deadline, job)
 
-    def reply(self, job: Job, wait_s: float) -> Reply:
+    def reply(self, job: Job, asked: Asked) -> Reply:
         """The reply to the request of a finished wait.
 
         Raises:
@@ -318,8 +311,10 @@ class Predict:
         """
         if job.error:
             raise job.error
-        batch = job.batch
+        batch, wait_s = job.batch, asked.wait_s
         assert batch is not None
+        if asked.reading == "mlflow":
+            return invocations.reply(job, asked, self.settings.prefix, self.drain)
         if batch.outcome and wait_s > 0:
             own = batch.outcome.jobs[job.index]
             return Reply(200, [JSON], batch.json.job(job.index, own.status, batch.outcome))
@@ -331,6 +326,13 @@ class Predict:
         location = (b"location", result_url(job_id, self.settings.prefix).encode())
         # It may run by now, which only Redis knows; 202 means that it is accepted.
         return Reply(202, [JSON, location], batch.json.job(job.index, "queued", None))
+
+    def refuse(self, error: Exception, asked: Asked, client: Client = None) -> Reply:
+        """The reply to a request that is refused, which is counted and logged."""
+        if asked.reading == "mlflow":
+            self.refusals.reply_to(error, client, "POST", invocations.PATH)
+            return invocations.refusal(error)
+        return self.refusals.reply_to(error, client, "POST", "/predict")
 
     def _interrupted(self, job_id: str) -> Reply:
         error = DrainingError(

@@ -35,7 +35,6 @@ SPLIT_KEYS = frozenset({"columns", "data", "index"})
 UNIFIED = "unified"  # the key of a document in MLflow's form for chat models: the body is the data, with its parameters
 # Each of them marks this form, whose answer is not wrapped either.
 UNIFIED_KEYS = ("messages", "prompt", "input")
-UNIFIED_KEY = re.compile(rb'"(?:messages|prompt|input)"')
 PARAMS = "params"
 MSGPACK = (b"application/msgpack", b"application/x-msgpack")
 CSV = "csv"  # the key of a document in CSV format
@@ -48,7 +47,6 @@ IMAGES = re.compile(rb'"(?:b64"|data:image\\?/)')
 
 
 _decode = msgspec.json.Decoder().decode
-_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -72,7 +70,7 @@ def read_json(body: bytes, rules: Rules) -> Document:
         BodyNotJsonError: It is not JSON.
         BodyKeyError: It is not an object with exactly one of the keys.
     """
-    document = _parsed(body, _decode)
+    document = _parsed(body)
     if rules == "strict":
         _require_names_once(body, document)
     return _document(document, rules)
@@ -108,21 +106,9 @@ def _names_once(pairs: list[tuple[str, Any]]) -> None:
         seen.add(name)
 
 
-def is_unified(body: bytes) -> bool:
-    """Whether a JSON body has MLflow's unified form.
-
-    Raises:
-        BodyNotJsonError: It is not JSON.
-    """
-    if not UNIFIED_KEY.search(body):
-        return False
-    given = _parsed(body, _decode_members)
-    return isinstance(given, dict) and any(key in given for key in UNIFIED_KEYS)
-
-
-def _parsed(body: bytes, decode: Callable[[bytes], Any]) -> Any:
+def _parsed(body: bytes) -> Any:
     try:
-        return decode(body)
+        return _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return read_python_json(body)
 

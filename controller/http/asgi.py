@@ -17,21 +17,20 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
-from app.server_errors import InputError, ModelyardError, ParameterError
+from app.server_errors import ModelyardError, ParameterError
 from app.settings import ControllerSettings
 from controller.admission.authentication import PAGE_FILES, PAGES
 from controller.admission.gate import listed
 from controller.http import invocations, open_inference
 from controller.http.draining import Drain
-from controller.http.prediction_request import selector_of
+from controller.http.prediction_request import ENDS, Address, address_of
 from controller.http.problems import PROBLEM_JSON, problem_body
 from controller.http.replies import Reply
+from controller.http.request_body import read_body
 from controller.http.response_headers import API, CLOSE, of_page
-from controller.input.content_coding import IDENTITY, unpack
-from controller.selector import Selector
+from controller.http.responses import response_of
 from controller.services import Services
 
-PREDICT = "/predict"
 LEFT = 499  # nobody receives it; proxies log this status for callers who have left
 REQUEST_ID_LENGTH = 128  # of a caller's text that is logged
 V2 = open_inference.router.prefix
@@ -122,19 +121,16 @@ class Controller:
         path = written[:-1] if len(written) > 1 and written.endswith("/") else written
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         try:
-            of_path = selector_of(path) if method == "POST" and path.endswith(PREDICT) else None
-            if of_path is not None:
-                await self._send(await self._predict(scope, receive, of_path), send)
+            address = address_of(path) if method == "POST" and path.endswith(ENDS) else None
+            if address is not None:
+                await self._send(await self._predict(scope, receive, address), send)
                 return
             if path == V2 or path.startswith(f"{V2}/"):
                 send = open_inference.on_errors(send)
             caller = services.gate.enter(written, scope["headers"])
         except Exception as error:
             reply = services.refusals.reply_to(error, scope.get("client"), method, path)
-            if path.endswith(invocations.PATH) and isinstance(error, ModelyardError):
-                await invocations.refusal(error)(scope, receive, _on_answers(send, services.drain))
-            else:
-                await self._send(reply, send)
+            await self._send(invocations.refusal(error) if path.endswith(invocations.PATH) else reply, send)
             return
         state = {**scope.get("state", {}), "services": services, "caller": caller}
         scope = {**scope, "root_path": prefix, "path": prefix + path, "method": method, "state": state}
@@ -142,17 +138,14 @@ class Controller:
         send = wrap(send, services.drain)
         await self.fastapi(scope, receive, send)
 
-    async def _predict(self, scope: Scope, receive: Receive, of_path: Selector) -> Reply:
+    async def _predict(self, scope: Scope, receive: Receive, address: Address) -> Reply:
         """Call the prediction handler; the body is received in parts."""
         predict = self.services.predict
-        request = predict.enter(scope["headers"], scope["query_string"], scope.get("client"), of_path)
+        request = predict.enter(scope["headers"], scope["query_string"], scope.get("client"), address)
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        predict.check_size(int(headers.get(b"content-length", b"0")))
-        body = await _read_body(receive, predict.check_size)
-        coding = headers.get(b"content-encoding", b"")
-        if coding not in IDENTITY:
-            body = await asyncio.to_thread(unpack, coding, body, self._settings.max_body_bytes)
-        return await predict.respond(request, body, headers.get(b"idempotency-key"))
+        body = await read_body(receive, headers, predict.check_size, self._settings.max_body_bytes)
+        key = headers.get(b"idempotency-key") if address.reading == "strict" else None
+        return await predict.respond(request, body, key)
 
     async def _send(self, reply: Reply, send: Send) -> None:
         headers = [*reply.headers, *API, (b"content-length", b"%d" % len(reply.body))]
@@ -160,20 +153,6 @@ class Controller:
             headers.append(CLOSE)
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
-
-
-async def _read_body(receive: Receive, check_size: Callable[[int], None]) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InputError("the connection was closed before the whole body arrived")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        check_size(size)
-        if not message.get("more_body"):
-            return b"".join(parts) if len(parts) > 1 else parts[0]
 
 
 def _on_answers(send: Send, drain: Drain) -> Send:
@@ -229,10 +208,7 @@ def _on_pages(send: Send, drain: Drain) -> Send:
 async def _on_modelyard_error(request: Request, error: Exception) -> Response:
     services: Services = request.state.services
     key, path = request.state.caller.name, request.url.path.removeprefix(services.settings.prefix)
-    reply = services.refusals.reply_to(error, request.client, request.method, path, key)
-    return Response(
-        reply.body, reply.status, {name.decode(): value.decode() for name, value in reply.headers}
-    )
+    return response_of(services.refusals.reply_to(error, request.client, request.method, path, key))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

@@ -1,16 +1,13 @@
 """MLflow's scoring protocol: clients of `mlflow models serve` only change the address.
 
-Bodies are read as in MLflow, unless that would change or lose a value; docs/models.md lists the differences.
+`controller.predict` handles their requests; this module has the answers. Bodies are read as in MLflow, unless that
+would change or lose a value; docs/models.md lists the differences.
 """
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import orjson
-from fastapi import APIRouter, Request, Response
 
-from app.contract.documents import is_unified
 from app.ledger import ids
 from app.server_errors import (
     BodyKeyError,
@@ -29,22 +26,18 @@ from app.server_errors import (
     TooLargeError,
     UnauthenticatedError,
     UnavailableError,
+    UnsupportedTypeError,
 )
-from controller.admission.authentication import require
-from controller.http import documentation as docs
-from controller.http import readiness
+from controller.http.draining import Drain
 from controller.http.job_json import predictions_json, result_url
-from controller.http.prediction_request import version_of
-from controller.http.problems import problem, status_of
-from controller.http.responses import JSON
-from controller.http.waiting_post import later, no_outcome, read_post
+from controller.http.prediction_request import Asked
+from controller.http.problems import problem
+from controller.http.replies import INTERNAL, JSON, Reply, gets_job, later, no_outcome
+from controller.http.response_headers import CLOSE
 from controller.jobs import Job
-from controller.selector import Selector
-from controller.services import Services
 
-router = APIRouter()
 PATH = "/invocations"  # the end of each path of the protocol that predicts
-CONTENT_TYPES = ("application/json", "text/csv", "application/vnd.apache.parquet")
+TEXT = (b"content-type", b"text/plain; charset=utf-8")
 # MLflow's error codes; the first listed class of an error's MRO counts.
 ERROR_CODES: dict[type[ModelyardError], str] = {
     BodyNotJsonError: "BAD_REQUEST",
@@ -68,121 +61,43 @@ ERROR_CODES: dict[type[ModelyardError], str] = {
 FAILED_STATUS = {"timed_out": 504, "job_expired": 504, "job_cancelled": 409, "job_quarantined": 500}
 
 
-@router.post("/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
-async def invocations(request: Request) -> Response:
-    """Predict as MLflow's scoring server does; the version is routed, or the one that the query names."""
-    return await _invoke(request)
-
-
-@router.post("/endpoints/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
-async def endpoint_invocations(request: Request, name: str) -> Response:
-    """The same, for the versions of an endpoint, as MLflow's deployment clients call it."""
-    return await _invoke(request, endpoint=name)
-
-
-@router.post("/models/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
-async def model_invocations(request: Request, name: str) -> Response:
-    """The same, for the versions of a model."""
-    return await _invoke(request, name)
-
-
-@router.post(
-    "/models/{name}/versions/{version}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS
-)
-async def version_invocations(request: Request, name: str, version: str) -> Response:
-    """The same, for one version."""
-    return await _invoke(request, name, version)
-
-
-@router.get("/ping", **docs.PING)
-@router.get("/health", **docs.PING)
-async def ping(request: Request) -> Response:
-    """Whether a prediction would be accepted now."""
-    services: Services = request.state.services
-    reasons = [*readiness.against_serving(services), *readiness.against_accepting(services)]
-    return Response(b"\n", 503 if reasons else 200, media_type=JSON)
-
-
-@router.get("/version", **docs.VERSION)
-async def server_version() -> Response:
-    """The release of this server."""
-    return Response(metadata.version("modelyard"), media_type=JSON)
-
-
-async def _invoke(
-    request: Request, model: str | None = None, version: str | None = None, endpoint: str | None = None
-) -> Response:
-    services: Services = request.state.services
-    try:
-        number = None if version is None else version_of(version)
-        selector = Selector(model=model, version=number, endpoint=endpoint)
-        refused = _refused_type(request.headers.get("content-type", JSON))
-        return refused or await _predict(request, services, selector)
-    except ModelyardError as error:
-        services.refusals.reply_to(error, request.client, "POST", "/invocations")
-        return refusal(error)
-
-
-def _refused_type(content_type: str) -> Response | None:
-    """The answer to a body of a type that is not read. A semicolon at the end changes nothing."""
-    kind, *parameters = [part.strip() for part in content_type.split(";")]
-    given = dict(part.lower().partition("=")[::2] for part in parameters if part)
-    if given.pop("charset", "utf-8").strip('"') != "utf-8":
-        return Response("The scoring server only supports UTF-8", 415, media_type="text/plain")
-    if given:
-        text = f"Unrecognized content type parameters: {', '.join(sorted(given))}"
-        return Response(text, 415, media_type="text/plain")
-    if kind.lower() not in CONTENT_TYPES:
-        text = f"This predictor only supports the following content types: {', '.join(CONTENT_TYPES)}"
-        return Response(text, 415, media_type="text/plain")
-    return None
-
-
-async def _predict(request: Request, services: Services, selector: Selector) -> Response:
-    post = await read_post(request, services, selector)
-    job = await services.predict.submit_and_wait(post.request, post.body, reading="mlflow")
-    if job.error:
-        raise job.error
-    if post.gets_job(job):
-        return later(job, services.settings.prefix)
-    return _answer(services, job, post.body)
-
-
-def _answer(services: Services, job: Job, body: bytes) -> Response:
+def reply(job: Job, asked: Asked, prefix: str, drain: Drain) -> Reply:
+    """The reply to the request of an accepted job whose wait is over; `prefix` as of `result_url`."""
     assert job.batch
     outcome = job.batch.outcome
+    if asked.is_async and gets_job(job, asked.wait_s):
+        return later(job, prefix)
     if outcome is None:
-        status, code, text = no_outcome(job, services.drain)
-        location = result_url(ids.job_id(job.batch.batch_id, job.index), services.settings.prefix)
+        status, code, text = no_outcome(job, drain)
+        location = result_url(ids.job_id(job.batch.batch_id, job.index), prefix)
         error_code = "DEADLINE_EXCEEDED" if status == 504 else "TEMPORARILY_UNAVAILABLE"
-        headers = {"location": location, **({"retry-after": "1"} if status == 503 else {})}
-        return _document(status, error_code, text, code, headers)
+        headers = [(b"location", location.encode()), *([(b"retry-after", b"1")] if status == 503 else [])]
+        return _document(status, error_code, text, code, *headers)
     own = outcome.jobs[job.index]
     if own.status == "succeeded":
         predictions = predictions_json(own)
-        wrapped = predictions if is_unified(body) else f'{{"predictions": {predictions}}}'
-        return Response(wrapped, media_type=JSON)
+        answer = predictions if job.is_unified else f'{{"predictions": {predictions}}}'
+        return Reply(200, [JSON], answer.encode())
     status = FAILED_STATUS.get(own.error_code, 400)
     code = {400: "BAD_REQUEST", 504: "DEADLINE_EXCEEDED"}.get(status, "INTERNAL_ERROR")
     return _document(status, code, own.error_detail, own.error_code)
 
 
-def refusal(error: ModelyardError) -> Response:
+def refusal(error: Exception) -> Reply:
     """The answer to an error, as MLflow's clients read it."""
+    if not isinstance(error, ModelyardError):
+        error = ModelyardError(INTERNAL)
     code = next(ERROR_CODES[kind] for kind in type(error).__mro__ if kind in ERROR_CODES)
-    _, headers, _ = problem(error)
-    kept = {
-        name.decode(): value.decode()
-        for name, value in headers
-        if name in (b"retry-after", b"www-authenticate")
-    }
-    status = 400 if isinstance(error, InputError) else int(status_of(error))
-    return _document(status, code, error.detail, error.code, kept)
+    status, headers, _ = problem(error)
+    own = [(name, value) for name, value in headers if name in (b"retry-after", b"www-authenticate")]
+    if isinstance(error, UnsupportedTypeError):
+        return Reply(status, [TEXT, *own], error.detail.encode())
+    if isinstance(error, TooLargeError):
+        own.append(CLOSE)  # the rest of the body is not read
+    return _document(400 if isinstance(error, InputError) else status, code, error.detail, error.code, *own)
 
 
-def _document(
-    status: int, error_code: str, message: str, code: str, headers: dict[str, str] | None = None
-) -> Response:
+def _document(status: int, error_code: str, message: str, code: str, *headers: tuple[bytes, bytes]) -> Reply:
     """MLflow's error document; `code` is this server's own, as in its problem documents."""
     body = orjson.dumps({"error_code": error_code, "message": message, "code": code})
-    return Response(body, status, headers, media_type=JSON)
+    return Reply(status, [JSON, *headers], body)

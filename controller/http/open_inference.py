@@ -29,10 +29,11 @@ from controller.http import readiness
 from controller.http.caller_presence import while_present
 from controller.http.inference_response import encode_response, output_tensors
 from controller.http.job_json import job_json, result_url
-from controller.http.prediction_request import in_range, version_of
+from controller.http.prediction_request import Address, in_range, version_of
 from controller.http.problems import PROBLEM_JSON
-from controller.http.responses import JSON, json_response
-from controller.http.waiting_post import later, no_outcome, read_post
+from controller.http.replies import gets_job, later, no_outcome
+from controller.http.request_body import read_body
+from controller.http.responses import JSON, json_response, response_of
 from controller.input.inference_request import (
     RequestHead,
     TensorMetadata,
@@ -46,7 +47,7 @@ from controller.selector import Selector
 from controller.services import Services
 
 router = APIRouter(prefix="/v2")
-JSON_LENGTH = "inference-header-content-length"
+JSON_LENGTH = b"inference-header-content-length"
 EXTENSIONS = ("binary_tensor_data", "model_configuration")
 PLATFORM = "mlflow"
 MAX_ID = 255  # characters of an id in a URL
@@ -254,18 +255,23 @@ def _ready(request: Request, selector: Selector) -> Response:
 
 
 async def _infer(request: Request, selector: Selector) -> Response:
-    services = _services(request)
-    post = await read_post(request, services, selector)
-    length = request.headers.get(JSON_LENGTH, "").encode()
-    asked = read_request_head(length, post.body)
+    services, scope = _services(request), request.scope
+    address = Address(selector, "open_inference")
+    entered = services.predict.enter(scope["headers"], scope["query_string"], scope.get("client"), address)
+    headers = dict(scope["headers"])
+    body = await read_body(
+        request.receive, headers, services.predict.check_size, services.settings.max_body_bytes
+    )
+    length = headers.get(JSON_LENGTH, b"")
+    wanted = read_request_head(length, body)
     # The protocol has one kind of content; the header gives the length of its JSON part.
-    entered = msgspec.structs.replace(post.request, asked=replace(post.request.asked, content_type=length))
-    job = await services.predict.submit_and_wait(entered, post.body, reading="open_inference")
+    asked = replace(entered.asked, content_type=length)
+    job = await services.predict.submit_and_wait(msgspec.structs.replace(entered, asked=asked), body)
     if job.error:
         raise job.error
-    if post.gets_job(job):
-        return _with_id(later(job, _prefix(services)), asked.id)
-    return await _packed(_answer(services, job, asked), request.headers.get("accept-encoding", ""))
+    if asked.is_async and gets_job(job, asked.wait_s):
+        return _with_id(response_of(later(job, _prefix(services))), wanted.id)
+    return await _packed(_answer(services, job, wanted), request.headers.get("accept-encoding", ""))
 
 
 def _with_id(receipt: Response, request_id: str | None) -> Response:
@@ -314,7 +320,9 @@ def _outputs(
     body, json_length = encode_response(members, output_tensors(own, outputs_of(declared)), asked)
     if json_length is None:
         return Response(body, media_type=JSON)
-    return Response(body, headers={JSON_LENGTH: str(json_length)}, media_type="application/octet-stream")
+    return Response(
+        body, headers={JSON_LENGTH.decode(): str(json_length)}, media_type="application/octet-stream"
+    )
 
 
 async def _packed(answer: Response, coding: str) -> Response:

@@ -1,4 +1,4 @@
-"""Reads the head of a prediction: query parameters and headers, with defaults filled in.
+"""Reads the head of a prediction in any protocol: path, query parameters and headers, with defaults filled in.
 
 Clients send the same head repeatedly. A head that is equal byte by byte to a known one is not parsed again.
 """
@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from app.contract.documents import Reading
 from app.server_errors import ContradictionError, ModelyardError, ParameterError
 from app.settings import ControllerSettings
 from controller.admission.audit_log import Client
@@ -28,8 +29,13 @@ from controller.webhooks.destinations import check_url
 PARAMETERS = frozenset(
     {"worker", "model", "version", "endpoint", "wait", "deadline", "params", "callback_url"}
 )
-PATH = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict/?")
-ENDPOINT_PATH = re.compile(r"/endpoints/([^/]+)/predict/?")
+# The last word of a path -> how the request is read.
+READINGS: dict[str, Reading] = {"predict": "strict", "invocations": "mlflow"}
+ENDS = tuple(f"/{word}" for word in READINGS)  # of paths that predict
+PATH = re.compile(
+    r"(?:/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?|/endpoints/(?P<endpoint>[^/]+))?"
+    rf"/(?P<word>{'|'.join(READINGS)})/?"
+)
 ANY = Selector()
 MAX_ALIAS = 255  # characters, as in MLflow
 MAX_QUERY_BYTES = 2048  # a thousand query strings are cached
@@ -50,6 +56,16 @@ class Query:
     callback_url: str | None
 
 
+class Address(NamedTuple):
+    """What the path of a prediction says."""
+
+    selector: Selector
+    reading: Reading
+
+
+PREDICT = Address(ANY, "strict")
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """The options in a request's head; they depend on nothing else.
@@ -59,6 +75,8 @@ class Asked:
         content_type: Content type of its body.
         params: Parameters of the model in the query, a JSON object; empty without any.
         callback_url: Where its job is delivered when it has ended, or empty.
+        reading: The protocol, whose rules apply to its body.
+        is_async: Whether its caller prefers a job to its outcome, in another protocol than this API's own.
     """
 
     selector: Selector
@@ -68,6 +86,8 @@ class Asked:
     content_type: bytes
     params: str = ""
     callback_url: str = ""
+    reading: Reading = "strict"
+    is_async: bool = False
 
     def identity(self) -> bytes:
         """The parts in which a request repeated with the same idempotency key must agree, besides its body."""
@@ -111,7 +131,7 @@ class KnownHeads:
         Args:
             data: The bytes of the head.
         """
-        if head.method != b"POST" or not head.path.rstrip(b"/").endswith(b"/predict"):
+        if head.method != b"POST":
             return None
         headers = dict(head.headers)
         body_bytes = int(headers.get(b"content-length", b"0"))
@@ -119,11 +139,11 @@ class KnownHeads:
             return None
         try:
             path, prefix = unquote(head.path.decode("ascii", "replace")), self._settings.prefix
-            of_path = selector_of(path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path)
-            if of_path is None:
+            address = address_of(path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path)
+            if address is None:
                 return None
             self._gate.check_site(head.headers)
-            asked = read_head(headers, head.query, self._settings, self._endpoints, of_path)
+            asked = read_head(headers, head.query, self._settings, self._endpoints, address)
             if asked.params or asked.callback_url:
                 return None
             # Before caching, so that callers without a valid key cannot fill the cache.
@@ -143,25 +163,32 @@ def read_head(
     query_string: bytes,
     settings: ControllerSettings,
     endpoints: ConfiguredEndpoints,
-    of_path: Selector,
+    address: Address,
 ) -> Asked:
     """Read a prediction's headers, names in lower case, and its query string.
 
     Args:
-        endpoints: Have the defaults of what the request leaves out.
-        of_path: The selector in its path.
+        endpoints: Have the defaults of what the request leaves out. Other protocols than this API's own wait as long as
+            the settings allow.
 
     Raises:
         ContradictionError: Path and query name different models, versions or endpoints.
         ParameterError: A parameter is unknown, malformed or out of range.
         UnsupportedCodingError: The content coding of the body is not supported.
+        UnsupportedTypeError: Its protocol does not know the content type.
         WebhookNotAllowedError: Its job may not be delivered to its `callback_url`.
     """
-    query = parse_query(query_string)
-    selector = query.selector if of_path == ANY else joined(of_path, query.selector)
+    query, prefer = parse_query(query_string), headers.get(b"prefer", b"")
+    selector = query.selector if address.selector == ANY else joined(address.selector, query.selector)
     if query.wait_s is not None:
         in_range("wait", query.wait_s, 0, settings.max_wait_s)
-    wait_s, deadline_s = stated_wait_s(query, headers.get(b"prefer", b"")), query.deadline_s
+    wait_s, deadline_s, is_async = stated_wait_s(query, prefer), query.deadline_s, False
+    content_type = headers.get(b"content-type", bodies.JSON)
+    if address.reading != "strict":
+        is_async = b"respond-async" in prefer
+        wait_s = wait_s if wait_s or is_async else settings.max_wait_s
+    if address.reading == "mlflow":
+        bodies.check_scoring_type(content_type)
     wait_s = endpoints.wait_s(selector) if wait_s is None else min(wait_s, settings.max_wait_s)
     if deadline_s is None:
         deadline_s = endpoints.deadline_s(selector)
@@ -175,9 +202,11 @@ def read_head(
         wait_s,
         deadline_s,
         headers.get(b"authorization", b""),
-        headers.get(b"content-type", bodies.JSON),
+        content_type,
         query.params,
         query.callback_url or "",
+        address.reading,
+        is_async,
     )
 
 
@@ -257,20 +286,18 @@ def version_of(text: str) -> int | str:
     return text
 
 
-def selector_of(path: str) -> Selector | None:
-    """The selector in the path of a prediction, such as `/models/NAME/versions/1/predict`; None for any other path.
+def address_of(path: str) -> Address | None:
+    """What the path of a prediction says, such as `/models/NAME/versions/1/predict`; None for any other path.
 
     Raises:
         ParameterError: Its version is malformed.
     """
-    if path in ("/predict", "/predict/"):
-        return ANY
-    if endpoint := ENDPOINT_PATH.fullmatch(path):
-        return Selector(endpoint=endpoint[1])
-    named = PATH.fullmatch(path)
-    if named is None:
+    found = PATH.fullmatch(path)
+    if found is None:
         return None
-    return Selector(model=named[1], version=None if named[2] is None else version_of(named[2]))
+    version = None if found["version"] is None else version_of(found["version"])
+    selector = Selector(model=found["model"], version=version, endpoint=found["endpoint"])
+    return Address(selector, READINGS[found["word"]])
 
 
 def joined(of_path: Selector, of_query: Selector) -> Selector:

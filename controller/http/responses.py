@@ -9,6 +9,8 @@ import msgspec
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from controller.http.replies import Reply
+
 JSON = "application/json"
 
 
@@ -34,3 +36,9 @@ class EventResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._source.aclose()
+
+
+def response_of(reply: Reply) -> Response:
+    """A reply as FastAPI sends it."""
+    headers = {name.decode(): value.decode() for name, value in reply.headers}
+    return Response(reply.body, reply.status, headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Annotated
 
 import msgspec
@@ -49,6 +50,47 @@ async def predict_with_model(name: str) -> Response:
 async def predict_with_version(name: str, version: str) -> Response:
     """Predict with one version, given as a number or an alias."""
     raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+
+
+@router.post("/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
+async def invocations() -> Response:
+    """Predict as MLflow's scoring server does; the version is routed, or the one that the query names."""
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+
+
+@router.post("/endpoints/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
+async def endpoint_invocations(name: str) -> Response:
+    """The same, for the versions of an endpoint, as MLflow's deployment clients call it."""
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+
+
+@router.post("/models/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
+async def model_invocations(name: str) -> Response:
+    """The same, for the versions of a model."""
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+
+
+@router.post(
+    "/models/{name}/versions/{version}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS
+)
+async def version_invocations(name: str, version: str) -> Response:
+    """The same, for one version."""
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+
+
+@router.get("/ping", **docs.PING)
+@router.get("/health", **docs.PING)
+async def ping(request: Request) -> Response:
+    """Whether a prediction would be accepted now."""
+    services: Services = request.state.services
+    reasons = [*readiness.against_serving(services), *readiness.against_accepting(services)]
+    return Response(b"\n", 503 if reasons else 200, media_type=JSON)
+
+
+@router.get("/version", **docs.VERSION)
+async def server_version() -> Response:
+    """The release of this server."""
+    return Response(metadata.version("modelyard"), media_type=JSON)
 
 
 @router.get("/results", dependencies=[require("predict")], **docs.RESULTS)

@@ -52,6 +52,7 @@ ACCEPTED_TYPES = ", ".join(
 )
 # Content types under which clients send JSON, such as curl's default.
 ALSO_JSON = frozenset({b"", b"text/plain", b"text/json", b"application/x-www-form-urlencoded"})
+SCORING_TYPES = (JSON, CSV, PARQUET)  # of MLflow's scoring server
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,24 @@ class Octets:
 
 Body = Numbers | Tensor | Octets
 MAX_LISTS_BYTES = 2**19  # traversing Python lists takes about two seconds per MiB and blocks the event loop
+
+
+def check_scoring_type(content_type: bytes) -> None:
+    """Refuse a content type that MLflow's scoring server does not read, in its words; a last semicolon is ignored.
+
+    Raises:
+        UnsupportedTypeError: It is of another type.
+    """
+    kind, *parameters = [part.strip().lower() for part in content_type.split(b";")]
+    given = dict(part.partition(b"=")[::2] for part in parameters if part)
+    if given.pop(b"charset", b"utf-8").strip(b'"') != b"utf-8":
+        raise UnsupportedTypeError("The scoring server only supports UTF-8")
+    if given:
+        names = b", ".join(sorted(given)).decode("latin-1")
+        raise UnsupportedTypeError(f"Unrecognized content type parameters: {names}")
+    if kind not in SCORING_TYPES:
+        known = b", ".join(SCORING_TYPES).decode()
+        raise UnsupportedTypeError(f"This predictor only supports the following content types: {known}")
 
 
 def media_type(content_type: bytes) -> bytes:

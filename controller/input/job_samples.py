@@ -45,12 +45,14 @@ class Samples(msgspec.Struct, frozen=True):
         data: Samples in the contract's dtype, C order, little-endian; or in the format of `form`.
         n_samples: Number of samples.
         form: Form of the job; None if the contract is a plain tensor.
+        is_unified: Whether the body has MLflow's unified form, whose answer has no `predictions`.
     """
 
     route: Route
     data: bytes
     n_samples: int
     form: JobForm | None = None
+    is_unified: bool = False
 
 
 def read_samples(
@@ -242,7 +244,8 @@ def _read_any(
             if isinstance(request, Document):
                 document = _with_images(document, body, contract, max_decoded_bytes)
             payload = to_payload(_with_params(document, params), contract, max_samples, rules)
-            return Samples(each, payload.data, payload.n_samples, payload.form)
+            is_unified = document.key == documents.UNIFIED
+            return Samples(each, payload.data, payload.n_samples, payload.form, is_unified)
         except (InputError, UnsupportedTypeError) as error:
             refusal = refusal or error
     assert refusal

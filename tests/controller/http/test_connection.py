@@ -104,6 +104,63 @@ async def test_the_short_way_and_the_long_way_answer_alike(site: Site) -> None:
         assert bad.headers.keys() == same_bad.headers.keys()
 
 
+SCORED = b'{"inputs": [[1, 2]]}'
+
+
+def score(*headers: bytes, body: bytes = SCORED, path: bytes = b"/invocations") -> bytes:
+    return request(b"POST " + path, *headers, b"content-length: %d" % len(body), body=body)
+
+
+async def test_mlflows_protocol_is_answered_alike_on_either_way(
+    open_site: OpenSite, fast_http: bool, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    working = asyncio.create_task(work(worker))
+    site = await open_site(worker)
+    model = worker.record.model_name.encode()
+    text, too_large = b"content-type: text/plain", b" " * LIMIT_BYTES + SCORED
+    cases: dict[int, list[bytes]] = {
+        200: [
+            score(),
+            score(b"content-type: application/json; charset=utf-8"),
+            score(path=b"/models/%b/invocations" % model),
+            score(path=b"/models/%b/versions/1/invocations/" % model),
+            score(path=b"/endpoints/%b/invocations" % model),
+        ],
+        202: [score(b"prefer: respond-async")],
+        400: [score(body=b"[]"), score(body=b'{"inputs": [[1, "x"]]}'), score(body=b'{"data": [[1, 2]]}')],
+        404: [score(path=b"/models/Nobody/invocations"), score(path=b"/invocations?worker=9")],
+        415: [score(text), score(b"content-type: application/json; charset=latin-1")],
+        413: [score(body=too_large)],
+    }
+    long_way = b"content-length", b"expect: 100-continue\r\ncontent-length"
+    for status, requests in cases.items():
+        for sent in requests:
+            async with site.caller() as caller:
+                await caller.send(sent)
+                short = await caller.answer()
+            async with site.caller() as caller:
+                await caller.send(sent.replace(*long_way, 1))
+                long = await caller.answer()
+                long = await caller.answer() if long.status == 100 else long
+            assert (short.status, long.status) == (status, status), sent
+            assert short.headers["content-type"] == long.headers["content-type"]
+            if status == 202:
+                # An `Answer` has its headers in lower case.
+                assert short.headers["location"] == short.json["result_url"].lower()
+                assert short.json.keys() == long.json.keys()
+            else:
+                assert short.body == long.body
+    async with site.caller() as caller:
+        await caller.send(score() + post() + score())
+        answers = [(await caller.answer()).json for _ in range(3)]
+        assert answers[0] == answers[2] == {"predictions": answers[0]["predictions"]}
+        assert answers[1]["status"] == "succeeded"
+    known_heads = site.served.services.known_heads
+    assert fast_http == (known_heads is not None and bool(known_heads.by_data))
+    working.cancel()
+
+
 async def test_either_way_wants_the_key(open_site: OpenSite) -> None:
     key, known = new_key("shop", "predict")
     right, wrong = (b"authorization: Bearer " + each.encode() for each in (key, key[:-1]))
