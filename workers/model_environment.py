@@ -20,6 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,10 +54,14 @@ LOADED_BY = {
     "onnx": ("onnxruntime", "mlflow"),
 }  # how a model loads -> packages, else MLflow
 CONSTRAINTS, BUILT = "constraints.txt", "built.json"
+FILE_ENDINGS = (".whl", ".tar.gz", ".zip", ".txt")
 TORCH_BACKEND = "UV_TORCH_BACKEND"
 # First words of uv's error messages, and the decoration of their lines.
 ERROR, DECORATION = ("error", "\N{MULTIPLICATION SIGN}"), "\N{MULTIPLICATION SIGN}╰─▶│ "
 NARRATION = re.compile(r"^\s*[+~-] ")  # one line per package that uv installs
+FAILED = ".failed"  # suffix of the note that says why an environment could not be built
+# Process managers start a failed worker again within seconds, and each build asks the package index anew.
+RETRY_S = 120
 SAID_CHARACTERS = 300  # of uv's reason; all of it is in the log
 
 
@@ -86,7 +91,7 @@ def become(found: ModelVersion, settings: WorkerSettings, folder: str) -> NoRetu
         ModelEnvironmentError: The environment cannot be built.
         ConfigurationError: uv is missing, or the folder for environments cannot be written.
     """
-    python = build(found, settings)
+    python = build(found, settings, may_repeat=False)
     with _handed_over(found, settings, folder) as file:
         os.set_inheritable(file.fileno(), True)
         logger.info("%s is served in %s", found.uri, python.parent.parent)
@@ -134,8 +139,11 @@ def prepare(settings: WorkerSettings) -> None:
             logger.info("%s has its environment in %s", found.uri, build(found, settings).parent.parent)
 
 
-def build(found: ModelVersion, settings: WorkerSettings) -> Path:
+def build(found: ModelVersion, settings: WorkerSettings, *, may_repeat: bool = True) -> Path:
     """Path of the Python of a version's environment. One process builds the environment while others wait.
+
+    Args:
+        may_repeat: Whether to repeat a build that has just failed.
 
     Raises:
         ModelEnvironmentError: It cannot be built.
@@ -148,6 +156,8 @@ def build(found: ModelVersion, settings: WorkerSettings) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _sole(FileLock(f"{place}.lock"), found):
             if not _is_built(place):
+                if not may_repeat:
+                    _require_no_new_failure(place, found)
                 _build(place, plan, found)
             (place / BUILT).touch()  # tells when it was last used
     except OSError as error:
@@ -180,10 +190,16 @@ def _plan(found: ModelVersion) -> Plan:
         )
     python, own = _python(found), _own_requirements(found)
     digest = hashlib.sha256()
-    for name in (REQUIREMENTS, CONSTRAINTS, PYTHON_ENV):
+    for name in (REQUIREMENTS, CONSTRAINTS, PYTHON_ENV, *_named_files(folder)):
         digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
     digest.update(repr((python, sys.version, sys.platform, own, os.environ.get(TORCH_BACKEND))).encode())
     return Plan(python, own, digest.hexdigest()[:32])
+
+
+def _named_files(folder: Path) -> list[str]:
+    """Wheels and other files that the requirements name: another model may have others of the same name."""
+    words = re.split(r"[\s=]+", (folder / REQUIREMENTS).read_text(errors="replace"))
+    return [word for word in words if word.endswith(FILE_ENDINGS)]
 
 
 def _python(found: ModelVersion) -> str:
@@ -217,6 +233,19 @@ def _is_built(place: Path) -> bool:
     return (place / BUILT).is_file() and _python_of(place).exists()  # its Python may have been removed since
 
 
+def _require_no_new_failure(place: Path, found: ModelVersion) -> None:
+    note = place.with_suffix(FAILED)
+    if not note.exists():
+        return
+    left_s = note.stat().st_mtime + RETRY_S - time.time()
+    if left_s > 0:
+        logger.info(
+            "%s failed; its build is not repeated within %d s, or at once by `modelyard worker --prepare`",
+            *(found.uri, left_s),
+        )
+        raise ModelEnvironmentError(note.read_text())
+
+
 def _build(place: Path, plan: Plan, found: ModelVersion) -> None:
     shutil.rmtree(place, ignore_errors=True)  # leftovers of a killed process
     uv, config = _uv(), _pip_config()
@@ -233,10 +262,13 @@ def _build(place: Path, plan: Plan, found: ModelVersion) -> None:
             if not problem:
                 break
         if problem:
-            raise ModelEnvironmentError(
+            text = (
                 f"the environment of {found.uri} cannot be built: {problem}; correct its {REQUIREMENTS} "
                 "(mlflow.models.update_model_requirements), or set MODELYARD_ENV_MANAGER=local"
             )
+            place.with_suffix(FAILED).write_text(text)
+            raise ModelEnvironmentError(text)
+        place.with_suffix(FAILED).unlink(missing_ok=True)
         described = {
             "model": found.uri,
             "requirements": [*map(str, read_requirements(found.path)), *plan.own],
@@ -289,9 +321,10 @@ def reason_of(said: Sequence[str]) -> str:
     begin = next((n for n, line in enumerate(said) if line.startswith(ERROR)), 0)
     text = " ".join(line.lstrip(DECORATION).removeprefix("error: ") for line in said[begin:] if line)
     line = " ".join(text.split()).replace(" cause: ", ": ").rstrip(".")
-    return (
-        line if len(line) <= SAID_CHARACTERS else f"{line[:SAID_CHARACTERS]} … (the log above has all of it)"
-    )
+    if len(line) <= SAID_CHARACTERS:
+        return line
+    half = SAID_CHARACTERS // 2  # uv often concludes with the requirements that contradict each other
+    return f"{line[:half]} … {line[-half:]} (the log above has all of it)"
 
 
 def _uv() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from mlflow.types import Schema, TensorSpec
 from app.ledger import wire
 from app.pool_file import NamedVersion
 from app.redis import keys
+from app.server_errors import ModelEnvironmentError
 from app.settings import WorkerSettings
 from cli.commands.check_command import command
 from cli.local_pool.desired_state import Target
@@ -32,7 +34,7 @@ from tests.pool_samples import RedisServer
 from tests.workers.worker_processes import Start, accept, ready_pids, records
 from workers import in_environment
 from workers.handover import Handover, Refusal
-from workers.model_environment import reason_of
+from workers.model_environment import build, reason_of
 from workers.model_lookup import look_up
 
 LIBRARY, OLD = "iniconfig", "0.0.8"  # a small package that the tests have in another version
@@ -146,20 +148,53 @@ def test_an_environment_that_cannot_be_built_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.glob("modelyard-*"))
 
 
-def test_a_long_reason_of_uv_is_cut_after_what_contradicts_what() -> None:
+def test_a_worker_that_is_started_again_does_not_repeat_a_build_that_has_just_failed(
+    start_worker: Start, old_registry: dict[str, str]
+) -> None:
+    def said() -> list[str]:
+        return start_worker("2", **old_registry).communicate(timeout=120)[1].splitlines()
+
+    said()
+    [note] = Path(old_registry["MODELYARD_ENVIRONMENTS_DIR"]).glob("*.failed")
+    again = said()
+    assert "uv:" not in "".join(again)
+    assert "modelyard worker --prepare" in again[-2]
+    assert again[-1] == f"modelyard worker: {note.read_text()}"
+    os.utime(note, (0, 0))
+    later = said()
+    assert "uv:" in "".join(later)
+    assert later[-1] == again[-1]
+
+
+def test_a_long_reason_of_uv_is_cut_between_its_beginning_and_its_conclusion() -> None:
     chain = [f"│ and package-{n}>=1 depends on another=={n}," for n in range(40)]
     said = [
         "Using CPython",
         "\N{MULTIPLICATION SIGN} No solution found:",
         "╰─▶ Because you require redis==5.0.0",
         *chain,
+        "we can conclude that you require kombu>=5.7 and packaging<25.",
     ]
     reason = reason_of(said)
     assert reason.startswith(
         "No solution found: Because you require redis==5.0.0 and package-0>=1 depends on"
     )
-    assert reason.endswith(" … (the log above has all of it)")
+    assert reason.endswith("require kombu>=5.7 and packaging<25 (the log above has all of it)")
     assert len(reason) < 350
+
+
+def test_wheels_of_one_name_and_different_content_are_of_different_environments(
+    registry: str, tmp_path: Path
+) -> None:
+    settings = WorkerSettings(environments_dir=tmp_path / "environments", mlflow_tracking_uri=registry)
+    found = look_up(registry, "Scikit", "1")
+    for content in ("one", "other"):
+        folder = Path(shutil.copytree(found.path, tmp_path / content))
+        (folder / "own-1.0-py3-none-any.whl").write_text(content)
+        (folder / "requirements.txt").write_text("./own-1.0-py3-none-any.whl\n")
+        with pytest.raises(ModelEnvironmentError, match=r"own-1\.0"):  # it is no archive
+            build(msgspec.structs.replace(found, path=str(folder)), settings)
+    assert len(list((tmp_path / "environments").glob("*.failed"))) == 2
 
 
 def test_a_pool_builds_the_other_environments_where_one_cannot_be_built(
