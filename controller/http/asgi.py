@@ -120,13 +120,17 @@ class Controller:
             written = written.removeprefix(prefix)
         path = written[:-1] if len(written) > 1 and written.endswith("/") else written
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        if path == V2 or path.startswith(f"{V2}/"):
+            send = open_inference.on_errors(send)
         try:
             address = address_of(path) if method == "POST" and path.endswith(ENDS) else None
+            if address is not None and address.reading == "open_inference":
+                answer = await open_inference.infer(services, scope, receive, address)
+                await answer(scope, receive, _on_answers(send, services.drain))
+                return
             if address is not None:
                 await self._send(await self._predict(scope, receive, address), send)
                 return
-            if path == V2 or path.startswith(f"{V2}/"):
-                send = open_inference.on_errors(send)
             caller = services.gate.enter(written, scope["headers"])
         except Exception as error:
             reply = services.refusals.reply_to(error, scope.get("client"), method, path)

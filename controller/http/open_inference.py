@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import msgspec
 import orjson
 from fastapi import APIRouter, Query, Request, Response
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.contract import FREE, Contract
 from app.ledger import ids
@@ -55,7 +55,7 @@ UNRUN = {"expired": EXPIRED, "cancelled": CANCELLED}  # jobs without an outcome 
 # Statuses of jobs that failed, by the code of their error; any other is the model's own failure.
 FAILED_STATUS = {"timed_out": 504, "job_expired": 504, "job_cancelled": 409}
 BAD_REQUEST = 400
-PACK: dict[str, Callable[..., bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
+PACK: dict[bytes, Callable[..., bytes]] = {b"gzip": gzip.compress, b"deflate": zlib.compress}
 PACK_LEVEL = 1
 PACK_FROM_BYTES = 1024
 PROBLEM_MEMBERS = ("type", "title", "status", "code", "detail")
@@ -131,15 +131,15 @@ async def repository_index(request: Request) -> Response:
 
 
 @router.post("/models/{name}/infer", dependencies=[require("predict")], **docs.V2_INFER)
-async def model_infer(request: Request, name: str) -> Response:
+async def model_infer(name: str) -> Response:
     """Predict with the version of the model that the request is routed to."""
-    return await _infer(request, Selector(model=name))
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
 
 
 @router.post("/models/{name}/versions/{version}/infer", dependencies=[require("predict")], **docs.V2_INFER)
-async def version_infer(request: Request, name: str, version: str) -> Response:
+async def version_infer(name: str, version: str) -> Response:
     """Predict with one version."""
-    return await _infer(request, Selector(model=name, version=version_of(version)))
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
 
 
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.V2_RESULT)
@@ -163,6 +163,27 @@ async def result(
         return _with_id(Response(body, 202, location, media_type=JSON), id)
     served = services.watcher.view.snapshot.by_version.get((head.model_name, head.model_version))
     return _outputs(services, job_id, head, own, served.outputs if served else None, RequestHead(id))
+
+
+async def infer(services: Services, scope: Scope, receive: Receive, address: Address) -> Response:
+    """Predict.
+
+    Raises:
+        ModelyardError: The request is refused.
+    """
+    predict, headers = services.predict, dict(scope["headers"])
+    entered = predict.enter(scope["headers"], scope["query_string"], scope.get("client"), address)
+    body = await read_body(receive, headers, predict.check_size, services.settings.max_body_bytes)
+    length = headers.get(JSON_LENGTH, b"")
+    wanted = read_request_head(length, body)
+    # The protocol has one kind of content; the header gives the length of its JSON part.
+    asked = replace(entered.asked, content_type=length)
+    job = await predict.submit_and_wait(msgspec.structs.replace(entered, asked=asked), body)
+    if job.error:
+        raise job.error
+    if asked.is_async and gets_job(job, asked.wait_s):
+        return _with_id(response_of(later(job, _prefix(services))), wanted.id)
+    return await _packed(_answer(services, job, wanted), headers.get(b"accept-encoding", b""))
 
 
 def on_errors(send: Send) -> Send:
@@ -254,26 +275,6 @@ def _ready(request: Request, selector: Selector) -> Response:
     return json_response({"name": selector.model, "ready": not reasons}, 503 if reasons else 200)
 
 
-async def _infer(request: Request, selector: Selector) -> Response:
-    services, scope = _services(request), request.scope
-    address = Address(selector, "open_inference")
-    entered = services.predict.enter(scope["headers"], scope["query_string"], scope.get("client"), address)
-    headers = dict(scope["headers"])
-    body = await read_body(
-        request.receive, headers, services.predict.check_size, services.settings.max_body_bytes
-    )
-    length = headers.get(JSON_LENGTH, b"")
-    wanted = read_request_head(length, body)
-    # The protocol has one kind of content; the header gives the length of its JSON part.
-    asked = replace(entered.asked, content_type=length)
-    job = await services.predict.submit_and_wait(msgspec.structs.replace(entered, asked=asked), body)
-    if job.error:
-        raise job.error
-    if asked.is_async and gets_job(job, asked.wait_s):
-        return _with_id(response_of(later(job, _prefix(services))), wanted.id)
-    return await _packed(_answer(services, job, wanted), request.headers.get("accept-encoding", ""))
-
-
 def _with_id(receipt: Response, request_id: str | None) -> Response:
     """A receipt whose location names the request's id: the ledger does not keep it, and the outputs repeat it.
 
@@ -325,7 +326,7 @@ def _outputs(
     )
 
 
-async def _packed(answer: Response, coding: str) -> Response:
+async def _packed(answer: Response, coding: bytes) -> Response:
     """The answer in the coding that the caller names, as Triton's clients do.
 
     Libraries that list all the codings that they know have not asked for any: packing takes longer than it saves on
@@ -334,7 +335,7 @@ async def _packed(answer: Response, coding: str) -> Response:
     if coding not in PACK or len(answer.body) < PACK_FROM_BYTES:
         return answer
     answer.body = await asyncio.to_thread(PACK[coding], answer.body, PACK_LEVEL)
-    answer.headers["content-encoding"] = coding
+    answer.headers["content-encoding"] = coding.decode()
     answer.headers["content-length"] = str(len(answer.body))
     return answer
 

@@ -29,12 +29,13 @@ from controller.webhooks.destinations import check_url
 PARAMETERS = frozenset(
     {"worker", "model", "version", "endpoint", "wait", "deadline", "params", "callback_url"}
 )
-# The last word of a path -> how the request is read.
-READINGS: dict[str, Reading] = {"predict": "strict", "invocations": "mlflow"}
-ENDS = tuple(f"/{word}" for word in READINGS)  # of paths that predict
-PATH = re.compile(
-    r"(?:/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?|/endpoints/(?P<endpoint>[^/]+))?"
-    rf"/(?P<word>{'|'.join(READINGS)})/?"
+# The last word of a path that predicts -> how the request is read.
+READINGS: dict[str, Reading] = {"predict": "strict", "invocations": "mlflow", "infer": "open_inference"}
+ENDS = tuple(f"/{word}" for word in READINGS)
+VERSION = r"/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+PATHS = (
+    re.compile(rf"(?:{VERSION}|/endpoints/(?P<endpoint>[^/]+))?/(?P<word>predict|invocations)/?"),
+    re.compile(rf"/v2{VERSION}(?P<endpoint>)/(?P<word>infer)/?"),
 )
 ANY = Selector()
 MAX_ALIAS = 255  # characters, as in MLflow
@@ -140,7 +141,7 @@ class KnownHeads:
         try:
             path, prefix = unquote(head.path.decode("ascii", "replace")), self._settings.prefix
             address = address_of(path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path)
-            if address is None:
+            if address is None or address.reading == "open_inference":
                 return None
             self._gate.check_site(head.headers)
             asked = read_head(headers, head.query, self._settings, self._endpoints, address)
@@ -292,11 +293,11 @@ def address_of(path: str) -> Address | None:
     Raises:
         ParameterError: Its version is malformed.
     """
-    found = PATH.fullmatch(path)
+    found = PATHS[0].fullmatch(path) or PATHS[1].fullmatch(path)
     if found is None:
         return None
     version = None if found["version"] is None else version_of(found["version"])
-    selector = Selector(model=found["model"], version=version, endpoint=found["endpoint"])
+    selector = Selector(model=found["model"], version=version, endpoint=found["endpoint"] or None)
     return Address(selector, READINGS[found["word"]])
 
 
