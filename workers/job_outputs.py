@@ -124,9 +124,11 @@ def check_output(output: NDArray[Any], n_samples: int, name: str) -> None:
 
 def _needs_form(output: Any, task: str) -> bool:
     """Whether classes and scores cannot represent the output completely."""
-    if type(output) is not np.ndarray:
+    if type(output) is not np.ndarray or output.dtype.kind == "b" or task == REGRESSION:
         return True
-    return output.dtype.kind == "b" or (output.ndim == 2 and output.shape[1] == 1) or task == REGRESSION
+    if output.ndim == 1:  # a class has the digits of float64
+        return bool(output.dtype.kind == "f" and output.itemsize < MAX_ITEM_BYTES)
+    return bool(output.shape[1] == 1)
 
 
 def _with_form(

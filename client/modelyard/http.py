@@ -199,7 +199,7 @@ class Client:
         The controller needs `MODELYARD_BATCH_FOLDER`. It goes on if it is restarted, and if this client has left.
 
         Args:
-            source: A file .csv, .ndjson, .jsonl, .parquet, .npy or .npz.
+            source: A file .csv, .ndjson, .jsonl, .parquet, .npy or .npz, or a .zip of images.
             output: File to write: .csv, .ndjson, .jsonl or .parquet. Rows without a prediction are in its name with
                 .bad.ndjson, with their reasons.
             params: Parameters of the version.

@@ -255,7 +255,7 @@ def _config(request: Request, selector: Selector) -> Response:
 
     return json_response(
         {
-            "name": selector.model,
+            "name": candidate.model_name,
             "platform": PLATFORM,
             "backend": PLATFORM,
             "max_batch_size": services.settings.max_samples if is_batched else 0,

@@ -15,7 +15,7 @@ import scipy.sparse
 import torch
 
 from app.contract import Column, ColumnsContract, ColumnType, TensorContract
-from app.ledger.wire import JobOutcome
+from app.ledger.wire import Array, JobOutcome
 from app.server_errors import ModelContractError
 from controller.http.job_json import predictions_json
 from workers.job_outputs import to_outcomes
@@ -123,3 +123,13 @@ def test_numbers_below_a_mask_are_no_scores() -> None:
     masked = np.ma.array([[0.1, 0.9]], mask=[[False, True]])
     with pytest.raises(ModelContractError, match="expected numbers"):
         to_outcomes(masked, [1], TensorContract("float32", (2,)), "", False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_single_numbers_are_answered_in_the_models_own_dtype(dtype: str, shape: tuple[int, ...]) -> None:
+    output = np.array([0.1, 0.3], dtype).reshape(shape)
+    [found] = to_outcomes(output, [2], TensorContract("float32", (2,)), "", False)
+    assert isinstance(found.outputs, Array)
+    assert found.outputs.dtype == dtype
+    assert dtype == "float16" or json.loads(predictions_json(found)) == np.reshape([0.1, 0.3], shape).tolist()

@@ -105,11 +105,12 @@ async def test_a_client_of_triton_reads_its_configuration_and_the_index_of_model
     serve: Serve, hand_worker: Any
 ) -> None:
     hand_worker(1, input=PAIR, val_accuracy=0.8)
-    hand_worker(2, input=ROW, outputs=PAIR, val_accuracy=0.9)
+    hand_worker(2, input=ROW, outputs=PAIR, val_accuracy=0.9, aliases={"champion": 2}, aliases_read_at_ms=1)
     hand_worker(3, input=AnyContract(), val_accuracy=0.7)
     served = await serve(max_samples=7)
     routed = (await served.http.get(f"/v2/models/{MODEL}/config")).json()
     assert (routed["name"], routed["max_batch_size"]) == (MODEL, 7)
+    assert (await served.http.get(f"/v2/models/{MODEL}@champion/config")).json() == routed
     assert [(each["data_type"], each["dims"]) for each in routed["input"]] == [
         ("TYPE_INT64", [1]),
         ("TYPE_FP64", [1]),
