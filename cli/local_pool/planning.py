@@ -13,7 +13,7 @@ from app.pool_file import NamedVersion
 from app.registry_database import others_beside
 from app.server_errors import ModelNotFoundError
 from app.settings import Settings, WorkerSettings, load
-from cli.local_pool.desired_state import Desired, Plan, Target, desired_state, question_of
+from cli.local_pool.desired_state import MOST_VERSIONS, Desired, Plan, Target, desired_state, question_of
 from cli.local_pool.programs import MODELYARD
 from cli.local_pool.served_entries import ServedEntries
 from training.registry_reader import Question, Reading, RegistryReader
@@ -48,7 +48,10 @@ def tell_of_left_out(desired: Desired, console: Console) -> None:
     """Print the versions that are not served because nothing asks for them."""
     if desired.left_out:
         shown = ", ".join(f"{target.named} ({', '.join(target.reasons)})" for target in desired.left_out)
-        text = f"not served: {shown}; name them with --model NAME:VERSION or in modelyard.toml"
+        text = (
+            f"a pool without a choice serves at most {MOST_VERSIONS} versions; not served: {shown}; name them with "
+            "--model NAME:VERSION or in modelyard.toml"
+        )
         console.print(text, markup=False)
 
 
