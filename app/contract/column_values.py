@@ -22,7 +22,7 @@ from app.contract.documents import Rules
 
 Values = list[Any]
 FLOAT32_OVERFLOW = float(np.finfo(np.float32).max) * (1 + 2.0**-25)
-EXACT_INTEGERS = 2**53
+EXACT_INTEGERS = 2**53  # from here on, float64 does not hold every integer
 RANGES = {"integer": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 HAVE_MISSING = frozenset({"float", "double", "string", "datetime"})
 NUMBERS = frozenset({int, float})

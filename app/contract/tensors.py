@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from app.contract import DTYPES, FREE, SHOWN, TensorField, TensorsContract
-from app.contract.column_values import read_number
+from app.contract.column_values import EXACT_INTEGERS, read_number
 from app.contract.documents import CSV, Document, Rules, malformed
 from app.contract.npy import read_plain_npy
 from app.server_errors import (
@@ -28,7 +28,6 @@ from app.server_errors import (
 Array = NDArray[Any]
 Tensor = Array | list[Any]  # a list of text
 MAX_DIMENSIONS = 32
-EXACT_INTEGERS = 2**53
 NONE = type(None)
 
 

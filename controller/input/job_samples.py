@@ -103,16 +103,20 @@ def _read_plain(
     given = bodies.parse(content_type, body)
     try:
         chosen = routes[0] if len(routes) == 1 else _first_that_fits(routes, given.fit)
-        contract = chosen.candidate.contract
-        assert isinstance(contract, TensorContract)
-        numbers = given.numbers(contract)
-        data = json_numbers.to_samples(numbers, contract, max_samples)
+        return _numbers(given, chosen, max_samples)
     except InputShapeError:
         if isinstance(given, json_numbers.Numbers) and len(body) <= json_numbers.EXPLAINED_BYTES:
             with suppress(BodyNotJsonError):  # it is MessagePack
                 json_numbers.parse_slow(body)  # gives a better error for a ragged array
         raise
-    return Samples(chosen, data, len(numbers.values) // contract.sample_size)
+
+
+def _numbers(given: bodies.Body, route: Route, max_samples: int) -> Samples:
+    contract = route.candidate.contract
+    assert isinstance(contract, TensorContract)
+    numbers = given.numbers(contract)
+    data = json_numbers.to_samples(numbers, contract, max_samples)
+    return Samples(route, data, len(numbers.values) // contract.sample_size)
 
 
 def _first_that_fits(routes: tuple[Route, ...], fits: Callable[[TensorContract], bool]) -> Route:
@@ -222,10 +226,7 @@ def _read_any(
                 and not params
                 and not documents.GENERAL.search(body)
             ):
-                given = bodies.parse(content_type, body)
-                numbers = given.numbers(contract)
-                data = json_numbers.to_samples(numbers, contract, max_samples)
-                return Samples(each, data, len(numbers.values) // contract.sample_size)
+                return _numbers(bodies.parse(content_type, body), each, max_samples)
             if (
                 isinstance(contract, ColumnsContract)
                 and content_type == bodies.JSON

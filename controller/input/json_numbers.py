@@ -18,7 +18,9 @@ import simdjson
 from numpy.typing import NDArray
 
 from app.contract import TensorContract, skeleton
+from app.contract.column_values import EXACT_INTEGERS
 from app.contract.documents import read_python_json
+from app.contract.tensors import MAX_DIMENSIONS
 from app.server_errors import (
     BodyKeyError,
     BodyNotJsonError,
@@ -31,12 +33,9 @@ from app.server_errors import (
 )
 
 SAMPLE_KEYS = ("data", "inputs", "instances")
-MAX_DIMENSIONS = 32
 MAX_FLOAT = sys.float_info.max
 # Traversing Python objects takes about two seconds per MiB: larger bodies are refused without the exact reason.
 EXPLAINED_BYTES = 64 * 2**10
-# From this value on, float64 cannot represent every integer: the slow parser keeps such numbers as integers.
-EXACT_INTEGERS = 2**53
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
 _KINDS = {str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
 # It keeps ten times the memory of the largest document that it has read. New memory for each large body would cost more
@@ -229,7 +228,7 @@ def _not_whole(dtype: np.dtype[Any]) -> InputNotNumericError:
 
 def _as_array(flat: list[float]) -> NDArray[Any]:
     low, high = min(flat), max(flat)
-    if max(-low, high) >= 2**53 and all(type(value) is int for value in flat):
+    if max(-low, high) >= EXACT_INTEGERS and all(type(value) is int for value in flat):
         for dtype in (np.int64, np.uint64):
             if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
                 return np.array(flat, dtype=dtype)
