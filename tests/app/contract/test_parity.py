@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
 import io
 import json
 from typing import Any
@@ -11,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PyFuncModel, scoring_server
@@ -174,6 +178,62 @@ def test_a_value_of_a_column_is_what_mlflow_makes_of_it(kind: str, key: str) -> 
         if not same(ours, theirs) and not difference(kind, key, value):
             wrong.append((value, ours, theirs))
     assert not wrong
+
+
+TIMES = st.datetimes(dt.datetime(1678, 1, 1), dt.datetime(2261, 12, 31)).map(dt.datetime.isoformat)
+NUMBERS = st.sampled_from([0, -0.0, 2**31, 2**53 + 1, 2**63, -(2**63), 65520.0, 3.5e38, 5e-324, 1e18])
+CELLS = st.one_of(
+    st.none(),
+    st.booleans(),
+    NUMBERS,
+    st.integers(-(2**65), 2**65),
+    st.floats(),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=4),
+    TIMES,
+    st.binary(max_size=4).map(lambda value: base64.b64encode(value).decode()),
+    st.lists(st.none() | st.integers(), max_size=2),
+)
+
+
+def is_known(kind: str, key: str, is_required: bool, cells: list[Any]) -> bool:
+    """Whether the values are listed as read otherwise on purpose although both take them, or only ours does."""
+    if (
+        not is_required
+        and None in cells
+        and (kind in ("boolean", "binary") or not any(each is not None for each in cells))
+    ):
+        return True
+    if kind == "string":
+        return None in cells and (key in ("inputs", "instances") or any(type(each) is int for each in cells))
+    return kind == "datetime" and (len(cells) > 1 or type(cells[0]) is not str)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(TYPES),
+    st.booleans(),
+    st.sampled_from(["dataframe_split", "dataframe_records", "inputs", "instances"]),
+    st.lists(CELLS, min_size=1, max_size=3),
+)
+def test_values_that_both_take_reach_the_model_as_behind_mlflow(
+    kind: str, is_required: bool, key: str, cells: list[Any]
+) -> None:
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(kind, "c", required=is_required), ColSpec("long", "n")])
+    )
+    rows = [{"n": row, "c": each} for row, each in enumerate(cells)]
+    split = {"columns": ["n", "c"], "data": [list(row.values()) for row in rows]}
+    columns = {"n": [*range(len(cells))], "c": cells}
+    value = {"dataframe_split": split, "dataframe_records": rows, "inputs": columns, "instances": rows}[key]
+    body = json.dumps({key: value}).encode()
+    ours, theirs = by_us(signature, body, "mlflow"), by_mlflow(signature, body)
+    assert ours is REFUSED or same(ours, theirs) or is_known(kind, key, is_required, cells), (
+        f"{ours}\n{theirs}"
+    )
+    strict = by_us(signature, body, "strict")
+    assert strict is REFUSED or same(strict, ours) or kind == "binary"
 
 
 A, B = ColSpec("long", "a"), ColSpec("double", "b", required=False)
