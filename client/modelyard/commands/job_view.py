@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from modelyard.commands.console_output import Listing, figure_of, write_listing
+from modelyard.commands.console_output import Listing, figure_of, is_terminal, write_listing
 from modelyard.redaction import redacted
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ def show_job(job: Job, url: str, sample: Sample | None = None, latency_ms: float
     from rich.console import Console
 
     digit = sample.digit if sample else None
-    Console().print(_view(digit, _facts(job, sample, latency_ms)))
+    facts = _facts(job, sample, latency_ms)
+    if digit is not None or is_terminal():
+        Console().print(_view(digit, facts))
+    else:  # a console without a terminal would cut lines
+        click.echo("\n".join(f"{name}\t{fact}" for name, fact in facts))
     if job.done and digit is None:
         _show_outputs(job)
     if not job.done:
