@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema_rs
@@ -29,14 +30,27 @@ def schema_problems(schema: dict[str, Any], value: Any, schemas: dict[str, Any])
 
 
 def openapi_problems(document: dict[str, Any]) -> list[str]:
-    """What an OpenAPI 3.1 document has that the specification's own schema refuses, and references to nothing."""
+    """What an OpenAPI 3.1 document has that the specification's own schema or code generators refuse.
+
+    Generators leave out an operation with an array without `items`; linters want every tag, server and access stated.
+    """
     # Only one test needs it, and it takes a second.
     from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
     found = [
         f"{error.instance_path}: {error.message}" for error in OPENAPI_31_VALIDATOR.iter_errors(document)
     ]
-    return found + [f"no {each}" for each in _references(document) if not _resolves(document, each)]
+    found += [f"no {each}" for each in _references(document) if not _resolves(document, each)]
+    found += [
+        f"no items: {each}"
+        for each in _objects(document)
+        if each.get("type") == "array" and "items" not in each
+    ]
+    operations = [each for path in document["paths"].values() for each in path.values()]
+    tags = {each["name"] for each in document["tags"]}
+    found += [f"unknown tags: {each['tags']}" for each in operations if not tags.issuperset(each["tags"])]
+    found += [f"no security: {each['operationId']}" for each in operations if "security" not in each]
+    return found if document.get("servers") else [*found, "no servers"]
 
 
 def misfits(document: dict[str, Any], described: dict[str, Any], value: Any) -> list[str]:
@@ -46,11 +60,15 @@ def misfits(document: dict[str, Any], described: dict[str, Any], value: Any) -> 
     return [f"{error.instance_path}: {error.message}" for error in validator.iter_errors(value)]
 
 
-def _references(value: Any) -> list[str]:
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
-        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
-        return own + [found for each in value.values() for found in _references(each)]
-    return [found for each in value for found in _references(each)] if isinstance(value, list) else []
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(each)
+
+
+def _references(document: Any) -> list[str]:
+    return [each["$ref"] for each in _objects(document) if isinstance(each.get("$ref"), str)]
 
 
 def _resolves(document: Any, reference: str) -> bool:

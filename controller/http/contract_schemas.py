@@ -132,7 +132,7 @@ def _columns(contract: ColumnsContract) -> Mapping[str, Schema]:
     columns = [(str(each.name), _column(each, contract), each.required) for each in contract.columns]
     cells = _any_of([schema for _, schema, _ in columns])
     if not contract.has_names:
-        row = {"type": "array", "minItems": len(columns), "prefixItems": [schema for _, schema, _ in columns]}
+        row = {**_list(ANYTHING, len(columns)), "prefixItems": [schema for _, schema, _ in columns]}
         rows = _list(_any_of([row, columns[0][1]]) if len(columns) == 1 else row, 1)
         return dict.fromkeys(SAMPLE_KEYS, rows) | {"dataframe_split": _split(row), "dataframe_records": ROWS}
     required = [name for name, _, is_required in columns if is_required]
@@ -153,8 +153,7 @@ def _columns(contract: ColumnsContract) -> Mapping[str, Schema]:
 
 def _split(row: Schema) -> Schema:
     names = {"type": "array", "items": {"type": ["string", "integer"]}}
-    rows = {"type": "array", "minItems": 1, "items": row}
-    return _closed({"columns": names, "index": {"type": "array"}, "data": rows}, ["data"])
+    return _closed({"columns": names, "index": _list(ANYTHING), "data": _list(row, 1)}, ["data"])
 
 
 def _column(column: Column, contract: ColumnsContract) -> Schema:

@@ -38,6 +38,19 @@ request goes to the version with the best `val_accuracy`, or to the one that it 
 ends in exactly one outcome.
 """
 
+TAGS = [
+    {"name": name, "description": text}
+    for name, text in {
+        "jobs": "Post, read and cancel predictions",
+        "batches": "Files of rows",
+        "pool": "What is served, and how well",
+        "operation": "Versions in and out of service",
+        "health": "Probes",
+        "mlflow": "The protocol of MLflow's scoring server",
+        "open inference protocol": "The protocol of Triton, KServe and MLServer",
+    }.items()
+]
+LICENSE = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 REFERENCE = "#/components/schemas/{name}"
 
 
@@ -53,6 +66,8 @@ def publish_schemas(fastapi: FastAPI, examples: Callable[[], dict[str, Any]]) ->
     def openapi() -> dict[str, Any]:
         document = make()
         document.setdefault("components", {}).setdefault("schemas", {}).update(made)
+        for operation in [each for path in document["paths"].values() for each in path.values()]:
+            operation.setdefault("security", [])  # stated: anyone may call it
         served = examples()
         body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
         body.pop("examples", None)
@@ -102,7 +117,12 @@ _DONE = {
 }
 _SAMPLES: dict[str, Any] = {
     "anyOf": [
-        {"type": "array", "description": "nested lists, or a list of objects, one a row", "minItems": 1},
+        {
+            "type": "array",
+            "items": {},
+            "description": "nested lists, or a list of objects, one a row",
+            "minItems": 1,
+        },
         {"type": "object", "description": "a list for each column or named tensor"},
     ]
 }
@@ -110,7 +130,7 @@ _FRAME = {
     "type": "object",
     "required": ["columns", "data"],
     "additionalProperties": False,
-    "properties": {"columns": {"type": "array"}, "data": {"type": "array"}, "index": {"type": "array"}},
+    "properties": {key: {"type": "array", "items": {}} for key in ("columns", "data", "index")},
 }
 _KEYS = {
     **dict.fromkeys(("data", "inputs", "instances"), _SAMPLES),

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from app.contract import ColumnsContract, Contract, TensorContract, TensorsContract
+from app.contract.documents import PARAMS
 from app.contract.tables import SPELLED
 from app.redis import keys
 from app.server_errors import NoCandidateError
@@ -23,6 +24,7 @@ from controller.input.bodies import IMAGES
 from controller.input.image_layout import takes_images
 from controller.pool_watcher import PoolView
 from controller.selector import Selector, named_version
+from modelyard.schemas import Job
 
 JSON = "application/json"
 PREDICT_PATH = "/models/{name}/versions/{version}/predict"
@@ -64,19 +66,19 @@ def version_document(whole: Mapping[str, Any], record: WorkerRecord, prefix: str
     predict = copy.deepcopy(whole["paths"][PREDICT_PATH]["post"])
     predict["operationId"] = "predict"
     predict["summary"] = f"Predict with {name} version {number}"
-    predict["parameters"] = [each for each in predict["parameters"] if each["name"] not in PATH_PARAMETERS]
+    without = PATH_PARAMETERS if record.input.params else {*PATH_PARAMETERS, PARAMS}
+    predict["parameters"] = [each for each in predict["parameters"] if each["name"] not in without]
     predict["requestBody"] = {
         "description": f"Expects {record.input.describe()}",
         "required": True,
         "content": _content(record, predict["requestBody"]["content"]),
     }
-    for answer in (predict["responses"]["200"], predict["responses"]["202"]):
-        content = answer["content"][JSON]
-        content.pop("example", None)  # of another version
-        content["schema"] = {"allOf": [content["schema"], _answer(record)]}
+    result = copy.deepcopy(whole["paths"][RESULT_PATH])
+    for answer in (*_successes(predict), *_successes(result["get"]), *_successes(result["delete"])):
+        answer["content"][JSON].pop("example", None)  # of another version
     paths = {
         f"/models/{quote(name, safe='')}/versions/{number}/predict": {"post": predict},
-        RESULT_PATH: whole["paths"][RESULT_PATH],
+        RESULT_PATH: result,
     }
     described = f"without a {record.metric}" if record.figure is None else f"{record.metric} {record.figure}"
     return {
@@ -87,9 +89,10 @@ def version_document(whole: Mapping[str, Any], record: WorkerRecord, prefix: str
             "description": f"The MLflow model version `models:/{name}/{number}`, {described}, served by Modelyard "
             f"{whole['info']['version']}. `GET {prefix}/docs` shows the whole API.",
         },
-        **({"servers": [{"url": prefix}]} if prefix else {}),
+        "servers": [{"url": prefix or "/"}],
+        "tags": [each for each in whole["tags"] if each["name"] in predict["tags"]],
         "paths": paths,
-        "components": _used(whole["components"], paths),
+        "components": _used(_with_outputs(whole["components"], record), paths),
     }
 
 
@@ -139,16 +142,16 @@ def _takes(contract: Contract, kind: str) -> bool:
     return True
 
 
-def _answer(record: WorkerRecord) -> dict[str, Any]:
-    """The part of a job that is the same for each request, and its outputs."""
-    return {
-        "type": "object",
-        "properties": {
-            "model_name": {"const": record.model_name},
-            "model_version": {"const": record.model_version},
-            "outputs": outputs_schema(record.outputs),
-        },
-    }
+def _successes(operation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [each for status, each in operation["responses"].items() if status.startswith("2")]
+
+
+def _with_outputs(components: Mapping[str, Any], record: WorkerRecord) -> dict[str, Any]:
+    """The components, with the version's outputs in a job."""
+    schemas, name = components["schemas"], Job.__name__
+    outputs = {**schemas[name]["properties"]["outputs"], **outputs_schema(record.outputs)}
+    job = {**schemas[name], "properties": {**schemas[name]["properties"], "outputs": outputs}}
+    return {**components, "schemas": {**schemas, name: job}}
 
 
 def _used(components: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:

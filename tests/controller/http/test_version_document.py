@@ -23,7 +23,7 @@ from app.contract import (
     TensorsContract,
 )
 from app.server_errors import ModelyardError
-from controller.http.contract_schemas import body_schema
+from controller.http.contract_schemas import body_schema, outputs_schema
 from controller.input.job_samples import read_samples
 from controller.pool_snapshot import build_snapshot
 from controller.routing import routes
@@ -152,7 +152,14 @@ async def test_each_version_has_a_valid_document_of_its_own(
     assert document["servers"] == [{"url": "/pre"}]
     [path, _] = document["paths"]
     assert path == "/models/Model%20%7B1%7D%20%C3%A4/versions/1/predict"
-    body = document["paths"][path]["post"]["requestBody"]["content"]
+    predict = document["paths"][path]["post"]
+    assert ("params" in [each["name"] for each in predict["parameters"]]) == bool(contract.params)
+    assert predict["responses"]["200"]["content"]["application/json"] == {
+        "schema": {"$ref": "#/components/schemas/Job"}
+    }
+    outputs = document["components"]["schemas"]["Job"]["properties"]["outputs"]
+    assert outputs_schema(contract).items() <= outputs.items()
+    body = predict["requestBody"]["content"]
     assert body["application/json"]["example"] == example
     assert (
         ("text/csv" in body, "application/octet-stream" in body)
