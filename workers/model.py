@@ -348,7 +348,7 @@ def _load_pyfunc(
     os.environ[MLFLOW_SERVES] = "true"
     mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
     model = mlflow.pyfunc.load_model(found.path)
-    if isinstance(contract, ColumnsContract) and contract.is_flat and not contract.params:
+    if isinstance(contract, ColumnsContract) and _is_complete(contract):
         # Each DataFrame has the signature's columns and types: MLflow would copy it column by column, unchanged.
         model.metadata.signature = None
     raw = None
@@ -356,6 +356,11 @@ def _load_pyfunc(
         raw = model.get_raw_model()
     texts = _texts(found)
     return partial(_predict_texts, model.predict, texts) if texts else model.predict, raw
+
+
+def _is_complete(contract: ColumnsContract) -> bool:
+    """Whether each DataFrame has all columns of the signature, without lists or objects, and nothing beside them."""
+    return contract.is_flat and not contract.params and all(each.required for each in contract.columns)
 
 
 def _texts(found: ModelVersion) -> set[str | None]:

@@ -213,11 +213,9 @@ class ColumnsContract(
 
     @cached_property
     def is_flat(self) -> bool:
-        """Whether all columns have names and hold numbers, booleans or text, and none may be left out."""
+        """Whether all columns have names and hold numbers, booleans or text."""
         kinds = ("boolean", "integer", "long", "float", "double", "string")
-        return all(
-            each.name is not None and each.required and each.type.kind in kinds for each in self.columns
-        )
+        return all(each.name is not None and each.type.kind in kinds for each in self.columns)
 
     @cached_property
     def has_nested(self) -> bool:

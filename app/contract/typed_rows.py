@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import astuple
 
-from app.contract import ColumnsContract
+from app.contract import Column, ColumnsContract
 from app.contract.column_values import FLOAT32_OVERFLOW, HAVE_MISSING, RANGES
 from app.contract.documents import count_colons
 
@@ -37,6 +37,12 @@ def read_rows(body: bytes, contract: ColumnsContract) -> tuple[Rows, int] | None
     return _reader(contract).read(body) if contract.is_flat else None
 
 
+def _may_have_gaps(column: Column, contract: ColumnsContract) -> bool:
+    if column.required:
+        return contract.allows_missing and column.type.kind in HAVE_MISSING
+    return column.type.kind not in RANGES  # a column of integers is complete, or left out
+
+
 class _Reader:
     """Reads the bodies of one contract.
 
@@ -46,9 +52,7 @@ class _Reader:
 
     def __init__(self, contract: ColumnsContract) -> None:
         types = [
-            _TYPES[each.type.kind] | None
-            if contract.allows_missing and each.type.kind in HAVE_MISSING
-            else _TYPES[each.type.kind]
+            _TYPES[each.type.kind] | None if _may_have_gaps(each, contract) else _TYPES[each.type.kind]
             for each in contract.columns
         ]
         self._names = [str(each.name) for each in contract.columns]

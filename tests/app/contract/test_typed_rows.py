@@ -63,16 +63,18 @@ def general(posted: bytes, contract: ColumnsContract = CONTRACT) -> Payload:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", range(len(KINDS)), ids=KINDS)
 @pytest.mark.parametrize("allows_missing", [True, False])
+@pytest.mark.parametrize("required", [True, False])
 def test_a_typed_row_gives_the_input_of_the_general_reader(
-    place: int, allows_missing: bool, form: str
+    place: int, allows_missing: bool, required: bool, form: str
 ) -> None:
-    contract = ColumnsContract(CONTRACT.columns, allows_missing=allows_missing)
+    columns = [Column(each.name, each.type, required) for each in CONTRACT.columns]
+    contract = ColumnsContract(tuple(columns), allows_missing=allows_missing)
     for value in VALUES:
         posted = spell(form, [ROW, (*ROW[:place], value, *ROW[place + 1 :])])
         typed = rows_payload(posted, contract, 10)
         if typed:
             assert typed == general(posted, contract), value
-        elif value in (ROW[place], None) or type(value) is type(ROW[place]):
+        elif required and (value in (ROW[place], None) or type(value) is type(ROW[place])):
             with pytest.raises(ModelyardError):
                 general(posted, contract)
 
@@ -85,6 +87,17 @@ def test_rows_of_the_columns_types_are_read_in_one_pass(form: str) -> None:
     assert typed
     assert typed.n_samples == 3
     assert typed == general(posted)
+
+
+def test_optional_columns_are_read_in_one_pass_where_all_are_there() -> None:
+    contract = ColumnsContract(tuple(Column(each.name, each.type, False) for each in CONTRACT.columns))
+    posted = body([ROW, (None, None, 0, 0, None, None)])
+    typed = rows_payload(posted, contract, 10)
+    assert typed
+    assert typed == general(posted, contract)
+    fewer = body([ROW[1:]], NAMES[1:])
+    assert rows_payload(fewer, contract, 10) is None
+    assert general(fewer, contract).n_samples == 1
 
 
 def test_records_may_name_the_columns_in_any_order() -> None:
