@@ -240,7 +240,7 @@ def _require_no_new_failure(place: Path, found: ModelVersion) -> None:
     left_s = note.stat().st_mtime + RETRY_S - time.time()
     if left_s > 0:
         logger.info(
-            "%s failed; its build is not repeated within %d s, or at once by `modelyard worker --prepare`",
+            "the environment of %s is not built again for %d s; `modelyard worker --prepare` builds it at once",
             *(found.uri, left_s),
         )
         raise ModelEnvironmentError(note.read_text())
@@ -257,14 +257,17 @@ def _build(place: Path, plan: Plan, found: ModelVersion) -> None:
         wanted.append("--compile-bytecode")
     try:
         problem = _run([uv, "venv", "--python", plan.python, str(place)], found.path, variables)
+        remedy = f"correct its {REQUIREMENTS} (mlflow.models.update_model_requirements)"
+        if problem and plan.python != sys.executable:
+            remedy = f"install Python {plan.python} on this machine"
         for choice in () if problem else _torch_choices(config, found):
             problem = _run([*install, *choice, *wanted], found.path, variables)
             if not problem:
                 break
         if problem:
             text = (
-                f"the environment of {found.uri} cannot be built: {problem}; correct its {REQUIREMENTS} "
-                "(mlflow.models.update_model_requirements), or set MODELYARD_ENV_MANAGER=local"
+                f"the environment of {found.uri} cannot be built: {problem}; {remedy}, or set "
+                "MODELYARD_ENV_MANAGER=local"
             )
             place.with_suffix(FAILED).write_text(text)
             raise ModelEnvironmentError(text)

@@ -197,6 +197,15 @@ def test_wheels_of_one_name_and_different_content_are_of_different_environments(
     assert len(list((tmp_path / "environments").glob("*.failed"))) == 2
 
 
+def test_a_missing_python_is_named_as_what_to_install(registry: str, tmp_path: Path) -> None:
+    settings = WorkerSettings(environments_dir=tmp_path / "environments", mlflow_tracking_uri=registry)
+    found = look_up(registry, "Scikit", "1")
+    folder = Path(shutil.copytree(found.path, tmp_path / "model"))
+    (folder / "python_env.yaml").write_text("python: 3.99.1\n")
+    with pytest.raises(ModelEnvironmentError, match=r"; install Python 3\.99 on this machine, or set"):
+        build(msgspec.structs.replace(found, path=str(folder)), settings)
+
+
 def test_a_pool_builds_the_other_environments_where_one_cannot_be_built(
     old_registry: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
