@@ -43,6 +43,10 @@ from controller.input.bodies import ARROW_FILE, ARROW_STREAM
 Values = list[Any]
 NAMES = {ARROW_STREAM: "an Arrow IPC stream", ARROW_FILE: "an Arrow IPC file"}
 PARQUET = "a Parquet file"
+GATHERED = {
+    pa.string_view(): pa.large_string(),
+    pa.binary_view(): pa.large_binary(),
+}  # Arrow gathers no views
 INDEX = re.compile(r"__index_level_\d+__")  # a DataFrame's index, which pandas writes as a column
 
 
@@ -255,7 +259,9 @@ def _storage(array: Any) -> Any:
     if isinstance(array, pa.ExtensionArray):
         return _storage(array.storage)
     if pa.types.is_dictionary(array.type):
-        return _storage(array.dictionary_decode())
+        words = array.dictionary
+        words = words.cast(GATHERED.get(words.type, words.type))
+        return _storage(pa.DictionaryArray.from_arrays(array.indices, words).dictionary_decode())
     return array
 
 
@@ -344,6 +350,11 @@ def _maps(array: Any, name: str) -> Values:
     offsets = array.offsets.to_pylist()
     keys, items = _values(array.keys, name), _values(array.items, name)
     rows = [dict(zip(keys[start:end], items[start:end], strict=True)) for start, end in pairwise(offsets)]
+    for place, (row, (start, end)) in enumerate(zip(rows, pairwise(offsets), strict=True)):
+        if len(row) < end - start:
+            raise InputTypeError(
+                f"row {place}, column {name!r}: a key occurs twice; expected each of them once"
+            )
     return [None if gone else row for gone, row in zip(array.is_null().to_pylist(), rows, strict=True)]
 
 

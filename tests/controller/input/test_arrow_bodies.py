@@ -134,6 +134,23 @@ REFUSED: list[tuple[str, Any, type[ModelyardError], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("value_type", [pa.string_view(), pa.large_string()])
+def test_text_in_a_dictionary_is_what_the_same_text_is_without_one(value_type: pa.DataType) -> None:
+    words = pa.array(["a", "ä"], value_type)
+    table = pa.table({"c": pa.DictionaryArray.from_arrays(pa.array([1, 0, 1], pa.uint32()), words)})
+    contract = columns(column("string"))
+    for kind in (ARROW_STREAM, ARROW_FILE):
+        assert payload(kind, table, contract) == payload(kind, {"c": ["ä", "a", "ä"]}, contract)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_map_that_has_a_key_twice_is_refused_and_not_shortened(kind: bytes) -> None:
+    pairs = pa.array([[], [("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64()))
+    contract = columns(Column("c", ColumnType("map", ColumnType("long"))))
+    with pytest.raises(InputTypeError, match="row 1, column 'c': a key occurs twice"):
+        payload(kind, pa.table({"c": pairs}), contract)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wrong_value_is_refused_by_row_column_and_value(kind: bytes) -> None:
     for of_type, values, error, said in REFUSED:
