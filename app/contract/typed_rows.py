@@ -7,6 +7,7 @@ It takes `dataframe_split` with the contract's columns in its order, and lists o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -23,6 +24,7 @@ from app.contract.documents import count_colons
 Rows = list[tuple[Any, ...]]
 RECORDS = ("dataframe_records", "inputs", "instances")
 FRAME_NAMES = (b'"data"', b'"columns"', b'"index"')
+ESCAPED_NAME = re.compile(rb'\\u[^"]*"\s*:')  # the end of a name
 _TYPES: dict[str, Any] = {
     "boolean": bool,
     "double": float,
@@ -99,8 +101,11 @@ class _Reader:
         return (list(zip(*rows, strict=True)), len(rows)) if rows else None
 
     def _of_frame(self, frame: Any, body: bytes) -> Rows | None:
+        # One of the names may be there twice, perhaps spelt in another way.
         if any(body.count(name) > 1 for name in FRAME_NAMES):
-            return None  # one of them may be there twice
+            return None
+        if rb"\u" in body and ESCAPED_NAME.search(body):
+            return None
         names = bytes(frame.columns)
         if names != self._spelling:
             if self._decode_names(names) != self._names:

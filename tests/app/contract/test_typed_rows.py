@@ -128,6 +128,16 @@ RECORD = json.dumps(dict(zip(NAMES, ROW, strict=True)))
 TWICE = RECORD[:-1] + ', "a double": 0.25}'
 
 
+def test_a_name_of_a_table_that_is_spelt_in_two_ways_is_refused() -> None:
+    posted = body([ROW])[:-2] + b', "d\\u0061ta": [[0.25, 1.5, 2, 3, "text", true]]}}'
+    assert rows_payload(posted, CONTRACT, 10) is None
+    with pytest.raises(BodyKeyError, match="'data' twice"):
+        general(posted)
+    escaped = body([(0.5, 1.5, 2, 3, '\u00e9: \\u0061":', True)])
+    assert general(escaped).n_samples == 1
+    assert rows_payload(escaped, CONTRACT, 10) in (None, general(escaped))
+
+
 @pytest.mark.parametrize(
     "record",
     [TWICE, TWICE.replace("text", "a\\u003ab"), TWICE.replace("text", "\\u003A"), TWICE.replace("text", ":")],
