@@ -225,7 +225,7 @@ def test_predict_command_writes_a_line_for_each_fact_where_there_is_no_terminal(
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps([[0.0] * 784]))
     output = run_predict(url, "--data", str(tmp_path / "rows.json"))
-    facts = dict(line.split("\t", 1) for line in output.splitlines())
+    facts = dict(line.split(": ", 1) for line in output.splitlines() if ": " in line)
     assert facts["by"] == "MNIST_PyTorch_Model version 1, val_accuracy 0.9100"
     assert facts["took"].endswith(" ms here, 3 ms end to end, 1.5 ms in the queue, 0.5 ms inference")
 

@@ -36,7 +36,7 @@ def show_job(job: Job, url: str, sample: Sample | None = None, latency_ms: float
     if digit is not None or is_terminal():
         Console().print(_view(digit, facts))
     else:  # a console without a terminal would cut lines
-        click.echo("\n".join(f"{name}\t{fact}" for name, fact in facts))
+        click.echo("\n".join(f"{name}: {fact}" for name, fact in facts))
     if job.done and digit is None:
         _show_outputs(job)
     if not job.done:
