@@ -112,7 +112,7 @@ def _fork(arguments: Sequence[str]) -> int | None:
             pid = _receive(connection)
             if not pid:
                 return None
-            return _wait(os.pidfd_open(pid), connection)
+            return _wait(pid, connection)
     except OSError:
         return None
     finally:
@@ -121,11 +121,16 @@ def _fork(arguments: Sequence[str]) -> int | None:
         os.close(lifeline)
 
 
-def _wait(process: int, connection: socket.socket) -> int:
+def _wait(pid: int, connection: socket.socket) -> int:
     """Forward signals to a fork until it ends; returns its status.
 
     If the server has died, nobody can tell the status: it is 0 if the fork was told to end, else 1.
     """
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:  # it has ended already
+        status = _receive(connection)
+        return 1 if status is None else status
     told = []
 
     def forward(number: int, _: object) -> None:

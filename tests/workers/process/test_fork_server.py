@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.workers.worker_processes import runs
-from workers.process.fork_client import VARIABLE, client_command
+from workers.process.fork_client import VARIABLE, WORD, client_command
 
 WaitUntil = Callable[..., None]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a fork server")
@@ -133,6 +133,23 @@ def test_a_client_ends_with_the_status_of_its_fork(forks: Forks, wait_until: Wai
     wait_until(lambda: int((forks.folder / "pid").read_text()) != fork, what="another fork runs")
     os.kill(int((forks.folder / "pid").read_text()), signal.SIGKILL)
     assert killed.wait(60) == 128 + signal.SIGKILL
+
+
+def test_a_fork_that_ended_before_its_client_saw_it_is_not_run_again(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    path = str(tmp_path / "forks.sock")
+    with closing(socket.socket(socket.AF_UNIX)) as listener:  # a server that is quicker than any client
+        listener.bind(path)
+        listener.listen()
+        client = subprocess.Popen(client_command("program"), env=os.environ | {VARIABLE: path}, cwd=tmp_path)
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as request:
+            connection.recv(1)
+            socket.recv_fds(connection, 1, 4)
+            request.read()
+            connection.sendall(WORD.pack(ended.pid) + WORD.pack(5))
+            assert client.wait(60) == 5
 
 
 def test_a_fork_dies_with_its_client(forks: Forks, wait_until: WaitUntil) -> None:
