@@ -38,4 +38,6 @@ async def test_a_job_for_a_cold_version_runs_once_its_worker_starts(
         url = f"{accepted.json()['result_url']}?wait=60&explain=true"
         job = (await served.http.get(url, timeout=120)).json()
         assert (job["status"], job["cold"], job["route"]["cold"]) == ("succeeded", True, True)
+        # The outcome may arrive before the controller has read of the worker.
+        await until(lambda: served.services.watcher.view.snapshot.ready_versions, "it is ready", 60)
         assert "cold" not in (await served.post(query="?wait=30")).json()
