@@ -235,8 +235,8 @@ def _cast_array(flat: Array, field: TensorField, allows_missing: bool, rules: Ru
 def _cast(flat: list[Any], field: TensorField, allows_missing: bool, rules: Rules) -> Array:
     if field.dtype == "str":
         _require(flat, {str}, "text")
-        if any(each[-1:] == "\0" for each in flat):  # NumPy would cut it off
-            place = next(place for place, each in enumerate(flat) if each[-1:] == "\0")
+        place = next((place for place, each in enumerate(flat) if each[-1:] == "\0"), None)
+        if place is not None:  # NumPy would cut it off
             raise _Misfit(place, "text that does not end in NUL")
         return np.array(flat, object)
     dtype, kinds = np.dtype(field.dtype), set(map(type, flat))

@@ -33,7 +33,7 @@ from controller.http.prediction_request import Address, in_range, version_of
 from controller.http.problems import PROBLEM_JSON
 from controller.http.replies import gets_job, later, no_outcome
 from controller.http.request_body import read_body
-from controller.http.responses import JSON, json_response, response_of
+from controller.http.responses import JSON, json_response, only_documented, response_of
 from controller.input.inference_request import (
     RequestHead,
     TensorMetadata,
@@ -133,13 +133,13 @@ async def repository_index(request: Request) -> Response:
 @router.post("/models/{name}/infer", dependencies=[require("predict")], **docs.V2_INFER)
 async def model_infer(name: str) -> Response:
     """Predict with the version of the model that the request is routed to."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.post("/models/{name}/versions/{version}/infer", dependencies=[require("predict")], **docs.V2_INFER)
 async def version_infer(name: str, version: str) -> Response:
     """Predict with one version."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.V2_RESULT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from fastapi.responses import Response, StreamingResponse
@@ -42,3 +42,8 @@ def response_of(reply: Reply) -> Response:
     """A reply as FastAPI sends it."""
     headers = {name.decode(): value.decode() for name, value in reply.headers}
     return Response(reply.body, reply.status, headers)
+
+
+def only_documented() -> NoReturn:
+    """The body of a route that never receives a request."""
+    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")

@@ -18,7 +18,7 @@ from controller.http.job_json import job_json, result_url, view_json
 from controller.http.many_jobs import job_ids_of, jobs_json
 from controller.http.pool_document import pool_document
 from controller.http.prediction_request import in_range, parse_query, version_of
-from controller.http.responses import JSON, json_response
+from controller.http.responses import JSON, json_response, only_documented
 from controller.http.version_document import record_of, version_document
 from controller.routing import routes
 from controller.services import Services
@@ -35,13 +35,13 @@ router = APIRouter()
 @router.post("/predict", dependencies=[require("predict")], **docs.PREDICT)
 async def predict() -> Response:
     """Predict with the best model version, or with the version that the query selects."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.post("/models/{name}/predict", dependencies=[require("predict")], **docs.MODEL_PREDICT)
 async def predict_with_model(name: str) -> Response:
     """Predict with the best version of a model; `NAME@ALIAS` selects the version of an alias."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.post(
@@ -49,25 +49,25 @@ async def predict_with_model(name: str) -> Response:
 )
 async def predict_with_version(name: str, version: str) -> Response:
     """Predict with one version, given as a number or an alias."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.post("/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
 async def invocations() -> Response:
     """Predict as MLflow's scoring server does; the version is routed, or the one that the query names."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.post("/endpoints/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
 async def endpoint_invocations(name: str) -> Response:
     """The same, for the versions of an endpoint, as MLflow's deployment clients call it."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.post("/models/{name}/invocations", dependencies=[require("predict")], **docs.INVOCATIONS)
 async def model_invocations(name: str) -> Response:
     """The same, for the versions of a model."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.post(
@@ -75,7 +75,7 @@ async def model_invocations(name: str) -> Response:
 )
 async def version_invocations(name: str, version: str) -> Response:
     """The same, for one version."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.get("/ping", **docs.PING)
@@ -119,7 +119,7 @@ async def results_events(
 @router.post("/endpoints/{name}/predict", dependencies=[require("predict")], **docs.ENDPOINT_PREDICT)
 async def predict_with_endpoint(name: str) -> Response:
     """Predict with the best version of an endpoint."""
-    raise AssertionError("the ASGI application serves this in front of FastAPI, which documents it")
+    return only_documented()
 
 
 @router.get("/results/{job_id}", dependencies=[require("predict")], **docs.RESULT)
