@@ -39,7 +39,7 @@ from controller.http.prediction_request import PREDICT, Address, Asked, read_hea
 from controller.http.replies import JSON, Refusals, Reply
 from controller.http.response_headers import Headers
 from controller.input.job_samples import NeedsReader, Samples, read_samples
-from controller.input.large_bodies import LARGE_BODY_BYTES, LargeBodies
+from controller.input.large_bodies import LargeBodies, is_large
 from controller.jobs import Job
 from controller.pool_watcher import PoolWatcher
 from controller.results import Results
@@ -99,7 +99,8 @@ class Answerable(asyncio.Event):
 class Predict:
     """Answers predictions.
 
-    - `start` answers a plain request that has arrived completely, without an asyncio task (`http/connection`).
+    - `start` answers a plain request that has arrived completely, without an asyncio task; `admit` and `start_admitted`
+      answer one whose body arrives in parts (`http/connection`).
     - `enter` and `respond` answer any request: the first needs only its head, the second its body (`http/asgi`).
     - `submit_and_wait` gives the job instead of a reply, for other protocols and for probes.
 
@@ -130,21 +131,43 @@ class Predict:
         The gate has checked their host and origin. A controller with a rate limit or traces uses `enter` and `respond`.
         """
         try:
-            received_at_ms = self.clock.now_ms()
-            caller = self.gate.admit(asked.authorization, client)
-            self.check_size(len(body))
-            request = Request(asked, caller, client, received_at_ms)
+            request = self.admit(asked, len(body), client)
+        except Exception as error:
+            to.answer(self.refuse(error, asked, client))
+        else:
+            self.start_admitted(request, [body], to)
+
+    def admit(self, asked: Asked, body_bytes: int, client: Client) -> Request:
+        """Admit a plain request whose body may not have arrived yet.
+
+        Args:
+            body_bytes: Announced size of its body.
+
+        Raises:
+            ModelyardError: The request is refused.
+        """
+        received_at_ms = self.clock.now_ms()
+        caller = self.gate.admit(asked.authorization, client)
+        self.check_size(body_bytes)
+        return Request(asked, caller, client, received_at_ms)
+
+    def start_admitted(self, request: Request, parts: list[bytes], to: Addressee) -> None:
+        """Answer an admitted plain request; errors become replies.
+
+        Args:
+            parts: Its body.
+        """
+        asked = request.asked
+        try:
             possible = self._routes(request)
-            samples = read_samples(
-                asked.content_type, body, possible, self.settings.max_samples, asked.reading
-            )
+            samples = self._read_at_once(asked, parts, possible)
             if len(possible) > 1:
                 self._check_room(samples.route, request)
             job = self._job(samples, request, Exchange(self, asked, to).answer)
         except NeedsReader:
-            self._keep(asyncio.create_task(self._answer_with_reader(request, body, to)))
+            self._keep(asyncio.create_task(self._answer_with_reader(request, parts, to)))
         except Exception as error:
-            to.answer(self.refuse(error, asked, client))
+            to.answer(self.refuse(error, asked, request.client))
         else:
             self._submit(job, asked.wait_s)
 
@@ -163,27 +186,28 @@ class Predict:
         asked = read_head(by_name, query_string, self.settings, self.endpoints, address)
         return Request(asked, caller, client, received_at_ms)
 
-    async def respond(self, request: Request, body: bytes, key: bytes | None = None) -> Reply:
+    async def respond(self, request: Request, parts: list[bytes], key: bytes | None = None) -> Reply:
         """Answer an admitted request.
 
         Args:
+            parts: Its body.
             key: Its idempotency key.
 
         Raises:
             ModelyardError: The request is refused.
         """
         if key is None:
-            return await self._submit_and_reply(request, body)
+            return await self._submit_and_reply(request, parts)
         # Before routing and the backlog may refuse: a repeated POST gets its job even if a new job would be refused.
         # A large body is hashed in a thread, because hashing releases the GIL.
-        parts = (request.asked.identity(), body)
-        entry = partial(self.idempotency.entry, key, parts, request.caller.name)
-        once = entry() if len(body) < LARGE_BODY_BYTES else await asyncio.to_thread(entry)
+        identity = (request.asked.identity(), *parts)
+        entry = partial(self.idempotency.entry, key, identity, request.caller.name)
+        once = await asyncio.to_thread(entry) if is_large(parts) else entry()
         first = await self.idempotency.reserve(once)
         if first:
             return await self._repeat(first, request)
         try:
-            return await self._submit_and_reply(request, body, once)
+            return await self._submit_and_reply(request, parts, once)
         except Exception:
             await self.idempotency.release(once)
             raise
@@ -206,22 +230,25 @@ class Predict:
         self.results.end_waits()
 
     async def _submit_and_reply(
-        self, request: Request, body: bytes, once: Reservation | None = None
+        self, request: Request, parts: list[bytes], once: Reservation | None = None
     ) -> Reply:
-        job = await self.submit_and_wait(request, body, once)
+        job = await self.submit_and_wait(request, parts, once)
         return self.reply(job, request.asked)
 
-    async def _answer_with_reader(self, request: Request, body: bytes, to: Addressee) -> None:
+    async def _answer_with_reader(self, request: Request, parts: list[bytes], to: Addressee) -> None:
         try:
-            reply = await self._submit_and_reply(request, body)
+            reply = await self._submit_and_reply(request, parts)
         except Exception as error:
             reply = self.refuse(error, request.asked, request.client)
         to.answer(reply)
 
-    async def submit_and_wait(self, request: Request, body: bytes, once: Reservation | None = None) -> Job:
+    async def submit_and_wait(
+        self, request: Request, parts: list[bytes], once: Reservation | None = None
+    ) -> Job:
         """Submit an admitted request and wait; the job then has its acceptance, its outcome or an error.
 
         Args:
+            parts: Its body; emptied, so that it takes no memory during the wait.
             once: Its idempotency key, if it has one.
 
         Raises:
@@ -230,7 +257,8 @@ class Predict:
         asked, answerable = request.asked, Answerable()
         try:
             possible = self._routes(request)
-            samples = await self._read(asked, body, possible)
+            samples = await self._read(asked, parts, possible)
+            parts.clear()
             if len(possible) > 1:
                 self._check_room(samples.route, request)
             job = self._job(samples, request, answerable.note)
@@ -258,18 +286,32 @@ class Predict:
             self._check_room(possible[0], request)
         return possible
 
-    async def _read(self, asked: Asked, body: bytes, possible: tuple[Route, ...]) -> Samples:
+    def _read_at_once(self, asked: Asked, parts: list[bytes], possible: tuple[Route, ...]) -> Samples:
+        """The samples of a body.
+
+        Raises:
+            NeedsReader: Only a reader process may read it.
+            ModelyardError: The body is refused.
+        """
+        if is_large(parts):
+            raise NeedsReader
+        body, max_samples = b"".join(parts), self.settings.max_samples
+        return read_samples(
+            asked.content_type, body, possible, max_samples, asked.reading, params=asked.params
+        )
+
+    async def _read(self, asked: Asked, parts: list[bytes], possible: tuple[Route, ...]) -> Samples:
         """The samples of a body. Another process reads tables, images and large bodies.
 
         Raises:
             ModelyardError: The body is refused.
         """
-        question = (asked.content_type, body, possible, self.settings.max_samples, asked.reading)
-        if len(body) < LARGE_BODY_BYTES:
-            with suppress(NeedsReader):
-                return read_samples(*question, params=asked.params)
-        max_decoded_bytes = DECODED_TIMES * self.settings.max_body_bytes
-        return await self.large_bodies.read(*question, max_decoded_bytes, asked.params)
+        with suppress(NeedsReader):
+            return self._read_at_once(asked, parts, possible)
+        max_samples, max_bytes = self.settings.max_samples, DECODED_TIMES * self.settings.max_body_bytes
+        return await self.large_bodies.read(
+            parts, asked.content_type, possible, max_samples, asked.reading, max_bytes, asked.params
+        )
 
     def _check_room(self, route: Route, request: Request) -> None:
         self.backlogs.check_room(route.candidate.queue, request.asked.deadline_s, request.caller.name)

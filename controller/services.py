@@ -229,7 +229,7 @@ class Services:
         selector = Selector(worker=self.watcher.view.numbers[queue])
         asked = Asked(selector, EXAMPLE_WAIT_S, EXAMPLE_WAIT_S, b"", bodies.JSON)
         request = Request(asked, ANONYMOUS, None, self.clock.now_ms())
-        job = await self.predict.submit_and_wait(request, record.example.encode())
+        job = await self.predict.submit_and_wait(request, [record.example.encode()])
         outcome = job.batch.outcome if job.batch else None
         return outcome is not None and outcome.jobs[job.index].status == "succeeded"
 

@@ -147,9 +147,9 @@ class Controller:
         predict = self.services.predict
         request = predict.enter(scope["headers"], scope["query_string"], scope.get("client"), address)
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        body = await read_body(receive, headers, predict.check_size, self._settings.max_body_bytes)
+        parts = await read_body(receive, headers, predict.check_size, self._settings.max_body_bytes)
         key = headers.get(b"idempotency-key") if address.reading == "strict" else None
-        return await predict.respond(request, body, key)
+        return await predict.respond(request, parts, key)
 
     async def _send(self, reply: Reply, send: Send) -> None:
         headers = [*reply.headers, *API, (b"content-length", b"%d" % len(reply.body))]

@@ -1,8 +1,8 @@
 """One HTTP connection: it wraps uvicorn's protocol, receives every byte first, and forwards other requests to uvicorn.
 
-Requests are processed one at a time. A prediction that has arrived completely is passed directly to `predict`, without
-an asyncio task or ASGI messages, and is answered with one write. Every other request is forwarded to uvicorn with its
-body in parts; the next request waits for its answer.
+Requests are processed one at a time. A plain prediction is passed directly to `predict` when it has arrived completely,
+without ASGI messages, and is answered with one write. Every other request is forwarded to uvicorn with its body in
+parts; the next request waits for its answer.
 
 It adds to uvicorn: limits on the size and time of a request, strict request framing (`framing`), backpressure for
 callers that do not read their answers, and a lingering close.
@@ -41,9 +41,11 @@ from controller.http.framing import (
     check_beginning,
     head_too_large,
 )
+from controller.http.prediction_request import KnownHead
 from controller.http.problems import problem
 from controller.http.replies import Reply
 from controller.http.response_headers import API, CLOSE, Headers
+from controller.predict import Request
 
 LINGER_BYTES = 256 * 2**20
 STATE_KEY = "connection"  # key in the scope's state: the connection of the request
@@ -99,7 +101,9 @@ class Connection(asyncio.Protocol):
         self._server_state = server_state
         self._stock = HttpToolsProtocol(config, server_state, {**app_state, STATE_KEY: self}, _loop)
         self._held = b""  # bytes read, but neither answered nor forwarded yet
-        self._body: SizedBody | ChunkedBody | None = None  # the rest of the body of uvicorn's request
+        self._body: SizedBody | ChunkedBody | None = None  # the rest of the body of the present request
+        self._prediction: Request | None = None  # a plain prediction whose body arrives in parts
+        self._parts: list[bytes] = []  # of that body
         self._is_answering = False  # a request is being answered; the next one waits
         self._stock_answers = False  # uvicorn answers that request
         self._stock_began = False  # uvicorn has begun its answer
@@ -127,7 +131,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up after the connection was lost; called by asyncio."""
         self._shared.open.discard(self)
-        self._ended_at_s, self._held = time.monotonic(), b""
+        self._ended_at_s, self._held, self._parts = time.monotonic(), b"", []
         self._stock.connection_lost(exc)
         del self._stock  # it refers to this connection: a cycle would need the garbage collector
 
@@ -161,7 +165,7 @@ class Connection(asyncio.Protocol):
         try:
             while self._held and self._ended_at_s is None:
                 if self._body is not None:
-                    if not self._forward_body(self._body):
+                    if not self._receive_body(self._body):
                         break
                 elif self._is_answering or self._writing_is_paused or not self._begin_request():
                     break
@@ -187,13 +191,24 @@ class Connection(asyncio.Protocol):
         if heads is not None and known is None:
             head = Head(data)
             known = heads.read(data, head, self._client)
-        if known is None or len(held) < end + known.body_bytes:
+        body_end = end + (known.body_bytes if known else 0)
+        if known is None or (len(held) < body_end and not self._admit(known)):
             self._forward(head or Head(data), held[end:])
             return True
-        body_end = end + known.body_bytes
-        self._held = held[body_end:]
-        self._is_answering, self._keep_alive, self._began_at_s = True, known.keep_alive, None
+        self._is_answering, self._keep_alive = True, known.keep_alive
+        if len(held) < body_end:
+            self._await_body(SizedBody(known.body_bytes), held[end:])
+            return True
+        self._held, self._began_at_s = held[body_end:], None
         self._predict.start(known.asked, held[end:body_end], self._client, self)
+        return True
+
+    def _admit(self, known: KnownHead) -> bool:
+        """Admit a prediction before its body arrives; uvicorn gets one that is refused, and discards its body."""
+        try:
+            self._prediction = self._predict.admit(known.asked, known.body_bytes, self._client)
+        except ModelyardError:
+            return False
         return True
 
     def _await_head(self) -> None:
@@ -230,24 +245,33 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def _forward(self, head: Head, rest: bytes) -> None:
-        self._held, self._body = rest, head.body
         self._is_answering = self._stock_answers = True
         self._stock_began = False
-        if self._body is None:
+        self._await_body(head.body, rest)
+        self._stock.data_received(head.for_uvicorn())
+
+    def _await_body(self, body: SizedBody | ChunkedBody | None, rest: bytes) -> None:
+        """Continue with the body of a request; `rest` are the bytes after its head."""
+        self._held, self._body = rest, body
+        if body is None:
             self._began_at_s = None
         elif self._began_at_s is None:
             self._began_at_s = time.monotonic()
-        self._stock.data_received(head.for_uvicorn())
 
-    def _forward_body(self, body: SizedBody | ChunkedBody) -> bool:
-        """Forward the received part of a body; False if more bytes must arrive first."""
+    def _receive_body(self, body: SizedBody | ChunkedBody) -> bool:
+        """Keep or forward the received part of a body; False if more bytes must arrive first."""
         part, rest = body.feed(self._held)
         is_part = len(rest) < len(self._held)
         self._held = rest
         if body.is_whole:
             self._body = self._began_at_s = None
             self._idle_since_s = time.monotonic()  # if it was answered before its body ended
-        if part:
+        if self._prediction:
+            self._parts.append(part)
+            if body.is_whole:
+                (prediction, parts), self._prediction, self._parts = (self._prediction, self._parts), None, []
+                self._predict.start_admitted(prediction, parts, self)
+        elif part:
             self._stock.data_received(part)
         return is_part
 
@@ -301,6 +325,7 @@ class Connection(asyncio.Protocol):
         if self._ended_at_s is not None:
             return
         self._ended_at_s = time.monotonic()
+        self._parts = []
         if not self._held and self._body is None:
             self.transport.close()
             return

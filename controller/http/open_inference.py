@@ -173,12 +173,13 @@ async def infer(services: Services, scope: Scope, receive: Receive, address: Add
     """
     predict, headers = services.predict, dict(scope["headers"])
     entered = predict.enter(scope["headers"], scope["query_string"], scope.get("client"), address)
-    body = await read_body(receive, headers, predict.check_size, services.settings.max_body_bytes)
+    parts = await read_body(receive, headers, predict.check_size, services.settings.max_body_bytes)
     length = headers.get(JSON_LENGTH, b"")
+    body = b"".join(parts)
     wanted = read_request_head(length, body)
     # The protocol has one kind of content; the header gives the length of its JSON part.
     asked = replace(entered.asked, content_type=length)
-    job = await predict.submit_and_wait(msgspec.structs.replace(entered, asked=asked), body)
+    job = await predict.submit_and_wait(msgspec.structs.replace(entered, asked=asked), [body])
     if job.error:
         raise job.error
     if asked.is_async and gets_job(job, asked.wait_s):

@@ -1,4 +1,4 @@
-"""Receives the body of a request in parts, and unpacks it."""
+"""Receives the body of a request in parts, or unpacks it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from controller.input.content_coding import IDENTITY, unpack
 
 async def read_body(
     receive: Receive, headers: Mapping[bytes, bytes], check_size: Callable[[int], None], max_bytes: int
-) -> bytes:
-    """The body of a request.
+) -> list[bytes]:
+    """The body of a request in parts, in order.
 
     Args:
         check_size: Called with the announced size, and with the received size after each part.
@@ -36,6 +36,7 @@ async def read_body(
         size += len(parts[-1])
         check_size(size)
         is_whole = not message.get("more_body")
-    body = b"".join(parts) if len(parts) > 1 else parts[0]
     coding = headers.get(b"content-encoding", b"")
-    return body if coding in IDENTITY else await asyncio.to_thread(unpack, coding, body, max_bytes)
+    return (
+        parts if coding in IDENTITY else [await asyncio.to_thread(unpack, coding, b"".join(parts), max_bytes)]
+    )

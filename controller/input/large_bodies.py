@@ -45,7 +45,14 @@ KEPT_BYTES = 2**28  # of free memory, until the process ends
 DECODER_CPU_S = 20
 PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 
-Question = tuple[bytes, bytes, tuple[Route, ...], int, Reading, int, str]  # the arguments of `read_samples`
+Question = tuple[
+    bytes, tuple[Route, ...], int, Reading, int, str
+]  # the arguments of `read_samples` beside the body
+
+
+def is_large(parts: list[bytes]) -> bool:
+    """Whether a reader process reads this body, whatever its type."""
+    return sum(map(len, parts)) >= LARGE_BODY_BYTES
 
 
 class LargeBodies:
@@ -65,15 +72,15 @@ class LargeBodies:
 
     async def read(
         self,
+        parts: list[bytes],
         content_type: bytes,
-        body: bytes,
         routes: tuple[Route, ...],
         max_samples: int,
         reading: Reading = "strict",
         max_decoded_bytes: int = 2**25,
         params: str = "",
     ) -> Samples:
-        """Run `read_samples` in a process.
+        """Run `read_samples` in a process, which joins the parts of the body: that takes long for a large one.
 
         Raises:
             ModelyardError: The same errors as `read_samples`.
@@ -81,15 +88,18 @@ class LargeBodies:
             UnavailableError: The process ended twice.
             BodyNotArrayError: It ended twice in a decoder.
         """
-        if self._taken_bytes and self._taken_bytes + len(body) > self._limit_bytes:
+        n_bytes = sum(map(len, parts))
+        if self._taken_bytes and self._taken_bytes + n_bytes > self._limit_bytes:
             raise QueueFullError(
                 "too many large bodies at once; try again shortly, or send fewer samples per request",
                 retry_after_s=1,
             )
-        self._taken_bytes += len(body)
-        question = (content_type, body, routes, max_samples, reading, max_decoded_bytes, params)
-        answered = asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question)
-        answered.add_done_callback(lambda _: self._give_back(len(body)))
+        self._taken_bytes += n_bytes
+        question = (content_type, routes, max_samples, reading, max_decoded_bytes, params)
+        answered = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._ask, question, parts, n_bytes
+        )
+        answered.add_done_callback(lambda _: self._give_back(n_bytes))
         answer = await asyncio.shield(answered)  # a process is not interrupted in its work
         if isinstance(answer, Exception):
             raise answer
@@ -107,7 +117,7 @@ class LargeBodies:
     def _give_back(self, n_bytes: int) -> None:
         self._taken_bytes -= n_bytes
 
-    def _ask(self, question: Question) -> Samples | Exception:
+    def _ask(self, question: Question, parts: list[bytes], n_bytes: int) -> Samples | Exception:
         n_tries = 0
         while n_tries < 2 and not self._is_closed:  # an idle process may have just ended
             n_tries += 1
@@ -115,7 +125,8 @@ class LargeBodies:
             assert process.stdin
             assert process.stdout
             try:
-                pickle.dump(question, process.stdin, pickle.HIGHEST_PROTOCOL)
+                pickle.dump((question, n_bytes), process.stdin, pickle.HIGHEST_PROTOCOL)
+                process.stdin.writelines(parts)
                 process.stdin.flush()
                 answer: Samples | Exception = pickle.load(process.stdout)  # noqa: S301  # of our own process
             except (OSError, EOFError, pickle.UnpicklingError):
@@ -160,19 +171,18 @@ def serve() -> None:
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     while select.select([questions], [], [], IDLE_S)[0]:
         try:
-            question: Question = pickle.load(questions)  # noqa: S301  # of the controller that started this process
+            question, n_bytes = pickle.load(questions)  # noqa: S301  # of the controller that started this process
         except EOFError:
             return
-        pickle.dump(_answer(question), answers, pickle.HIGHEST_PROTOCOL)
-        del question
+        pickle.dump(_answer(question, questions.read(n_bytes)), answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
 
-def _answer(question: Question) -> Samples | Exception:
-    content_type, body, *_ = question
+def _answer(question: Question, body: bytes) -> Samples | Exception:
+    content_type = question[0]
     try:
         with _limits(len(body)) if bodies.is_decoded(content_type) else nullcontext():
-            return read_samples(*question)
+            return read_samples(content_type, body, *question[1:])
     except ModelyardError as error:
         return error.with_traceback(None)
     except MemoryError:

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvloop
 
 from app.api_keys import new_key
 from controller.http.prediction_request import KNOWN_HEAD_BYTES, KNOWN_HEADS
+from controller.input.large_bodies import LARGE_BODY_BYTES
 from tests.controller.conftest import HandWorker, until
 from tests.controller.http.conftest import BODY, LIMIT_BYTES, OpenSite, Site, once, request, work
 
@@ -52,6 +54,31 @@ async def test_a_prediction_is_answered_however_it_arrives(site: Site, parts: li
             assert (answer.status, answer.json["predictions"][0]["class"]) == (200, 7)
             assert answer.headers["content-type"] == "application/json"
             assert "connection" not in answer.headers
+
+
+LARGE = b'{"data": [' + b", ".join([b"[1, 2]"] * 2**15) + b"]}"
+
+
+async def test_a_large_body_and_what_follows_it_are_read_however_they_arrive(
+    open_site: OpenSite, hand_worker: HandWorkers
+) -> None:
+    worker = hand_worker()
+    site = await open_site(worker, max_body_bytes=2**20, max_samples=2**15)
+    assert len(LARGE) >= LARGE_BODY_BYTES
+    large = post(LARGE)
+    async with site.caller() as caller:
+        for parts in ([large + post()], [large[:200], large[200:-1], large[-1:] + post()[:50], post()[50:]]):
+            for part in parts:
+                await caller.send(part)
+                await asyncio.sleep(0.01)
+            for n_samples in (2**15, 1):
+                batch = await worker.claimed()
+                assert [job.n_samples for job in batch.head.jobs] == [n_samples]
+                assert batch.data == np.tile(np.array([1, 2], "<f4"), n_samples).tobytes()
+                worker.finish(batch)
+                assert (await caller.answer()).status == 200
+        await caller.send(large[:-4], b"x]]}")
+        assert (await caller.answer()).json["code"] == "body_not_json"
 
 
 async def test_a_path_may_name_a_model_a_version_or_an_alias(
@@ -169,11 +196,14 @@ async def test_either_way_wants_the_key(open_site: OpenSite) -> None:
     async with site.caller() as caller:
         for headers, status in (([], 401), ([wrong], 401), ([right], 200), ([], 401)):
             answers = []
-            for way in ([], [long_way]):
-                await caller.send(post(BODY, *headers, *way))
+            for way, cut in (([], 0), ([], -9), ([long_way], 0)):
+                sent = post(BODY, *headers, *way)
+                for part in (sent[:cut], sent[cut:]):
+                    await caller.send(part)
+                    await asyncio.sleep(0.01)
                 answers.append(await caller.answer())
-            assert [answer.status for answer in answers] == [status, status]
-            assert answers[0].headers.keys() == answers[1].headers.keys()
+            assert [answer.status for answer in answers] == [status] * 3
+            assert answers[0].headers.keys() == answers[1].headers.keys() == answers[2].headers.keys()
             assert ("www-authenticate" in answers[0].headers) == (status == 401)
 
 
@@ -227,8 +257,10 @@ async def test_a_caller_who_expects_100_continue_gets_it(site: Site) -> None:
 
 
 async def test_a_caller_who_leaves_does_no_harm(site: Site) -> None:
-    async with site.caller() as gone:
-        await gone.send(post())
+    for sent in (post(), post()[:-9]):
+        async with site.caller() as gone:
+            await gone.send(sent)
+            await asyncio.sleep(0.01)
     async with site.caller() as caller:
         await caller.send(post())
         assert (await caller.answer()).status == 200
@@ -268,6 +300,18 @@ async def test_a_server_that_shuts_down_answers_who_waits_first(
         worker.finish(batch)
         answer = await caller.answer()
         assert (answer.status, answer.json["status"]) == (200, "succeeded")
+        assert await caller.closed()
+
+
+async def test_a_server_that_shuts_down_answers_a_request_whose_body_still_arrives(site: Site) -> None:
+    async with site.caller() as caller:
+        await caller.send(post()[:-9])
+        await until(lambda: site.connection() is not None, "it is connected")
+        await asyncio.sleep(0.1)
+        site.served.app.drain()
+        await caller.send(post()[-9:])
+        answer = await caller.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert await caller.closed()
 
 

@@ -287,7 +287,7 @@ def reader() -> Any:
     def ask(kind: bytes, body: bytes) -> Any:
         async def read_it() -> Any:
             try:
-                return await bodies.read(kind, body, possible, 1000)
+                return await bodies.read([body], kind, possible, 1000)
             except ModelyardError as error:
                 return error
 

@@ -64,7 +64,7 @@ def readers() -> list[int]:
 async def read(bodies: LargeBodies, content_type: bytes, body: bytes) -> Any:
     """Samples, or the class and text of the error."""
     try:
-        return await bodies.read(content_type, body, ROUTES, 65535)
+        return await bodies.read([body], content_type, ROUTES, 65535)
     except ModelyardError as error:
         return type(error), error.detail
 
