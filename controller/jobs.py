@@ -15,9 +15,9 @@ import msgspec
 from app.contract import TensorContract
 from app.contract.payloads import JobForm
 from app.ledger import ids
-from app.ledger.commands import Accept, NewBatch, OnceKey
+from app.ledger.commands import PIECE_BYTES, Accept, NewBatch, OnceKey
 from app.ledger.wakeup_message import WakeUpMessages
-from app.ledger.wire import BatchHead, BatchOutcome, JobEntry
+from app.ledger.wire import PIECES_VERSION, BatchHead, BatchOutcome, JobEntry
 from app.quality import VAL_ACCURACY
 from app.server_errors import ModelyardError
 from app.settings import ControllerSettings
@@ -146,9 +146,9 @@ class BatchWriter:
 
         Its head has the figures of the newest job's route: the pool may have been read again since the oldest one.
         """
-        now_ms, head = self._watcher.clock.now_ms(), self._head(jobs)
-        batch_id = self._watcher.signer.new_batch_id(now_ms, len(jobs))
-        data, message = b"".join(map(_data, jobs)), messages.write(batch_id)
+        now_ms, data = self._watcher.clock.now_ms(), b"".join(map(_data, jobs))
+        batch_id, head = self._watcher.signer.new_batch_id(now_ms, len(jobs)), self._head(jobs, len(data))
+        message = messages.write(batch_id)
         once = _once_keys(batch_id, jobs) if any(map(_once, jobs)) else ()
         accept = Accept.of(NewBatch(batch_id, head, data, message, now_ms, once), self._retention_ms)
         json = BatchJson(batch_id, head, self._prefix)
@@ -157,7 +157,7 @@ class BatchWriter:
             job.batch, job.index = batch, index
         return batch
 
-    def _head(self, jobs: list[Job]) -> BatchHead:
+    def _head(self, jobs: list[Job], data_bytes: int) -> BatchHead:
         candidate, form = jobs[-1].route.candidate, jobs[0].form
         contract, more = candidate.contract, dict[str, Any]()
         if candidate.metric != VAL_ACCURACY:
@@ -168,6 +168,8 @@ class BatchWriter:
             }
         if form is not None:
             more |= form.head_fields([len(job.data) for job in jobs])
+        if data_bytes > PIECE_BYTES:
+            more["schema_version"] = PIECES_VERSION
         if self._is_traced:
             more["traces"] = tuple([job.trace for job in jobs])
         if self._has_webhooks:

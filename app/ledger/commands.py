@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -14,10 +15,13 @@ from app.ledger.webhook_list import ENDED, FIRST_LOOK_MS, entries
 from app.ledger.wire import BatchHead, BatchOutcome, JobOutcome
 from app.redis import keys
 from app.redis.link import RedisLink
-from app.redis.script import Call, LargeField, Value, load
+from app.redis.script import Call, LargeFields, Value, load
 
 QUARANTINE_LIMIT = 10_000
-SAMPLES = "data"  # the field of a record
+SAMPLES = "data"  # the field of a record; it has the last piece of large samples
+PIECE = "p:"  # and an index: the fields of the pieces before it
+# Largest piece. Redis copies a value several times and serves nobody meanwhile; larger ones take new memory each time.
+PIECE_BYTES = 2**18
 # Size of a batch's samples above which Lua costs more than a transaction and a round trip.
 LARGE_SAMPLES_BYTES = 16 * 2**10
 _deadline_ms = attrgetter("deadline_ms")
@@ -95,7 +99,7 @@ class Accept:
         if len(samples) < LARGE_SAMPLES_BYTES:
             link.run_script(self._call("accept", samples), done, *args)
             return
-        large = LargeField(keys.batch(self.batch.batch_id), SAMPLES, samples, self.ttl_ms)
+        large = LargeFields(keys.batch(self.batch.batch_id), _pieces(samples), self.ttl_ms)
         link.store_and_run(large, self._call("accept_after_samples", b""), done, *args)
 
     def webhooks(self) -> dict[str, int]:
@@ -321,6 +325,14 @@ def list_again(
     """Add an open batch to the indexes from which it is missing."""
     args: list[Value] = [batch_id, queue, accepted_at_ms, last_deadline_ms, n_jobs]
     return Call(load("list_again"), _batch_keys(batch_id, queue), args)
+
+
+def _pieces(samples: bytes) -> list[tuple[str, bytes]]:
+    """Large samples as fields of about equal size, so that none is small enough for Lua."""
+    n_pieces = ceil(len(samples) / PIECE_BYTES)
+    size = ceil(len(samples) / n_pieces)
+    names = [*(f"{PIECE}{index}" for index in range(n_pieces - 1)), SAMPLES]
+    return [(name, samples[index * size : (index + 1) * size]) for index, name in enumerate(names)]
 
 
 def _ignored(_: object) -> None:

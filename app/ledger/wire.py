@@ -15,6 +15,8 @@ from app.server_errors import NewerWireError, WireError
 SCHEMA_VERSION = 1
 # Schema of batches with other input than a plain tensor. Older workers report a batch of a newer release.
 ANY_CONTRACT_VERSION = 2
+# Schema of batches whose samples are in several fields of their record.
+PIECES_VERSION = 3
 # Schema of outcomes whose scores name their dtype. Older processes would read the bytes as float32; with this schema
 # version they report an outcome of a newer release instead.
 NAMED_DTYPE_VERSION = 2
@@ -211,8 +213,8 @@ def decode_head(data: bytes) -> BatchHead:
     try:
         head = _decode_head(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise unreadable("batch head", error, data, newest=ANY_CONTRACT_VERSION) from None
-    _check_version(head.schema_version, ANY_CONTRACT_VERSION)
+        raise unreadable("batch head", error, data, newest=PIECES_VERSION) from None
+    _check_version(head.schema_version, PIECES_VERSION)
     return head
 
 

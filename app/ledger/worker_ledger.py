@@ -120,9 +120,12 @@ class WorkerLedger:
             head = wire.decode_head(fields.pop(b"head"))
             if head.queue != self._queue or len(head.jobs) != ids.n_jobs(batch_id):
                 raise WireError("the record's head belongs to another batch")
+            n_pieces = 0
             for name, value in fields.items():
                 kind, _, index = name.partition(b":")
-                if kind == b"c":
+                if kind == b"p":
+                    n_pieces += 1
+                elif kind == b"c":
                     cancelled.append(int(index))
                 elif kind == b"x":
                     deaths[int(index)] = int(value)
@@ -131,9 +134,12 @@ class WorkerLedger:
         except (KeyError, ValueError) as error:
             raise WireError(f"the record lacks a field or has an invalid value: {error}") from None
         if not data:  # too large for the script
-            data = self._scripts.command("HGET", keys.batch(batch_id), SAMPLES)
-            if data is None:  # Redis has lost it since, or another worker got the batch and finished it
+            names = [*(f"{commands.PIECE}{index}" for index in range(n_pieces)), commands.SAMPLES]
+            record = keys.batch(batch_id)
+            pieces = [self._scripts.command("HGET", record, name) for name in names]
+            if None in pieces:  # Redis has lost it since, or another worker got the batch and finished it
                 return None
+            data = b"".join(pieces)
         return ClaimedBatch(
             batch_id=batch_id,
             head=head,

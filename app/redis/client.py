@@ -47,6 +47,7 @@ __all__ = [
 ]
 RETRY_FULL_S = 5
 MAX_CONNECTIONS = 64
+READ_BYTES = 2**18  # a worker fetches batches of several MiB, and others wait for it meanwhile
 
 
 def _connection_options(timeout_s: float) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def connect(settings: Settings, timeout_s: float | None = None, **options: Any) 
             redis_url.server_url(url),
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
+            socket_read_size=READ_BYTES,
             **_connection_options(timeout_s or settings.redis_timeout_s),
         )
     pool.connection_class = to_primary(renewing(pool.connection_class), primary_of(url))

@@ -27,12 +27,13 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.redis.refusals import PROBE, refusal
-from app.redis.script import Call, LargeField, Value, pack
+from app.redis.script import Call, LargeFields, Value, pack
 
 logger = logging.getLogger(__name__)
 RECONNECT_S = 0.1  # and at most `LOOK_S` after the loss
 SILENCE_S = 1.0
 LOOK_S = 0.25
+UNFINISHED_TTL_MS = 60_000  # of large fields whose script has not run yet
 
 Done = Callable[..., None]  # called with the arguments that were given with it and, last, the answer
 _INCOMPLETE = object()
@@ -122,20 +123,40 @@ class RedisLink(asyncio.Protocol):
         """Run a script; `done` is called with `args` and, last, the reply or the `RedisError`."""
         self._send(call.packed(), self._answered, (call, done, args), self._timeout_s)
 
-    def store_and_run(self, large: LargeField, call: Call, done: Done, *args: Any) -> None:
-        """Run a script in a transaction that writes a large field first: both happen, or neither."""
-        transaction = _Transaction(self._answered, (call, done, args))
-        expire, run = pack("PEXPIRE", large.key, large.ttl_ms), call.packed()
-        store = pack("HSET", large.key, large.name, b"")[: -len(b"$0\r\n\r\n")]
-        start = b"%b%b$%d\r\n" % (_MULTI, store, len(large.value))
+    def store_and_run(self, large: LargeFields, call: Call, done: Done, *args: Any) -> None:
+        """Run a script in a transaction that writes the last of some large fields: both happen, or neither.
+
+        Each field is written after the answer to the one before, so that other calls pass in between. If one is
+        refused, or the connection is lost, the script does not run.
+        """
+        self._store(large, 0, call, done, args)
+
+    def _store(self, large: LargeFields, index: int, call: Call, done: Done, args: tuple[Any, ...]) -> None:
+        name, value = large.fields[index]
+        is_last = index == len(large.fields) - 1
+        then: tuple[Any, ...] = (call, done, args) if is_last else (large, index + 1, call, done, args)
+        transaction = _Transaction(self._answered if is_last else self._stored, then)
+        ttl_ms, run = (large.ttl_ms, call.packed()) if is_last else (UNFINISHED_TTL_MS, b"")
+        expire = pack("PEXPIRE", large.key, ttl_ms)
+        store = pack("HSET", large.key, name, b"")[: -len(b"$0\r\n\r\n")]
+        start = b"%b%b$%d\r\n" % (_MULTI, store, len(value))
         if not self._send(start, transaction.queued, (), self._timeout_s):
             return
         until_s = time.monotonic() + self._timeout_s
-        self._calls.extend([(transaction.queued, (), until_s)] * 3)
+        self._calls.extend([(transaction.queued, (), until_s)] * (3 if is_last else 2))
         self._calls.append((transaction.executed, (), until_s))
         assert self._transport
         # Not packed into one: the value is large.
-        self._transport.writelines([large.value, b"\r\n" + expire + run + _EXEC])
+        self._transport.writelines([value, b"\r\n" + expire + run + _EXEC])
+
+    def _stored(
+        self, large: LargeFields, index: int, call: Call, done: Done, args: tuple[Any, ...], reply: Any
+    ) -> None:
+        if isinstance(reply, RedisError):
+            self.call(_ignored, "DEL", large.key)  # what a full Redis took of it
+            done(*args, reply)
+        else:
+            self._store(large, index, call, done, args)
 
     def data_received(self, data: bytes) -> None:
         """Called for each read."""

@@ -7,6 +7,7 @@ name` includes `lua/include/name.lua`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha1
@@ -51,16 +52,16 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class LargeField:
-    """A field of a hash that a transaction writes before it runs a script: Lua would hash and copy it.
+class LargeFields:
+    """Fields of a hash that are written before a script runs: Lua would hash and copy them.
 
     Attributes:
-        ttl_ms: Time to live of the hash in milliseconds.
+        fields: Names and values; each is written by a transaction of its own, the last by the one that runs the script.
+        ttl_ms: Time to live of the hash in milliseconds, from the last transaction on.
     """
 
     key: str
-    name: str
-    value: bytes
+    fields: Sequence[tuple[str, bytes]]
     ttl_ms: int
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import redis
 
+from app.ledger import wire
 from app.ledger.commands import LARGE_SAMPLES_BYTES
 from app.redis import keys
 from controller.batching import ENOUGH_UNAWAITED
@@ -158,12 +159,15 @@ async def test_where_nobody_waits_the_next_batch_gathers_all_that_has_come(
     assert {answer.status_code for answer in await asyncio.gather(first, held)} == {202}
 
 
+@pytest.mark.parametrize(
+    ("n_samples", "schema_version"), [(4096, wire.SCHEMA_VERSION), (65_535, wire.PIECES_VERSION)]
+)
 async def test_large_samples_arrive_as_they_were_posted_and_a_full_redis_refuses_them_whole(
-    serve: Serve, hand_worker: HandWorkers, client: redis.Redis
+    serve: Serve, hand_worker: HandWorkers, client: redis.Redis, n_samples: int, schema_version: int
 ) -> None:
     worker = hand_worker(1)
-    served = await serve(max_samples=4096, batch_max_samples=4096)
-    pairs = np.arange(2 * 4096, dtype="<f4").reshape(-1, 2)
+    served = await serve(max_samples=n_samples, batch_max_samples=n_samples, max_body_bytes=2**23)
+    pairs = np.arange(2 * n_samples, dtype="<f4").reshape(-1, 2)
     assert pairs.nbytes > LARGE_SAMPLES_BYTES
     client.config_set("maxmemory", 1)
     try:
@@ -175,7 +179,8 @@ async def test_large_samples_arrive_as_they_were_posted_and_a_full_redis_refuses
     posted = asyncio.create_task(served.post({"data": pairs.tolist()}, query="?wait=5"))
     batch = await worker.claimed()
     assert batch.data == pairs.tobytes()
+    assert batch.head.schema_version == schema_version  # a worker that knows no pieces leaves them to others
     assert client.pttl(keys.batch(batch.batch_id)) > 0
-    worker.finish(batch, outcome(1, n_samples=4096))
+    worker.finish(batch, outcome(1, n_samples=n_samples))
     assert (await posted).status_code == 200
     assert not client.hexists(keys.batch(batch.batch_id), "data")

@@ -5,9 +5,11 @@
 -- Answers 1 if it was lost, else 0.
 -- include: even_if_full
 -- include: close
+-- include: pieces
 if redis.call('HEXISTS', KEYS[1], 'out') == 1 then return 0 end
 redis.call('HDEL', KEYS[5], ARGV[1])
 redis.call('HDEL', KEYS[1], 'data', 'by', 'at')
+drop_pieces(KEYS[1])
 redis.call('HSET', KEYS[1], 'head', ARGV[3], 'out', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 close(ARGV[1], ARGV[2], KEYS[2], KEYS[3], KEYS[4], KEYS[6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import redis
 import redis.asyncio
@@ -86,10 +87,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.runner.close()
         self.client.close()
 
-    @rule(target=accepted, n_jobs=st.integers(1, 3), large=st.booleans())
-    def accept(self, n_jobs: int, large: bool) -> Expected:
+    # From 2,048 on samples are fetched by themselves, and from 40,000 on they are in pieces.
+    @rule(target=accepted, n_jobs=st.integers(1, 3), times=st.sampled_from((1, 2048, 40_000)))
+    def accept(self, n_jobs: int, times: int) -> Expected:
         made = new_batch(n_jobs)
-        data = made.data * 2048 if large else made.data  # those are fetched by themselves
+        data = made.data * times
         batch = Expected(replace(made, data=data, message=message(made.batch_id)), n_jobs)
         self.runner.run(accept(self.async_client, batch.new, retention_s=RETENTION_S))
         self.batches.append(batch)
@@ -249,6 +251,13 @@ class LedgerMachine(RuleBasedStateMachine):
         if forgot:
             batch.owner = ""
             batch.forgotten = True
+
+    @invariant()
+    def samples_are_kept_until_there_is_an_outcome(self) -> None:
+        for batch in self.batches:
+            fields = cast(list[bytes], self.client.hkeys(keys.batch(batch.new.batch_id)))
+            kept = [name for name in fields if name == b"data" or name.startswith(b"p:")]
+            assert bool(kept) == batch.waits_or_runs
 
     @invariant()
     def the_backlog_counts_the_jobs_without_an_outcome(self) -> None:

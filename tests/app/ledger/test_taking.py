@@ -152,7 +152,7 @@ def test_what_was_taken_and_cannot_be_read_is_closed(bench: Bench) -> None:
 def test_what_was_taken_and_is_of_a_newer_release_is_let_go(bench: Bench) -> None:
     _, second = bench.accept(2)
     claimed = bench.claim_first()
-    newer = wire.encode(msgspec.structs.replace(head(), schema_version=wire.ANY_CONTRACT_VERSION + 1))
+    newer = wire.encode(msgspec.structs.replace(head(), schema_version=wire.PIECES_VERSION + 1))
     bench.client.hset(keys.batch(second), "head", newer)
     assert bench.finish(claimed)
     with pytest.raises(NewerWireError):

@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.redis.client import connect_async
 from app.redis.link import RedisLink
-from app.redis.script import Call, LargeField, Script
+from app.redis.script import Call, LargeFields, Script
 from tests.controller.conftest import settings_for, until
 from tests.pool_samples import RedisServer
 
@@ -41,7 +41,7 @@ class Ear:
 
     async def run(self, script: Script, *args: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        large = LargeField("record", "data", SAMPLES_BYTES, 60_000)
+        large = LargeFields("record", [("data", SAMPLES_BYTES)], 60_000)
         self.link.store_and_run(large, Call(script, ["sum"], list(args)), answer.set_result)
         return await asyncio.wait_for(answer, 5)
 
@@ -107,13 +107,59 @@ async def test_a_script_that_redis_does_not_know_is_sent_whole(ear: Ear, client:
 async def test_samples_are_written_with_what_the_script_does(ear: Ear, client: redis.Redis) -> None:
     answers: list[Any] = []
     for number in (1, 2):
-        large = LargeField(f"record {number}", "data", SAMPLES_BYTES, 60_000)
+        large = LargeFields(f"record {number}", [("data", SAMPLES_BYTES)], 60_000)
         ear.link.store_and_run(large, Call(ADD, ["sum"], [number]), answers.append)
     assert await ear.ask("GET", "sum") == b"3"
     assert answers == [1, 3]
     for number in (1, 2):
         assert client.hgetall(f"record {number}") == {b"data": SAMPLES_BYTES}
         assert 0 < client.pttl(f"record {number}") <= 60_000
+
+
+def in_pieces(n_pieces: int) -> LargeFields:
+    pieces = [(f"p:{index}", bytes([index]) * 2**20) for index in range(n_pieces)]
+    return LargeFields("record", pieces, 300_000)
+
+
+async def test_pieces_are_written_one_after_the_other_and_other_calls_pass_in_between(
+    ear: Ear, client: redis.Redis
+) -> None:
+    large, answers = in_pieces(3), list[Any]()
+    ear.link.store_and_run(large, Call(ADD, ["sum"], [1]), answers.append)
+    assert await ear.ask("GET", "sum") is None
+    assert client.ttl("record") <= 60
+    await until(lambda: answers == [1], "the script has run")
+    assert client.hgetall("record") == {name.encode(): value for name, value in large.fields}
+    assert 60 < client.ttl("record") <= 300
+
+
+async def test_where_a_piece_is_refused_nothing_is_done_and_nothing_left(
+    ear: Ear, client: redis.Redis
+) -> None:
+    answers: list[Any] = []
+    client.config_resetstat()
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + 5 * 2**20)
+    try:
+        ear.link.store_and_run(in_pieces(12), Call(ADD, ["sum"], [1]), answers.append)
+        await until(lambda: answers, "it is answered")
+    finally:
+        client.config_set("maxmemory", 0)
+    assert "maxmemory" in str(answers[0])
+    await until(lambda: not client.exists("record"), "the pieces are removed")
+    assert client.info("commandstats")["cmdstat_hset"]["calls"] > 1
+    assert client.get("sum") is None
+
+
+async def test_a_connection_that_is_lost_between_pieces_fails_the_call(ear: Ear, client: redis.Redis) -> None:
+    answers: list[Any] = []
+    ear.link.store_and_run(in_pieces(12), Call(ADD, ["sum"], [1]), answers.append)
+    await until(lambda: client.exists("record"), "a piece is stored")
+    client.client_kill_filter(_type="pubsub")
+    await until(lambda: answers, "the call is given up")
+    assert isinstance(answers[0], RedisConnectionError)
+    await ear.connected()
+    assert client.get("sum") is None
+    assert client.ttl("record") <= 60
 
 
 async def test_where_samples_are_refused_nothing_is_done(ear: Ear, client: redis.Redis) -> None:

@@ -8,10 +8,15 @@
 -- another value or none, its post was refused long ago or another post has the key: the whole batch is refused. So a
 -- command that arrives late cannot make a second job of a key.
 -- Answers 1 if it was written, 0 if it was accepted before, or the places, from 0, of the keys that are lost.
--- A batch that has its outcome has no use for data that a transaction wrote before.
+-- A batch that has its outcome has no use for data that transactions wrote before; nor has one that comes whole, for the
+-- pieces that are left of a loss.
+-- include: pieces
 local function accept(samples, n_once, is_fenced)
   if redis.call('HEXISTS', KEYS[1], 'head') == 1 then
-    if redis.call('HEXISTS', KEYS[1], 'out') == 1 then redis.call('HDEL', KEYS[1], 'data') end
+    if redis.call('HEXISTS', KEYS[1], 'out') == 1 then
+      redis.call('HDEL', KEYS[1], 'data')
+      drop_pieces(KEYS[1])
+    end
     return 0
   end
   local lost = {}
@@ -23,7 +28,10 @@ local function accept(samples, n_once, is_fenced)
     return lost
   end
   redis.call('HSET', KEYS[1], 'head', ARGV[3])
-  if samples ~= '' then redis.call('HSET', KEYS[1], 'data', samples) end
+  if samples ~= '' then
+    drop_pieces(KEYS[1])
+    redis.call('HSET', KEYS[1], 'data', samples)
+  end
   redis.call('PEXPIRE', KEYS[1], ARGV[8])
   redis.call('ZADD', KEYS[2], ARGV[6], ARGV[1])
   redis.call('ZADD', KEYS[3], ARGV[7], ARGV[1])

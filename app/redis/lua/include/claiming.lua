@@ -1,8 +1,8 @@
 -- claim(record, running, batch_id, worker_id): the worker holds the batch from now on. Answers the record's fields
 -- and the time, false where there is nothing to run or another worker holds the batch: if that worker is dead, a
 -- controller takes the claim away first. False too where the batch was moved to another queue.
--- fields_of(record): names and values, then seconds and microseconds. Samples of LARGE_SAMPLES_BYTES and more are answered
--- as '': Lua would copy and hash them; the worker reads them by a command of their own.
+-- fields_of(record): names and values, then seconds and microseconds. Samples of LARGE_SAMPLES_BYTES and more, and their
+-- pieces, are answered as '': Lua would copy and hash them; the worker reads them by commands of their own.
 local LARGE_SAMPLES_BYTES = 16384
 local function fields_of(record)
   local answer, time = {}, redis.call('TIME')
@@ -11,7 +11,8 @@ local function fields_of(record)
   else
     for _, name in ipairs(redis.call('HKEYS', record)) do
       answer[#answer + 1] = name
-      answer[#answer + 1] = name == 'data' and '' or redis.call('HGET', record, name)
+      local is_large = name == 'data' or string.sub(name, 1, 2) == 'p:'
+      answer[#answer + 1] = is_large and '' or redis.call('HGET', record, name)
     end
   end
   answer[#answer + 1], answer[#answer + 2] = time[1], time[2]

@@ -5,11 +5,13 @@
 -- True if the worker holds the claim and the batch had no outcome. A batch whose record is gone stays in the
 -- indexes: forget.lua takes it out together with its jobs in the backlog.
 -- include: close
+-- include: pieces
 local function finish()
   if (redis.call('HGET', KEYS[5], ARGV[1]) or '') ~= ARGV[3] then return false end
   redis.call('HDEL', KEYS[5], ARGV[1])
   if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HSETNX', KEYS[1], 'out', ARGV[4]) == 0 then return false end
   redis.call('HDEL', KEYS[1], 'data', 'by', 'at')
+  drop_pieces(KEYS[1])
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
   close(ARGV[1], ARGV[2], KEYS[2], KEYS[3], KEYS[4], KEYS[6])
   redis.call('PUBLISH', ARGV[6], ARGV[1] .. ARGV[4])
