@@ -111,6 +111,10 @@ class Follower:
         """Whether this is a worker that is not to leave."""
         return name in self._workers
 
+    def lets_go(self, name: str) -> bool:
+        """Whether this is a worker that is to leave; supervisord starts one again that ends soon after its start."""
+        return name in self._leaving or name in self._stopping
+
     def note_failure(self, name: str, reason: str) -> bool:
         """Remember why a worker ended before it was ready; False if that is known."""
         before = self._failures.get(name)

@@ -156,7 +156,8 @@ class Pool:
             serving = present_state.ready_pids(workers)
             statuses = self._supervisor.statuses()
             for name, status in statuses.items():
-                if status.is_alive and self._is_another(name, status.pid, serving.get(status.pid)):
+                is_another = self._is_another(name, status.pid, serving.get(status.pid))
+                if status.is_alive and is_another and not follower.lets_go(name):
                     self._note_restart(name, follower)
                 if status.is_alive:
                     self._pids[name] = status.pid
