@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
 import redis
 import trustme
@@ -35,6 +36,7 @@ from tests.light_registry import DOUBLED, MODEL, PAIR
 from tests.redis_users import issue_certificates, shipped_users
 
 pytestmark = pytest.mark.timeout(400)  # the first test here starts a whole pool
+N_LARGE = 40_000  # samples that pass through Redis in pieces
 USERS = ("controller", "worker", "flower", "operator")
 
 
@@ -118,7 +120,10 @@ def guarded_pool(
     try:
         for version in (1, 2):
             start_worker(pool, guarded, version)
-        pool.environment = guarded.variables("controller") | {"MODELYARD_RATE_LIMIT": "1000/second"}
+        pool.environment = guarded.variables("controller") | {
+            "MODELYARD_RATE_LIMIT": "100000/second",
+            "MODELYARD_MAX_SAMPLES": str(N_LARGE),
+        }
         url = pool.controller()
         pool.wait_for_workers(url, 2)
         pool.environment["URL"] = url
@@ -153,6 +158,8 @@ def test_a_pool_of_restricted_users_does_all_of_its_work(
     with Client(url) as client:
         for i in range(20):
             assert client.predict(PAIR, worker=1 + i % 2).outputs == DOUBLED
+        large = np.arange(2.0 * N_LARGE).reshape(-1, 2)
+        assert np.array_equal(client.predict(large).to_numpy()["y"], 2 * large)
         first = client.submit(PAIR, idempotency_key="once")
         assert client.submit(PAIR, idempotency_key="once").id == first.id
         workers = [process for process in pool.processes if "workers" in str(process.args)]
