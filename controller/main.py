@@ -30,7 +30,7 @@ from controller.cancelling import cancel
 from controller.configured_endpoints import ConfiguredEndpoints
 from controller.http import documentation, open_inference, routes
 from controller.http.asgi import ERROR_HANDLERS, Controller
-from controller.http.version_document import served_examples
+from controller.http.version_document import show_examples
 from controller.operate import late_versions, operator_routes
 from controller.page import pages
 from controller.services import Services
@@ -83,12 +83,13 @@ def create_app(settings: ControllerSettings) -> Controller:
     fastapi.include_router(open_inference.router)
     app = Controller(fastapi, settings)
 
-    def examples() -> dict[str, Any]:
+    def show_served(paths: dict[str, Any]) -> None:
         # The document is public. Where callers need a key, the versions are not.
         services = None if access.is_guarded else getattr(app, "services", None)
-        return served_examples(services.watcher.view.records, settings.prefix) if services else {}
+        if services:
+            show_examples(paths, services.watcher.view.records, settings.prefix)
 
-    documentation.publish_schemas(fastapi, examples)
+    documentation.publish_schemas(fastapi, show_served)
     return app
 
 

@@ -54,11 +54,11 @@ LICENSE = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 REFERENCE = "#/components/schemas/{name}"
 
 
-def publish_schemas(fastapi: FastAPI, examples: Callable[[], dict[str, Any]]) -> None:
+def publish_schemas(fastapi: FastAPI, show_served: Callable[[dict[str, Any]], None]) -> None:
     """Add the schemas of the answers to the OpenAPI document, in the way that FastAPI documents.
 
     Args:
-        examples: The examples of the served versions, by their names.
+        show_served: Adds the examples of the served versions to the paths of the document.
     """
     make = fastapi.openapi
     made = schemas()
@@ -68,13 +68,7 @@ def publish_schemas(fastapi: FastAPI, examples: Callable[[], dict[str, Any]]) ->
         document.setdefault("components", {}).setdefault("schemas", {}).update(made)
         for operation in [each for path in document["paths"].values() for each in path.values()]:
             operation.setdefault("security", [])  # stated: anyone may call it
-        served = examples()
-        body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
-        body.pop("examples", None)
-        body["example"] = {"data": _BLANK_DIGIT}
-        if served:
-            del body["example"]
-            body["examples"] = served
+        show_served(document["paths"])
         return document
 
     fastapi.openapi = openapi  # type: ignore[method-assign]
@@ -137,7 +131,7 @@ _KEYS = {
     "dataframe_split": _FRAME,
     "dataframe_records": {"type": "array", "items": {"type": "object"}, "minItems": 1},
 }
-_BLANK_DIGIT = [0.0] * 784
+_BLANK_DIGIT = {"a blank digit": {"value": {"inputs": [[[[0.0] * 28] * 28]]}}}
 
 
 def _json(document: type[msgspec.Struct], example: Any = None) -> dict[str, Any]:
@@ -242,7 +236,7 @@ PREDICT: dict[str, Any] = {
                             for key, schema in _KEYS.items()
                         ]
                     },
-                    "example": {"data": _BLANK_DIGIT},
+                    "examples": _BLANK_DIGIT,
                 },
                 "application/x-npy": _BINARY,
                 "application/x-npz": _BINARY,
@@ -317,7 +311,8 @@ INVOCATIONS: dict[str, Any] = {
                                 "messages",
                             )
                         ]
-                    }
+                    },
+                    "examples": _BLANK_DIGIT,
                 },
                 "text/csv": {"schema": {"type": "string"}},
                 PARQUET.decode(): _BINARY,

@@ -490,8 +490,9 @@ async def test_the_documented_example_can_be_posted_as_it_stands(
     hand_worker(input=CONTRACT)
     served = await serve()
     document = (await served.http.get("/openapi.json")).json()
-    example = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]
-    assert (await served.post(json.dumps(example).encode())).status_code == 202
+    body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+    (example,) = body["examples"].values()
+    assert (await served.post(json.dumps(example["value"]).encode())).status_code == 202
 
 
 async def test_a_repeated_post_gets_its_job_even_where_no_worker_is_left_and_whatever_it_waits(

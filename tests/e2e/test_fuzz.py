@@ -127,6 +127,10 @@ def test_no_request_breaks_the_controller_shows_its_inside_or_reaches_a_queue_un
             with capsys.disabled():
                 print(f"\n{line}", end="", flush=True)
 
+    with httpx.Client(base_url=url, timeout=30) as http:
+        for _ in range(8):  # the controller keeps the memory of the largest bodies for the next ones
+            refused = http.post("/predict", content=fuzz.BOMB, headers={"content-encoding": "gzip"})
+            assert refused.status_code == 413
     held_mib = []
     with redis.Redis.from_url(pool.redis_url) as ledger:
         before = batches(ledger)

@@ -197,9 +197,31 @@ async def test_the_documentation_shows_the_examples_of_all_versions_where_no_key
     [open_, guarded] = [
         await serve(**fields) for fields in ({}, {"api_keys": new_key("shop", "predict")[1].line()})
     ]
-    for served, shown in ((open_, 2), (guarded, 0)):
-        document = (await served.http.get("/openapi.json")).json()
-        assert not openapi_problems(document)
-        body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
-        assert [each["value"] for each in body.get("examples", {}).values()] == [json.loads(pair)] * shown
-        assert ("example" in body) == (shown == 0)
+    paths, guarded_paths = [
+        (await served.http.get("/openapi.json")).json()["paths"] for served in (open_, guarded)
+    ]
+    assert not openapi_problems((await open_.http.get("/openapi.json")).json())
+    shown = examples_in(paths)
+    assert len(shown) == 8
+    for path, examples in shown.items():
+        assert [each["value"] for each in examples.values()] == [json.loads(pair)] * 2, path
+    assert {path: list(each) for path, each in examples_in(guarded_paths).items()} == {
+        path: ["a blank digit"] for path in shown
+    }
+    named = {
+        parameter["name"]: parameter["example"]
+        for parameter in paths["/models/{name}/versions/{version}/predict"]["post"]["parameters"]
+        if parameter["in"] == "path"
+    }
+    for path in shown.keys() - {path for path in shown if path.startswith("/endpoints/")}:
+        answer = await open_.http.post(
+            path.format(**named), headers={"prefer": "respond-async"}, content=pair
+        )
+        assert (answer.status_code, path) == (202, path)
+
+
+def examples_in(paths: dict[str, Any]) -> dict[str, Any]:
+    """The examples of each path's POST that has any in JSON."""
+    bodies = {path: each["post"].get("requestBody", {}) for path, each in paths.items() if "post" in each}
+    contents = {path: body.get("content", {}).get("application/json", {}) for path, body in bodies.items()}
+    return {path: content["examples"] for path, content in contents.items() if "examples" in content}
