@@ -107,9 +107,14 @@ def sqlite_path(uri: str) -> Path | None:
 
 def written_at_ns(database: Path) -> tuple[int, int]:
     """When a SQLite database and its log were last written, in ns since the epoch; 0 for a file that is not there."""
-    files = (database, Path(f"{database}-wal"))
-    database_ns, log_ns = (each.stat().st_mtime_ns if each.exists() else 0 for each in files)
-    return database_ns, log_ns
+    return _written_at_ns(database), _written_at_ns(Path(f"{database}-wal"))
+
+
+def _written_at_ns(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _refusal(uri: str, revisions: set[str], known: frozenset[str]) -> str:

@@ -6,12 +6,13 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from app.registry_database import examine, others_beside
+from app.registry_database import examine, others_beside, written_at_ns
 from app.server_errors import RegistrySchemaError, RegistryUnavailableError
 from app.settings import Settings
 from modelyard.commands.exit_status import UNAVAILABLE
@@ -160,3 +161,22 @@ def test_the_registry_that_lies_in_the_folder_is_the_default(
     assert others_beside("http://h:5000") == ""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000")
     assert default() == "http://h:5000"
+
+
+def test_a_file_that_comes_and_goes_is_looked_at_without_an_error(tmp_path: Path) -> None:
+    log, elsewhere, is_over = tmp_path / "mlflow.db-wal", tmp_path / "elsewhere", threading.Event()
+    log.write_bytes(b"1")
+
+    def move() -> None:
+        while not is_over.is_set():
+            log.rename(elsewhere)
+            elsewhere.rename(log)
+
+    moving = threading.Thread(target=move)
+    moving.start()
+    try:
+        seen = {written_at_ns(tmp_path / "mlflow.db") for _ in range(20_000)}
+    finally:
+        is_over.set()
+        moving.join()
+    assert seen == {(0, 0), (0, log.stat().st_mtime_ns)}
