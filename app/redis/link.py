@@ -133,21 +133,22 @@ class RedisLink(asyncio.Protocol):
 
     def _store(self, large: LargeFields, index: int, call: Call, done: Done, args: tuple[Any, ...]) -> None:
         name, value = large.fields[index]
-        is_last = index == len(large.fields) - 1
-        then: tuple[Any, ...] = (call, done, args) if is_last else (large, index + 1, call, done, args)
-        transaction = _Transaction(self._answered if is_last else self._stored, then)
-        ttl_ms, run = (large.ttl_ms, call.packed()) if is_last else (UNFINISHED_TTL_MS, b"")
-        expire = pack("PEXPIRE", large.key, ttl_ms)
+        if index < len(large.fields) - 1:
+            transaction = _Transaction(self._stored, (large, index + 1, call, done, args))
+            rest = [pack("PEXPIRE", large.key, UNFINISHED_TTL_MS)]
+        else:
+            transaction = _Transaction(self._answered, (call, done, args))
+            rest = [pack("PEXPIRE", large.key, large.ttl_ms), call.packed()]
         store = pack("HSET", large.key, name, b"")[: -len(b"$0\r\n\r\n")]
         start = b"%b%b$%d\r\n" % (_MULTI, store, len(value))
         if not self._send(start, transaction.queued, (), self._timeout_s):
             return
         until_s = time.monotonic() + self._timeout_s
-        self._calls.extend([(transaction.queued, (), until_s)] * (3 if is_last else 2))
+        self._calls.extend([(transaction.queued, (), until_s)] * (1 + len(rest)))
         self._calls.append((transaction.executed, (), until_s))
         assert self._transport
         # Not packed into one: the value is large.
-        self._transport.writelines([value, b"\r\n" + expire + run + _EXEC])
+        self._transport.writelines([value, b"\r\n" + b"".join(rest) + _EXEC])
 
     def _stored(
         self, large: LargeFields, index: int, call: Call, done: Done, args: tuple[Any, ...], reply: Any

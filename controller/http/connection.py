@@ -269,8 +269,8 @@ class Connection(asyncio.Protocol):
         if self._prediction:
             self._parts.append(part)
             if body.is_whole:
-                (prediction, parts), self._prediction, self._parts = (self._prediction, self._parts), None, []
-                self._predict.start_admitted(prediction, parts, self)
+                self._predict.start_admitted(self._prediction, self._parts, self)
+                self._prediction, self._parts = None, []
         elif part:
             self._stock.data_received(part)
         return is_part

@@ -131,7 +131,7 @@ _KEYS = {
     "dataframe_split": _FRAME,
     "dataframe_records": {"type": "array", "items": {"type": "object"}, "minItems": 1},
 }
-_BLANK_DIGIT = {"a blank digit": {"value": {"inputs": [[[[0.0] * 28] * 28]]}}}
+BLANK_DIGIT = {"a blank digit": {"value": {"inputs": [[[[0.0] * 28] * 28]]}}}
 
 
 def _json(document: type[msgspec.Struct], example: Any = None) -> dict[str, Any]:
@@ -236,7 +236,7 @@ PREDICT: dict[str, Any] = {
                             for key, schema in _KEYS.items()
                         ]
                     },
-                    "examples": _BLANK_DIGIT,
+                    "examples": BLANK_DIGIT,
                 },
                 "application/x-npy": _BINARY,
                 "application/x-npz": _BINARY,
@@ -312,7 +312,7 @@ INVOCATIONS: dict[str, Any] = {
                             )
                         ]
                     },
-                    "examples": _BLANK_DIGIT,
+                    "examples": BLANK_DIGIT,
                 },
                 "text/csv": {"schema": {"type": "string"}},
                 PARQUET.decode(): _BINARY,

@@ -20,6 +20,7 @@ from app.redis import keys
 from app.server_errors import NoCandidateError
 from app.worker_record import WorkerRecord, by_queue
 from controller.http.contract_schemas import body_schema, outputs_schema
+from controller.http.documentation import BLANK_DIGIT
 from controller.http.prediction_request import ENDS
 from controller.input.bodies import IMAGES
 from controller.input.image_layout import takes_images
@@ -31,7 +32,6 @@ JSON = "application/json"
 PREDICT_PATH = "/models/{name}/versions/{version}/predict"
 RESULT_PATH = "/results/{job_id}"
 PATH_PARAMETERS = frozenset({"name", "version"})
-V2_END = "/infer"
 COMPONENT = re.compile(r"#/components/(\w+)/(.+)")
 
 
@@ -101,32 +101,31 @@ def version_document(whole: Mapping[str, Any], record: WorkerRecord, prefix: str
 def show_examples(paths: Mapping[str, Any], records: Iterable[WorkerRecord], prefix: str) -> None:
     """Fill in the operations that predict, so that each can be tried as it stands.
 
-    They get the example of each version that publishes one, and their paths name the first of these versions. If no
-    version is served, what was filled in last stays.
+    They get the example of each version that publishes one, or else a blank digit, and their paths name the first of
+    these versions.
 
     Args:
         paths: Those of the document of this server.
     """
     newest = [group[0] for group in by_queue(records).values()]
     ordered = sorted(newest, key=lambda each: (not each.example, each.model_name, -each.model_version))
-    if not ordered:
-        return
     examples = {
         f"{each.model_name} version {each.model_version}": _example(each, prefix)
         for each in ordered
         if each.example
     }
-    named = {"name": ordered[0].model_name, "version": str(ordered[0].model_version)}
+    named = {"name": ordered[0].model_name, "version": str(ordered[0].model_version)} if ordered else {}
     for path, operations in paths.items():
         if not path.endswith(ENDS):
             continue
         operation = operations["post"]
-        if not path.startswith("/endpoints/"):
+        if named and not path.startswith("/endpoints/"):
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] == "path":
                     parameter["example"] = named[parameter["name"]]
-        if examples and not path.endswith(V2_END):
-            operation["requestBody"]["content"][JSON]["examples"] = examples
+        content = operation["requestBody"]["content"][JSON]
+        if "examples" in content:
+            content["examples"] = examples or BLANK_DIGIT
 
 
 def _example(record: WorkerRecord, prefix: str) -> dict[str, Any]:
